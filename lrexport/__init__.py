@@ -1,0 +1,53 @@
+"""lrexport: train convolutional networks in SVD form, prune, fold, export, measure. The public API, loaded when used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrexport.errors import DeviceError, InputError, LrexportError, UsageError
+    from lrexport.export.onnx_export import export_onnx
+    from lrexport.lowrank.decompose import decompose
+    from lrexport.lowrank.fold import fold
+    from lrexport.lowrank.regularisers import losses
+    from lrexport.lowrank.selection import select
+    from lrexport.runs import load
+
+__version__ = "0.1.0"
+
+# Where each public name lives. `import lrexport` itself imports neither torch nor anything else heavy.
+_HOMES = {
+    "decompose": "lrexport.lowrank.decompose",
+    "losses": "lrexport.lowrank.regularisers",
+    "select": "lrexport.lowrank.selection",
+    "fold": "lrexport.lowrank.fold",
+    "load": "lrexport.runs",
+    "export_onnx": "lrexport.export.onnx_export",
+    "LrexportError": "lrexport.errors",
+    "UsageError": "lrexport.errors",
+    "InputError": "lrexport.errors",
+    "DeviceError": "lrexport.errors",
+}
+__all__ = [
+    "DeviceError",
+    "InputError",
+    "LrexportError",
+    "UsageError",
+    "decompose",
+    "export_onnx",
+    "fold",
+    "load",
+    "losses",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lrexport' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

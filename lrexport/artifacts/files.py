@@ -1,0 +1,115 @@
+"""Plain files: atomic writes, hashes, JSON and JSON lines."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lrexport.errors import DeviceError, InputError
+from lrexport.units import format_bytes
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it over ``path``.
+
+    Temp file, fsync, rename, fsync of the folder: after a crash at any moment ``path`` holds either the old content or
+    the new, whole. Raises DeviceError when the disk is full or the folder cannot be written; the temporary file is gone.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise _write_failed(path, error) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
+        # mkstemp makes 0600; a result that CI or a colleague reads gets the usual mode of a new file.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _write_failed(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content) and None)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused, as JSON has neither."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def append_json_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON object as a line (log.jsonl)."""
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise _write_failed(path, error) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of ``path``. Raises InputError when it is absent, empty or unreadable."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not content:
+        raise InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
+    return content
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def make_run_folder(path: Path) -> Path:
+    """Create ``path`` and prove that it can be written, before any work is done. Raises DeviceError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise _write_failed(path, error) from error
+    return path
+
+
+def _write_failed(path: Path, error: OSError) -> DeviceError:
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(path.parent).free
+        return DeviceError(f"disk full while writing {path}: {format_bytes(free)} free", "The previous file was kept.")
+    return DeviceError(f"cannot write {path}: {error.strerror}", "Choose a folder that this user may write with -o.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # Windows has no fsync of a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,176 @@
+"""Weights: safetensors of ours and of others, and foreign PyTorch checkpoints without ever unpickling code."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrexport.artifacts import files
+from lrexport.errors import InputError
+from lrexport.units import format_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+# The format's own limit (safetensors README, "Format"): a header is at most 100 MB.
+_MAX_HEADER_BYTES = 100_000_000
+# Keys under which training scripts wrap a state dict.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+
+
+def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors, atomically."""
+    import safetensors.torch
+
+    packed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    files.write_bytes(path, safetensors.torch.save(packed))
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file or a PyTorch state dict; the content decides which, not the file's name.
+
+    Raises InputError for an empty, truncated, malformed or unsafe file, and for anything that is no state dict.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder", "Give the weight file itself.")
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(8)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
+    if head.startswith(b"PK\x03\x04"):
+        return _load_zip_checkpoint(path)
+    if head.startswith(b"\x80") and path.suffix != ".safetensors":
+        return _load_pickle(path)
+    return _load_safetensors(path)
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Check the header against the file's size first, so that a lying header costs neither time nor memory."""
+    import safetensors
+    import safetensors.torch
+
+    found = path.stat().st_size
+    with open(path, "rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise InputError(f"{path} is truncated: {found} bytes, a safetensors file has at least 8")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > _MAX_HEADER_BYTES:
+            raise InputError(
+                f"{path} is no safetensors file: its header claims {format_bytes(length)}, at most 100 MB is allowed",
+                "Weights are read from safetensors or from a PyTorch state dict (.pt, .pth).",
+            )
+        if 8 + length > found:
+            raise _truncated(path, 8 + length, found)
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no safetensors file: malformed header ({error})") from error
+    expected = 8 + length + max(ends, default=0)
+    if found < expected:
+        raise _truncated(path, expected, found)
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is no valid safetensors file: {error}") from error
+
+
+def _truncated(path: Path, expected: int, found: int) -> InputError:
+    previous = sorted(path.parent.glob("checkpoint/*.safetensors"), key=lambda file: file.stat().st_mtime)
+    others = [file for file in previous if file.resolve() != path.resolve()]
+    hint = f"The last checkpoint beside it is {others[-1]}." if others else "Make or fetch it again."
+    return InputError(f"{path} is truncated: {expected:,} bytes expected, {found:,} found", hint)
+
+
+def _load_zip_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{path} is truncated or damaged: {path.stat().st_size:,} bytes, and the archive's directory is missing",
+            "Make or fetch it again.",
+        ) from error
+    # torch.save stores its records uncompressed, so an honest archive never unpacks to more than its own size.
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > path.stat().st_size:
+        raise InputError(
+            f"{path} claims to unpack to {format_bytes(unpacked)} from {format_bytes(path.stat().st_size)}",
+            "torch.save never compresses; this archive was not written by it.",
+        )
+    names = [entry.filename for entry in entries]
+    if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+        raise _not_a_state_dict(path, "a TorchScript archive, which carries code")
+    if any(name.rsplit("/", 1)[-1] in ("serialized_exported_program.json", "archive_format") for name in names):
+        raise _not_a_state_dict(path, "an exported program (.pt2), which carries a graph")
+    return _load_pickle(path)
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """``torch.load(weights_only=True)``; there is no fallback to a full unpickling."""
+    import pickle
+
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _unsafe(path) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, MemoryError, OverflowError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {reason}", "Make or fetch it again.") from error
+    return _state_dict_in(path, loaded)
+
+
+def _unsafe(path: Path) -> InputError:
+    import torch
+
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the lister itself gives up on some malformed pickles
+        names = []
+    if not names:
+        return InputError(f"{path} is no PyTorch checkpoint that can be read without running code in it")
+    listed = ", ".join(names[:10])
+    if any("Module" in name or name.startswith(("torch.nn.", "__main__.", "torchvision.models.")) for name in names):
+        return _not_a_state_dict(path, f"a whole pickled module (it needs {listed})")
+    return InputError(
+        f"{path} needs code to be unpickled: {listed}",
+        "Where you trust it, load it yourself and save the weights alone: "
+        'torch.save(model.state_dict(), "weights.pt") or safetensors.torch.save_file(model.state_dict(), ...).',
+    )
+
+
+def _not_a_state_dict(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path} is {what}; only weights are read",
+        'Save the weights alone: torch.save(model.state_dict(), "weights.pt").',
+    )
+
+
+def _state_dict_in(path: Path, loaded: object) -> dict[str, torch.Tensor]:
+    import torch
+
+    if isinstance(loaded, Mapping):
+        for wrapper in _WRAPPERS:
+            if isinstance(loaded.get(wrapper), Mapping):
+                loaded = loaded[wrapper]
+                break
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict of tensors")
+    strange = [str(key) for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    if strange or not loaded:
+        what = f"entries that are no tensors: {', '.join(strange[:10])}" if strange else "no tensors"
+        raise InputError(f"{path} holds {what}", "Save the state dict alone.")
+    # DataParallel and DistributedDataParallel put "module." before every name.
+    prefix = "module." if all(str(key).startswith("module.") for key in loaded) else ""
+    return {str(key)[len(prefix) :]: value for key, value in loaded.items()}

@@ -1,0 +1,71 @@
+"""``lrexport compress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrexport.cli.options import RUN, EpochsOrSame, ShareType, is_run, json_option, train_config, training_options
+from lrexport.errors import UsageError
+
+
+@click.command("compress", short_help="Train in SVD form, prune, fold and fine-tune a network.")
+@training_options()
+@click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
+@click.option("--energy", type=click.FloatRange(0, 1), help="Largest share of a layer's energy that may be dropped, as 1e-2.")
+@click.option("--macs", type=ShareType(), help="MACs to reach, as a share of the dense network's: 0.5 or 50%.")
+@click.option("--fine-tune-epochs", type=click.IntRange(0), default=4, show_default=True, help="Epochs after folding.")
+@click.option("--baseline-epochs", type=EpochsOrSame(), default="0", show_default=True, help="Epochs the dense network is "
+              "trained on, for a fair comparison; 'same' for as many as the compressed one gets.")  # fmt: skip
+@click.option("--batchnorm-images", type=click.IntRange(0), default=1000, show_default=True, help="Training images that "
+              "BatchNorm's statistics are re-estimated from after pruning.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@json_option()
+def command(output: Path | None, dry_run: bool, json_to: str | None, **options: Any) -> None:
+    """Train MODEL in SVD form, prune singular values to a goal, fold into plain layers and fine-tune.
+
+    MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10], package.module:callable, or a run.
+    Without --data nothing is trained: ranks are chosen and folded, in seconds.
+
+    \b
+    lrexport compress resnet20 --weights w.safetensors --data cifar10:data --macs 0.5 -o run
+    lrexport compress torchvision:resnet18 --energy 0.05 -o run
+    lrexport compress run --macs 0.4 -o run-0.4
+    """
+    from lrexport.cli.console import Progressing, note, print_table, write_json
+    from lrexport.config import CompressConfig, Goal
+    from lrexport.report.tables import dense_reasons, plan_table, results_table
+
+    source = Path(options["model"]) if is_run(options["model"]) else None
+    run = output or source
+    if run is None and not dry_run:
+        raise UsageError("no folder for the run", "Give one with -o RUN.")
+    goal = Goal(energy=options.pop("energy"), macs=options.pop("macs"))
+    config = CompressConfig(train=train_config(options), goal=goal, **options)
+
+    from lrexport import pipeline
+
+    if dry_run:
+        svd, selection = pipeline.plan_only(config, source)
+        macs = pipeline.plan_macs(svd, selection.plan)
+        if json_to:
+            entries = {name: layer.model_dump() for name, layer in selection.plan.items()}
+            write_json({"threshold": selection.threshold, "macs": macs, "dense_macs": svd.dense_macs, "plan": entries}, json_to)
+        if json_to != "-":
+            print_table(plan_table(selection.plan))
+            click.echo(f"{macs:,} of {svd.dense_macs:,} MACs ({macs / svd.dense_macs:.3f}), counted on the torch network.")
+        return
+    assert run is not None
+    with Progressing() as progress:
+        record = pipeline.compress(config, run, progress, source)
+    for warning in record.notes:
+        note(f"warning: {warning}")
+    for reason, count in dense_reasons(record.plan).items():
+        note(f"{count} layer{'s' if count > 1 else ''} left dense: {reason}")
+    if json_to:
+        write_json(record.model_dump(mode="json"), json_to)
+    if json_to != "-":
+        print_table(results_table(record))
+    note(f"saved in {run}; next: lrexport onnx {run}")

@@ -1,0 +1,121 @@
+"""Defaults from ``[tool.lrexport]`` in pyproject.toml or from lrexport.toml, checked key by key.
+
+A key at the top is for every command that has such an option; a table named like a command is for that command alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrexport.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Defaults = dict[str, dict[str, Any]]
+
+
+def defaults(config_file: str | None, commands: Mapping[str, click.Command]) -> Defaults:
+    """click's default_map: command → parameter → value. Raises UsageError with file, line and the nearest known key."""
+    path, table = _find(config_file)
+    if path is None or not table:
+        return {}
+    options = {name: _options(command) for name, command in commands.items()}
+    everywhere = {key for known in options.values() for key in known}
+    result: Defaults = {name: {} for name in commands}
+    for key, value in table.items():
+        if key in commands:
+            if not isinstance(value, dict):
+                raise _wrong(path, key, f"{key!r} is a {_kind(value)}, a table of options was wanted")
+            for inner, chosen in value.items():
+                if inner not in options[key]:
+                    raise _unknown(path, inner, set(options[key]), f"[{key}]")
+                result[key][options[key][inner].name or inner] = _checked(path, inner, chosen, options[key][inner])
+        elif key in everywhere:
+            for name, known in options.items():
+                if key in known:
+                    result[name][known[key].name or key] = _checked(path, key, value, known[key])
+        else:
+            raise _unknown(path, key, everywhere | set(commands), "the configuration")
+    return result
+
+
+def _find(config_file: str | None) -> tuple[Path | None, dict[str, Any]]:
+    if config_file is not None:
+        path = Path(config_file)
+        if not path.is_file():
+            raise UsageError(f"there is no configuration file {path}")
+        content = _parse(path)
+        return path, content.get("tool", {}).get("lrexport", {}) if path.name == "pyproject.toml" else content
+    if Path("lrexport.toml").is_file():
+        return Path("lrexport.toml"), _parse(Path("lrexport.toml"))
+    if Path("pyproject.toml").is_file():
+        return Path("pyproject.toml"), _parse(Path("pyproject.toml")).get("tool", {}).get("lrexport", {})
+    return None, {}
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path} is no valid TOML: {error}") from error
+
+
+def _options(command: click.Command) -> dict[str, click.Parameter]:
+    """Option names as written in TOML, ``svd-epochs``, also ``svd_epochs``."""
+    found: dict[str, click.Parameter] = {}
+    for parameter in command.params:
+        for option in parameter.opts if isinstance(parameter, click.Option) else ():
+            if option.startswith("--") and option != "--help":
+                found[option[2:]] = parameter
+                found[option[2:].replace("-", "_")] = parameter
+    return found
+
+
+def _checked(path: Path, key: str, value: Any, parameter: click.Parameter) -> Any:
+    given = [str(item) for item in value] if isinstance(value, list) else value
+    wanted = parameter.type
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        if not isinstance(value, bool):
+            raise _wrong(path, key, f"{key} is a {_kind(value)}, true or false was wanted")
+        return value
+    if isinstance(value, bool | dict):
+        raise _wrong(path, key, f"{key} is a {_kind(value)}, a {wanted.name} was wanted")
+    try:
+        wanted.convert(str(given) if not isinstance(given, list) else ",".join(given), parameter, None)
+    except (click.BadParameter, UsageError) as error:
+        raise _wrong(path, key, f"{key} = {value!r}: {error}") from error
+    return str(given) if not isinstance(given, list) else ",".join(given)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "table", list: "list", bool: "boolean", str: "text", int: "number", float: "number"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _unknown(path: Path, key: str, known: set[str], where: str) -> UsageError:
+    close = difflib.get_close_matches(key, sorted(known), 1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(k for k in known if '_' not in k))}."
+    return UsageError(f"{_place(path, key)}: unknown key {key!r} in {where}", hint)
+
+
+def _wrong(path: Path, key: str, message: str) -> UsageError:
+    return UsageError(f"{_place(path, key)}: {message}")
+
+
+def _place(path: Path, key: str) -> str:
+    """``file:line`` of the first line that sets the key; tomllib keeps no positions."""
+    pattern = re.compile(rf"\s*(\[[^\]]*\b{re.escape(key)}\b[^\]]*\]|\"?{re.escape(key)}\"?\s*=)")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if pattern.match(line):
+            return f"{path}:{number}"
+    return str(path)

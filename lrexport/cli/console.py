@@ -1,0 +1,146 @@
+"""What people see: tables on stdout, progress and notes on stderr; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lrexport.artifacts import files
+from lrexport.report.tables import Table
+from lrexport.units import format_bytes, format_count, format_duration, format_percent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
+
+
+def note(text: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(text, err=True)
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout: drawn by rich on a terminal, aligned plain text in a pipe; never cut."""
+    if not table.rows:
+        return
+    if not sys.stdout.isatty():
+        widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
+        for row in (table.columns, *table.rows):
+            cells = [text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in
+                     enumerate(zip(row, widths, strict=True))]  # fmt: skip
+            click.echo("  ".join(cells).rstrip())
+        if table.caption:
+            click.echo(table.caption)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(text) for text in row))  # Text: names may hold what rich takes for markup
+    console = Console(highlight=False)
+    console.print(drawn)
+    if table.caption:
+        console.print(Text(table.caption, style="dim"))
+
+
+def write_json(value: Any, destination: str) -> None:
+    """JSON to a file, or to stdout for ``-``."""
+    if destination == "-":
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        files.write_json(Path(destination), value)
+
+
+class Progressing:
+    """Shows a pipeline's events: a live line with rate and time left on a terminal, a line an epoch otherwise."""
+
+    def __init__(self) -> None:
+        self._live: Progress | None = None
+        self._task: Any = None
+        self._stage: str | None = None
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Progressing:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            rate = TextColumn("{task.fields[rate]}")
+            self._live = Progress(*columns, rate, console=Console(stderr=True), transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "step":
+            self._step(event)
+        elif kind == "epoch":
+            self._epoch(event)
+        elif kind == "plan":
+            self._say(_plan_line(event))
+        elif kind == "export":
+            self._say(_export_line(event))
+
+    def _step(self, event: dict[str, Any]) -> None:
+        if self._live is None:
+            return
+        name = _STAGES[event["stage"]]
+        if self._stage != event["stage"]:
+            if self._task is not None:
+                self._live.remove_task(self._task)
+            self._task, self._stage = self._live.add_task(name, total=None, rate=""), event["stage"]
+            self._began = time.perf_counter()
+        steps = event["steps"]
+        done = event["epoch"] * steps + event["step"] + 1
+        rate = f"{done / (time.perf_counter() - self._began):.1f} steps/s, loss {event['loss']:.3f}"
+        self._live.update(self._task, completed=done, total=event["epochs"] * steps, rate=rate)
+
+    def _epoch(self, event: dict[str, Any]) -> None:
+        left = (event["epochs"] - event["epoch"]) * event["seconds"]
+        remaining = f", {format_duration(left)} left" if left else ""
+        self._say(
+            f"{_STAGES[event['stage']]}: epoch {event['epoch']}/{event['epochs']}  loss {event['loss']:.4f}  "
+            f"held-out top-1 {format_percent(event['heldout_top1'])}  {event['images_per_second']:.0f} images/s{remaining}"
+        )
+
+    def _say(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            note(text)
+
+
+def _plan_line(event: dict[str, Any]) -> str:
+    share = event["macs"] / event["dense_macs"]
+    line = f"plan: {format_count(event['macs'])} of {format_count(event['dense_macs'])} MACs ({share:.3f})"
+    line += f", at most {100 * event['threshold']:.3g} % of a layer's energy dropped"
+    if "heldout_top1" in event:
+        line += f"; held-out top-1 {format_percent(event['heldout_top1'])}"
+    if "heldout_top1_after_batchnorm" in event:
+        line += f", {format_percent(event['heldout_top1_after_batchnorm'])} with BatchNorm re-estimated"
+    return line
+
+
+def _export_line(event: dict[str, Any]) -> str:
+    rescored = ", accuracy the same" if event["rescored"] else ""
+    simplified = "" if event["simplified"] else " (onnxsim gave nothing usable; exported graph kept)"
+    return (
+        f"{event['file']}: {format_bytes(event['bytes'])}, opset {event['opset']}, checked; differs from torch by at most "
+        f"{event['relative_error']:.1e} of the largest output{rescored}{simplified}"
+    )

@@ -1,0 +1,44 @@
+"""``lrexport demo``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from lrexport.cli.options import RUN
+
+# The demo trains ResNet-20 on the embedded digits; the dense network gets as many epochs as the compressed one.
+_MACS = 0.45
+
+
+@click.command("demo", short_help="All of it on embedded data, in about two minutes.")
+@click.option("-o", "--output", type=RUN, default="lrexport-demo", show_default=True, help="Folder of the run.")
+def command(output: Path) -> None:
+    """Train, compress, export, verify and measure a ResNet-20 on scikit-learn's handwritten digits."""
+    import shutil
+
+    from lrexport.cli.console import Progressing, note, print_table
+    from lrexport.config import CompressConfig, Goal, TrainConfig
+    from lrexport.errors import UsageError
+    from lrexport.report.tables import results_table
+
+    if output.exists() and not (output / "run.json").is_file() and any(output.iterdir()):
+        raise UsageError(f"{output} is not empty and no run", "Choose another folder with -o.")
+    shutil.rmtree(output, ignore_errors=True)
+    train = TrainConfig(
+        "resnet20", data="digits", dense_epochs=8, svd_epochs=5, sparsity_strength=0.1, batch_size=64, seed=1
+    )
+    config = CompressConfig(train, Goal(macs=_MACS), fine_tune_epochs=5, baseline_epochs="same")
+
+    from lrexport import pipeline
+
+    began = time.perf_counter()
+    note("lrexport compress resnet20 --data digits --macs 0.45: dense training, SVD training, pruning, fine-tuning")
+    with Progressing() as progress:
+        pipeline.compress(config, output, progress)
+        note("lrexport onnx: export, verify, score, measure")
+        record, _ = pipeline.export_run(output, pipeline.ExportOptions(), progress)
+    print_table(results_table(record))
+    note(f"{time.perf_counter() - began:.0f} s; the run is in {output}, next: lrexport inspect {output}")

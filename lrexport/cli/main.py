@@ -1,0 +1,100 @@
+"""``lrexport``: finds the command, loads the configuration, turns every error into a message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from lrexport import __version__
+from lrexport.cli import configuration
+from lrexport.errors import LrexportError
+
+# Command → (module, help line). The help lines stand here so that --help imports none of them.
+COMMANDS = {
+    "compress": ("lrexport.cli.compress", "Train in SVD form, prune, fold and fine-tune a network."),
+    "train": ("lrexport.cli.train", "The SVD-training stage alone; compress RUN goes on from it."),
+    "onnx": ("lrexport.cli.onnx", "Export a run to ONNX: verified, re-scored, measured."),
+    "inspect": ("lrexport.cli.inspect", "A run or an ONNX file, layer by layer."),
+    "demo": ("lrexport.cli.demo", "All of it on embedded data, in about two minutes."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), "command")  # noqa: B009 - typed Any on purpose
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="lrexport")
+@click.option("--config", "config_file", type=click.Path(), help="TOML file instead of pyproject.toml or lrexport.toml.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
+    """Make convolutional networks smaller and measurably faster, and prove it.
+
+    Start with: lrexport compress MODEL --data DATA --macs 0.5 -o RUN, then lrexport onnx RUN.
+    """
+    name = ctx.invoked_subcommand
+    if name is not None:
+        commands = {known: cli.get_command(ctx, known) for known in COMMANDS}
+        ctx.default_map = configuration.defaults(config_file, {k: v for k, v in commands.items() if v is not None})
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code and prints errors to stderr."""
+    debug = "--debug" in arguments
+    try:
+        cli.main(args=list(arguments), prog_name="lrexport", standalone_mode=False, auto_envvar_prefix="LREXPORT")
+    except LrexportError as error:
+        if debug:
+            raise
+        _complain(error.message, error.hint)
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        _complain("stopped", None)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`lrexport inspect … | head`): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _complain(message: str, hint: str | None) -> None:
+    click.echo(f"lrexport: {message}", err=True)
+    if hint:
+        click.echo(f"  {hint}", err=True)
+
+
+def _terminated(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""``lrexport onnx``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrexport.cli.options import RUN, json_option
+from lrexport.errors import UsageError
+
+
+class BatchType(click.ParamType):
+    """A number of images, or ``dynamic`` (None)."""
+
+    name = "N|dynamic"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value) == "dynamic":
+            return 0
+        if str(value).isdigit() and int(value) > 0:
+            return int(value)
+        self.fail(f"{value!r} is neither a number of images nor 'dynamic'", param, ctx)
+
+
+@click.command("onnx", short_help="Export a run to ONNX: verified, re-scored, measured.")
+@click.argument("run", type=RUN)
+@click.option("--batch", type=BatchType(), default="1", show_default=True, help="Fixed batch size, or dynamic.")
+@click.option("--opset", type=int, default=18, show_default=True, help="ONNX operator set, 18 or newer.")
+@click.option("--rounds", type=click.IntRange(0), default=100, show_default=True, help="Rounds of the latency measurement; "
+              "0 for none.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the latency measurement.")
+@click.option("--data", metavar="DATA", help="Where the test images are now, if not where the run found them.")
+@click.option("--no-rescore", is_flag=True, help="Do not score the files in ONNX Runtime.")
+@json_option()
+def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **options: Any) -> None:
+    """Write RUN/model.onnx and RUN/dense.onnx.
+
+    Each is checked, compared with torch on random and real inputs, simplified, compared again, scored on the test images
+    and timed on this machine, dense and compressed interleaved. If anything differs, nothing is written.
+    """
+    from lrexport.cli.console import Progressing, note, print_table, write_json
+    from lrexport.report.tables import results_table
+
+    if not run.is_dir():
+        raise UsageError(f"there is no run {run}", "Make one with lrexport compress MODEL -o RUN.")
+
+    from lrexport import pipeline
+
+    chosen = pipeline.ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
+    with Progressing() as progress:
+        record, exported = pipeline.export_run(run, chosen, progress)
+    for done in exported.values():
+        for operator in done.cost.uncounted:
+            note(f"warning: {done.path.name}: MACs of {operator} are not counted")
+    for result in (record.results.dense, record.results.compressed):
+        for latency in (result.latency_ms if result else {}).values():
+            if latency.warning:
+                note(f"warning: latency {latency.warning}")
+    if json_to:
+        write_json(record.model_dump(mode="json"), json_to)
+    if json_to != "-":
+        print_table(results_table(record))

@@ -1,0 +1,37 @@
+"""``lrexport train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options
+from lrexport.errors import UsageError
+
+
+@click.command("train", short_help="The SVD-training stage alone; compress RUN goes on from it.")
+@training_options()
+@click.option("-o", "--output", type=RUN, required=True, help="Folder of the run.")
+@json_option()
+def command(output: Path, json_to: str | None, **options: Any) -> None:
+    """Train MODEL in SVD form at full rank; ``lrexport compress RUN`` then prunes it to any goal.
+
+    \b
+    lrexport train resnet20 --weights w.safetensors --data cifar10:data -o run
+    lrexport compress run --macs 0.5
+    """
+    from lrexport.cli.console import Progressing, note, write_json
+
+    if is_run(options["model"]):
+        raise UsageError(f"{options['model']} is a run already", "Give a model here, or prune the run with compress.")
+    config = train_config(options)
+
+    from lrexport import pipeline
+
+    with Progressing() as progress:
+        record = pipeline.train(config, output, progress)
+    if json_to:
+        write_json(record.model_dump(mode="json"), json_to)
+    note(f"saved in {output}; next: lrexport compress {output} --macs 0.5")

@@ -1,0 +1,77 @@
+"""What one compression is asked to do: every choice with its default, saved in the record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lrexport.errors import UsageError
+from lrexport.record import Scheme
+
+DEFAULT_DENSE_EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Exactly one of: ``energy``, the share that may be dropped per layer; ``macs``, the share of the dense MACs."""
+
+    energy: float | None = None
+    macs: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.energy is None) == (self.macs is None):
+            raise UsageError("give one goal", "Either --energy 1e-2 or --macs 0.5.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """MODEL, data and the schedule of all stages.
+
+    ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
+    the kind of sparsity are those of equation 3. ``lr`` drives SVD training and fine-tuning, ``dense_lr`` dense training.
+    """
+
+    model: str
+    data: str | None = None
+    weights: Path | None = None
+    input_shape: tuple[int, int, int] | None = None
+    scheme: Scheme = "spatial"
+    download: bool = False
+    dense_epochs: int | None = None
+    svd_epochs: int = 6
+    orthogonality: float = 1.0
+    sparsity_strength: float = 0.03
+    sparsity: Literal["hoyer", "l1", "none"] = "hoyer"
+    batch_size: int = 128
+    lr: float = 0.02
+    dense_lr: float = 0.1
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step"] = "cosine"
+    warmup_epochs: float = 0.0
+    distill: float = 0.0
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    heldout: float = 0.1
+
+    def to_record(self) -> dict[str, Any]:
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """SVD training as in ``train``, then the goal, fine-tuning and the dense network's training for comparison.
+
+    ``baseline_epochs`` None trains the dense network no further; "same" as many epochs as the compressed one gets.
+    """
+
+    train: TrainConfig
+    goal: Goal
+    fine_tune_epochs: int = 4
+    batchnorm_images: int = 1000
+    baseline_epochs: int | Literal["same"] = 0
+
+    def to_record(self) -> dict[str, Any]:
+        own = {key: value for key, value in asdict(self).items() if key != "train"}
+        return {**self.train.to_record(), **own}

@@ -1,0 +1,1 @@
+"""Images and labels: named datasets, folders, import paths; in-memory batches and augmentation."""

@@ -1,0 +1,34 @@
+"""Crop and flip for a whole batch at once, on the device where the batch is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Pad by ``padding`` zeros and crop at a different offset per image; mirror each with probability ½ if ``flip``.
+
+    The recipe of He et al. 2016 (arXiv 1512.03385), section 4.2.
+    """
+
+    padding: int
+    flip: bool
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 (B, C, H, W) → the same shape. Draws on the CPU, so that a seed gives the same images everywhere."""
+        batch, _, height, width = images.shape
+        device = images.device
+        offsets = torch.randint(0, 2 * self.padding + 1, (2, batch, 1), generator=generator).to(device)
+        rows = offsets[0] + torch.arange(height, device=device)
+        columns = offsets[1] + torch.arange(width, device=device)
+        if self.flip:
+            mirrored = torch.rand(batch, 1, generator=generator).to(device) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        padded = F.pad(images, (self.padding,) * 4).permute(0, 2, 3, 1)
+        image = torch.arange(batch, device=device).view(-1, 1, 1)
+        return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,158 @@
+"""Image folders: ROOT/train and ROOT/val or ROOT/test, one folder a class; in memory when small, streamed otherwise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lrexport.data.augment import Augmentation
+from lrexport.data.images import MEAN, STD, ArraySet, ImageData, ImageSet
+from lrexport.errors import InputError
+from lrexport.models.vision import torchvision
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
+_IN_MEMORY_BYTES = 2 << 30
+# torchvision's reference evaluation: the shorter side is 256 for a crop of 224.
+_RESIZE_OVER_CROP = 256 / 224
+Shape = tuple[int, int, int]
+_Files = list[tuple[Path, int]]
+
+
+def load_folder(source: str, root: Path, input_shape: Shape, in_memory: bool) -> ImageData:
+    """Dataset of a folder. Raises InputError naming what is absent, empty, unreadable or different between the parts."""
+    if input_shape[0] != 3:
+        raise InputError(f"image folders give RGB, the network takes {input_shape[0]} channels ({input_shape})")
+    train_root = root / "train"
+    test_root = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+    if not train_root.is_dir() or test_root is None:
+        raise InputError(f"{root} needs the folders train and val (or test), one folder a class in each")
+    classes = _classes(train_root)
+    if len(classes) < 2:
+        raise InputError(f"{train_root} has {len(classes)} class folder(s); two are the least")
+    other = _classes(test_root)
+    if other != classes:
+        only = [f"{name} only in {train_root.name}" for name in classes if name not in other]
+        only += [f"{name} only in {test_root.name}" for name in other if name not in classes]
+        raise InputError(f"the classes of {train_root} and {test_root} differ: {', '.join(only[:10])}")
+    train_files, test_files = _list(train_root, classes), _list(test_root, classes)
+    size = input_shape[0] * input_shape[1] * input_shape[2] * (len(train_files) + len(test_files))
+    train: ImageSet
+    test: ImageSet
+    if in_memory and size <= _IN_MEMORY_BYTES:
+        train, test = _decode(train_files, input_shape), _decode(test_files, input_shape)
+        return ImageData(source, classes, train, test, Augmentation(max(1, input_shape[1] // 8), flip=True))
+    train, test = StreamedSet.of(train_files, input_shape), StreamedSet.of(test_files, input_shape)
+    return ImageData(source, classes, train, test, Augmentation(0, flip=True))
+
+
+def _classes(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _list(root: Path, classes: list[str]) -> _Files:
+    found: _Files = []
+    for label, name in enumerate(classes):
+        images = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
+        if not images:
+            raise InputError(f"class folder {root / name} has no images", f"Known endings: {', '.join(sorted(_SUFFIXES))}")
+        found += [(path, label) for path in images]
+    return found
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the image {path}: {error}", "Remove or replace it.") from error
+
+
+def _decode(files: _Files, input_shape: Shape) -> ArraySet:
+    """Decode every file once; an image of another size has its shorter side resized, then the centre cropped."""
+    _, height, width = input_shape
+
+    def load(path: Path) -> np.ndarray:
+        image = _read(path)
+        if image.size != (width, height):
+            scale = max(width / image.width, height / image.height)
+            resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+            image = image.resize(resized, Image.Resampling.BILINEAR)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        return np.asarray(image)
+
+    images = np.empty((len(files), height, width, 3), np.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, pixels in enumerate(pool.map(load, (path for path, _ in files), chunksize=64)):
+            images[index] = pixels
+    labels = torch.tensor([label for _, label in files])
+    return ArraySet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+
+
+@dataclass(frozen=True)
+class StreamedSet:
+    """Images read from disk whenever they are needed, with torchvision's ImageNet transforms."""
+
+    files: _Files
+    labels: Tensor
+    input_shape: Shape
+
+    @classmethod
+    def of(cls, files: _Files, input_shape: Shape) -> StreamedSet:
+        return cls(files, torch.tensor([label for _, label in files]), input_shape)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def subset(self, indices: Tensor) -> StreamedSet:
+        return replace(self, files=[self.files[i] for i in indices.tolist()], labels=self.labels[indices])
+
+    def batches(
+        self,
+        size: int,
+        device: torch.device,
+        shuffle: torch.Generator | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in order and centre-cropped, or shuffled with random resized crops and flips."""
+        transforms = torchvision("transforms.v2")
+        _, height, width = self.input_shape
+        random = shuffle is not None and augmentation is not None
+        if random:
+            steps = [transforms.RandomResizedCrop((height, width), antialias=True), transforms.RandomHorizontalFlip()]
+        else:
+            resize = round(min(height, width) * _RESIZE_OVER_CROP)
+            steps = [transforms.Resize(resize, antialias=True), transforms.CenterCrop((height, width))]
+        finish = [transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True), transforms.Normalize(MEAN, STD)]
+        loader: Any = torch.utils.data.DataLoader(
+            _Streamed(self.files, transforms.Compose([*steps, *finish])),
+            batch_size=size,
+            shuffle=shuffle is not None,
+            generator=shuffle,
+            drop_last=shuffle is not None and len(self) > size,
+            num_workers=min(os.cpu_count() or 1, 8),
+            pin_memory=device.type == "cuda",
+        )
+        for images, labels in loader:
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+class _Streamed(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    def __init__(self, files: _Files, transform: Any) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.files[index]
+        return self.transform(_read(path)), label

@@ -1,0 +1,134 @@
+"""--data → ImageData: ``digits``, ``cifar10``, ``cifar100``, ``imagenet:ROOT``, ``folder:ROOT`` or an import path."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrexport.data import folder
+from lrexport.data.augment import Augmentation
+from lrexport.data.images import ArraySet, ImageData
+from lrexport.errors import InputError, UsageError
+from lrexport.models.resolve import import_callable
+from lrexport.models.vision import torchvision
+
+NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder")
+Shape = tuple[int, int, int]
+
+
+def load_data(source: str, input_shape: Shape, download: bool = False) -> ImageData:
+    """Dataset for a network that takes ``input_shape`` (C, H, W).
+
+    Small sets are decoded once and kept in memory as uint8; ``download`` allows torchvision to fetch CIFAR. Raises
+    UsageError for an unknown name, InputError for data that is absent or does not fit.
+    """
+    name, _, root = source.partition(":")
+    if name == "digits" and not root:
+        return _digits(input_shape)
+    if name in ("cifar10", "cifar100"):
+        return _cifar(source, name, Path(root or "data"), input_shape, download)
+    if name in ("folder", "imagenet"):
+        if not root:
+            raise UsageError(f"--data {name} needs a folder", f"Write {name}:PATH.")
+        return folder.load_folder(source, Path(root), input_shape, in_memory=name == "folder")
+    if root:
+        return _from_callable(source, input_shape)
+    close = difflib.get_close_matches(name, NAMES, 1)
+    raise UsageError(
+        f"unknown --data {source!r}",
+        (f"Did you mean {close[0]}? " if close else "")
+        + "Known: digits, cifar10[:ROOT], cifar100[:ROOT], imagenet:ROOT, folder:ROOT, package.module:callable.",
+    )
+
+
+def check_fits(data: ImageData, outputs: int) -> None:
+    """Raise InputError unless labels and classes fit a network of ``outputs`` classes."""
+    if len(data.classes) != outputs:
+        raise InputError(
+            f"{data.source} has {len(data.classes)} classes, the network has {outputs} outputs",
+            f"Build the network for it, as in MODEL?num_classes={len(data.classes)}, or give the data it was made for.",
+        )
+
+
+def _digits(input_shape: Shape) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits (UCI Optical Recognition, 8×8, values 0…16), every fifth one for test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError("--data digits needs scikit-learn", "pip install 'lrexport[demo]'") from error
+    digits = load_digits()
+    channels, height, width = input_shape
+    small = torch.tensor(digits.images, dtype=torch.float32).mul(255 / 16)[:, None]
+    large = torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+    images = large.round().clamp(0, 255).to(torch.uint8).expand(-1, channels, -1, -1).contiguous()
+    labels = torch.tensor(digits.target, dtype=torch.int64)
+    test = torch.arange(len(labels)) % 5 == 4
+    mean, std = (0.5,) * channels, (0.5,) * channels
+    return ImageData(
+        source="digits",
+        classes=[str(digit) for digit in range(10)],
+        train=ArraySet(images[~test], labels[~test], mean, std),
+        test=ArraySet(images[test], labels[test], mean, std),
+        augmentation=Augmentation(padding=max(1, height // 16), flip=False),  # a mirrored digit is another digit
+        mean=mean,
+        std=std,
+    )
+
+
+def _cifar(source: str, name: str, root: Path, input_shape: Shape, download: bool) -> ImageData:
+    if input_shape != (3, 32, 32):
+        raise InputError(
+            f"{name} images are (3, 32, 32), the network takes {input_shape}", "Give --input-shape 3,32,32."
+        )
+    dataset: Any = getattr(torchvision("datasets"), name.upper())
+    try:
+        parts = [dataset(str(root), train=train, download=download) for train in (True, False)]
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} was not found in {root}: {error}", f"Give --download, or its folder as {name}:ROOT."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{name} could not be fetched or read in {root}: {error}") from error
+    sets = [
+        ArraySet(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in parts
+    ]
+    return ImageData(source, parts[0].classes, sets[0], sets[1], Augmentation(padding=4, flip=True))
+
+
+def _from_callable(source: str, input_shape: Shape) -> ImageData:
+    """A callable returns ImageData, or (train, test): map-style datasets of (uint8 tensor (C, H, W), label)."""
+    make = import_callable(source, "--data")
+    try:
+        made = make()
+    except Exception as error:
+        raise UsageError(f"--data {source!r} raised {type(error).__name__}: {error}") from error
+    if isinstance(made, ImageData):
+        return made
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise UsageError(
+            f"--data {source!r} returned {type(made).__name__}",
+            "Return lrexport.data.images.ImageData, or (train, test): datasets of (uint8 image (C, H, W), label).",
+        )
+    train, test = (_collect(source, part, input_shape) for part in made)
+    count = int(train.labels.max()) + 1
+    return ImageData(source, [str(label) for label in range(count)], train, test)
+
+
+def _collect(source: str, dataset: Any, input_shape: Shape) -> ArraySet:
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != input_shape:
+            found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise InputError(f"image {index} of {source} is {found}, uint8 {input_shape} was wanted")
+        images.append(image)
+        labels.append(int(label))
+    if not images:
+        raise InputError(f"{source} has no images")
+    return ArraySet(torch.stack(images), torch.tensor(labels))

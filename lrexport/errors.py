@@ -1,0 +1,44 @@
+"""The one error family: a message, a hint and an exit code, never a traceback for a user's mistake."""
+
+from __future__ import annotations
+
+
+class LrexportError(Exception):
+    """Base of everything lrexport raises on purpose.
+
+    ``message`` says what was found and what was wanted, ``hint`` what to do next.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class BudgetError(LrexportError):
+    """A budget failed (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(LrexportError):
+    """The command line, the configuration or an API argument is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class InputError(LrexportError):
+    """A file, a dataset or a network is not what it has to be (exit code 3)."""
+
+    exit_code = 3
+
+
+class DeviceError(LrexportError):
+    """The environment failed: no space, no permission, no device, no library (exit code 4)."""
+
+    exit_code = 4

@@ -1,0 +1,213 @@
+"""torch network → one ONNX file, each step verified: export, strip, compare with torch, simplify, compare again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from lrexport.artifacts import files
+from lrexport.errors import InputError, UsageError
+from lrexport.export.verify import Comparison, check_model, compare_with_torch
+from lrexport.lowrank.decompose import eval_mode
+from lrexport.measure.onnx_macs import GraphCost, count_onnx
+
+# The oldest opset that torch's exporter has operators for; asked for less, it writes this one.
+FIRST_OPSET = 18
+INPUT, OUTPUT = "input", "output"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished file: its cost counted on the graph, and the largest error relative to torch over all comparisons."""
+
+    path: Path
+    bytes: int
+    opset: int
+    cost: GraphCost
+    comparison: Comparison
+    simplified: bool
+
+
+def export_onnx(
+    network: nn.Module,
+    path: Path,
+    input_shape: tuple[int, ...],
+    *,
+    batch: int | None = 1,
+    opset: int = FIRST_OPSET,
+    samples: Tensor | None = None,
+) -> Exported:
+    """Write ``network`` to ``path`` as one self-contained ONNX file; input ``input``, output ``output``, float32.
+
+    ``batch`` is the fixed batch size, or None for a dynamic one; ``samples`` (N, C, H, W) are real inputs to compare on,
+    beside random ones. The network is exported in eval mode and put back. Raises UsageError for an opset that cannot be
+    written or run, InputError when the graph differs from torch; then nothing is left at ``path``.
+    """
+    _check_opset(opset)
+    with eval_mode(network):
+        model = _export(network, input_shape, batch, opset)
+        _check_written(model, batch, opset)
+        _strip(model)
+        inputs = _comparison_inputs(input_shape, batch, samples)
+        comparison = compare_with_torch(network, model, inputs)
+        simpler = _simplify(model)
+        if simpler is not None:
+            _check_written(simpler, batch, opset)
+            comparison = comparison.worst(compare_with_torch(network, simpler, inputs))
+            model = simpler
+    content = model.SerializeToString()
+    files.write_bytes(path, content)
+    return Exported(path, len(content), opset, count_onnx(model), comparison, simpler is not None)
+
+
+def _check_opset(opset: int) -> None:
+    last = _last_opset()
+    if not FIRST_OPSET <= opset <= last:
+        side = "torch's exporter writes no older one" if opset < FIRST_OPSET else "ONNX Runtime here runs no newer one"
+        raise UsageError(f"opset {opset} was asked for; {side}", f"Choose one from {FIRST_OPSET} to {last}.")
+
+
+def _last_opset() -> int:
+    """The newest opset that the installed ONNX Runtime loads, found by trying."""
+    import onnxruntime
+
+    helper = onnx.helper
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
+    for opset in range(onnx.defs.onnx_opset_version(), FIRST_OPSET, -1):
+        imports = [helper.make_opsetid("", opset)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception:
+            continue
+        return opset
+    return FIRST_OPSET
+
+
+def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None, opset: int) -> onnx.ModelProto:
+    parameter = next(network.parameters(), torch.empty(0))
+    # Two images: with one, torch.export takes a dynamic batch for the constant 1.
+    example = torch.zeros(2 if batch is None else batch, *input_shape, device=parameter.device)
+    shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=opset,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"torch could not export the network to ONNX: {first}") from error
+    assert program is not None
+    return program.model_proto
+
+
+def _check_written(model: onnx.ModelProto, batch: int | None, opset: int) -> None:
+    """Opset and batch as declared in the file must be what was asked for."""
+    written = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if written != opset:
+        raise InputError(f"opset {opset} was asked for, the exporter wrote {written}", f"Ask for --opset {written}.")
+    for item in (*model.graph.input, *model.graph.output):
+        first = item.type.tensor_type.shape.dim[0]
+        fixed = first.dim_value if first.HasField("dim_value") else None
+        if fixed != batch:
+            asked = "a dynamic batch" if batch is None else f"a batch of {batch}"
+            found = "a dynamic one" if fixed is None else str(fixed)
+            raise InputError(
+                f"{asked} was asked for, but {item.name!r} was written with {found}",
+                "The network's forward pass fixes it (a reshape with a number, say); use -1 or x.shape[0] there.",
+            )
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what no runtime reads: doc strings, metadata, inferred shapes. The exporter writes up to 100 KB of it."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.value_info[:]
+    _strip_graph(model.graph)
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip_graph(attribute.g)
+
+
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """onnxsim's result, or None where it fails: the verified graph before it is then the one to ship."""
+    try:
+        import onnxsim
+
+        with _quiet():
+            simpler, agreed = onnxsim.simplify(model)
+    except Exception:
+        return None
+    if not agreed:
+        return None
+    _strip(simpler)
+    check_model(simpler)
+    return simpler
+
+
+def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples: Tensor | None) -> dict[str, Tensor]:
+    """Random and real inputs at the fixed batch, or at several sizes of a dynamic one."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        f"random input, batch {size}": torch.randn(size, *input_shape, generator=generator)
+        for size in ((1, 2, 5) if batch is None else (batch,))
+    }
+    if samples is not None and len(samples):
+        size = batch or min(8, len(samples))
+        repeated = samples.repeat(-(-size // len(samples)), 1, 1, 1) if len(samples) < size else samples
+        inputs[f"real input, batch {size}"] = repeated[:size].cpu()
+    return inputs
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter and the simplifier print progress and advice of their own; what matters is verified here."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+

@@ -1,0 +1,67 @@
+"""Regularisers of SVD training, Yang et al. 2020 (arXiv 2004.09031), equations 1 to 3."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lrexport.errors import UsageError
+from lrexport.lowrank.decompose import SVDNetwork
+from lrexport.lowrank.svd_form import factors
+
+Sparsity = Literal["hoyer", "l1", "none"]
+
+
+class _GramDefect(torch.autograd.Function):
+    """‖MᵀM − I‖²_F of M (n, r). Its gradient is 4·M·(MᵀM − I): one product, where autograd would take two."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        gram = matrix.T @ matrix
+        gram.diagonal().sub_(1)
+        ctx.save_for_backward(matrix, gram)
+        return gram.square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch leaves it open
+        matrix, gram = ctx.saved_tensors
+        return (matrix @ gram).mul_(4 * gradient)
+
+
+def orthogonality(left: Tensor, right: Tensor) -> Tensor:
+    """Equation 1: (‖UᵀU − I‖²_F + ‖VᵀV − I‖²_F) / r² for U (rows, r) and V (columns, r)."""
+    rank = left.shape[1]
+    return (_GramDefect.apply(left) + _GramDefect.apply(right)) / rank**2
+
+
+def hoyer(singular: Tensor) -> Tensor:
+    """Equation 2: ‖s‖₁ / ‖s‖₂, from 1 (one value left) to √r (all equal)."""
+    return singular.abs().sum() / singular.norm().clamp_min(torch.finfo(singular.dtype).tiny)
+
+
+def l1(singular: Tensor) -> Tensor:
+    """Σ|s|."""
+    return singular.abs().sum()
+
+
+_SPARSITY = {"hoyer": hoyer, "l1": l1}
+
+
+def losses(
+    svd: SVDNetwork, orthogonality_strength: float = 1.0, sparsity_strength: float = 0.0, sparsity: Sparsity = "hoyer"
+) -> Tensor:
+    """λ_o Σ orthogonality + λ_s Σ sparsity over the layers: what equation 3 adds to the training loss. A scalar.
+
+    Raises UsageError for an unknown kind of sparsity.
+    """
+    if sparsity not in (*_SPARSITY, "none"):
+        raise UsageError(f"unknown sparsity {sparsity!r}", f"Known: {', '.join(_SPARSITY)}, none.")
+    triples = [factors(svd.network.get_submodule(name)) for name in svd.layers]
+    parts: list[Tensor] = []
+    if orthogonality_strength:
+        parts += [orthogonality_strength * orthogonality(left, right) for left, _, right in triples]
+    if sparsity_strength and sparsity != "none":
+        parts += [sparsity_strength * _SPARSITY[sparsity](singular) for _, singular, _ in triples]
+    return torch.stack(parts).sum() if parts else torch.zeros(())

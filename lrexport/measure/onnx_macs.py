@@ -1,0 +1,110 @@
+"""MACs, parameters and bytes of an ONNX graph.
+
+Convention: multiply–accumulates of convolutions and matrix products for one input (a dynamic batch counts as one); bias,
+normalisation, pooling and element-wise operators are not counted; 1 MAC = 2 FLOPs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+_CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "ConvTranspose"}
+_PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
+# Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
+_UNCOUNTED = {"Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv", "Loop", "If", "Scan"}
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One node that multiplies: its name, operator, weight's shape (None for a product of activations) and MACs."""
+
+    name: str
+    operator: str
+    weight_shape: tuple[int, ...] | None
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class GraphCost:
+    nodes: tuple[NodeCost, ...]
+    params: int
+    uncounted: tuple[str, ...]
+
+    @property
+    def macs(self) -> int:
+        return sum(node.macs for node in self.nodes)
+
+
+def count_onnx(model: onnx.ModelProto) -> GraphCost:
+    """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that were left out, and why."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    graph = inferred.graph
+    shapes = {item.name: _shape(item) for item in (*graph.value_info, *graph.input, *graph.output)}
+    initial = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes.update(initial)
+    origin = _quantised_weights(graph, initial)
+    nodes: list[NodeCost] = []
+    uncounted: set[str] = set()
+    for node in graph.node:
+        if node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx", "com.microsoft"):
+            uncounted.add(node.op_type)
+        if node.op_type not in _CONVOLUTIONS | _PRODUCTS:
+            continue
+        weight = origin.get(_weight_input(node))
+        macs = _node_macs(node, shapes, weight)
+        if macs is None:
+            uncounted.add(f"{node.op_type} of unknown shape")
+        else:
+            nodes.append(NodeCost(node.name, node.op_type, weight, macs, prod(weight) if weight else 0))
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+    small = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    params = sum(prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in (*floats, *small) and tensor.dims)
+    return GraphCost(tuple(nodes), params, tuple(sorted(uncounted)))
+
+
+def _shape(item: Any) -> tuple[int, ...]:
+    """Sizes, with 1 for a dynamic batch (a first dimension without value) and 0 for any other unknown."""
+    dims = item.type.tensor_type.shape.dim
+    return tuple(dim.dim_value or (1 if index == 0 else 0) for index, dim in enumerate(dims))
+
+
+def _quantised_weights(graph: Any, initial: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Names that hold a constant weight, also behind DequantizeLinear, Transpose or a Constant node."""
+    origin = dict(initial)
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            origin[node.output[0]] = numpy_helper.to_array(node.attribute[0].t).shape
+        elif node.op_type in ("DequantizeLinear", "Identity") and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+        elif node.op_type == "Transpose" and node.input[0] in origin:
+            permutation = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+            shape = origin[node.input[0]]
+            origin[node.output[0]] = tuple(shape[i] for i in permutation) if permutation else shape[::-1]
+    return origin
+
+
+def _weight_input(node: Any) -> str:
+    return node.input[3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1]
+
+
+def _node_macs(node: Any, shapes: dict[str, tuple[int, ...]], weight: tuple[int, ...] | None) -> int | None:
+    output = shapes.get(node.output[0])
+    if not output or 0 in output:
+        return None
+    second = weight or shapes.get(_weight_input(node))
+    if not second or 0 in second:
+        return None
+    if node.op_type == "ConvTranspose":
+        source = shapes.get(node.input[0])
+        return prod(source[2:]) * prod(second) if source and 0 not in source[2:] else None
+    if node.op_type in _CONVOLUTIONS:
+        return output[0] * prod(output[2:]) * prod(second)
+    if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
+        return prod(output) * second[-1]
+    return prod(output) * second[-2 if len(second) > 1 else 0]

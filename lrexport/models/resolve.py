@@ -1,0 +1,169 @@
+"""MODEL → a recipe that builds the network: a known name, ``torchvision:NAME``, or ``package.module:callable``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from torch import nn
+
+from lrexport.errors import InputError, UsageError
+from lrexport.models import cifar_resnet
+from lrexport.models.vision import torchvision
+from lrexport.record import ModelSource
+
+CIFAR_NAMES = tuple(f"resnet{depth}" for depth in cifar_resnet.DEPTHS)
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Builds the network as often as needed. ``source`` is MODEL without its options, ``input_shape`` (C, H, W)."""
+
+    source: str
+    build_with: Callable[..., nn.Module]
+    input_shape: Shape
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    takes_num_classes: bool = False
+
+    def build(self) -> nn.Module:
+        """A new network with fresh weights, in eval mode. Raises UsageError where the builder fails."""
+        try:
+            network = self.build_with(**self.kwargs)
+        except Exception as error:
+            if isinstance(error, InputError | UsageError):
+                raise
+            raise UsageError(f"MODEL {self.source!r} raised {type(error).__name__}: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise UsageError(
+                f"MODEL {self.source!r} returned {type(network).__name__}, a torch.nn.Module was wanted",
+                "The callable must return the network itself.",
+            )
+        return network.eval()
+
+    def with_classes(self, classes: int) -> ModelRecipe:
+        """The same network for another number of classes, unless the user chose it or the builder has no such option."""
+        if not self.takes_num_classes or "num_classes" in self.kwargs:
+            return self
+        kwargs = {**self.kwargs, "num_classes": classes}
+        return ModelRecipe(self.source, self.build_with, self.input_shape, kwargs, self.takes_num_classes)
+
+    def to_record(self) -> ModelSource:
+        return ModelSource(source=self.source, kwargs=self.kwargs, input_shape=self.input_shape)
+
+
+def resolve(model: str, input_shape: Shape | None = None) -> ModelRecipe:
+    """Recipe for MODEL, as ``resnet20``, ``torchvision:resnet18?num_classes=10`` or ``my.module:make``.
+
+    Raises UsageError when the name is unknown, or an import path does not import or is no callable.
+    """
+    name, _, query = model.partition("?")
+    return _resolve(name, {key: _literal(value) for key, value in parse_qsl(query)}, input_shape)
+
+
+def from_record(source: ModelSource) -> ModelRecipe:
+    """Recipe of a run's network."""
+    return _resolve(source.source, source.kwargs, source.input_shape)
+
+
+def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
+    if name in CIFAR_NAMES:
+        depth = int(name.removeprefix("resnet"))
+
+        def build(**options: Any) -> nn.Module:
+            return cifar_resnet.CifarResNet(depth, **options)
+
+        return ModelRecipe(name, build, input_shape or cifar_resnet.INPUT_SHAPE, kwargs, takes_num_classes=True)
+    if name.startswith("torchvision:"):
+        return _from_torchvision(name, kwargs, input_shape)
+    if ":" in name:
+        return _from_import_path(name, kwargs, input_shape)
+    close = difflib.get_close_matches(name, CIFAR_NAMES, 3)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    where = "It is a folder, but no run (it has no run.json). " if Path(name).is_dir() else ""
+    raise UsageError(
+        f"unknown MODEL {name!r}",
+        f"{hint}{where}Known: {', '.join(CIFAR_NAMES)}, torchvision:NAME, package.module:callable, or a run's folder.",
+    )
+
+
+def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
+    name = source.removeprefix("torchvision:")
+    models = torchvision("models")
+    known = models.list_models()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 3)
+        raise UsageError(f"torchvision has no model {name!r}", f"Close: {', '.join(close)}." if close else None)
+    options = {"weights": None, **({"weights_backbone": None} if "segmentation" in source or "/" in name else {})}
+    size = 299 if name == "inception_v3" else 224
+
+    def build(**given: Any) -> nn.Module:
+        return models.get_model(name, **{**options, **given})
+
+    return ModelRecipe(source, build, input_shape or (3, size, size), kwargs, takes_num_classes=True)
+
+
+def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
+    build = import_callable(source, "MODEL")
+    shape = input_shape or getattr(build, "input_shape", None)
+    if shape is None:
+        raise UsageError(
+            f"the input shape of MODEL {source!r} is not known",
+            "Give --input-shape C,H,W, or set an attribute input_shape = (C, H, W) on the callable.",
+        )
+    try:
+        takes_num_classes = "num_classes" in inspect.signature(build).parameters
+    except (TypeError, ValueError):
+        takes_num_classes = False
+    return ModelRecipe(source, build, tuple(shape), kwargs, takes_num_classes)
+
+
+def import_callable(path: str, what: str) -> Callable[..., Any]:
+    """The object at ``package.module:attribute``; the current folder is importable, as with ``python -m``.
+
+    Raises UsageError, each case apart: the module is not found, it raises while importing, the attribute is missing, or
+    it is no callable.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"{what} {path!r} is no import path", "Write package.module:callable.")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise UsageError(
+                f"{what} {path!r}: there is no module {error.name!r}",
+                "It must be importable from the current folder or installed.",
+            ) from error
+        raise UsageError(f"{what} {path!r}: importing it raised ModuleNotFoundError: {error}") from error
+    except Exception as error:
+        raise UsageError(f"{what} {path!r}: importing it raised {type(error).__name__}: {error}") from error
+    try:
+        target = getattr(module, attribute)
+    except AttributeError:
+        close = difflib.get_close_matches(attribute, dir(module), 3)
+        raise UsageError(
+            f"{what} {path!r}: {module_name} has no {attribute!r}", f"Close: {', '.join(close)}." if close else None
+        ) from None
+    if not callable(target):
+        raise UsageError(f"{what} {path!r} is a {type(target).__name__}, not a callable")
+    return target
+
+
+def _literal(text: str) -> Any:
+    """``10`` → int, ``0.5`` → float, ``true`` → bool; anything else stays text."""
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)

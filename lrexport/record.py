@@ -1,0 +1,176 @@
+"""The run's record (run.json): what was done, with what, and what came out. Field by field in docs/record.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lrexport.artifacts import files
+from lrexport.errors import InputError
+
+SCHEMA_VERSION = 1
+RECORD = "run.json"
+Scheme = Literal["spatial", "channel", "input-channel", "linear"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FactorisedLayer(_Strict):
+    """A layer that becomes a pair of plain layers. ``energy_kept`` is Σ kept s² ÷ Σ s², in [0, 1]."""
+
+    scheme: Scheme
+    rank: int = Field(ge=1)
+    full_rank: int = Field(ge=1)
+    energy_kept: float
+    dense_macs: int
+    macs: int
+    dense_params: int
+    params: int
+
+
+class DenseLayer(_Strict):
+    """A layer that stays as it is, and why."""
+
+    dense: Literal[True] = True
+    reason: str
+    dense_macs: int = 0
+    dense_params: int = 0
+
+
+Plan = dict[str, FactorisedLayer | DenseLayer]
+
+
+class Accuracy(_Strict):
+    """Shares in [0, 1] over ``n`` images of ``split``."""
+
+    top1: float
+    top5: float
+    n: int
+    split: str
+
+
+class Latency(_Strict):
+    """Milliseconds for one inference; ``iqr`` is p75 − p25, ``ratio`` this network ÷ dense in the same rounds."""
+
+    p50: float
+    p90: float
+    p99: float
+    iqr: float
+    rounds: int
+    threads: int
+    batch: int
+    ratio: float | None = None
+    ratio_iqr: tuple[float, float] | None = None
+    warning: str | None = None
+
+
+class Result(_Strict):
+    """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run."""
+
+    macs: int
+    macs_counted_on: Literal["torch", "onnx"]
+    params: int
+    precision: str = "float32"
+    bytes: int | None = None
+    epochs: int = 0
+    accuracy: Accuracy | None = None
+    latency_ms: dict[str, Latency] = {}
+
+
+class Results(_Strict):
+    dense: Result | None = None
+    compressed: Result | None = None
+
+
+class ModelSource(_Strict):
+    """How to build the network again: ``source`` is MODEL as given, without options, which are in ``kwargs``."""
+
+    source: str
+    kwargs: dict[str, Any] = {}
+    input_shape: tuple[int, int, int]
+
+
+class DataSource(_Strict):
+    """``source`` as given to --data; ``heldout`` of the training images served every choice, ``test`` was scored once."""
+
+    source: str
+    classes: int
+    train: int
+    heldout: int
+    test: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class StoredFile(_Strict):
+    sha256: str
+    bytes: int
+
+
+class Record(BaseModel):
+    """run.json. Ratios are derived from ``results``, never stored."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    model: ModelSource
+    data: DataSource | None = None
+    config: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    plan: Plan = {}
+    notes: list[str] = []
+    results: Results = Results()
+    files: dict[str, StoredFile] = {}
+
+    def save(self, run: Path) -> None:
+        """Write ``run/run.json`` atomically."""
+        files.write_json(run / RECORD, self.model_dump(mode="json"))
+
+    def seal(self, run: Path, *names: str) -> None:
+        """Note hash and size of files of the run that were just written."""
+        for name in names:
+            self.files[name] = StoredFile(sha256=files.sha256(run / name), bytes=(run / name).stat().st_size)
+
+    def check(self, run: Path, name: str) -> Path:
+        """Path of a file of the run. Raises InputError if it is absent or not what the record says was written."""
+        path, stored = run / name, self.files.get(name)
+        if stored is None or not path.is_file():
+            raise InputError(f"{run} has no {name}", "Has this run been finished?")
+        found = path.stat().st_size
+        if found == 0:
+            raise InputError(f"empty file: {path}", "It was probably not copied to the end; fetch it again.")
+        checkpoints = sorted((run / "checkpoint").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        hint = f"The last checkpoint is {checkpoints[-1]}." if checkpoints else "Fetch it again, or make the run again."
+        if found != stored.bytes:
+            state = "truncated" if found < stored.bytes else "changed"
+            raise InputError(f"{path} is {state}: {stored.bytes:,} bytes expected, {found:,} found", hint)
+        digest = files.sha256(path)
+        if digest != stored.sha256:
+            raise InputError(f"{path} was damaged or changed: sha256 {digest[:12]}…, run.json says {stored.sha256[:12]}…", hint)
+        return path
+
+
+def load_record(run: Path) -> Record:
+    """The record of a run. Raises InputError when it is absent, malformed or of a newer lrexport."""
+    path = run / RECORD
+    if not path.is_file():
+        raise InputError(f"{run} is no run: it has no {RECORD}", "A run is the folder given to compress or train with -o.")
+    try:
+        value = json.loads(files.read_bytes(path))
+        if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",
+                "Use the lrexport that wrote it, or a newer one.",
+            )
+        return Record.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} is not a valid record: {place}: {first['msg']}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error

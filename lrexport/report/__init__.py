@@ -1,0 +1,1 @@
+"""What people read: tables of a record. Nothing here imports torch."""

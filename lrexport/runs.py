@@ -1,0 +1,45 @@
+"""A finished run as networks: lrexport.load and what the commands need of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from lrexport.artifacts import tensors
+from lrexport.errors import InputError
+from lrexport.lowrank.fold import fold_structure
+from lrexport.models.resolve import from_record
+from lrexport.record import Record, load_record
+
+DENSE, SVD, MODEL = "dense.safetensors", "svd.safetensors", "model.safetensors"
+
+
+def load(run: str | Path) -> nn.Module:
+    """The folded network of a run, in eval mode, from its record and weights; nothing is unpickled.
+
+    Raises InputError where a file of the run is absent, damaged or does not match the record.
+    """
+    folder = Path(run)
+    record = load_record(folder)
+    return load_compressed(folder, record)
+
+
+def load_compressed(run: Path, record: Record) -> nn.Module:
+    """As :func:`load`, with the record at hand."""
+    weights = tensors.load(record.check(run, MODEL))
+    return _fill(fold_structure(from_record(record.model).build(), record.plan), weights, run / MODEL)
+
+
+def load_dense(run: Path, record: Record) -> nn.Module:
+    """The dense network of a run, in eval mode."""
+    weights = tensors.load(record.check(run, DENSE))
+    return _fill(from_record(record.model).build(), weights, run / DENSE)
+
+
+def _fill(network: nn.Module, weights: dict, path: Path) -> nn.Module:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the network in its record: {error}") from error
+    return network.eval()

@@ -1,0 +1,27 @@
+"""Checkpoints of a run: the weights after each epoch, atomically, the last two kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from lrexport.artifacts import files, tensors
+
+_KEPT = 2
+
+
+def save_checkpoint(run: Path, stage: str, epoch: int, network: nn.Module) -> Path:
+    """Write ``run/checkpoint/STAGE-EPOCH.safetensors`` and remove all but the last two of the stage."""
+    folder = files.make_run_folder(run / "checkpoint")
+    path = folder / f"{stage}-{epoch:04d}.safetensors"
+    tensors.save(path, network.state_dict())
+    for old in sorted(folder.glob(f"{stage}-*.safetensors"))[:-_KEPT]:
+        old.unlink()
+    return path
+
+
+def clear_checkpoints(run: Path, stage: str) -> None:
+    """Remove a stage's checkpoints once its result is saved."""
+    for path in (run / "checkpoint").glob(f"{stage}-*.safetensors"):
+        path.unlink()

