@@ -83,6 +83,8 @@ class Result(_Strict):
 
 
 class Results(_Strict):
+    """Both networks' figures."""
+
     dense: Result | None = None
     compressed: Result | None = None
 
@@ -108,6 +110,8 @@ class DataSource(_Strict):
 
 
 class StoredFile(_Strict):
+    """A file of the run as it was written."""
+
     sha256: str
     bytes: int
 
@@ -151,7 +155,9 @@ class Record(BaseModel):
             raise InputError(f"{path} is {state}: {stored.bytes:,} bytes expected, {found:,} found", hint)
         digest = files.sha256(path)
         if digest != stored.sha256:
-            raise InputError(f"{path} was damaged or changed: sha256 {digest[:12]}…, run.json says {stored.sha256[:12]}…", hint)
+            raise InputError(
+                f"{path} was damaged or changed: sha256 {digest[:12]}…, run.json says {stored.sha256[:12]}…", hint
+            )
         return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from lrexport.artifacts import tensors
 from lrexport.errors import InputError
@@ -37,7 +37,7 @@ def load_dense(run: Path, record: Record) -> nn.Module:
     return _fill(from_record(record.model).build(), weights, run / DENSE)
 
 
-def _fill(network: nn.Module, weights: dict, path: Path) -> nn.Module:
+def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> nn.Module:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

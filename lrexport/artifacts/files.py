@@ -16,7 +16,7 @@ from lrexport.errors import DeviceError, InputError
 from lrexport.units import format_bytes
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it over ``path``.
 
     Temp file, fsync, rename, fsync of the folder: after a crash at any moment ``path`` holds either the old content or
@@ -44,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` atomically."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content) and None)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, value: Any) -> None:

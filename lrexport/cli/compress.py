@@ -14,7 +14,9 @@ from lrexport.errors import UsageError
 @click.command("compress", short_help="Train in SVD form, prune, fold and fine-tune a network.")
 @training_options()
 @click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
-@click.option("--energy", type=click.FloatRange(0, 1), help="Largest share of a layer's energy that may be dropped, as 1e-2.")
+@click.option(
+    "--energy", type=click.FloatRange(0, 1), help="Largest share of a layer's energy that may be dropped, as 1e-2."
+)
 @click.option("--macs", type=ShareType(), help="MACs to reach, as a share of the dense network's: 0.5 or 50%.")
 @click.option("--fine-tune-epochs", type=click.IntRange(0), default=4, show_default=True, help="Epochs after folding.")
 @click.option("--baseline-epochs", type=EpochsOrSame(), default="0", show_default=True, help="Epochs the dense network is "
@@ -46,13 +48,16 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     config = CompressConfig(train=train_config(options), goal=goal, **options)
 
     from lrexport import pipeline
+    from lrexport.lowrank.selection import plan_macs
 
     if dry_run:
         svd, selection = pipeline.plan_only(config, source)
-        macs = pipeline.plan_macs(svd, selection.plan)
+        macs = plan_macs(svd, selection.plan)
         if json_to:
             entries = {name: layer.model_dump() for name, layer in selection.plan.items()}
-            write_json({"threshold": selection.threshold, "macs": macs, "dense_macs": svd.dense_macs, "plan": entries}, json_to)
+            write_json(
+                {"threshold": selection.threshold, "macs": macs, "dense_macs": svd.dense_macs, "plan": entries}, json_to
+            )
         if json_to != "-":
             print_table(plan_table(selection.plan))
             click.echo(f"{macs:,} of {svd.dense_macs:,} MACs ({macs / svd.dense_macs:.3f}), counted on the torch network.")

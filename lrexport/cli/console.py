@@ -96,6 +96,8 @@ class Progressing:
             self._say(_plan_line(event))
         elif kind == "export":
             self._say(_export_line(event))
+            for operator in event["uncounted"]:
+                self._say(f"warning: {event['file']}: MACs of {operator} are not counted")
 
     def _step(self, event: dict[str, Any]) -> None:
         if self._live is None:

@@ -32,13 +32,13 @@ def command(output: Path) -> None:
     )
     config = CompressConfig(train, Goal(macs=_MACS), fine_tune_epochs=5, baseline_epochs="same")
 
-    from lrexport import pipeline
+    from lrexport import pipeline, shipping
 
     began = time.perf_counter()
     note("lrexport compress resnet20 --data digits --macs 0.45: dense training, SVD training, pruning, fine-tuning")
     with Progressing() as progress:
         pipeline.compress(config, output, progress)
         note("lrexport onnx: export, verify, score, measure")
-        record, _ = pipeline.export_run(output, pipeline.ExportOptions(), progress)
+        record = shipping.export_run(output, shipping.ExportOptions(), progress)
     print_table(results_table(record))
     note(f"{time.perf_counter() - began:.0f} s; the run is in {output}, next: lrexport inspect {output}")

@@ -11,7 +11,7 @@ from lrexport.cli.options import RUN, json_option
 from lrexport.errors import UsageError
 
 
-class BatchType(click.ParamType):
+class BatchType(click.ParamType[int]):
     """A number of images, or ``dynamic`` (None)."""
 
     name = "N|dynamic"
@@ -22,6 +22,7 @@ class BatchType(click.ParamType):
         if str(value).isdigit() and int(value) > 0:
             return int(value)
         self.fail(f"{value!r} is neither a number of images nor 'dynamic'", param, ctx)
+        return None
 
 
 @click.command("onnx", short_help="Export a run to ONNX: verified, re-scored, measured.")
@@ -46,14 +47,11 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
     if not run.is_dir():
         raise UsageError(f"there is no run {run}", "Make one with lrexport compress MODEL -o RUN.")
 
-    from lrexport import pipeline
+    from lrexport import shipping
 
-    chosen = pipeline.ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
+    chosen = shipping.ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
     with Progressing() as progress:
-        record, exported = pipeline.export_run(run, chosen, progress)
-    for done in exported.values():
-        for operator in done.cost.uncounted:
-            note(f"warning: {done.path.name}: MACs of {operator} are not counted")
+        record = shipping.export_run(run, chosen, progress)
     for result in (record.results.dense, record.results.compressed):
         for latency in (result.latency_ms if result else {}).values():
             if latency.warning:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class ShapeType(click.ParamType):
+class ShapeType(click.ParamType[tuple[int, ...]]):
     """``3,224,224`` → (3, 224, 224)."""
 
     name = "C,H,W"
@@ -31,7 +31,7 @@ class ShapeType(click.ParamType):
         return tuple(int(part) for part in parts)
 
 
-class ShareType(click.ParamType):
+class ShareType(click.ParamType[float]):
     """``0.5`` or ``50%`` → 0.5."""
 
     name = "SHARE"
@@ -43,7 +43,7 @@ class ShareType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class EpochsOrSame(click.ParamType):
+class EpochsOrSame(click.ParamType[int | str]):
     """A number of epochs, or ``same``."""
 
     name = "N|same"
@@ -52,6 +52,7 @@ class EpochsOrSame(click.ParamType):
         if str(value) == "same" or str(value).isdigit():
             return "same" if str(value) == "same" else int(value)
         self.fail(f"{value!r} is neither a number of epochs nor 'same'", param, ctx)
+        return None
 
 
 RUN = click.Path(path_type=Path, file_okay=False)
@@ -70,6 +71,7 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 
 def json_option() -> Callable[[Command], Command]:
+    """``--json FILE|-``, passed as ``json_to``."""
     return click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file, or - for stdout.")
 
 
@@ -99,8 +101,8 @@ def training_options() -> Callable[[Command], Command]:
                      "of SVD training and fine-tuning."),
         click.option("--dense-lr", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True, help="Learning "
                      "rate of dense training."),
-        click.option("--weight-decay", type=click.FloatRange(0), default=1e-4, show_default=True, help="Of ordinary weights, "
-                     "never of U, s, V."),
+        click.option("--weight-decay", type=click.FloatRange(0), default=1e-4, show_default=True, help="Of ordinary "
+                     "weights, never of U, s, V."),
         click.option("--schedule", type=choice(["cosine", "step"]), default="cosine", show_default=True),
         click.option("--warmup-epochs", type=click.FloatRange(0), default=0.0, show_default=True),
         click.option("--distill", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of the loss that "

@@ -21,10 +21,10 @@ STD = (0.229, 0.224, 0.225)
 class ImageSet(Protocol):
     """Labelled images. ``labels`` is (N,) int64; batches are ((B, C, H, W) float32 normalised, (B,) int64)."""
 
-    labels: Tensor
+    @property
+    def labels(self) -> Tensor: ...
 
     def __len__(self) -> int: ...
-
     def subset(self, indices: Tensor) -> ImageSet: ...
 
     def batches(

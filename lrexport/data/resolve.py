@@ -81,9 +81,7 @@ def _digits(input_shape: Shape) -> ImageData:
 
 def _cifar(source: str, name: str, root: Path, input_shape: Shape, download: bool) -> ImageData:
     if input_shape != (3, 32, 32):
-        raise InputError(
-            f"{name} images are (3, 32, 32), the network takes {input_shape}", "Give --input-shape 3,32,32."
-        )
+        raise InputError(f"{name} images are (3, 32, 32), the network takes {input_shape}", "Give --input-shape 3,32,32.")
     dataset: Any = getattr(torchvision("datasets"), name.upper())
     try:
         parts = [dataset(str(root), train=train, download=download) for train in (True, False)]
@@ -94,8 +92,7 @@ def _cifar(source: str, name: str, root: Path, input_shape: Shape, download: boo
     except OSError as error:
         raise InputError(f"{name} could not be fetched or read in {root}: {error}") from error
     sets = [
-        ArraySet(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-        for part in parts
+        ArraySet(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)) for part in parts
     ]
     return ImageData(source, parts[0].classes, sets[0], sets[1], Augmentation(padding=4, flip=True))
 

@@ -65,14 +65,14 @@ def compare_with_torch(network: nn.Module, model: onnx.ModelProto, inputs: Mappi
         difference = np.abs(found.astype(np.float64) - wanted)
         scale = max(float(np.abs(wanted).max()), np.finfo(np.float32).tiny)
         place = np.unravel_index(int(np.nan_to_num(difference, nan=np.inf).argmax()), difference.shape)
-        error = float(difference[place]) / scale
-        if not error <= RELATIVE_TOLERANCE:
+        relative = float(difference[place]) / scale
+        if not relative <= RELATIVE_TOLERANCE:
             raise InputError(
-                f"the exported graph differs from torch by {error:.2g} of the largest output on {label}, "
+                f"the exported graph differs from torch by {relative:.2g} of the largest output on {label}, "
                 f"at output {tuple(int(index) for index in place)}: {found[place]:.6g} instead of {wanted[place]:.6g}",
                 f"At most {RELATIVE_TOLERANCE:g} is allowed. Nothing was written.",
             )
-        worst = worst.worst(Comparison(error, label))
+        worst = worst.worst(Comparison(relative, label))
     return worst
 
 

@@ -58,7 +58,8 @@ class SVDNetwork:
     @property
     def dense_macs(self) -> int:
         """MACs of the original network for one input."""
-        return self.other_macs + sum(layer.dense_macs for layer in (*self.layers.values(), *self.dense.values()))
+        factorised = sum(layer.dense_macs for layer in self.layers.values())
+        return self.other_macs + factorised + sum(layer.dense_macs for layer in self.dense.values())
 
 
 def decompose(
@@ -164,9 +165,7 @@ def _check_finite(name: str, module: nn.Module) -> None:
         raise InputError(f"NaN or infinity in the weight of layer {name!r}", "Use weights from before it diverged.")
 
 
-def _calls(
-    network: nn.Module, modules: list[nn.Module], input_shape: tuple[int, ...]
-) -> dict[nn.Module, list[LayerCall]]:
+def _calls(network: nn.Module, modules: list[nn.Module], input_shape: tuple[int, ...]) -> dict[nn.Module, list[LayerCall]]:
     """Run one input through the network in eval mode and note how each of the modules is used."""
     calls: dict[nn.Module, list[LayerCall]] = {module: [] for module in modules}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrexport.errors import InputError
 from lrexport.lowrank import svd_form
@@ -26,7 +27,7 @@ def fold(svd: SVDNetwork, plan: Plan) -> nn.Module:
         if not isinstance(planned, FactorisedLayer):
             svd_form.detach(layer)
             continue
-        pair = _folded(layer, planned.scheme, planned.rank)
+        pair = fold_layer(layer, planned.scheme, planned.rank)
         for place in facts.names:
             _put(network, place, pair)
     return network
@@ -53,16 +54,16 @@ def fold_structure(network: nn.Module, plan: Plan) -> nn.Module:
 
 
 @torch.no_grad()
-def _folded(layer: nn.Module, scheme: Scheme, rank: int) -> nn.Sequential:
+def fold_layer(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
+    """The plain pair of one layer in SVD form, with its ``rank`` largest |s|; the layer is left as it is."""
     left, singular, right = svd_form.factors(layer)
     kept = singular.abs().topk(rank).indices
     scale = singular.abs()[kept].sqrt()
-    shape = layer.weight.shape  # type: ignore[union-attr]
-    halves = SCHEMES[scheme].weights(left[:, kept] * scale, (right[:, kept] * scale).T, shape)
+    halves = SCHEMES[scheme].weights(left[:, kept] * scale, (right[:, kept] * scale).T, layer.weight.shape)
     first, second = SCHEMES[scheme].pair(layer, rank)
     for half, weight in zip((first, second), halves, strict=True):
         half.weight = nn.Parameter(weight.contiguous())
-    if isinstance(layer.bias, Tensor):
+    if layer.bias is not None:
         second.bias = nn.Parameter(layer.bias.detach().clone())
     return _sequential(first, second).train(layer.training)
 
@@ -74,5 +75,3 @@ def _sequential(first: nn.Module, second: nn.Module) -> nn.Sequential:
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, module)
-
-

@@ -25,7 +25,7 @@ class _GramDefect(torch.autograd.Function):
         return gram.square().sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch leaves it open
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         matrix, gram = ctx.saved_tensors
         return (matrix @ gram).mul_(4 * gradient)
 

@@ -108,7 +108,7 @@ class InputChannel:
         return first, second
 
     def weights(self, left: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-        out, into, height, width = shape
+        out, _into, height, width = shape
         return left.T[:, :, None, None], right.view(-1, out, height, width).transpose(0, 1)
 
     def macs_per_rank(self, layer: nn.Conv2d, call: LayerCall) -> int:

@@ -15,7 +15,6 @@ from lrexport.record import DenseLayer, FactorisedLayer, Plan
 from lrexport.units import format_count, format_percent
 
 
-
 @dataclass(frozen=True)
 class Selection:
     """A plan, the energy threshold that led to it, and what the user should know about it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -34,22 +36,20 @@ def exact_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U, s, V with matrix = U diag(s) Vᵀ, s descending; retried in float64 on the CPU where LAPACK does not converge."""
     try:
         left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # absent from the stub
         left, singular, right = torch.linalg.svd(matrix.double().cpu(), full_matrices=False)
         left, singular, right = (part.to(matrix) for part in (left, singular, right))
     return left, singular, right.mT.contiguous()
 
 
-def attach(layer: nn.Module, scheme: Scheme) -> None:
+def attach(layer: Any, scheme: Scheme) -> None:
     """Put a layer's weight into SVD form, in place; the layer stays the Conv2d or Linear that it was."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    parametrize.register_parametrization(layer, "weight", SVDForm(scheme, weight.shape))
+    parametrize.register_parametrization(layer, "weight", SVDForm(scheme, layer.weight.shape))
 
 
-def factors(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The parameters U, s, V of a layer in SVD form."""
-    held = layer.parametrizations.weight  # type: ignore[union-attr]  # torch types it as Tensor | Module
+    held = layer.parametrizations.weight
     return held.original0, held.original1, held.original2
 
 
@@ -61,7 +61,7 @@ def redecompose(layer: nn.Module) -> None:
         parameter.copy_(exact)
 
 
-def detach(layer: nn.Module) -> None:
+def detach(layer: Any) -> None:
     """Back to an ordinary weight, the composed one, in place."""
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    layer.weight = nn.Parameter(layer.weight.detach().contiguous())  # type: ignore[arg-type]
+    layer.weight = nn.Parameter(layer.weight.detach().contiguous())

@@ -32,6 +32,8 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class GraphCost:
+    """``params`` counts weights of every kind, ``uncounted`` names operators whose MACs are unknown."""
+
     nodes: tuple[NodeCost, ...]
     params: int
     uncounted: tuple[str, ...]

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -25,13 +25,17 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Builds the network as often as needed. ``source`` is MODEL without its options, ``input_shape`` (C, H, W)."""
+    """Builds the network as often as needed. ``source`` is MODEL without its options, ``input_shape`` (C, H, W).
+
+    ``is_named`` tells a network that lrexport or torchvision knows by name from a user's own callable.
+    """
 
     source: str
     build_with: Callable[..., nn.Module]
     input_shape: Shape
     kwargs: dict[str, Any] = field(default_factory=dict)
     takes_num_classes: bool = False
+    is_named: bool = False
 
     def build(self) -> nn.Module:
         """A new network with fresh weights, in eval mode. Raises UsageError where the builder fails."""
@@ -52,8 +56,7 @@ class ModelRecipe:
         """The same network for another number of classes, unless the user chose it or the builder has no such option."""
         if not self.takes_num_classes or "num_classes" in self.kwargs:
             return self
-        kwargs = {**self.kwargs, "num_classes": classes}
-        return ModelRecipe(self.source, self.build_with, self.input_shape, kwargs, self.takes_num_classes)
+        return replace(self, kwargs={**self.kwargs, "num_classes": classes})
 
     def to_record(self) -> ModelSource:
         return ModelSource(source=self.source, kwargs=self.kwargs, input_shape=self.input_shape)
@@ -80,7 +83,9 @@ def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None) -> Mo
         def build(**options: Any) -> nn.Module:
             return cifar_resnet.CifarResNet(depth, **options)
 
-        return ModelRecipe(name, build, input_shape or cifar_resnet.INPUT_SHAPE, kwargs, takes_num_classes=True)
+        return ModelRecipe(
+            name, build, input_shape or cifar_resnet.INPUT_SHAPE, kwargs, takes_num_classes=True, is_named=True
+        )
     if name.startswith("torchvision:"):
         return _from_torchvision(name, kwargs, input_shape)
     if ":" in name:
@@ -107,7 +112,7 @@ def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | 
     def build(**given: Any) -> nn.Module:
         return models.get_model(name, **{**options, **given})
 
-    return ModelRecipe(source, build, input_shape or (3, size, size), kwargs, takes_num_classes=True)
+    return ModelRecipe(source, build, input_shape or (3, size, size), kwargs, takes_num_classes=True, is_named=True)
 
 
 def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:

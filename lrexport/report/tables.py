@@ -45,14 +45,16 @@ def results_table(record: Record) -> Table:
 
 
 def _latency_rows(dense: Result, small: Result) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for target, new in small.latency_ms.items():
         old = dense.latency_ms.get(target)
         if old is None or new.ratio is None:
             continue
         verdict = f"{new.ratio:.2f}×" + (" (slower!)" if new.ratio > 1 else "")
         plural = "s" if new.threads > 1 else ""
-        rows.append((f"latency p50 ({target}, {new.threads} thread{plural})", format_ms(old.p50), format_ms(new.p50), verdict))
+        rows.append(
+            (f"latency p50 ({target}, {new.threads} thread{plural})", format_ms(old.p50), format_ms(new.p50), verdict)
+        )
     return rows
 
 
@@ -70,7 +72,7 @@ def _data_name(record: Record) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """Layer by layer: scheme, rank of full rank, energy kept, MACs and parameters before and after, or why it is dense."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, layer in plan.items():
         if isinstance(layer, FactorisedLayer):
             rank = f"{layer.rank}/{layer.full_rank}"

@@ -21,7 +21,7 @@ def save_checkpoint(run: Path, stage: str, epoch: int, network: nn.Module) -> Pa
     return path
 
 
-def clear_checkpoints(run: Path, stage: str) -> None:
-    """Remove a stage's checkpoints once its result is saved."""
-    for path in (run / "checkpoint").glob(f"{stage}-*.safetensors"):
+def clear_checkpoints(run: Path) -> None:
+    """Remove the checkpoints of a run that is finished."""
+    for path in (run / "checkpoint").glob("*-*.safetensors"):
         path.unlink()

@@ -38,7 +38,8 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
 
 def to_fast_layout(network: nn.Module) -> nn.Module:
     """channels_last: measured 1.2× faster steps for CIFAR ResNets on x86 CPUs, and what tensor cores want."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub omits it
+    faster: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from the stub
+    return faster
 
 
 def _available() -> str:
@@ -53,4 +54,5 @@ def _has_fast_bfloat16(accelerator: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if accelerator != "cpu":
         return False
-    return bool(torch.cpu._is_avx512_bf16_supported())  # the only place torch tells
+    supported: bool = torch.cpu._is_avx512_bf16_supported()  # the only place torch tells
+    return supported

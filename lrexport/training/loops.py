@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Event = dict[str, Any]
-_MOST_BAD_STEPS = 3  # consecutive steps without a finite loss before a stage gives up
+_MOST_BAD_STEPS = 3  # steps in a row without a finite loss, before a stage gives up
 
 
 @dataclass(frozen=True)
@@ -69,55 +69,24 @@ def train_stage(
     wrapped, optimizer = fabric.setup(network, optimizer)
     if teacher is not None:
         teacher = to_fast_layout(copy.deepcopy(teacher).eval().requires_grad_(False)).to(fabric.device)
-    steps = _steps_per_epoch(len(splits.train), stage.batch_size)
-    best_top1, best_state, bad = -1.0, None, 0
+
+    def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = wrapped(images)
+        loss = task = F.cross_entropy(logits, labels)
+        if teacher is not None and stage.distill:
+            loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, teacher(images), stage)
+        return task, loss if extra_loss is None else loss + extra_loss()
+
+    best_top1, best_state = -1.0, None
     for epoch in range(stage.epochs):
-        started, total, counted = time.perf_counter(), 0.0, 0
+        started = time.perf_counter()
         wrapped.train()
-        batches = splits.train.batches(stage.batch_size, fabric.device, shuffle, splits.data.augmentation)
-        for step, (images, labels) in enumerate(batches):
-            progress = (epoch + step / steps) / stage.epochs
-            rate = learning_rate(stage.lr, stage.schedule, progress, stage.warmup_epochs / stage.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            images = images.contiguous(memory_format=torch.channels_last)
-            logits = wrapped(images)
-            task = F.cross_entropy(logits, labels)
-            loss = task
-            if teacher is not None and stage.distill:
-                loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, teacher(images), stage)
-            if extra_loss is not None:
-                loss = loss + extra_loss()
-            value = float(loss.detach())
-            bad = 0 if math.isfinite(value) else bad + 1
-            if bad > _MOST_BAD_STEPS:
-                raise InputError(
-                    f"the loss is {value} at step {step} of epoch {epoch + 1} ({stage.name}, learning rate {rate:.2g})",
-                    "Try a lower learning rate; the last whole epoch is in the run's checkpoint folder.",
-                )
-            if bad:
-                continue  # one bad batch must not reach the weights
-            fabric.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            total, counted = total + float(task.detach()) * len(labels), counted + len(labels)
-            where = {"stage": stage.name, "epoch": epoch, "epochs": stage.epochs, "step": step, "steps": steps}
-            on_event({"event": "step", **where, "loss": value})
+        done = _train_epoch(stage, epoch, splits, shuffle, objective, optimizer, fabric, on_event)
         accuracy = score(wrapped, splits.heldout, fabric.device, "heldout")
         seconds = time.perf_counter() - started
-        on_event(
-            {
-                "event": "epoch",
-                "stage": stage.name,
-                "epoch": epoch + 1,
-                "epochs": stage.epochs,
-                "loss": total / max(1, counted),
-                "heldout_top1": accuracy.top1,
-                "lr": rate,
-                "seconds": round(seconds, 3),
-                "images_per_second": round(counted / seconds, 1),
-            }
-        )
+        event = {"event": "epoch", "stage": stage.name, "epoch": epoch + 1, "epochs": stage.epochs}
+        event |= {"loss": done.mean_loss, "heldout_top1": accuracy.top1, "lr": done.rate}
+        on_event({**event, "seconds": round(seconds, 3), "images_per_second": round(done.images / seconds, 1)})
         if after_epoch is not None:
             after_epoch(epoch + 1, network)
         if stage.keep_best and accuracy.top1 > best_top1:  # NaN is never larger
@@ -127,15 +96,56 @@ def train_stage(
     network.eval()
 
 
+@dataclass(frozen=True)
+class _EpochDone:
+    mean_loss: float
+    images: int
+    rate: float
+
+
+def _train_epoch(
+    stage: Stage,
+    epoch: int,
+    splits: Splits,
+    shuffle: torch.Generator,
+    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    optimizer: Any,
+    fabric: Fabric,
+    on_event: Callable[[Event], None],
+) -> _EpochDone:
+    steps = _steps_per_epoch(len(splits.train), stage.batch_size)
+    total, counted, bad, rate = 0.0, 0, 0, stage.lr
+    batches = splits.train.batches(stage.batch_size, fabric.device, shuffle, splits.data.augmentation)
+    for step, (images, labels) in enumerate(batches):
+        progress = (epoch + step / steps) / stage.epochs
+        rate = learning_rate(stage.lr, stage.schedule, progress, stage.warmup_epochs / stage.epochs)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        task, loss = objective(images.contiguous(memory_format=torch.channels_last), labels)
+        value = float(loss.detach())
+        if not math.isfinite(value):  # one bad batch must not reach the weights, a row of them is divergence
+            bad += 1
+            if bad > _MOST_BAD_STEPS:
+                raise InputError(
+                    f"the loss is {value} at step {step + 1} of epoch {epoch + 1} ({stage.name}, learning rate {rate:.2g})",
+                    "Try a lower learning rate; the last whole epoch is in the run's checkpoint folder.",
+                )
+            continue
+        bad = 0
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        total, counted = total + float(task.detach()) * len(labels), counted + len(labels)
+        where = {"stage": stage.name, "epoch": epoch, "epochs": stage.epochs, "step": step, "steps": steps}
+        on_event({"event": "step", **where, "loss": value})
+    return _EpochDone(total / max(1, counted), counted, rate)
+
+
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Ordinary weights decay; U, s, V do not."""
-    factors = {
-        id(parameter)
-        for module in network.modules()
-        if hasattr(module, "parametrizations")
-        and any(isinstance(part, SVDForm) for part in getattr(module.parametrizations, "weight", ()))
-        for parameter in module.parametrizations.weight.parameters()
-    }
+    held: list[Any] = [getattr(module, "parametrizations", {}) for module in network.modules()]
+    forms = (form["weight"] for form in held if "weight" in form and isinstance(form["weight"][0], SVDForm))
+    factors = {id(parameter) for form in forms for parameter in form.parameters()}
     ordinary = [parameter for parameter in network.parameters() if id(parameter) not in factors]
     free = [parameter for parameter in network.parameters() if id(parameter) in factors]
     groups = [{"params": ordinary, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

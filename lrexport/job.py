@@ -1,0 +1,179 @@
+"""One compression under way: opened from a model or from a run, with everything that can fail checked first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrexport import runs
+from lrexport.artifacts import files, tensors
+from lrexport.config import TrainConfig
+from lrexport.data.images import Splits, hold_out
+from lrexport.data.resolve import check_fits, load_data
+from lrexport.errors import InputError, UsageError
+from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
+from lrexport.measure.environment import environment
+from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.models.resolve import ModelRecipe, from_record, resolve
+from lrexport.models.weights import check_finite, load_weights
+from lrexport.record import RECORD, Record, Result, Results, load_record
+from lrexport.training.engine import make_fabric
+from lrexport.training.scoring import score
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+
+
+@dataclass
+class Job:
+    """The run's folder and record, the networks, and where training happens. Epochs count what each has seen here."""
+
+    run: Path
+    config: TrainConfig
+    recipe: ModelRecipe
+    record: Record
+    splits: Splits | None
+    dense: nn.Module
+    svd: SVDNetwork
+    fabric: Any
+    on_event: OnEvent
+    dense_epochs: int = 0
+    svd_epochs: int = 0
+    fine_tune_epochs: int = 0
+    baseline_epochs: int = 0
+
+    def store(self, name: str, network: nn.Module) -> None:
+        """Save a network's weights in the run, hashed in the record, and the record."""
+        tensors.save(self.run / name, network.state_dict())
+        self.record.seal(self.run, name)
+        self.record.save(self.run)
+
+    def result(self, network: nn.Module, epochs: int, scored: bool) -> Result:
+        """Figures of a network; ``scored`` looks at the test images."""
+        result = torch_result(network, self.recipe.input_shape).model_copy(update={"epochs": epochs})
+        if not scored or self.splits is None:
+            return result
+        network.to(self.fabric.device)
+        return result.model_copy(update={"accuracy": score(network, self.splits.test, self.fabric.device, "test")})
+
+
+def open_job(config: TrainConfig, run: Path, on_event: OnEvent) -> Job:
+    """A new run of a model. The folder, the model, the weights and the data are checked before any training."""
+    recipe = resolve(config.model, config.input_shape)
+    _claim(run)
+    splits = _load_splits(config, recipe)
+    if splits is not None:
+        recipe = recipe.with_classes(len(splits.data.classes))
+    network = _load_network(recipe, config.weights)
+    if splits is not None:
+        _check_fits(splits, network, recipe)
+    svd = to_svd_form(copy.deepcopy(network), recipe, config)
+    record = Record(model=recipe.to_record(), config=config.to_record())
+    return _job(config, run, recipe, record, splits, network, svd, on_event)
+
+
+def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) -> Job:
+    """Go on from a run, in place or in another folder: from its SVD-trained network, or from its dense one."""
+    before = load_record(source)
+    recipe = from_record(before.model)
+    dense, svd = runs.load_dense(source, before), load_svd(config, source)
+    if run.resolve() != source.resolve():
+        _claim(run)
+    files.make_run_folder(run)
+    data = config.data or (before.data.source if before.data else None)
+    trained = runs.SVD in before.files
+    scheme = before.config["scheme"] if trained else config.scheme
+    config = replace(config, model=recipe.source, data=data, scheme=scheme)
+    record = Record(model=before.model, config=before.config)
+    job = _job(config, run, recipe, record, _load_splits(config, recipe), dense, svd, on_event)
+    job.svd_epochs = int(before.config["svd_epochs"]) if trained else 0
+    job.dense_epochs = int(before.config.get("dense_epochs") or 0)
+    job.store(runs.DENSE, dense)
+    if trained:
+        job.store(runs.SVD, svd.network)
+    return job
+
+
+def load_svd(config: TrainConfig, source: Path | None) -> SVDNetwork:
+    """The network in SVD form: of a run, SVD-trained where it has that stage, or of a model as it comes."""
+    if source is None:
+        recipe = resolve(config.model, config.input_shape)
+        return to_svd_form(_load_network(recipe, config.weights), recipe, config)
+    record = load_record(source)
+    recipe = from_record(record.model)
+    if runs.SVD not in record.files:
+        return to_svd_form(runs.load_dense(source, record), recipe, config)
+    svd = to_svd_form(recipe.build(), recipe, replace(config, scheme=record.config["scheme"]))
+    svd.network.load_state_dict(tensors.load(record.check(source, runs.SVD)))
+    return svd
+
+
+def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
+    """Put ``network`` into SVD form in place, with its MACs outside of layers counted."""
+    run_once(network, recipe.input_shape)  # before fvcore, whose own errors name no shape
+    total = count_torch_macs(network, recipe.input_shape).total
+    return decompose(network, recipe.input_shape, config.scheme, total_macs=total)
+
+
+def torch_result(network: nn.Module, input_shape: tuple[int, ...]) -> Result:
+    """MACs and parameters of a torch network."""
+    params = sum(parameter.numel() for parameter in network.parameters())
+    return Result(macs=count_torch_macs(network, input_shape).total, macs_counted_on="torch", params=params)
+
+
+def _job(
+    config: TrainConfig,
+    run: Path,
+    recipe: ModelRecipe,
+    record: Record,
+    splits: Splits | None,
+    dense: nn.Module,
+    svd: SVDNetwork,
+    on_event: OnEvent,
+) -> Job:
+    def log(event: Event) -> None:
+        if event["event"] != "step":
+            files.append_json_line(run / "log.jsonl", event)
+        on_event(event)
+
+    record.data = splits.to_record() if splits else None
+    record.environment = environment()
+    record.results = Results()
+    return Job(run, config, recipe, record, splits, dense, svd, make_fabric(config.device, config.precision), log)
+
+
+def _claim(run: Path) -> None:
+    if (run / RECORD).exists():
+        raise UsageError(f"{run} already holds a run", "Choose another folder with -o, or remove it first.")
+    files.make_run_folder(run)
+
+
+def _load_network(recipe: ModelRecipe, weights: Path | None) -> nn.Module:
+    network = recipe.build()
+    if weights is not None:
+        load_weights(network, weights)
+    check_finite(network.state_dict(), "the network")
+    return network
+
+
+def _load_splits(config: TrainConfig, recipe: ModelRecipe) -> Splits | None:
+    if config.data is None:
+        return None
+    data = load_data(config.data, recipe.input_shape, config.download)
+    return hold_out(data, config.heldout, seed=config.seed)
+
+
+def _check_fits(splits: Splits, network: nn.Module, recipe: ModelRecipe) -> None:
+    images, _ = next(iter(splits.heldout.batches(1, torch.device("cpu"))))
+    if tuple(images.shape[1:]) != tuple(recipe.input_shape):
+        raise InputError(f"the data has images {tuple(images.shape[1:])}, the network takes {recipe.input_shape}")
+    output = run_once(network, recipe.input_shape)
+    if output.ndim != 2:
+        raise InputError(f"the network's output is {tuple(output.shape)}; (batch, classes) was wanted")
+    check_fits(splits.data, output.shape[1])

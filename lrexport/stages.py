@@ -1,0 +1,125 @@
+"""The stages of a compression, in their order; each leaves its result in the run before the next begins."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrexport import runs
+from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
+from lrexport.job import Event, Job, to_svd_form
+from lrexport.lowrank.fold import fold
+from lrexport.lowrank.regularisers import losses
+from lrexport.lowrank.selection import Selection, plan_macs
+from lrexport.record import Results
+from lrexport.training.checkpoints import clear_checkpoints, save_checkpoint
+from lrexport.training.loops import Stage, train_stage
+from lrexport.training.scoring import reestimate_batchnorm, score
+
+_BATCHNORM_BATCH = 250
+
+
+def train_dense(job: Job) -> None:
+    """Train the dense network first, where it has no weights of its own or epochs are asked for."""
+    epochs = job.config.dense_epochs
+    if epochs is None:
+        # A callable of the user's own may well come with weights; a named network comes with none unless asked.
+        untrained = job.recipe.is_named and job.config.weights is None and not job.recipe.kwargs.get("weights")
+        epochs = DEFAULT_DENSE_EPOCHS if untrained else 0
+    if epochs and job.splits is not None:
+        _train(job, _stage(job, "dense", epochs, job.config.dense_lr), job.dense)
+        job.dense_epochs = epochs
+        job.svd = to_svd_form(copy.deepcopy(job.dense), job.recipe, job.config)
+    job.record.config["dense_epochs"] = job.dense_epochs
+    job.store(runs.DENSE, job.dense)
+
+
+def train_svd(job: Job) -> None:
+    """Full-rank SVD training with the regularisers of equation 3."""
+    config = job.config
+    if job.splits is None or config.svd_epochs == 0:
+        return
+    extra = partial(losses, job.svd, config.orthogonality, config.sparsity_strength, config.sparsity)
+    # The last epoch, not the best: sparsity grows along training, and the best held-out epoch is an early, dense one.
+    stage = replace(_stage(job, "svd", config.svd_epochs, config.lr), keep_best=False)
+    _train(job, stage, job.svd.network, extra_loss=extra, teacher=job.dense)
+    job.svd_epochs = config.svd_epochs
+    job.store(runs.SVD, job.svd.network)
+
+
+def prune(job: Job, selection: Selection, batchnorm_images: int) -> nn.Module:
+    """Fold the plan's ranks, and repair BatchNorm's statistics on that many training images."""
+    job.record.plan = selection.plan
+    job.record.notes += selection.warnings
+    network = fold(job.svd, selection.plan)
+    event: Event = {"event": "plan", "threshold": selection.threshold}
+    event |= {"macs": plan_macs(job.svd, selection.plan), "dense_macs": job.svd.dense_macs}
+    if job.splits is not None:
+        device = job.fabric.device
+        network.to(device)
+        event["heldout_top1"] = score(network, job.splits.heldout, device, "heldout").top1
+        images = job.splits.train.subset(torch.arange(min(batchnorm_images, len(job.splits.train))))
+        if len(images) and reestimate_batchnorm(network, images.batches(_BATCHNORM_BATCH, device)):
+            event["heldout_top1_after_batchnorm"] = score(network, job.splits.heldout, device, "heldout").top1
+    job.on_event(event)
+    return network
+
+
+def fine_tune(job: Job, network: nn.Module, epochs: int) -> None:
+    """Low-rank fine-tuning: the plain pairs, λ_s = 0."""
+    if job.splits is not None and epochs:
+        _train(job, _stage(job, "fine-tune", epochs, job.config.lr), network, teacher=job.dense)
+        job.fine_tune_epochs = epochs
+    job.store(runs.MODEL, network)
+
+
+def train_baseline(job: Job, config: CompressConfig) -> None:
+    """Train the dense network on, so that the comparison is with one of the same budget."""
+    epochs = config.baseline_epochs
+    if epochs == "same":
+        epochs = job.svd_epochs + job.fine_tune_epochs
+    if job.splits is not None and epochs:
+        _train(job, _stage(job, "baseline", epochs, job.config.lr), job.dense)
+        job.baseline_epochs = epochs
+        job.store(runs.DENSE, job.dense)
+
+
+def finish(job: Job, network: nn.Module) -> None:
+    """Look at the test images, once; write the record."""
+    job.record.results = Results(
+        dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs, scored=True),
+        compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs, scored=True),
+    )
+    job.record.save(job.run)
+    clear_checkpoints(job.run)
+
+
+def _stage(job: Job, name: str, epochs: int, lr: float) -> Stage:
+    config = job.config
+    return Stage(
+        name,
+        epochs,
+        lr,
+        batch_size=config.batch_size,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup_epochs=min(config.warmup_epochs, epochs / 2),
+        distill=config.distill if name in ("svd", "fine-tune") else 0.0,
+        seed=config.seed,
+    )
+
+
+def _train(job: Job, stage: Stage, network: nn.Module, **more: Any) -> None:
+    assert job.splits is not None
+    if not stage.distill:
+        more.pop("teacher", None)
+
+    def checkpoint(epoch: int, current: nn.Module) -> None:
+        save_checkpoint(job.run, stage.name, epoch, current)
+
+    train_stage(network, job.splits, stage, job.fabric, job.on_event, after_epoch=checkpoint, **more)

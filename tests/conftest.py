@@ -1,0 +1,53 @@
+"""What several test folders share: small networks, and the data beside the checkout where it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "data" / "cifar10_jpeg.npz").is_file():
+        pytest.skip("needs the experiments' data and weights in ../shared, which are not part of the project")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+class SmallNet(nn.Module):
+    """A network with every kind of layer that matters here; (B, 3, 12, 12) → (B, 10)."""
+
+    input_shape = (3, 12, 12)
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.body = nn.Conv2d(16, 24, 3, stride=2, padding=1, bias=False)
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.pointwise = nn.Conv2d(24, 48, 1)
+        self.head = nn.Linear(48, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(self.depthwise(torch.relu(self.body(x))))
+        return self.head(torch.relu(self.pointwise(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def small_net() -> nn.Module:
+    return SmallNet().eval()
+
+
+def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference relative to the largest wanted value."""
+    return float((found - wanted).detach().abs().max() / wanted.detach().abs().max())

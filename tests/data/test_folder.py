@@ -1,0 +1,120 @@
+"""Image folders: in memory and streamed, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lrexport.data.folder import load_folder
+from lrexport.data.images import MEAN, STD, ArraySet
+from lrexport.data.resolve import load_data
+from lrexport.errors import InputError, UsageError
+
+SHAPE = (3, 16, 16)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("cat $(id)", "dog")):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                pixels[0, 0] = 100 * label
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path
+
+
+def test_a_folder_is_decoded_once_into_memory(root: Path) -> None:
+    data = load_data(f"folder:{root}", SHAPE)
+    assert data.classes == ["cat $(id)", "dog"]
+    assert isinstance(data.train, ArraySet)
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert (data.test.images[:, 0, 0, 0] == 100 * data.test.labels).all()
+
+
+def test_images_of_another_size_are_resized_and_cropped(root: Path) -> None:
+    Image.new("RGB", (64, 32), (10, 20, 30)).save(root / "train" / "dog" / "wide.png")
+    data = load_data(f"folder:{root}", SHAPE)
+    assert data.train.images[-1].flatten(1).unique(dim=1).flatten().tolist() == [10, 20, 30]
+
+
+def test_a_streamed_set_gives_what_the_one_in_memory_gives(root: Path) -> None:
+    in_memory, streamed = (load_folder("x", root, SHAPE, in_memory=way) for way in (True, False))
+    (wanted, labels), (found, same) = (next(iter(way.test.batches(4, torch.device("cpu")))) for way in (in_memory, streamed))
+    assert torch.equal(labels, same)
+    assert found.shape == wanted.shape
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    assert float(((found * std + mean).clamp(0, 1) - (found * std + mean)).abs().max()) < 1e-6
+    assert streamed.train.subset(torch.tensor([5])).labels.tolist() == [1]
+    shuffled = list(streamed.train.batches(4, torch.device("cpu"), torch.Generator().manual_seed(0), streamed.augmentation))
+    assert [tuple(images.shape) for images, _ in shuffled] == [(4, 3, 16, 16)] * 2
+
+
+def test_a_damaged_image_is_named(root: Path) -> None:
+    (root / "train" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    with pytest.raises(InputError, match=r"dog/2\.png"):
+        load_data(f"folder:{root}", SHAPE)
+
+
+def test_an_empty_class_is_named(root: Path) -> None:
+    (root / "train" / "emu").mkdir()
+    (root / "val" / "emu").mkdir()
+    with pytest.raises(InputError, match="train/emu has no images"):
+        load_data(f"folder:{root}", SHAPE)
+
+
+def test_parts_with_different_classes_are_named(root: Path) -> None:
+    (root / "val" / "dog").rename(root / "val" / "dogs")
+    with pytest.raises(InputError, match="dog only in train, dogs only in val"):
+        load_data(f"folder:{root}", SHAPE)
+
+
+def test_a_single_class_a_missing_part_and_a_missing_root_are_said(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train and val"):
+        load_data(f"folder:{root / 'train'}", SHAPE)
+    with pytest.raises(UsageError, match="needs a folder"):
+        load_data("folder", SHAPE)
+    for part in ("train", "val"):
+        (root / part / "dog").rename(root / f"{part}-dog")
+    with pytest.raises(InputError, match="two are the least"):
+        load_data(f"folder:{root}", SHAPE)
+
+
+def test_an_unknown_name_gives_the_nearest() -> None:
+    with pytest.raises(UsageError, match="cifar10"):
+        load_data("cifar01", SHAPE)
+
+
+def test_cifar_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--download"):
+        load_data(f"cifar10:{tmp_path}", (3, 32, 32))
+
+
+def test_cifar_in_torchvisions_own_format_is_read(tmp_path: Path) -> None:
+    import pickle
+
+    from lrexport.models.vision import torchvision
+
+    dataset = torchvision("datasets").CIFAR10
+    folder = tmp_path / dataset.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
+    for name, _ in (*dataset.train_list, *dataset.test_list):
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1, 2, 3]}))
+    (folder / dataset.meta["filename"]).write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+    original = dataset._check_integrity
+    dataset._check_integrity = lambda self: True  # the real files' checksums
+    try:
+        data = load_data(f"cifar10:{tmp_path}", (3, 32, 32))
+    finally:
+        dataset._check_integrity = original
+    assert len(data.train) == 20
+    assert torch.equal(data.test.images, torch.from_numpy(pixels).view(4, 3, 32, 32))

@@ -1,0 +1,139 @@
+"""At full rank the folded layer is the layer; below it, the best approximation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lrexport.lowrank.decompose import SVDNetwork, decompose
+from lrexport.lowrank.fold import fold, fold_layer, fold_structure
+from lrexport.lowrank.schemes import CONV_SCHEMES, SCHEMES
+from lrexport.lowrank.selection import select
+from lrexport.lowrank.svd_form import attach
+from lrexport.models.cifar_resnet import CifarResNet
+from lrexport.record import FactorisedLayer, Plan, Scheme
+from tests.conftest import SmallNet, relative_error
+
+TOLERANCE = 1e-5  # float32, largest error relative to the output's scale
+
+
+def full_rank_plan(svd: SVDNetwork) -> Plan:
+    return {
+        name: FactorisedLayer(
+            scheme=layer.scheme,
+            rank=layer.full_rank,
+            full_rank=layer.full_rank,
+            energy_kept=1.0,
+            dense_macs=layer.dense_macs,
+            macs=layer.full_rank * layer.macs_per_rank,
+            dense_params=layer.dense_params,
+            params=0,
+        )
+        for name, layer in svd.layers.items()
+    }
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> nn.Conv2d:
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = draw(st.one_of(st.just("valid"), st.just("same"), st.tuples(st.integers(0, 2), st.integers(0, 2))))
+    if padding == "same":
+        stride = (1, 1)
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    channels = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    return nn.Conv2d(
+        *channels, kernel, stride, padding, dilation, bias=draw(st.booleans()), padding_mode=mode, dtype=torch.float32
+    )
+
+
+@pytest.mark.parametrize("scheme", CONV_SCHEMES)
+@settings(max_examples=120, deadline=None)
+@given(layer=convolutions(), seed=st.integers(0, 1000))
+def test_a_convolution_folded_at_full_rank_is_the_same_function(scheme: Scheme, layer: nn.Conv2d, seed: int) -> None:
+    images = torch.randn(2, layer.in_channels, 11, 12, generator=torch.Generator().manual_seed(seed))
+    wanted = layer(images)
+    full_rank = min(SCHEMES[scheme].matrix(layer.weight).shape)
+    attach(layer, scheme)
+    assert relative_error(layer(images), wanted) <= TOLERANCE
+    pair = fold_layer(layer, scheme, full_rank)
+    assert [type(half) for half in pair] == [nn.Conv2d, nn.Conv2d]
+    found = pair(images)
+    assert found.shape == wanted.shape
+    assert relative_error(found, wanted) <= TOLERANCE
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_folded_at_full_rank_is_the_same_function(bias: bool) -> None:
+    layer, rows = nn.Linear(7, 5, bias=bias), torch.randn(4, 6, 7)
+    wanted = layer(rows)
+    attach(layer, "linear")
+    assert relative_error(fold_layer(layer, "linear", 5)(rows), wanted) <= TOLERANCE
+
+
+@pytest.mark.parametrize("scheme", ["spatial", "channel"])
+def test_every_layer_of_resnet20_folded_at_full_rank_leaves_the_network_as_it_was(scheme: Scheme) -> None:
+    network = CifarResNet(20).eval()
+    images = torch.randn(4, 3, 32, 32)
+    wanted = network(images)
+    svd = decompose(network, (3, 32, 32), scheme)
+    assert len(svd.layers) == 20
+    assert not svd.dense
+    folded = fold(svd, full_rank_plan(svd))
+    assert relative_error(folded(images), wanted) <= TOLERANCE
+    assert not any("parametrizations" in name for name in folded.state_dict())
+    assert {type(module).__module__.split(".")[0] for module in folded.modules()} <= {"torch", "lrexport"}
+
+
+def test_truncation_is_the_best_approximation_of_that_rank() -> None:
+    layer = nn.Conv2d(6, 8, 3)
+    matrix = SCHEMES["spatial"].matrix(layer.weight.detach())
+    singular = torch.linalg.svdvals(matrix)
+    attach(layer, "spatial")
+    first, second = fold_layer(layer, "spatial", 5)
+    composed = torch.einsum("orh,riw->oihw", second.weight[..., 0], first.weight[:, :, 0])
+    error = (SCHEMES["spatial"].matrix(composed) - matrix).norm()
+    torch.testing.assert_close(error, singular[5:].norm())  # Eckart–Young
+
+
+def test_both_halves_carry_the_square_root_of_the_singular_values() -> None:
+    layer = nn.Linear(9, 9, bias=False)
+    singular = torch.linalg.svdvals(layer.weight.detach())
+    attach(layer, "linear")
+    first, second = fold_layer(layer, "linear", 4)
+    torch.testing.assert_close(first.weight.norm(dim=1), singular[:4].sqrt())
+    torch.testing.assert_close(second.weight.norm(dim=0), singular[:4].sqrt())
+
+
+def test_folding_leaves_the_network_in_svd_form_trainable() -> None:
+    svd = decompose(SmallNet(), (3, 12, 12))
+    before = set(svd.network.state_dict())
+    fold(svd, select(svd, macs=0.6).plan)
+    assert set(svd.network.state_dict()) == before
+
+
+def test_a_module_used_in_two_places_is_folded_once_for_both() -> None:
+    shared = nn.Conv2d(16, 16, 3, padding=1)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), shared, nn.ReLU(), nn.Sequential(shared)).eval()
+    images = torch.randn(2, 3, 10, 10)
+    wanted = network(images)
+    svd = decompose(network, (3, 10, 10))
+    assert svd.layers["1"].names == ("1", "3.0")
+    assert svd.layers["1"].dense_macs == 2 * 16 * 16 * 9 * 8 * 8
+    folded = fold(svd, full_rank_plan(svd))
+    assert folded[1] is folded[3][0]
+    assert relative_error(folded(images), wanted) <= TOLERANCE
+
+
+def test_a_plan_alone_rebuilds_the_folded_network() -> None:
+    svd = decompose(SmallNet().eval(), (3, 12, 12))
+    plan = select(svd, macs=0.6).plan
+    folded = fold(svd, plan)
+    rebuilt = fold_structure(SmallNet(), plan)
+    rebuilt.load_state_dict(folded.state_dict())
+    images = torch.randn(2, 3, 12, 12)
+    assert torch.equal(rebuilt.eval()(images), folded(images))

@@ -1,0 +1,119 @@
+"""One stage of training: it learns, it repeats itself, it keeps the best epoch, it stops at NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
+from lrexport.errors import InputError
+from lrexport.lowrank.decompose import decompose
+from lrexport.training.engine import make_fabric
+from lrexport.training.loops import Stage, train_stage
+from lrexport.training.schedules import learning_rate
+
+
+def bright_and_dark(count: int = 240) -> Splits:
+    labels = torch.arange(count) % 2
+    noise = torch.randint(0, 120, (count, 3, 6, 6))
+    images = (noise + 100 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    part = ArraySet(images, labels)
+    return hold_out(ImageData("bright", ["dark", "bright"], part, part), 0.2)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2))
+
+
+def train(net: nn.Module, stage: Stage, **more: Any) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    train_stage(net, bright_and_dark(), stage, make_fabric("cpu", "float32"), events.append, **more)
+    return events
+
+
+def test_training_learns_and_the_same_seed_gives_the_same_bits() -> None:
+    stage = Stage("dense", epochs=3, lr=0.05, batch_size=32, seed=3)
+    first, second = network(), network()
+    events = train(first, stage)
+    train(second, stage)
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert epochs[-1]["heldout_top1"] > 0.95
+    assert [event["epoch"] for event in epochs] == [1, 2, 3]
+    for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_weight_decay_shrinks_ordinary_weights_but_not_the_factors() -> None:
+    net = network()
+    svd = decompose(net, (3, 6, 6))
+    assert "2" in svd.layers
+    stage = Stage("svd", epochs=1, lr=0.05, batch_size=32, weight_decay=100.0)
+    train(net, stage, extra_loss=lambda: torch.zeros(()), after_epoch=lambda *_: None)
+    assert float(net[0].bias.abs().max()) < 1e-3  # decayed away
+    assert float(net[2].parametrizations.weight.original1.abs().max()) > 0.05
+
+
+def test_the_best_epoch_on_held_out_images_is_kept_unless_asked_otherwise() -> None:
+    states: list[dict[str, torch.Tensor]] = []
+
+    def remember(epoch: int, net: nn.Module) -> None:
+        states.append({name: value.clone() for name, value in net.state_dict().items()})
+        if epoch == 2:  # ruin what the third epoch starts from, so that the second is the best
+            for parameter in net.parameters():
+                parameter.data.zero_()
+
+    for keep_best in (True, False):
+        states.clear()
+        net = network()
+        stage = Stage("dense", epochs=3, lr=0.05, batch_size=32, keep_best=keep_best)
+        events = [event for event in train(net, stage, after_epoch=remember) if event["event"] == "epoch"]
+        scores = [event["heldout_top1"] for event in events]
+        assert scores[2] <= 0.6 < scores[1]
+        kept = scores.index(max(scores)) if keep_best else 2
+        if kept != 1:  # the second epoch's weights were ruined after they were scored
+            assert all(torch.equal(value, states[kept][name]) for name, value in net.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rate_and_spares_the_weights() -> None:
+    net = network()
+    before = [parameter.clone() for parameter in net.parameters()]
+    with pytest.raises(InputError, match=r"the loss is nan at step 4 of epoch 1 \(dense, learning rate 0\.05\)"):
+        train(net, Stage("dense", 1, 0.05, 32), extra_loss=lambda: torch.tensor(math.nan))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(before, net.parameters(), strict=True))
+
+
+def test_distillation_alone_pulls_the_student_to_the_teacher() -> None:
+    teacher, student = network(), network()
+    train(teacher, Stage("dense", epochs=3, lr=0.05, batch_size=32))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    images = torch.randn(64, 3, 6, 6)
+
+    def gap() -> float:
+        return float((teacher(images).softmax(1) - student.eval()(images).softmax(1)).detach().abs().mean())
+
+    before = gap()
+    train(student, Stage("fine-tune", epochs=4, lr=0.05, batch_size=32, distill=1.0), teacher=teacher)
+    assert gap() < 0.5 * before
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "wanted"),
+    [
+        ("cosine", 0.1, 1.0),
+        ("cosine", 0.55, 0.5),
+        ("cosine", 1.0, 0.0),
+        ("cosine", 0.05, 0.5),
+        ("step", 0.49, 1.0),
+        ("step", 0.5, 0.1),
+        ("step", 0.75, 0.01),
+    ],
+)
+def test_learning_rates(schedule: Any, progress: float, wanted: float) -> None:
+    assert learning_rate(1.0, schedule, progress, warmup=0.1) == pytest.approx(wanted)
