@@ -70,6 +70,7 @@ def open_job(config: TrainConfig, run: Path, on_event: OnEvent) -> Job:
     splits = _load_splits(config, recipe)
     if splits is not None:
         recipe = recipe.with_classes(len(splits.data.classes))
+    torch.manual_seed(config.seed)  # fresh weights are part of what a seed decides
     network = _load_network(recipe, config.weights)
     if splits is not None:
         _check_fits(splits, network, recipe)

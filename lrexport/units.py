@@ -7,30 +7,12 @@ import re
 
 from lrexport.errors import UsageError
 
-_BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def _split(text: str, what: str, example: str) -> tuple[float, str]:
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    if not match:
-        raise UsageError(f"{text!r} is no {what}", f"Write it like {example}.")
-    return float(match[1]), match[2]
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from ``"500 KB"`` (10³) or ``"500 KiB"`` (2¹⁰); a unit is required. Raises UsageError."""
-    value, unit = _split(text, "size", "500KB or 1.5 MiB")
-    if unit.upper() not in _BYTE_UNITS:
-        raise UsageError(f"{text!r} is no size: unit {unit!r} is not one of B, KB, MB, GB, KiB, MiB, GiB")
-    return round(value * _BYTE_UNITS[unit.upper()])
-
 
 def parse_share(text: str) -> float:
     """A share of the dense network in (0, 1], from ``"0.5"`` or ``"50%"``. Raises UsageError."""
-    percent = text.strip().endswith("%")
-    value, unit = _split(text.strip().rstrip("%"), "share", "0.5 or 50%")
-    value = value / 100 if percent else value
-    if unit or not 0 < value <= 1:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*", text)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < value <= 1:
         raise UsageError(f"{text!r} is no share of the dense network", "Give a number above 0 and at most 1, like 0.5.")
     return value
 

@@ -27,18 +27,34 @@ try:
 except (ImportError, ValueError, OSError):
     pass
 import onnx
+def tensors(message):  # wherever they are: initializers, attributes of nodes, graphs in attributes, functions
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for item in [value] if hasattr(value, "ListFields") else value:
+                yield from tensors(item)
 try:
     model = onnx.load(path, load_external_data=False)
-    bad = []
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            place = entry.value.replace(chr(92), "/")
-            if entry.key == "location" and (os.path.isabs(place) or ".." in place.split("/")):
-                bad.append(entry.value)
-    if bad:
-        print(json.dumps({"error": "external data outside of the file's folder: " + ", ".join(bad[:3])}))
+    outside, absent = [], []
+    for tensor in tensors(model):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        place = entries.get("location", "").replace(chr(92), "/")
+        if os.path.isabs(place) or ".." in place.split("/"):
+            outside.append(entries["location"])
+        elif entries:
+            file = os.path.join(os.path.dirname(path), place)
+            size = os.path.getsize(file) if os.path.isfile(file) else 0
+            offset, length = (entries.get(key, "0") for key in ("offset", "length"))
+            if not (offset.isdecimal() and length.isdecimal() and int(offset) + int(length) <= size):
+                absent.append(tensor.name + " at " + offset + " + " + length + " of " + str(size) + " bytes in " + place)
+    if outside:
+        print(json.dumps({"error": "external data outside of the file's folder: " + ", ".join(outside[:3])}))
+    elif absent:
+        print(json.dumps({"error": "external data that is not there: " + ", ".join(absent[:3])}))
     else:
-        onnx.checker.check_model(model if any(t.external_data for t in model.graph.initializer) else path)
+        onnx.checker.check_model(path)  # by its path, so that it looks beside the file for links too
         print(json.dumps({"ok": True}))
 except MemoryError:
     print(json.dumps({"error": "needs far more memory than its size explains"}))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 _MAX_HEADER_BYTES = 100_000_000
 # Keys under which training scripts wrap a state dict.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+# What a state dict of plain tensors needs to be unpickled, in torch's format from before 1.6.
+_PLAIN_GLOBALS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.\w*Storage|collections\.OrderedDict")
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -39,14 +43,15 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} is a folder", "Give the weight file itself.")
     try:
         with open(path, "rb") as stream:
-            head = stream.read(8)
+            head = stream.read(9)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not head:
         raise InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
     if head.startswith(b"PK\x03\x04"):
         return _load_zip_checkpoint(path)
-    if head.startswith(b"\x80") and path.suffix != ".safetensors":
+    # A safetensors file can begin with this byte too, in its header's length; its header then begins with a brace.
+    if head.startswith(b"\x80") and head[8:] != b"{":
         return _load_pickle(path)
     return _load_safetensors(path)
 
@@ -73,7 +78,7 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         header = json.loads(raw)
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no safetensors file: malformed header ({error})") from error
     expected = 8 + length + max(ends, default=0)
     if found < expected:
@@ -95,11 +100,16 @@ def _load_zip_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error) as error:
         raise InputError(
-            f"{path} is truncated or damaged: {path.stat().st_size:,} bytes, and the archive's directory is missing",
+            f"{path} is truncated or damaged: {path.stat().st_size:,} bytes, and the archive's directory cannot be read",
             "Make or fetch it again.",
         ) from error
+    names = [entry.filename for entry in entries]
+    if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+        raise _not_a_state_dict(path, "a TorchScript archive, which carries code")
+    if any(name.rsplit("/", 1)[-1] in ("serialized_exported_program.json", "archive_format") for name in names):
+        raise _not_a_state_dict(path, "an exported program (.pt2), which carries a graph")
     # torch.save stores its records uncompressed, so an honest archive never unpacks to more than its own size.
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > path.stat().st_size:
@@ -107,11 +117,6 @@ def _load_zip_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             f"{path} claims to unpack to {format_bytes(unpacked)} from {format_bytes(path.stat().st_size)}",
             "torch.save never compresses; this archive was not written by it.",
         )
-    names = [entry.filename for entry in entries]
-    if any("/code/" in name or name.endswith("constants.pkl") for name in names):
-        raise _not_a_state_dict(path, "a TorchScript archive, which carries code")
-    if any(name.rsplit("/", 1)[-1] in ("serialized_exported_program.json", "archive_format") for name in names):
-        raise _not_a_state_dict(path, "an exported program (.pt2), which carries a graph")
     return _load_pickle(path)
 
 
@@ -122,10 +127,12 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # A stream and no path: by a path's ending alone torch would choose safetensors.
+        with open(path, "rb") as stream:
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unsafe(path) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, MemoryError, OverflowError, TypeError) as error:
+    except Exception as error:  # damage meets torch's reader anywhere: IndexError, struct.error, AssertionError, …
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {reason}", "Make or fetch it again.") from error
     return _state_dict_in(path, loaded)
@@ -135,7 +142,10 @@ def _unsafe(path: Path) -> InputError:
     import torch
 
     try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        if zipfile.is_zipfile(path):
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        else:
+            names = _globals_in_old_format(path)
     except Exception:  # the lister itself gives up on some malformed pickles
         names = []
     if not names:
@@ -148,6 +158,23 @@ def _unsafe(path: Path) -> InputError:
         "Where you trust it, load it yourself and save the weights alone: "
         'torch.save(model.state_dict(), "weights.pt") or safetensors.torch.save_file(model.state_dict(), ...).',
     )
+
+
+def _globals_in_old_format(path: Path) -> list[str]:
+    """Globals that the pickles of a checkpoint from before torch 1.6 ask for, without torch's own; nothing is run.
+
+    The file is four pickles in a row (magic number, version, system, content); the weights come after them.
+    """
+    found: set[str] = set()
+    with open(path, "rb") as stream:
+        try:
+            for _ in range(4):
+                for opcode, argument, _position in pickletools.genops(stream):
+                    if opcode.name == "GLOBAL":
+                        found.add(str(argument).replace(" ", "."))
+        except ValueError:  # a plain pickle ends earlier
+            pass
+    return sorted(name for name in found if not _PLAIN_GLOBALS.fullmatch(name))
 
 
 def _not_a_state_dict(path: Path, what: str) -> InputError:
@@ -171,6 +198,17 @@ def _state_dict_in(path: Path, loaded: object) -> dict[str, torch.Tensor]:
     if strange or not loaded:
         what = f"entries that are no tensors: {', '.join(strange[:10])}" if strange else "no tensors"
         raise InputError(f"{path} holds {what}", "Save the state dict alone.")
+    hollow = [str(key) for key, value in loaded.items() if not _has_plain_values(value)]
+    if hollow:
+        listed = ", ".join(hollow[:10])
+        raise InputError(f"{path} holds tensors without plain values: {listed}", "Save them dense, on the CPU.")
     # DataParallel and DistributedDataParallel put "module." before every name.
     prefix = "module." if all(str(key).startswith("module.") for key in loaded) else ""
     return {str(key)[len(prefix) :]: value for key, value in loaded.items()}
+
+
+def _has_plain_values(tensor: torch.Tensor) -> bool:
+    """Neither sparse, nor quantised, nor a shape alone (meta)."""
+    import torch
+
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta

@@ -38,14 +38,14 @@ def defaults(config_file: str | None, commands: Mapping[str, click.Command]) -> 
                 raise _wrong(path, key, f"{key!r} is a {_kind(value)}, a table of options was wanted")
             for inner, chosen in value.items():
                 if inner not in options[key]:
-                    raise _unknown(path, inner, set(options[key]), f"[{key}]")
-                result[key][options[key][inner].name or inner] = _checked(path, inner, chosen, options[key][inner])
+                    raise _unknown(path, inner, set(options[key]), key)
+                result[key][options[key][inner].name or inner] = _checked(path, inner, chosen, options[key][inner], key)
         elif key in everywhere:
             for name, known in options.items():
                 if key in known:
                     result[name][known[key].name or key] = _checked(path, key, value, known[key])
         else:
-            raise _unknown(path, key, everywhere | set(commands), "the configuration")
+            raise _unknown(path, key, everywhere | set(commands))
     return result
 
 
@@ -55,12 +55,21 @@ def _find(config_file: str | None) -> tuple[Path | None, dict[str, Any]]:
         if not path.is_file():
             raise UsageError(f"there is no configuration file {path}")
         content = _parse(path)
-        return path, content.get("tool", {}).get("lrexport", {}) if path.name == "pyproject.toml" else content
+        return path, _section(path, content) if path.name == "pyproject.toml" else content
     if Path("lrexport.toml").is_file():
         return Path("lrexport.toml"), _parse(Path("lrexport.toml"))
     if Path("pyproject.toml").is_file():
-        return Path("pyproject.toml"), _parse(Path("pyproject.toml")).get("tool", {}).get("lrexport", {})
+        return Path("pyproject.toml"), _section(Path("pyproject.toml"), _parse(Path("pyproject.toml")))
     return None, {}
+
+
+def _section(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """``[tool.lrexport]`` of a pyproject.toml."""
+    tools = content.get("tool", {})
+    section = tools.get("lrexport", {}) if isinstance(tools, dict) else {}
+    if not isinstance(section, dict):
+        raise UsageError(f"{_place(path)}: 'lrexport' is a {_kind(section)}, a table of options was wanted")
+    return section
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -81,19 +90,19 @@ def _options(command: click.Command) -> dict[str, click.Parameter]:
     return found
 
 
-def _checked(path: Path, key: str, value: Any, parameter: click.Parameter) -> Any:
+def _checked(path: Path, key: str, value: Any, parameter: click.Parameter, command: str = "") -> Any:
     given = [str(item) for item in value] if isinstance(value, list) else value
     wanted = parameter.type
     if isinstance(parameter, click.Option) and parameter.is_flag:
         if not isinstance(value, bool):
-            raise _wrong(path, key, f"{key} is a {_kind(value)}, true or false was wanted")
+            raise _wrong(path, key, f"{key} is a {_kind(value)}, true or false was wanted", command)
         return value
     if isinstance(value, bool | dict):
-        raise _wrong(path, key, f"{key} is a {_kind(value)}, a {wanted.name} was wanted")
+        raise _wrong(path, key, f"{key} is a {_kind(value)}, one value ({wanted.name}) was wanted", command)
     try:
         wanted.convert(str(given) if not isinstance(given, list) else ",".join(given), parameter, None)
     except (click.BadParameter, UsageError) as error:
-        raise _wrong(path, key, f"{key} = {value!r}: {error}") from error
+        raise _wrong(path, key, f"{key} = {value!r}: {error}", command) from error
     return str(given) if not isinstance(given, list) else ",".join(given)
 
 
@@ -102,20 +111,36 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _unknown(path: Path, key: str, known: set[str], where: str) -> UsageError:
+def _unknown(path: Path, key: str, known: set[str], command: str = "") -> UsageError:
     close = difflib.get_close_matches(key, sorted(known), 1)
     hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(k for k in known if '_' not in k))}."
-    return UsageError(f"{_place(path, key)}: unknown key {key!r} in {where}", hint)
+    where = f"[{command}]" if command else "the configuration"
+    return UsageError(f"{_place(path, command, key)}: unknown key {key!r} in {where}", hint)
 
 
-def _wrong(path: Path, key: str, message: str) -> UsageError:
-    return UsageError(f"{_place(path, key)}: {message}")
+def _wrong(path: Path, key: str, message: str, command: str = "") -> UsageError:
+    return UsageError(f"{_place(path, command, key)}: {message}")
 
 
-def _place(path: Path, key: str) -> str:
-    """``file:line`` of the first line that sets the key; tomllib keeps no positions."""
-    pattern = re.compile(rf"\s*(\[[^\]]*\b{re.escape(key)}\b[^\]]*\]|\"?{re.escape(key)}\"?\s*=)")
+def _place(path: Path, *keys: str) -> str:
+    """``file:line`` of the key inside of its tables, or of the innermost of those; tomllib keeps no positions."""
+    wanted = [*(("tool", "lrexport") if path.name == "pyproject.toml" else ()), *filter(None, keys)]
+    table: list[str] = []
+    best, place = 0, str(path)
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if pattern.match(line):
-            return f"{path}:{number}"
-    return str(path)
+        header = re.match(r"\s*\[+([^\[\]]+)\]", line)
+        assignment = re.match(r"\s*([\w.\"'-]+)\s*=", line)
+        if header:
+            table = found = _names(header[1])
+        elif assignment:
+            found = [*table, *_names(assignment[1])]
+        else:
+            continue
+        depth = min(len(found), len(wanted))
+        if depth > best and found[:depth] == wanted[:depth]:
+            best, place = depth, f"{path}:{number}"
+    return place
+
+
+def _names(dotted: str) -> list[str]:
+    return [name.strip().strip("\"'") for name in dotted.split(".")]

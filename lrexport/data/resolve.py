@@ -102,10 +102,10 @@ def _from_callable(source: str, input_shape: Shape) -> ImageData:
     make = import_callable(source, "--data")
     try:
         made = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"--data {source!r} raised {type(error).__name__}: {error}") from error
     if isinstance(made, ImageData):
-        return made
+        return _with_sound_labels(made)
     if not (isinstance(made, tuple) and len(made) == 2):
         raise UsageError(
             f"--data {source!r} returned {type(made).__name__}",
@@ -113,19 +113,49 @@ def _from_callable(source: str, input_shape: Shape) -> ImageData:
         )
     train, test = (_collect(source, part, input_shape) for part in made)
     count = int(train.labels.max()) + 1
-    return ImageData(source, [str(label) for label in range(count)], train, test)
+    return _with_sound_labels(ImageData(source, [str(label) for label in range(count)], train, test))
+
+
+def _with_sound_labels(data: ImageData) -> ImageData:
+    """``data`` itself. Raises InputError where a label is none of its classes."""
+    for part, images in (("train", data.train), ("test", data.test)):
+        if not len(images):
+            raise InputError(f"{data.source} has no images in {part}")
+        low, high = int(images.labels.min()), int(images.labels.max())
+        if low < 0 or high >= len(data.classes):
+            raise InputError(
+                f"{data.source} has labels from {low} to {high} in {part}, with {len(data.classes)} classes",
+                "Number the classes from 0, the same in train and test.",
+            )
+    return data
 
 
 def _collect(source: str, dataset: Any, input_shape: Shape) -> ArraySet:
     images: list[Tensor] = []
     labels: list[int] = []
-    for index in range(len(dataset)):
-        image, label = dataset[index]
+    for index in range(_length(source, dataset)):
+        try:
+            image, label = dataset[index]
+            labels.append(int(label))
+        except Exception as error:
+            raise UsageError(
+                f"--data {source!r} raised {type(error).__name__}: {error} at image {index}",
+                "A dataset gives (uint8 image (C, H, W), label) for every index.",
+            ) from error
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != input_shape:
             found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
             raise InputError(f"image {index} of {source} is {found}, uint8 {input_shape} was wanted")
         images.append(image)
-        labels.append(int(label))
     if not images:
         raise InputError(f"{source} has no images")
     return ArraySet(torch.stack(images), torch.tensor(labels))
+
+
+def _length(source: str, dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except TypeError as error:
+        raise UsageError(
+            f"--data {source!r} gives a {type(dataset).__name__}, which has no length",
+            "Return (train, test): datasets with a length.",
+        ) from error

@@ -54,6 +54,7 @@ def export_onnx(
     """
     _check_opset(opset)
     with eval_mode(network):
+        _check_output(network, input_shape, batch)
         model = _export(network, input_shape, batch, opset)
         _check_written(model, batch, opset)
         _strip(model)
@@ -97,10 +98,30 @@ def _last_opset() -> int:
     return FIRST_OPSET
 
 
-def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None, opset: int) -> onnx.ModelProto:
+def _example(network: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> Tensor:
     parameter = next(network.parameters(), torch.empty(0))
     # Two images: with one, torch.export takes a dynamic batch for the constant 1.
-    example = torch.zeros(2 if batch is None else batch, *input_shape, device=parameter.device)
+    return torch.zeros(2 if batch is None else batch, *input_shape, device=parameter.device)
+
+
+@torch.no_grad()
+def _check_output(network: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> None:
+    """The file declares one output with the batch first: the network must return that."""
+    example = _example(network, input_shape, batch)
+    try:
+        output = network(example)
+    except Exception as error:
+        raise InputError(f"the network does not take an input of shape {tuple(example.shape)}: {error}") from error
+    if not isinstance(output, Tensor) or output.ndim == 0:
+        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise InputError(
+            f"the network returns {found}, one tensor with the batch first was wanted",
+            "Wrap it in a module whose forward returns that tensor.",
+        )
+
+
+def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None, opset: int) -> onnx.ModelProto:
+    example = _example(network, input_shape, batch)
     shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
     try:
         with _quiet():

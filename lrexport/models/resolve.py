@@ -41,7 +41,7 @@ class ModelRecipe:
         """A new network with fresh weights, in eval mode. Raises UsageError where the builder fails."""
         try:
             network = self.build_with(**self.kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, InputError | UsageError):
                 raise
             raise UsageError(f"MODEL {self.source!r} raised {type(error).__name__}: {error}") from error
@@ -123,6 +123,8 @@ def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | 
             f"the input shape of MODEL {source!r} is not known",
             "Give --input-shape C,H,W, or set an attribute input_shape = (C, H, W) on the callable.",
         )
+    if not (isinstance(shape, tuple | list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
+        raise UsageError(f"the input_shape of MODEL {source!r} is {shape!r}, three numbers (C, H, W) were wanted")
     try:
         takes_num_classes = "num_classes" in inspect.signature(build).parameters
     except (TypeError, ValueError):
@@ -150,7 +152,7 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
                 "It must be importable from the current folder or installed.",
             ) from error
         raise UsageError(f"{what} {path!r}: importing it raised ModuleNotFoundError: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard may well exit, with 0 even
         raise UsageError(f"{what} {path!r}: importing it raised {type(error).__name__}: {error}") from error
     try:
         target = getattr(module, attribute)

@@ -30,7 +30,7 @@ def results_table(record: Record) -> Table:
             ("top-5", dense.accuracy.top5, small.accuracy.top5),
         ):
             rows.append((label, format_percent(old), format_percent(new), f"{100 * (new - old):+.2f} points"))
-    counted = "exported graph" if small.macs_counted_on == "onnx" else "torch"
+    counted = "exported graph" if small.macs_counted_on == "onnx" else "torch network"
     rows.append(("MACs", format_count(dense.macs), format_count(small.macs), format_share(small.macs, dense.macs)))
     rows.append(
         ("parameters", format_count(dense.params), format_count(small.params), format_share(small.params, dense.params))

@@ -65,7 +65,7 @@ def train_stage(
     torch.manual_seed(stage.seed)
     shuffle = torch.Generator().manual_seed(stage.seed)
     to_fast_layout(network)
-    optimizer = torch.optim.SGD(_parameter_groups(network, stage.weight_decay), lr=stage.lr, momentum=stage.momentum)
+    optimizer = torch.optim.SGD(parameter_groups(network, stage.weight_decay), lr=stage.lr, momentum=stage.momentum)
     wrapped, optimizer = fabric.setup(network, optimizer)
     if teacher is not None:
         teacher = to_fast_layout(copy.deepcopy(teacher).eval().requires_grad_(False)).to(fabric.device)
@@ -141,8 +141,8 @@ def _train_epoch(
     return _EpochDone(total / max(1, counted), counted, rate)
 
 
-def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Ordinary weights decay; U, s, V do not."""
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """SGD's groups: ordinary weights decay; U, s, V do not."""
     held: list[Any] = [getattr(module, "parametrizations", {}) for module in network.modules()]
     forms = (form["weight"] for form in held if "weight" in form and isinstance(form["weight"][0], SVDForm))
     factors = {id(parameter) for form in forms for parameter in form.parameters()}

@@ -39,7 +39,9 @@ def test_held_out_images_are_balanced_and_never_trained_on(count: int, classes: 
 
 
 def test_a_class_with_a_single_image_is_refused() -> None:
-    lonely = ImageData("x", ["a", "b"], ArraySet(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1])), numbered(4, 2))
+    lonely = ImageData(
+        "x", ["a", "b"], ArraySet(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1])), numbered(4, 2)
+    )
     with pytest.raises(InputError, match="class 'b'"):
         hold_out(lonely)
 
@@ -69,7 +71,9 @@ def test_every_image_is_cropped_at_its_own_offset_and_is_a_window_of_the_padded_
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     offsets = set()
     for index in range(64):
-        windows = [(y, x) for y in range(5) for x in range(5) if torch.equal(out[index], padded[index, :, y : y + 8, x : x + 8])]
+        windows = [
+            (y, x) for y in range(5) for x in range(5) if torch.equal(out[index], padded[index, :, y : y + 8, x : x + 8])
+        ]
         assert len(windows) == 1
         offsets.add(windows[0])
     assert len(offsets) > 15  # of 25: an offset for the whole batch would be one

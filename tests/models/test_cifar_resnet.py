@@ -85,7 +85,7 @@ def test_torchvision_networks_build_beside_a_cpu_build_of_torch() -> None:
 
 
 def test_an_unknown_name_gives_the_nearest() -> None:
-    with pytest.raises(UsageError, match="Did you mean .*resnet20"):
+    with pytest.raises(UsageError, match=r"Did you mean .*resnet20"):
         resolve("resnet21")
     with pytest.raises(UsageError, match="resnet18"):
         resolve("torchvision:resnet_18")

@@ -1,0 +1,147 @@
+"""A training step in SVD form over the dense step, beside two other ways to train low-rank, interleaved in one process.
+
+- composed: lrexport's SVD form, with orthogonality (equation 1) and Hoyer (equation 2) over all layers
+- two-layer: the paper's form, each layer run as its two full-rank halves, with the same regularisers
+- SVD each step: the dense network with `torch.linalg.svdvals` of every layer's matrix at every step (nuclear norm)
+
+    python benchmarks/step_time.py [--rounds 12] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from common import machine, write_markdown
+from torch import Tensor, nn
+
+from lrexport.lowrank.decompose import decompose, inspect_layers
+from lrexport.lowrank.regularisers import hoyer, losses, orthogonality
+from lrexport.lowrank.schemes import SCHEMES
+from lrexport.lowrank.svd_form import exact_svd
+from lrexport.measure.statistics import spread
+from lrexport.models.resolve import resolve
+from lrexport.record import Scheme
+from lrexport.training.engine import to_fast_layout
+
+CASES = (
+    ("resnet20", "resnet20", (3, 32, 32), 128),
+    ("ResNet-18", "torchvision:resnet18?num_classes=10", (3, 64, 64), 128),
+)
+LAMBDA_O, LAMBDA_S = 1.0, 0.03
+
+
+class TwoLayer(nn.Module):
+    """The paper's layer: two convolutions whose weights are U·sqrt|s| and sqrt|s|·Vᵀ, U, s, V trainable."""
+
+    def __init__(self, layer: nn.Module, scheme: Scheme) -> None:
+        super().__init__()
+        matrix = SCHEMES[scheme].matrix(layer.weight.detach())
+        self.left, self.singular, self.right = (nn.Parameter(part) for part in exact_svd(matrix))
+        self.first, self.second = SCHEMES[scheme].pair(layer, len(self.singular))
+        self.scheme, self.shape, self.bias = scheme, layer.weight.shape, layer.bias
+        for half in (self.first, self.second):
+            del half.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.singular.abs().sqrt()
+        weights = SCHEMES[self.scheme].weights(self.left * scale, (self.right * scale).T, self.shape)
+        for half, weight in zip((self.first, self.second), weights, strict=True):
+            half.weight = weight
+        return self.second(self.first(x))
+
+
+def two_layer(network: nn.Module, shape: tuple[int, ...], scheme: Scheme) -> tuple[nn.Module, Callable[[], Tensor]]:
+    facts = decompose(copy.deepcopy(network), shape, scheme).layers
+    layers = []
+    for name, fact in facts.items():
+        parent, _, child = name.rpartition(".")
+        layers.append(TwoLayer(network.get_submodule(name), fact.scheme))
+        setattr(network.get_submodule(parent), child, layers[-1])
+
+    def extra() -> Tensor:
+        parts = [LAMBDA_O * orthogonality(m.left, m.right) + LAMBDA_S * hoyer(m.singular) for m in layers]
+        return torch.stack(parts).sum()
+
+    return network, extra
+
+
+def svd_each_step(network: nn.Module, shape: tuple[int, ...], scheme: Scheme) -> tuple[nn.Module, Callable[[], Tensor]]:
+    facts = {n: f for n, f in inspect_layers(network, shape, scheme).items() if hasattr(f, "scheme")}
+
+    def extra() -> Tensor:
+        values = [torch.linalg.svdvals(SCHEMES[f.scheme].matrix(network.get_submodule(n).weight)) for n, f in facts.items()]
+        return LAMBDA_S * torch.stack([singular.sum() for singular in values]).sum()
+
+    return network, extra
+
+
+def composed(network: nn.Module, shape: tuple[int, ...], scheme: Scheme) -> tuple[nn.Module, Callable[[], Tensor]]:
+    svd = decompose(network, shape, scheme)
+    return network, lambda: losses(svd, LAMBDA_O, LAMBDA_S)
+
+
+def stepper(network: nn.Module, extra: Callable[[], Tensor] | None, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    to_fast_layout(network.train())
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        loss = F.cross_entropy(network(images), labels)
+        (loss if extra is None else loss + extra()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure(model: str, shape: tuple[int, int, int], batch: int, rounds: int) -> dict[str, list[float]]:
+    dense = resolve(model, shape).build()
+    images = torch.randn(batch, *shape).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch,))
+    steps = {"dense": stepper(copy.deepcopy(dense), None, images, labels)}
+    for scheme in ("spatial", "channel"):
+        for label, make in (("composed", composed), ("two-layer", two_layer), ("SVD each step", svd_each_step)):
+            network, extra = make(copy.deepcopy(dense), shape, scheme)
+            steps[f"{scheme}, {label}"] = stepper(network, extra, images, labels)
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    order, shuffler = list(steps), random.Random(0)
+    for round_number in range(rounds + 2):  # two to warm up
+        shuffler.shuffle(order)
+        for name in order:
+            began = time.perf_counter()
+            steps[name]()
+            if round_number >= 2:
+                samples[name].append(time.perf_counter() - began)
+    return samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    lines = [f"Median of {options.rounds} interleaved rounds, {options.threads} threads, channels_last, float32.", ""]
+    for title, model, shape, batch in CASES:
+        samples = measure(model, shape, batch, options.rounds)
+        lines += [f"## {title} at {shape[1]}×{shape[2]}, batch {batch}", ""]
+        lines += ["| step | median ms | IQR ms | over dense | IQR of the ratio |", "|---|---:|---:|---:|---:|"]
+        for name, times in samples.items():
+            found = spread([1e3 * value for value in times])
+            ratio = spread([mine / other for mine, other in zip(times, samples["dense"], strict=True)])
+            lines.append(
+                f"| {name} | {found.p50:.0f} | {found.iqr:.0f} | {ratio.p50:.2f} | {ratio.p25:.2f}–{ratio.p75:.2f} |"
+            )
+        lines.append("")
+    lines += ["Goal for the composed form: at most 1.10 for ResNet-20, at most 1.05 for ResNet-18."]
+    write_markdown(Path("step_time.md"), "Time of a training step in SVD form", lines, machine())
+
+
+if __name__ == "__main__":
+    main()

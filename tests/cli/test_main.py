@@ -1,0 +1,68 @@
+"""Help, versions and errors of the command line itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import lrexport
+from lrexport.cli.main import COMMANDS, cli, run
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"], ["onnx", "--help"]])
+def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
+    heavy = "{'torch', 'onnx', 'onnxruntime', 'numpy', 'pydantic', 'rich'}"
+    code = f"import sys; from lrexport.cli.main import run; run({arguments}); print({heavy} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()"
+    assert done.stdout
+
+
+def test_every_command_is_listed_with_the_help_line_it_has_itself(capsys: pytest.CaptureFixture) -> None:
+    assert run(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name, (_, line) in COMMANDS.items():
+        assert name in out
+        command = cli.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert command.short_help == line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compres"], "No such command 'compres'"),
+        (["compress"], "Missing argument"),
+        (["compress", "resnet20", "--mac", "0.5"], "--macs"),
+        (["compress", "resnet20", "--macs", "half", "-o", "x"], "no share"),
+        (["compress", "resnet20", "-o", "x"], "--energy 1e-2 or --macs 0.5"),
+        (["compress", "resnet20", "--macs", "0.5", "--energy", "0.1", "-o", "x"], "one goal"),
+        (["compress", "resnet20", "--macs", "0.5"], "-o RUN"),
+        (["train", "resnet20", "-o", "x"], "--data"),
+        (["onnx", "nowhere"], "no run nowhere"),
+        (["compress", "resnet20", "--input-shape", "3,32", "--macs", "0.5", "-o", "x"], "channels, height, width"),
+    ],
+)
+def test_a_mistake_is_exit_code_2_and_says_what_to_write(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert not captured.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_public_api_is_what_it_says() -> None:
+    assert sorted(lrexport.__all__) == [
+        "DeviceError", "InputError", "LrexportError", "UsageError",
+        "decompose", "export_onnx", "fold", "load", "losses", "select",
+    ]  # fmt: skip
+    for name in lrexport.__all__:
+        assert getattr(lrexport, name).__doc__
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = lrexport.nothing

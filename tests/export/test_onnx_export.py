@@ -1,0 +1,79 @@
+"""The exported file is the network, and says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from lrexport.errors import UsageError
+from lrexport.export.onnx_export import export_onnx
+from lrexport.lowrank.decompose import decompose
+from lrexport.lowrank.fold import fold
+from lrexport.lowrank.selection import plan_macs, select
+from lrexport.models.cifar_resnet import CifarResNet
+from tests.conftest import SmallNet
+
+SHAPE = (3, 12, 12)
+
+
+def run(path: Path, images: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": images.numpy()})[0]
+
+
+@pytest.mark.parametrize("batch", [1, 3, None])
+def test_the_file_computes_what_torch_does_at_its_batch_size(
+    tmp_path: Path, small_net: nn.Module, batch: int | None
+) -> None:
+    done = export_onnx(small_net, tmp_path / "a b $(id).onnx", SHAPE, batch=batch)
+    for size in (1, 4) if batch is None else (batch,):
+        images = torch.randn(size, *SHAPE)
+        np.testing.assert_allclose(run(done.path, images), small_net(images).detach().numpy(), rtol=1e-4, atol=1e-5)
+    declared = onnx.load(done.path).graph.input[0].type.tensor_type.shape.dim[0]
+    assert declared.dim_value == (batch or 0)
+    assert bool(declared.dim_param) == (batch is None)
+
+
+def test_bytes_opset_and_macs_are_those_of_the_file(tmp_path: Path, small_net: nn.Module) -> None:
+    done = export_onnx(small_net, tmp_path / "model.onnx", SHAPE, opset=20)
+    model = onnx.load(done.path)
+    assert done.bytes == done.path.stat().st_size
+    assert [entry.version for entry in model.opset_import] == [20]
+    by_hand = 16 * 27 * 144 + 24 * 16 * 9 * 36 + 24 * 9 * 36 + 48 * 24 * 36 + 480
+    assert done.cost.macs == by_hand
+    assert not done.cost.uncounted
+    assert done.comparison.relative_error <= 1e-4
+
+
+def test_nothing_but_the_network_is_in_the_file(tmp_path: Path, small_net: nn.Module) -> None:
+    done = export_onnx(small_net, tmp_path / "model.onnx", SHAPE)
+    model = onnx.load(done.path)
+    assert not model.metadata_props
+    assert not model.doc_string
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    weights = sum(4 * parameter.numel() for parameter in small_net.parameters())
+    assert done.bytes < 1.15 * weights + 4000
+    assert b"/work" not in done.path.read_bytes()
+    assert [item.name for item in (*model.graph.input, *model.graph.output)] == ["input", "output"]
+
+
+def test_macs_on_the_graph_are_those_of_the_plan(tmp_path: Path) -> None:
+    svd = decompose(CifarResNet(20).eval(), (3, 32, 32))
+    plan = select(svd, macs=0.5).plan
+    done = export_onnx(fold(svd, plan), tmp_path / "model.onnx", (3, 32, 32))
+    assert done.cost.macs == plan_macs(svd, plan)
+    dense = export_onnx(CifarResNet(20), tmp_path / "dense.onnx", (3, 32, 32))
+    assert dense.cost.macs == 40_551_040
+
+
+@pytest.mark.parametrize("opset", [13, 17, 99])
+def test_an_opset_that_cannot_be_written_or_run_is_refused_with_the_range(tmp_path: Path, opset: int) -> None:
+    with pytest.raises(UsageError, match=r"from 18 to \d\d"):
+        export_onnx(SmallNet(), tmp_path / "model.onnx", SHAPE, opset=opset)
+    assert not list(tmp_path.iterdir())

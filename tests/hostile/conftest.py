@@ -1,0 +1,98 @@
+"""Bad input, made for real: a tiny network in a module file, commands run in this process, and a look at what is left."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lrexport.cli.main import run
+from tests.hostile.support import TINY, Command, Outcome, write_module
+
+
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """Whatever the block imports from its folder is forgotten afterwards."""
+    path, known = list(sys.path), set(sys.modules)
+    here = str(Path.cwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - known:
+            if str(getattr(sys.modules[name], "__file__", "") or "").startswith(here):
+                del sys.modules[name]
+        importlib.invalidate_caches()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An own current folder with the network ``tiny:make``, (3, 8, 8) to 10 classes."""
+    monkeypatch.chdir(tmp_path)
+    with _importing_from_here():
+        write_module("tiny", TINY)
+        yield tmp_path
+
+
+@pytest.fixture
+def lrexport(here: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs one command line in this process; a traceback fails the test."""
+
+    def command(*arguments: str | Path) -> Outcome:
+        capfd.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err
+        return Outcome(code, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def compress(lrexport: Command) -> Command:
+    """``lrexport compress tiny:make --macs 0.6 -o out`` with more options; the folder ``out`` must end without a result."""
+
+    def command(*arguments: str | Path, model: str = "tiny:make") -> Outcome:
+        return lrexport("compress", model, "--macs", "0.6", "-o", "out", "--device", "cpu", *arguments)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with _importing_from_here():
+            write_module("tiny", TINY)
+            assert run(["compress", "tiny:make", "--macs", "0.6", "-o", "run", "--device", "cpu"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(_finished: Path, here: Path) -> Path:
+    """A copy of a finished, training-free run of ``tiny:make``: the folder ``run``, as a relative path."""
+    shutil.copytree(_finished, "run")
+    return Path("run")
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    """The network of ``tiny:make`` itself."""
+    scope: dict[str, Callable[[], nn.Sequential]] = {}
+    exec(textwrap.dedent(TINY), scope)
+    return scope["make"]()
+
+
+@pytest.fixture
+def weights(network: nn.Sequential) -> dict[str, Tensor]:
+    """Weights that fit ``tiny:make``."""
+    return {name: torch.clone(value) for name, value in network.state_dict().items()}

@@ -1,0 +1,124 @@
+"""A configuration file with a mistake in it: FAULTS 43."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.support import Command, nothing_made
+
+COMMAND = ("compress", "tiny:make", "-o", "out", "--device", "cpu")
+
+MISTAKES = {
+    "unknown key": ('seed = 1\nmacz = "50%"\n', 2, "unknown key 'macz'", "Did you mean 'macs'?"),
+    "unknown key in a command's table": (
+        "[compress]\nsvd-epoch = 3\n",
+        2,
+        "unknown key 'svd-epoch' in [compress]",
+        "'svd-epochs'",
+    ),
+    "unknown table": ("seed = 1\n\n[compres]\nseed = 2\n", 3, "unknown key 'compres'", "Did you mean 'compress'?"),
+    "a key of another command": ("[onnx]\nmacs = 0.5\n", 2, "unknown key 'macs' in [onnx]", ""),
+    "text for a number": ('seed = 0\n\nbatch-size = "large"\n', 3, "batch-size = 'large'", "integer"),
+    "a fraction for a number": ("svd-epochs = 1.5\n", 1, "svd-epochs = 1.5", "integer"),
+    "out of range": ("distill = 7\n", 1, "distill = 7", "range"),
+    "a boolean for a number": ("batch-size = true\n", 1, "batch-size is a boolean", "integer"),
+    "a number for a boolean": ("download = 1\n", 1, "download is a number", "true or false was wanted"),
+    "a table for a number": ("[seed]\na = 1\n", 1, "seed is a table", "integer"),
+    "a number for a table": ("compress = 3\n", 1, "'compress' is a number", "a table of options was wanted"),
+    "no such choice": ('scheme = "spacial"\n', 1, "scheme = 'spacial'", "'spatial'"),
+    "no share": ('[compress]\nmacs = "a half"\n', 2, "macs = 'a half'", ""),
+    "a list that is no shape": ("input-shape = [3, 8]\n", 1, "input-shape = [3, 8]", "channels, height, width"),
+    "the same key written with an underscore": ('batch_size = "x"\n', 1, "batch_size = 'x'", "integer"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_in_lrexport_toml_is_told_with_file_line_and_what_was_wanted(lrexport: Command, what: str) -> None:
+    text, line, message, hint = MISTAKES[what]
+    Path("lrexport.toml").write_text(text)
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert f"lrexport.toml:{line}: " in done.err
+    assert message in done.err
+    assert hint in done.err
+    assert nothing_made()
+
+
+def test_a_mistake_in_pyproject_is_told_with_its_line_there(lrexport: Command) -> None:
+    Path("pyproject.toml").write_text(
+        '[project]\nname = "mine"\n\n[tool.lrexport]\nseed = 1\n\n[tool.lrexport.compress]\nmacz = 0.5\n'
+    )
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "pyproject.toml:8: unknown key 'macz' in [compress]" in done.err
+    assert "Did you mean 'macs'?" in done.err
+    assert nothing_made()
+
+
+def test_a_wrong_type_in_pyproject_is_told_with_its_line_there(lrexport: Command) -> None:
+    Path("pyproject.toml").write_text('[tool.lrexport]\nmacs = 0.6\nbatch-size = "large"\n')
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "pyproject.toml:3: batch-size = 'large'" in done.err
+    assert nothing_made()
+
+
+def test_the_line_is_that_of_the_mistake_and_not_of_a_namesake_elsewhere(lrexport: Command) -> None:
+    Path("pyproject.toml").write_text('[tool.other]\nseed = "mine"\n\n[tool.lrexport]\nseed = "abc"\n')
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "pyproject.toml:5: seed = 'abc'" in done.err
+
+
+def test_the_line_is_that_of_the_table_with_the_mistake(lrexport: Command) -> None:
+    Path("lrexport.toml").write_text('seed = 1\n[train]\nseed = 2\n[compress]\nseed = "abc"\n')
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "lrexport.toml:5: seed = 'abc'" in done.err
+
+
+def test_a_mistake_in_a_table_on_one_line_has_the_line_of_the_table(lrexport: Command) -> None:
+    Path("lrexport.toml").write_text("seed = 1\ncompress = { macz = 0.5 }\n")
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "lrexport.toml:2: unknown key 'macz' in [compress]" in done.err
+
+
+def test_a_section_that_is_no_table_is_said(lrexport: Command) -> None:
+    Path("pyproject.toml").write_text("[tool]\nlrexport = 3\n")
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "pyproject.toml:2: 'lrexport' is a number, a table of options was wanted" in done.err
+
+
+def test_a_file_that_is_no_toml_is_told_with_the_line(lrexport: Command) -> None:
+    Path("lrexport.toml").write_text("seed = 1\nmacs = = 0.5\n")
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "lrexport.toml is no valid TOML" in done.err
+    assert "line 2" in done.err
+    assert nothing_made()
+
+
+def test_a_file_that_is_no_text_is_refused(lrexport: Command) -> None:
+    Path("lrexport.toml").write_bytes(b"seed = 1\n# \xff\xfe\n")
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "lrexport.toml is no valid TOML" in done.err
+
+
+def test_a_configuration_that_is_not_there_is_named(lrexport: Command) -> None:
+    done = lrexport("--config", "mine.toml", *COMMAND)
+    assert done.code == 2
+    assert "there is no configuration file mine.toml" in done.err
+
+
+def test_a_sound_configuration_is_followed_and_the_command_line_goes_before_it(lrexport: Command) -> None:
+    Path("lrexport.toml").write_text('seed = 7\nbatch_size = 16\n[compress]\nmacs = "60%"\ninput-shape = [3, 8, 8]\n')
+    done = lrexport(*COMMAND, "--seed", "9", "--json", "record.json")
+    assert done.code == 0
+    assert '"seed": 9' in Path("record.json").read_text()
+    assert '"batch_size": 16' in Path("record.json").read_text()
+    assert '"macs": 0.6' in Path("record.json").read_text()

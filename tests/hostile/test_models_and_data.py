@@ -1,0 +1,237 @@
+"""A MODEL that is none, and data that does not fit it: FAULTS 44 and 45."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.support import Command, nothing_made, write_module
+
+USERS = """
+    import torch
+    from torch import nn
+
+    number = 42
+
+    def raising():
+        raise RuntimeError("the flux capacitor is missing")
+
+    def exiting():
+        raise SystemExit(0)
+
+    def returning():
+        return "a network"
+
+    def shapeless():
+        return nn.Linear(4, 2)
+
+    def wrong_shape():
+        return nn.Sequential(nn.Flatten(), nn.Linear(5, 2))
+
+    for function in (raising, exiting, returning, wrong_shape):
+        function.input_shape = (3, 8, 8)
+
+    def one_number(): ...
+    one_number.input_shape = 8
+
+    def two_numbers(): ...
+    two_numbers.input_shape = (8, 8)
+
+    def text(): ...
+    text.input_shape = ("3", "wide", "high")
+"""
+
+MODELS = {
+    "no such name": ("resnet21", "unknown MODEL 'resnet21'", "Did you mean resnet"),
+    "no such module": (
+        "nowhere:make",
+        "MODEL 'nowhere:make': there is no module 'nowhere'",
+        "importable from the current folder",
+    ),
+    "no such submodule": ("users.nets:make", "there is no module 'users.nets'", "importable"),
+    "a path that is none": ("users:", "MODEL 'users:' is no import path", "package.module:callable"),
+    "a module that raises": ("exploding:make", "importing it raised ZeroDivisionError: division by zero", ""),
+    "a module with bad syntax": ("misspelt:make", "importing it raised SyntaxError: ", "misspelt.py, line 2"),
+    "a module that needs another": (
+        "needing:make",
+        "importing it raised ModuleNotFoundError: No module named 'absent_thing'",
+        "",
+    ),
+    "a module that exits": ("leaving:make", "importing it raised SystemExit: 0", ""),
+    "no such attribute": ("users:rasing", "users has no 'rasing'", "Close: raising"),
+    "no callable": ("users:number", "MODEL 'users:number' is a int, not a callable", ""),
+    "a callable that raises": (
+        "users:raising",
+        "MODEL 'users:raising' raised RuntimeError: the flux capacitor is missing",
+        "",
+    ),
+    "a callable that exits": ("users:exiting", "MODEL 'users:exiting' raised SystemExit: 0", ""),
+    "a callable that does not know an option": ("tiny:make?depth=3", "MODEL 'tiny:make' raised TypeError", "'depth'"),
+    "something else than a network": ("users:returning", "MODEL 'users:returning' returned str", "nn.Module was wanted"),
+    "no input shape": ("users:shapeless", "the input shape of MODEL 'users:shapeless' is not known", "--input-shape C,H,W"),
+    "an input shape of one number": ("users:one_number", "input_shape of MODEL 'users:one_number' is 8", "(C, H, W)"),
+    "an input shape of two numbers": (
+        "users:two_numbers",
+        "input_shape of MODEL 'users:two_numbers' is (8, 8)",
+        "(C, H, W)",
+    ),
+    "an input shape of words": ("users:text", "input_shape of MODEL 'users:text' is ('3', 'wide', 'high')", "(C, H, W)"),
+}
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_a_model_that_cannot_be_had_is_told_apart_from_the_others(compress: Command, what: str) -> None:
+    write_module("users", USERS)
+    write_module("exploding", "1 / 0\n")
+    write_module("misspelt", "import torch\ndef make(:\n")
+    write_module("needing", "import absent_thing\n")
+    write_module("leaving", "import sys\nsys.exit(0)\n")
+    model, message, detail = MODELS[what]
+    done = compress(model=model)
+    assert done.code == 2
+    assert message in done.err
+    assert detail in done.err
+    assert nothing_made()
+
+
+def test_a_network_that_refuses_its_input_shape_is_told_with_the_shape(compress: Command) -> None:
+    write_module("users", USERS)
+    done = compress(model="users:wrong_shape")
+    assert done.code == 3
+    assert "the network does not take an input of shape (3, 8, 8)" in done.err
+    assert "--input-shape C,H,W" in done.err
+    assert nothing_made()
+
+
+DATA = """
+    import torch
+    from lrexport.data.images import ArraySet, ImageData
+
+    def images(count, classes, shape=(3, 8, 8), shift=0):
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
+        return [(image, index % classes + shift) for index, image in enumerate(pixels)]
+
+    def fitting():
+        return images(40, 10), images(20, 10)
+
+    def grey():
+        return images(40, 10, (1, 8, 8)), images(20, 10, (1, 8, 8))
+
+    def large():
+        return images(40, 10, (3, 16, 16)), images(20, 10, (3, 16, 16))
+
+    def seven():
+        return images(42, 7), images(21, 7)
+
+    def more_classes_in_test():
+        return images(40, 10), images(24, 12)
+
+    def negative():
+        return images(40, 11, shift=-1), images(22, 11, shift=-1)
+
+    def floating():
+        return [(image.float(), label) for image, label in images(40, 10)], images(20, 10)
+
+    def empty():
+        return [], []
+
+    def one():
+        return images(40, 10)[0]
+
+    def whole(shape, labels=range(10), classes=10):
+        labels = torch.tensor(list(labels)).repeat(4)
+        pixels = torch.zeros(len(labels), *shape, dtype=torch.uint8)
+        part = ArraySet(pixels, labels, (0.5,) * shape[0], (0.5,) * shape[0])
+        return ImageData("mine", [str(i) for i in range(classes)], part, part)
+
+    def whole_grey():
+        return whole((1, 8, 8))
+
+    def whole_large():
+        return whole((3, 12, 8))
+
+    def whole_strays():
+        return whole((3, 8, 8), range(12))
+
+    def whole_negative():
+        return whole((3, 8, 8), range(-1, 9))
+
+    def raising():
+        raise OSError("the disk with the images is not mounted")
+
+    class Broken(list):
+        def __getitem__(self, index):
+            raise KeyError("no such image")
+
+    def broken():
+        return Broken(images(40, 10)), images(20, 10)
+
+    def endless():
+        return (pair for pair in images(40, 10)), images(20, 10)
+
+    def unlabelled():
+        return [image for image, _ in images(40, 10)], images(20, 10)
+"""
+
+MISFITS = {
+    "other channels": ("users:grey", 3, "image 0 of users:grey is torch.uint8 (1, 8, 8), uint8 (3, 8, 8) was wanted"),
+    "another size": ("users:large", 3, "image 0 of users:large is torch.uint8 (3, 16, 16), uint8 (3, 8, 8) was wanted"),
+    "fewer classes": ("users:seven", 3, "users:seven has 7 classes, the network has 10 outputs"),
+    "classes only in test": ("users:more_classes_in_test", 3, "users:more_classes_in_test has labels from 0 to 11 in test"),
+    "negative labels": ("users:negative", 3, "users:negative has labels from -1 to 9"),
+    "another type": (
+        "users:floating",
+        3,
+        "image 0 of users:floating is torch.float32 (3, 8, 8), uint8 (3, 8, 8) was wanted",
+    ),
+    "no images": ("users:empty", 3, "users:empty has no images"),
+    "one image": ("users:one", 2, "users:one"),
+    "a whole set with other channels": ("users:whole_grey", 3, "images (1, 8, 8), the network takes (3, 8, 8)"),
+    "a whole set of another size": ("users:whole_large", 3, "images (3, 12, 8), the network takes (3, 8, 8)"),
+    "a whole set with stray labels": ("users:whole_strays", 3, "mine has labels from 0 to 11"),
+    "a whole set with negative labels": ("users:whole_negative", 3, "mine has labels from -1 to 8"),
+    "a callable that raises": ("users:raising", 2, "raised OSError: the disk with the images is not mounted"),
+    "a dataset that raises": ("users:broken", 2, "--data 'users:broken' raised KeyError: 'no such image' at image 0"),
+    "parts without a length": ("users:endless", 2, "--data 'users:endless' gives a generator, which has no length"),
+    "images without labels": ("users:unlabelled", 2, "at image 0"),
+    "CIFAR for another size": ("cifar10", 3, "cifar10 images are (3, 32, 32), the network takes (3, 8, 8)"),
+    "a name that is none": ("cifar11", 2, "unknown --data 'cifar11'"),
+    "a folder that is not there": ("folder:images", 3, "images needs the folders train and val (or test)"),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_data_that_does_not_fit_is_told_before_any_training(compress: Command, what: str) -> None:
+    write_module("users", DATA)
+    data, code, message = MISFITS[what]
+    done = compress("--data", data, "--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "1")
+    assert done.code == code
+    assert message in done.err
+    assert "epoch" not in done.err
+    assert nothing_made()
+
+
+def test_an_image_folder_for_a_grey_network_is_told_with_the_channels(compress: Command) -> None:
+    write_module(
+        "grey",
+        """
+        from torch import nn
+        def make():
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        make.input_shape = (1, 8, 8)
+        """,
+    )
+    done = compress("--data", "folder:images", model="grey:make")
+    assert done.code == 3
+    assert "image folders give RGB, the network takes 1 channels ((1, 8, 8))" in done.err
+    assert nothing_made()
+
+
+def test_data_that_fits_is_trained_on(compress: Command) -> None:
+    write_module("users", DATA)
+    quick = ("--svd-epochs", "1", "--fine-tune-epochs", "1", "--batch-size", "16", "--precision", "float32")
+    done = compress("--data", "users:fitting", *quick)
+    assert done.code == 0
+    assert Path("out/model.safetensors").is_file()

@@ -1,0 +1,147 @@
+"""A run whose files were cut, changed or lost: FAULTS 1, 2, 3."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lrexport import InputError, load
+from lrexport.artifacts import tensors
+from tests.hostile.support import Command, listing, nothing_made, write_module
+
+
+def _flip(path: Path, index: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[index] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_an_empty_weight_file_of_a_run_is_said_to_be_empty(lrexport: Command, finished: Path) -> None:
+    (finished / "model.safetensors").write_bytes(b"")
+    before = listing(finished)
+    done = lrexport("onnx", finished, "--rounds", "0")
+    assert done.code == 3
+    assert "empty file: run/model.safetensors" in done.err
+    assert listing(finished) == before
+
+
+def test_an_empty_record_is_said_to_be_empty(lrexport: Command, finished: Path) -> None:
+    (finished / "run.json").write_bytes(b"")
+    done = lrexport("inspect", finished)
+    assert done.code == 3
+    assert "empty file: run/run.json" in done.err
+
+
+def test_a_truncated_file_of_a_run_is_told_with_both_sizes_and_the_last_checkpoint(
+    lrexport: Command, finished: Path
+) -> None:
+    path = finished / "model.safetensors"
+    whole = path.read_bytes()
+    (finished / "checkpoint").mkdir()
+    for age, name in ((20, "fine-tune-0001"), (10, "fine-tune-0002"), (30, "svd-0006")):
+        checkpoint = finished / "checkpoint" / f"{name}.safetensors"
+        checkpoint.write_bytes(whole)
+        os.utime(checkpoint, (1e9 - age, 1e9 - age))
+    path.write_bytes(whole[: len(whole) // 2])
+    before = listing(finished)
+    done = lrexport("onnx", finished, "--rounds", "0")
+    assert done.code == 3
+    assert f"run/model.safetensors is truncated: {len(whole):,} bytes expected, {len(whole) // 2:,} found" in done.err
+    assert "The last checkpoint is run/checkpoint/fine-tune-0002.safetensors" in done.err
+    assert listing(finished) == before
+
+
+def test_a_truncated_run_without_checkpoints_offers_none(lrexport: Command, finished: Path) -> None:
+    path = finished / "dense.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = lrexport("compress", finished, "--macs", "0.5", "-o", "other")
+    assert done.code == 3
+    assert "run/dense.safetensors is truncated" in done.err
+    assert "Fetch it again" in done.err
+    assert "checkpoint" not in done.err
+    assert not Path("other").exists()
+
+
+def test_a_truncated_record_is_no_json(lrexport: Command, finished: Path) -> None:
+    path = finished / "run.json"
+    path.write_bytes(path.read_bytes()[:100])
+    done = lrexport("inspect", finished)
+    assert done.code == 3
+    assert "run/run.json is not JSON" in done.err
+
+
+@pytest.mark.parametrize("place", [0, 12, -1], ids=["length of the header", "header", "last weight"])
+def test_one_flipped_byte_in_the_compressed_weights_is_refused_by_the_hash(
+    lrexport: Command, finished: Path, place: int
+) -> None:
+    _flip(finished / "model.safetensors", place)
+    before = listing(finished)
+    done = lrexport("onnx", finished, "--rounds", "0")
+    recorded = json.loads((finished / "run.json").read_text())["files"]["model.safetensors"]["sha256"]
+    assert done.code == 3
+    assert "run/model.safetensors was damaged or changed: sha256" in done.err
+    assert f"run.json says {recorded[:12]}" in done.err
+    assert listing(finished) == before
+
+
+def test_one_flipped_byte_in_the_dense_weights_stops_a_new_compression_of_the_run(lrexport: Command, finished: Path) -> None:
+    _flip(finished / "dense.safetensors", -1)
+    done = lrexport("compress", finished, "--macs", "0.5", "-o", "other")
+    assert done.code == 3
+    assert "run/dense.safetensors was damaged or changed" in done.err
+    assert not Path("other").exists()
+
+
+def test_load_refuses_a_flipped_byte_too(finished: Path) -> None:
+    _flip(finished / "model.safetensors", -1)
+    with pytest.raises(InputError, match="damaged or changed: sha256"):
+        load(finished)
+
+
+def test_a_lost_file_of_a_run_is_named(lrexport: Command, finished: Path) -> None:
+    (finished / "model.safetensors").unlink()
+    done = lrexport("onnx", finished, "--rounds", "0")
+    assert done.code == 3
+    assert "run has no model.safetensors" in done.err
+
+
+def test_a_run_whose_network_has_changed_since_is_refused_with_the_names(lrexport: Command, finished: Path) -> None:
+    write_module(
+        "tiny",
+        """
+        from torch import nn
+        def make():
+            return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+        make.input_shape = (3, 8, 8)
+        """,
+    )
+    before = listing(finished)
+    done = lrexport("onnx", finished, "--rounds", "0")
+    assert done.code == 3
+    assert "does not fit the network" in done.err
+    assert listing(finished) == before
+
+
+def test_a_plan_that_names_a_layer_the_network_does_not_have_is_refused(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    record["plan"]["nowhere"] = record["plan"]["0"]
+    (finished / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="nowhere"):
+        load(finished)
+
+
+def test_a_checkpoint_beside_weights_that_were_cut_is_offered(compress: Command, finished: Path) -> None:
+    whole = tensors.load(finished / "dense.safetensors")
+    (finished / "checkpoint").mkdir()
+    tensors.save(finished / "checkpoint" / "svd-0003.safetensors", whole)
+    path = finished / "dense.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-100])
+    done = compress("--weights", path)
+    assert done.code == 3
+    assert f"run/dense.safetensors is truncated: {size:,} bytes expected, {size - 100:,} found" in done.err
+    assert "The last checkpoint beside it is run/checkpoint/svd-0003.safetensors" in done.err
+    assert nothing_made()

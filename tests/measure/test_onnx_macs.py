@@ -1,0 +1,58 @@
+"""MACs of single operators against their closed forms, and of whole graphs against fvcore."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from lrexport.measure.onnx_macs import count_onnx
+from lrexport.measure.torch_macs import count_torch_macs
+
+
+def graph(operator: str, given: list[int | str], weight: tuple[int, ...] | None, **attributes: object) -> onnx.ModelProto:
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)]
+    initializers = []
+    if weight is None:
+        inputs.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [*given[:-2], given[-1], 7]))
+    else:
+        initializers.append(numpy_helper.from_array(np.zeros(weight, np.float32), "w"))
+    node = helper.make_node(operator, ["x", "w"], ["y"], **attributes)
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    made = helper.make_graph([node], "g", inputs, [output], initializers)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("model", "macs"),
+    [
+        (graph("Conv", [1, 8, 10, 12], (6, 8, 3, 3), strides=[2, 1]), 6 * 8 * 9 * 4 * 10),
+        (graph("Conv", ["batch", 8, 10, 10], (8, 1, 3, 3), group=8), 8 * 9 * 64),
+        (graph("ConvTranspose", [1, 4, 5, 5], (4, 3, 2, 2), strides=[2, 2]), 4 * 3 * 4 * 25),
+        (graph("Gemm", [1, 20], (20, 7)), 140),
+        (graph("Gemm", [1, 20], (7, 20), transB=1), 140),
+        (graph("MatMul", [1, 5, 20], (20, 7)), 5 * 140),
+        (graph("MatMul", [1, 3, 5, 20], None), 3 * 5 * 20 * 7),
+    ],
+)
+def test_macs_of_one_operator(model: onnx.ModelProto, macs: int) -> None:
+    cost = count_onnx(model)
+    assert cost.macs == macs
+    assert not cost.uncounted
+
+
+def test_an_operator_that_is_not_counted_is_reported() -> None:
+    model = graph("Einsum", [1, 4, 5], (5, 6), equation="bij,jk->bik")
+    assert count_onnx(model).uncounted == ("Einsum",)
+
+
+def test_fvcore_is_asked_for_products_only_and_layers_sum_to_the_whole() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5))
+    found = count_torch_macs(network.train(), (3, 9, 9))
+    assert found.by_layer == {"0": 27 * 8 * 49, "4": 160}
+    assert found.total == sum(found.by_layer.values())
+    assert network.training
+    assert torch.isfinite(network[1].running_mean).all()

@@ -1,0 +1,234 @@
+"""The commands one after the other, as a user types them, on a small network and the embedded digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import lrexport
+from lrexport.cli.main import run
+from lrexport.data.images import ArraySet, ImageData
+from lrexport.data.resolve import load_data
+from lrexport.record import FactorisedLayer, Record, load_record
+
+NETWORK = """
+from torch import nn
+
+def make(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, num_classes),
+    )
+
+make.input_shape = (1, 8, 8)
+"""
+QUICK = ["--data", "digits", "--dense-epochs", "6", "--svd-epochs", "3", "--batch-size", "32", "--device", "cpu"]
+QUICK += ["--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("work")
+    (path / "flow_network.py").write_text(NETWORK, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.fixture(scope="module")
+def compressed(folder: Path) -> Path:
+    """A finished run."""
+    before = Path.cwd()
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        assert run(["compress", "flow_network:make", *QUICK, "--macs", "0.6", "-o", "run 1"]) == 0
+        assert run(["onnx", "run 1", "--rounds", "50"]) == 0
+    finally:
+        os.chdir(before)
+        sys.path.remove(str(folder))
+    return folder / "run 1"
+
+
+def test_a_finished_run_holds_what_its_record_says(compressed: Path) -> None:
+    record = load_record(compressed)
+    names = {"dense.safetensors", "svd.safetensors", "model.safetensors", "model.onnx", "dense.onnx"}
+    assert set(record.files) == names
+    for name in names:
+        record.check(compressed, name)
+    assert {path.name for path in compressed.iterdir()} == {*names, "run.json", "log.jsonl", "checkpoint"}
+    assert not list((compressed / "checkpoint").iterdir())
+    stages = [json.loads(line).get("stage") for line in (compressed / "log.jsonl").read_text().splitlines()]
+    assert stages == ["dense"] * 6 + ["svd"] * 3 + [None] + ["fine-tune"] * 4
+    assert any(isinstance(layer, FactorisedLayer) for layer in record.plan.values())
+    assert record.data is not None
+    assert (record.data.train + record.data.heldout, record.data.test) == (1438, 359)
+
+
+def test_the_results_are_those_of_the_files(compressed: Path) -> None:
+    record = load_record(compressed)
+    test = load_data("digits", (1, 8, 8)).test
+    for name, result in (("dense", record.results.dense), ("model", record.results.compressed)):
+        assert result is not None
+        assert result.macs_counted_on == "onnx"
+        assert result.bytes == (compressed / f"{name}.onnx").stat().st_size
+        session = onnxruntime.InferenceSession(str(compressed / f"{name}.onnx"))
+        (images, labels), *_ = test.batches(359, torch.device("cpu"))
+        logits = np.concatenate([session.run(None, {"input": image[None].numpy()})[0] for image in images])
+        assert result.accuracy is not None
+        assert result.accuracy.top1 == pytest.approx(float((logits.argmax(1) == labels.numpy()).mean()))
+        assert result.accuracy.top1 > 0.85
+        assert result.latency_ms["local"].rounds == 50
+    assert record.results.compressed.macs <= 0.6 * record.results.dense.macs
+    macs = sum(layer.macs if isinstance(layer, FactorisedLayer) else layer.dense_macs for layer in record.plan.values())
+    assert record.results.compressed.macs == macs
+    assert (record.results.dense.epochs, record.results.compressed.epochs) == (6, 13)
+
+
+def test_load_gives_the_network_that_was_exported(compressed: Path) -> None:
+    network = lrexport.load(compressed)
+    images = torch.randn(1, 1, 8, 8)
+    found = onnxruntime.InferenceSession(str(compressed / "model.onnx")).run(None, {"input": images.numpy()})[0]
+    np.testing.assert_allclose(network(images).detach().numpy(), found, rtol=1e-4, atol=1e-5)
+
+
+def test_train_and_then_compress_gives_the_bits_that_compress_alone_gives(compressed: Path, folder: Path) -> None:
+    assert run(["train", "flow_network:make", *QUICK, "-o", "staged"]) == 0
+    assert run(["compress", "staged", *QUICK[-4:], "--macs", "0.6", "--batch-size", "32"]) == 0
+    for name in ("dense", "svd", "model"):
+        assert (folder / "staged" / f"{name}.safetensors").read_bytes() == (compressed / f"{name}.safetensors").read_bytes()
+    one, other = load_record(compressed), load_record(folder / "staged")
+    assert one.plan == other.plan
+    assert one.results.compressed.accuracy == other.results.compressed.accuracy
+    assert one.results.compressed.epochs == other.results.compressed.epochs
+
+
+def test_a_run_gives_another_with_another_goal_and_is_left_as_it_was(compressed: Path, folder: Path) -> None:
+    before = (compressed / "run.json").read_bytes()
+    assert (
+        run(["compress", "run 1", "--energy", "0.3", "--fine-tune-epochs", "1", "--baseline-epochs", "same", "-o", "b"]) == 0
+    )
+    assert (compressed / "run.json").read_bytes() == before
+    record = load_record(folder / "b")
+    assert record.config["goal"] == {"energy": 0.3, "macs": None}
+    kept = [layer.energy_kept for layer in record.plan.values() if isinstance(layer, FactorisedLayer)]
+    assert min(kept) >= 0.7 - 1e-6
+    assert (record.results.dense.epochs, record.results.compressed.epochs) == (10, 10)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(compressed: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    before = sorted(folder.iterdir())
+    assert run(["compress", "run 1", "--macs", "0.5", "--dry-run", "--json", "-"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["macs"] <= 0.5 * plan["dense_macs"]
+    assert set(plan["plan"]) == {"0", "3", "6", "10"}
+    assert sorted(folder.iterdir()) == before
+
+
+def test_json_on_stdout_is_the_record_and_nothing_else(compressed: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(["inspect", "run 1", "--json", "-"]) == 0
+    assert Record.model_validate(json.loads(capsys.readouterr().out)) == load_record(compressed)
+    assert run(["inspect", "run 1/model.onnx", "--json", "-"]) == 0
+    graph = json.loads(capsys.readouterr().out)
+    assert graph["macs"] == load_record(compressed).results.compressed.macs
+    assert sum(node["macs"] for node in graph["nodes"]) == graph["macs"]
+
+
+def test_inspect_prints_layers_and_results_as_plain_lines_in_a_pipe(compressed: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(["inspect", "run 1"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "energy kept" in out
+    assert "latency p50 (local, 1 thread)" in out
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(compressed: Path, capsys: pytest.CaptureFixture) -> None:
+    before = (compressed / "run.json").read_bytes()
+    assert run(["compress", "flow_network:make", "--macs", "0.5", "-o", "run 1"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (compressed / "run.json").read_bytes() == before
+
+
+def test_without_data_compression_is_training_free(folder: Path) -> None:
+    assert run(["compress", "flow_network:make", "--macs", "0.7", "-o", "free"]) == 0
+    assert run(["onnx", "free", "--batch", "dynamic", "--rounds", "0"]) == 0
+    record = load_record(folder / "free")
+    assert record.data is None
+    assert record.results.compressed.accuracy is None
+    assert record.results.compressed.epochs == 0
+    assert "svd.safetensors" not in record.files
+
+
+class Counting(ArraySet):
+    looks = 0
+
+    def batches(self, *arguments, **named):
+        type(self).looks += 1
+        return super().batches(*arguments, **named)
+
+
+def counted_data() -> ImageData:
+    digits = load_data("digits", (1, 8, 8))
+    test = Counting(digits.test.images, digits.test.labels, digits.mean, digits.std)
+    return ImageData("counted", digits.classes, digits.train, test, None, digits.mean, digits.std)
+
+
+def test_the_test_images_are_looked_at_once_per_network(folder: Path) -> None:
+    Counting.looks = 0
+    arguments = ["--data", f"{__name__}:counted_data", *QUICK[2:], "--macs", "0.6", "-o", "counted"]
+    assert run(["compress", "flow_network:make", *arguments]) == 0
+    assert Counting.looks == 2  # the dense and the compressed network, at the end
+
+
+def test_an_option_beats_the_environment_beats_the_file_beats_the_default(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def threshold(*options: str) -> float:
+        assert run(["compress", "flow_network:make", "--dry-run", "--json", "-", *options]) == 0
+        return json.loads(capsys.readouterr().out)["threshold"]
+
+    (folder / "lrexport.toml").write_text("[compress]\nenergy = 0.3\n", encoding="utf-8")
+    try:
+        assert threshold() == pytest.approx(0.3)
+        monkeypatch.setenv("LREXPORT_COMPRESS_ENERGY", "0.2")
+        assert threshold() == pytest.approx(0.2)
+        assert threshold("--energy", "0.1") == pytest.approx(0.1)
+    finally:
+        (folder / "lrexport.toml").unlink()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_training_ends_it_with_its_code_and_keeps_what_was_written(folder: Path, number: int, code: int) -> None:
+    name = f"stopped-{code}"
+    command = [sys.executable, "-m", "lrexport", "compress", "flow_network:make", "--data", "digits", "--macs", "0.6"]
+    process = subprocess.Popen(
+        [*command, "--dense-epochs", "1", "--svd-epochs", "5000", "-o", name], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "SVD training: epoch 3/" in line:
+            break
+    process.send_signal(number)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert "Traceback" not in rest
+    record = load_record(folder / name)
+    record.check(folder / name, "dense.safetensors")
+    time.sleep(0.1)
+    assert len(list((folder / name / "checkpoint").glob("svd-*.safetensors"))) == 2

@@ -1,0 +1,62 @@
+"""The README is true: its Python runs, its commands parse, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from lrexport.cli.main import cli
+from lrexport.models.cifar_resnet import CifarResNet
+from tools.run_readme import commands
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_training_loop_runs_as_written_in_under_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    body = [line for line in code.splitlines() if line.strip() and not line.startswith("import")]
+    assert len(body) < 10
+    model = CifarResNet(20)
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
+    # The optimizer comes after decompose, as the README says: give it the network's parameters when they are asked for.
+    names = {"Path": Path, "model": model, "batches": [(images, labels)] * 2, "optimizer": _Late(model)}
+    exec(code, names)
+    assert (tmp_path / "model.onnx").is_file()
+    assert names["small"](images).shape == (8, 10)  # type: ignore[operator]
+
+
+class _Late:
+    """SGD that takes the network's parameters at its first step."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.sgd = model, None
+
+    def step(self) -> None:
+        self.sgd = self.sgd or torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.sgd.step()
+
+    def zero_grad(self) -> None:
+        self.model.zero_grad()
+
+
+def test_every_command_parses() -> None:
+    found = commands(README)
+    assert len(found) >= 8
+    for line in found:
+        program, name, *arguments = shlex.split(line)
+        assert program == "lrexport"
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, line
+        command.make_context(name, arguments)
+
+
+def test_every_link_into_the_project_leads_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

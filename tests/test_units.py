@@ -1,0 +1,31 @@
+"""Printed and parsed figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from lrexport import units
+from lrexport.errors import UsageError
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.5", 0.5), ("50%", 0.5), ("1", 1.0), (" 1e-1 ", 0.1)])
+def test_shares(text: str, value: float) -> None:
+    assert units.parse_share(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["0", "1.1", "200%", "half", "0.5MB", "nan"])
+def test_anything_that_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        units.parse_share(text)
+
+
+def test_printed_forms() -> None:
+    assert units.format_bytes(1_081_234) == "1.08 MB"
+    assert units.format_bytes(512) == "512 B"
+    assert units.format_count(40_551_040) == "40.55M"
+    assert units.format_ms(0.8423) == "0.842 ms"
+    assert units.format_ms(12.345) == "12.3 ms"
+    assert units.format_ms(123.45) == "123 ms"
+    assert units.format_share(1, 3) == "0.33×"
+    assert units.format_percent(0.9178) == "91.78 %"
+    assert units.format_duration(3725) == "1 h 02 min"
