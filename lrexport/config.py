@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lrexport.errors import UsageError
-from lrexport.record import Scheme
+
+if TYPE_CHECKING:  # --help takes its defaults from here, and must not wait for the record's validation library
+    from lrexport.record import Scheme
 
 DEFAULT_DENSE_EPOCHS = 20
 

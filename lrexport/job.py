@@ -16,7 +16,7 @@ from lrexport.artifacts import files, tensors
 from lrexport.config import TrainConfig
 from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import check_fits, load_data
-from lrexport.errors import InputError, UsageError
+from lrexport.errors import UsageError
 from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.torch_macs import count_torch_macs
@@ -65,16 +65,16 @@ class Job:
 
 def open_job(config: TrainConfig, run: Path, on_event: OnEvent) -> Job:
     """A new run of a model. The folder, the model, the weights and the data are checked before any training."""
+    _check_free(run)
     recipe = resolve(config.model, config.input_shape)
-    _claim(run)
     splits = _load_splits(config, recipe)
     if splits is not None:
         recipe = recipe.with_classes(len(splits.data.classes))
     torch.manual_seed(config.seed)  # fresh weights are part of what a seed decides
     network = _load_network(recipe, config.weights)
-    if splits is not None:
-        _check_fits(splits, network, recipe)
+    _check_fits(splits, network, recipe)
     svd = to_svd_form(copy.deepcopy(network), recipe, config)
+    files.make_run_folder(run)
     record = Record(model=recipe.to_record(), config=config.to_record())
     return _job(config, run, recipe, record, splits, network, svd, on_event)
 
@@ -83,16 +83,18 @@ def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) 
     """Go on from a run, in place or in another folder: from its SVD-trained network, or from its dense one."""
     before = load_record(source)
     recipe = from_record(before.model)
-    dense, svd = runs.load_dense(source, before), load_svd(config, source)
     if run.resolve() != source.resolve():
-        _claim(run)
-    files.make_run_folder(run)
+        _check_free(run)
+    dense, svd = runs.load_dense(source, before), load_svd(config, source)
     data = config.data or (before.data.source if before.data else None)
     trained = runs.SVD in before.files
     scheme = before.config["scheme"] if trained else config.scheme
     config = replace(config, model=recipe.source, data=data, scheme=scheme)
     record = Record(model=before.model, config=before.config)
-    job = _job(config, run, recipe, record, _load_splits(config, recipe), dense, svd, on_event)
+    splits = _load_splits(config, recipe)
+    _check_fits(splits, dense, recipe)
+    files.make_run_folder(run)
+    job = _job(config, run, recipe, record, splits, dense, svd, on_event)
     job.svd_epochs = int(before.config["svd_epochs"]) if trained else 0
     job.dense_epochs = int(before.config.get("dense_epochs") or 0)
     job.store(runs.DENSE, dense)
@@ -111,7 +113,7 @@ def load_svd(config: TrainConfig, source: Path | None) -> SVDNetwork:
     if runs.SVD not in record.files:
         return to_svd_form(runs.load_dense(source, record), recipe, config)
     svd = to_svd_form(recipe.build(), recipe, replace(config, scheme=record.config["scheme"]))
-    svd.network.load_state_dict(tensors.load(record.check(source, runs.SVD)))
+    runs.fill(svd.network, record, source, runs.SVD)
     return svd
 
 
@@ -149,10 +151,14 @@ def _job(
     return Job(run, config, recipe, record, splits, dense, svd, make_fabric(config.device, config.precision), log)
 
 
-def _claim(run: Path) -> None:
+def _check_free(run: Path) -> None:
     if (run / RECORD).exists():
         raise UsageError(f"{run} already holds a run", "Choose another folder with -o, or remove it first.")
-    files.make_run_folder(run)
+
+
+def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:
+    if splits is not None:
+        check_fits(splits.data, recipe.input_shape, tuple(run_once(network, recipe.input_shape).shape))
 
 
 def _load_network(recipe: ModelRecipe, weights: Path | None) -> nn.Module:
@@ -168,13 +174,3 @@ def _load_splits(config: TrainConfig, recipe: ModelRecipe) -> Splits | None:
         return None
     data = load_data(config.data, recipe.input_shape, config.download)
     return hold_out(data, config.heldout, seed=config.seed)
-
-
-def _check_fits(splits: Splits, network: nn.Module, recipe: ModelRecipe) -> None:
-    images, _ = next(iter(splits.heldout.batches(1, torch.device("cpu"))))
-    if tuple(images.shape[1:]) != tuple(recipe.input_shape):
-        raise InputError(f"the data has images {tuple(images.shape[1:])}, the network takes {recipe.input_shape}")
-    output = run_once(network, recipe.input_shape)
-    if output.ndim != 2:
-        raise InputError(f"the network's output is {tuple(output.shape)}; (batch, classes) was wanted")
-    check_fits(splits.data, output.shape[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from lrexport.artifacts import tensors
 from lrexport.errors import InputError
@@ -27,19 +27,19 @@ def load(run: str | Path) -> nn.Module:
 
 def load_compressed(run: Path, record: Record) -> nn.Module:
     """As :func:`load`, with the record at hand."""
-    weights = tensors.load(record.check(run, MODEL))
-    return _fill(fold_structure(from_record(record.model).build(), record.plan), weights, run / MODEL)
+    return fill(fold_structure(from_record(record.model).build(), record.plan), record, run, MODEL)
 
 
 def load_dense(run: Path, record: Record) -> nn.Module:
     """The dense network of a run, in eval mode."""
-    weights = tensors.load(record.check(run, DENSE))
-    return _fill(from_record(record.model).build(), weights, run / DENSE)
+    return fill(from_record(record.model).build(), record, run, DENSE)
 
 
-def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> nn.Module:
+def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:
+    """Put weights of the run into ``network``, in place. Raises InputError where they do not belong together."""
+    weights = tensors.load(record.check(run, name))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit the network in its record: {error}") from error
+        raise InputError(f"{run / name} does not fit the network in its record: {error}") from error
     return network.eval()

@@ -14,10 +14,11 @@ from torch import nn
 from lrexport import runs
 from lrexport.artifacts import files
 from lrexport.data.images import ImageSet
-from lrexport.data.resolve import load_data
+from lrexport.data.resolve import check_fits, load_data
 from lrexport.export.onnx_export import FIRST_OPSET, Exported, export_onnx
 from lrexport.export.verify import check_same_accuracy, score_onnx
 from lrexport.job import torch_result
+from lrexport.lowrank.decompose import run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import measure_latency
 from lrexport.record import Record, Result, Results, load_record
@@ -44,7 +45,7 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
     record = load_record(run)
     networks = {"dense": runs.load_dense(run, record), "model": runs.load_compressed(run, record)}
     files.make_run_folder(run)
-    test = _test_images(record, options)
+    test = _test_images(record, options, networks["dense"])
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory(dir=run, prefix=".export-") as scratch:
         paths = {name: Path(scratch) / f"{name}.onnx" for name in networks}
@@ -63,6 +64,8 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
             }
         for name, path in paths.items():
             path.replace(run / f"{name}.onnx")
+    if test is not None and options.data and record.data is not None:
+        record.data = record.data.model_copy(update={"source": options.data, "test": len(test)})
     record.results = Results(dense=results["dense"], compressed=results["model"])
     record.seal(run, "dense.onnx", "model.onnx")
     record.environment = environment()
@@ -85,8 +88,10 @@ def _export(
     return done, before.model_copy(update=update)
 
 
-def _test_images(record: Record, options: ExportOptions) -> ImageSet | None:
+def _test_images(record: Record, options: ExportOptions, network: nn.Module) -> ImageSet | None:
     source = options.data or (record.data.source if record.data else None)
     if source is None or not options.rescore:
         return None
-    return load_data(source, record.model.input_shape).test
+    data = load_data(source, record.model.input_shape)
+    check_fits(data, record.model.input_shape, tuple(run_once(network, record.model.input_shape).shape))
+    return data.test

@@ -7,22 +7,32 @@ from typing import Any
 
 import click
 
-from lrexport.cli.options import RUN, EpochsOrSame, ShareType, is_run, json_option, train_config, training_options
+from lrexport.cli.options import (
+    RUN,
+    EpochsOrSame,
+    ShareType,
+    count_option,
+    is_run,
+    json_option,
+    train_config,
+    training_options,
+)
+from lrexport.config import CompressConfig, Goal
 from lrexport.errors import UsageError
+
+BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
 
 
 @click.command("compress", short_help="Train in SVD form, prune, fold and fine-tune a network.")
 @training_options()
 @click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
 @click.option(
-    "--energy", type=click.FloatRange(0, 1), help="Largest share of a layer's energy that may be dropped, as 1e-2."
+    "--energy", type=click.FloatRange(0, 1), metavar="X", help="Largest share of a layer's energy to drop, as 1e-2."
 )
 @click.option("--macs", type=ShareType(), help="MACs to reach, as a share of the dense network's: 0.5 or 50%.")
-@click.option("--fine-tune-epochs", type=click.IntRange(0), default=4, show_default=True, help="Epochs after folding.")
-@click.option("--baseline-epochs", type=EpochsOrSame(), default="0", show_default=True, help="Epochs the dense network is "
-              "trained on, for a fair comparison; 'same' for as many as the compressed one gets.")  # fmt: skip
-@click.option("--batchnorm-images", type=click.IntRange(0), default=1000, show_default=True, help="Training images that "
-              "BatchNorm's statistics are re-estimated from after pruning.")  # fmt: skip
+@count_option(CompressConfig, "fine_tune_epochs", "Epochs after folding.")
+@click.option("--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE)
+@count_option(CompressConfig, "batchnorm_images", "Training images for BatchNorm's statistics after pruning.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option()
 def command(output: Path | None, dry_run: bool, json_to: str | None, **options: Any) -> None:
@@ -37,7 +47,6 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     lrexport compress run --macs 0.4 -o run-0.4
     """
     from lrexport.cli.console import Progressing, note, print_table, write_json
-    from lrexport.config import CompressConfig, Goal
     from lrexport.report.tables import dense_reasons, plan_table, results_table
 
     source = Path(options["model"]) if is_run(options["model"]) else None

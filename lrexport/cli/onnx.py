@@ -27,11 +27,21 @@ class BatchType(click.ParamType[int]):
 
 @click.command("onnx", short_help="Export a run to ONNX: verified, re-scored, measured.")
 @click.argument("run", type=RUN)
-@click.option("--batch", type=BatchType(), default="1", show_default=True, help="Fixed batch size, or dynamic.")
-@click.option("--opset", type=int, default=18, show_default=True, help="ONNX operator set, 18 or newer.")
-@click.option("--rounds", type=click.IntRange(0), default=100, show_default=True, help="Rounds of the latency measurement; "
-              "0 for none.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the latency measurement.")
+@click.option(
+    "--batch", type=BatchType(), metavar="N|dynamic", default="1", show_default=True, help="Fixed batch size, or dynamic."
+)
+@click.option("--opset", type=int, metavar="N", default=18, show_default=True, help="ONNX operator set, 18 or newer.")
+@click.option(
+    "--rounds", type=click.IntRange(0), metavar="N", default=100, show_default=True, help="Rounds of latency; 0 for none."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Threads of inference.",
+)
 @click.option("--data", metavar="DATA", help="Where the test images are now, if not where the run found them.")
 @click.option("--no-rescore", is_flag=True, help="Do not score the files in ONNX Runtime.")
 @json_option()

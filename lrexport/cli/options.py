@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
 from lrexport.units import parse_share
-
-if TYPE_CHECKING:
-    from lrexport.config import TrainConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -75,52 +74,59 @@ def json_option() -> Callable[[Command], Command]:
     return click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file, or - for stdout.")
 
 
+def choice_option(config: type, name: str, values: Sequence[str], text: str) -> Callable[[Command], Command]:
+    """One of some words; the default is the configuration's."""
+    return _option(config, name, click.Choice(values), None, text)
+
+
+def count_option(config: type, name: str, text: str, least: int = 0) -> Callable[[Command], Command]:
+    """A whole number of at least ``least``."""
+    return _option(config, name, click.IntRange(least), "N", text)
+
+
+def number_option(config: type, name: str, text: str, **limits: Any) -> Callable[[Command], Command]:
+    """A number within ``limits``, as click.FloatRange takes them."""
+    return _option(config, name, click.FloatRange(**{"min": 0, **limits}), "X", text)
+
+
+def _option(config: type, name: str, kind: Any, metavar: str | None, text: str) -> Callable[[Command], Command]:
+    default = next(field.default for field in fields(config) if field.name == name)
+    flag = "--" + name.replace("_", "-")
+    return click.option(flag, type=kind, metavar=metavar, default=default, show_default=default is not None, help=text)
+
+
 def training_options() -> Callable[[Command], Command]:
     """What ``train`` and ``compress`` have in common: model, data, schedule."""
-    scheme = click.Choice(["spatial", "channel", "input-channel"])
-    choice = click.Choice
+    made = TrainConfig
+    data = "digits, cifar10[:ROOT], cifar100[:ROOT], imagenet:ROOT, folder:ROOT or package.module:callable. Without data, "
     return stacked(
         click.argument("model"),
-        click.option("--data", metavar="DATA", help="digits, cifar10[:ROOT], cifar100[:ROOT], imagenet:ROOT, folder:ROOT "
-                     "or package.module:callable. Without data, compression is training-free."),
+        click.option("--data", metavar="DATA", help=f"{data}compression is training-free."),
         click.option("--weights", type=FILE, help="Weights to start from: safetensors or a PyTorch state dict."),
         click.option("--input-shape", type=ShapeType(), help="Shape of one input, as in 3,224,224."),
         click.option("--download", is_flag=True, help="Let cifar10 and cifar100 be fetched."),
-        click.option("--scheme", type=scheme, default="spatial", show_default=True, help="How kernels become matrices."),
-        click.option("--dense-epochs", type=click.IntRange(0), help="Epochs of dense training before anything else "
-                     "[default: 0 with weights, 20 without]."),
-        click.option("--svd-epochs", type=click.IntRange(0), default=6, show_default=True, help="Epochs in SVD form."),
-        click.option("--orthogonality", type=click.FloatRange(0), default=1.0, show_default=True, help="λ_o of the paper's "
-                     "equation 3."),
-        click.option("--sparsity-strength", type=click.FloatRange(0), default=0.03, show_default=True, help="λ_s of "
-                     "equation 3."),
-        click.option("--sparsity", type=choice(["hoyer", "l1", "none"]), default="hoyer", show_default=True,
-                     help="What λ_s weighs."),
-        click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True),
-        click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.02, show_default=True, help="Learning rate "
-                     "of SVD training and fine-tuning."),
-        click.option("--dense-lr", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True, help="Learning "
-                     "rate of dense training."),
-        click.option("--weight-decay", type=click.FloatRange(0), default=1e-4, show_default=True, help="Of ordinary "
-                     "weights, never of U, s, V."),
-        click.option("--schedule", type=choice(["cosine", "step"]), default="cosine", show_default=True),
-        click.option("--warmup-epochs", type=click.FloatRange(0), default=0.0, show_default=True),
-        click.option("--distill", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of the loss that "
-                     "follows the dense network's outputs."),
-        click.option("--heldout", type=click.FloatRange(0, 0.5, min_open=True), default=0.1, show_default=True,
-                     help="Share of the training images held out for choices (at most 5000)."),
-        click.option("--device", type=choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
-        click.option("--precision", type=choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
-        click.option("--seed", type=int, default=0, show_default=True),
-    )  # fmt: skip
+        choice_option(made, "scheme", ("spatial", "channel", "input-channel"), "How kernels become matrices."),
+        count_option(made, "dense_epochs", "Epochs of dense training first [default: 0 with weights, 20 without]."),
+        count_option(made, "svd_epochs", "Epochs in SVD form."),
+        number_option(made, "orthogonality", "λ_o of the paper's equation 3."),
+        number_option(made, "sparsity_strength", "λ_s of equation 3."),
+        choice_option(made, "sparsity", ("hoyer", "l1", "none"), "What λ_s weighs."),
+        count_option(made, "batch_size", "Images in a training step.", least=1),
+        number_option(made, "lr", "Learning rate of SVD training and fine-tuning.", min_open=True),
+        number_option(made, "dense_lr", "Learning rate of dense training.", min_open=True),
+        number_option(made, "weight_decay", "Of ordinary weights, never of U, s, V."),
+        choice_option(made, "schedule", ("cosine", "step"), "How the learning rate falls."),
+        number_option(made, "warmup_epochs", "Epochs in which the learning rate rises."),
+        number_option(made, "distill", "Share of the loss that follows the dense network's outputs.", max=1),
+        number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
+        choice_option(made, "device", ("auto", "cpu", "cuda", "mps"), "Where to train."),
+        choice_option(made, "precision", ("auto", "float32", "bfloat16"), "auto is bfloat16 where the device has it."),
+        _option(made, "seed", int, "N", "Of weights, order and augmentation."),
+    )
 
 
 def train_config(options: dict[str, Any]) -> TrainConfig:
     """TrainConfig from the options that :func:`training_options` declares; others are left in ``options``."""
-    from dataclasses import fields
-
-    from lrexport.config import TrainConfig
-
     return TrainConfig(**{field.name: options.pop(field.name) for field in fields(TrainConfig)})
 
 

@@ -45,8 +45,18 @@ def load_data(source: str, input_shape: Shape, download: bool = False) -> ImageD
     )
 
 
-def check_fits(data: ImageData, outputs: int) -> None:
-    """Raise InputError unless labels and classes fit a network of ``outputs`` classes."""
+def check_fits(data: ImageData, input_shape: Shape, output_shape: tuple[int, ...]) -> None:
+    """Raise InputError unless images and classes fit a network from ``input_shape`` to ``output_shape`` (1, classes)."""
+    for part in (data.train, data.test):
+        images, _ = next(iter(part.batches(1, torch.device("cpu"))))
+        if tuple(images.shape[1:]) != tuple(input_shape):
+            raise InputError(
+                f"{data.source} has images {tuple(images.shape[1:])}, the network takes {tuple(input_shape)}",
+                "Give the data it was made for, or another --input-shape.",
+            )
+    if len(output_shape) != 2:
+        raise InputError(f"the network's output is {tuple(output_shape)}; (batch, classes) was wanted")
+    outputs = output_shape[1]
     if len(data.classes) != outputs:
         raise InputError(
             f"{data.source} has {len(data.classes)} classes, the network has {outputs} outputs",

@@ -11,6 +11,9 @@ from torch.nn.utils import parametrize
 from lrexport.lowrank.schemes import SCHEMES
 from lrexport.record import Scheme
 
+# LAPACK's factors of a 4608-row matrix are orthogonal to about 1e-6 in float32.
+_ORTHOGONAL = 1e-5
+
 
 class SVDForm(nn.Module):
     """weight = kernel(U · diag(|s|) · Vᵀ), U (rows, r), s (r,), V (columns, r) at full rank r = min(rows, columns).
@@ -57,8 +60,18 @@ def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
 def redecompose(layer: nn.Module) -> None:
     """Replace U, s, V by the exact SVD of the kernel they compose, so that truncation is optimal (Eckart–Young)."""
     left, singular, right = factors(layer)
+    if _is_exact(left, singular, right):
+        return
     for parameter, exact in zip((left, singular, right), exact_svd((left * singular.abs()) @ right.T), strict=True):
         parameter.copy_(exact)
+
+
+def _is_exact(left: Tensor, singular: Tensor, right: Tensor) -> bool:
+    """Whether the factors are an SVD already, as before any training: two products instead of a decomposition."""
+    if (singular < 0).any() or (singular.diff() > 0).any():
+        return False
+    eye = torch.eye(len(singular), device=left.device, dtype=left.dtype)
+    return all(float((side.T @ side - eye).abs().max()) < _ORTHOGONAL for side in (left, right))
 
 
 def detach(layer: Any) -> None:

@@ -11,7 +11,6 @@ from math import prod
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "ConvTranspose"}
 _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
@@ -56,9 +55,12 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
     for node in graph.node:
         if node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx", "com.microsoft"):
             uncounted.add(node.op_type)
-        if node.op_type not in _CONVOLUTIONS | _PRODUCTS:
+        if node.op_type not in _CONVOLUTIONS | _PRODUCTS or node.domain not in ("", "ai.onnx", "com.microsoft"):
             continue
-        weight = origin.get(_weight_input(node))
+        if len(node.input) <= _weight_position(node):
+            uncounted.add(f"{node.op_type} without a weight")
+            continue
+        weight = origin.get(node.input[_weight_position(node)])
         macs = _node_macs(node, shapes, weight)
         if macs is None:
             uncounted.add(f"{node.op_type} of unknown shape")
@@ -81,25 +83,26 @@ def _quantised_weights(graph: Any, initial: dict[str, tuple[int, ...]]) -> dict[
     origin = dict(initial)
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            origin[node.output[0]] = numpy_helper.to_array(node.attribute[0].t).shape
+            origin[node.output[0]] = tuple(node.attribute[0].t.dims)
         elif node.op_type in ("DequantizeLinear", "Identity") and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Transpose" and node.input[0] in origin:
-            permutation = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
             shape = origin[node.input[0]]
-            origin[node.output[0]] = tuple(shape[i] for i in permutation) if permutation else shape[::-1]
+            permutation = next((list(a.ints) for a in node.attribute if a.name == "perm"), range(len(shape))[::-1])
+            if sorted(permutation) == list(range(len(shape))):
+                origin[node.output[0]] = tuple(shape[i] for i in permutation)
     return origin
 
 
-def _weight_input(node: Any) -> str:
-    return node.input[3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1]
+def _weight_position(node: Any) -> int:
+    return 3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1
 
 
 def _node_macs(node: Any, shapes: dict[str, tuple[int, ...]], weight: tuple[int, ...] | None) -> int | None:
     output = shapes.get(node.output[0])
     if not output or 0 in output:
         return None
-    second = weight or shapes.get(_weight_input(node))
+    second = weight or shapes.get(node.input[_weight_position(node)])
     if not second or 0 in second:
         return None
     if node.op_type == "ConvTranspose":

@@ -91,8 +91,9 @@ def dense_reasons(plan: Plan) -> dict[str, int]:
     counts: dict[str, int] = {}
     for layer in plan.values():
         if isinstance(layer, DenseLayer):
-            reason = layer.reason.split(" costs ")[0] if " costs " in layer.reason else layer.reason
-            reason = "its pair would cost more than the layer" if " pair of rank" in reason else reason
+            # The figures in it are a layer's own: "a spatial pair of rank 9 costs 12K MACs, the layer 9K".
+            costly = layer.reason.startswith("a ") and " pair of rank " in layer.reason
+            reason = "its pair would cost more than the layer" if costly else layer.reason
             counts[reason] = counts.get(reason, 0) + 1
     return counts
 

@@ -14,7 +14,8 @@ from lrexport.cli.main import COMMANDS, cli, run
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"], ["onnx", "--help"]])
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     heavy = "{'torch', 'onnx', 'onnxruntime', 'numpy', 'pydantic', 'rich'}"
-    code = f"import sys; from lrexport.cli.main import run; run({arguments}); print({heavy} & set(sys.modules), file=sys.stderr)"
+    code = f"import sys; from lrexport.cli.main import run; run({arguments}); "
+    code += f"print({heavy} & set(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "set()"
     assert done.stdout

@@ -25,6 +25,78 @@ TINY = """
     make.input_shape = (3, 8, 8)
 """
 
+# Data of a user's own: what --data users:NAME takes, and all the ways it can be wrong.
+DATA = """
+    import torch
+    from lrexport.data.images import ArraySet, ImageData
+
+    def images(count, classes, shape=(3, 8, 8), shift=0):
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
+        return [(image, index % classes + shift) for index, image in enumerate(pixels)]
+
+    def fitting():
+        return images(40, 10), images(20, 10)
+
+    def grey():
+        return images(40, 10, (1, 8, 8)), images(20, 10, (1, 8, 8))
+
+    def large():
+        return images(40, 10, (3, 16, 16)), images(20, 10, (3, 16, 16))
+
+    def seven():
+        return images(42, 7), images(21, 7)
+
+    def more_classes_in_test():
+        return images(40, 10), images(24, 12)
+
+    def negative():
+        return images(40, 11, shift=-1), images(22, 11, shift=-1)
+
+    def floating():
+        return [(image.float(), label) for image, label in images(40, 10)], images(20, 10)
+
+    def empty():
+        return [], []
+
+    def one():
+        return images(40, 10)[0]
+
+    def whole(shape, labels=range(10), classes=10):
+        labels = torch.tensor(list(labels)).repeat(4)
+        pixels = torch.zeros(len(labels), *shape, dtype=torch.uint8)
+        part = ArraySet(pixels, labels, (0.5,) * shape[0], (0.5,) * shape[0])
+        return ImageData("mine", [str(i) for i in range(classes)], part, part)
+
+    def whole_grey():
+        return whole((1, 8, 8))
+
+    def whole_large():
+        return whole((3, 12, 8))
+
+    def whole_strays():
+        return whole((3, 8, 8), range(12))
+
+    def whole_negative():
+        return whole((3, 8, 8), range(-1, 9))
+
+    def raising():
+        raise OSError("the disk with the images is not mounted")
+
+    class Broken(list):
+        def __getitem__(self, index):
+            raise KeyError("no such image")
+
+    def broken():
+        return Broken(images(40, 10)), images(20, 10)
+
+    def endless():
+        return (pair for pair in images(40, 10)), images(20, 10)
+
+    def unlabelled():
+        return [image for image, _ in images(40, 10)], images(20, 10)
+"""
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -1,16 +1,18 @@
-"""A run whose files were cut, changed or lost: FAULTS 1, 2, 3."""
+"""A run whose files were cut, changed or lost: docs/faults.md 1, 2, 3."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from lrexport import InputError, load
 from lrexport.artifacts import tensors
-from tests.hostile.support import Command, listing, nothing_made, write_module
+from tests.hostile.support import DATA, TINY, Command, listing, nothing_made, write_module
 
 
 def _flip(path: Path, index: int) -> None:
@@ -145,3 +147,43 @@ def test_a_checkpoint_beside_weights_that_were_cut_is_offered(compress: Command,
     assert f"run/dense.safetensors is truncated: {size:,} bytes expected, {size - 100:,} found" in done.err
     assert "The last checkpoint beside it is run/checkpoint/svd-0003.safetensors" in done.err
     assert nothing_made()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("users:seven", "users:seven has 7 classes, the network has 10 outputs"),
+        ("users:whole_grey", "users:whole_grey has images (1, 8, 8), the network takes (3, 8, 8)"),
+    ],
+)
+def test_other_data_that_does_not_fit_a_run_is_refused_before_anything_is_written(
+    lrexport: Command, finished: Path, data: str, words: str
+) -> None:
+    write_module("users", DATA)
+    before = listing(finished)
+    for command in (["compress", finished, "--macs", "0.6"], ["onnx", finished, "--rounds", "0"]):
+        done = lrexport(*command, "--data", data)
+        assert done.code == 3
+        assert words in done.err
+    assert listing(finished) == before
+
+
+def test_a_network_that_changed_since_its_run_is_refused(lrexport: Command, finished: Path) -> None:
+    write_module("tiny", TINY.replace("nn.Linear(32, 10)", "nn.Linear(32, 11)"))
+    sys.modules.pop("tiny", None)
+    for command in (["onnx", finished], ["compress", finished, "--macs", "0.5", "--dry-run"]):
+        done = lrexport(*command)
+        assert done.code == 3
+        assert "does not fit the network in its record" in done.err
+
+
+@pytest.mark.parametrize("opset", ["13", "17", "99"])
+def test_an_opset_that_cannot_be_written_or_run_is_refused_with_the_range(
+    lrexport: Command, finished: Path, opset: str
+) -> None:
+    before = listing(finished)
+    done = lrexport("onnx", finished, "--opset", opset, "--rounds", "0")
+    assert done.code == 2
+    assert f"opset {opset} was asked for" in done.err
+    assert re.search(r"from 18 to \d+", done.err)
+    assert listing(finished) == before

@@ -76,7 +76,7 @@ def test_a_macs_goal_is_met_by_the_smallest_threshold_and_counted_right(goal: fl
 
 def test_an_unreachable_goal_says_what_can_be_reached() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
-    with pytest.raises(UsageError, match="rank 1 in every layer, has [0-9.]+ %") as caught:
+    with pytest.raises(UsageError, match=r"rank 1 in every layer, has [0-9.]+ %") as caught:
         select(svd, macs=0.01)
     assert "1.00 % of the MACs is out of reach" in caught.value.message
 
