@@ -4,7 +4,7 @@
 - two-layer: the paper's form, each layer run as its two full-rank halves, with the same regularisers
 - SVD each step: the dense network with `torch.linalg.svdvals` of every layer's matrix at every step (nuclear norm)
 
-    python benchmarks/step_time.py [--rounds 12] [--threads 2]
+    python benchmarks/step_time.py [--rounds 8] [--threads 2]
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def measure(model: str, shape: tuple[int, int, int], batch: int, rounds: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -12,6 +12,20 @@ if TYPE_CHECKING:  # --help takes its defaults from here, and must not wait for 
     from lrexport.record import Scheme
 
 DEFAULT_DENSE_EPOCHS = 20
+# Choices that belong to the first stages: going on from a run keeps what those were made with.
+FINISHED = (
+    "weights",
+    "input_shape",
+    "scheme",
+    "dense_epochs",
+    "svd_epochs",
+    "orthogonality",
+    "sparsity_strength",
+    "sparsity",
+    "dense_lr",
+    "seed",
+    "heldout",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class TrainConfig:
 class CompressConfig:
     """SVD training as in ``train``, then the goal, fine-tuning and the dense network's training for comparison.
 
-    ``baseline_epochs`` None trains the dense network no further; "same" as many epochs as the compressed one gets.
+    ``baseline_epochs`` "same" trains the dense network on for as many epochs as the compressed one gets.
     """
 
     train: TrainConfig

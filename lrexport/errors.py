@@ -20,12 +20,6 @@ class LrexportError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
-class BudgetError(LrexportError):
-    """A budget failed (exit code 1)."""
-
-    exit_code = 1
-
-
 class UsageError(LrexportError):
     """The command line, the configuration or an API argument is wrong (exit code 2)."""
 

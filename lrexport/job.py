@@ -13,7 +13,7 @@ from torch import nn
 
 from lrexport import runs
 from lrexport.artifacts import files, tensors
-from lrexport.config import TrainConfig
+from lrexport.config import FINISHED, TrainConfig
 from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import UsageError
@@ -22,7 +22,7 @@ from lrexport.measure.environment import environment
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
-from lrexport.record import RECORD, Record, Result, Results, load_record
+from lrexport.record import RECORD, Record, Result, load_record
 from lrexport.training.engine import make_fabric
 from lrexport.training.scoring import score
 
@@ -49,15 +49,14 @@ class Job:
     baseline_epochs: int = 0
 
     def store(self, name: str, network: nn.Module) -> None:
-        """Save a network's weights in the run, hashed in the record, and the record."""
+        """Save a network's weights in the run and their hash in the record, which is not written yet."""
         tensors.save(self.run / name, network.state_dict())
         self.record.seal(self.run, name)
-        self.record.save(self.run)
 
-    def result(self, network: nn.Module, epochs: int, scored: bool) -> Result:
-        """Figures of a network; ``scored`` looks at the test images."""
+    def result(self, network: nn.Module, epochs: int) -> Result:
+        """Figures of a network; this looks at the test images."""
         result = torch_result(network, self.recipe.input_shape).model_copy(update={"epochs": epochs})
-        if not scored or self.splits is None:
+        if self.splits is None:
             return result
         network.to(self.fabric.device)
         return result.model_copy(update={"accuracy": score(network, self.splits.test, self.fabric.device, "test")})
@@ -66,13 +65,7 @@ class Job:
 def open_job(config: TrainConfig, run: Path, on_event: OnEvent) -> Job:
     """A new run of a model. The folder, the model, the weights and the data are checked before any training."""
     _check_free(run)
-    recipe = resolve(config.model, config.input_shape)
-    splits = _load_splits(config, recipe)
-    if splits is not None:
-        recipe = recipe.with_classes(len(splits.data.classes))
-    torch.manual_seed(config.seed)  # fresh weights are part of what a seed decides
-    network = _load_network(recipe, config.weights)
-    _check_fits(splits, network, recipe)
+    recipe, splits, network = _from_model(config)
     svd = to_svd_form(copy.deepcopy(network), recipe, config)
     files.make_run_folder(run)
     record = Record(model=recipe.to_record(), config=config.to_record())
@@ -85,20 +78,21 @@ def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) 
     recipe = from_record(before.model)
     if run.resolve() != source.resolve():
         _check_free(run)
-    dense, svd = runs.load_dense(source, before), load_svd(config, source)
+    dense, svd = runs.load_start(source, before), load_svd(config, source)
+    # What the finished stages were trained with stays; the same held-out images above all.
+    done = {name: before.config[name] for name in FINISHED if name in before.config}
+    done["weights"] = Path(done["weights"]) if done.get("weights") else None
     data = config.data or (before.data.source if before.data else None)
-    trained = runs.SVD in before.files
-    scheme = before.config["scheme"] if trained else config.scheme
-    config = replace(config, model=recipe.source, data=data, scheme=scheme)
-    record = Record(model=before.model, config=before.config)
+    if runs.SVD not in before.files:
+        done["scheme"] = config.scheme
+    config = replace(config, **done, model=recipe.source, data=data)
     splits = _load_splits(config, recipe)
     _check_fits(splits, dense, recipe)
     files.make_run_folder(run)
-    job = _job(config, run, recipe, record, splits, dense, svd, on_event)
-    job.svd_epochs = int(before.config["svd_epochs"]) if trained else 0
-    job.dense_epochs = int(before.config.get("dense_epochs") or 0)
+    job = _job(config, run, recipe, Record(model=before.model), splits, dense, svd, on_event)
+    job.dense_epochs, job.svd_epochs = int(config.dense_epochs or 0), config.svd_epochs
     job.store(runs.DENSE, dense)
-    if trained:
+    if runs.SVD in before.files:
         job.store(runs.SVD, svd.network)
     return job
 
@@ -106,12 +100,12 @@ def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) 
 def load_svd(config: TrainConfig, source: Path | None) -> SVDNetwork:
     """The network in SVD form: of a run, SVD-trained where it has that stage, or of a model as it comes."""
     if source is None:
-        recipe = resolve(config.model, config.input_shape)
-        return to_svd_form(_load_network(recipe, config.weights), recipe, config)
+        recipe, _, network = _from_model(config)
+        return to_svd_form(network, recipe, config)
     record = load_record(source)
     recipe = from_record(record.model)
     if runs.SVD not in record.files:
-        return to_svd_form(runs.load_dense(source, record), recipe, config)
+        return to_svd_form(runs.load_start(source, record), recipe, config)
     svd = to_svd_form(recipe.build(), recipe, replace(config, scheme=record.config["scheme"]))
     runs.fill(svd.network, record, source, runs.SVD)
     return svd
@@ -146,9 +140,10 @@ def _job(
         on_event(event)
 
     record.data = splits.to_record() if splits else None
-    record.environment = environment()
-    record.results = Results()
-    return Job(run, config, recipe, record, splits, dense, svd, make_fabric(config.device, config.precision), log)
+    fabric = make_fabric(config.device, config.precision)
+    ran = {"device": str(fabric.device), "precision": str(fabric.strategy.precision.precision)}
+    record.environment = {**environment(), **ran}
+    return Job(run, config, recipe, record, splits, dense, svd, fabric, log)
 
 
 def _check_free(run: Path) -> None:
@@ -159,6 +154,18 @@ def _check_free(run: Path) -> None:
 def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:
     if splits is not None:
         check_fits(splits.data, recipe.input_shape, tuple(run_once(network, recipe.input_shape).shape))
+
+
+def _from_model(config: TrainConfig) -> tuple[ModelRecipe, Splits | None, nn.Module]:
+    """Recipe, data and network of a MODEL, checked against each other."""
+    recipe = resolve(config.model, config.input_shape)
+    splits = _load_splits(config, recipe)
+    if splits is not None:
+        recipe = recipe.with_classes(len(splits.data.classes))
+    torch.manual_seed(config.seed)  # fresh weights are part of what a seed decides
+    network = _load_network(recipe, config.weights)
+    _check_fits(splits, network, recipe)
+    return recipe, splits, network
 
 
 def _load_network(recipe: ModelRecipe, weights: Path | None) -> nn.Module:

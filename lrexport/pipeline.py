@@ -11,6 +11,7 @@ from lrexport.job import OnEvent, load_svd, open_job, reopen_job
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.selection import Selection, select
 from lrexport.record import Record
+from lrexport.training.checkpoints import clear_checkpoints
 
 
 def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> Record:
@@ -21,12 +22,11 @@ def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path 
         stages.train_svd(job)
     else:
         job = reopen_job(config.train, source, run, on_event)
-    job.record.config = {**config.to_record(), "scheme": job.config.scheme, "svd_epochs": job.svd_epochs}
     selection = select(job.svd, energy=config.goal.energy, macs=config.goal.macs)
     network = stages.prune(job, selection, config.batchnorm_images)
     stages.fine_tune(job, network, config.fine_tune_epochs)
     stages.train_baseline(job, config)
-    stages.finish(job, network)
+    stages.finish(job, network, config)
     return job.record
 
 
@@ -37,6 +37,7 @@ def train(config: TrainConfig, run: Path, on_event: OnEvent) -> Record:
     job = open_job(config, run, on_event)
     stages.train_dense(job)
     stages.train_svd(job)
+    clear_checkpoints(run)
     return job.record
 
 

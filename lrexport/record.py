@@ -98,7 +98,7 @@ class ModelSource(_Strict):
 
 
 class DataSource(_Strict):
-    """``source`` as given to --data; ``heldout`` of the training images served every choice, ``test`` was scored once."""
+    """``source`` as given to --data; ``heldout`` of the training images served every choice, ``test`` none."""
 
     source: str
     classes: int

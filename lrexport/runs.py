@@ -13,6 +13,7 @@ from lrexport.models.resolve import from_record
 from lrexport.record import Record, load_record
 
 DENSE, SVD, MODEL = "dense.safetensors", "svd.safetensors", "model.safetensors"
+BASELINE = "baseline.safetensors"
 
 
 def load(run: str | Path) -> nn.Module:
@@ -30,9 +31,15 @@ def load_compressed(run: Path, record: Record) -> nn.Module:
     return fill(fold_structure(from_record(record.model).build(), record.plan), record, run, MODEL)
 
 
-def load_dense(run: Path, record: Record) -> nn.Module:
-    """The dense network of a run, in eval mode."""
+def load_start(run: Path, record: Record) -> nn.Module:
+    """The dense network that compression started from, in eval mode."""
     return fill(from_record(record.model).build(), record, run, DENSE)
+
+
+def load_baseline(run: Path, record: Record) -> nn.Module:
+    """The dense network of the comparison, in eval mode: trained on where that was asked for, else the start."""
+    name = BASELINE if BASELINE in record.files else DENSE
+    return fill(from_record(record.model).build(), record, run, name)
 
 
 def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:

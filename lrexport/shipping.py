@@ -43,7 +43,7 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
     Raises InputError where a graph differs from torch or scores differently; then neither file is written.
     """
     record = load_record(run)
-    networks = {"dense": runs.load_dense(run, record), "model": runs.load_compressed(run, record)}
+    networks = {"dense": runs.load_baseline(run, record), "model": runs.load_compressed(run, record)}
     files.make_run_folder(run)
     test = _test_images(record, options, networks["dense"])
     results: dict[str, Result] = {}

@@ -26,17 +26,20 @@ _BATCHNORM_BATCH = 250
 
 def train_dense(job: Job) -> None:
     """Train the dense network first, where it has no weights of its own or epochs are asked for."""
+    # A callable of the user's own may well come with weights; a named network comes with none unless asked.
+    untrained = job.recipe.is_named and job.config.weights is None and not job.recipe.kwargs.get("weights")
     epochs = job.config.dense_epochs
     if epochs is None:
-        # A callable of the user's own may well come with weights; a named network comes with none unless asked.
-        untrained = job.recipe.is_named and job.config.weights is None and not job.recipe.kwargs.get("weights")
         epochs = DEFAULT_DENSE_EPOCHS if untrained else 0
     if epochs and job.splits is not None:
         _train(job, _stage(job, "dense", epochs, job.config.dense_lr), job.dense)
         job.dense_epochs = epochs
         job.svd = to_svd_form(copy.deepcopy(job.dense), job.recipe, job.config)
-    job.record.config["dense_epochs"] = job.dense_epochs
+    elif untrained:
+        job.record.notes.append("the network has random weights: MACs and latency are real, accuracy is not")
+    job.config = replace(job.config, dense_epochs=job.dense_epochs)
     job.store(runs.DENSE, job.dense)
+    _save(job, svd_epochs=0)
 
 
 def train_svd(job: Job) -> None:
@@ -50,6 +53,7 @@ def train_svd(job: Job) -> None:
     _train(job, stage, job.svd.network, extra_loss=extra, teacher=job.dense)
     job.svd_epochs = config.svd_epochs
     job.store(runs.SVD, job.svd.network)
+    _save(job)
 
 
 def prune(job: Job, selection: Selection, batchnorm_images: int) -> nn.Module:
@@ -63,7 +67,9 @@ def prune(job: Job, selection: Selection, batchnorm_images: int) -> nn.Module:
         device = job.fabric.device
         network.to(device)
         event["heldout_top1"] = score(network, job.splits.heldout, device, "heldout").top1
-        images = job.splits.train.subset(torch.arange(min(batchnorm_images, len(job.splits.train))))
+        # Drawn at random: folders list their images class by class.
+        drawn = torch.randperm(len(job.splits.train), generator=torch.Generator().manual_seed(job.config.seed))
+        images = job.splits.train.subset(drawn[:batchnorm_images])
         if len(images) and reestimate_batchnorm(network, images.batches(_BATCHNORM_BATCH, device)):
             event["heldout_top1_after_batchnorm"] = score(network, job.splits.heldout, device, "heldout").top1
     job.on_event(event)
@@ -75,28 +81,35 @@ def fine_tune(job: Job, network: nn.Module, epochs: int) -> None:
     if job.splits is not None and epochs:
         _train(job, _stage(job, "fine-tune", epochs, job.config.lr), network, teacher=job.dense)
         job.fine_tune_epochs = epochs
-    job.store(runs.MODEL, network)
 
 
 def train_baseline(job: Job, config: CompressConfig) -> None:
-    """Train the dense network on, so that the comparison is with one of the same budget."""
+    """Train the dense network on, so that the comparison is with one of the same budget; the start stays as it was."""
     epochs = config.baseline_epochs
     if epochs == "same":
         epochs = job.svd_epochs + job.fine_tune_epochs
     if job.splits is not None and epochs:
         _train(job, _stage(job, "baseline", epochs, job.config.lr), job.dense)
         job.baseline_epochs = epochs
-        job.store(runs.DENSE, job.dense)
+        job.store(runs.BASELINE, job.dense)
 
 
-def finish(job: Job, network: nn.Module) -> None:
-    """Look at the test images, once; write the record."""
+def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
+    """Look at the test images; only now do network and record replace those of an earlier compression of the run."""
     job.record.results = Results(
-        dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs, scored=True),
-        compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs, scored=True),
+        dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs),
+        compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs),
     )
-    job.record.save(job.run)
+    for exported in ("model.onnx", "dense.onnx"):  # of an earlier compression
+        (job.run / exported).unlink(missing_ok=True)
+    job.store(runs.MODEL, network)
+    _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})
     clear_checkpoints(job.run)
+
+
+def _save(job: Job, **config: Any) -> None:
+    job.record.config = {**job.config.to_record(), **config}
+    job.record.save(job.run)
 
 
 def _stage(job: Job, name: str, epochs: int, lr: float) -> Stage:
@@ -118,6 +131,7 @@ def _train(job: Job, stage: Stage, network: nn.Module, **more: Any) -> None:
     assert job.splits is not None
     if not stage.distill:
         more.pop("teacher", None)
+    clear_checkpoints(job.run)  # of a training that was stopped
 
     def checkpoint(epoch: int, current: nn.Module) -> None:
         save_checkpoint(job.run, stage.name, epoch, current)

@@ -132,6 +132,48 @@ def test_a_run_gives_another_with_another_goal_and_is_left_as_it_was(compressed:
     assert (record.results.dense.epochs, record.results.compressed.epochs) == (10, 10)
 
 
+def test_going_on_from_a_run_counts_every_epoch_once_and_keeps_what_its_stages_were_made_with(
+    compressed: Path, folder: Path
+) -> None:
+    assert run(["compress", "run 1", "--macs", "0.5", "--fine-tune-epochs", "1", "--baseline-epochs", "2", "-o", "c"]) == 0
+    assert run(["compress", "c", "--macs", "0.6", "--fine-tune-epochs", "2", "-o", "d"]) == 0
+    first, second = load_record(folder / "c"), load_record(folder / "d")
+    assert (first.results.dense.epochs, first.results.compressed.epochs) == (8, 10)
+    assert (second.results.dense.epochs, second.results.compressed.epochs) == (6, 11)  # from the start, not the baseline
+    assert second.files["dense.safetensors"] == load_record(compressed).files["dense.safetensors"]
+    for name in ("seed", "heldout", "dense_epochs", "svd_epochs", "scheme", "sparsity_strength"):
+        assert second.config[name] == load_record(compressed).config[name]
+
+
+def test_a_goal_out_of_reach_leaves_a_finished_run_as_it_was(compressed: Path, capsys: pytest.CaptureFixture) -> None:
+    before = {path.name: path.read_bytes() for path in compressed.iterdir() if path.is_file()}
+    assert run(["compress", "run 1", "--macs", "0.01"]) == 2
+    assert "out of reach" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in compressed.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("option", [["--seed", "3"], ["--svd-epochs", "9"], ["--scheme", "channel"], ["--heldout", "0.2"]])
+def test_an_option_of_a_finished_stage_is_refused_for_a_run(
+    compressed: Path, option: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert run(["compress", "run 1", "--macs", "0.5", "-o", "refused", *option]) == 2
+    assert f"{option[0]} belongs to a stage" in capsys.readouterr().err
+
+
+def test_grey_images_of_a_users_own_are_normalised_by_halves(folder: Path) -> None:
+    data = load_data(f"{__name__}:grey_pairs", (1, 8, 8))
+    (images, _), *_ = data.train.batches(4, torch.device("cpu"))
+    assert (float(images.min()), float(images.max())) == (-1.0, 1.0)
+    assert data.mean == (0.5,)
+
+
+def grey_pairs():
+    images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    images[:, :, 0] = 255
+    pairs = [(image, index % 2) for index, image in enumerate(images)]
+    return pairs, pairs
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(compressed: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:
     before = sorted(folder.iterdir())
     assert run(["compress", "run 1", "--macs", "0.5", "--dry-run", "--json", "-"]) == 0
@@ -156,6 +198,15 @@ def test_inspect_prints_layers_and_results_as_plain_lines_in_a_pipe(compressed: 
     assert "\x1b" not in out
     assert "energy kept" in out
     assert "latency p50 (local, 1 thread)" in out
+
+
+def test_a_reader_that_stops_early_is_no_error(compressed: Path) -> None:
+    command = [sys.executable, "-m", "lrexport", "inspect", "run 1/model.onnx", "--json", "-"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert b"Traceback" not in (process.stderr.read() if process.stderr else b"")
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(compressed: Path, capsys: pytest.CaptureFixture) -> None:
@@ -209,6 +260,7 @@ def test_an_option_beats_the_environment_beats_the_file_beats_the_default(
         monkeypatch.setenv("LREXPORT_COMPRESS_ENERGY", "0.2")
         assert threshold() == pytest.approx(0.2)
         assert threshold("--energy", "0.1") == pytest.approx(0.1)
+        assert 0 < threshold("--macs", "0.9") < 0.2  # another goal on the command line replaces the file's
     finally:
         (folder / "lrexport.toml").unlink()
 

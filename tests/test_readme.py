@@ -26,7 +26,7 @@ def test_the_training_loop_runs_as_written_in_under_ten_lines(tmp_path: Path, mo
     model = CifarResNet(20)
     images, labels = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
     # The optimizer comes after decompose, as the README says: give it the network's parameters when they are asked for.
-    names = {"Path": Path, "model": model, "batches": [(images, labels)] * 2, "optimizer": _Late(model)}
+    names = {"model": model, "batches": [(images, labels)] * 2, "optimizer": _Late(model)}
     exec(code, names)
     assert (tmp_path / "model.onnx").is_file()
     assert names["small"](images).shape == (8, 10)  # type: ignore[operator]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from lrexport.cli.options import (
     RUN,
@@ -17,9 +18,10 @@ from lrexport.cli.options import (
     train_config,
     training_options,
 )
-from lrexport.config import CompressConfig, Goal
+from lrexport.config import FINISHED, CompressConfig, Goal
 from lrexport.errors import UsageError
 
+SVD = "svd.safetensors"
 BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
 
 
@@ -53,7 +55,9 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     run = output or source
     if run is None and not dry_run:
         raise UsageError("no folder for the run", "Give one with -o RUN.")
-    goal = Goal(energy=options.pop("energy"), macs=options.pop("macs"))
+    if source is not None:
+        _refuse_finished(source)
+    goal = _goal(options)
     config = CompressConfig(train=train_config(options), goal=goal, **options)
 
     from lrexport import pipeline
@@ -83,3 +87,27 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     if json_to != "-":
         print_table(results_table(record))
     note(f"saved in {run}; next: lrexport onnx {run}")
+
+
+def _goal(options: dict[str, Any]) -> Goal:
+    """The goal that was given nearest to the user: on the command line before the environment before a file."""
+    context = click.get_current_context()
+    given = {name: options.pop(name) for name in ("energy", "macs")}
+    order = [ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP]
+    for place in order:
+        here = {name: value for name, value in given.items() if context.get_parameter_source(name) is place}
+        if here:
+            return Goal(**here)
+    return Goal()
+
+
+def _refuse_finished(source: Path) -> None:
+    """Options of stages that a run has behind it would do nothing; say so."""
+    context = click.get_current_context()
+    trained = (source / SVD).is_file()
+    for name in FINISHED:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and (trained or name != "scheme"):
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} belongs to a stage that {source} has behind it", "Compress the model anew to change it."
+            )

@@ -11,10 +11,11 @@ from lrexport.cli.options import RUN
 
 # The demo trains ResNet-20 on the embedded digits; the dense network gets as many epochs as the compressed one.
 _MACS = 0.45
+DEFAULT = Path("lrexport-demo")
 
 
 @click.command("demo", short_help="All of it on embedded data, in about two minutes.")
-@click.option("-o", "--output", type=RUN, default="lrexport-demo", show_default=True, help="Folder of the run.")
+@click.option("-o", "--output", type=RUN, default=DEFAULT, show_default=True, help="Folder of the run.")
 def command(output: Path) -> None:
     """Train, compress, export, verify and measure a ResNet-20 on scikit-learn's handwritten digits."""
     import shutil
@@ -24,9 +25,10 @@ def command(output: Path) -> None:
     from lrexport.errors import UsageError
     from lrexport.report.tables import results_table
 
-    if output.exists() and not (output / "run.json").is_file() and any(output.iterdir()):
-        raise UsageError(f"{output} is not empty and no run", "Choose another folder with -o.")
-    shutil.rmtree(output, ignore_errors=True)
+    if output == DEFAULT:  # its own folder, made again every time
+        shutil.rmtree(output, ignore_errors=True)
+    elif output.exists():
+        raise UsageError(f"{output} exists already", "Choose another folder with -o.")
     train = TrainConfig(
         "resnet20", data="digits", dense_epochs=8, svd_epochs=5, sparsity_strength=0.1, batch_size=64, seed=1
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -69,19 +69,32 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _complain(error.message, error.hint)
         return error.exit_code
-    except click.exceptions.Exit as error:
-        return error.exit_code
     except click.ClickException as error:
         error.show(sys.stderr)
         return 2
     except (click.Abort, KeyboardInterrupt):
         _complain("stopped", None)
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away (`lrexport inspect … | head`): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as error:
+        # click exits with 1 when the reader of our output went away (`lrexport inspect … | head`); nothing is wrong then.
+        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
+            return 0
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        return _unexpected(error)
     return 0
+
+
+def _unexpected(error: Exception) -> int:
+    """Whatever no one foresaw: memory that ran out, or a fault of ours."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        _complain("out of memory", "Try a smaller --batch-size, or --device cpu.")
+    else:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        _complain(f"unexpected {type(error).__name__}: {first}", "--debug before the command shows where.")
+    return 4
 
 
 def _complain(message: str, hint: str | None) -> None:

@@ -113,6 +113,11 @@ class StreamedSet:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image as it is fed to the network."""
+        return self.input_shape
+
     def subset(self, indices: Tensor) -> StreamedSet:
         return replace(self, files=[self.files[i] for i in indices.tolist()], labels=self.labels[indices])
 

@@ -24,6 +24,9 @@ class ImageSet(Protocol):
     @property
     def labels(self) -> Tensor: ...
 
+    @property
+    def image_shape(self) -> tuple[int, ...]: ...
+
     def __len__(self) -> int: ...
     def subset(self, indices: Tensor) -> ImageSet: ...
 
@@ -47,6 +50,11 @@ class ArraySet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image."""
+        return tuple(self.images.shape[1:])
 
     def subset(self, indices: Tensor) -> ArraySet:
         return replace(self, images=self.images[indices], labels=self.labels[indices])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lrexport.data import folder
 from lrexport.data.augment import Augmentation
-from lrexport.data.images import ArraySet, ImageData
+from lrexport.data.images import MEAN, STD, ArraySet, ImageData
 from lrexport.errors import InputError, UsageError
 from lrexport.models.resolve import import_callable
 from lrexport.models.vision import torchvision
@@ -48,10 +49,9 @@ def load_data(source: str, input_shape: Shape, download: bool = False) -> ImageD
 def check_fits(data: ImageData, input_shape: Shape, output_shape: tuple[int, ...]) -> None:
     """Raise InputError unless images and classes fit a network from ``input_shape`` to ``output_shape`` (1, classes)."""
     for part in (data.train, data.test):
-        images, _ = next(iter(part.batches(1, torch.device("cpu"))))
-        if tuple(images.shape[1:]) != tuple(input_shape):
+        if part.image_shape != tuple(input_shape):
             raise InputError(
-                f"{data.source} has images {tuple(images.shape[1:])}, the network takes {tuple(input_shape)}",
+                f"{data.source} has images {part.image_shape}, the network takes {tuple(input_shape)}",
                 "Give the data it was made for, or another --input-shape.",
             )
     if len(output_shape) != 2:
@@ -115,7 +115,7 @@ def _from_callable(source: str, input_shape: Shape) -> ImageData:
     except (Exception, SystemExit) as error:
         raise UsageError(f"--data {source!r} raised {type(error).__name__}: {error}") from error
     if isinstance(made, ImageData):
-        return _with_sound_labels(made)
+        return _with_sound_labels(replace(made, source=source))
     if not (isinstance(made, tuple) and len(made) == 2):
         raise UsageError(
             f"--data {source!r} returned {type(made).__name__}",
@@ -123,7 +123,8 @@ def _from_callable(source: str, input_shape: Shape) -> ImageData:
         )
     train, test = (_collect(source, part, input_shape) for part in made)
     count = int(train.labels.max()) + 1
-    return _with_sound_labels(ImageData(source, [str(label) for label in range(count)], train, test))
+    names = [str(label) for label in range(count)]
+    return _with_sound_labels(ImageData(source, names, train, test, None, train.mean, train.std))
 
 
 def _with_sound_labels(data: ImageData) -> ImageData:
@@ -158,7 +159,12 @@ def _collect(source: str, dataset: Any, input_shape: Shape) -> ArraySet:
         images.append(image)
     if not images:
         raise InputError(f"{source} has no images")
-    return ArraySet(torch.stack(images), torch.tensor(labels))
+    return ArraySet(torch.stack(images), torch.tensor(labels), *_statistics(input_shape[0]))
+
+
+def _statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation to normalise by: ImageNet's for RGB, halves for anything else."""
+    return (MEAN, STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
 
 
 def _length(source: str, dataset: Any) -> int:

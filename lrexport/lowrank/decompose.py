@@ -78,6 +78,8 @@ def decompose(
     if scheme not in CONV_SCHEMES:
         raise UsageError(f"unknown scheme {scheme!r}", f"Known: {', '.join(CONV_SCHEMES)}.")
     found = inspect_layers(network, input_shape, scheme, keep)
+    if unknown := [name for name in keep if name not in found]:
+        raise UsageError(f"there is no layer {unknown[0]!r} to keep", f"Layers: {', '.join(found)}.")
     layers = {name: fact for name, fact in found.items() if isinstance(fact, Factorisable)}
     dense = {name: fact for name, fact in found.items() if isinstance(fact, DenseLayer)}
     for name in layers:
@@ -97,8 +99,9 @@ def inspect_layers(
             places[module].append(name)
             parents[module].append(network.get_submodule(name.rpartition(".")[0]))
     owners: dict[int, list[str]] = defaultdict(list)
-    for module, names in places.items():
-        owners[id(module.weight)].append(names[0])
+    for name, owner in network.named_modules():
+        for parameter in owner.parameters(recurse=False):
+            owners[id(parameter)].append(name)
     calls = _calls(network, list(places), input_shape)
     found: dict[str, Factorisable | DenseLayer] = {}
     for module, names in places.items():
@@ -129,6 +132,8 @@ def _why_dense(module: nn.Module, calls: list[LayerCall], parents: list[nn.Modul
         return f"{kind} may compute something else than {type(module).__mro__[1].__name__}"
     if parametrize.is_parametrized(module):
         return "its weight has a parametrisation already"
+    if not isinstance(module.weight, nn.Parameter):
+        return "its weight is computed by a hook"
     if type(module) not in (nn.Conv2d, nn.Linear):
         return f"{kind} is not factorised"
     if isinstance(module, nn.Conv2d) and module.groups > 1:

@@ -33,7 +33,8 @@ class _GramDefect(torch.autograd.Function):
 def orthogonality(left: Tensor, right: Tensor) -> Tensor:
     """Equation 1: (‖UᵀU − I‖²_F + ‖VᵀV − I‖²_F) / r² for U (rows, r) and V (columns, r)."""
     rank = left.shape[1]
-    return (_GramDefect.apply(left) + _GramDefect.apply(right)) / rank**2
+    with torch.autocast(left.device.type, enabled=False):  # I − MᵀM is a small difference: not for bfloat16
+        return (_GramDefect.apply(left) + _GramDefect.apply(right)) / rank**2
 
 
 def hoyer(singular: Tensor) -> Tensor:

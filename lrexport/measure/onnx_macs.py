@@ -1,6 +1,6 @@
 """MACs, parameters and bytes of an ONNX graph.
 
-Convention: multiply–accumulates of convolutions and matrix products for one input (a dynamic batch counts as one); bias,
+Convention: multiply–accumulates of convolutions and matrix products for one input (whatever the batch); bias,
 normalisation, pooling and element-wise operators are not counted; 1 MAC = 2 FLOPs.
 """
 
@@ -14,6 +14,8 @@ import onnx
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "ConvTranspose"}
 _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
+# Operators of ONNX Runtime's own domain that do what the standard's of the same name do, or that multiply nothing.
+_QUANTISED = {"QLinearConv", "QLinearMatMul", "QuantizeLinear", "DequantizeLinear"}
 # Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
 _UNCOUNTED = {"Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv", "Loop", "If", "Scan"}
 
@@ -50,12 +52,15 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
     initial = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     shapes.update(initial)
     origin = _quantised_weights(graph, initial)
+    given = [_shape(item) for item in graph.input if item.name not in initial]
+    batch = given[0][0] if given and given[0] else 1
     nodes: list[NodeCost] = []
     uncounted: set[str] = set()
     for node in graph.node:
-        if node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx", "com.microsoft"):
-            uncounted.add(node.op_type)
-        if node.op_type not in _CONVOLUTIONS | _PRODUCTS or node.domain not in ("", "ai.onnx", "com.microsoft"):
+        standard = node.domain in ("", "ai.onnx")
+        if node.op_type in _UNCOUNTED or (not standard and node.op_type not in _QUANTISED):
+            uncounted.add(node.op_type)  # an operator of a runtime's own may multiply: FusedConv, MatMulNBits, …
+        if node.op_type not in _CONVOLUTIONS | _PRODUCTS or not (standard or node.op_type in _QUANTISED):
             continue
         if len(node.input) <= _weight_position(node):
             uncounted.add(f"{node.op_type} without a weight")
@@ -65,7 +70,7 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
         if macs is None:
             uncounted.add(f"{node.op_type} of unknown shape")
         else:
-            nodes.append(NodeCost(node.name, node.op_type, weight, macs, prod(weight) if weight else 0))
+            nodes.append(NodeCost(node.name, node.op_type, weight, macs // batch, prod(weight) if weight else 0))
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     small = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     params = sum(prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in (*floats, *small) and tensor.dims)

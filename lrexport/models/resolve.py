@@ -73,7 +73,10 @@ def resolve(model: str, input_shape: Shape | None = None) -> ModelRecipe:
 
 def from_record(source: ModelSource) -> ModelRecipe:
     """Recipe of a run's network."""
-    return _resolve(source.source, source.kwargs, source.input_shape)
+    kwargs = dict(source.kwargs)
+    if source.source.startswith("torchvision:"):
+        kwargs.pop("weights", None)  # the run's own weights follow
+    return _resolve(source.source, kwargs, source.input_shape)
 
 
 def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
@@ -106,7 +109,9 @@ def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | 
     if name not in known:
         close = difflib.get_close_matches(name, known, 3)
         raise UsageError(f"torchvision has no model {name!r}", f"Close: {', '.join(close)}." if close else None)
-    options = {"weights": None, **({"weights_backbone": None} if "segmentation" in source or "/" in name else {})}
+    options = {"weights": None}
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None  # else torchvision downloads one unasked
     size = 299 if name == "inception_v3" else 224
 
     def build(**given: Any) -> nn.Module:

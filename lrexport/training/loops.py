@@ -78,15 +78,19 @@ def train_stage(
         return task, loss if extra_loss is None else loss + extra_loss()
 
     best_top1, best_state = -1.0, None
+    if stage.keep_best:  # training must not end worse than it began
+        best_top1 = score(wrapped, splits.heldout, fabric.device, "heldout").top1
+        best_state = copy.deepcopy(network.state_dict())
     for epoch in range(stage.epochs):
         started = time.perf_counter()
         wrapped.train()
-        done = _train_epoch(stage, epoch, splits, shuffle, objective, optimizer, fabric, on_event)
+        done = _train_epoch(stage, epoch, splits, shuffle, objective, network, optimizer, fabric, on_event)
+        trained = time.perf_counter() - started
         accuracy = score(wrapped, splits.heldout, fabric.device, "heldout")
         seconds = time.perf_counter() - started
         event = {"event": "epoch", "stage": stage.name, "epoch": epoch + 1, "epochs": stage.epochs}
         event |= {"loss": done.mean_loss, "heldout_top1": accuracy.top1, "lr": done.rate}
-        on_event({**event, "seconds": round(seconds, 3), "images_per_second": round(done.images / seconds, 1)})
+        on_event({**event, "seconds": round(seconds, 3), "images_per_second": round(done.images / trained, 1)})
         if after_epoch is not None:
             after_epoch(epoch + 1, network)
         if stage.keep_best and accuracy.top1 > best_top1:  # NaN is never larger
@@ -109,6 +113,7 @@ def _train_epoch(
     splits: Splits,
     shuffle: torch.Generator,
     objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    network: nn.Module,
     optimizer: Any,
     fabric: Fabric,
     on_event: Callable[[Event], None],
@@ -121,11 +126,14 @@ def _train_epoch(
         rate = learning_rate(stage.lr, stage.schedule, progress, stage.warmup_epochs / stage.epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        statistics = [buffer.clone() for buffer in network.buffers()]
         task, loss = objective(images.contiguous(memory_format=torch.channels_last), labels)
         value = float(loss.detach())
-        if not math.isfinite(value):  # one bad batch must not reach the weights, a row of them is divergence
+        if not math.isfinite(value):  # one bad batch must reach neither weights nor statistics; a row is divergence
             bad += 1
-            if bad > _MOST_BAD_STEPS:
+            for buffer, before in zip(network.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+            if bad > _MOST_BAD_STEPS or (step + 1 == steps and not counted):
                 raise InputError(
                     f"the loss is {value} at step {step + 1} of epoch {epoch + 1} ({stage.name}, learning rate {rate:.2g})",
                     "Try a lower learning rate; the last whole epoch is in the run's checkpoint folder.",

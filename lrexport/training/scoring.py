@@ -46,7 +46,11 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
             norm.train()
+        size = 0
         for images, _ in batches:
+            if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
+                break
+            size = len(images)
             network(images.contiguous(memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,25 @@ def test_nothing_but_the_network_is_in_the_file(tmp_path: Path, small_net: nn.Mo
     assert done.bytes < 1.15 * weights + 4000
     assert str(tmp_path).encode() not in done.path.read_bytes()
     assert [item.name for item in (*model.graph.input, *model.graph.output)] == ["input", "output"]
+
+
+def test_macs_are_of_one_input_whatever_the_batch(tmp_path: Path, small_net: nn.Module) -> None:
+    found = {export_onnx(small_net, tmp_path / f"{batch}.onnx", SHAPE, batch=batch).cost.macs for batch in (1, 3, None)}
+    assert len(found) == 1
+
+
+def test_a_simplifier_that_breaks_the_graph_does_not_reach_the_file(
+    tmp_path: Path, small_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+        del model.graph.node[-1]
+        return model, True
+
+    monkeypatch.setattr("onnxsim.simplify", lambda model: broken(copy.deepcopy(model)))
+    done = export_onnx(small_net, tmp_path / "model.onnx", SHAPE)
+    assert not done.simplified
+    images = torch.randn(1, *SHAPE)
+    np.testing.assert_allclose(run(done.path, images), small_net(images).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_macs_on_the_graph_are_those_of_the_plan(tmp_path: Path) -> None:

@@ -105,6 +105,23 @@ def test_a_weight_shared_by_two_layers_and_a_layer_never_called_stay_dense() -> 
     }
 
 
+def test_a_weight_computed_by_a_hook_and_one_tied_to_an_embedding_stay_dense() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.hooked, self.out = nn.Embedding(40, 32), nn.Linear(32, 32), nn.Linear(32, 40)
+            torch.nn.utils.weight_norm(self.hooked)
+            self.out.weight = self.embedding.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.hooked(x))
+
+    assert reasons(Tied(), (32,)) == {
+        "hooked": "its weight is computed by a hook",
+        "out": "its weight is shared with embedding",
+    }
+
+
 def test_attention_keeps_its_projections() -> None:
     network = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
     found = reasons(network, (5, 32))

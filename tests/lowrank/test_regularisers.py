@@ -38,6 +38,15 @@ def test_the_gradient_of_orthogonality_is_the_one_of_the_plain_formula() -> None
         torch.testing.assert_close(mine, theirs)
 
 
+def test_orthogonality_is_in_full_precision_under_autocast() -> None:
+    left = torch.linalg.qr(torch.randn(64, 16))[0].requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = orthogonality(left, left)
+    found.backward()
+    assert found.item() < 1e-10
+    assert left.grad is not None
+
+
 def test_hoyer_is_the_root_of_the_count_for_equal_values_and_one_for_a_single_value() -> None:
     assert hoyer(torch.full((16,), -0.3)).item() == pytest.approx(4)
     assert hoyer(torch.tensor([0.0, 0.0, -7.0])).item() == pytest.approx(1)

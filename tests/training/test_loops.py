@@ -88,6 +88,27 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate_and_spares_the_weigh
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(before, net.parameters(), strict=True))
 
 
+def test_an_epoch_of_few_steps_without_a_finite_loss_is_divergence_and_spares_batchnorm() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
+    with pytest.raises(InputError, match="the loss is nan at step 2 of epoch 1"):
+        train(net, Stage("dense", 2, 0.05, 100), extra_loss=lambda: torch.tensor(math.nan))
+    assert torch.equal(net[0].running_mean, torch.zeros(3))
+
+
+def test_training_never_ends_worse_than_it_began_on_held_out_images() -> None:
+    net = network()
+    train(net, Stage("dense", epochs=3, lr=0.05, batch_size=32))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    events = train(net, Stage("baseline", epochs=1, lr=1e-12, batch_size=32), after_epoch=ruin)
+    assert events
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def ruin(epoch: int, net: nn.Module) -> None:
+    for parameter in net.parameters():
+        parameter.data.zero_()
+
+
 def test_distillation_alone_pulls_the_student_to_the_teacher() -> None:
     teacher, student = network(), network()
     train(teacher, Stage("dense", epochs=3, lr=0.05, batch_size=32))
