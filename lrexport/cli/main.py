@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import signal
 import sys
@@ -76,8 +75,8 @@ def run(arguments: Sequence[str]) -> int:
         _complain("stopped", None)
         return 130
     except SystemExit as error:
-        # click exits with 1 when the reader of our output went away (`lrexport inspect … | head`); nothing is wrong then.
-        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
+        # In this mode click itself exits, with 1, only when the reader of our output went away (`lrexport inspect … | head`).
+        if error.code == 1:
             return 0
         raise
     except Exception as error:
