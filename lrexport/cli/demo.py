@@ -10,7 +10,7 @@ import click
 from lrexport.cli.options import RUN
 
 # The demo trains ResNet-20 on the embedded digits; the dense network gets as many epochs as the compressed one.
-_MACS = 0.45
+_MACS = 0.5
 DEFAULT = Path("lrexport-demo")
 
 
@@ -30,14 +30,22 @@ def command(output: Path) -> None:
     elif output.exists():
         raise UsageError(f"{output} exists already", "Choose another folder with -o.")
     train = TrainConfig(
-        "resnet20", data="digits", dense_epochs=8, svd_epochs=5, sparsity_strength=0.1, batch_size=64, seed=1
+        "resnet20",
+        data="digits",
+        dense_epochs=6,
+        svd_epochs=3,
+        sparsity_strength=0.1,
+        batch_size=64,
+        lr=0.05,
+        warmup_epochs=1.0,
+        distill=0.5,
     )
-    config = CompressConfig(train, Goal(macs=_MACS), fine_tune_epochs=5, baseline_epochs="same")
+    config = CompressConfig(train, Goal(macs=_MACS), fine_tune_epochs=8, baseline_epochs="same")
 
     from lrexport import pipeline, shipping
 
     began = time.perf_counter()
-    note("lrexport compress resnet20 --data digits --macs 0.45: dense training, SVD training, pruning, fine-tuning")
+    note(f"lrexport compress resnet20 --data digits --macs {_MACS}: dense training, SVD training, pruning, fine-tuning")
     with Progressing() as progress:
         pipeline.compress(config, output, progress)
         note("lrexport onnx: export, verify, score, measure")

@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
         _complain("stopped", None)
         return 130
     except SystemExit as error:
-        # In this mode click itself exits, with 1, only when the reader of our output went away (`lrexport inspect … | head`).
+        # In this mode click itself exits, with 1, only when the reader of our output went away (`… | head`).
         if error.code == 1:
             return 0
         raise
