@@ -32,10 +32,10 @@ def command(output: Path) -> None:
     train = TrainConfig(
         "resnet20",
         data="digits",
-        dense_epochs=6,
+        dense_epochs=5,
         svd_epochs=3,
         sparsity_strength=0.1,
-        batch_size=64,
+        batch_size=32,
         lr=0.05,
         warmup_epochs=1.0,
         distill=0.5,
