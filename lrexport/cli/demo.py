@@ -14,7 +14,7 @@ _MACS = 0.5
 DEFAULT = Path("lrexport-demo")
 
 
-@click.command("demo", short_help="All of it on embedded data, in about two minutes.")
+@click.command("demo", short_help="All of it on embedded data, in about three minutes.")
 @click.option("-o", "--output", type=RUN, default=DEFAULT, show_default=True, help="Folder of the run.")
 def command(output: Path) -> None:
     """Train, compress, export, verify and measure a ResNet-20 on scikit-learn's handwritten digits."""

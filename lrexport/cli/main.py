@@ -20,7 +20,7 @@ COMMANDS = {
     "train": ("lrexport.cli.train", "The SVD-training stage alone; compress RUN goes on from it."),
     "onnx": ("lrexport.cli.onnx", "Export a run to ONNX: verified, re-scored, measured."),
     "inspect": ("lrexport.cli.inspect", "A run or an ONNX file, layer by layer."),
-    "demo": ("lrexport.cli.demo", "All of it on embedded data, in about two minutes."),
+    "demo": ("lrexport.cli.demo", "All of it on embedded data, in about three minutes."),
 }
 
 
