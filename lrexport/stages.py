@@ -91,7 +91,6 @@ def train_baseline(job: Job, config: CompressConfig) -> None:
     if job.splits is not None and epochs:
         _train(job, _stage(job, "baseline", epochs, job.config.lr), job.dense)
         job.baseline_epochs = epochs
-        job.store(runs.BASELINE, job.dense)
 
 
 def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
@@ -100,8 +99,10 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
         dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs),
         compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs),
     )
-    for exported in ("model.onnx", "dense.onnx"):  # of an earlier compression
-        (job.run / exported).unlink(missing_ok=True)
+    for stale in ("model.onnx", "dense.onnx", runs.BASELINE):  # of an earlier compression
+        (job.run / stale).unlink(missing_ok=True)
+    if job.baseline_epochs:
+        job.store(runs.BASELINE, job.dense)
     job.store(runs.MODEL, network)
     _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})
     clear_checkpoints(job.run)
