@@ -51,7 +51,7 @@ class TrainConfig:
     model: str
     data: str | None = None
     weights: Path | None = None
-    input_shape: tuple[int, int, int] | None = None
+    input_shape: tuple[int, ...] | None = None
     scheme: Scheme = "spatial"
     download: bool = False
     dense_epochs: int | None = None

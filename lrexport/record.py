@@ -21,7 +21,10 @@ class _Strict(BaseModel):
 
 
 class FactorisedLayer(_Strict):
-    """A layer that becomes a pair of plain layers. ``energy_kept`` is Σ kept s² ÷ Σ s², in [0, 1]."""
+    """A layer that becomes a pair of plain layers. ``energy_kept`` is Σ kept s² ÷ Σ s², in [0, 1].
+
+    ``shape`` is the dense weight's; a grouped layer has ``rank`` in every group.
+    """
 
     scheme: Scheme
     rank: int = Field(ge=1)
@@ -31,15 +34,23 @@ class FactorisedLayer(_Strict):
     macs: int
     dense_params: int
     params: int
+    shape: tuple[int, ...] = ()
+
+
+# Why a layer is dense: the user asked for it, it cannot be factorised, its pair costs as much as itself, or the budget
+# is spent better elsewhere.
+DenseKind = Literal["kept", "unsupported", "costly", "chosen"]
 
 
 class DenseLayer(_Strict):
     """A layer that stays as it is, and why."""
 
     dense: Literal[True] = True
+    kind: DenseKind = "unsupported"
     reason: str
     dense_macs: int = 0
     dense_params: int = 0
+    shape: tuple[int, ...] = ()
 
 
 Plan = dict[str, FactorisedLayer | DenseLayer]
@@ -94,7 +105,7 @@ class ModelSource(_Strict):
 
     source: str
     kwargs: dict[str, Any] = {}
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...] = Field(min_length=1)
 
 
 class DataSource(_Strict):
