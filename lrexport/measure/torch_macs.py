@@ -7,35 +7,45 @@ element-wise operators are not counted; 1 MAC = 2 FLOPs. fvcore counts one "flop
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 
 from lrexport.lowrank.decompose import eval_mode
 
-_COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum")
+_ATTENTION = "scaled_dot_product_attention"
+_COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", _ATTENTION)
+# Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
+_UNCOUNTED = {"lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "_trilinear", "deform_conv2d", "conv_tbc", "mv", "dot"}
 
 
 @dataclass(frozen=True)
 class TorchMacs:
-    """``total`` for one input, ``by_layer`` for modules that multiply themselves, ``skipped``: operators not counted."""
+    """``total`` for one input, ``by_layer`` for modules that multiply themselves.
+
+    ``uncounted`` names operators that multiply and are not in ``total``.
+    """
 
     total: int
     by_layer: dict[str, int]
-    skipped: tuple[str, ...]
+    uncounted: tuple[str, ...]
 
 
 def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchMacs:
-    """Count for one input of ``input_shape`` (C, H, W), in eval mode; the network's own mode is put back."""
+    """Count for one input of ``input_shape`` (without the batch), in eval mode; the network's own mode is put back."""
     from fvcore.nn import FlopCountAnalysis
 
     parameter = next(network.parameters(), torch.empty(0))
     example = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
-    with eval_mode(network), warnings.catch_warnings(), torch.no_grad():
+    with eval_mode(network), _without_fused_attention(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, announces its retirement
         analysis = FlopCountAnalysis(network, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis = analysis.tracer_warnings("none")
+        analysis = analysis.tracer_warnings("none").set_op_handle(f"aten::{_ATTENTION}", _attention_macs)
         by_layer: dict[str, int] = {}
         modules = dict(network.named_modules())
         for name, counts in analysis.by_module_and_operator().items():
@@ -43,5 +53,23 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
             if own and not any(modules[name].children()):
                 by_layer[name] = int(own)
         operators = analysis.by_operator()
-        skipped = tuple(sorted(analysis.unsupported_ops()))
-    return TorchMacs(int(sum(operators[name] for name in _COUNTED if name in operators)), by_layer, skipped)
+        left_out = {operator.rpartition(":")[2] for operator in analysis.unsupported_ops()}
+    total = int(sum(operators[name] for name in _COUNTED if name in operators))
+    return TorchMacs(total, by_layer, tuple(sorted(left_out & _UNCOUNTED)))
+
+
+def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Query (…, L, E) by key (…, S, E), and the result by value (…, S, V)."""
+    query, key, value = (given.type().sizes() for given in inputs[:3])
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """In eval mode MultiheadAttention and the encoder layer are one operator each, which hides their products."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

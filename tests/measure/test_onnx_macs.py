@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from lrexport.export.onnx_export import export_onnx
 from lrexport.measure.onnx_macs import count_onnx
 from lrexport.measure.torch_macs import count_torch_macs
 
@@ -56,3 +57,38 @@ def test_fvcore_is_asked_for_products_only_and_layers_sum_to_the_whole() -> None
     assert found.total == sum(found.by_layer.values())
     assert network.training
     assert torch.isfinite(network[1].running_mean).all()
+
+
+class Encoder(nn.Module):
+    """(B, 6, 8) → (B, 6, 8): self-attention of two heads and a feed-forward pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_products_inside_attention_are_counted_as_on_the_exported_graph(tmp_path) -> None:
+    network = Encoder().eval()
+    found = count_torch_macs(network, (6, 8))
+    assert found.total == 6 * (8 * 24 + 8 * 8 + 8 * 16 + 16 * 8) + 2 * (6 * 6 * 8)
+    assert found.uncounted == ()
+    assert export_onnx(network, tmp_path / "x.onnx", (6, 8)).cost.macs == found.total
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Recurrent(nn.Module):
+    """(B, 5, 3) → (B, 5, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x)[0]
+
+
+def test_an_operator_that_fvcore_does_not_count_is_reported() -> None:
+    assert count_torch_macs(Recurrent(), (5, 3)).uncounted == ("lstm",)
