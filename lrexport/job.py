@@ -55,7 +55,7 @@ class Job:
 
     def result(self, network: nn.Module, epochs: int) -> Result:
         """Figures of a network; this looks at the test images."""
-        result = torch_result(network, self.recipe.input_shape).model_copy(update={"epochs": epochs})
+        result = torch_result(network, self.recipe.input_shape, self.record.notes).model_copy(update={"epochs": epochs})
         if self.splits is None:
             return result
         network.to(self.fabric.device)
@@ -118,10 +118,13 @@ def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) ->
     return decompose(network, recipe.input_shape, config.scheme, total_macs=total)
 
 
-def torch_result(network: nn.Module, input_shape: tuple[int, ...]) -> Result:
-    """MACs and parameters of a torch network."""
+def torch_result(network: nn.Module, input_shape: tuple[int, ...], notes: list[str]) -> Result:
+    """MACs and parameters of a torch network; operators whose MACs are not counted are added to ``notes``."""
     params = sum(parameter.numel() for parameter in network.parameters())
-    return Result(macs=count_torch_macs(network, input_shape).total, macs_counted_on="torch", params=params)
+    counted = count_torch_macs(network, input_shape)
+    found = [f"MACs of {operator} are not counted" for operator in counted.uncounted]
+    notes += [note for note in found if note not in notes]
+    return Result(macs=counted.total, macs_counted_on="torch", params=params)
 
 
 def _job(

@@ -51,7 +51,7 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
         paths = {name: Path(scratch) / f"{name}.onnx" for name in networks}
         for name, network in networks.items():
             before = record.results.dense if name == "dense" else record.results.compressed
-            before = before or torch_result(network, record.model.input_shape)
+            before = before or torch_result(network, record.model.input_shape, record.notes)
             done, results[name] = _export(network, paths[name], before, record, options, test)
             event = {"event": "export", "file": f"{name}.onnx", "bytes": done.bytes, "opset": done.opset}
             event |= {"relative_error": done.comparison.relative_error, "simplified": done.simplified}
@@ -68,7 +68,8 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
         record.data = record.data.model_copy(update={"source": options.data, "test": len(test)})
     record.results = Results(dense=results["dense"], compressed=results["model"])
     record.seal(run, "dense.onnx", "model.onnx")
-    record.environment = environment()
+    training = {name: value for name, value in record.environment.items() if name in ("device", "precision")}
+    record.environment = environment() | training
     record.save(run)
     return record
 

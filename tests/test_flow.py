@@ -79,6 +79,7 @@ def test_a_finished_run_holds_what_its_record_says(compressed: Path) -> None:
     assert any(isinstance(layer, FactorisedLayer) for layer in record.plan.values())
     assert record.data is not None
     assert (record.data.train + record.data.heldout, record.data.test) == (1438, 359)
+    assert (record.environment["device"], record.environment["precision"]) == ("cpu", "32-true")
 
 
 def test_the_results_are_those_of_the_files(compressed: Path) -> None:

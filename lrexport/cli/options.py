@@ -17,7 +17,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class ShapeType(click.ParamType[tuple[int, ...]]):
-    """``3,224,224`` → (3, 224, 224)."""
+    """``3,224,224`` → (3, 224, 224); one to four numbers."""
 
     name = "C,H,W"
 
@@ -25,8 +25,8 @@ class ShapeType(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         parts = str(value).replace("x", ",").split(",")
-        if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is no shape; write channels, height, width, as in 3,224,224", param, ctx)
+        if len(parts) > 4 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is no shape; write one to four numbers, as in 3,224,224", param, ctx)
         return tuple(int(part) for part in parts)
 
 
@@ -103,7 +103,9 @@ def training_options() -> Callable[[Command], Command]:
         click.argument("model"),
         click.option("--data", metavar="DATA", help=f"{data}compression is training-free."),
         click.option("--weights", type=FILE, help="Weights to start from: safetensors or a PyTorch state dict."),
-        click.option("--input-shape", type=ShapeType(), help="Shape of one input, as in 3,224,224."),
+        click.option(
+            "--input-shape", type=ShapeType(), help="Shape of one input: 3,224,224, or 64 or 1,16000 or 3,16,112,112."
+        ),
         click.option("--download", is_flag=True, help="Let cifar10 and cifar100 be fetched."),
         choice_option(made, "scheme", ("spatial", "channel", "input-channel"), "How kernels become matrices."),
         count_option(made, "dense_epochs", "Epochs of dense training first [default: 0 with weights, 20 without]."),

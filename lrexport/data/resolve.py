@@ -21,12 +21,22 @@ NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder")
 Shape = tuple[int, int, int]
 
 
-def load_data(source: str, input_shape: Shape, download: bool = False) -> ImageData:
-    """Dataset for a network that takes ``input_shape`` (C, H, W).
+def load_data(source: str, input_shape: tuple[int, ...], download: bool = False) -> ImageData:
+    """Dataset of images for a network that takes ``input_shape``, which must be (C, H, W).
 
     Small sets are decoded once and kept in memory as uint8; ``download`` allows torchvision to fetch CIFAR. Raises
     UsageError for an unknown name, InputError for data that is absent or does not fit.
     """
+    if len(input_shape) != 3:
+        raise InputError(
+            f"--data {source} gives images, the network takes inputs of shape {input_shape}, not (C, H, W)",
+            "Without --data compression is training-free, for inputs of any shape.",
+        )
+    channels, height, width = input_shape
+    return _load_images(source, (channels, height, width), download)
+
+
+def _load_images(source: str, input_shape: Shape, download: bool) -> ImageData:
     name, _, root = source.partition(":")
     if name == "digits" and not root:
         return _digits(input_shape)
@@ -46,7 +56,7 @@ def load_data(source: str, input_shape: Shape, download: bool = False) -> ImageD
     )
 
 
-def check_fits(data: ImageData, input_shape: Shape, output_shape: tuple[int, ...]) -> None:
+def check_fits(data: ImageData, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
     """Raise InputError unless images and classes fit a network from ``input_shape`` to ``output_shape`` (1, classes)."""
     for part in (data.train, data.test):
         if part.image_shape != tuple(input_shape):

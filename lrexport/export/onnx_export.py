@@ -49,9 +49,9 @@ def export_onnx(
 ) -> Exported:
     """Write ``network`` to ``path`` as one self-contained ONNX file; input ``input``, output ``output``, float32.
 
-    ``batch`` is the fixed batch size, or None for a dynamic one; ``samples`` (N, C, H, W) are real inputs to compare on,
-    beside random ones. The network is exported in eval mode and put back. Raises UsageError for an opset that cannot be
-    written or run, InputError when the graph differs from torch; then nothing is left at ``path``.
+    ``batch`` is the fixed batch size, or None for a dynamic one; ``samples`` (N, *input_shape) are real inputs to
+    compare on, beside random ones. The network is exported in eval mode and put back. Raises UsageError for an opset
+    that cannot be written or run, InputError when the graph differs from torch; then nothing is left at ``path``.
     """
     _check_opset(opset)
     path = Path(path)
@@ -145,7 +145,10 @@ def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None,
                 verbose=False,
             )
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the outermost only says in which step it was
+            cause = cause.__cause__
+        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise InputError(f"torch could not export the network to ONNX: {first}") from error
     assert program is not None
     return program.model_proto
@@ -218,7 +221,7 @@ def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples:
     }
     if samples is not None and len(samples):
         size = batch or min(8, len(samples))
-        repeated = samples.repeat(-(-size // len(samples)), 1, 1, 1) if len(samples) < size else samples
+        repeated = samples.repeat(-(-size // len(samples)), *[1] * (samples.ndim - 1)) if len(samples) < size else samples
         inputs[f"real input, batch {size}"] = repeated[:size].cpu()
     return inputs
 

@@ -20,14 +20,15 @@ from lrexport.models.vision import torchvision
 from lrexport.record import ModelSource
 
 CIFAR_NAMES = tuple(f"resnet{depth}" for depth in cifar_resnet.DEPTHS)
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Builds the network as often as needed. ``source`` is MODEL without its options, ``input_shape`` (C, H, W).
+    """Builds the network as often as needed. ``source`` is MODEL without its options.
 
-    ``is_named`` tells a network that lrexport or torchvision knows by name from a user's own callable.
+    ``input_shape`` is that of one input, without the batch: (C, H, W) for images. ``is_named`` tells a
+    network that lrexport or torchvision knows by name from a user's own callable.
     """
 
     source: str
@@ -126,10 +127,10 @@ def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | 
     if shape is None:
         raise UsageError(
             f"the input shape of MODEL {source!r} is not known",
-            "Give --input-shape C,H,W, or set an attribute input_shape = (C, H, W) on the callable.",
+            "Give --input-shape, as in 3,224,224, or set an attribute input_shape = (3, 224, 224) on the callable.",
         )
-    if not (isinstance(shape, tuple | list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
-        raise UsageError(f"the input_shape of MODEL {source!r} is {shape!r}, three numbers (C, H, W) were wanted")
+    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
+        raise UsageError(f"the input_shape of MODEL {source!r} is {shape!r}, numbers as in (3, 224, 224) were wanted")
     try:
         takes_num_classes = "num_classes" in inspect.signature(build).parameters
     except (TypeError, ValueError):

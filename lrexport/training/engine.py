@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrexport.errors import DeviceError
 
@@ -37,9 +37,18 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
 
 
 def to_fast_layout(network: nn.Module) -> nn.Module:
-    """channels_last: measured 1.2× faster steps for CIFAR ResNets on x86 CPUs, and what tensor cores want."""
-    faster: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from the stub
-    return faster
+    """The network itself with its 4-D weights in channels_last; Module.to would refuse a network with 5-D ones.
+
+    Measured 1.2× faster steps for CIFAR ResNets on x86 CPUs, and what tensor cores want.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = fast_layout(tensor.data)
+    return network
+
+
+def fast_layout(tensor: Tensor) -> Tensor:
+    """channels_last where there are two spatial axes, (N, C, H, W); anything else as it is."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _available() -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lrexport.data.images import Splits
 from lrexport.errors import InputError
 from lrexport.lowrank.svd_form import SVDForm
-from lrexport.training.engine import to_fast_layout
+from lrexport.training.engine import fast_layout, to_fast_layout
 from lrexport.training.schedules import Schedule, learning_rate
 from lrexport.training.scoring import score
 
@@ -127,7 +127,7 @@ def _train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         statistics = [buffer.clone() for buffer in network.buffers()]
-        task, loss = objective(images.contiguous(memory_format=torch.channels_last), labels)
+        task, loss = objective(fast_layout(images), labels)
         value = float(loss.detach())
         if not math.isfinite(value):  # one bad batch must reach neither weights nor statistics; a row is divergence
             bad += 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lrexport.data.images import ImageSet
 from lrexport.lowrank.decompose import eval_mode
 from lrexport.record import Accuracy
+from lrexport.training.engine import fast_layout
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
@@ -24,7 +25,7 @@ def score(network: nn.Module, images: ImageSet, device: torch.device, split: str
     top1 = top5 = 0
     with eval_mode(network):
         for batch, labels in images.batches(batch_size, device):
-            first, five = count_correct(network(batch.contiguous(memory_format=torch.channels_last)), labels)
+            first, five = count_correct(network(fast_layout(batch)), labels)
             top1, top5 = top1 + first, top5 + five
     return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
 
@@ -51,7 +52,7 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
             if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
                 break
             size = len(images)
-            network(images.contiguous(memory_format=torch.channels_last))
+            network(fast_layout(images))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return True

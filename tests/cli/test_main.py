@@ -43,7 +43,8 @@ def test_every_command_is_listed_with_the_help_line_it_has_itself(capsys: pytest
         (["compress", "resnet20", "--macs", "0.5"], "-o RUN"),
         (["train", "resnet20", "-o", "x"], "--data"),
         (["onnx", "nowhere"], "no run nowhere"),
-        (["compress", "resnet20", "--input-shape", "3,32", "--macs", "0.5", "-o", "x"], "channels, height, width"),
+        (["compress", "resnet20", "--input-shape", "3,0,32", "--macs", "0.5", "-o", "x"], "one to four numbers"),
+        (["compress", "resnet20", "--input-shape", "1,2,3,4,5", "--macs", "0.5", "-o", "x"], "one to four numbers"),
     ],
 )
 def test_a_mistake_is_exit_code_2_and_says_what_to_write(

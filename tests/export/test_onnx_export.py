@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrexport.errors import UsageError
+from lrexport.errors import InputError, UsageError
 from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import fold
@@ -97,3 +97,19 @@ def test_an_opset_that_cannot_be_written_or_run_is_refused_with_the_range(tmp_pa
     with pytest.raises(UsageError, match=r"from 18 to \d\d"):
         export_onnx(SmallNet(), tmp_path / "model.onnx", SHAPE, opset=opset)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_exporter_has_no_operator_for_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="adaptive_avg_pool3d"):
+        export_onnx(nn.AdaptiveAvgPool3d(2), tmp_path / "model.onnx", (3, 4, 5, 7))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 9), (2, 3, 4, 5)])
+def test_real_inputs_of_any_number_of_axes_are_compared_and_repeated_to_fill_a_batch(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 3)).eval()
+    done = export_onnx(network, tmp_path / "model.onnx", shape, batch=5, samples=1000 + torch.randn(2, *shape))
+    images = torch.randn(5, *shape)
+    np.testing.assert_allclose(run(done.path, images), network(images).detach().numpy(), rtol=1e-4, atol=1e-5)

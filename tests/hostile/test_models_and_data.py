@@ -35,8 +35,8 @@ USERS = """
     def one_number(): ...
     one_number.input_shape = 8
 
-    def two_numbers(): ...
-    two_numbers.input_shape = (8, 8)
+    def no_numbers(): ...
+    no_numbers.input_shape = ()
 
     def text(): ...
     text.input_shape = ("3", "wide", "high")
@@ -69,14 +69,10 @@ MODELS = {
     "a callable that exits": ("users:exiting", "MODEL 'users:exiting' raised SystemExit: 0", ""),
     "a callable that does not know an option": ("tiny:make?depth=3", "MODEL 'tiny:make' raised TypeError", "'depth'"),
     "something else than a network": ("users:returning", "MODEL 'users:returning' returned str", "nn.Module was wanted"),
-    "no input shape": ("users:shapeless", "the input shape of MODEL 'users:shapeless' is not known", "--input-shape C,H,W"),
-    "an input shape of one number": ("users:one_number", "input_shape of MODEL 'users:one_number' is 8", "(C, H, W)"),
-    "an input shape of two numbers": (
-        "users:two_numbers",
-        "input_shape of MODEL 'users:two_numbers' is (8, 8)",
-        "(C, H, W)",
-    ),
-    "an input shape of words": ("users:text", "input_shape of MODEL 'users:text' is ('3', 'wide', 'high')", "(C, H, W)"),
+    "no input shape": ("users:shapeless", "the input shape of MODEL 'users:shapeless' is not known", "Give --input-shape"),
+    "an input shape of one number": ("users:one_number", "input_shape of MODEL 'users:one_number' is 8", "numbers as in"),
+    "an input shape of no numbers": ("users:no_numbers", "input_shape of MODEL 'users:no_numbers' is ()", "numbers as in"),
+    "an input shape of words": ("users:text", "input_shape of MODEL 'users:text' is ('3', 'wide', 'high')", "numbers as in"),
 }
 
 

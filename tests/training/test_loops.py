@@ -13,7 +13,7 @@ from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import InputError
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.svd_form import factors
-from lrexport.training.engine import make_fabric
+from lrexport.training.engine import make_fabric, to_fast_layout
 from lrexport.training.loops import Stage, parameter_groups, train_stage
 from lrexport.training.schedules import learning_rate
 
@@ -139,3 +139,33 @@ def test_distillation_alone_pulls_the_student_to_the_teacher() -> None:
 )
 def test_learning_rates(schedule: Any, progress: float, wanted: float) -> None:
     assert learning_rate(1.0, schedule, progress, warmup=0.1) == pytest.approx(wanted)
+
+
+class Volume(nn.Module):
+    """Images as volumes of one slice: weights of four and of five axes in one network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Conv2d(3, 4, 3)
+        self.deep = nn.Conv3d(4, 4, (1, 3, 3))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.deep(torch.relu(self.flat(x)).unsqueeze(2))).flatten(1))
+
+
+def test_a_network_with_weights_of_five_axes_trains() -> None:
+    net = Volume()
+    events = train(net, Stage("dense", epochs=2, lr=0.05, batch_size=32))
+    losses = [event["loss"] for event in events if event["event"] == "epoch"]
+    assert losses[1] < losses[0]
+
+
+def test_the_fast_layout_is_for_weights_of_four_axes_and_changes_no_value() -> None:
+    net = Volume()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert to_fast_layout(net) is net
+    assert net.flat.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not net.flat.weight.is_contiguous()
+    assert net.deep.weight.is_contiguous()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
