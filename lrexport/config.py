@@ -26,6 +26,26 @@ FINISHED = (
     "seed",
     "heldout",
 )
+# Choices that only matter where there is data to train on.
+TRAINING = (
+    "download",
+    "dense_epochs",
+    "svd_epochs",
+    "orthogonality",
+    "sparsity_strength",
+    "sparsity",
+    "batch_size",
+    "lr",
+    "dense_lr",
+    "weight_decay",
+    "schedule",
+    "warmup_epochs",
+    "distill",
+    "heldout",
+    "fine_tune_epochs",
+    "baseline_epochs",
+    "batchnorm_images",
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lrexport.measure.environment import environment
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
-from lrexport.record import RECORD, Record, Result, load_record
+from lrexport.record import DENSE, LOG, RECORD, SVD, Record, Result, load_record
 from lrexport.training.engine import make_fabric
 from lrexport.training.scoring import score
 
@@ -83,7 +83,7 @@ def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) 
     done = {name: before.config[name] for name in FINISHED if name in before.config}
     done["weights"] = Path(done["weights"]) if done.get("weights") else None
     data = config.data or (before.data.source if before.data else None)
-    if runs.SVD not in before.files:
+    if SVD not in before.files:
         done["scheme"] = config.scheme
     config = replace(config, **done, model=recipe.source, data=data)
     splits = _load_splits(config, recipe)
@@ -91,9 +91,9 @@ def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) 
     files.make_run_folder(run)
     job = _job(config, run, recipe, Record(model=before.model), splits, dense, svd, on_event)
     job.dense_epochs, job.svd_epochs = int(config.dense_epochs or 0), config.svd_epochs
-    job.store(runs.DENSE, dense)
-    if runs.SVD in before.files:
-        job.store(runs.SVD, svd.network)
+    job.store(DENSE, dense)
+    if SVD in before.files:
+        job.store(SVD, svd.network)
     return job
 
 
@@ -104,10 +104,10 @@ def load_svd(config: TrainConfig, source: Path | None) -> SVDNetwork:
         return to_svd_form(network, recipe, config)
     record = load_record(source)
     recipe = from_record(record.model)
-    if runs.SVD not in record.files:
+    if SVD not in record.files:
         return to_svd_form(runs.load_start(source, record), recipe, config)
     svd = to_svd_form(recipe.build(), recipe, replace(config, scheme=record.config["scheme"]))
-    runs.fill(svd.network, record, source, runs.SVD)
+    runs.fill(svd.network, record, source, SVD)
     return svd
 
 
@@ -139,7 +139,7 @@ def _job(
 ) -> Job:
     def log(event: Event) -> None:
         if event["event"] != "step":
-            files.append_json_line(run / "log.jsonl", event)
+            files.append_json_line(run / LOG, event)
         on_event(event)
 
     record.data = splits.to_record() if splits else None

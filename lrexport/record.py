@@ -12,7 +12,12 @@ from lrexport.artifacts import files
 from lrexport.errors import InputError
 
 SCHEMA_VERSION = 1
+# The files of a run: DENSE is the start, BASELINE the same network trained on for the comparison.
 RECORD = "run.json"
+DENSE, BASELINE = "dense.safetensors", "baseline.safetensors"
+SVD, MODEL = "svd.safetensors", "model.safetensors"
+DENSE_ONNX, MODEL_ONNX = "dense.onnx", "model.onnx"
+LOG, CHECKPOINTS = "log.jsonl", "checkpoint"
 Scheme = Literal["spatial", "channel", "input-channel", "linear"]
 
 
@@ -159,7 +164,7 @@ class Record(BaseModel):
         found = path.stat().st_size
         if found == 0:
             raise InputError(f"empty file: {path}", "It was probably not copied to the end; fetch it again.")
-        checkpoints = sorted((run / "checkpoint").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        checkpoints = sorted((run / CHECKPOINTS).glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
         hint = f"The last checkpoint is {checkpoints[-1]}." if checkpoints else "Fetch it again, or make the run again."
         if found != stored.bytes:
             state = "truncated" if found < stored.bytes else "changed"

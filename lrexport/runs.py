@@ -10,10 +10,7 @@ from lrexport.artifacts import tensors
 from lrexport.errors import InputError
 from lrexport.lowrank.fold import fold_structure
 from lrexport.models.resolve import from_record
-from lrexport.record import Record, load_record
-
-DENSE, SVD, MODEL = "dense.safetensors", "svd.safetensors", "model.safetensors"
-BASELINE = "baseline.safetensors"
+from lrexport.record import BASELINE, DENSE, MODEL, Record, load_record
 
 
 def load(run: str | Path) -> nn.Module:

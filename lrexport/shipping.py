@@ -21,7 +21,7 @@ from lrexport.job import torch_result
 from lrexport.lowrank.decompose import run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import measure_latency
-from lrexport.record import Record, Result, Results, load_record
+from lrexport.record import DENSE_ONNX, MODEL_ONNX, Record, Result, Results, load_record
 from lrexport.training.scoring import score
 
 
@@ -43,31 +43,31 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
     Raises InputError where a graph differs from torch or scores differently; then neither file is written.
     """
     record = load_record(run)
-    networks = {"dense": runs.load_baseline(run, record), "model": runs.load_compressed(run, record)}
+    networks = {DENSE_ONNX: runs.load_baseline(run, record), MODEL_ONNX: runs.load_compressed(run, record)}
     files.make_run_folder(run)
-    test = _test_images(record, options, networks["dense"])
+    test = _test_images(record, options, networks[DENSE_ONNX])
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory(dir=run, prefix=".export-") as scratch:
-        paths = {name: Path(scratch) / f"{name}.onnx" for name in networks}
+        paths = {name: Path(scratch) / name for name in networks}
         for name, network in networks.items():
-            before = record.results.dense if name == "dense" else record.results.compressed
+            before = record.results.dense if name == DENSE_ONNX else record.results.compressed
             before = before or torch_result(network, record.model.input_shape, record.notes)
             done, results[name] = _export(network, paths[name], before, record, options, test)
-            event = {"event": "export", "file": f"{name}.onnx", "bytes": done.bytes, "opset": done.opset}
+            event = {"event": "export", "file": name, "bytes": done.bytes, "opset": done.opset}
             event |= {"relative_error": done.comparison.relative_error, "simplified": done.simplified}
             on_event({**event, "rescored": test is not None, "uncounted": done.cost.uncounted})
         if options.rounds:
             batch = options.batch or 1
-            measured = measure_latency(paths, "dense", options.rounds, options.threads, batch)
+            measured = measure_latency(paths, DENSE_ONNX, options.rounds, options.threads, batch)
             results = {
                 name: old.model_copy(update={"latency_ms": {"local": measured[name]}}) for name, old in results.items()
             }
         for name, path in paths.items():
-            path.replace(run / f"{name}.onnx")
+            path.replace(run / name)
     if test is not None and options.data and record.data is not None:
         record.data = record.data.model_copy(update={"source": options.data, "test": len(test)})
-    record.results = Results(dense=results["dense"], compressed=results["model"])
-    record.seal(run, "dense.onnx", "model.onnx")
+    record.results = Results(dense=results[DENSE_ONNX], compressed=results[MODEL_ONNX])
+    record.seal(run, *networks)
     training = {name: value for name, value in record.environment.items() if name in ("device", "precision")}
     record.environment = environment() | training
     record.save(run)

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrexport import runs
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.job import Event, Job, to_svd_form
 from lrexport.lowrank.fold import fold
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.selection import Selection, plan_macs
-from lrexport.record import Results
+from lrexport.record import BASELINE, DENSE, DENSE_ONNX, MODEL, MODEL_ONNX, SVD, Results
 from lrexport.training.checkpoints import clear_checkpoints, save_checkpoint
 from lrexport.training.loops import Stage, train_stage
 from lrexport.training.scoring import reestimate_batchnorm, score
@@ -38,7 +37,7 @@ def train_dense(job: Job) -> None:
     elif untrained:
         job.record.notes.append("the network has random weights: MACs and latency are real, accuracy is not")
     job.config = replace(job.config, dense_epochs=job.dense_epochs)
-    job.store(runs.DENSE, job.dense)
+    job.store(DENSE, job.dense)
     _save(job, svd_epochs=0)
 
 
@@ -52,7 +51,7 @@ def train_svd(job: Job) -> None:
     stage = replace(_stage(job, "svd", config.svd_epochs, config.lr), keep_best=False)
     _train(job, stage, job.svd.network, extra_loss=extra, teacher=job.dense)
     job.svd_epochs = config.svd_epochs
-    job.store(runs.SVD, job.svd.network)
+    job.store(SVD, job.svd.network)
     _save(job)
 
 
@@ -99,11 +98,11 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
         dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs),
         compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs),
     )
-    for stale in ("model.onnx", "dense.onnx", runs.BASELINE):  # of an earlier compression
+    for stale in (MODEL_ONNX, DENSE_ONNX, BASELINE):  # of an earlier compression
         (job.run / stale).unlink(missing_ok=True)
     if job.baseline_epochs:
-        job.store(runs.BASELINE, job.dense)
-    job.store(runs.MODEL, network)
+        job.store(BASELINE, job.dense)
+    job.store(MODEL, network)
     _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})
     clear_checkpoints(job.run)
 

@@ -18,10 +18,9 @@ from lrexport.cli.options import (
     train_config,
     training_options,
 )
-from lrexport.config import FINISHED, CompressConfig, Goal
+from lrexport.config import FINISHED, TRAINING, CompressConfig, Goal
 from lrexport.errors import UsageError
 
-SVD = "svd.safetensors"
 BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
 
 
@@ -57,6 +56,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
         raise UsageError("no folder for the run", "Give one with -o RUN.")
     if source is not None:
         _refuse_finished(source)
+    _say_unused(options["data"], source)
     goal = _goal(options)
     config = CompressConfig(train=train_config(options), goal=goal, **options)
 
@@ -101,8 +101,23 @@ def _goal(options: dict[str, Any]) -> Goal:
     return Goal()
 
 
+def _say_unused(data: str | None, source: Path | None) -> None:
+    """Options of training would do nothing without data; say so."""
+    from lrexport.cli.console import note
+    from lrexport.record import load_record
+
+    if data is not None or (source is not None and load_record(source).data is not None):
+        return
+    context = click.get_current_context()
+    unused = ["--" + n.replace("_", "-") for n in TRAINING if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    if unused:
+        note(f"note: without --data nothing is trained; these do nothing: {', '.join(unused)}")
+
+
 def _refuse_finished(source: Path) -> None:
     """Options of stages that a run has behind it would do nothing; say so."""
+    from lrexport.record import SVD
+
     context = click.get_current_context()
     trained = (source / SVD).is_file()
     for name in FINISHED:

@@ -25,6 +25,20 @@ class BatchType(click.ParamType[int]):
         return None
 
 
+class RoundsType(click.ParamType[int]):
+    """0, or a number of rounds that percentiles can be taken of."""
+
+    name = "N"
+    least = 10
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        if text.isdecimal() and (int(text) == 0 or int(text) >= self.least):
+            return int(text)
+        self.fail(f"{text!r}: give at least {self.least} rounds, or 0 to measure no latency", param, ctx)
+        return None
+
+
 @click.command("onnx", short_help="Export a run to ONNX: verified, re-scored, measured.")
 @click.argument("run", type=RUN)
 @click.option(
@@ -32,7 +46,7 @@ class BatchType(click.ParamType[int]):
 )
 @click.option("--opset", type=int, metavar="N", default=18, show_default=True, help="ONNX operator set, 18 or newer.")
 @click.option(
-    "--rounds", type=click.IntRange(0), metavar="N", default=100, show_default=True, help="Rounds of latency; 0 for none."
+    "--rounds", type=RoundsType(), default=100, show_default=True, help="Rounds of latency, at least 10; 0 for none."
 )
 @click.option(
     "--threads",

@@ -7,13 +7,14 @@ from pathlib import Path
 from torch import nn
 
 from lrexport.artifacts import files, tensors
+from lrexport.record import CHECKPOINTS
 
 _KEPT = 2
 
 
 def save_checkpoint(run: Path, stage: str, epoch: int, network: nn.Module) -> Path:
     """Write ``run/checkpoint/STAGE-EPOCH.safetensors`` and remove all but the last two of the stage."""
-    folder = files.make_run_folder(run / "checkpoint")
+    folder = files.make_run_folder(run / CHECKPOINTS)
     path = folder / f"{stage}-{epoch:04d}.safetensors"
     tensors.save(path, network.state_dict())
     for old in sorted(folder.glob(f"{stage}-*.safetensors"))[:-_KEPT]:
@@ -23,5 +24,5 @@ def save_checkpoint(run: Path, stage: str, epoch: int, network: nn.Module) -> Pa
 
 def clear_checkpoints(run: Path) -> None:
     """Remove the checkpoints of a run that is finished."""
-    for path in (run / "checkpoint").glob("*-*.safetensors"):
+    for path in (run / CHECKPOINTS).glob("*-*.safetensors"):
         path.unlink()

@@ -43,6 +43,7 @@ def test_every_command_is_listed_with_the_help_line_it_has_itself(capsys: pytest
         (["compress", "resnet20", "--macs", "0.5"], "-o RUN"),
         (["train", "resnet20", "-o", "x"], "--data"),
         (["onnx", "nowhere"], "no run nowhere"),
+        (["onnx", "nowhere", "--rounds", "9"], "at least 10 rounds, or 0"),
         (["compress", "resnet20", "--input-shape", "3,0,32", "--macs", "0.5", "-o", "x"], "one to four numbers"),
         (["compress", "resnet20", "--input-shape", "1,2,3,4,5", "--macs", "0.5", "-o", "x"], "one to four numbers"),
     ],
