@@ -1,0 +1,153 @@
+"""One option for every layer: the least total loss within a budget (the multiple-choice knapsack problem), exactly.
+
+Source: Kellerer, Pferschy, Pisinger, "Knapsack Problems" (2004), chapter 11: the linear relaxation by convex hulls gives
+a bound and a first solution; options and partial solutions that cannot beat it are dropped; what is left is enumerated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+# Partial solutions kept at once. Real networks need hundreds; past this the best by bound go on, and `optimal` says so.
+_MOST_STATES = 100_000
+# Differences of losses below this share of the whole are rounding.
+_RELATIVE_ZERO = 1e-12
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one layer may become: losses and costs, (n,) each, no cost below zero."""
+
+    losses: Floats
+    costs: Floats
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The chosen option of every layer, their total loss and cost, and whether that is proven to be the least loss."""
+
+    chosen: tuple[int, ...]
+    loss: float
+    cost: float
+    optimal: bool
+
+
+def least_cost(layers: Sequence[Options]) -> float:
+    """The smallest budget that any choice meets."""
+    return float(sum(layer.costs.min() for layer in layers))
+
+
+def minimise(layers: Sequence[Options], budget: float) -> Solution:
+    """The choice of least total loss with total cost ≤ ``budget``. Raises ValueError where no choice is cheap enough."""
+    if least_cost(layers) > budget:
+        raise ValueError(f"the cheapest choice costs {least_cost(layers)}, more than {budget}")
+    kept = [_undominated(layer) for layer in layers]
+    own = [Options(layer.losses[index], layer.costs[index]) for layer, index in zip(layers, kept, strict=True)]
+    price, first = _relax(own, budget)
+    picks, optimal = _enumerate(own, budget, price, first)
+    chosen = tuple(int(index[pick]) for index, pick in zip(kept, picks, strict=True))
+    loss, cost = _totals(layers, chosen)
+    return Solution(chosen, loss, cost, optimal)
+
+
+def _totals(layers: Sequence[Options], chosen: Sequence[int]) -> tuple[float, float]:
+    pairs = list(zip(layers, chosen, strict=True))
+    return float(sum(layer.losses[i] for layer, i in pairs)), float(sum(layer.costs[i] for layer, i in pairs))
+
+
+def _undominated(layer: Options) -> NDArray[np.intp]:
+    """Options by rising cost, each with less loss than every cheaper one."""
+    order = np.lexsort((layer.losses, layer.costs))
+    losses = layer.losses[order]
+    before = np.concatenate([[np.inf], np.minimum.accumulate(losses)[:-1]])
+    return order[losses < before]
+
+
+def _hull(layer: Options) -> list[int]:
+    """The options on the lower convex hull, by rising cost."""
+    hull: list[int] = []
+    for index in range(len(layer.costs)):
+        while len(hull) > 1 and _slope(layer, hull[-2], hull[-1]) <= _slope(layer, hull[-1], index):
+            hull.pop()
+        hull.append(index)
+    return hull
+
+
+def _slope(layer: Options, here: int, there: int) -> float:
+    """Loss saved per unit of cost."""
+    return float((layer.losses[here] - layer.losses[there]) / (layer.costs[there] - layer.costs[here]))
+
+
+def _relax(layers: Sequence[Options], budget: float) -> tuple[float, list[int]]:
+    """The price of cost at the relaxation's optimum, and the choice of all steps along the hulls that fit, best first."""
+    hulls = [_hull(layer) for layer in layers]
+    steps = [
+        (_slope(layer, here, there), position, there)
+        for position, (layer, hull) in enumerate(zip(layers, hulls, strict=True))
+        for here, there in zip(hull, hull[1:], strict=False)
+    ]
+    steps.sort(key=lambda step: (-step[0], step[1], step[2]))
+    picks = [0] * len(layers)
+    cost = sum(float(layer.costs[0]) for layer in layers)
+    price, stuck = 0.0, set[int]()
+    for slope, position, there in steps:
+        layer = layers[position]
+        more = float(layer.costs[there] - layer.costs[picks[position]])
+        if position in stuck or cost + more > budget:
+            price = price or slope  # the first step that does not fit
+            stuck.add(position)
+            continue
+        cost, picks[position] = cost + more, there
+    return price, picks
+
+
+def _enumerate(layers: Sequence[Options], budget: float, price: float, first: list[int]) -> tuple[list[int], bool]:
+    """The best choice, from partial choices that could still beat the best one known; and whether none was cut."""
+    # What an option loses at this price beyond its layer's best: no choice is better than the bound plus its gaps.
+    priced = [layer.losses + price * layer.costs for layer in layers]
+    gaps = [value - value.min() for value in priced]
+    bound = sum(float(value.min()) for value in priced) - price * budget
+    best_loss, best = _totals(layers, first)[0], list(first)
+    slack = _RELATIVE_ZERO * max(1.0, abs(best_loss))
+    room = best_loss - bound - slack
+    useful = [np.flatnonzero(gap <= room) for gap in gaps]
+    # The layers with most to choose from last: the states before them stay few.
+    order = sorted(range(len(layers)), key=lambda position: len(useful[position]))
+    rest = float(sum(layer.costs.min() for layer in layers))
+    costs, losses, gap = np.zeros(1), np.zeros(1), np.zeros(1)
+    trail: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    optimal = True
+    for position in order:
+        layer, options = layers[position], useful[position]
+        if not len(options):  # not even the best options of all layers together beat what is known
+            return best, True
+        rest -= float(layer.costs.min())
+        added = (layer.costs[options], layer.losses[options], gaps[position][options])
+        grid = (state[:, None] + more for state, more in zip((costs, losses, gap), added, strict=True))
+        costs, losses, gap = (part.ravel() for part in grid)
+        alive = np.flatnonzero((gap <= room) & (costs + rest <= budget))
+        alive = alive[_pareto(costs[alive], losses[alive])]
+        if len(alive) > _MOST_STATES:
+            alive, optimal = np.sort(alive[np.argsort(gap[alive], kind="stable")[:_MOST_STATES]]), False
+        costs, losses, gap = costs[alive], losses[alive], gap[alive]
+        trail.append((alive // len(options), options[alive % len(options)]))
+        if not len(alive):
+            return best, optimal
+    winner = int(losses.argmin())
+    if losses[winner] < best_loss:
+        for position, (parent, option) in zip(reversed(order), reversed(trail), strict=True):
+            best[position], winner = int(option[winner]), int(parent[winner])
+    return best, optimal
+
+
+def _pareto(costs: Floats, losses: Floats) -> NDArray[np.intp]:
+    """Indices of states that no other beats in cost and loss both."""
+    order = np.lexsort((losses, costs))
+    ranked = losses[order]
+    before = np.concatenate([[np.inf], np.minimum.accumulate(ranked)[:-1]])
+    return order[ranked < before]

@@ -1,0 +1,84 @@
+"""The least loss within a budget, against trying everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lrexport.lowrank.knapsack import Options, least_cost, minimise
+
+
+def by_trying(layers: list[Options], budget: float) -> float:
+    best = np.inf
+    for choice in itertools.product(*(range(len(layer.costs)) for layer in layers)):
+        if sum(layer.costs[i] for layer, i in zip(layers, choice, strict=True)) <= budget:
+            best = min(best, sum(layer.losses[i] for layer, i in zip(layers, choice, strict=True)))
+    return best
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[Options], float]:
+    """Costs and losses from a few values each, so that ties and dominated options are common."""
+    layers = []
+    for _ in range(draw(st.integers(1, 5))):
+        count = draw(st.integers(1, 5))
+        costs = draw(st.lists(st.integers(0, 12), min_size=count, max_size=count))
+        losses = draw(st.lists(st.integers(0, 20), min_size=count, max_size=count))
+        layers.append(Options(np.array(losses) / 7, np.array(costs, float)))
+    least, most = least_cost(layers), sum(float(layer.costs.max()) for layer in layers)
+    return layers, least + draw(st.floats(0, 1)) * (most - least)
+
+
+@settings(max_examples=400, deadline=None)
+@given(problems())
+def test_no_other_choice_within_the_budget_loses_less(problem: tuple[list[Options], float]) -> None:
+    layers, budget = problem
+    found = minimise(layers, budget)
+    assert found.optimal
+    assert found.cost <= budget
+    assert found.loss == pytest.approx(by_trying(layers, budget), abs=1e-9)
+    pairs = list(zip(layers, found.chosen, strict=True))
+    assert found.loss == pytest.approx(sum(layer.losses[i] for layer, i in pairs))
+    assert found.cost == pytest.approx(sum(layer.costs[i] for layer, i in pairs))
+
+
+def network_like(layers: int, ranks: int, seed: int) -> list[Options]:
+    """Convex losses that fall with rank, as singular values give them, at MACs per rank of many sizes."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for _ in range(layers):
+        count = int(generator.integers(ranks // 4, ranks))
+        energy = np.sort(generator.exponential(size=count) ** 3)[::-1]
+        tail = np.append(energy[::-1].cumsum()[::-1], 0.0) / energy.sum()
+        per_rank = int(generator.integers(1_000, 40_000))
+        made.append(Options(tail[1:], per_rank * np.arange(1, count + 1, dtype=float)))
+    return made
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_problem_of_a_real_network_s_size_is_solved_to_the_end_and_leaves_no_room_for_one_more_rank(seed: int) -> None:
+    layers = network_like(160, 200, seed)
+    budget = 0.4 * sum(float(layer.costs.max()) for layer in layers)
+    found = minimise(layers, budget)
+    assert found.optimal
+    spare = budget - found.cost
+    assert spare >= 0
+    for layer, index in zip(layers, found.chosen, strict=True):
+        later = np.flatnonzero((layer.costs > layer.costs[index]) & (layer.losses < layer.losses[index] - 1e-12))
+        assert not len(later) or (layer.costs[later] - layer.costs[index]).min() > spare
+
+
+def test_a_budget_below_the_cheapest_choice_is_refused() -> None:
+    layers = [Options(np.array([1.0, 0.0]), np.array([2.0, 5.0]))] * 2
+    assert least_cost(layers) == 4
+    with pytest.raises(ValueError, match=r"4\.0, more than 3"):
+        minimise(layers, 3)
+
+
+def test_a_budget_for_everything_takes_the_least_loss_of_every_layer() -> None:
+    layers = [Options(np.array([1.0, 0.25, 0.5]), np.array([2.0, 5.0, 9.0]))] * 3
+    assert minimise(layers, 1e9).chosen == (1, 1, 1)
