@@ -22,6 +22,7 @@ from common import machine, write_markdown
 from torch import Tensor, nn
 
 from lrexport.lowrank.decompose import decompose, inspect_layers
+from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.regularisers import hoyer, losses, orthogonality
 from lrexport.lowrank.schemes import SCHEMES
 from lrexport.lowrank.svd_form import exact_svd
@@ -42,16 +43,17 @@ class TwoLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, scheme: Scheme) -> None:
         super().__init__()
-        matrix = SCHEMES[scheme].matrix(layer.weight.detach())
-        self.left, self.singular, self.right = (nn.Parameter(part) for part in exact_svd(matrix))
+        self.spec = spec_of(layer)
+        matrix = SCHEMES[scheme].matrix(layer.weight.detach(), self.spec)
+        self.left, self.singular, self.right = (nn.Parameter(part) for part in exact_svd(matrix)[:3])
         self.first, self.second = SCHEMES[scheme].pair(layer, len(self.singular))
-        self.scheme, self.shape, self.bias = scheme, layer.weight.shape, layer.bias
+        self.scheme, self.bias = scheme, layer.bias
         for half in (self.first, self.second):
             del half.weight
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.singular.abs().sqrt()
-        weights = SCHEMES[self.scheme].weights(self.left * scale, (self.right * scale).T, self.shape)
+        weights = SCHEMES[self.scheme].weights(self.left * scale, (self.right * scale).T, self.spec)
         for half, weight in zip((self.first, self.second), weights, strict=True):
             half.weight = weight
         return self.second(self.first(x))
@@ -76,7 +78,8 @@ def svd_each_step(network: nn.Module, shape: tuple[int, ...], scheme: Scheme) ->
     facts = {n: f for n, f in inspect_layers(network, shape, scheme).items() if hasattr(f, "scheme")}
 
     def extra() -> Tensor:
-        values = [torch.linalg.svdvals(SCHEMES[f.scheme].matrix(network.get_submodule(n).weight)) for n, f in facts.items()]
+        layers = [(network.get_submodule(name), fact.scheme) for name, fact in facts.items()]
+        values = [torch.linalg.svdvals(SCHEMES[s].matrix(layer.weight, spec_of(layer))) for layer, s in layers]
         return LAMBDA_S * torch.stack([singular.sum() for singular in values]).sum()
 
     return network, extra

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrexport.errors import InputError
 from lrexport.lowrank import svd_form
 from lrexport.lowrank.decompose import SVDNetwork
-from lrexport.lowrank.schemes import SCHEMES
+from lrexport.lowrank.kernels import WEIGHTED, spec_of
+from lrexport.lowrank.schemes import SCHEMES, schemes_of
 from lrexport.record import FactorisedLayer, Plan, Scheme
 
 
 def fold(svd: SVDNetwork, plan: Plan) -> nn.Module:
     """A new network of plain torch.nn layers only: pairs where the plan has ranks, the composed weight elsewhere.
 
-    The network in ``svd`` is left as it is. Stride, padding in every mode, dilation and bias carry over exactly.
+    The network in ``svd`` is left as it is. Stride, padding in every mode, dilation, groups and bias carry over exactly;
+    layers that share a weight become pairs that share theirs.
     """
     network = copy.deepcopy(svd.network)
     for name, facts in svd.layers.items():
-        layer, planned = network.get_submodule(name), plan.get(name)
-        if not isinstance(planned, FactorisedLayer):
-            svd_form.detach(layer)
-            continue
-        pair = fold_layer(layer, planned.scheme, planned.rank)
-        for place in facts.names:
-            _put(network, place, pair)
+        planned = plan.get(name)
+        if isinstance(planned, FactorisedLayer):
+            pair = fold_layer(network.get_submodule(name), planned.scheme, planned.rank)
+            _put_pairs(network, facts.names, planned, pair)
+        else:
+            layer, *tied = dict.fromkeys(network.get_submodule(place) for place in facts.names)
+            svd_form.detach(layer, tied)
     return network
 
 
@@ -44,34 +47,78 @@ def fold_structure(network: nn.Module, plan: Plan) -> nn.Module:
             raise InputError(f"the plan has a layer {name!r}, the network has none of that name")
         if not isinstance(planned, FactorisedLayer):
             continue
-        layer = modules[name]
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            raise InputError(f"the plan factorises {name!r}, which is a {type(layer).__name__}")
-        pair = _sequential(*SCHEMES[planned.scheme].pair(layer, planned.rank))
-        for place in (place for place, module in modules.items() if module is layer):
-            _put(network, place, pair)
+        layer: Any = modules[name]
+        _check_admitted(name, layer, planned)
+        places = [place for place, other in modules.items() if isinstance(other, WEIGHTED) and other.weight is layer.weight]
+        _put_pairs(network, places, planned, _untrained(layer, planned.scheme, planned.rank))
     return network
 
 
 @torch.no_grad()
 def fold_layer(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
-    """The plain pair of one layer in SVD form, with its ``rank`` largest |s|; the layer is left as it is."""
-    left, singular, right = svd_form.factors(layer)
-    kept = singular.abs().topk(rank).indices
-    scale = singular.abs()[kept].sqrt()
-    halves = SCHEMES[scheme].weights(left[:, kept] * scale, (right[:, kept] * scale).T, layer.weight.shape)
+    """The plain pair of one layer with its ``rank`` largest |s|, in every group; the layer is left as it is.
+
+    Where ``scheme`` is not the one of its SVD form, or it is in none, its weight is decomposed for it.
+    """
+    left, singular, right = _factors(layer, scheme)
+    kept = singular.abs().topk(rank, dim=-1).indices
+    scale = singular.abs().gather(-1, kept).sqrt().unsqueeze(-2)
+    left, right = (side.take_along_dim(kept.unsqueeze(-2), dim=-1) * scale for side in (left, right))
+    return build_pair(layer, scheme, left, right.mT)
+
+
+@torch.no_grad()
+def build_pair(layer: Any, scheme: Scheme, left: Tensor, right: Tensor) -> nn.Sequential:
+    """The plain pair ``first``, ``second`` of a layer whose matrix is left (rows, r) @ right (r, columns).
+
+    With g > 1 groups left is (g, rows, r) and right (g, r, columns). The scale of the singular values is the caller's to
+    put in. The layer gives stride, padding, dilation, groups, bias and mode; its weight's values, ordinary or in SVD form,
+    are not looked at.
+    """
+    pair = _untrained(layer, scheme, left.shape[-1])
+    weights = SCHEMES[scheme].weights(left.to(layer.weight), right.to(layer.weight), spec_of(layer))
+    for half, weight in zip(pair, weights, strict=True):
+        # A fresh copy has the strides of a fresh layer also on axes of length 1, by which runtimes choose their kernels.
+        half.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+    return pair
+
+
+def _factors(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """U, s, V of the layer's matrix by ``scheme``."""
+    if svd_form.is_attached(layer) and svd_form.form_of(layer).scheme == scheme:
+        return svd_form.factors(layer)
+    return svd_form.exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))[:3]
+
+
+def _check_admitted(name: str, layer: nn.Module, planned: FactorisedLayer) -> None:
+    """Plans are also written by hand."""
+    if not isinstance(layer, WEIGHTED):
+        raise InputError(f"the plan factorises {name!r}, which is a {type(layer).__name__}")
+    spec = spec_of(layer)
+    if planned.scheme not in schemes_of(spec):
+        known = f"It can be: {', '.join(schemes_of(spec))}."
+        raise InputError(f"the plan factorises {name!r} by {planned.scheme}, which its kernel does not admit", known)
+    full_rank = SCHEMES[planned.scheme].full_rank(spec)
+    if planned.rank > full_rank:
+        raise InputError(f"the plan gives {name!r} rank {planned.rank}, its full rank by {planned.scheme} is {full_rank}")
+
+
+def _put_pairs(network: nn.Module, places: Iterable[str], planned: FactorisedLayer, pair: nn.Sequential) -> None:
+    """Put ``pair`` in the place of a layer; of others with its weight each gets a pair with its own stride and bias."""
+    pairs: dict[nn.Module, nn.Sequential] = {}
+    for place in places:
+        layer = network.get_submodule(place)
+        if pairs and layer not in pairs:
+            pairs[layer] = _untrained(layer, planned.scheme, planned.rank)
+            for half, tied in zip(pair, pairs[layer], strict=True):
+                tied.weight = half.weight
+        parent, _, child = place.rpartition(".")
+        setattr(network.get_submodule(parent), child, pairs.setdefault(layer, pair))
+
+
+def _untrained(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
+    """A pair for the layer with weights still to be filled in, the layer's bias in the second half."""
     first, second = SCHEMES[scheme].pair(layer, rank)
-    for half, weight in zip((first, second), halves, strict=True):
-        half.weight = nn.Parameter(weight.contiguous())
     if layer.bias is not None:
         second.bias = nn.Parameter(layer.bias.detach().clone())
-    return _sequential(first, second).train(layer.training)
-
-
-def _sequential(first: nn.Module, second: nn.Module) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(first=first, second=second))
-
-
-def _put(network: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, module)
+    return nn.Sequential(OrderedDict(first=first, second=second)).train(layer.training)

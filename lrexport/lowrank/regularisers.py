@@ -15,12 +15,12 @@ Sparsity = Literal["hoyer", "l1", "none"]
 
 
 class _GramDefect(torch.autograd.Function):
-    """‖MᵀM − I‖²_F of M (n, r). Its gradient is 4·M·(MᵀM − I): one product, where autograd would take two."""
+    """‖MᵀM − I‖²_F of M (n, r) or, summed, of (g, n, r). Its gradient 4·M·(MᵀM − I) is one product, autograd's two."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        gram = matrix.T @ matrix
-        gram.diagonal().sub_(1)
+        gram = matrix.mT @ matrix
+        gram.diagonal(dim1=-2, dim2=-1).sub_(1)
         ctx.save_for_backward(matrix, gram)
         return gram.square().sum()
 
@@ -31,15 +31,19 @@ class _GramDefect(torch.autograd.Function):
 
 
 def orthogonality(left: Tensor, right: Tensor) -> Tensor:
-    """Equation 1: (‖UᵀU − I‖²_F + ‖VᵀV − I‖²_F) / r² for U (rows, r) and V (columns, r)."""
-    rank = left.shape[1]
+    """Equation 1: (‖UᵀU − I‖²_F + ‖VᵀV − I‖²_F) / r² for U (rows, r) and V (columns, r).
+
+    Every group of a grouped layer, U (g, rows, r) and V (g, columns, r), counts like a layer of its own.
+    """
+    rank = left.shape[-1]
     with torch.autocast(left.device.type, enabled=False):  # I − MᵀM is a small difference: not for bfloat16
         return (_GramDefect.apply(left) + _GramDefect.apply(right)) / rank**2
 
 
 def hoyer(singular: Tensor) -> Tensor:
-    """Equation 2: ‖s‖₁ / ‖s‖₂, from 1 (one value left) to √r (all equal)."""
-    return singular.abs().sum() / singular.norm().clamp_min(torch.finfo(singular.dtype).tiny)
+    """Equation 2: ‖s‖₁ / ‖s‖₂ of s (r,), from 1 (one value left) to √r (all equal); summed over the groups of (g, r)."""
+    length = torch.linalg.vector_norm(singular, dim=-1).clamp_min(torch.finfo(singular.dtype).tiny)
+    return (singular.abs().sum(-1) / length).sum()
 
 
 def l1(singular: Tensor) -> Tensor:

@@ -1,189 +1,174 @@
 """How a kernel becomes a matrix, and how a truncated factorisation of that matrix becomes a pair of plain layers.
 
-Kernels are (out, in, kH, kW) for Conv2d and (out, in) for Linear. A factorisation of rank r is matrix ≈ left @ right
-with left (rows, r) and right (r, columns). Source: Yang et al. 2020 (arXiv 2004.09031), section 3.1.
+The first half of a pair has the input channels and some kernel axes, the second half the output channels and the others;
+a scheme says which. So a row of the matrix is always an output channel with a tap of the second half, and a column an
+input channel with a tap of the first. A factorisation of rank r is matrix ≈ left @ right with left (rows, r) and right
+(r, columns); a layer of g > 1 groups has one matrix a group, (g, rows, columns), and r channels a group between its halves.
+Source: Yang et al. 2020 (arXiv 2004.09031), section 3.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cache
+from math import prod
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from lrexport.lowrank.kernels import PLAIN, TRANSPOSED, KernelSpec, LayerCall, spec_of
 from lrexport.record import Scheme
 
-Shape = torch.Size
+AskedScheme = Scheme | Literal["auto"]
 
 
 @dataclass(frozen=True)
-class LayerCall:
-    """One use of a layer in a forward pass: shapes of input and output, (C, H, W) or (*, features), without the batch."""
+class Factorisation:
+    """A scheme: ``second_axes`` are the kernel axes of a pair's second half; the first half has the others."""
 
-    input: tuple[int, ...]
-    output: tuple[int, ...]
+    second_axes: Callable[[KernelSpec], tuple[int, ...]]
 
+    def matrix(self, kernel: Tensor, spec: KernelSpec) -> Tensor:
+        """(rows, columns) of a weight, (g, rows, columns) for g > 1 groups."""
+        layout = _layout(spec, self.second_axes(spec))
+        return kernel.reshape(layout.split_kernel).permute(layout.to_matrix).reshape(layout.matrix)
 
-class Factorisation(Protocol):
-    """What every scheme knows. ``pair`` makes the layers with fresh weights, ``weights`` what to put into them."""
+    def kernel(self, matrix: Tensor, spec: KernelSpec) -> Tensor:
+        """The weight that has this matrix; a view of it but for transposed layers with groups."""
+        layout = _layout(spec, self.second_axes(spec))
+        return matrix.reshape(layout.split_matrix).permute(layout.to_kernel).reshape(spec.weight_shape)
 
-    def matrix(self, kernel: Tensor) -> Tensor: ...
+    def matrix_shape(self, spec: KernelSpec) -> tuple[int, int]:
+        """Rows and columns of one group's matrix."""
+        rows, columns = _layout(spec, self.second_axes(spec)).matrix[-2:]
+        return rows, columns
 
-    def kernel(self, matrix: Tensor, shape: Shape) -> Tensor: ...
+    def full_rank(self, spec: KernelSpec) -> int:
+        """min(rows, columns) of one group's matrix."""
+        return min(self.matrix_shape(spec))
 
-    def pair(self, layer: Any, rank: int) -> tuple[nn.Module, nn.Module]: ...
-
-    def weights(self, left: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor]: ...
-
-    def macs_per_rank(self, layer: Any, call: LayerCall) -> int: ...
-
-
-class Spatial:
-    """out·kH × in·kW, folded to 1×kW then kH×1."""
-
-    def matrix(self, kernel: Tensor) -> Tensor:
-        out, into, height, width = kernel.shape
-        return kernel.permute(0, 2, 1, 3).reshape(out * height, into * width)
-
-    def kernel(self, matrix: Tensor, shape: Shape) -> Tensor:
-        out, into, height, width = shape
-        return matrix.view(out, height, into, width).permute(0, 2, 1, 3)
-
-    def pair(self, layer: nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Module]:
+    def pair(self, layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:
+        """The two halves with fresh weights, ``rank`` channels a group between them; the bias is in the second."""
+        spec = spec_of(layer)
+        first_axes, second_axes = self._axes(spec)
         # Every padding mode works on one axis at a time, so each half pads its own; without a bias in the first half
         # the rows that zero padding adds are zero after it too.
-        first = _conv(layer, layer.in_channels, rank, bias=False, axes=(False, True))
-        second = _conv(layer, rank, layer.out_channels, bias=layer.bias is not None, axes=(True, False))
-        return first, second
+        first = _half(layer, spec.in_channels, spec.groups * rank, False, first_axes)
+        return first, _half(layer, spec.groups * rank, spec.out_channels, layer.bias is not None, second_axes)
 
-    def weights(self, left: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-        out, into, height, width = shape
-        first = right.view(-1, into, 1, width)
-        second = left.view(out, height, -1).permute(0, 2, 1).unsqueeze(3)
-        return first, second
+    def weights(self, left: Tensor, right: Tensor, spec: KernelSpec) -> tuple[Tensor, Tensor]:
+        """The weights of the first and the second half, from left (rows, r) and right (r, columns), or (g, …) of each."""
+        groups, rank = spec.groups, left.shape[-1]
+        out, into = spec.out_channels // groups, spec.in_channels // groups
+        first_axes, second_axes = self._axes(spec)
+        first = right.reshape(groups, rank, into, *_on(first_axes, spec.kernel_size, 1))
+        second = left.reshape(groups, out, -1, rank).transpose(2, 3)
+        second = second.reshape(groups, out, rank, *_on(second_axes, spec.kernel_size, 1))
+        halves = ((first, first_axes), (second, second_axes))
+        # Transposed halves have their input channels first.
+        ordered = (half.transpose(1, 2) if spec.transposed and axes else half for half, axes in halves)
+        made_first, made_second = (half.flatten(0, 1) for half in ordered)
+        return made_first, made_second
 
-    def macs_per_rank(self, layer: nn.Conv2d, call: LayerCall) -> int:
-        (_, in_height, _), (_, out_height, out_width) = call.input, call.output
-        height, width = layer.kernel_size
-        first = layer.in_channels * width * in_height * out_width
-        return first + layer.out_channels * height * out_height * out_width
+    def macs_per_rank(self, spec: KernelSpec, call: LayerCall) -> int:
+        """MACs of the pair for one call and one rank, in every group."""
+        first_axes, second_axes = self._axes(spec)
+        middle = [call.output[axis] if axis in first_axes else call.input[axis] for axis in spec.axes]
+        # A transposed convolution multiplies at every input position, any other at every output position.
+        positions = (call.input, middle) if spec.transposed else (middle, call.output)
+        first = spec.in_channels * _taps(spec, first_axes) * prod(positions[0])
+        return call.samples * (first + spec.out_channels * _taps(spec, second_axes) * prod(positions[1]))
 
+    def params_per_rank(self, spec: KernelSpec) -> int:
+        """Weights of the pair for one rank in every group."""
+        first_axes, second_axes = self._axes(spec)
+        return spec.in_channels * _taps(spec, first_axes) + spec.out_channels * _taps(spec, second_axes)
 
-class Channel:
-    """out × in·kH·kW, folded to kH×kW then 1×1."""
-
-    def matrix(self, kernel: Tensor) -> Tensor:
-        return kernel.reshape(kernel.shape[0], -1)
-
-    def kernel(self, matrix: Tensor, shape: Shape) -> Tensor:
-        return matrix.view(shape)
-
-    def pair(self, layer: nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Module]:
-        first = _conv(layer, layer.in_channels, rank, bias=False, axes=(True, True))
-        second = _conv(layer, rank, layer.out_channels, bias=layer.bias is not None, axes=(False, False))
-        return first, second
-
-    def weights(self, left: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-        return right.view(-1, *shape[1:]), left[:, :, None, None]
-
-    def macs_per_rank(self, layer: nn.Conv2d, call: LayerCall) -> int:
-        pixels = call.output[1] * call.output[2]
-        return (layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] + layer.out_channels) * pixels
-
-
-class InputChannel:
-    """in × out·kH·kW, folded to 1×1 then kH×kW."""
-
-    def matrix(self, kernel: Tensor) -> Tensor:
-        return kernel.transpose(0, 1).reshape(kernel.shape[1], -1)
-
-    def kernel(self, matrix: Tensor, shape: Shape) -> Tensor:
-        out, into, height, width = shape
-        return matrix.view(into, out, height, width).transpose(0, 1)
-
-    def pair(self, layer: nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Module]:
-        first = _conv(layer, layer.in_channels, rank, bias=False, axes=(False, False))
-        second = _conv(layer, rank, layer.out_channels, bias=layer.bias is not None, axes=(True, True))
-        return first, second
-
-    def weights(self, left: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-        out, _into, height, width = shape
-        return left.T[:, :, None, None], right.view(-1, out, height, width).transpose(0, 1)
-
-    def macs_per_rank(self, layer: nn.Conv2d, call: LayerCall) -> int:
-        (_, in_height, in_width), (_, out_height, out_width) = call.input, call.output
-        kernel = layer.kernel_size[0] * layer.kernel_size[1]
-        return layer.in_channels * in_height * in_width + layer.out_channels * kernel * out_height * out_width
-
-
-class FullyConnected:
-    """out × in, folded to in → rank → out."""
-
-    def matrix(self, kernel: Tensor) -> Tensor:
-        return kernel
-
-    def kernel(self, matrix: Tensor, shape: Shape) -> Tensor:
-        return matrix
-
-    def pair(self, layer: nn.Linear, rank: int) -> tuple[nn.Module, nn.Module]:
-        options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        first = nn.Linear(layer.in_features, rank, bias=False, **options)
-        return first, nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **options)
-
-    def weights(self, left: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-        return right, left
-
-    def macs_per_rank(self, layer: nn.Linear, call: LayerCall) -> int:
-        rows = torch.Size(call.output[:-1]).numel()
-        return rows * (layer.in_features + layer.out_features)
+    def _axes(self, spec: KernelSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        second = self.second_axes(spec)
+        return tuple(axis for axis in spec.axes if axis not in second), second
 
 
 SCHEMES: dict[Scheme, Factorisation] = {
-    "spatial": Spatial(),
-    "channel": Channel(),
-    "input-channel": InputChannel(),
-    "linear": FullyConnected(),
+    "spatial": Factorisation(lambda spec: (spec.split_axis,)),
+    "channel": Factorisation(lambda spec: ()),
+    "input-channel": Factorisation(lambda spec: spec.axes),
+    "linear": Factorisation(lambda spec: ()),
 }
 CONV_SCHEMES: tuple[Scheme, ...] = ("spatial", "channel", "input-channel")
 
 
-def scheme_for(layer: nn.Module, asked: Scheme) -> Scheme:
-    """The scheme that a layer gets when ``asked`` is wanted for convolutions.
+def schemes_of(spec: KernelSpec) -> tuple[Scheme, ...]:
+    """The schemes that differ for a kernel.
 
-    A 1×1 kernel gives the same matrix in every scheme; `channel` then puts the stride first, where it saves most.
+    A 1×1 kernel gives the same matrix in every scheme; `channel` then puts the stride first, where it saves most. A kernel
+    along one axis only has nothing to be split between the halves.
     """
-    if isinstance(layer, nn.Linear):
-        return "linear"
-    return "channel" if layer.kernel_size == (1, 1) else asked
+    if not spec.kernel_size:
+        return ("linear",)
+    longer = sum(length > 1 for length in spec.kernel_size)
+    return (("channel",), ("channel", "input-channel"), CONV_SCHEMES)[min(longer, 2)]
 
 
-def dense_macs(layer: Any, call: LayerCall) -> int:
-    """MACs of the layer as it is for one call; the bias is not counted (fvcore's convention)."""
-    if isinstance(layer, nn.Linear):
-        return torch.Size(call.output).numel() * layer.in_features
-    positions = torch.Size(call.input[1:] if getattr(layer, "transposed", False) else call.output[1:]).numel()
-    return positions * layer.weight.numel()
+def scheme_for(spec: KernelSpec, asked: Scheme) -> Scheme:
+    """The scheme that a layer gets when ``asked`` is wanted for convolutions."""
+    admitted = schemes_of(spec)
+    return asked if asked in admitted else admitted[0]
 
 
-def _conv(layer: nn.Conv2d, into: int, out: int, bias: bool, axes: tuple[bool, bool]) -> nn.Conv2d:
-    """A convolution with the layer's kernel, stride, padding and dilation on the chosen axes, pointwise on the others."""
+@dataclass(frozen=True)
+class _Layout:
+    """Reshapes and permutations between a weight and its matrix."""
 
-    def on(values: tuple[int, ...], otherwise: int) -> tuple[int, int]:
-        height, width = (value if chosen else otherwise for value, chosen in zip(values, axes, strict=True))
-        return height, width
+    split_kernel: tuple[int, ...]  # (g, o, i, k…), for transposed layers (g, i, o, k…)
+    to_matrix: tuple[int, ...]
+    split_matrix: tuple[int, ...]  # (g, o, second k…, i, first k…)
+    to_kernel: tuple[int, ...]
+    matrix: tuple[int, ...]
 
-    padding = layer.padding if isinstance(layer.padding, str) else on(layer.padding, 0)
-    return nn.Conv2d(
-        into,
-        out,
-        on(layer.kernel_size, 1),
-        stride=on(layer.stride, 1),
-        padding=padding,
-        dilation=on(layer.dilation, 1),
-        bias=bias,
-        # A half without padding of its own must not be given a mode that needs some.
-        padding_mode=layer.padding_mode if any(axes) else "zeros",
-        device=layer.weight.device,
-        dtype=layer.weight.dtype,
+
+@cache
+def _layout(spec: KernelSpec, second_axes: tuple[int, ...]) -> _Layout:
+    """Without groups there is no group axis: one dimension less to permute in every training step."""
+    outer, inner, *kernel = spec.weight_shape
+    lead = (spec.groups,) if spec.groups > 1 else ()
+    start = len(lead)
+    split_kernel = (*lead, outer // spec.groups, inner, *kernel)
+    out, into = (start + 1, start) if spec.transposed else (start, start + 1)
+    rows = (out, *(start + 2 + axis for axis in second_axes))
+    columns = (into, *(start + 2 + axis for axis in spec.axes if axis not in second_axes))
+    to_matrix = (*range(start), *rows, *columns)
+    return _Layout(
+        split_kernel=split_kernel,
+        to_matrix=to_matrix,
+        split_matrix=tuple(split_kernel[dimension] for dimension in to_matrix),
+        to_kernel=tuple(sorted(range(len(to_matrix)), key=to_matrix.__getitem__)),
+        matrix=(*lead, prod(split_kernel[d] for d in rows), prod(split_kernel[d] for d in columns)),
     )
+
+
+def _taps(spec: KernelSpec, axes: tuple[int, ...]) -> int:
+    return prod(spec.kernel_size[axis] for axis in axes)
+
+
+def _on(axes: tuple[int, ...], values: tuple[int, ...], otherwise: int) -> tuple[int, ...]:
+    """The values on the chosen kernel axes, ``otherwise`` on the others."""
+    return tuple(value if axis in axes else otherwise for axis, value in enumerate(values))
+
+
+def _half(layer: Any, into: int, out: int, bias: bool, axes: tuple[int, ...]) -> nn.Module:
+    """A layer with the given one's kernel, stride, padding and dilation on the chosen axes, pointwise on the others."""
+    options: dict[str, Any] = {"bias": bias, "device": layer.weight.device, "dtype": layer.weight.dtype}
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(into, out, **options)
+    kernel, stride, dilation = (_on(axes, values, 1) for values in (layer.kernel_size, layer.stride, layer.dilation))
+    options |= {"kernel_size": kernel, "stride": stride, "dilation": dilation, "groups": layer.groups}
+    if axes:  # a half without padding of its own must not be given a mode that needs some
+        text = isinstance(layer.padding, str)
+        options |= {"padding": layer.padding if text else _on(axes, layer.padding, 0), "padding_mode": layer.padding_mode}
+    kinds: tuple[type[nn.Module], ...] = PLAIN
+    if isinstance(layer, TRANSPOSED) and axes:
+        kinds = TRANSPOSED
+        options |= {"output_padding": _on(axes, layer.output_padding, 0)}
+    return kinds[len(kernel) - 1](into, out, **options)

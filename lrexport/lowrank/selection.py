@@ -42,7 +42,7 @@ def select(svd: SVDNetwork, *, energy: float | None = None, macs: float | None =
     if not 0 <= energy <= 1:
         raise UsageError(f"energy is {energy}, a share in [0, 1] was wanted")
     plan = plan_for_threshold(svd, spectra, energy)
-    return Selection(plan, energy, _warnings(plan, energy))
+    return Selection(plan, energy, (*svd.notes, *_warnings(plan, energy)))
 
 
 def plan_macs(svd: SVDNetwork, plan: Plan) -> int:
@@ -71,7 +71,8 @@ def plan_layer(layer: Factorisable, rank: int, energy_kept: float) -> Factorised
     if macs >= layer.dense_macs:
         pair = f"a {layer.scheme} pair of rank {rank} costs {format_count(macs)} MACs"
         reason = f"{pair}, the layer {format_count(layer.dense_macs)}"
-        return DenseLayer(reason=reason, dense_macs=layer.dense_macs, dense_params=layer.dense_params)
+        macs, params = layer.dense_macs, layer.dense_params
+        return DenseLayer(kind="costly", reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)
     return FactorisedLayer(
         scheme=layer.scheme,
         rank=rank,
@@ -81,14 +82,16 @@ def plan_layer(layer: Factorisable, rank: int, energy_kept: float) -> Factorised
         macs=macs,
         dense_params=layer.dense_params,
         params=rank * layer.params_per_rank + layer.bias_params,
+        shape=layer.shape,
     )
 
 
 def _spectrum(svd: SVDNetwork, name: str) -> Tensor:
-    """Singular values of the composed kernel, descending, float64 (full_rank,)."""
+    """Singular values of the composed kernel, descending, float64 (full_rank,); with groups the root of Σ s² over them."""
     layer = svd.network.get_submodule(name)
     redecompose(layer)
-    return factors(layer)[1].detach().double().cpu()
+    singular = factors(layer)[1].detach().double().cpu()
+    return singular if singular.ndim == 1 else singular.square().sum(0).sqrt()
 
 
 def _dropped(singular: Tensor) -> Tensor:

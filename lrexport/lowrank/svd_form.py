@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lrexport.lowrank.kernels import KernelSpec, spec_of
 from lrexport.lowrank.schemes import SCHEMES
 from lrexport.record import Scheme
 
@@ -18,36 +20,79 @@ _ORTHOGONAL = 1e-5
 class SVDForm(nn.Module):
     """weight = kernel(U · diag(|s|) · Vᵀ), U (rows, r), s (r,), V (columns, r) at full rank r = min(rows, columns).
 
-    Composing the kernel and running one convolution is the same function of U, s, V as the two layers of Yang et al.
-    2020 (section 3.1), with the same gradients, at a fraction of the time (benchmarks/step_time.py).
+    A layer of g > 1 groups has a leading axis in all three: U (g, rows, r), s (g, r), V (g, columns, r). ``retried`` says
+    that an SVD of the layer did not converge at first. Composing the kernel and running one convolution is the same
+    function of U, s, V as the two layers of Yang et al. 2020 (section 3.1), with the same gradients, at a fraction of the
+    time (benchmarks/step_time.py).
     """
 
-    def __init__(self, scheme: Scheme, weight_shape: torch.Size) -> None:
+    def __init__(self, scheme: Scheme, spec: KernelSpec) -> None:
         super().__init__()
         self.scheme = scheme
-        self.weight_shape = weight_shape
+        self.spec = spec
+        self.retried = False
 
     def forward(self, left: Tensor, singular: Tensor, right: Tensor) -> Tensor:
-        matrix = (left * singular.abs()) @ right.T
-        return SCHEMES[self.scheme].kernel(matrix, self.weight_shape)
+        return SCHEMES[self.scheme].kernel(compose(left, singular, right), self.spec)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return exact_svd(SCHEMES[self.scheme].matrix(weight))
+        left, singular, right, self.retried = exact_svd(SCHEMES[self.scheme].matrix(weight, self.spec))
+        return left, singular, right
 
 
-def exact_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V with matrix = U diag(s) Vᵀ, s descending; retried in float64 on the CPU where LAPACK does not converge."""
+class ExactSVD(NamedTuple):
+    """matrix = left · diag(singular) · rightᵀ: left (…, rows, r), singular (…, r) descending, right (…, columns, r).
+
+    ``retried`` says that LAPACK did not converge in the matrix's own precision.
+    """
+
+    left: Tensor
+    singular: Tensor
+    right: Tensor
+    retried: bool
+
+
+def exact_svd(matrix: Tensor) -> ExactSVD:
+    """SVD of a matrix (rows, columns) or of a batch of them (…, rows, columns), in the matrix's precision.
+
+    Half precision is decomposed in float32. Where that does not converge, it is retried in float64 on the CPU.
+    """
+    retried = False
+    # LAPACK knows float32 and float64 only.
+    precise = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
     try:
-        left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
+        left, singular, right = torch.linalg.svd(precise, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # absent from the stub
         left, singular, right = torch.linalg.svd(matrix.double().cpu(), full_matrices=False)
-        left, singular, right = (part.to(matrix) for part in (left, singular, right))
-    return left, singular, right.mT.contiguous()
+        retried = True
+    left, singular, right = (part.to(matrix) for part in (left, singular, right))
+    return ExactSVD(left, singular, right.mT.contiguous(), retried)
 
 
-def attach(layer: Any, scheme: Scheme) -> None:
-    """Put a layer's weight into SVD form, in place; the layer stays the Conv2d or Linear that it was."""
-    parametrize.register_parametrization(layer, "weight", SVDForm(scheme, layer.weight.shape))
+def compose(left: Tensor, singular: Tensor, right: Tensor) -> Tensor:
+    """The matrix U · diag(|s|) · Vᵀ, (rows, columns) or (g, rows, columns)."""
+    return (left * singular.abs().unsqueeze(-2)) @ right.mT
+
+
+def attach(layer: Any, scheme: Scheme, tied: Iterable[Any] = ()) -> None:
+    """Put a layer's weight into SVD form, in place; the layer stays the Conv2d or Linear that it was.
+
+    ``tied`` are other layers with the same weight and spec: they get the same U, s, V.
+    """
+    for each in (layer, *tied):
+        parametrize.register_parametrization(each, "weight", SVDForm(scheme, spec_of(each)))
+        each.parametrizations.weight = layer.parametrizations.weight
+
+
+def is_attached(layer: Any) -> bool:
+    """Whether the layer is in SVD form."""
+    return parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], SVDForm)
+
+
+def form_of(layer: Any) -> SVDForm:
+    """The parametrisation of a layer in SVD form."""
+    form: SVDForm = layer.parametrizations.weight[0]
+    return form
 
 
 def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,22 +104,27 @@ def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def redecompose(layer: nn.Module) -> None:
     """Replace U, s, V by the exact SVD of the kernel they compose, so that truncation is optimal (Eckart–Young)."""
-    left, singular, right = factors(layer)
-    if _is_exact(left, singular, right):
+    held = factors(layer)
+    if _is_exact(*held):
         return
-    for parameter, exact in zip((left, singular, right), exact_svd((left * singular.abs()) @ right.T), strict=True):
-        parameter.copy_(exact)
+    exact = exact_svd(compose(*held))
+    for parameter, value in zip(held, exact[:3], strict=True):
+        parameter.copy_(value)
+    form_of(layer).retried |= exact.retried
 
 
 def _is_exact(left: Tensor, singular: Tensor, right: Tensor) -> bool:
     """Whether the factors are an SVD already, as before any training: two products instead of a decomposition."""
     if (singular < 0).any() or (singular.diff() > 0).any():
         return False
-    eye = torch.eye(len(singular), device=left.device, dtype=left.dtype)
-    return all(float((side.T @ side - eye).abs().max()) < _ORTHOGONAL for side in (left, right))
+    eye = torch.eye(singular.shape[-1], device=left.device, dtype=left.dtype)
+    return all(float((side.mT @ side - eye).abs().max()) < _ORTHOGONAL for side in (left, right))
 
 
-def detach(layer: Any) -> None:
-    """Back to an ordinary weight, the composed one, in place."""
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    layer.weight = nn.Parameter(layer.weight.detach().contiguous())
+def detach(layer: Any, tied: Iterable[Any] = ()) -> None:
+    """Back to an ordinary weight, the composed one, in place; one for the layer and all that are ``tied`` to it."""
+    for each in (layer, *tied):
+        parametrize.remove_parametrizations(each, "weight", leave_parametrized=True)
+    weight = nn.Parameter(layer.weight.detach().contiguous())
+    for each in (layer, *tied):
+        each.weight = weight

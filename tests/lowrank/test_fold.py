@@ -10,6 +10,7 @@ from torch import nn
 
 from lrexport.lowrank.decompose import SVDNetwork, decompose
 from lrexport.lowrank.fold import fold, fold_layer, fold_structure
+from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.schemes import CONV_SCHEMES, SCHEMES
 from lrexport.lowrank.selection import select
 from lrexport.lowrank.svd_form import attach
@@ -57,7 +58,7 @@ def convolutions(draw: st.DrawFn) -> nn.Conv2d:
 def test_a_convolution_folded_at_full_rank_is_the_same_function(scheme: Scheme, layer: nn.Conv2d, seed: int) -> None:
     images = torch.randn(2, layer.in_channels, 11, 12, generator=torch.Generator().manual_seed(seed))
     wanted = layer(images)
-    full_rank = min(SCHEMES[scheme].matrix(layer.weight).shape)
+    full_rank = SCHEMES[scheme].full_rank(spec_of(layer))
     attach(layer, scheme)
     assert relative_error(layer(images), wanted) <= TOLERANCE
     pair = fold_layer(layer, scheme, full_rank)
@@ -91,12 +92,12 @@ def test_every_layer_of_resnet20_folded_at_full_rank_leaves_the_network_as_it_wa
 
 def test_truncation_is_the_best_approximation_of_that_rank() -> None:
     layer = nn.Conv2d(6, 8, 3)
-    matrix = SCHEMES["spatial"].matrix(layer.weight.detach())
+    matrix = SCHEMES["spatial"].matrix(layer.weight.detach(), spec_of(layer))
     singular = torch.linalg.svdvals(matrix)
     attach(layer, "spatial")
     first, second = fold_layer(layer, "spatial", 5)
     composed = torch.einsum("orh,riw->oihw", second.weight[..., 0], first.weight[:, :, 0])
-    error = (SCHEMES["spatial"].matrix(composed) - matrix).norm()
+    error = (SCHEMES["spatial"].matrix(composed, spec_of(layer)) - matrix).norm()
     torch.testing.assert_close(error, singular[5:].norm())  # Eckart–Young
 
 

@@ -1,0 +1,119 @@
+"""Run a network once and watch how it uses its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lrexport.errors import InputError
+from lrexport.lowrank.kernels import LayerCall
+
+
+@dataclass
+class Uses:
+    """How one forward pass used a layer: its calls, what else than a tensor it was given, and reads from outside."""
+
+    calls: list[LayerCall] = field(default_factory=list)
+    extra_arguments: bool = False
+    weight_read: bool = False
+
+
+def trace(network: nn.Module, layers: Iterable[nn.Module], input_shape: tuple[int, ...]) -> dict[nn.Module, Uses]:
+    """Run one input through the network in eval mode and note how each of its ``layers``, Linear or ConvNd, is used."""
+    uses = {layer: Uses() for layer in layers}
+    watch = _WeightReads(uses)
+
+    def enter(module: nn.Module, _args: object) -> None:
+        watch.running.append(module)
+
+    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        watch.running.pop()
+        if module in uses:
+            uses[module].calls.append(_call(module, args[0] if args else kwargs["input"], output))
+            uses[module].extra_arguments |= len(args) + len(kwargs) > 1
+
+    modules = [network, *(layer for layer in uses if layer is not network)]
+    hooks: list[Any] = [module.register_forward_pre_hook(enter) for module in modules]
+    hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in modules]
+    try:
+        with watch:
+            run_once(network, input_shape)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return uses
+
+
+class _WeightReads(TorchFunctionMode):
+    """Notes the layers whose weight or bias is read, by a function or for an attribute, while another module runs."""
+
+    def __init__(self, uses: dict[nn.Module, Uses]) -> None:
+        super().__init__()
+        self.uses = uses
+        self.running: list[nn.Module] = []
+        self.owners: dict[int, list[nn.Module]] = {}
+        for layer in uses:
+            for parameter in layer.parameters(recurse=False):
+                self.owners.setdefault(id(parameter), []).append(layer)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.running:
+            for value in _flat((args, kwargs)):
+                owners = self.owners.get(id(value), [])
+                if self.running[-1] not in owners:
+                    for owner in owners:
+                        self.uses[owner].weight_read = True
+        return func(*args, **(kwargs or {}))
+
+
+def _flat(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _flat(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+
+
+def _call(layer: nn.Module, given: Tensor, output: Tensor) -> LayerCall:
+    if isinstance(layer, nn.Linear):
+        return LayerCall(given.numel() // given.shape[-1])
+    axes = len(layer.kernel_size)  # type: ignore[arg-type]
+    samples = 1 if given.ndim == axes + 1 else given.shape[0]  # an input without batch is taken, too
+    return LayerCall(samples, tuple(given.shape[-axes:]), tuple(output.shape[-axes:]))
+
+
+@torch.no_grad()
+def run_once(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """Output for one input of zeros in eval mode. Raises InputError naming the shape where the network refuses it."""
+    parameter = next(network.parameters(), torch.empty(0))
+    with eval_mode(network):
+        try:
+            return network(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+        except Exception as error:
+            raise InputError(
+                f"the network does not take an input of shape {tuple(input_shape)}: {error}",
+                "Give the right one with --input-shape C,H,W.",
+            ) from error
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
