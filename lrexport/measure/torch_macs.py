@@ -19,7 +19,7 @@ from torch import nn
 from lrexport.lowrank.decompose import eval_mode
 
 _ATTENTION = "scaled_dot_product_attention"
-_COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", _ATTENTION)
+_COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", _ATTENTION, "_convolution_mode")
 # Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
 _UNCOUNTED = {"lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "_trilinear", "deform_conv2d", "conv_tbc", "mv", "dot"}
 
@@ -45,7 +45,9 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
     with eval_mode(network), _without_fused_attention(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, announces its retirement
         analysis = FlopCountAnalysis(network, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis = analysis.tracer_warnings("none").set_op_handle(f"aten::{_ATTENTION}", _attention_macs)
+        analysis = analysis.tracer_warnings("none").set_op_handle(
+            **{f"aten::{_ATTENTION}": _attention_macs, "aten::_convolution_mode": _string_padded_macs}
+        )
         by_layer: dict[str, int] = {}
         modules = dict(network.named_modules())
         for name, counts in analysis.by_module_and_operator().items():
@@ -62,6 +64,12 @@ def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
     """Query (…, L, E) by key (…, S, E), and the result by value (…, S, V)."""
     query, key, value = (given.type().sizes() for given in inputs[:3])
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _string_padded_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """A convolution with padding="same" or "valid" is an operator of its own, which fvcore does not know."""
+    weight, output = inputs[1].type().sizes(), outputs[0].type().sizes()
+    return output[0] * prod(weight) * prod(output[2:])
 
 
 @contextmanager
