@@ -50,14 +50,19 @@ TRAINING = (
 
 @dataclass(frozen=True)
 class Goal:
-    """Exactly one of: ``energy``, the share that may be dropped per layer; ``macs``, the share of the dense MACs."""
+    """Exactly one of the fields.
+
+    ``energy`` is the share that may be dropped per layer, ``macs`` the share of the dense MACs to reach, ``plan`` a file
+    or a run that says everything itself.
+    """
 
     energy: float | None = None
     macs: float | None = None
+    plan: Path | None = None
 
     def __post_init__(self) -> None:
-        if (self.energy is None) == (self.macs is None):
-            raise UsageError("give one goal", "Either --energy 1e-2 or --macs 0.5.")
+        if sum(value is not None for value in (self.energy, self.macs, self.plan)) != 1:
+            raise UsageError("give one goal", "One of --energy 1e-2, --macs 0.5 and --plan FILE.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class TrainConfig:
     heldout: float = 0.1
 
     def to_record(self) -> dict[str, Any]:
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return _plain(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -110,4 +115,9 @@ class CompressConfig:
 
     def to_record(self) -> dict[str, Any]:
         own = {key: value for key, value in asdict(self).items() if key != "train"}
-        return {**self.train.to_record(), **own}
+        return {**self.train.to_record(), **own, "goal": _plain(asdict(self.goal))}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it: paths are text."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

@@ -127,7 +127,7 @@ def test_a_run_gives_another_with_another_goal_and_is_left_as_it_was(compressed:
     )
     assert (compressed / "run.json").read_bytes() == before
     record = load_record(folder / "b")
-    assert record.config["goal"] == {"energy": 0.3, "macs": None}
+    assert record.config["goal"] == {"energy": 0.3, "macs": None, "plan": None}
     kept = [layer.energy_kept for layer in record.plan.values() if isinstance(layer, FactorisedLayer)]
     assert min(kept) >= 0.7 - 1e-6
     assert (record.results.dense.epochs, record.results.compressed.epochs) == (10, 10)

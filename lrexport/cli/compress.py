@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from lrexport.cli.options import (
+    FILE,
     RUN,
     EpochsOrSame,
     ShareType,
@@ -31,6 +32,7 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
     "--energy", type=click.FloatRange(0, 1), metavar="X", help="Largest share of a layer's energy to drop, as 1e-2."
 )
 @click.option("--macs", type=ShareType(), help="MACs to reach, as a share of the dense network's: 0.5 or 50%.")
+@click.option("--plan", type=FILE, help="Ranks from a plan file, edited by hand perhaps, or from another run.")
 @count_option(CompressConfig, "fine_tune_epochs", "Epochs after folding.")
 @click.option("--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE)
 @count_option(CompressConfig, "batchnorm_images", "Training images for BatchNorm's statistics after pruning.")
@@ -47,8 +49,10 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     lrexport compress torchvision:resnet18 --energy 0.05 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
-    from lrexport.cli.console import Progressing, note, print_table, write_json
-    from lrexport.report.tables import dense_reasons, plan_table, results_table
+    from lrexport.cli.console import Progressing, note, note_dense, print_table, write_json
+    from lrexport.plans import digest
+    from lrexport.report.plans import plan_table
+    from lrexport.report.tables import results_table
 
     source = Path(options["model"]) if is_run(options["model"]) else None
     run = output or source
@@ -67,10 +71,12 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
         svd, selection = pipeline.plan_only(config, source)
         macs = plan_macs(svd, selection.plan)
         if json_to:
+            sums = {"threshold": selection.threshold, "macs": macs, "dense_macs": svd.dense_macs}
             entries = {name: layer.model_dump() for name, layer in selection.plan.items()}
-            write_json(
-                {"threshold": selection.threshold, "macs": macs, "dense_macs": svd.dense_macs, "plan": entries}, json_to
-            )
+            write_json({**sums, "digest": digest(selection.plan), "plan": entries}, json_to)
+        for warning in selection.warnings:
+            note(f"warning: {warning}")
+        note_dense(selection.plan)
         if json_to != "-":
             print_table(plan_table(selection.plan))
             click.echo(f"{macs:,} of {svd.dense_macs:,} MACs ({macs / svd.dense_macs:.3f}), counted on the torch network.")
@@ -80,8 +86,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
         record = pipeline.compress(config, run, progress, source)
     for warning in record.notes:
         note(f"warning: {warning}")
-    for reason, count in dense_reasons(record.plan).items():
-        note(f"{count} layer{'s' if count > 1 else ''} left dense: {reason}")
+    note_dense(record.plan)
     if json_to:
         write_json(record.model_dump(mode="json"), json_to)
     if json_to != "-":
@@ -92,7 +97,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
 def _goal(options: dict[str, Any]) -> Goal:
     """The goal that was given nearest to the user: on the command line before the environment before a file."""
     context = click.get_current_context()
-    given = {name: options.pop(name) for name in ("energy", "macs")}
+    given = {name: options.pop(name) for name in ("energy", "macs", "plan")}
     order = [ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP]
     for place in order:
         here = {name: value for name, value in given.items() if context.get_parameter_source(name) is place}

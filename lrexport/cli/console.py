@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from lrexport.units import format_bytes, format_count, format_duration, format_p
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from lrexport.plans import Entry
+
+_NAME_WIDTH = 28  # of a first column that is longer, when a terminal is too narrow for everything
 _STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 
 
@@ -25,33 +29,85 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def note_dense(plan: Mapping[str, Entry]) -> None:
+    """How many layers stay dense for which reason, on stderr."""
+    from lrexport.report.plans import dense_reasons
+
+    for reason, count in dense_reasons(plan).items():
+        note(f"{count} layer{'s' if count > 1 else ''} left dense: {reason}")
+
+
 def print_table(table: Table) -> None:
-    """A table on stdout: drawn by rich on a terminal, aligned plain text in a pipe; never cut."""
+    """A table on stdout: drawn by rich on a terminal, aligned plain text in a pipe.
+
+    No cell is ever cut. A narrow terminal folds the first column, and goes without columns that the table can spare,
+    which it then names.
+    """
     if not table.rows:
         return
-    if not sys.stdout.isatty():
-        widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
-        for row in (table.columns, *table.rows):
-            cells = [text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in
-                     enumerate(zip(row, widths, strict=True))]  # fmt: skip
-            click.echo("  ".join(cells).rstrip())
-        if table.caption:
-            click.echo(table.caption)
-        return
+    if sys.stdout.isatty():
+        _draw(table)
+    else:
+        _print_plain(table)
+
+
+def _print_plain(table: Table) -> None:
+    widths = _widths(table)
+    for row in (table.columns, *table.rows):
+        cells = (
+            text.ljust(width) if _is_left(table, i) else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())
+    if table.caption:
+        click.echo(table.caption)
+
+
+def _draw(table: Table) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(Text(text) for text in row))  # Text: names may hold what rich takes for markup
     console = Console(highlight=False)
+    shown, left_out = _fitting(table, console.width)
+    fits = _needed(table, shown) <= console.width
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i in shown:
+        side: Any = "left" if _is_left(table, i) else "right"
+        drawn.add_column(Text(table.columns[i]), justify=side, overflow="fold", no_wrap=fits and i > 0)
+    for row in table.rows:
+        drawn.add_row(*(Text(row[i]) for i in shown))  # Text: names may hold what rich takes for markup
     console.print(drawn)
     if table.caption:
         console.print(Text(table.caption, style="dim"))
+    if left_out:
+        console.print(Text(f"Left out for want of width: {', '.join(left_out)}.", style="dim"))
+
+
+def _fitting(table: Table, width: int) -> tuple[list[int], list[str]]:
+    """The columns that fit in ``width`` when a long first one is folded, and the names of those left out."""
+    shown, left_out = list(range(len(table.columns))), []
+    for name in table.spare:
+        if _needed(table, shown) <= width:
+            break
+        shown.remove(table.columns.index(name))
+        left_out.append(name)
+    return shown, left_out
+
+
+def _needed(table: Table, shown: list[int]) -> int:
+    """Two between columns, and no more than a fair part for a first one of long names, which fold."""
+    widths = _widths(table)
+    return min(widths[0], _NAME_WIDTH) + sum(2 + widths[i] for i in shown[1:])
+
+
+def _widths(table: Table) -> list[int]:
+    return [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
+
+
+def _is_left(table: Table, index: int) -> bool:
+    return index == 0 or table.columns[index] in table.words
 
 
 def write_json(value: Any, destination: str) -> None:

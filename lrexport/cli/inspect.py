@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lrexport.cli.options import FILE, json_option
 from lrexport.errors import UsageError
 
+if TYPE_CHECKING:
+    from lrexport.report.graphs import Graph
 
-@click.command("inspect", short_help="A run or an ONNX file, layer by layer.")
+
+@click.command("inspect", short_help="A run, a plan or an ONNX file, layer by layer, or what differs between two.")
 @click.argument("path", type=FILE, metavar="RUN|FILE")
+@click.argument("other", type=FILE, required=False, metavar="[OTHER]")
 @json_option()
-def command(path: Path, json_to: str | None) -> None:
-    """Layer by layer: scheme, rank of full rank, energy kept, MACs and parameters of a RUN; nodes of an .onnx FILE."""
-    if not path.exists():
-        raise UsageError(f"there is no {path}")
-    if path.is_dir():
+def command(path: Path, other: Path | None, json_to: str | None) -> None:
+    """Layer by layer: weight, scheme, rank of full rank, energy kept, MACs, parameters and bytes of a RUN or of a plan
+    FILE; nodes of an .onnx FILE. With OTHER: what changes from the first to the second.
+
+    \b
+    lrexport inspect run
+    lrexport inspect run run-0.4
+    lrexport inspect plan.json run
+    lrexport inspect run/dense.onnx run/model.onnx
+    """
+    for given in (path, other):
+        if given is not None and not given.exists():
+            raise UsageError(f"there is no {given}")
+    if other is not None:
+        _compare(path, other, json_to)
+    elif path.is_dir():
         _inspect_run(path, json_to)
-    else:
+    elif _is_onnx(path):
         _inspect_onnx(path, json_to)
+    else:
+        _inspect_plan(path, json_to)
+
+
+def _is_onnx(path: Path) -> bool:
+    """By its name; where that tells nothing, a file that does not begin as a plan does."""
+    if path.is_dir() or path.suffix in (".json", ".onnx"):
+        return path.suffix == ".onnx"
+    with open(path, "rb") as stream:
+        return not stream.read(64).lstrip().startswith(b"{")
 
 
 def _inspect_run(run: Path, json_to: str | None) -> None:
-    from lrexport.cli.console import print_table, write_json
+    from lrexport.cli.console import note, note_dense, print_table, write_json
     from lrexport.record import load_record
-    from lrexport.report.tables import plan_table, results_table
+    from lrexport.report.plans import plan_table
+    from lrexport.report.tables import results_table
 
     record = load_record(run)
     if json_to:
@@ -34,22 +61,82 @@ def _inspect_run(run: Path, json_to: str | None) -> None:
     if json_to != "-":
         print_table(plan_table(record.plan))
         print_table(results_table(record))
+    if not record.plan:
+        note(f"no plan yet: {run} was only trained; next: lrexport compress {run} --macs 0.5")
+    note_dense(record.plan)
+
+
+def _inspect_plan(path: Path, json_to: str | None) -> None:
+    from lrexport.cli.console import note_dense, print_table, write_json
+    from lrexport.plans import read_plan
+    from lrexport.report.plans import plan_table, plan_to_json
+
+    plan = read_plan(path)
+    if json_to:
+        write_json(plan_to_json(plan), json_to)
+    if json_to != "-":
+        print_table(plan_table(plan.entries, plan.as_written))
+    note_dense(plan.entries)
 
 
 def _inspect_onnx(path: Path, json_to: str | None) -> None:
+    from lrexport.cli.console import print_table, write_json
+    from lrexport.report.graphs import graph_table, graph_to_json
+
+    graph = _read_graph(path)
+    if json_to:
+        write_json(graph_to_json(graph), json_to)
+    if json_to != "-":
+        print_table(graph_table(graph))
+
+
+def _read_graph(path: Path) -> Graph:
     from lrexport.artifacts.onnx_files import read_onnx
-    from lrexport.cli.console import note, print_table, write_json
+    from lrexport.cli.console import note
     from lrexport.measure.onnx_macs import count_onnx
-    from lrexport.report.tables import graph_table
+    from lrexport.report.graphs import Graph, Node
 
     cost = count_onnx(read_onnx(path))
-    size = path.stat().st_size
-    if json_to:
-        nodes = [{"name": n.name, "operator": n.operator, "weight": n.weight_shape, "macs": n.macs} for n in cost.nodes]
-        write_json(
-            {"macs": cost.macs, "params": cost.params, "bytes": size, "nodes": nodes, "uncounted": cost.uncounted}, json_to
-        )
-    if json_to != "-":
-        print_table(graph_table(((n.name, n.operator, n.weight_shape, n.macs) for n in cost.nodes), cost.params, size))
     for operator in cost.uncounted:
-        note(f"warning: MACs of {operator} are not counted")
+        note(f"warning: {path}: MACs of {operator} are not counted")
+    nodes = tuple(Node(n.name, n.operator, n.weight_shape, n.macs, n.bytes) for n in cost.nodes)
+    return Graph(nodes, cost.macs, cost.params, path.stat().st_size, cost.uncounted)
+
+
+def _compare(path: Path, other: Path, json_to: str | None) -> None:
+    if _is_onnx(path) != _is_onnx(other):
+        onnx, plan = (path, other) if _is_onnx(path) else (other, path)
+        raise UsageError(
+            f"{onnx} is an ONNX file, {plan} is none: they cannot be compared",
+            "Give two runs or plan files, or two .onnx files.",
+        )
+    if _is_onnx(path):
+        _compare_graphs(path, other, json_to)
+    else:
+        _compare_plans(path, other, json_to)
+
+
+def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
+    from lrexport.cli.console import print_table, write_json
+    from lrexport.plans import read_plan
+    from lrexport.report.diffs import diff_plans, diff_table, diff_to_json
+
+    diff = diff_plans(read_plan(path), read_plan(other))
+    if json_to:
+        write_json(diff_to_json(diff, str(path), str(other)), json_to)
+    if json_to != "-":
+        if not diff.layers:
+            click.echo(f"The plans are identical: {diff.same} layer{'s' if diff.same > 1 else ''}.")
+        else:
+            print_table(diff_table(diff, str(path), str(other)))
+
+
+def _compare_graphs(path: Path, other: Path, json_to: str | None) -> None:
+    from lrexport.cli.console import print_table, write_json
+    from lrexport.report.graphs import diff_graphs, graph_diff_table, graph_diff_to_json
+
+    diff = diff_graphs(_read_graph(path), _read_graph(other))
+    if json_to:
+        write_json(graph_diff_to_json(diff, str(path), str(other)), json_to)
+    if json_to != "-":
+        print_table(graph_diff_table(diff, str(path), str(other)))

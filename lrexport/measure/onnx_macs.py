@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 
@@ -22,13 +22,24 @@ _UNCOUNTED = {"Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv", "Loop",
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node that multiplies: its name, operator, weight's shape (None for a product of activations) and MACs."""
+    """One node that multiplies: its name, operator, weight's shape (None for a product of activations) and MACs.
+
+    ``bytes`` are those of the weight as it is stored.
+    """
 
     name: str
     operator: str
     weight_shape: tuple[int, ...] | None
     macs: int
     params: int
+    bytes: int
+
+
+class _Constant(NamedTuple):
+    """A constant of the graph, and its size as it is stored."""
+
+    shape: tuple[int, ...]
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -49,9 +60,9 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     graph = inferred.graph
     shapes = {item.name: _shape(item) for item in (*graph.value_info, *graph.input, *graph.output)}
-    initial = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    shapes.update(initial)
-    origin = _quantised_weights(graph, initial)
+    initial = {tensor.name: _constant(tensor) for tensor in graph.initializer}
+    shapes |= {name: constant.shape for name, constant in initial.items()}
+    origin = _weights(graph, initial)
     given = [_shape(item) for item in graph.input if item.name not in initial]
     batch = given[0][0] if given and given[0] else 1
     nodes: list[NodeCost] = []
@@ -65,12 +76,13 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
         if len(node.input) <= _weight_position(node):
             uncounted.add(f"{node.op_type} without a weight")
             continue
-        weight = origin.get(node.input[_weight_position(node)])
+        constant = origin.get(node.input[_weight_position(node)])
+        weight, size = constant if constant else (None, 0)
         macs = _node_macs(node, shapes, weight)
         if macs is None:
             uncounted.add(f"{node.op_type} of unknown shape")
         else:
-            nodes.append(NodeCost(node.name, node.op_type, weight, macs // batch, prod(weight) if weight else 0))
+            nodes.append(NodeCost(node.name, node.op_type, weight, macs // batch, prod(weight) if weight else 0, size))
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     small = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     params = sum(prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in (*floats, *small) and tensor.dims)
@@ -83,19 +95,25 @@ def _shape(item: Any) -> tuple[int, ...]:
     return tuple(dim.dim_value or (1 if index == 0 else 0) for index, dim in enumerate(dims))
 
 
-def _quantised_weights(graph: Any, initial: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _constant(tensor: Any) -> _Constant:
+    packed = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    bits = 4 if packed else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return _Constant(tuple(tensor.dims), (prod(tensor.dims) * bits + 7) // 8)
+
+
+def _weights(graph: Any, initial: dict[str, _Constant]) -> dict[str, _Constant]:
     """Names that hold a constant weight, also behind DequantizeLinear, Transpose or a Constant node."""
     origin = dict(initial)
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            origin[node.output[0]] = tuple(node.attribute[0].t.dims)
+            origin[node.output[0]] = _constant(node.attribute[0].t)
         elif node.op_type in ("DequantizeLinear", "Identity") and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Transpose" and node.input[0] in origin:
-            shape = origin[node.input[0]]
+            shape, size = origin[node.input[0]]
             permutation = next((list(a.ints) for a in node.attribute if a.name == "perm"), range(len(shape))[::-1])
             if sorted(permutation) == list(range(len(shape))):
-                origin[node.output[0]] = tuple(shape[i] for i in permutation)
+                origin[node.output[0]] = _Constant(tuple(shape[i] for i in permutation), size)
     return origin
 
 

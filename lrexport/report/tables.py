@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lrexport.record import DenseLayer, FactorisedLayer, Plan, Record, Result
+from lrexport.record import Record, Result
 from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of strings under ``columns``; all columns but the first are right-aligned figures."""
+    """Rows of strings under ``columns``; all columns but the first and ``words`` are right-aligned figures.
+
+    ``spare`` names columns that a narrow terminal does without, the first of them first.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+    words: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
 
 
 def results_table(record: Record) -> Table:
@@ -68,43 +72,3 @@ def _caption(record: Record, counted: str) -> str:
 
 def _data_name(record: Record) -> str:
     return record.data.source if record.data else "unnamed data"
-
-
-def plan_table(plan: Plan) -> Table:
-    """Layer by layer: scheme, rank of full rank, energy kept, MACs and parameters before and after, or why it is dense."""
-    rows: list[tuple[str, ...]] = []
-    for name, layer in plan.items():
-        if isinstance(layer, FactorisedLayer):
-            rank = f"{layer.rank}/{layer.full_rank}"
-            macs = f"{format_count(layer.dense_macs)} → {format_count(layer.macs)}"
-            params = f"{format_count(layer.dense_params)} → {format_count(layer.params)}"
-            rows.append((name, layer.scheme, rank, f"{100 * layer.energy_kept:.2f} %", macs, params))
-        else:
-            rows.append(
-                (name, f"dense: {layer.reason}", "", "", format_count(layer.dense_macs), format_count(layer.dense_params))
-            )
-    return Table(("layer", "scheme", "rank", "energy kept", "MACs", "parameters"), tuple(rows))
-
-
-def dense_reasons(plan: Plan) -> dict[str, int]:
-    """How many layers stay dense for each reason."""
-    counts: dict[str, int] = {}
-    for layer in plan.values():
-        if isinstance(layer, DenseLayer):
-            # The figures in it are a layer's own: "a spatial pair of rank 9 costs 12K MACs, the layer 9K".
-            costly = layer.reason.startswith("a ") and " pair of rank " in layer.reason
-            reason = "its pair would cost more than the layer" if costly else layer.reason
-            counts[reason] = counts.get(reason, 0) + 1
-    return counts
-
-
-def graph_table(nodes: Iterable[tuple[str, str, tuple[int, ...] | None, int]], params: int, size_bytes: int) -> Table:
-    """Nodes of an ONNX graph that multiply: name, operator, the weight's shape and MACs."""
-    listed = list(nodes)
-    rows = [
-        (name, operator, "×".join(map(str, weight)) if weight else "activations", format_count(macs))
-        for name, operator, weight, macs in listed
-    ]
-    total = sum(macs for *_, macs in listed)
-    caption = f"{format_count(total)} MACs of one input, counted on the exported graph; {format_count(params)} parameters; "
-    return Table(("node", "operator", "weight", "MACs"), tuple(rows), caption + f"{format_bytes(size_bytes)}.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lrexport.record import Accuracy, DenseLayer, FactorisedLayer, Latency, ModelSource, Record, Result, Results
-from lrexport.report.tables import dense_reasons, plan_table, results_table
+from lrexport.record import Accuracy, Latency, ModelSource, Record, Result, Results
+from lrexport.report.tables import results_table
 
 
 def latency(p50: float, ratio: float | None = None) -> Latency:
@@ -39,19 +39,3 @@ def test_figures_that_were_not_measured_have_no_row() -> None:
     empty = Record(model=ModelSource(source="x", input_shape=(3, 8, 8)), results=Results(dense=bare, compressed=bare))
     assert [row[0] for row in results_table(empty).rows] == ["MACs", "parameters"]
     assert results_table(Record(model=ModelSource(source="x", input_shape=(3, 8, 8)))).rows == ()
-
-
-def test_the_plan_shows_ranks_and_the_reason_for_every_dense_layer() -> None:
-    pair = FactorisedLayer(scheme="spatial", rank=3, full_rank=9, energy_kept=0.875, dense_macs=9000, macs=3000,
-                           dense_params=900, params=300)  # fmt: skip
-    costly = "a spatial pair of rank 9 costs 12.00K MACs, the layer 9.00K"
-    plan = {
-        "a": pair,
-        "b": DenseLayer(reason=costly),
-        "c": DenseLayer(reason=costly),
-        "d": DenseLayer(reason="depthwise convolution"),
-    }
-    rows = plan_table(plan).rows
-    assert rows[0] == ("a", "spatial", "3/9", "87.50 %", "9.00K → 3.00K", "900 → 300")
-    assert rows[1][1] == f"dense: {costly}"
-    assert dense_reasons(plan) == {"its pair would cost more than the layer": 2, "depthwise convolution": 1}

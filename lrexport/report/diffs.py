@@ -1,0 +1,156 @@
+"""What differs between two plans, or between two exported graphs, as a table and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from lrexport.plans import PlanFile
+from lrexport.report.plans import (
+    Facts,
+    Totals,
+    before_and_after,
+    entry_to_json,
+    facts,
+    rank_text,
+    ratio_text,
+    shape_text,
+    totals,
+    totals_to_json,
+)
+from lrexport.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What differs from one plan to another, by layer; None on the side that does not have it. ``same`` counts the rest."""
+
+    layers: dict[str, tuple[Facts | None, Facts | None]]
+    same: int
+    totals: tuple[Totals, Totals]
+
+
+def diff_plans(before: PlanFile, after: PlanFile) -> Diff:
+    """What changes from ``before`` to ``after``.
+
+    Figures that cannot belong to the rank beside them, because the file was edited, are worked out from the other file
+    where they follow from it, and left out where they do not.
+    """
+    old, new = ({name: facts(entry) for name, entry in plan.entries.items()} for plan in (before, after))
+    edited = not before.as_written, not after.as_written
+    layers: dict[str, tuple[Facts | None, Facts | None]] = {}
+    for name in [*old, *(name for name in new if name not in old)]:
+        if name in old and name in new:
+            old[name], new[name] = _completed(old[name], new[name], edited)
+            if not _differ(old[name], new[name]):
+                continue
+        layers[name] = old.get(name), new.get(name)
+    same = len({**old, **new}) - len(layers)
+    return Diff(layers, same, (totals(old.values()), totals(new.values())))
+
+
+def diff_table(diff: Diff, before: str, after: str) -> Table:
+    """A line for every layer that differs, and the sums over all layers of each plan."""
+    rows = [
+        (name, *_both_choices(old, new), before_and_after(_macs(old), _macs(new)), _ratio(old, new))
+        for name, (old, new) in diff.layers.items()
+    ]
+    was, becomes = diff.totals
+    macs, share = before_and_after(was.macs, becomes.macs), ratio_text(becomes.macs, was.macs)
+    rows.append(("all layers", "", "", macs, share))
+    same = f"{diff.same} layer{' is' if diff.same == 1 else 's are'} the same"
+    parameters = f"parameters {before_and_after(was.params, becomes.params)} ({ratio_text(becomes.params, was.params)})"
+    caption = f"From {before} to {after}: {same} in both; {parameters}."
+    return Table(("layer", "from", "to", "MACs", "ratio"), tuple(rows), caption, words=("from", "to"), spare=("ratio",))
+
+
+def diff_to_json(diff: Diff, before: str, after: str) -> dict[str, Any]:
+    """As docs/plans.md describes it."""
+    return {
+        "from": before,
+        "to": after,
+        "layers": {
+            name: {side: entry and entry_to_json(entry) for side, entry in zip(("from", "to"), pair, strict=True)}
+            for name, pair in diff.layers.items()
+        },
+        "same": diff.same,
+        "totals": {side: totals_to_json(sums) for side, sums in zip(("from", "to"), diff.totals, strict=True)},
+    }
+
+
+def _completed(old: Facts, new: Facts, edited: tuple[bool, bool]) -> tuple[Facts, Facts]:
+    """Both with stale figures left out, and figures that one lacks taken from the other where they follow from it."""
+    if not _agree(old, new):
+        old, new = (_without_costs(side) if doubtful else side for side, doubtful in zip((old, new), edited, strict=True))
+    return _filled(old, new), _filled(new, old)
+
+
+def _agree(old: Facts, new: Facts) -> bool:
+    """Whether the MACs can belong to these ranks: by one scheme they are proportional, and an edit leaves them behind."""
+    if old.scheme is None or new.scheme is None or old.dense_macs != new.dense_macs:
+        return True
+    if old.macs is None or new.macs is None or old.rank is None or new.rank is None:
+        return True
+    if old.scheme == new.scheme:
+        return old.macs * new.rank == new.macs * old.rank
+    return (old.macs, old.params, old.energy_kept) != (new.macs, new.params, new.energy_kept)
+
+
+def _without_costs(layer: Facts) -> Facts:
+    return replace(layer, macs=None, params=None, energy_kept=None)
+
+
+def _filled(layer: Facts, other: Facts) -> Facts:
+    if layer.dense_macs is None:
+        layer = replace(layer, dense_macs=other.dense_macs, dense_params=other.dense_params, shape=other.shape)
+    if layer.scheme is None:
+        return replace(layer, macs=layer.dense_macs, params=layer.dense_params)
+    rank, other_rank = layer.rank, other.rank
+    if layer.scheme != other.scheme or layer.dense_macs != other.dense_macs or rank is None or other_rank is None:
+        return layer
+    layer = replace(layer, full_rank=other.full_rank if layer.full_rank is None else layer.full_rank)
+    return replace(
+        layer,
+        macs=_at_rank(layer.macs, other.macs, rank, other_rank),
+        params=_at_rank(layer.params, other.params, rank, other_rank, _bias(layer)),
+    )
+
+
+def _at_rank(known: int | None, other: int | None, rank: int, other_rank: int, constant: int | None = 0) -> int | None:
+    """``known``, or what follows from the figure of another rank: but for a constant, costs are proportional to rank."""
+    if known is not None or other is None or constant is None:
+        return known
+    return constant + (other - constant) // other_rank * rank
+
+
+def _bias(layer: Facts) -> int | None:
+    return layer.dense_params - prod(layer.shape) if layer.dense_params is not None and layer.shape else None
+
+
+def _differ(old: Facts, new: Facts) -> bool:
+    """Another choice, or another layer: of another size, or in a network that takes another input."""
+    return old.choice != new.choice or any(
+        mine is not None and theirs is not None and mine != theirs
+        for mine, theirs in ((old.dense_macs, new.dense_macs), (old.shape or None, new.shape or None))
+    )
+
+
+def _both_choices(old: Facts | None, new: Facts | None) -> tuple[str, str]:
+    other_weight = bool(old and new and old.shape and new.shape and old.shape != new.shape)
+
+    def text(layer: Facts | None) -> str:
+        if layer is None:
+            return "not there"
+        choice = "dense" if layer.scheme is None else f"{layer.scheme} {rank_text(layer)}"
+        return f"{choice} of {shape_text(layer.shape)}" if other_weight else choice
+
+    return text(old), text(new)
+
+
+def _macs(layer: Facts | None) -> int | None:
+    return layer.macs if layer else None
+
+
+def _ratio(old: Facts | None, new: Facts | None) -> str:
+    return ratio_text(new.macs, old.macs) if old and new else ""
