@@ -21,6 +21,8 @@ from lrexport.units import format_count
 
 # These hand their children's weights to fused functions instead of calling the children.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+# Methods in which a subclass could compute something else.
+_COMPUTES = ("__call__", "forward", "_conv_forward")
 _Why = tuple[DenseKind, str]
 
 
@@ -133,15 +135,17 @@ class _Layers:
         return ("unsupported", text) if text else None
 
     def _unsupported_itself(self, layer: Any) -> str | None:
-        kind = type(layer).__name__
         if readers := [parent for parent in self.parents[layer] if isinstance(parent, _READS_CHILDREN)]:
             return f"{type(readers[0]).__name__} uses its weight without calling it"
         if parametrize.is_parametrized(layer):
             return "its weight has a parametrisation already"
-        if type(layer) not in WEIGHTED:
-            return f"{kind} may compute something else than {type(layer).__mro__[1].__name__}"
+        base: Any = next(kind for kind in type(layer).__mro__ if kind in WEIGHTED)
+        if any(getattr(layer, name).__func__ is not getattr(base, name) for name in _COMPUTES if hasattr(base, name)):
+            return f"{type(layer).__name__} may compute something else than {base.__name__}"
         if not isinstance(layer.weight, nn.Parameter):
             return "its weight is computed by a hook"
+        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+            return "it has hooks, which a pair would lose"
         if not layer.weight.is_floating_point():
             return f"its weight is {str(layer.weight.dtype).removeprefix('torch.')}"
         return "depthwise convolution" if spec_of(layer).is_depthwise else None
@@ -150,8 +154,10 @@ class _Layers:
         owners = self.owners[id(layer.weight)]
         if foreign := [name for name, owner in owners if owner is not layer and not self._can_share(layer, owner)]:
             return f"its weight is shared with {', '.join(foreign)}"
+        if others := [name for name, owner in self.owners[id(layer.bias)] if owner is not layer and layer.bias is not None]:
+            return f"its bias is shared with {', '.join(others)}"
         if self.uses[layer].weight_read:
-            return "its weight is used without calling it"
+            return "the network uses its weight without calling it"
         if not self.uses[layer].calls:
             return "not called in a forward pass"
         if self.uses[layer].extra_arguments:
@@ -175,9 +181,8 @@ class _Layers:
         if scheme not in gaining:
             pair = f"a {scheme} pair of rank 1 costs {format_count(every[scheme].macs_per_rank)} MACs"
             return "costly", f"{pair}, the layer {format_count(macs)}"
-        biases = {id(layer.bias): layer.bias.numel() for layer in tied if layer.bias is not None}
-        params, bias_params = weight.numel() + sum(biases.values()), sum(biases.values())
-        return Factorisable(tuple(names), scheme, gaining, macs, params, bias_params, tuple(weight.shape))
+        biases = sum(layer.bias.numel() for layer in tied if layer.bias is not None)
+        return Factorisable(tuple(names), scheme, gaining, macs, weight.numel() + biases, biases, tuple(weight.shape))
 
     def dense_macs(self, layer: nn.Module) -> int:
         spec = spec_of(layer)
@@ -185,12 +190,14 @@ class _Layers:
 
     def dense(self, layer: Any, why: _Why) -> DenseLayer:
         kind, reason = why
-        params = sum(parameter.numel() for parameter in layer.parameters())
-        owners = [owner for _, owner in self.owners.get(id(layer.weight), []) if owner in self.places]
-        if owners and owners[0] is not layer:  # a shared weight counts where it stands first
-            params -= layer.weight.numel()
+        params = sum(parameter.numel() for parameter in layer.parameters() if self._is_first_owner(layer, parameter))
         shape = tuple(layer.weight.shape)
         return DenseLayer(kind=kind, reason=reason, dense_macs=self.dense_macs(layer), dense_params=params, shape=shape)
+
+    def _is_first_owner(self, layer: nn.Module, parameter: nn.Parameter) -> bool:
+        """A shared parameter counts where it first stands."""
+        owners = (owner for _, owner in self.owners.get(id(parameter), []) if owner in self.places)
+        return next(owners, layer) is layer
 
 
 def _scheme_facts(scheme: Scheme, layer: Any, calls: list[LayerCall]) -> SchemeFacts:
