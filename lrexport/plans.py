@@ -89,9 +89,11 @@ def read_plan(path: Path) -> PlanFile:
 
 
 def _is_entry(value: Any) -> bool:
+    """Whether this is one layer's, and not a mapping of layers, which may be called "scheme" or "dense" themselves."""
     if not isinstance(value, dict):
         return bool(value == "dense")
-    return isinstance(value.get("scheme"), str) or isinstance(value.get("dense"), bool)
+    scheme = value.get("scheme", "dense")
+    return (isinstance(scheme, str) and scheme != "dense") or isinstance(value.get("dense"), bool)
 
 
 def _parse(path: Path) -> Any:

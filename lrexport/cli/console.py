@@ -97,9 +97,9 @@ def _fitting(table: Table, width: int) -> tuple[list[int], list[str]]:
 
 
 def _needed(table: Table, shown: list[int]) -> int:
-    """Two between columns, and no more than a fair part for a first one of long names, which fold."""
+    """Characters of a drawn line: three between columns, one at either end, and a fair part for long names, which fold."""
     widths = _widths(table)
-    return min(widths[0], _NAME_WIDTH) + sum(2 + widths[i] for i in shown[1:])
+    return 2 + min(widths[0], _NAME_WIDTH) + sum(3 + widths[i] for i in shown[1:])
 
 
 def _widths(table: Table) -> list[int]:

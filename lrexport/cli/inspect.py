@@ -100,7 +100,7 @@ def _read_graph(path: Path) -> Graph:
     for operator in cost.uncounted:
         note(f"warning: {path}: MACs of {operator} are not counted")
     nodes = tuple(Node(n.name, n.operator, n.weight_shape, n.macs, n.bytes) for n in cost.nodes)
-    return Graph(nodes, cost.macs, cost.params, path.stat().st_size, cost.uncounted)
+    return Graph(cost.macs, cost.params, path.stat().st_size, cost.uncounted, nodes)
 
 
 def _compare(path: Path, other: Path, json_to: str | None) -> None:

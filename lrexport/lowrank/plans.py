@@ -37,10 +37,10 @@ def plan_from_choices(svd: SVDNetwork, choices: Mapping[str, Choice], source: st
                 warnings.append(f"layer {name!r}: a {pair.scheme} pair of rank {pair.rank} {costs}")
         else:
             plan[name] = _dense(layer, "dense in the plan" if choice else "not in the plan")
-    dropped = (1 - layer.energy_kept for layer in plan.values() if isinstance(layer, FactorisedLayer))
+    threshold = max((1 - layer.energy_kept for layer in plan.values() if isinstance(layer, FactorisedLayer)), default=0.0)
     plan |= svd.dense
     in_order = {name: plan[name] for name, _ in svd.network.named_modules() if name in plan}
-    return Selection(in_order, threshold=max(dropped, default=0.0), warnings=(*svd.notes, *warnings))
+    return Selection(in_order, threshold=threshold, warnings=(*svd.notes, *warnings))
 
 
 def check_choices(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> None:

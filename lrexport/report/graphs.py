@@ -24,11 +24,11 @@ class Node:
 class Graph:
     """``params`` counts weights of every kind, ``bytes`` is the file's size, ``uncounted`` operators of unknown cost."""
 
-    nodes: tuple[Node, ...]
     macs: int
     params: int
     bytes: int
-    uncounted: tuple[str, ...] = ()
+    uncounted: tuple[str, ...]
+    nodes: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def graph_diff_table(diff: GraphDiff, before: str, after: str) -> Table:
         ("bytes of the file", format_bytes, old_graph.bytes, new_graph.bytes),
     ):
         rows.append((label, "", "", form(was), form(becomes), format_share(becomes, was)))
-    caption = f"From {before} to {after}, MACs of one input on the exported graphs; {diff.same} nodes are the same."
+    same = f"{diff.same} node{' is' if diff.same == 1 else 's are'} the same"
+    caption = f"From {before} to {after}, MACs of one input on the exported graphs; {same}."
     columns = ("node", "weight", "weight after", "MACs", "MACs after", "ratio")
     return Table(columns, tuple(rows), caption, spare=("ratio", "weight", "weight after"))
 

@@ -92,3 +92,20 @@ class Recurrent(nn.Module):
 
 def test_an_operator_that_fvcore_does_not_count_is_reported() -> None:
     assert count_torch_macs(Recurrent(), (5, 3)).uncounted == ("lstm",)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(TensorProto.INT8, 8), (TensorProto.INT4, 4), (TensorProto.FLOAT16, 16)])
+def test_bytes_of_a_weight_are_those_stored_before_it_is_made_float(kind: int, bits: int) -> None:
+    count = 20 * 7
+    stored = helper.make_tensor("stored", kind, (20, 7), np.zeros(count * bits // 8, np.uint8).tobytes(), raw=True)
+    scale = numpy_helper.from_array(np.array(1, np.float32), "scale")
+    if kind == TensorProto.FLOAT16:
+        first = helper.make_node("Identity", ["stored"], ["w"])
+    else:
+        first = helper.make_node("DequantizeLinear", ["stored", "scale"], ["w"])
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 20])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 7])
+    nodes = [first, helper.make_node("MatMul", ["x", "w"], ["y"])]
+    made = helper.make_graph(nodes, "g", [given], [output], [stored, scale])
+    (node,) = count_onnx(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)).nodes
+    assert (node.macs, node.bytes) == (count, count * bits // 8)
