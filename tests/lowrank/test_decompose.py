@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lrexport.errors import InputError
+from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.svd_form import factors
+from lrexport.measure.torch_macs import count_torch_macs
 from tests.conftest import SmallNet, relative_error
 
 
@@ -73,7 +74,7 @@ def test_depthwise_convolutions_stay_dense_and_are_listed() -> None:
     assert set(reasons(network, (8, 9, 9)).values()) == {"depthwise convolution"}
 
 
-def test_a_subclass_and_an_existing_parametrisation_are_left_alone() -> None:
+def test_a_subclass_that_computes_something_else_and_an_existing_parametrisation_are_left_alone() -> None:
     class Mine(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * 2
@@ -82,6 +83,55 @@ def test_a_subclass_and_an_existing_parametrisation_are_left_alone() -> None:
     found = reasons(network, (8, 9, 9))
     assert found["0"] == "Mine may compute something else than Conv2d"
     assert found["1"] == "its weight has a parametrisation already"
+
+
+def test_a_subclass_that_computes_the_same_is_factorised() -> None:
+    class Conv3x3(nn.Conv2d):
+        def __init__(self, into: int, out: int) -> None:
+            super().__init__(into, out, 3)
+
+    assert list(decompose(nn.Sequential(Conv3x3(8, 8)), (8, 9, 9)).layers) == ["0"]
+
+
+def test_a_layer_with_hooks_stays_dense() -> None:
+    network = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    network[1].register_forward_hook(lambda *_: None)
+    assert reasons(network, (8, 9, 9)) == {"1": "it has hooks, which a pair would lose"}
+    assert len(network[1]._forward_hooks) == 1
+
+
+class Reads(nn.Module):
+    """``a`` is only called, the others' weights are used in other ways, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(32, 32) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x) + self.b(x).to(self.b.weight.dtype)
+        x = nn.functional.linear(x, self.c.weight)
+        joint = torch.cat([self.d.weight, self.e.weight])
+        return self.d(self.e(x)) + nn.functional.linear(x, joint)[..., :32]
+
+
+def test_a_layer_whose_weight_the_network_uses_in_other_ways_stays_dense() -> None:
+    network = Reads()
+    assert reasons(network, (32,)) == dict.fromkeys("bcde", "the network uses its weight without calling it")
+    assert "a" in dict(network.named_modules())
+    assert not network._forward_hooks
+    assert not network.a._forward_pre_hooks
+
+
+def test_a_layer_that_is_given_more_than_its_input_stays_dense() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(8, 8, 3, stride=2), nn.ConvTranspose2d(8, 8, 3, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(self.down(input=x), output_size=x.shape)
+
+    assert reasons(Up(), (8, 10, 10)) == {"up": "called with more than its input, which a pair does not take"}
 
 
 def test_a_layer_never_called_stays_dense() -> None:
@@ -114,8 +164,78 @@ def test_attention_keeps_its_projections() -> None:
     assert found["linear1"] == "TransformerEncoderLayer uses its weight without calling it"
 
 
-def test_layers_can_be_kept_by_name() -> None:
-    assert reasons(SmallNet(), (3, 12, 12), keep=("body",))["body"] == "kept dense as asked"
+def test_every_dense_layer_has_its_kind_shape_and_costs() -> None:
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 1, 1), nn.Conv2d(1, 16, 3))
+    dense = decompose(network, (8, 9, 9), keep=("2",)).dense
+    assert {name: (layer.kind, layer.shape, layer.dense_macs, layer.dense_params) for name, layer in dense.items()} == {
+        "0": ("unsupported", (8, 1, 3, 3), 8 * 9 * 49, 80),
+        "1": ("costly", (1, 8, 1, 1), 8 * 49, 9),
+        "2": ("kept", (16, 1, 3, 3), 16 * 9 * 25, 160),
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"), [("body", {"body"}), ("*o*y", {"body"}), ("[bh]*", {"body", "head"}), ("?", None)]
+)
+def test_layers_are_kept_by_shell_patterns(pattern: str, kept: set[str] | None) -> None:
+    if kept is None:
+        with pytest.raises(UsageError, match=r"no layer matches '\?'"):
+            decompose(SmallNet(), (3, 12, 12), keep=(pattern,))
+        return
+    dense = decompose(SmallNet(), (3, 12, 12), keep=(pattern,)).dense
+    assert {name for name, layer in dense.items() if layer.kind == "kept"} == kept
+    assert dense["body"].reason == "kept dense as asked"
+
+
+def test_a_pattern_that_matches_nothing_names_close_ones() -> None:
+    with pytest.raises(UsageError, match="no layer matches 'bodi'") as caught:
+        decompose(SmallNet(), (3, 12, 12), keep=("stem", "bodi"))
+    assert "body" in str(caught.value.hint)
+
+
+def test_facts_are_there_for_every_scheme_that_gains() -> None:
+    layer = decompose(SmallNet(), (3, 12, 12), "channel").layers["body"]
+    assert layer.scheme == "channel"
+    assert {scheme: facts.full_rank for scheme, facts in layer.schemes.items()} == {
+        "spatial": 48,
+        "channel": 24,
+        "input-channel": 16,
+    }
+    assert layer.schemes["spatial"].macs_per_rank == 16 * 3 * 12 * 6 + 24 * 3 * 6 * 6
+    assert layer.schemes["channel"].params_per_rank == layer.params_per_rank == 16 * 9 + 24
+    assert (layer.full_rank, layer.macs_per_rank) == (24, (16 * 9 + 24) * 36)
+
+
+def test_auto_takes_the_scheme_that_is_cheapest_at_full_rank() -> None:
+    svd = decompose(SmallNet(), (3, 12, 12), "auto")
+    for layer in svd.layers.values():
+        costs = {scheme: facts.full_rank * facts.macs_per_rank for scheme, facts in layer.schemes.items()}
+        assert costs[layer.scheme] == min(costs.values())
+    assert {layer.scheme for layer in svd.layers.values()} > {"linear"}
+
+
+def test_a_layer_that_only_another_scheme_could_make_cheaper_stays_dense_and_says_so() -> None:
+    # To one output channel a channel pair of rank 1 is the layer itself and a 1×1 after it.
+    dense = decompose(nn.Sequential(nn.Conv2d(16, 1, 3)), (16, 9, 9), "channel").dense["0"]
+    assert dense.kind == "costly"
+    assert dense.reason == "a channel pair of rank 1 costs 7.10K MACs, the layer 7.06K"
+    assert "0" in decompose(nn.Sequential(nn.Conv2d(16, 1, 3)), (16, 9, 9), "auto").layers
+
+
+def test_a_layer_called_on_parts_of_the_input_is_counted_for_each() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.rows, self.one = nn.Conv2d(3, 16, 3), nn.Linear(64, 64), nn.Conv1d(16, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            windows = x.unflatten(2, (3, -1)).transpose(1, 2).flatten(0, 1)  # three of (3, 10, 10)
+            rows = self.rows(self.conv(windows).flatten(2))
+            return self.one(rows[0])  # without a batch
+
+    svd = decompose(Windows(), (3, 30, 10))
+    counted = count_torch_macs(Windows(), (3, 30, 10)).total
+    assert svd.dense_macs == counted == 3 * 16 * 27 * 64 + 3 * 16 * 64 * 64 + 8 * 16 * 3 * 62
 
 
 def test_nan_in_a_weight_is_reported_with_the_layer(small_net: nn.Module) -> None:

@@ -78,6 +78,20 @@ def test_the_losses_sum_both_terms_over_all_layers_with_their_strengths() -> Non
     assert losses(svd, 0.0, 0.5, "none").item() == 0
 
 
+def test_every_group_counts_like_a_layer_of_its_own() -> None:
+    left, right, singular = torch.randn(3, 7, 4), torch.randn(3, 6, 4), torch.randn(3, 4)
+    apart = [orthogonality(u, v) for u, v in zip(left, right, strict=True)]
+    torch.testing.assert_close(orthogonality(left, right), torch.stack(apart).sum())
+    torch.testing.assert_close(hoyer(singular), torch.stack([hoyer(s) for s in singular]).sum())
+    torch.testing.assert_close(l1(singular), torch.stack([l1(s) for s in singular]).sum())
+
+
+def test_the_gradient_of_orthogonality_is_right_with_groups() -> None:
+    left = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    right = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(orthogonality, (left, right))
+
+
 def test_an_unknown_kind_of_sparsity_is_refused() -> None:
     with pytest.raises(UsageError, match="hoyr"):
         losses(decompose(SmallNet(), (3, 12, 12)), 1.0, 1.0, "hoyr")  # type: ignore[arg-type]
