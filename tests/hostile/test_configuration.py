@@ -29,7 +29,7 @@ MISTAKES = {
     "a number for a table": ("compress = 3\n", 1, "'compress' is a number", "a table of options was wanted"),
     "no such choice": ('scheme = "spacial"\n', 1, "scheme = 'spacial'", "'spatial'"),
     "no share": ('[compress]\nmacs = "a half"\n', 2, "macs = 'a half'", ""),
-    "a list that is no shape": ("input-shape = [3, 8]\n", 1, "input-shape = [3, 8]", "channels, height, width"),
+    "a list that is no shape": ("input-shape = [3, -8]\n", 1, "input-shape = [3, -8]", "one to four numbers"),
     "the same key written with an underscore": ('batch_size = "x"\n', 1, "batch_size = 'x'", "integer"),
 }
 
