@@ -99,6 +99,47 @@ def test_a_layer_that_cannot_gain_is_listed_and_left_as_it_was(lrexport: Command
     assert torch.equal(folded[0].weight, dense[0].weight)
 
 
+ALL_KINDS = """
+    import torch
+    from torch import nn
+
+    class All(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.grouped = nn.Conv2d(6, 24, 3, padding=1, groups=2, padding_mode="reflect")
+            self.same = nn.Conv2d(24, 24, (4, 3), padding="same")
+            self.up = nn.ConvTranspose2d(24, 24, 4, 2, 1, groups=2, output_padding=1)
+            self.line = nn.Conv1d(24, 24, 5, stride=2, dilation=2)
+            self.deep = nn.Conv3d(24, 24, 3, padding=(1, 0, 2), bias=False)
+            self.up_deep = nn.ConvTranspose3d(24, 24, 3, 2, 1)
+            self.head, self.tied = nn.Linear(24, 24), nn.Linear(24, 24)
+            self.tied.weight = self.head.weight
+
+        def forward(self, x):
+            x = self.up(self.same(torch.relu(self.grouped(x))))
+            x = self.up_deep(self.deep(self.line(x.flatten(2))[..., :120].unflatten(2, (4, 5, 6))))
+            return self.tied(torch.relu(self.head(x.mean((2, 3, 4)))))
+
+    make = All
+    make.input_shape = (6, 8, 8)
+"""
+
+
+def test_pairs_of_every_kind_are_exported_and_their_macs_agree_with_the_graph(lrexport: Command) -> None:
+    write_module("kinds", ALL_KINDS)
+    assert lrexport("compress", "kinds:make", "--macs", "0.6", "-o", "out", "--device", "cpu").code == 0
+    assert all("rank" in layer for layer in _plan().values())
+    before = load_record(Path("out")).results.compressed
+    done = lrexport("onnx", "out", "--rounds", "0")
+    assert done.code == 0, done.err
+    after = load_record(Path("out")).results.compressed
+    assert before is not None
+    assert after is not None
+    assert (before.macs_counted_on, after.macs_counted_on) == ("torch", "onnx")
+    assert before.macs == after.macs == sum(layer["macs"] for layer in _plan().values())
+
+
 SHARED = """
     import torch
     from torch import nn
