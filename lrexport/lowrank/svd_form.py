@@ -123,8 +123,9 @@ def _is_exact(left: Tensor, singular: Tensor, right: Tensor) -> bool:
 
 def detach(layer: Any, tied: Iterable[Any] = ()) -> None:
     """Back to an ordinary weight, the composed one, in place; one for the layer and all that are ``tied`` to it."""
-    for each in (layer, *tied):
-        parametrize.remove_parametrizations(each, "weight", leave_parametrized=True)
     weight = nn.Parameter(layer.weight.detach().contiguous())
     for each in (layer, *tied):
-        each.weight = weight
+        # Not torch's remove_parametrizations: it takes the property off the class, which deep copies have in common.
+        each.__class__ = type(each).__bases__[0]
+        del each.parametrizations
+        each.register_parameter("weight", weight)

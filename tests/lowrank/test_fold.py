@@ -1,17 +1,16 @@
-"""At full rank the folded layer is the layer; below it, the best approximation."""
+"""At full rank the folded network is the network, and a plan alone rebuilds it; single layers are in test_layers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
+from lrexport.errors import InputError
 from lrexport.lowrank.decompose import SVDNetwork, decompose
 from lrexport.lowrank.fold import fold, fold_layer, fold_structure
 from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.schemes import CONV_SCHEMES, SCHEMES
+from lrexport.lowrank.schemes import SCHEMES
 from lrexport.lowrank.selection import select
 from lrexport.lowrank.svd_form import attach
 from lrexport.models.cifar_resnet import CifarResNet
@@ -35,37 +34,6 @@ def full_rank_plan(svd: SVDNetwork) -> Plan:
         )
         for name, layer in svd.layers.items()
     }
-
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> nn.Conv2d:
-    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
-    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    padding = draw(st.one_of(st.just("valid"), st.just("same"), st.tuples(st.integers(0, 2), st.integers(0, 2))))
-    if padding == "same":
-        stride = (1, 1)
-    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
-    channels = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
-    return nn.Conv2d(
-        *channels, kernel, stride, padding, dilation, bias=draw(st.booleans()), padding_mode=mode, dtype=torch.float32
-    )
-
-
-@pytest.mark.parametrize("scheme", CONV_SCHEMES)
-@settings(max_examples=120, deadline=None)
-@given(layer=convolutions(), seed=st.integers(0, 1000))
-def test_a_convolution_folded_at_full_rank_is_the_same_function(scheme: Scheme, layer: nn.Conv2d, seed: int) -> None:
-    images = torch.randn(2, layer.in_channels, 11, 12, generator=torch.Generator().manual_seed(seed))
-    wanted = layer(images)
-    full_rank = SCHEMES[scheme].full_rank(spec_of(layer))
-    attach(layer, scheme)
-    assert relative_error(layer(images), wanted) <= TOLERANCE
-    pair = fold_layer(layer, scheme, full_rank)
-    assert [type(half) for half in pair] == [nn.Conv2d, nn.Conv2d]
-    found = pair(images)
-    assert found.shape == wanted.shape
-    assert relative_error(found, wanted) <= TOLERANCE
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -138,3 +106,20 @@ def test_a_plan_alone_rebuilds_the_folded_network() -> None:
     rebuilt.load_state_dict(folded.state_dict())
     images = torch.randn(2, 3, 12, 12)
     assert torch.equal(rebuilt.eval()(images), folded(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "rank", "message"),
+    [
+        ("bodi", "spatial", 1, "the plan has a layer 'bodi', the network has none of that name"),
+        ("norm", "channel", 1, "the plan factorises 'norm', which is a BatchNorm2d"),
+        ("pointwise", "spatial", 1, "the plan factorises 'pointwise' by spatial, which its kernel does not admit"),
+        ("body", "channel", 25, "the plan gives 'body' rank 25, its full rank by channel is 24"),
+    ],
+)
+def test_a_plan_that_does_not_fit_the_network_is_refused(name: str, scheme: Scheme, rank: int, message: str) -> None:
+    costs = {"dense_macs": 1, "macs": 1, "dense_params": 1, "params": 1}
+    planned = FactorisedLayer(scheme=scheme, rank=rank, full_rank=48, energy_kept=1.0, **costs)
+    with pytest.raises(InputError) as caught:
+        fold_structure(SmallNet(), {name: planned})
+    assert caught.value.message == message
