@@ -12,9 +12,10 @@ from torch import nn
 
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.job import Event, Job, to_svd_form
+from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.fold import fold
 from lrexport.lowrank.regularisers import losses
-from lrexport.lowrank.selection import Selection, plan_macs
+from lrexport.lowrank.selection import Selection
 from lrexport.record import BASELINE, DENSE, DENSE_ONNX, MODEL, MODEL_ONNX, SVD, Results
 from lrexport.training.checkpoints import clear_checkpoints, save_checkpoint
 from lrexport.training.loops import Stage, train_stage

@@ -65,7 +65,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     config = CompressConfig(train=train_config(options), goal=goal, **options)
 
     from lrexport import pipeline
-    from lrexport.lowrank.selection import plan_macs
+    from lrexport.lowrank.costs import plan_macs
 
     if dry_run:
         svd, selection = pipeline.plan_only(config, source)

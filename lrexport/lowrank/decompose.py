@@ -24,13 +24,14 @@ __all__ = ["Factorisable", "SVDNetwork", "SchemeFacts", "decompose", "eval_mode"
 class SVDNetwork:
     """A network in SVD form: which layers are factorised, and which stay dense for what reason.
 
-    ``other_macs`` are MACs outside of the listed layers (attention's matrix products, say).
+    ``other_macs`` are MACs outside of the listed layers (attention's matrix products, say), ``other_params`` parameters.
     """
 
     network: nn.Module
     layers: dict[str, Factorisable]
     dense: dict[str, DenseLayer]
     other_macs: int = 0
+    other_params: int = 0
 
     @property
     def dense_macs(self) -> int:
@@ -68,12 +69,14 @@ def decompose(
     found = inspect_layers(network, input_shape, scheme, keep)
     layers = {name: fact for name, fact in found.items() if isinstance(fact, Factorisable)}
     dense = {name: fact for name, fact in found.items() if isinstance(fact, DenseLayer)}
+    params = sum(parameter.numel() for parameter in network.parameters())
     for layer in layers.values():
         # A module can stand at several places, and several modules can share the weight.
         first, *tied = dict.fromkeys(network.get_submodule(name) for name in layer.names)
         svd_form.attach(first, layer.scheme, tied)
     counted = sum(fact.dense_macs for fact in found.values())
-    return SVDNetwork(network, layers, dense, max(0, total_macs - counted) if total_macs is not None else 0)
+    other_macs = max(0, total_macs - counted) if total_macs is not None else 0
+    return SVDNetwork(network, layers, dense, other_macs, params - sum(fact.dense_params for fact in found.values()))
 
 
 def _check_patterns(network: nn.Module, keep: Collection[str]) -> None:

@@ -15,20 +15,27 @@ from lrexport.lowrank import svd_form
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import WEIGHTED, spec_of
 from lrexport.lowrank.schemes import SCHEMES, schemes_of
+from lrexport.lowrank.truncation import Truncations
 from lrexport.record import FactorisedLayer, Plan, Scheme
 
 
-def fold(svd: SVDNetwork, plan: Plan) -> nn.Module:
+def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) -> nn.Module:
     """A new network of plain torch.nn layers only: pairs where the plan has ranks, the composed weight elsewhere.
 
-    The network in ``svd`` is left as it is. Stride, padding in every mode, dilation, groups and bias carry over exactly;
-    layers that share a weight become pairs that share theirs.
+    ``truncations`` are those that the plan was selected from: pairs get their factors, which lose least on the data where
+    that was known; without them the largest |s| are kept. The network in ``svd`` is left as it is. Stride, padding in
+    every mode, dilation, groups and bias carry over exactly; layers that share a weight become pairs that share theirs.
     """
     network = copy.deepcopy(svd.network)
     for name, facts in svd.layers.items():
         planned = plan.get(name)
         if isinstance(planned, FactorisedLayer):
-            pair = fold_layer(network.get_submodule(name), planned.scheme, planned.rank)
+            layer = network.get_submodule(name)
+            truncation = (truncations or {}).get(name, {}).get(planned.scheme)
+            if truncation is None:
+                pair = fold_layer(layer, planned.scheme, planned.rank)
+            else:
+                pair = build_pair(layer, planned.scheme, *truncation.factors(planned.rank))
             _put_pairs(network, facts.names, planned, pair)
         else:
             layer, *tied = dict.fromkeys(network.get_submodule(place) for place in facts.names)

@@ -6,6 +6,7 @@ a bound and a first solution; options and partial solutions that cannot beat it 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ def _relax(layers: Sequence[Options], budget: float) -> tuple[float, list[int]]:
     steps = [
         (_slope(layer, here, there), position, there)
         for position, (layer, hull) in enumerate(zip(layers, hulls, strict=True))
-        for here, there in zip(hull, hull[1:], strict=False)
+        for here, there in itertools.pairwise(hull)
     ]
     steps.sort(key=lambda step: (-step[0], step[1], step[2]))
     picks = [0] * len(layers)

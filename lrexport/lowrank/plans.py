@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
-
-import torch
 
 from lrexport.errors import InputError
+from lrexport.lowrank.costs import dense_layer, plan_layer
 from lrexport.lowrank.decompose import Factorisable, SVDNetwork
-from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.selection import Selection
-from lrexport.lowrank.svd_form import factors, form_of, redecompose
+from lrexport.lowrank.moments import Moments, Schemes
+from lrexport.lowrank.selection import Selection, in_order
+from lrexport.lowrank.truncation import truncations
 from lrexport.plans import Choice, Pair
-from lrexport.record import DenseLayer, FactorisedLayer, Plan, Scheme
+from lrexport.record import FactorisedLayer, Plan
 from lrexport.units import format_count
 
 
-def plan_from_choices(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> Selection:
+def schemes_in(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> Schemes:
+    """The schemes that the choices give to the layers; none where a layer stays dense. Raises InputError as below."""
+    wanted = _by_layer(svd, choices, source)
+    pairs = {name: wanted.get(name) for name in svd.layers}
+    return {name: (pair.scheme,) if isinstance(pair, Pair) else () for name, pair in pairs.items()}
+
+
+def plan_from_choices(
+    svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan", moments: Moments | None = None
+) -> Selection:
     """The plan that has exactly these choices; layers that they do not name stay dense.
 
-    A pair that costs more than its layer is allowed, with a warning. U, s, V are replaced by the exact SVD of the composed
-    kernels where the plan keeps the scheme of the SVD form. Raises InputError as :func:`check_choices` does.
+    ``moments`` weight the energy by the data. A pair that costs more than its layer is allowed, with a warning. Raises
+    InputError as :func:`check_choices` does.
     """
     wanted = _by_layer(svd, choices, source)
+    found = truncations(svd, moments, schemes_in(svd, choices, source))
     plan: Plan = {}
     warnings = []
     for name, layer in svd.layers.items():
         choice = wanted.get(name)
-        if isinstance(choice, Pair):
-            plan[name] = pair = _pair(svd, name, choice)
-            if pair.macs >= layer.dense_macs:
-                costs = f"costs {format_count(pair.macs)} MACs, the layer {format_count(layer.dense_macs)}"
-                warnings.append(f"layer {name!r}: a {pair.scheme} pair of rank {pair.rank} {costs}")
-        else:
-            plan[name] = _dense(layer, "dense in the plan" if choice else "not in the plan")
-    threshold = max((1 - layer.energy_kept for layer in plan.values() if isinstance(layer, FactorisedLayer)), default=0.0)
-    plan |= svd.dense
-    in_order = {name: plan[name] for name, _ in svd.network.named_modules() if name in plan}
-    return Selection(in_order, threshold=threshold, warnings=(*svd.notes, *warnings))
+        if not isinstance(choice, Pair):
+            plan[name] = dense_layer(layer, "kept", "dense in the plan" if choice else "not in the plan")
+            continue
+        kept = 1 - float(found[name][choice.scheme].energy_dropped[choice.rank])
+        plan[name] = pair = plan_layer(layer, choice.rank, kept, choice.scheme, even_if_costly=True)
+        if isinstance(pair, FactorisedLayer) and pair.macs >= layer.dense_macs:
+            costs = f"costs {format_count(pair.macs)} MACs, the layer {format_count(layer.dense_macs)}"
+            warnings.append(f"layer {name!r}: a {pair.scheme} pair of rank {pair.rank} {costs}")
+    return Selection(in_order(svd, {**svd.dense, **plan}), None, (*svd.notes, *warnings), found)
 
 
 def check_choices(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> None:
@@ -87,39 +92,3 @@ def _check_pair(where: str, layer: Factorisable, pair: Pair) -> None:
     full_rank = layer.schemes[pair.scheme].full_rank
     if pair.rank > full_rank:
         raise InputError(f"{where}: rank is {pair.rank}, at most its full rank by {pair.scheme}, {full_rank}, was wanted")
-
-
-def _pair(svd: SVDNetwork, name: str, pair: Pair) -> FactorisedLayer:
-    layer = svd.layers[name]
-    facts = layer.schemes[pair.scheme]
-    return FactorisedLayer(
-        scheme=pair.scheme,
-        rank=pair.rank,
-        full_rank=facts.full_rank,
-        energy_kept=_energy_kept(svd, name, pair.scheme, pair.rank),
-        dense_macs=layer.dense_macs,
-        macs=pair.rank * facts.macs_per_rank,
-        dense_params=layer.dense_params,
-        params=pair.rank * facts.params_per_rank + layer.bias_params,
-        shape=layer.shape,
-    )
-
-
-def _dense(layer: Factorisable, reason: str) -> DenseLayer:
-    macs, params = layer.dense_macs, layer.dense_params
-    return DenseLayer(kind="kept", reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)
-
-
-@torch.no_grad()
-def _energy_kept(svd: SVDNetwork, name: str, scheme: Scheme, rank: int) -> float:
-    """Σ kept s² ÷ Σ s² of the composed kernel's matrix by ``scheme``, over all groups; 1 for a kernel of zeros."""
-    module = svd.network.get_submodule(name)
-    if form_of(module).scheme == scheme:
-        redecompose(module)
-        singular = factors(module)[1].detach().double().cpu()
-    else:
-        weight: Any = module.weight
-        singular = torch.linalg.svdvals(SCHEMES[scheme].matrix(weight, spec_of(module)).double().cpu())
-    energy = singular.square()
-    total = float(energy.sum())
-    return float(energy[..., :rank].sum()) / total if total else 1.0

@@ -1,125 +1,193 @@
-"""Rank selection: the paper's one threshold for all layers (equation 4), or the threshold that meets a MACs budget."""
+"""Rank selection: the global optimum under a budget, and the paper's one threshold for all layers (equation 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from lrexport.errors import UsageError
+from lrexport.lowrank import knapsack
+from lrexport.lowrank.costs import (
+    NAMES,
+    Cost,
+    dense_cost,
+    dense_layer,
+    other_cost,
+    pair_cost,
+    plan_cost,
+    plan_layer,
+    whole_cost,
+)
 from lrexport.lowrank.decompose import Factorisable, SVDNetwork
-from lrexport.lowrank.svd_form import factors, redecompose
-from lrexport.record import DenseLayer, FactorisedLayer, Plan
+from lrexport.lowrank.moments import Moments
+from lrexport.lowrank.truncation import Truncation, Truncations, every_scheme_of, truncations
+from lrexport.record import FactorisedLayer, Plan, Scheme
 from lrexport.units import format_count, format_percent
+
+Rule = Literal["global", "threshold"]
+# The global rule's loss of a layer is its share of energy dropped to this power. Between the energy (1) and its root (0.5)
+# it spares the layers that lose most; found on held-out training images of two networks (benchmarks/training_free.py).
+_LOSS_POWER = 0.75
+_CHOSEN = "the budget loses least with it whole"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A plan, the energy threshold that led to it, and what the user should know about it."""
+    """A plan, the truncations it was chosen from, and what the user should know about it.
+
+    ``threshold`` is equation 4's e where one e made the plan, else None.
+    """
 
     plan: Plan
-    threshold: float
+    threshold: float | None = None
     warnings: tuple[str, ...] = ()
+    truncations: Truncations = field(default_factory=dict)
 
 
-def select(svd: SVDNetwork, *, energy: float | None = None, macs: float | None = None) -> Selection:
-    """Choose a rank for every layer, by exactly one of two goals.
+def select(
+    svd: SVDNetwork,
+    *,
+    energy: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    rule: Rule = "global",
+    moments: Moments | None = None,
+    every_scheme: bool = False,
+) -> Selection:
+    """Choose scheme and rank, or dense, for every layer by exactly one goal.
 
-    ``energy`` is the largest share of Σ s² that may be dropped in a layer, in [0, 1]; ``macs`` the largest share of the
-    dense network's MACs, in (0, 1]. U, s, V are replaced by the exact SVD of the composed kernels first. Raises
-    UsageError for a goal out of range or out of reach.
+    ``energy`` is equation 4's e, the largest share of Σ s² that may be dropped in a layer, in [0, 1]; ``macs`` and
+    ``params`` are the largest share of the dense network's, in (0, 1]. ``rule`` "global" minimises the sum over layers of
+    the share of energy dropped, to the power of 0.75; "threshold" takes the smallest e for all layers that meets the
+    budget. ``moments`` weight the energy by the data; ``every_scheme`` lets each layer have any scheme that it admits.
+    U, s, V are replaced by the exact SVD of the composed kernels first. Raises UsageError for a goal out of range or out
+    of reach.
     """
-    if (energy is None) == (macs is None):
-        raise UsageError("give one goal: energy or macs")
-    spectra = {name: _spectrum(svd, name) for name in svd.layers}
-    if macs is not None:
-        if not 0 < macs <= 1:
-            raise UsageError(f"macs is {macs}, a share of the dense network in (0, 1] was wanted")
-        energy = _threshold_for_macs(svd, spectra, macs * svd.dense_macs)
-    assert energy is not None
-    if not 0 <= energy <= 1:
+    if sum(goal is not None for goal in (energy, macs, params)) != 1:
+        raise UsageError("give one goal: energy, macs or params")
+    if energy is not None and not 0 <= energy <= 1:
         raise UsageError(f"energy is {energy}, a share in [0, 1] was wanted")
-    plan = plan_for_threshold(svd, spectra, energy)
-    return Selection(plan, energy, (*svd.notes, *_warnings(plan, energy)))
+    for name, share in (("macs", macs), ("params", params)):
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"{name} is {share}, a share of the dense network in (0, 1] was wanted")
+    found = truncations(svd, moments, every_scheme_of(svd) if every_scheme else None)
+    if energy is not None:
+        return at_threshold(svd, found, energy)
+    cost: Cost = "macs" if macs is not None else "params"
+    share = macs if macs is not None else params
+    assert share is not None
+    return within(svd, found, cost, share * whole_cost(svd, cost), rule)
 
 
-def plan_macs(svd: SVDNetwork, plan: Plan) -> int:
-    """MACs of the folded network for one input."""
-    return svd.other_macs + sum(
-        layer.macs if isinstance(layer, FactorisedLayer) else layer.dense_macs for layer in plan.values()
-    )
+def within(svd: SVDNetwork, found: Truncations, cost: Cost, budget: float, rule: Rule = "global") -> Selection:
+    """The plan of at most ``budget`` in all, in MACs or parameters. Raises UsageError with the least that can be reached."""
+    if rule == "threshold":
+        return at_threshold(svd, found, _least_threshold(svd, found, cost, budget))
+    names = list(svd.layers)
+    choices = {name: _choices(svd.layers[name], found[name], cost) for name in names}
+    options = [
+        knapsack.Options(
+            np.array([choice.loss for choice in choices[name]]), np.array([float(choice.cost) for choice in choices[name]])
+        )
+        for name in names
+    ]
+    fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())
+    least = fixed + knapsack.least_cost(options)
+    if least > budget:
+        raise _out_of_reach(svd, cost, budget, least)
+    solution = knapsack.minimise(options, budget - fixed)
+    plan: Plan = dict(svd.dense)
+    for name, index in zip(names, solution.chosen, strict=True):
+        layer, choice = svd.layers[name], choices[name][index]
+        if choice.scheme is None:
+            plan[name] = dense_layer(layer, "chosen", _CHOSEN)
+        else:
+            dropped = float(found[name][choice.scheme].energy_dropped[choice.rank])
+            plan[name] = plan_layer(layer, choice.rank, 1 - dropped, choice.scheme)
+    warnings = () if solution.optimal else ("the search was cut short: a slightly better plan may exist",)
+    return Selection(in_order(svd, plan), None, (*svd.notes, *warnings), found)
 
 
-def plan_for_threshold(svd: SVDNetwork, spectra: Mapping[str, Tensor], threshold: float) -> Plan:
+def at_threshold(svd: SVDNetwork, found: Truncations, threshold: float) -> Selection:
     """Equation 4: in each layer the smallest rank that drops at most ``threshold`` of the energy, and at least 1.
 
-    A layer whose pair would cost as much as the layer itself stays dense.
+    Of several schemes the one with the fewest MACs is taken. A layer whose pair would cost as much as itself stays dense.
     """
     plan: Plan = dict(svd.dense)
     for name, layer in svd.layers.items():
-        dropped = _dropped(spectra[name])
-        rank = max(1, int((dropped > threshold).sum()))
-        plan[name] = plan_layer(layer, rank, 1 - float(dropped[rank]))
-    return plan
+        ranks = {scheme: _rank_for(truncation, threshold) for scheme, truncation in found[name].items()}
+        scheme = min(ranks, key=lambda scheme: pair_cost(layer, scheme, ranks[scheme], "macs"))
+        dropped = float(found[name][scheme].energy_dropped[ranks[scheme]])
+        plan[name] = plan_layer(layer, ranks[scheme], 1 - dropped, scheme)
+    return Selection(in_order(svd, plan), threshold, (*svd.notes, *_warnings(plan, threshold)), found)
 
 
-def plan_layer(layer: Factorisable, rank: int, energy_kept: float) -> FactorisedLayer | DenseLayer:
-    """The entry for one layer at one rank."""
-    macs = rank * layer.macs_per_rank
-    if macs >= layer.dense_macs:
-        pair = f"a {layer.scheme} pair of rank {rank} costs {format_count(macs)} MACs"
-        reason = f"{pair}, the layer {format_count(layer.dense_macs)}"
-        macs, params = layer.dense_macs, layer.dense_params
-        return DenseLayer(kind="costly", reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)
-    return FactorisedLayer(
-        scheme=layer.scheme,
-        rank=rank,
-        full_rank=layer.full_rank,
-        energy_kept=energy_kept,
-        dense_macs=layer.dense_macs,
-        macs=macs,
-        dense_params=layer.dense_params,
-        params=rank * layer.params_per_rank + layer.bias_params,
-        shape=layer.shape,
+@dataclass(frozen=True)
+class _Choice:
+    """What one layer may become; no scheme is dense."""
+
+    scheme: Scheme | None
+    rank: int
+    loss: float
+    cost: int
+
+
+def _choices(layer: Factorisable, found: Mapping[Scheme, Truncation], cost: Cost) -> list[_Choice]:
+    """Dense, and every pair that costs less than the layer, in MACs too."""
+    choices = [_Choice(None, 0, 0.0, dense_cost(layer, cost))]
+    for scheme, truncation in found.items():
+        dropped = truncation.energy_dropped.tolist()
+        for rank in range(1, len(dropped)):
+            price = pair_cost(layer, scheme, rank, cost)
+            if price >= dense_cost(layer, cost) or pair_cost(layer, scheme, rank, "macs") >= layer.dense_macs:
+                break
+            choices.append(_Choice(scheme, rank, dropped[rank] ** _LOSS_POWER, price))
+    return choices
+
+
+def _rank_for(truncation: Truncation, threshold: float) -> int:
+    return max(1, int((truncation.energy_dropped > threshold).sum()))
+
+
+def _least_threshold(svd: SVDNetwork, found: Truncations, cost: Cost, budget: float) -> float:
+    """The smallest threshold whose plan is within ``budget``: cost falls as it rises, and only at these steps."""
+    every = [truncation.energy_dropped for schemes in found.values() for truncation in schemes.values()]
+    steps = torch.cat([torch.zeros(1, dtype=torch.float64), *every]).unique()
+
+    def price(step: int) -> int:
+        return plan_cost(svd, at_threshold(svd, found, float(steps[step])).plan, cost)
+
+    last = len(steps) - 1
+    if price(last) > budget:
+        raise _out_of_reach(svd, cost, budget, price(last))
+    return float(steps[first_true(last, lambda step: price(step) <= budget)])
+
+
+def first_true(last: int, holds: Callable[[int], bool]) -> int:
+    """The smallest of 0 … ``last`` at which ``holds``, which stays true once it is; it must be at ``last``."""
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
+    whole, name = whole_cost(svd, cost), NAMES[cost]
+    return UsageError(
+        f"{format_percent(budget / whole)} of the {name} is out of reach",
+        f"The smallest plan, rank 1 in every layer, has {format_percent(least / whole)} of {format_count(whole)}.",
     )
 
 
-def _spectrum(svd: SVDNetwork, name: str) -> Tensor:
-    """Singular values of the composed kernel, descending, float64 (full_rank,); with groups the root of Σ s² over them."""
-    layer = svd.network.get_submodule(name)
-    redecompose(layer)
-    singular = factors(layer)[1].detach().double().cpu()
-    return singular if singular.ndim == 1 else singular.square().sum(0).sqrt()
-
-
-def _dropped(singular: Tensor) -> Tensor:
-    """Share of the energy that is lost when the first k values are kept, for k = 0 … r: (r + 1,), descending to 0."""
-    energy = singular.square()
-    tail = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
-    return tail / tail[0] if tail[0] > 0 else torch.zeros_like(tail)
-
-
-def _threshold_for_macs(svd: SVDNetwork, spectra: Mapping[str, Tensor], budget: float) -> float:
-    """The smallest threshold whose plan is within ``budget`` MACs: MACs fall as it rises, and only at these steps."""
-    steps = torch.cat([torch.zeros(1, dtype=torch.float64), *(_dropped(singular) for singular in spectra.values())])
-    steps = steps.unique()
-    low, high = 0, len(steps) - 1
-    least = plan_macs(svd, plan_for_threshold(svd, spectra, float(steps[high])))
-    if least > budget:
-        raise UsageError(
-            f"{format_percent(budget / svd.dense_macs)} of the MACs is out of reach",
-            f"The smallest plan, rank 1 in every layer, has {format_percent(least / svd.dense_macs)} of "
-            f"{format_count(svd.dense_macs)}.",
-        )
-    while low < high:
-        middle = (low + high) // 2
-        if plan_macs(svd, plan_for_threshold(svd, spectra, float(steps[middle]))) <= budget:
-            high = middle
-        else:
-            low = middle + 1
-    return float(steps[low])
+def in_order(svd: SVDNetwork, plan: Plan) -> Plan:
+    """Layers as they stand in the network, dense ones among the others."""
+    names = [name for name, _ in svd.network.named_modules(remove_duplicate=False) if name in plan]
+    return {name: plan[name] for name in names}
 
 
 def _warnings(plan: Plan, threshold: float) -> tuple[str, ...]:

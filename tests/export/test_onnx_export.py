@@ -14,9 +14,10 @@ from torch import nn
 
 from lrexport.errors import InputError, UsageError
 from lrexport.export.onnx_export import export_onnx
+from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import fold
-from lrexport.lowrank.selection import plan_macs, select
+from lrexport.lowrank.selection import select
 from lrexport.models.cifar_resnet import CifarResNet
 from tests.conftest import SmallNet
 

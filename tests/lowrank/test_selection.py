@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lrexport.errors import UsageError
+from lrexport.lowrank.costs import Cost, dense_cost, pair_cost, plan_cost, plan_macs, whole_cost
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import fold
-from lrexport.lowrank.selection import plan_macs, select
+from lrexport.lowrank.kernels import spec_of
+from lrexport.lowrank.schemes import SCHEMES
+from lrexport.lowrank.selection import Rule, Selection, select
 from lrexport.lowrank.svd_form import factors
 from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.models.cifar_resnet import CifarResNet
 from lrexport.record import DenseLayer, FactorisedLayer
 from tests.conftest import SmallNet
 
@@ -66,19 +73,28 @@ def test_a_macs_goal_is_met_by_the_smallest_threshold_and_counted_right(goal: fl
     dense = count_torch_macs(network, (3, 16, 16)).total
     svd = decompose(network, (3, 16, 16), scheme)  # type: ignore[arg-type]
     assert svd.dense_macs == dense
-    chosen = select(svd, macs=goal)
+    chosen = select(svd, macs=goal, rule="threshold")
     found = plan_macs(svd, chosen.plan)
     assert found <= goal * dense
     assert count_torch_macs(fold(svd, chosen.plan), (3, 16, 16)).total == found
+    assert chosen.threshold is not None
     if chosen.threshold > 0:  # a threshold a little smaller would not have met it
         assert plan_macs(svd, select(svd, energy=chosen.threshold * (1 - 1e-6)).plan) > goal * dense
 
 
-def test_an_unreachable_goal_says_what_can_be_reached() -> None:
+@pytest.mark.parametrize("rule", ["global", "threshold"])
+@pytest.mark.parametrize(("cost", "name"), [("macs", "MACs"), ("params", "parameters")])
+def test_an_unreachable_goal_says_what_can_be_reached(rule: Rule, cost: Cost, name: str) -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
-    with pytest.raises(UsageError, match=r"rank 1 in every layer, has [0-9.]+ %") as caught:
-        select(svd, macs=0.01)
-    assert "1.00 % of the MACs is out of reach" in caught.value.message
+    with pytest.raises(UsageError) as caught:
+        select(svd, **{cost: 0.01}, rule=rule)
+    assert f"1.00 % of the {name} is out of reach" in caught.value.message
+    told = re.search(r"rank 1 in every layer, has ([0-9.]+) %", caught.value.hint or "")
+    assert told
+    least = float(told[1]) / 100
+    assert select(svd, **{cost: least + 1e-4}, rule=rule).plan  # what was told can be reached
+    with pytest.raises(UsageError):
+        select(svd, **{cost: least - 1e-4}, rule=rule)
 
 
 def test_a_threshold_that_would_prune_everything_keeps_rank_one_and_warns() -> None:
@@ -113,7 +129,81 @@ def test_ranks_are_chosen_on_the_exact_spectrum_even_where_the_factors_drifted()
     assert plan.energy_kept == pytest.approx(9 / 14, abs=1e-3)
 
 
-@pytest.mark.parametrize("goals", [{}, {"energy": 0.1, "macs": 0.5}, {"macs": 0.0}, {"macs": 1.5}, {"energy": -0.1}])
+def three_layers() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, 2, 1, groups=2), nn.Conv2d(8, 9, 3, bias=False)
+    )
+
+
+def loss_of(selection: Selection) -> float:
+    """What the global rule minimises."""
+    return sum((1 - layer.energy_kept) ** 0.75 for layer in selection.plan.values() if isinstance(layer, FactorisedLayer))
+
+
+@pytest.mark.parametrize("cost", ["macs", "params"])
+@pytest.mark.parametrize("every_scheme", [False, True])
+@pytest.mark.parametrize("goal", [0.35, 0.6, 0.8])
+def test_the_global_plan_is_the_best_of_all_plans_within_the_budget(cost: Cost, every_scheme: bool, goal: float) -> None:
+    svd = decompose(three_layers(), (4, 9, 9))
+    chosen = select(svd, **{cost: goal}, every_scheme=every_scheme)
+    budget = goal * whole_cost(svd, cost)
+    assert plan_cost(svd, chosen.plan, cost) <= budget
+    best, options = np.inf, []
+    for name, layer in svd.layers.items():
+        module = svd.network.get_submodule(name)
+        entries = [(0.0, dense_cost(layer, cost))]
+        for scheme in layer.schemes if every_scheme else (layer.scheme,):
+            matrix = SCHEMES[scheme].matrix(module.weight.detach().double(), spec_of(module))
+            energy = torch.linalg.svdvals(matrix).square().reshape(-1, layer.schemes[scheme].full_rank).sum(0)
+            for rank in range(1, len(energy) + 1):
+                if pair_cost(layer, scheme, rank, "macs") < layer.dense_macs:
+                    dropped = float(energy[rank:].sum() / energy.sum())
+                    entries.append((dropped**0.75, pair_cost(layer, scheme, rank, cost)))
+        options.append(entries)
+    fixed = whole_cost(svd, cost) - sum(dense_cost(layer, cost) for layer in svd.layers.values())
+    for combination in itertools.product(*options):
+        if fixed + sum(price for _, price in combination) <= budget:
+            best = min(best, sum(loss for loss, _ in combination))
+    assert loss_of(chosen) == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("cost", ["macs", "params"])
+def test_the_budget_is_met_to_the_grain_and_counted_right(cost: Cost) -> None:
+    network = CifarResNet(20).eval()
+    svd = decompose(network, (3, 32, 32))
+    whole = whole_cost(svd, cost)
+    dense = CifarResNet(20)
+    counted = {"macs": count_torch_macs(dense, (3, 32, 32)).total, "params": sum(p.numel() for p in dense.parameters())}
+    assert whole == counted[cost]
+    plan = select(svd, **{cost: 0.5}).plan
+    found = plan_cost(svd, plan, cost)
+    folded = fold(svd, plan)
+    recount = {"macs": count_torch_macs(folded, (3, 32, 32)).total, "params": sum(p.numel() for p in folded.parameters())}
+    assert found == recount[cost]
+    spare = 0.5 * whole - found
+    assert spare >= 0
+    for name, layer in plan.items():  # not one more singular value fits, in any layer
+        if isinstance(layer, FactorisedLayer):
+            facts = svd.layers[name]
+            more = min(pair_cost(facts, layer.scheme, layer.rank + 1, cost), dense_cost(facts, cost))
+            assert more - pair_cost(facts, layer.scheme, layer.rank, cost) > spare
+
+
+def test_a_budget_of_everything_leaves_everything_as_it_is() -> None:
+    svd = decompose(SmallNet(), (3, 12, 12))
+    plan = select(svd, macs=1.0).plan
+    assert {layer.kind for layer in plan.values() if isinstance(layer, DenseLayer)} == {"chosen", "unsupported"}
+    assert not any(isinstance(layer, FactorisedLayer) for layer in plan.values())
+
+
+def test_the_plan_lists_the_layers_as_they_stand_in_the_network() -> None:
+    svd = decompose(SmallNet(), (3, 12, 12))
+    assert list(select(svd, macs=0.6).plan) == ["stem", "body", "depthwise", "pointwise", "head"]
+
+
+@pytest.mark.parametrize(
+    "goals", [{}, {"energy": 0.1, "macs": 0.5}, {"macs": 0.5, "params": 0.5}, {"macs": 0.0}, {"macs": 1.5}, {"energy": -0.1}]
+)
 def test_anything_but_one_goal_in_range_is_refused(goals: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         select(decompose(SmallNet(), (3, 12, 12)), **goals)

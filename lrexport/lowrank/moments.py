@@ -1,0 +1,83 @@
+"""Second moments of what the layers of a network are given: how much each direction of a kernel matters on real data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.lowrank.decompose import SVDNetwork, eval_mode
+from lrexport.lowrank.kernels import spec_of
+from lrexport.lowrank.patches import draw, patches_at, positions
+from lrexport.lowrank.schemes import SCHEMES
+from lrexport.record import Scheme
+
+# Outputs looked at per layer: a second moment of a few thousand columns needs no more.
+_MOST_SAMPLES = 20_000
+# Above this a moment costs more memory (half a GB) and time than it is worth; the layer counts unweighted.
+_MOST_COLUMNS = 8192
+
+Moments = Mapping[str, Mapping[Scheme, Tensor]]
+Schemes = Mapping[str, Iterable[Scheme]]
+
+
+@torch.no_grad()
+def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], schemes: Schemes) -> Moments:
+    """E[x xᵀ] over the columns of a layer's matrix, (columns, columns) or (g, columns, columns), by layer and scheme.
+
+    ``batches`` are (images, labels) as ImageSet yields them; labels are not used. x is one column's worth of the input:
+    input channels times the taps of the pair's first half. Layers with too many columns are left out.
+    """
+    wanted = {name: _sizes(svd, name, schemes[name]) for name in svd.layers}
+    sums: dict[str, dict[Scheme, Tensor]] = {name: {} for name in wanted}
+    counts: dict[tuple[str, Scheme], int] = {}
+    generator = torch.Generator().manual_seed(0)
+    batches = list(batches)
+    most = _MOST_SAMPLES // max(1, len(batches))
+
+    def watch(name: str) -> Any:
+        def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            numbers = draw(positions(output, layer), most, generator)
+            patches = patches_at(layer, args[0], output, numbers)
+            for scheme in wanted[name]:
+                columns = columns_of(layer, patches, scheme).flatten(1, 2)
+                moment = columns.mT @ columns
+                sums[name][scheme] = sums[name][scheme] + moment if scheme in sums[name] else moment
+                counts[name, scheme] = counts.get((name, scheme), 0) + columns.shape[1]
+
+        return note
+
+    with ExitStack() as hooks, eval_mode(svd.network):
+        for name, layer in svd.layers.items():
+            for module in dict.fromkeys(svd.network.get_submodule(place) for place in layer.names):
+                hooks.callback(module.register_forward_hook(watch(name)).remove)
+        for images, _ in batches:
+            svd.network(images)
+    return {
+        name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in found.items()}
+        for name, found in sums.items()
+    }
+
+
+def columns_of(layer: Any, patches: Tensor, scheme: Scheme) -> Tensor:
+    """Patches (n, in, k…) as what meets a matrix's columns: (g, n, taps of the second half, columns)."""
+    spec = spec_of(layer)
+    second = SCHEMES[scheme].second_axes(spec)
+    first = [axis for axis in spec.axes if axis not in second]
+    grouped = patches.unflatten(1, (spec.groups, -1))  # (n, g, in ÷ g, k…)
+    ordered = grouped.permute(1, 0, *(3 + axis for axis in second), 2, *(3 + axis for axis in first))
+    count = len(patches)
+    return ordered.reshape(spec.groups, count, -1, SCHEMES[scheme].matrix_shape(spec)[1])
+
+
+def _sizes(svd: SVDNetwork, name: str, schemes: Iterable[Scheme]) -> list[Scheme]:
+    spec = spec_of(svd.network.get_submodule(name))
+    return [scheme for scheme in schemes if SCHEMES[scheme].matrix_shape(spec)[1] <= _MOST_COLUMNS]
+
+
+def _grouped(svd: SVDNetwork, name: str, moment: Tensor) -> Tensor:
+    """Without groups there is no group axis, as in the matrices."""
+    return moment if spec_of(svd.network.get_submodule(name)).groups > 1 else moment[0]
