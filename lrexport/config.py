@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lrexport.errors import UsageError
 
 if TYPE_CHECKING:  # --help takes its defaults from here, and must not wait for the record's validation library
-    from lrexport.record import Scheme
+    from lrexport.record import AskedScheme
 
 DEFAULT_DENSE_EPOCHS = 20
 # Choices that belong to the first stages: going on from a run keeps what those were made with.
@@ -17,6 +17,7 @@ FINISHED = (
     "weights",
     "input_shape",
     "scheme",
+    "keep",
     "dense_epochs",
     "svd_epochs",
     "orthogonality",
@@ -26,6 +27,8 @@ FINISHED = (
     "seed",
     "heldout",
 )
+# Of these, what only SVD training settles.
+BY_SVD_TRAINING = ("scheme", "keep")
 # Choices that only matter where there is data to train on.
 TRAINING = (
     "download",
@@ -45,6 +48,9 @@ TRAINING = (
     "fine_tune_epochs",
     "baseline_epochs",
     "batchnorm_images",
+    "calibration_images",
+    "weighting",
+    "reconstruct",
 )
 
 
@@ -52,17 +58,22 @@ TRAINING = (
 class Goal:
     """Exactly one of the fields.
 
-    ``energy`` is the share that may be dropped per layer, ``macs`` the share of the dense MACs to reach, ``plan`` a file
-    or a run that says everything itself.
+    ``energy`` is the share that may be dropped per layer; ``macs`` and ``params`` the share of the dense network's to
+    reach; ``size`` the bytes of the ONNX file; ``accuracy_drop`` the points of held-out top-1 that pruning may cost;
+    ``plan`` a file or a run that says everything itself.
     """
 
     energy: float | None = None
     macs: float | None = None
+    params: float | None = None
+    size: int | None = None
+    accuracy_drop: float | None = None
     plan: Path | None = None
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.energy, self.macs, self.plan)) != 1:
-            raise UsageError("give one goal", "One of --energy 1e-2, --macs 0.5 and --plan FILE.")
+        if sum(value is not None for value in asdict(self).values()) != 1:
+            choice = "--macs 0.5, --params 0.5, --size 500KB, --energy 1e-2, --accuracy-drop 1 and --plan FILE"
+            raise UsageError("give one goal", f"One of {choice}.")
 
 
 @dataclass(frozen=True)
@@ -70,14 +81,16 @@ class TrainConfig:
     """MODEL, data and the schedule of all stages.
 
     ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
-    the kind of sparsity are those of equation 3. ``lr`` drives SVD training and fine-tuning, ``dense_lr`` dense training.
+    the kind of sparsity are those of equation 3. ``keep`` are patterns of layers that stay dense. ``lr`` drives SVD
+    training and fine-tuning, ``dense_lr`` dense training.
     """
 
     model: str
     data: str | None = None
     weights: Path | None = None
     input_shape: tuple[int, ...] | None = None
-    scheme: Scheme = "spatial"
+    scheme: AskedScheme = "spatial"
+    keep: tuple[str, ...] = ()
     download: bool = False
     dense_epochs: int | None = None
     svd_epochs: int = 6
@@ -104,13 +117,19 @@ class TrainConfig:
 class CompressConfig:
     """SVD training as in ``train``, then the goal, fine-tuning and the dense network's training for comparison.
 
+    ``rule`` "global" minimises what all layers lose together within the goal, "threshold" is the paper's one e for all.
+    ``weighting`` and ``reconstruct`` use ``calibration_images`` training images to weight the energy and to refit pairs.
     ``baseline_epochs`` "same" trains the dense network on for as many epochs as the compressed one gets.
     """
 
     train: TrainConfig
     goal: Goal
-    fine_tune_epochs: int = 4
+    rule: Literal["global", "threshold"] = "global"
+    weighting: bool = True
+    reconstruct: bool = True
+    calibration_images: int = 512
     batchnorm_images: int = 1000
+    fine_tune_epochs: int = 4
     baseline_epochs: int | Literal["same"] = 0
 
     def to_record(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lrexport import runs
 from lrexport.artifacts import files, tensors
-from lrexport.config import FINISHED, TrainConfig
+from lrexport.config import BY_SVD_TRAINING, FINISHED, TrainConfig
 from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import UsageError
@@ -82,9 +82,10 @@ def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) 
     # What the finished stages were trained with stays; the same held-out images above all.
     done = {name: before.config[name] for name in FINISHED if name in before.config}
     done["weights"] = Path(done["weights"]) if done.get("weights") else None
+    done["keep"] = tuple(done.get("keep", ()))
     data = config.data or (before.data.source if before.data else None)
     if SVD not in before.files:
-        done["scheme"] = config.scheme
+        done |= {name: getattr(config, name) for name in BY_SVD_TRAINING}
     config = replace(config, **done, model=recipe.source, data=data)
     splits = _load_splits(config, recipe)
     _check_fits(splits, dense, recipe)
@@ -97,16 +98,26 @@ def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) 
     return job
 
 
-def load_svd(config: TrainConfig, source: Path | None) -> SVDNetwork:
-    """The network in SVD form: of a run, SVD-trained where it has that stage, or of a model as it comes."""
+def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
+    """What a plan is made from, of a model or of a run, with nothing written."""
     if source is None:
-        recipe, _, network = _from_model(config)
-        return to_svd_form(network, recipe, config)
+        recipe, splits, network = _from_model(config)
+        return recipe, to_svd_form(network, recipe, config), splits
+    record = load_record(source)
+    recipe = from_record(record.model)
+    data = config.data or (record.data.source if record.data else None)
+    kept = {name: record.config[name] for name in ("seed", "heldout") if name in record.config}
+    return recipe, load_svd(config, source), _load_splits(replace(config, **kept, data=data), recipe)
+
+
+def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
+    """The network of a run in SVD form, SVD-trained where it has that stage."""
     record = load_record(source)
     recipe = from_record(record.model)
     if SVD not in record.files:
         return to_svd_form(runs.load_start(source, record), recipe, config)
-    svd = to_svd_form(recipe.build(), recipe, replace(config, scheme=record.config["scheme"]))
+    trained = {"scheme": record.config["scheme"], "keep": tuple(record.config.get("keep", ()))}
+    svd = to_svd_form(recipe.build(), recipe, replace(config, **trained))
     runs.fill(svd.network, record, source, SVD)
     return svd
 
@@ -115,7 +126,7 @@ def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) ->
     """Put ``network`` into SVD form in place, with its MACs outside of layers counted."""
     run_once(network, recipe.input_shape)  # before fvcore, whose own errors name no shape
     total = count_torch_macs(network, recipe.input_shape).total
-    return decompose(network, recipe.input_shape, config.scheme, total_macs=total)
+    return decompose(network, recipe.input_shape, config.scheme, config.keep, total)
 
 
 def torch_result(network: nn.Module, input_shape: tuple[int, ...], notes: list[str]) -> Result:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lrexport import stages
-from lrexport.config import CompressConfig, Goal, TrainConfig
+from lrexport.config import CompressConfig, TrainConfig
 from lrexport.errors import UsageError
-from lrexport.job import OnEvent, load_svd, open_job, reopen_job
+from lrexport.job import OnEvent, look, open_job, reopen_job
 from lrexport.lowrank.decompose import SVDNetwork
-from lrexport.lowrank.plans import check_choices, plan_from_choices
-from lrexport.lowrank.selection import Selection, select
-from lrexport.plans import Choice, read_choices
+from lrexport.lowrank.plans import check_choices
+from lrexport.lowrank.selection import Selection
+from lrexport.plans import read_choices
+from lrexport.pruning import Pruning
 from lrexport.record import Record
 from lrexport.training.checkpoints import clear_checkpoints
+from lrexport.training.engine import make_fabric
 
 
 def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> Record:
     """Everything up to the fine-tuned folded network; from the run ``source`` on, where one is given."""
-    choices = _choices(config.goal)
+    choices = read_choices(config.goal.plan) if config.goal.plan is not None else None
     job = open_job(config.train, run, on_event) if source is None else reopen_job(config.train, source, run, on_event)
     if choices is not None:  # before any training
         check_choices(job.svd, choices, str(config.goal.plan))
     if source is None:
         stages.train_dense(job)
         stages.train_svd(job)
-    selection = _select(job.svd, config.goal, choices)
-    network = stages.prune(job, selection, config.batchnorm_images)
+    config = replace(config, train=job.config)
+    network = stages.prune(job, Pruning(job.svd, config, job.recipe.input_shape, job.splits, job.fabric.device, choices))
     stages.fine_tune(job, network, config.fine_tune_epochs)
     stages.train_baseline(job, config)
     stages.finish(job, network, config)
@@ -46,15 +49,7 @@ def train(config: TrainConfig, run: Path, on_event: OnEvent) -> Record:
 
 def plan_only(config: CompressConfig, source: Path | None = None) -> tuple[SVDNetwork, Selection]:
     """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
-    svd = load_svd(config.train, source)
-    return svd, _select(svd, config.goal, _choices(config.goal))
-
-
-def _choices(goal: Goal) -> dict[str, Choice] | None:
-    return read_choices(goal.plan) if goal.plan is not None else None
-
-
-def _select(svd: SVDNetwork, goal: Goal, choices: dict[str, Choice] | None) -> Selection:
-    if choices is not None:
-        return plan_from_choices(svd, choices, str(goal.plan))
-    return select(svd, energy=goal.energy, macs=goal.macs)
+    choices = read_choices(config.goal.plan) if config.goal.plan is not None else None
+    recipe, svd, splits = look(config.train, source)
+    device = make_fabric(config.train.device).device
+    return svd, Pruning(svd, config, recipe.input_shape, splits, device, choices).select()

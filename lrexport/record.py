@@ -19,6 +19,7 @@ SVD, MODEL = "svd.safetensors", "model.safetensors"
 DENSE_ONNX, MODEL_ONNX = "dense.onnx", "model.onnx"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoint"
 Scheme = Literal["spatial", "channel", "input-channel", "linear"]
+AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
 
 
 class _Strict(BaseModel):

@@ -7,21 +7,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.job import Event, Job, to_svd_form
 from lrexport.lowrank.costs import plan_macs
-from lrexport.lowrank.fold import fold
 from lrexport.lowrank.regularisers import losses
-from lrexport.lowrank.selection import Selection
+from lrexport.pruning import Pruning
 from lrexport.record import BASELINE, DENSE, DENSE_ONNX, MODEL, MODEL_ONNX, SVD, Results
 from lrexport.training.checkpoints import clear_checkpoints, save_checkpoint
 from lrexport.training.loops import Stage, train_stage
-from lrexport.training.scoring import reestimate_batchnorm, score
-
-_BATCHNORM_BATCH = 250
 
 
 def train_dense(job: Job) -> None:
@@ -56,22 +51,14 @@ def train_svd(job: Job) -> None:
     _save(job)
 
 
-def prune(job: Job, selection: Selection, batchnorm_images: int) -> nn.Module:
-    """Fold the plan's ranks, and repair BatchNorm's statistics on that many training images."""
+def prune(job: Job, pruning: Pruning) -> nn.Module:
+    """Choose ranks, fold them, and repair what that broke."""
+    selection = pruning.select()
     job.record.plan = selection.plan
     job.record.notes += selection.warnings
-    network = fold(job.svd, selection.plan)
-    event: Event = {"event": "plan", "threshold": selection.threshold}
+    network, scores = pruning.fold(selection)
+    event: Event = {"event": "plan", "threshold": selection.threshold, **scores}
     event |= {"macs": plan_macs(job.svd, selection.plan), "dense_macs": job.svd.dense_macs}
-    if job.splits is not None:
-        device = job.fabric.device
-        network.to(device)
-        event["heldout_top1"] = score(network, job.splits.heldout, device, "heldout").top1
-        # Drawn at random: folders list their images class by class.
-        drawn = torch.randperm(len(job.splits.train), generator=torch.Generator().manual_seed(job.config.seed))
-        images = job.splits.train.subset(drawn[:batchnorm_images])
-        if len(images) and reestimate_batchnorm(network, images.batches(_BATCHNORM_BATCH, device)):
-            event["heldout_top1_after_batchnorm"] = score(network, job.splits.heldout, device, "heldout").top1
     job.on_event(event)
     return network
 

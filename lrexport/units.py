@@ -17,6 +17,16 @@ def parse_share(text: str) -> float:
     return value
 
 
+def parse_bytes(text: str) -> int:
+    """Bytes from ``"500KB"``, ``"1.5 MB"``, ``"64 KiB"`` or ``"1234 B"``. Raises UsageError; a number needs its unit."""
+    sizes = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]+)\s*", text)
+    size = sizes.get(match[2].upper()) if match else None
+    if match is None or size is None or round(float(match[1]) * size) < 1:
+        raise UsageError(f"{text!r} is no size", "Give a number and its unit: 500KB, 1.5MB, 64KiB.")
+    return round(float(match[1]) * size)
+
+
 def format_bytes(count: float) -> str:
     """``1234567`` → ``"1.23 MB"`` (decimal units)."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):

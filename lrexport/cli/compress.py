@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from lrexport.cli.options import (
     RUN,
     EpochsOrSame,
     ShareType,
+    SizeType,
+    choice_option,
     count_option,
     is_run,
     json_option,
+    switch_option,
     train_config,
     training_options,
 )
-from lrexport.config import FINISHED, TRAINING, CompressConfig, Goal
+from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig, Goal
 from lrexport.errors import UsageError
 
 BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
@@ -32,7 +36,19 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
     "--energy", type=click.FloatRange(0, 1), metavar="X", help="Largest share of a layer's energy to drop, as 1e-2."
 )
 @click.option("--macs", type=ShareType(), help="MACs to reach, as a share of the dense network's: 0.5 or 50%.")
+@click.option("--params", type=ShareType(), help="Parameters to reach, as a share of the dense network's.")
+@click.option("--size", type=SizeType(), help="Bytes of model.onnx to reach: 500KB, 1.5MB, 64KiB.")
+@click.option(
+    "--accuracy-drop",
+    type=click.FloatRange(0, 100),
+    metavar="POINTS",
+    help="Fewest MACs at which pruning, before fine-tuning, costs at most these points of held-out top-1.",
+)
 @click.option("--plan", type=FILE, help="Ranks from a plan file, edited by hand perhaps, or from another run.")
+@choice_option(CompressConfig, "rule", ("global", "threshold"), "All layers weighed together, or the paper's one threshold.")
+@switch_option(CompressConfig, "weighting", "Weight the energy by the second moment of each layer's input.")
+@switch_option(CompressConfig, "reconstruct", "Refit the pairs to the dense layers' outputs by least squares.")
+@count_option(CompressConfig, "calibration_images", "Training images for weighting and refitting; labels are not used.")
 @count_option(CompressConfig, "fine_tune_epochs", "Epochs after folding.")
 @click.option("--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE)
 @count_option(CompressConfig, "batchnorm_images", "Training images for BatchNorm's statistics after pruning.")
@@ -97,7 +113,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
 def _goal(options: dict[str, Any]) -> Goal:
     """The goal that was given nearest to the user: on the command line before the environment before a file."""
     context = click.get_current_context()
-    given = {name: options.pop(name) for name in ("energy", "macs", "plan")}
+    given = {name: options.pop(name) for name in (field.name for field in fields(Goal))}
     order = [ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP]
     for place in order:
         here = {name: value for name, value in given.items() if context.get_parameter_source(name) is place}
@@ -126,7 +142,7 @@ def _refuse_finished(source: Path) -> None:
     context = click.get_current_context()
     trained = (source / SVD).is_file()
     for name in FINISHED:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and (trained or name != "scheme"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and (trained or name not in BY_SVD_TRAINING):
             flag = "--" + name.replace("_", "-")
             raise UsageError(
                 f"{flag} belongs to a stage that {source} has behind it", "Compress the model anew to change it."

@@ -79,21 +79,28 @@ def _parse(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no valid TOML: {error}") from error
 
 
-def _options(command: click.Command) -> dict[str, click.Parameter]:
+def _options(command: click.Command) -> dict[str, click.Option]:
     """Option names as written in TOML, ``svd-epochs``, also ``svd_epochs``."""
-    found: dict[str, click.Parameter] = {}
+    found: dict[str, click.Option] = {}
     for parameter in command.params:
-        for option in parameter.opts if isinstance(parameter, click.Option) else ():
+        if not isinstance(parameter, click.Option):
+            continue
+        for option in parameter.opts:
             if option.startswith("--") and option != "--help":
                 found[option[2:]] = parameter
                 found[option[2:].replace("-", "_")] = parameter
     return found
 
 
-def _checked(path: Path, key: str, value: Any, parameter: click.Parameter, command: str = "") -> Any:
+def _checked(path: Path, key: str, value: Any, parameter: click.Option, command: str = "") -> Any:
     given = [str(item) for item in value] if isinstance(value, list) else value
     wanted = parameter.type
-    if isinstance(parameter, click.Option) and parameter.is_flag:
+    if parameter.multiple:
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in items):
+            raise _wrong(path, key, f"{key} is {value!r}, text or a list of texts was wanted", command)
+        return items
+    if parameter.is_flag:
         if not isinstance(value, bool):
             raise _wrong(path, key, f"{key} is a {_kind(value)}, true or false was wanted", command)
         return value

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lrexport.plans import Entry
 
 _NAME_WIDTH = 28  # of a first column that is longer, when a terminal is too narrow for everything
+_REPAIRS = {
+    "heldout_top1_after_reconstruction": "reconstructed",
+    "heldout_top1_after_batchnorm": "with BatchNorm re-estimated",
+}
 _STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 
 
@@ -187,11 +191,13 @@ class Progressing:
 def _plan_line(event: dict[str, Any]) -> str:
     share = event["macs"] / event["dense_macs"]
     line = f"plan: {format_count(event['macs'])} of {format_count(event['dense_macs'])} MACs ({share:.3f})"
-    line += f", at most {100 * event['threshold']:.3g} % of a layer's energy dropped"
+    if event["threshold"] is not None:
+        line += f", at most {100 * event['threshold']:.3g} % of a layer's energy dropped"
     if "heldout_top1" in event:
-        line += f"; held-out top-1 {format_percent(event['heldout_top1'])}"
-    if "heldout_top1_after_batchnorm" in event:
-        line += f", {format_percent(event['heldout_top1_after_batchnorm'])} with BatchNorm re-estimated"
+        line += f"; held-out top-1 {format_percent(event['heldout_top1'])} as folded"
+    for key, repair in _REPAIRS.items():
+        if key in event:
+            line += f", {format_percent(event[key])} {repair}"
     return line
 
 

@@ -11,7 +11,7 @@ import click
 
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
-from lrexport.units import parse_share
+from lrexport.units import parse_bytes, parse_share
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,6 +40,20 @@ class ShareType(click.ParamType[float]):
             return parse_share(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class SizeType(click.ParamType[int]):
+    """``500KB`` → 500000."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(str(value))
+        except UsageError as error:
+            self.fail(f"{error}. {error.hint}", param, ctx)
 
 
 class EpochsOrSame(click.ParamType[int | str]):
@@ -84,6 +98,13 @@ def count_option(config: type, name: str, text: str, least: int = 0) -> Callable
     return _option(config, name, click.IntRange(least), "N", text)
 
 
+def switch_option(config: type, name: str, text: str) -> Callable[[Command], Command]:
+    """``--name/--no-name``."""
+    default = next(field.default for field in fields(config) if field.name == name)
+    flag = name.replace("_", "-")
+    return click.option(f"--{flag}/--no-{flag}", default=default, show_default=True, help=text)
+
+
 def number_option(config: type, name: str, text: str, **limits: Any) -> Callable[[Command], Command]:
     """A number within ``limits``, as click.FloatRange takes them."""
     return _option(config, name, click.FloatRange(**{"min": 0, **limits}), "X", text)
@@ -107,7 +128,13 @@ def training_options() -> Callable[[Command], Command]:
             "--input-shape", type=ShapeType(), help="Shape of one input: 3,224,224, or 64 or 1,16000 or 3,16,112,112."
         ),
         click.option("--download", is_flag=True, help="Let cifar10 and cifar100 be fetched."),
-        choice_option(made, "scheme", ("spatial", "channel", "input-channel"), "How kernels become matrices."),
+        choice_option(
+            made,
+            "scheme",
+            ("spatial", "channel", "input-channel", "auto"),
+            "How kernels become matrices; auto: layer by layer.",
+        ),
+        click.option("--keep", multiple=True, metavar="PATTERN", help="Layers to leave dense, as 'layer1.*'; repeatable."),
         count_option(made, "dense_epochs", "Epochs of dense training first [default: 0 with weights, 20 without]."),
         count_option(made, "svd_epochs", "Epochs in SVD form."),
         number_option(made, "orthogonality", "λ_o of the paper's equation 3."),

@@ -13,9 +13,9 @@ from lrexport.errors import UsageError
 from lrexport.lowrank import svd_form
 from lrexport.lowrank.inspection import Factorisable, SchemeFacts, inspect_layers
 from lrexport.lowrank.kernels import WEIGHTED
-from lrexport.lowrank.schemes import CONV_SCHEMES, AskedScheme
+from lrexport.lowrank.schemes import CONV_SCHEMES
 from lrexport.lowrank.tracing import eval_mode, run_once
-from lrexport.record import DenseLayer
+from lrexport.record import AskedScheme, DenseLayer
 
 __all__ = ["Factorisable", "SVDNetwork", "SchemeFacts", "decompose", "eval_mode", "inspect_layers", "run_once"]
 

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrize
 
 from lrexport.errors import InputError
 from lrexport.lowrank.kernels import WEIGHTED, LayerCall, dense_macs, spec_of
-from lrexport.lowrank.schemes import SCHEMES, AskedScheme, scheme_for, schemes_of
+from lrexport.lowrank.schemes import SCHEMES, scheme_for, schemes_of
 from lrexport.lowrank.tracing import trace
-from lrexport.record import DenseKind, DenseLayer, Scheme
+from lrexport.record import AskedScheme, DenseKind, DenseLayer, Scheme
 from lrexport.units import format_count
 
 # These hand their children's weights to fused functions instead of calling the children.

@@ -40,12 +40,15 @@ class Refit:
 
 
 @torch.no_grad()
-def reconstruct(network: nn.Module, svd: SVDNetwork, plan: Plan, images: Tensor, seed: int = 0) -> dict[str, Refit]:
+def reconstruct(
+    network: nn.Module, svd: SVDNetwork, plan: Plan, images: Tensor, weights: bool = True, seed: int = 0
+) -> dict[str, Refit]:
     """Refit the pairs of ``network``, folded from ``svd`` by ``plan``, in place, on ``images`` (N, …) in one batch.
 
-    BatchNorm's running statistics become those of ``images``. A bias is refitted too, where a layer has one. A layer with
-    more taps than the images determine, or than are worth it, gets its bias corrected only; one that is called more than
-    once, or shares its weight, is left alone. Returns the errors of the layers that were looked at.
+    BatchNorm's running statistics become those of ``images``. A bias is corrected, where a layer has one, so that the mean
+    output is the dense layer's; that alone is done where ``weights`` is false, and for a layer with more taps than the
+    images determine or than are worth it. A layer that is called more than once, or shares its weight, is left alone.
+    Returns the errors of the layers that were looked at.
     """
     names = [name for name, layer in plan.items() if isinstance(layer, FactorisedLayer) and len(svd.layers[name].names) == 1]
     targets = _dense_outputs(svd, names, images, torch.Generator().manual_seed(seed))
@@ -57,7 +60,7 @@ def reconstruct(network: nn.Module, svd: SVDNetwork, plan: Plan, images: Tensor,
 
         def hook(pair: nn.Sequential, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             assert isinstance(planned, FactorisedLayer)
-            found[name] = _refit(layer, planned, pair, args[0], output, targets[name], name in absorbed)
+            found[name] = _refit(layer, planned, pair, args[0], output, targets[name], name in absorbed, weights)
             result: Tensor = pair[1](pair[0](args[0]))
             return result
 
@@ -134,9 +137,16 @@ def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> s
 
 
 def _refit(
-    layer: Any, planned: FactorisedLayer, pair: Any, given: Tensor, output: Tensor, target: _Target, absorbed: bool
+    layer: Any,
+    planned: FactorisedLayer,
+    pair: Any,
+    given: Tensor,
+    output: Tensor,
+    target: _Target,
+    absorbed: bool,
+    weights: bool,
 ) -> Refit:
-    """Fit one pair's weights and bias; ``absorbed`` says that the mean of its output does not matter."""
+    """Fit one pair's weights, where asked, and bias; ``absorbed`` says that the mean of its output does not matter."""
     spec, scheme = spec_of(layer), SCHEMES[planned.scheme]
     patches = columns_of(layer, patches_at(layer, given, output, target.numbers), planned.scheme)
     groups = (spec.groups, -1)
@@ -146,7 +156,7 @@ def _refit(
     centred = absorbed or layer.bias is not None
     error = _relative_error(found, wanted, centred)
     features = patches.shape[2] * patches.shape[3]
-    if features <= _MOST_TAPS and patches.shape[1] >= 2 * features:
+    if weights and features <= _MOST_TAPS and patches.shape[1] >= 2 * features:
         inputs, outputs = (_less_mean(patches), _less_mean(wanted)) if centred else (patches, wanted)
         dense = scheme.matrix(layer.weight, spec).reshape(spec.groups, *scheme.matrix_shape(spec))
         left, right = balanced(*fit_pair(inputs, outputs, dense, planned.rank))

@@ -13,14 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from lrexport.lowrank.kernels import PLAIN, TRANSPOSED, KernelSpec, LayerCall, spec_of
 from lrexport.record import Scheme
-
-AskedScheme = Scheme | Literal["auto"]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lrexport.lowrank.costs import (
 from lrexport.lowrank.decompose import Factorisable, SVDNetwork
 from lrexport.lowrank.moments import Moments
 from lrexport.lowrank.truncation import Truncation, Truncations, every_scheme_of, truncations
-from lrexport.record import FactorisedLayer, Plan, Scheme
+from lrexport.record import DenseLayer, FactorisedLayer, Plan, Scheme
 from lrexport.units import format_count, format_percent
 
 Rule = Literal["global", "threshold"]
@@ -98,16 +98,11 @@ def within(svd: SVDNetwork, found: Truncations, cost: Cost, budget: float, rule:
     fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())
     least = fixed + knapsack.least_cost(options)
     if least > budget:
-        raise _out_of_reach(svd, cost, budget, least)
+        raise out_of_reach(svd, cost, budget, least)
     solution = knapsack.minimise(options, budget - fixed)
     plan: Plan = dict(svd.dense)
     for name, index in zip(names, solution.chosen, strict=True):
-        layer, choice = svd.layers[name], choices[name][index]
-        if choice.scheme is None:
-            plan[name] = dense_layer(layer, "chosen", _CHOSEN)
-        else:
-            dropped = float(found[name][choice.scheme].energy_dropped[choice.rank])
-            plan[name] = plan_layer(layer, choice.rank, 1 - dropped, choice.scheme)
+        plan[name] = _entry(svd.layers[name], found[name], choices[name][index])
     warnings = () if solution.optimal else ("the search was cut short: a slightly better plan may exist",)
     return Selection(in_order(svd, plan), None, (*svd.notes, *warnings), found)
 
@@ -124,6 +119,15 @@ def at_threshold(svd: SVDNetwork, found: Truncations, threshold: float) -> Selec
         dropped = float(found[name][scheme].energy_dropped[ranks[scheme]])
         plan[name] = plan_layer(layer, ranks[scheme], 1 - dropped, scheme)
     return Selection(in_order(svd, plan), threshold, (*svd.notes, *_warnings(plan, threshold)), found)
+
+
+def smallest(svd: SVDNetwork, found: Truncations, cost: Cost) -> Selection:
+    """The plan that costs least: rank 1 wherever that is less than the layer."""
+    plan: Plan = dict(svd.dense)
+    for name, layer in svd.layers.items():
+        choice = min(_choices(layer, found[name], cost), key=lambda choice: choice.cost)
+        plan[name] = _entry(layer, found[name], choice)
+    return Selection(in_order(svd, plan), None, svd.notes, found)
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,12 @@ def _choices(layer: Factorisable, found: Mapping[Scheme, Truncation], cost: Cost
     return choices
 
 
+def _entry(layer: Factorisable, found: Mapping[Scheme, Truncation], choice: _Choice) -> FactorisedLayer | DenseLayer:
+    if choice.scheme is None:
+        return dense_layer(layer, "chosen", _CHOSEN)
+    return plan_layer(layer, choice.rank, 1 - float(found[choice.scheme].energy_dropped[choice.rank]), choice.scheme)
+
+
 def _rank_for(truncation: Truncation, threshold: float) -> int:
     return max(1, int((truncation.energy_dropped > threshold).sum()))
 
@@ -163,7 +173,7 @@ def _least_threshold(svd: SVDNetwork, found: Truncations, cost: Cost, budget: fl
 
     last = len(steps) - 1
     if price(last) > budget:
-        raise _out_of_reach(svd, cost, budget, price(last))
+        raise out_of_reach(svd, cost, budget, price(last))
     return float(steps[first_true(last, lambda step: price(step) <= budget)])
 
 
@@ -176,7 +186,8 @@ def first_true(last: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
+def out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
+    """The error for a budget below ``least``."""
     whole, name = whole_cost(svd, cost), NAMES[cost]
     return UsageError(
         f"{format_percent(budget / whole)} of the {name} is out of reach",

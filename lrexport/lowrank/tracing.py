@@ -93,6 +93,23 @@ def _call(layer: nn.Module, given: Tensor, output: Tensor) -> LayerCall:
     return LayerCall(samples, tuple(given.shape[-axes:]), tuple(output.shape[-axes:]))
 
 
+def largest_output(network: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """The most values that one module of the network puts out for one input of ``input_shape``."""
+    sizes = [1]
+
+    def note(_module: nn.Module, _args: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    try:
+        run_once(network, input_shape)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sizes)
+
+
 @torch.no_grad()
 def run_once(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     """Output for one input of zeros in eval mode. Raises InputError naming the shape where the network refuses it."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.data.images import ImageSet
-from lrexport.lowrank.decompose import eval_mode
+from lrexport.lowrank.reconstruct import batch_statistics
+from lrexport.lowrank.tracing import eval_mode
 from lrexport.record import Accuracy
 from lrexport.training.engine import fast_layout
 
@@ -37,22 +38,13 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
     Pruning changes every layer's output distribution; this repairs the statistics in seconds. Returns whether there was
     a BatchNorm at all. Dropout and the rest stay in eval mode.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms:
-        return False
-    momenta = [norm.momentum for norm in norms]
-    with eval_mode(network):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
-            norm.train()
+    with eval_mode(network), batch_statistics(network) as norms:
+        if not norms:
+            return False
         size = 0
         for images, _ in batches:
             if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
                 break
             size = len(images)
             network(fast_layout(images))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     return True

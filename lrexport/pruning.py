@@ -1,0 +1,171 @@
+"""From a network in SVD form to the folded one: ranks chosen for any goal, pairs refitted, statistics re-estimated."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrexport.config import CompressConfig
+from lrexport.data.images import ImageSet, Splits
+from lrexport.errors import UsageError
+from lrexport.export.onnx_export import export_onnx
+from lrexport.lowrank.costs import Cost, plan_cost, whole_cost
+from lrexport.lowrank.decompose import SVDNetwork
+from lrexport.lowrank.fold import fold
+from lrexport.lowrank.moments import Moments, Schemes, input_moments
+from lrexport.lowrank.plans import plan_from_choices, schemes_in
+from lrexport.lowrank.reconstruct import reconstruct
+from lrexport.lowrank.selection import Selection, at_threshold, first_true, select, smallest, within
+from lrexport.lowrank.tracing import largest_output
+from lrexport.lowrank.truncation import every_scheme_of, own_schemes_of, truncations
+from lrexport.plans import Choice
+from lrexport.training.scoring import reestimate_batchnorm, score
+from lrexport.units import format_bytes, format_percent
+
+_BATCH = 125  # images at a time where only sums are wanted
+_BATCHNORM_BATCH = 250
+_MOST_VALUES = 1 << 26  # of one layer's outputs for all images of a reconstruction, 256 MB
+_GRID = 64  # steps of the line search for an accuracy drop
+_SIZE_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What ranks are chosen and pairs repaired with: a network in SVD form, choices, and data where there is any."""
+
+    svd: SVDNetwork
+    config: CompressConfig
+    input_shape: tuple[int, ...]
+    splits: Splits | None
+    device: torch.device
+    choices: Mapping[str, Choice] | None = None
+
+    def select(self) -> Selection:
+        """The plan for the configuration's goal.
+
+        Raises UsageError for a goal out of reach, with the least that can be reached, and for one that needs data.
+        """
+        goal, moments = self.config.goal, self._moments()
+        if self.choices is not None:
+            return plan_from_choices(self.svd, self.choices, str(goal.plan), moments)
+        if goal.size is not None:
+            return self._within_bytes(goal.size, moments)
+        if goal.accuracy_drop is not None:
+            return self._within_drop(goal.accuracy_drop, moments)
+        every = self.config.train.scheme == "auto"
+        options: dict[str, Any] = {"rule": self.config.rule, "moments": moments, "every_scheme": every}
+        return select(self.svd, energy=goal.energy, macs=goal.macs, params=goal.params, **options)
+
+    def fold(self, selection: Selection) -> tuple[nn.Module, dict[str, float]]:
+        """The folded network, repaired where there is data, and its held-out top-1 as folded and after each repair."""
+        network = fold(self.svd, selection.plan, selection.truncations)
+        if self.splits is None:
+            return network, {}
+        network.to(self.device)
+        scores = {"heldout_top1": self._heldout(network)}
+        images = self._images(self.config.calibration_images)
+        if len(images):
+            most = max(1, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
+            few = images.subset(torch.arange(min(len(images), most)))
+            whole = torch.cat([batch for batch, _ in few.batches(_BATCH, self.device)])
+            reconstruct(network, self.svd, selection.plan, whole, self.config.reconstruct)
+            scores["heldout_top1_after_reconstruction"] = self._heldout(network)
+        images = self._images(self.config.batchnorm_images)
+        if len(images) and reestimate_batchnorm(network, images.batches(_BATCHNORM_BATCH, self.device)):
+            scores["heldout_top1_after_batchnorm"] = self._heldout(network)
+        return network, scores
+
+    def _heldout(self, network: nn.Module) -> float:
+        assert self.splits is not None
+        return score(network, self.splits.heldout, self.device, "heldout").top1
+
+    def _images(self, most: int) -> ImageSet:
+        """Training images drawn at random: folders list theirs class by class."""
+        assert self.splits is not None
+        generator = torch.Generator().manual_seed(self.config.train.seed)
+        drawn = torch.randperm(len(self.splits.train), generator=generator)
+        return self.splits.train.subset(drawn[:most])
+
+    def _moments(self) -> Moments | None:
+        if self.splits is None or not self.config.weighting or self.config.goal.energy is not None:
+            return None  # equation 4 is about the kernel's own energy
+        images = self._images(self.config.calibration_images)
+        self.svd.network.to(self.device)
+        return input_moments(self.svd, images.batches(_BATCH, self.device), self._schemes()) if len(images) else None
+
+    def _schemes(self) -> Schemes:
+        if self.choices is not None:
+            return schemes_in(self.svd, self.choices, str(self.config.goal.plan))
+        return every_scheme_of(self.svd) if self.config.train.scheme == "auto" else own_schemes_of(self.svd)
+
+    def _within_bytes(self, size: int, moments: Moments | None) -> Selection:
+        """The plan whose file has at most ``size`` bytes: parameters in four bytes each, and whatever else a file has.
+
+        What else depends a little on the plan, so the budget of parameters is corrected by files that are really written.
+        """
+        found = truncations(self.svd, moments, self._schemes())
+        cost: Cost = "params"
+
+        def measured(budget: float) -> tuple[Selection, int, float]:
+            selection = within(self.svd, found, cost, budget, self.config.rule)
+            written = self._written_bytes(fold(self.svd, selection.plan, found))
+            return selection, written, written - 4.0 * plan_cost(self.svd, selection.plan, cost)
+
+        best = smallest(self.svd, found, cost)
+        least, most = plan_cost(self.svd, best.plan, cost), whole_cost(self.svd, cost)
+        written = self._written_bytes(fold(self.svd, best.plan, found))
+        if written > size:
+            raise UsageError(
+                f"a file of {format_bytes(size)} is out of reach",
+                f"The smallest plan, rank 1 in every layer, is written as {written:,} bytes.",
+            )
+        overhead = written - 4.0 * least
+        for _ in range(_SIZE_TRIES):
+            selection, written, overhead = measured(min(float(most), max((size - overhead) / 4, least)))
+            better = plan_cost(self.svd, selection.plan, cost) > plan_cost(self.svd, best.plan, cost)
+            if written <= size and better:
+                best = selection
+            elif written <= size:
+                break
+        return best
+
+    def _written_bytes(self, network: nn.Module) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            return export_onnx(network, Path(folder) / "model.onnx", self.input_shape).bytes
+
+    def _within_drop(self, points: float, moments: Moments | None) -> Selection:
+        """The cheapest plan that loses at most ``points`` of held-out top-1 by pruning and repair, before any fine-tuning.
+
+        The line search of Yang et al. 2020, section 3.3: over shares of the MACs by the global rule, over e by the threshold
+        rule, on a grid, cheapest last. Accuracy is taken to fall with cost.
+        """
+        if self.splits is None:
+            raise UsageError("--accuracy-drop needs data to measure accuracy on", "Give --data, or another goal.")
+        found = truncations(self.svd, moments, self._schemes())
+        self.svd.network.to(self.device)
+        dense = self._heldout(self.svd.network)
+        least, most = plan_cost(self.svd, smallest(self.svd, found, "macs").plan, "macs"), whole_cost(self.svd, "macs")
+
+        def plan(step: int) -> Selection:
+            if self.config.rule == "threshold":  # from everything to nothing dropped, in equal ratios
+                return at_threshold(self.svd, found, 10 ** (-5 * step / (_GRID - 1)) if step < _GRID - 1 else 0.0)
+            return within(self.svd, found, "macs", least + (most - least) * step / (_GRID - 1))
+
+        lost: dict[int, float] = {_GRID - 1: 0.0}
+
+        def holds(step: int) -> bool:
+            if step not in lost:
+                _, scores = self.fold(plan(step))
+                lost[step] = 100 * (dense - list(scores.values())[-1])
+            return lost[step] <= points
+
+        step = first_true(_GRID - 1, holds)
+        selection = plan(step)
+        told = f"held-out top-1 {format_percent(dense)} in SVD form; pruned to this plan it fell by {lost[step]:.2f} points"
+        return replace(selection, warnings=(*selection.warnings, told))
