@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,7 +16,7 @@ from urllib.parse import parse_qsl
 from torch import nn
 
 from lrexport.errors import InputError, UsageError
-from lrexport.models import cifar_resnet
+from lrexport.models import cifar_resnet, zoo
 from lrexport.models.vision import torchvision
 from lrexport.record import ModelSource
 
@@ -75,8 +76,9 @@ def resolve(model: str, input_shape: Shape | None = None) -> ModelRecipe:
 def from_record(source: ModelSource) -> ModelRecipe:
     """Recipe of a run's network."""
     kwargs = dict(source.kwargs)
-    if source.source.startswith("torchvision:"):
-        kwargs.pop("weights", None)  # the run's own weights follow
+    if source.source.startswith("torchvision:") and (weights := kwargs.pop("weights", None)) is not None:
+        # The run's own weights follow, but torchvision's may have set more than values.
+        kwargs = {**zoo.options_of_weights(source.source.removeprefix("torchvision:"), weights), **kwargs}
     return _resolve(source.source, kwargs, source.input_shape)
 
 
@@ -110,14 +112,8 @@ def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | 
     if name not in known:
         close = difflib.get_close_matches(name, known, 3)
         raise UsageError(f"torchvision has no model {name!r}", f"Close: {', '.join(close)}." if close else None)
-    options = {"weights": None}
-    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
-        options["weights_backbone"] = None  # else torchvision downloads one unasked
     size = 299 if name == "inception_v3" else 224
-
-    def build(**given: Any) -> nn.Module:
-        return models.get_model(name, **{**options, **given})
-
+    build = partial(zoo.build, name)
     return ModelRecipe(source, build, input_shape or (3, size, size), kwargs, takes_num_classes=True, is_named=True)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lrexport.artifacts import tensors
 from lrexport.errors import InputError
-from lrexport.models import cifar_resnet
+from lrexport.models import cifar_resnet, zoo
 from lrexport.models.vision import torchvision
 
 _SHOWN = 10
@@ -22,7 +22,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises InputError naming missing and unexpected tensors, shapes that differ and the closest known network, or the
     layer that holds NaN or infinity.
     """
-    given = _with_our_names(tensors.load(path), network)
+    given = zoo.without_auxiliary(_with_our_names(tensors.load(path), network), network)
     wanted = network.state_dict()
     # BatchNorm's counter is absent from old checkpoints, and nothing depends on it.
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
