@@ -32,7 +32,7 @@ def build(name: str, **options: Any) -> nn.Module:
         defaults["weights_backbone"] = None
     if name in ("googlenet", "inception_v3") and options.get("weights") is None:
         defaults["init_weights"] = True
-    network: nn.Module = models.get_model(name, **{**defaults, **options})
+    network: Any = models.get_model(name, **{**defaults, **options})
     for part in _AUXILIARY:
         if isinstance(getattr(network, part, None), nn.Module):
             setattr(network, part, None)
