@@ -134,7 +134,8 @@ class CompressConfig:
 
     def to_record(self) -> dict[str, Any]:
         own = {key: value for key, value in asdict(self).items() if key != "train"}
-        return {**self.train.to_record(), **own, "goal": _plain(asdict(self.goal))}
+        goal = {key: value for key, value in _plain(asdict(self.goal)).items() if value is not None}
+        return {**self.train.to_record(), **own, "goal": goal}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from lrexport.lowrank.tracing import largest_output
 from lrexport.lowrank.truncation import every_scheme_of, own_schemes_of, truncations
 from lrexport.plans import Choice
 from lrexport.training.scoring import reestimate_batchnorm, score
-from lrexport.units import format_bytes, format_percent
+from lrexport.units import format_bytes
 
 _BATCH = 125  # images at a time where only sums are wanted
 _BATCHNORM_BATCH = 250
@@ -165,7 +165,4 @@ class Pruning:
                 lost[step] = 100 * (dense - list(scores.values())[-1])
             return lost[step] <= points
 
-        step = first_true(_GRID - 1, holds)
-        selection = plan(step)
-        told = f"held-out top-1 {format_percent(dense)} in SVD form; pruned to this plan it fell by {lost[step]:.2f} points"
-        return replace(selection, warnings=(*selection.warnings, told))
+        return replace(plan(first_true(_GRID - 1, holds)), heldout_top1=dense)

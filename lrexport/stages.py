@@ -58,6 +58,8 @@ def prune(job: Job, pruning: Pruning) -> nn.Module:
     job.record.notes += selection.warnings
     network, scores = pruning.fold(selection)
     event: Event = {"event": "plan", "threshold": selection.threshold, **scores}
+    if selection.heldout_top1 is not None:
+        event["heldout_top1_before"] = selection.heldout_top1
     event |= {"macs": plan_macs(job.svd, selection.plan), "dense_macs": job.svd.dense_macs}
     job.on_event(event)
     return network

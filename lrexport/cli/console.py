@@ -193,6 +193,8 @@ def _plan_line(event: dict[str, Any]) -> str:
     line = f"plan: {format_count(event['macs'])} of {format_count(event['dense_macs'])} MACs ({share:.3f})"
     if event["threshold"] is not None:
         line += f", at most {100 * event['threshold']:.3g} % of a layer's energy dropped"
+    if "heldout_top1_before" in event:
+        line += f"; held-out top-1 {format_percent(event['heldout_top1_before'])} before"
     if "heldout_top1" in event:
         line += f"; held-out top-1 {format_percent(event['heldout_top1'])} as folded"
     for key, repair in _REPAIRS.items():

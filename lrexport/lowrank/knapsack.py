@@ -1,7 +1,8 @@
 """One option for every layer: the least total loss within a budget (the multiple-choice knapsack problem), exactly.
 
 Source: Kellerer, Pferschy, Pisinger, "Knapsack Problems" (2004), chapter 11: the linear relaxation by convex hulls gives
-a bound and a first solution; options and partial solutions that cannot beat it are dropped; what is left is enumerated.
+a bound and a first solution, which exchanges between two layers improve; options and partial solutions that cannot beat
+it are dropped; what is left is enumerated.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 # Partial solutions kept at once. Real networks need hundreds; past this the best by bound go on, and `optimal` says so.
 _MOST_STATES = 100_000
+# A first search with these few finds a solution by which the whole search has far fewer to keep.
+_FEW_STATES = 200
 # Differences of losses below this share of the whole are rounding.
 _RELATIVE_ZERO = 1e-12
 
@@ -49,8 +52,11 @@ def minimise(layers: Sequence[Options], budget: float) -> Solution:
         raise ValueError(f"the cheapest choice costs {least_cost(layers)}, more than {budget}")
     kept = [_undominated(layer) for layer in layers]
     own = [Options(layer.losses[index], layer.costs[index]) for layer, index in zip(layers, kept, strict=True)]
-    price, first = _relax(own, budget)
-    picks, optimal = _enumerate(own, budget, price, first)
+    price, picks = _relax(own, budget)
+    for most in (_FEW_STATES, _MOST_STATES):
+        picks, optimal = _enumerate(own, budget, price, _exchange(own, budget, picks), most)
+        if optimal:
+            break
     chosen = tuple(int(index[pick]) for index, pick in zip(kept, picks, strict=True))
     loss, cost = _totals(layers, chosen)
     return Solution(chosen, loss, cost, optimal)
@@ -107,8 +113,37 @@ def _relax(layers: Sequence[Options], budget: float) -> tuple[float, list[int]]:
     return price, picks
 
 
-def _enumerate(layers: Sequence[Options], budget: float, price: float, first: list[int]) -> tuple[list[int], bool]:
-    """The best choice, from partial choices that could still beat the best one known; and whether none was cut."""
+def _exchange(layers: Sequence[Options], budget: float, first: list[int]) -> list[int]:
+    """``first`` after changing two layers at once, to what loses least together, as long as that loses less."""
+    picks = list(first)
+    owner = np.concatenate([np.full(len(layer.costs), position) for position, layer in enumerate(layers)])
+    option = np.concatenate([np.arange(len(layer.costs)) for layer in layers])
+    costs, losses = (np.concatenate([getattr(layer, name) for layer in layers]) for name in ("costs", "losses"))
+    while True:
+        loss, cost = _totals(layers, picks)
+        current = np.array([(layer.costs[pick], layer.losses[pick]) for layer, pick in zip(layers, picks, strict=True)])
+        more, change = costs - current[owner, 0], losses - current[owner, 1]
+        # Of all options that are at most so much dearer, the one that gains most; of the same layer, the pair is skipped.
+        order = np.argsort(more, kind="stable")
+        gains = np.minimum.accumulate(change[order])
+        best = order[np.maximum.accumulate(np.where(change[order] == gains, np.arange(len(order)), 0))]
+        fitting = np.searchsorted(more[order], budget - cost - more, side="right") - 1
+        partner = best[fitting.clip(0)]
+        together = np.where((fitting >= 0) & (owner[partner] != owner), change + change[partner], np.inf)
+        index = int(together.argmin())
+        if not together[index] < -_RELATIVE_ZERO * max(1.0, loss):
+            return picks
+        for each in (index, int(partner[index])):
+            picks[owner[each]] = int(option[each])
+
+
+def _enumerate(
+    layers: Sequence[Options], budget: float, price: float, first: list[int], most: int
+) -> tuple[list[int], bool]:
+    """The best choice, from partial choices that could still beat the best one known; and whether none was cut.
+
+    At most ``most`` partial choices are kept at once.
+    """
     # What an option loses at this price beyond its layer's best: no choice is better than the bound plus its gaps.
     priced = [layer.losses + price * layer.costs for layer in layers]
     gaps = [value - value.min() for value in priced]
@@ -133,8 +168,8 @@ def _enumerate(layers: Sequence[Options], budget: float, price: float, first: li
         costs, losses, gap = (part.ravel() for part in grid)
         alive = np.flatnonzero((gap <= room) & (costs + rest <= budget))
         alive = alive[_pareto(costs[alive], losses[alive])]
-        if len(alive) > _MOST_STATES:
-            alive, optimal = np.sort(alive[np.argsort(gap[alive], kind="stable")[:_MOST_STATES]]), False
+        if len(alive) > most:
+            alive, optimal = np.sort(alive[np.argsort(gap[alive], kind="stable")[:most]]), False
         costs, losses, gap = costs[alive], losses[alive], gap[alive]
         trail.append((alive // len(options), options[alive % len(options)]))
         if not len(alive):

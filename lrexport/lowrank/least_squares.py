@@ -12,7 +12,7 @@ from torch import Tensor
 from lrexport.lowrank.truncation import weighted_basis
 
 # Strength of the pull to the dense kernel, relative to the mean second moment: what few samples leave open stays as it was.
-_RIDGE = 1e-3
+RIDGE = 1e-3
 _ROUNDS = 2  # of refitting the first half, then the second; a third changes ResNet-20 by less than 0.3 points
 _STEPS = 15  # of conjugate gradients for a first half
 
@@ -44,7 +44,7 @@ def _statistics(patches: Tensor, wanted: Tensor, dense: Tensor) -> tuple[Tensor,
     flat = patches.flatten(2)
     moment, cross = (flat.mT @ flat).double() / count, (wanted.mT @ flat).double() / count
     mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
-    pull = (_RIDGE * mean + torch.finfo(torch.float32).tiny)[:, None, None]
+    pull = (RIDGE * mean + torch.finfo(torch.float32).tiny)[:, None, None]
     moment.diagonal(dim1=-2, dim2=-1).add_(pull.squeeze(-1))
     cross = cross + pull * dense.flatten(2).double()
     return moment.unflatten(2, (columns, taps)).unflatten(1, (columns, taps)), cross.unflatten(2, (columns, taps))

@@ -39,13 +39,15 @@ _CHOSEN = "the budget loses least with it whole"
 class Selection:
     """A plan, the truncations it was chosen from, and what the user should know about it.
 
-    ``threshold`` is equation 4's e where one e made the plan, else None.
+    ``threshold`` is equation 4's e where one e made the plan, else None; ``heldout_top1`` the accuracy before pruning,
+    where the goal was about it.
     """
 
     plan: Plan
     threshold: float | None = None
     warnings: tuple[str, ...] = ()
     truncations: Truncations = field(default_factory=dict)
+    heldout_top1: float | None = None
 
 
 def select(

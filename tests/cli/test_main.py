@@ -38,7 +38,10 @@ def test_every_command_is_listed_with_the_help_line_it_has_itself(capsys: pytest
         (["compress"], "Missing argument"),
         (["compress", "resnet20", "--mac", "0.5"], "--macs"),
         (["compress", "resnet20", "--macs", "half", "-o", "x"], "no share"),
-        (["compress", "resnet20", "-o", "x"], "One of --energy 1e-2, --macs 0.5 and --plan FILE"),
+        (
+            ["compress", "resnet20", "-o", "x"],
+            "One of --macs 0.5, --params 0.5, --size 500KB, --energy 1e-2, --accuracy-drop 1 and --plan FILE",
+        ),
         (["compress", "resnet20", "--macs", "0.5", "--energy", "0.1", "-o", "x"], "one goal"),
         (["compress", "resnet20", "--plan", "p.json", "--macs", "0.5", "-o", "x"], "one goal"),
         (["compress", "resnet20", "--macs", "0.5"], "-o RUN"),

@@ -128,7 +128,7 @@ ALL_KINDS = """
 
 def test_pairs_of_every_kind_are_exported_and_their_macs_agree_with_the_graph(lrexport: Command) -> None:
     write_module("kinds", ALL_KINDS)
-    assert lrexport("compress", "kinds:make", "--macs", "0.6", "-o", "out", "--device", "cpu").code == 0
+    assert lrexport("compress", "kinds:make", "--energy", "0.5", "-o", "out", "--device", "cpu").code == 0
     assert all("rank" in layer for layer in _plan().values())
     before = load_record(Path("out")).results.compressed
     done = lrexport("onnx", "out", "--rounds", "0")

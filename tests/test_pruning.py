@@ -1,0 +1,179 @@
+"""Every goal on a small trained network: met, to the grain, and repaired by data."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lrexport.config import CompressConfig, Goal, TrainConfig
+from lrexport.data.images import Splits, hold_out
+from lrexport.data.resolve import load_data
+from lrexport.errors import UsageError
+from lrexport.export.onnx_export import export_onnx
+from lrexport.lowrank.costs import plan_cost, whole_cost
+from lrexport.lowrank.decompose import decompose
+from lrexport.lowrank.fold import fold
+from lrexport.lowrank.selection import select
+from lrexport.pruning import Pruning
+from lrexport.record import DenseLayer, FactorisedLayer
+from lrexport.training.engine import make_fabric
+from lrexport.training.loops import Stage, train_stage
+from lrexport.training.scoring import score
+
+SHAPE = (1, 12, 12)
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """(B, 1, 12, 12) → (B, 10), a BatchNorm behind one convolution and a bias in the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.body = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.tail = nn.Conv2d(32, 48, 3, padding=1)
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.body(torch.relu(self.norm(self.stem(x)))))
+        return self.head(torch.relu(self.tail(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return hold_out(load_data("digits", SHAPE), 0.3)
+
+
+@pytest.fixture(scope="module")
+def trained(splits: Splits) -> nn.Module:
+    torch.manual_seed(0)
+    network = Net()
+    stage = Stage("dense", epochs=16, lr=0.1, batch_size=32, warmup_epochs=1)
+    train_stage(network, splits, stage, make_fabric("cpu", "float32"), lambda _event: None)
+    assert score(network, splits.heldout, CPU, "heldout").top1 > 0.9
+    return network
+
+
+def pruning(network: nn.Module, splits: Splits | None, scheme: str = "spatial", **options: Any) -> Pruning:
+    goal = Goal(**{name: options.pop(name) for name in list(options) if name in Goal.__dataclass_fields__})
+    train = TrainConfig("net", scheme=scheme)  # type: ignore[arg-type]
+    svd = decompose(copy.deepcopy(network), SHAPE, scheme)  # type: ignore[arg-type]
+    return Pruning(svd, CompressConfig(train, goal, **options), SHAPE, splits, CPU)
+
+
+def divergence(job: Pruning, dense: nn.Module, splits: Splits) -> float:
+    """Mean Kullback–Leibler divergence of the pruned network's prediction from the dense one's, on held-out images."""
+    network, scores = job.fold(job.select())
+    # What is told last is what the network does.
+    assert list(scores.values())[-1] == score(network, splits.heldout, CPU, "heldout").top1
+    images = next(iter(splits.heldout.batches(1000, CPU)))[0]
+    with torch.no_grad():
+        found, wanted = (net.eval()(images).log_softmax(1) for net in (network, dense))
+    return float((wanted.exp() * (wanted - found)).sum(1).mean())
+
+
+def test_weighting_reconstruction_and_batchnorm_each_help(trained: nn.Module, splits: Splits) -> None:
+    nothing = {"weighting": False, "calibration_images": 0, "batchnorm_images": 0}
+    batchnorm, weighted = nothing | {"batchnorm_images": 500}, {"reconstruct": False, "batchnorm_images": 500}
+    found = [
+        divergence(pruning(trained, splits, macs=0.25, **options), trained, splits)
+        for options in (nothing, batchnorm, weighted, {"batchnorm_images": 500})
+    ]
+    assert found[0] > found[1] > found[2] > found[3]
+
+
+def test_without_data_nothing_is_scored_and_the_plan_is_the_plain_one(trained: nn.Module) -> None:
+    job = pruning(trained, None, macs=0.5)
+    selection = job.select()
+    network, scores = job.fold(selection)
+    assert scores == {}
+    assert selection.plan == select(job.svd, macs=0.5).plan
+    images = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(network(images), fold(job.svd, selection.plan)(images), atol=1e-5, rtol=1e-4)
+
+
+def test_the_equation_4_threshold_is_about_the_kernel_s_own_energy_also_with_data(
+    trained: nn.Module, splits: Splits
+) -> None:
+    with_data, without = (pruning(trained, data, energy=0.05).select().plan for data in (splits, None))
+    assert with_data == without
+
+
+def test_the_written_file_has_at_most_the_size_asked_for_and_hardly_less(
+    trained: nn.Module, splits: Splits, tmp_path: Path
+) -> None:
+    whole = export_onnx(trained, tmp_path / "dense.onnx", SHAPE).bytes
+    for share, data in ((0.4, splits), (0.9, None)):
+        size = int(share * whole)
+        job = pruning(trained, data, size=size)
+        network, _ = job.fold(job.select())
+        written = export_onnx(network, tmp_path / "model.onnx", SHAPE).bytes
+        assert (tmp_path / "model.onnx").stat().st_size == written
+        # A singular value of the widest layer takes 4 · 3 · (32 + 48) bytes.
+        assert size - 2 * 960 < written <= size
+
+
+def test_a_size_out_of_reach_names_the_smallest_file(trained: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a file of 1 KB is out of reach") as caught:
+        pruning(trained, None, size=1000).select()
+    assert caught.value.hint
+    least = int(caught.value.hint.split(" as ")[1].split(" ")[0].replace(",", ""))
+    job = pruning(trained, None, size=least)
+    assert export_onnx(job.fold(job.select())[0], tmp_path / "model.onnx", SHAPE).bytes == least
+
+
+@pytest.mark.parametrize("rule", ["global", "threshold"])
+def test_an_accuracy_drop_is_kept_and_a_larger_one_costs_no_more(trained: nn.Module, splits: Splits, rule: str) -> None:
+    dense = score(trained, splits.heldout, CPU, "heldout").top1
+    costs = []
+    for points in (0.5, 5.0, 40.0):
+        job = pruning(trained, splits, accuracy_drop=points, rule=rule)
+        selection = job.select()
+        network, _ = job.fold(selection)
+        assert 100 * (dense - score(network, splits.heldout, CPU, "heldout").top1) <= points + 1e-6
+        assert selection.heldout_top1 == pytest.approx(dense)
+        costs.append(plan_cost(job.svd, selection.plan, "macs"))
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.5 * whole_cost(job.svd, "macs")
+
+
+def test_an_accuracy_drop_without_data_is_refused(trained: nn.Module) -> None:
+    with pytest.raises(UsageError, match="needs data"):
+        pruning(trained, None, accuracy_drop=1.0).select()
+
+
+def test_every_scheme_is_at_least_as_good_as_any_one(trained: nn.Module, splits: Splits) -> None:
+    def loss(scheme: str) -> float:
+        plan = pruning(trained, splits, scheme, macs=0.4).select().plan
+        return sum((1 - layer.energy_kept) ** 0.75 for layer in plan.values() if isinstance(layer, FactorisedLayer))
+
+    assert loss("auto") <= min(loss(scheme) for scheme in ("spatial", "channel", "input-channel")) * (1 + 1e-6)
+
+
+def test_the_network_in_svd_form_is_left_as_it_was(trained: nn.Module, splits: Splits) -> None:
+    job = pruning(trained, splits, macs=0.5)
+    before = {name: value.clone() for name, value in job.svd.network.state_dict().items()}
+    job.fold(job.select())
+    for name, value in job.svd.network.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_the_same_seed_gives_the_same_network_and_another_one_other_images(trained: nn.Module, splits: Splits) -> None:
+    first, again = (pruning(trained, splits, macs=0.5, calibration_images=64) for _ in range(2))
+    mine, theirs = (job.fold(job.select())[0].state_dict() for job in (first, again))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    other = replace(first, config=replace(first.config, train=replace(first.config.train, seed=1)))
+    found = other.fold(other.select())[0].state_dict()
+    assert not torch.equal(mine["norm.running_mean"], found["norm.running_mean"])
+
+
+def test_a_budget_of_everything_stays_dense(trained: nn.Module, splits: Splits) -> None:
+    plan = pruning(trained, splits, params=1.0).select().plan
+    assert {layer.kind for layer in plan.values() if isinstance(layer, DenseLayer)} <= {"chosen", "costly"}
