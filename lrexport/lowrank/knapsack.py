@@ -116,6 +116,8 @@ def _relax(layers: Sequence[Options], budget: float) -> tuple[float, list[int]]:
 def _exchange(layers: Sequence[Options], budget: float, first: list[int]) -> list[int]:
     """``first`` after changing two layers at once, to what loses least together, as long as that loses less."""
     picks = list(first)
+    if not layers:
+        return picks
     owner = np.concatenate([np.full(len(layer.costs), position) for position, layer in enumerate(layers)])
     option = np.concatenate([np.arange(len(layer.costs)) for layer in layers])
     costs, losses = (np.concatenate([getattr(layer, name) for layer in layers]) for name in ("costs", "losses"))

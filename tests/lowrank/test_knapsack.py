@@ -72,6 +72,25 @@ def test_a_problem_of_a_real_network_s_size_is_solved_to_the_end_and_leaves_no_r
         assert not len(later) or (layer.costs[later] - layer.costs[index]).min() > spare
 
 
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+def test_blocks_of_equal_layers_with_flat_spectra_that_may_stay_dense_are_solved_to_the_end(share: float) -> None:
+    """A fresh ResNet-50: dense is a leap in cost from the dearest pair, so the relaxation alone is far from the best."""
+    generator = np.random.default_rng(0)
+    layers = []
+    for size, count in ((64, 10), (128, 13), (256, 19), (512, 10)):
+        for _ in range(count):
+            energy = np.linspace(4, 0.01, 3 * size) * generator.uniform(0.999, 1.001, 3 * size)
+            ranks = np.arange(1, int(1.4 * size))
+            lost = (1 - energy.cumsum()[ranks - 1] / energy.sum()) ** 0.75
+            layers.append(Options(np.append(0.0, lost), np.append(9.0 * size * size, 6.0 * size * ranks)))
+    found = minimise(layers, share * sum(float(layer.costs[0]) for layer in layers))
+    assert found.optimal
+
+
+def test_without_layers_there_is_nothing_to_choose() -> None:
+    assert minimise([], 1.0).chosen == ()
+
+
 def test_a_budget_below_the_cheapest_choice_is_refused() -> None:
     layers = [Options(np.array([1.0, 0.0]), np.array([2.0, 5.0]))] * 2
     assert least_cost(layers) == 4
