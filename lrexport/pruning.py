@@ -25,6 +25,7 @@ from lrexport.lowrank.selection import Selection, at_threshold, first_true, sele
 from lrexport.lowrank.tracing import largest_output
 from lrexport.lowrank.truncation import every_scheme_of, own_schemes_of, truncations
 from lrexport.plans import Choice
+from lrexport.training.engine import fast_layout, to_fast_layout
 from lrexport.training.scoring import reestimate_batchnorm, score
 from lrexport.units import format_bytes
 
@@ -67,13 +68,13 @@ class Pruning:
         network = fold(self.svd, selection.plan, selection.truncations)
         if self.splits is None:
             return network, {}
-        network.to(self.device)
+        to_fast_layout(network.to(self.device))
         scores = {"heldout_top1": self._heldout(network)}
         images = self._images(self.config.calibration_images)
         if len(images):
             most = max(1, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
             few = images.subset(torch.arange(min(len(images), most)))
-            whole = torch.cat([batch for batch, _ in few.batches(_BATCH, self.device)])
+            whole = fast_layout(torch.cat([batch for batch, _ in few.batches(_BATCH, self.device)]))
             reconstruct(network, self.svd, selection.plan, whole, self.config.reconstruct)
             scores["heldout_top1_after_reconstruction"] = self._heldout(network)
         images = self._images(self.config.batchnorm_images)

@@ -17,17 +17,19 @@ _ROUNDS = 2  # of refitting the first half, then the second; a third changes Res
 _STEPS = 15  # of conjugate gradients for a first half
 
 
-def fit_pair(patches: Tensor, wanted: Tensor, dense: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def fit_pair(patches: Tensor, wanted: Tensor, dense: Tensor, rank: int, centred: bool = False) -> tuple[Tensor, Tensor]:
     """Left (g, o·s, r) and right (g, r, c) of the pair that takes ``patches`` (g, n, s, c) to ``wanted`` (g, n, o) best.
 
-    ``dense`` (g, o·s, c) is the matrix that the fit is pulled to where the data leaves it open. The start is the best
-    kernel of any rank, truncated with the weight of the patches, which with one tap is the optimum already (reduced-rank
-    regression); both halves then take turns, each the optimum for the other. Computed in float64.
+    ``dense`` (g, o·s, c) is the matrix that the fit is pulled to where the data leaves it open; ``centred`` fits what both
+    differ from their means. The start is the best kernel of any rank, truncated with the weight of the patches, which
+    with one tap is the optimum already (reduced-rank regression); both halves then take turns, each the optimum for the
+    other. Computed in float64.
     """
-    taps, columns = patches.shape[2:]
-    moment, cross = _statistics(patches.transpose(2, 3), wanted, dense.unflatten(1, (-1, taps)).transpose(2, 3))
+    taps = patches.shape[2]
+    moment, cross = _statistics(patches, wanted, dense.unflatten(1, (-1, taps)), centred)
+    # Any rank: the normal equations of the whole kernel.
     best = torch.linalg.solve(moment.flatten(3, 4).flatten(1, 2), cross.flatten(2).mT).mT
-    matrix = best.unflatten(2, (columns, taps)).transpose(2, 3).flatten(1, 2)
+    matrix = best.unflatten(2, (-1, taps)).transpose(2, 3).flatten(1, 2)
     basis, _ = weighted_basis(matrix, torch.einsum("gcsds->gcd", moment))
     second = basis[..., :rank]
     first = second.mT @ matrix
@@ -38,16 +40,21 @@ def fit_pair(patches: Tensor, wanted: Tensor, dense: Tensor, rank: int) -> tuple
     return second, first
 
 
-def _statistics(patches: Tensor, wanted: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """E[x xᵀ] (g, c, s, c, s) and E[y xᵀ] (g, o, c, s) of patches (g, n, c, s), with the pull to ``dense`` (g, o, c, s)."""
-    count, columns, taps = patches.shape[1:]
+def _statistics(patches: Tensor, wanted: Tensor, dense: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    """E[x xᵀ] (g, c, s, c, s) and E[y xᵀ] (g, o, c, s), with the pull to ``dense`` (g, o, s, c)."""
+    count, taps, columns = patches.shape[1:]
     flat = patches.flatten(2)
     moment, cross = (flat.mT @ flat).double() / count, (wanted.mT @ flat).double() / count
-    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
-    pull = (RIDGE * mean + torch.finfo(torch.float32).tiny)[:, None, None]
-    moment.diagonal(dim1=-2, dim2=-1).add_(pull.squeeze(-1))
-    cross = cross + pull * dense.flatten(2).double()
-    return moment.unflatten(2, (columns, taps)).unflatten(1, (columns, taps)), cross.unflatten(2, (columns, taps))
+    if centred:
+        mean = flat.mean(1).double()
+        moment -= mean.unsqueeze(2) * mean.unsqueeze(1)
+        cross -= wanted.mean(1).double().unsqueeze(2) * mean.unsqueeze(1)
+    pull = RIDGE * moment.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(torch.float32).tiny
+    moment.diagonal(dim1=-2, dim2=-1).add_(pull.unsqueeze(-1))
+    cross += pull[:, None, None] * dense.flatten(2).double()
+    # Columns before taps, as the sums have them; the small moments are turned around, not the many patches.
+    by_taps = moment.unflatten(2, (taps, columns)).unflatten(1, (taps, columns))
+    return by_taps.permute(0, 2, 1, 4, 3).contiguous(), cross.unflatten(2, (taps, columns)).transpose(2, 3).contiguous()
 
 
 def _fit_first(moment: Tensor, cross: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from lrexport.lowrank.decompose import SVDNetwork, eval_mode
 from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.patches import draw, patches_at, positions
+from lrexport.lowrank.patches import draw, patches_at, positions, sizes_of
 from lrexport.lowrank.schemes import SCHEMES
 from lrexport.record import Scheme
 
 # Outputs looked at per layer: a second moment of a few thousand columns needs no more.
-_MOST_SAMPLES = 20_000
+_MOST_SAMPLES = 10_000
 # Above this a moment costs more memory (half a GB) and time than it is worth; the layer counts unweighted.
 _MOST_COLUMNS = 8192
 
@@ -41,7 +41,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
     def watch(name: str) -> Any:
         def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             numbers = draw(positions(output, layer), most, generator)
-            patches = patches_at(layer, args[0], output, numbers)
+            patches = patches_at(layer, args[0], sizes_of(output, layer), numbers)
             for scheme in wanted[name]:
                 columns = columns_of(layer, patches, scheme).flatten(1, 2)
                 moment = columns.mT @ columns

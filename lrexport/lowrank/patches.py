@@ -26,19 +26,26 @@ def draw(count: int, most: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:most] if count > most else torch.arange(count)
 
 
+def sizes_of(output: Tensor, layer: Any) -> tuple[int, ...]:
+    """Sizes of a layer's output along the kernel's axes, () for Linear."""
+    return tuple(output.shape[output.ndim - len(spec_of(layer).axes) :])
+
+
 def outputs_at(layer: Any, output: Tensor, numbers: Tensor) -> Tensor:
     """The outputs of these numbers, (n, out)."""
     return _rows(output, spec_of(layer))[numbers.to(output.device)]
 
 
-def patches_at(layer: Any, given: Tensor, output: Tensor, numbers: Tensor) -> Tensor:
-    """The patches that the outputs of these numbers are made of, (n, in, k…), (n, in) for Linear; zero outside the input."""
+def patches_at(layer: Any, given: Tensor, sizes: tuple[int, ...], numbers: Tensor) -> Tensor:
+    """The patches that the outputs of these numbers are made of, (n, in, k…), (n, in) for Linear; zero outside the input.
+
+    ``sizes`` are those of the output along the kernel's axes.
+    """
     spec = spec_of(layer)
     numbers = numbers.to(given.device)
     if not spec.axes:
         return _rows(given, spec)[numbers]
     batched = given if given.ndim == len(spec.axes) + 2 else given.unsqueeze(0)
-    sizes = tuple(output.shape[-len(spec.axes) :])
     sample = numbers // prod(sizes)
     coordinates = torch.unravel_index(numbers % prod(sizes), sizes)
     padded, lead = _padded(layer, batched)
@@ -51,7 +58,7 @@ def patches_at(layer: Any, given: Tensor, output: Tensor, numbers: Tensor) -> Te
         inside = inside & valid.view(shape)
     # Channels last: the gather then reads whole runs of memory.
     found = padded.movedim(1, -1).contiguous()[tuple(index)]
-    return (found * inside.unsqueeze(-1)).movedim(-1, 1)
+    return (found if inside.all() else found.mul_(inside.unsqueeze(-1))).movedim(-1, 1)
 
 
 def _rows(values: Tensor, spec: KernelSpec) -> Tensor:

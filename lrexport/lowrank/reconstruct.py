@@ -19,7 +19,7 @@ from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.least_squares import fit_pair
 from lrexport.lowrank.moments import columns_of
-from lrexport.lowrank.patches import draw, outputs_at, patches_at, positions
+from lrexport.lowrank.patches import draw, outputs_at, patches_at, positions, sizes_of
 from lrexport.lowrank.schemes import SCHEMES
 from lrexport.lowrank.tracing import eval_mode
 from lrexport.lowrank.truncation import balanced
@@ -31,44 +31,34 @@ _MOST_VALUES = 1 << 23  # of one layer's outputs, kept until the folded network 
 _MOST_TAPS = 4608  # a larger least-squares problem takes longer than it is worth
 
 
-@dataclass(frozen=True)
-class Refit:
-    """A layer's squared output error, relative to the variance of its output, before and after its pair was refitted."""
-
-    before: float
-    after: float
-
-
 @torch.no_grad()
 def reconstruct(
     network: nn.Module, svd: SVDNetwork, plan: Plan, images: Tensor, weights: bool = True, seed: int = 0
-) -> dict[str, Refit]:
+) -> dict[str, float]:
     """Refit the pairs of ``network``, folded from ``svd`` by ``plan``, in place, on ``images`` (N, …) in one batch.
 
     BatchNorm's running statistics become those of ``images``. A bias is corrected, where a layer has one, so that the mean
     output is the dense layer's; that alone is done where ``weights`` is false, and for a layer with more taps than the
     images determine or than are worth it. A layer that is called more than once, or shares its weight, is left alone.
-    Returns the errors of the layers that were looked at.
+    Returns the squared output error of the layers that were looked at, relative to the variance of their output.
     """
     names = [name for name, layer in plan.items() if isinstance(layer, FactorisedLayer) and len(svd.layers[name].names) == 1]
     targets = _dense_outputs(svd, names, images, torch.Generator().manual_seed(seed))
     absorbed = _before_batchnorm(network, names, images[:2])
-    found: dict[str, Refit] = {}
+    found: dict[str, float] = {}
 
-    def refit(name: str) -> Callable[..., Tensor]:
+    def refit(name: str) -> Callable[..., None]:
         layer, planned = svd.network.get_submodule(name), plan[name]
 
-        def hook(pair: nn.Sequential, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def before(pair: nn.Module, args: tuple[Tensor, ...]) -> None:  # the pass goes on with the pair as it is then
             assert isinstance(planned, FactorisedLayer)
-            found[name] = _refit(layer, planned, pair, args[0], output, targets[name], name in absorbed, weights)
-            result: Tensor = pair[1](pair[0](args[0]))
-            return result
+            found[name] = _refit(layer, planned, pair, args[0], targets[name], name in absorbed, weights)
 
-        return hook
+        return before
 
     with ExitStack() as hooks, eval_mode(network), batch_statistics(network):
         for name in targets:
-            hooks.callback(network.get_submodule(name).register_forward_hook(refit(name)).remove)
+            hooks.callback(network.get_submodule(name).register_forward_pre_hook(refit(name)).remove)
         network(images)
     return found
 
@@ -91,8 +81,9 @@ def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
 
 @dataclass(frozen=True)
 class _Target:
-    """What a dense layer put out, (n, out), at the positions of these numbers."""
+    """What a dense layer put out, (n, out), at the positions of these numbers; ``sizes`` are its output's spatial axes."""
 
+    sizes: tuple[int, ...]
     numbers: Tensor
     outputs: Tensor
 
@@ -109,7 +100,7 @@ def _dense_outputs(svd: SVDNetwork, names: list[str], images: Tensor, generator:
                 return
             most = min(_MOST_SAMPLES, max(1, _MOST_VALUES // spec_of(layer).out_channels))
             numbers = draw(positions(output, layer), most, generator)
-            found[name] = _Target(numbers, outputs_at(layer, output, numbers))
+            found[name] = _Target(sizes_of(output, layer), numbers, outputs_at(layer, output, numbers))
 
         return note
 
@@ -137,43 +128,36 @@ def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> s
 
 
 def _refit(
-    layer: Any,
-    planned: FactorisedLayer,
-    pair: Any,
-    given: Tensor,
-    output: Tensor,
-    target: _Target,
-    absorbed: bool,
-    weights: bool,
-) -> Refit:
+    layer: Any, planned: FactorisedLayer, pair: Any, given: Tensor, target: _Target, absorbed: bool, weights: bool
+) -> float:
     """Fit one pair's weights, where asked, and bias; ``absorbed`` says that the mean of its output does not matter."""
-    spec, scheme = spec_of(layer), SCHEMES[planned.scheme]
-    patches = columns_of(layer, patches_at(layer, given, output, target.numbers), planned.scheme)
-    groups = (spec.groups, -1)
-    wanted, found = (
-        rows.unflatten(1, groups).transpose(0, 1) for rows in (target.outputs, outputs_at(layer, output, target.numbers))
-    )
+    spec, scheme, groups = spec_of(layer), SCHEMES[planned.scheme], spec_of(layer).groups
+    wanted = target.outputs.unflatten(1, (groups, -1)).transpose(0, 1)  # g, n, o
     centred = absorbed or layer.bias is not None
-    error = _relative_error(found, wanted, centred)
-    features = patches.shape[2] * patches.shape[3]
-    if weights and features <= _MOST_TAPS and patches.shape[1] >= 2 * features:
-        inputs, outputs = (_less_mean(patches), _less_mean(wanted)) if centred else (patches, wanted)
-        dense = scheme.matrix(layer.weight, spec).reshape(spec.groups, *scheme.matrix_shape(spec))
-        left, right = balanced(*fit_pair(inputs, outputs, dense, planned.rank))
-        left, right = (side.to(given) if spec.groups > 1 else side[0].to(given) for side in (left, right))
-        for half, weight in zip(pair, scheme.weights(left, right, spec), strict=True):
+    rows, columns = scheme.matrix_shape(spec)
+    features = rows // wanted.shape[2] * columns
+    if weights and features <= _MOST_TAPS and len(target.numbers) >= 2 * features:
+        patches = columns_of(layer, patches_at(layer, given, target.sizes, target.numbers), planned.scheme)
+        dense = scheme.matrix(layer.weight, spec).reshape(groups, rows, columns)
+        left, right = balanced(*fit_pair(patches, wanted, dense, planned.rank, centred))
+        left, right = left.to(given), right.to(given)
+        # The pair's output without its bias: an output is the kernel times its patch.
+        kernel = (left @ right).unflatten(1, (wanted.shape[2], -1)).flatten(2)
+        found = patches.flatten(2) @ kernel.mT
+        sides = (left, right) if groups > 1 else (left[0], right[0])
+        for half, weight in zip(pair, scheme.weights(*sides, spec), strict=True):
             half.weight.copy_(weight)
-        found = outputs_at(layer, pair[1](pair[0](given)), target.numbers).unflatten(1, groups).transpose(0, 1)
+    else:
+        found = outputs_at(layer, pair[1](pair[0](given)), target.numbers).unflatten(1, (groups, -1)).transpose(0, 1)
+        if layer.bias is not None:
+            found = found - pair[1].bias.unflatten(0, (groups, -1)).unsqueeze(1)
+    difference = wanted - found
     if layer.bias is not None:
-        pair[1].bias += (wanted - found).mean(1).flatten()
-    return Refit(error, _relative_error(found, wanted, centred))
+        pair[1].bias.copy_(difference.mean(1).flatten())
+    return _power(difference, centred) / max(_power(wanted, centred), torch.finfo(wanted.dtype).tiny)
 
 
-def _less_mean(values: Tensor) -> Tensor:
-    return values - values.mean(1, keepdim=True)
-
-
-def _relative_error(found: Tensor, wanted: Tensor, centred: bool) -> float:
-    difference = _less_mean(wanted - found) if centred else wanted - found
-    reference = _less_mean(wanted) if centred else wanted
-    return float(difference.square().sum() / reference.square().sum().clamp_min(torch.finfo(wanted.dtype).tiny))
+def _power(values: Tensor, centred: bool) -> float:
+    """Σ squares, without the mean's where ``centred``."""
+    square = values.square().sum()
+    return float(square - values.mean(1).square().sum() * values.shape[1] if centred else square)

@@ -12,7 +12,7 @@ from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import build_pair, fold
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.moments import input_moments
-from lrexport.lowrank.patches import draw, outputs_at, patches_at, positions
+from lrexport.lowrank.patches import draw, outputs_at, patches_at, positions, sizes_of
 from lrexport.lowrank.selection import select
 from lrexport.lowrank.truncation import balanced, truncations, weighted_basis
 from lrexport.record import FactorisedLayer
@@ -56,7 +56,7 @@ def test_an_output_is_the_kernel_times_its_patch_for_every_kind_of_layer(
         output = layer(given_input)
         numbers = draw(positions(output, layer), most, torch.Generator().manual_seed(0))
         spec = spec_of(layer)
-        patches = patches_at(layer, given_input, output, numbers).reshape(len(numbers), spec.groups, -1)
+        patches = patches_at(layer, given_input, sizes_of(output, layer), numbers).reshape(len(numbers), spec.groups, -1)
         kernel = layer.weight
         if spec.transposed:
             kernel = kernel.unflatten(0, (spec.groups, -1)).transpose(1, 2)
