@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from lrexport.export.onnx_export import export_onnx
     from lrexport.lowrank.decompose import decompose
     from lrexport.lowrank.fold import fold
+    from lrexport.lowrank.moments import input_moments
+    from lrexport.lowrank.reconstruct import reconstruct
     from lrexport.lowrank.regularisers import losses
     from lrexport.lowrank.selection import select
     from lrexport.runs import load
@@ -20,8 +22,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "decompose": "lrexport.lowrank.decompose",
     "losses": "lrexport.lowrank.regularisers",
+    "input_moments": "lrexport.lowrank.moments",
     "select": "lrexport.lowrank.selection",
     "fold": "lrexport.lowrank.fold",
+    "reconstruct": "lrexport.lowrank.reconstruct",
     "load": "lrexport.runs",
     "export_onnx": "lrexport.export.onnx_export",
     "LrexportError": "lrexport.errors",
@@ -37,8 +41,10 @@ __all__ = [
     "decompose",
     "export_onnx",
     "fold",
+    "input_moments",
     "load",
     "losses",
+    "reconstruct",
     "select",
 ]
 

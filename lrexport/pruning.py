@@ -18,12 +18,12 @@ from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.costs import Cost, plan_cost, whole_cost
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.fold import fold
-from lrexport.lowrank.moments import Moments, Schemes, input_moments
+from lrexport.lowrank.moments import Moments, Schemes, every_scheme_of, input_moments, own_schemes_of
 from lrexport.lowrank.plans import plan_from_choices, schemes_in
 from lrexport.lowrank.reconstruct import reconstruct
 from lrexport.lowrank.selection import Selection, at_threshold, first_true, select, smallest, within
 from lrexport.lowrank.tracing import largest_output
-from lrexport.lowrank.truncation import every_scheme_of, own_schemes_of, truncations
+from lrexport.lowrank.truncation import truncations
 from lrexport.plans import Choice
 from lrexport.training.engine import fast_layout, to_fast_layout
 from lrexport.training.scoring import reestimate_batchnorm, score

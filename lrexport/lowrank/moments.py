@@ -24,14 +24,25 @@ Moments = Mapping[str, Mapping[Scheme, Tensor]]
 Schemes = Mapping[str, Iterable[Scheme]]
 
 
+def own_schemes_of(svd: SVDNetwork) -> Schemes:
+    """The scheme of each layer's SVD form."""
+    return {name: (layer.scheme,) for name, layer in svd.layers.items()}
+
+
+def every_scheme_of(svd: SVDNetwork) -> Schemes:
+    """Every scheme that a layer admits and gains by."""
+    return {name: tuple(layer.schemes) for name, layer in svd.layers.items()}
+
+
 @torch.no_grad()
-def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], schemes: Schemes) -> Moments:
+def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], schemes: Schemes | None = None) -> Moments:
     """E[x xᵀ] over the columns of a layer's matrix, (columns, columns) or (g, columns, columns), by layer and scheme.
 
-    ``batches`` are (images, labels) as ImageSet yields them; labels are not used. x is one column's worth of the input:
-    input channels times the taps of the pair's first half. Layers with too many columns are left out.
+    ``schemes`` are by default those of the SVD form; ``batches`` are (images, labels), labels are not used. x is one
+    column's worth of the input: input channels times the taps of the pair's first half. Layers with too many columns are left out.
     """
-    wanted = {name: _sizes(svd, name, schemes[name]) for name in svd.layers}
+    schemes = schemes or own_schemes_of(svd)
+    wanted = {name: _not_too_wide(svd, name, schemes[name]) for name in svd.layers}
     sums: dict[str, dict[Scheme, Tensor]] = {name: {} for name in wanted}
     counts: dict[tuple[str, Scheme], int] = {}
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +84,7 @@ def columns_of(layer: Any, patches: Tensor, scheme: Scheme) -> Tensor:
     return ordered.reshape(spec.groups, count, -1, SCHEMES[scheme].matrix_shape(spec)[1])
 
 
-def _sizes(svd: SVDNetwork, name: str, schemes: Iterable[Scheme]) -> list[Scheme]:
+def _not_too_wide(svd: SVDNetwork, name: str, schemes: Iterable[Scheme]) -> list[Scheme]:
     spec = spec_of(svd.network.get_submodule(name))
     return [scheme for scheme in schemes if SCHEMES[scheme].matrix_shape(spec)[1] <= _MOST_COLUMNS]
 

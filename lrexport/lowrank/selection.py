@@ -23,8 +23,8 @@ from lrexport.lowrank.costs import (
     whole_cost,
 )
 from lrexport.lowrank.decompose import Factorisable, SVDNetwork
-from lrexport.lowrank.moments import Moments
-from lrexport.lowrank.truncation import Truncation, Truncations, every_scheme_of, truncations
+from lrexport.lowrank.moments import Moments, every_scheme_of
+from lrexport.lowrank.truncation import Truncation, Truncations, truncations
 from lrexport.record import DenseLayer, FactorisedLayer, Plan, Scheme
 from lrexport.units import format_count, format_percent
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.moments import Moments, Schemes
+from lrexport.lowrank.moments import Moments, Schemes, own_schemes_of
 from lrexport.lowrank.schemes import SCHEMES
 from lrexport.lowrank.svd_form import exact_svd, factors, redecompose
 from lrexport.record import Scheme
@@ -40,16 +40,6 @@ class Truncation:
 
 
 Truncations = Mapping[str, Mapping[Scheme, Truncation]]
-
-
-def own_schemes_of(svd: SVDNetwork) -> Schemes:
-    """The scheme of each layer's SVD form."""
-    return {name: (layer.scheme,) for name, layer in svd.layers.items()}
-
-
-def every_scheme_of(svd: SVDNetwork) -> Schemes:
-    """Every scheme that a layer admits and gains by."""
-    return {name: tuple(layer.schemes) for name, layer in svd.layers.items()}
 
 
 def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Schemes | None = None) -> Truncations:
