@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lrexport.errors import InputError
 from lrexport.lowrank import svd_form
@@ -19,6 +20,7 @@ from lrexport.lowrank.truncation import Truncations
 from lrexport.record import FactorisedLayer, Plan, Scheme
 
 
+@parametrize.cached()  # a layer's settings are read off its weight, too, and composing that is a large product
 def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) -> nn.Module:
     """A new network of plain torch.nn layers only: pairs where the plan has ranks, the composed weight elsewhere.
 

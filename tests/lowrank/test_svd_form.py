@@ -15,20 +15,25 @@ from tests.conftest import SmallNet, relative_error
 
 
 @pytest.fixture
-def fail_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[torch.dtype]]:
-    """Makes the next SVD fail to converge; returns the precisions of the ones that are done from then on."""
-    svd = torch.linalg.svd
+def fail_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Makes the next decomposition fail to converge; returns the names of those that are done from then on."""
 
-    def arm() -> list[torch.dtype]:
-        done: list[torch.dtype] = []
+    def arm() -> list[str]:
+        done: list[str] = []
 
-        def failing(matrix: Tensor, **options: Any) -> Any:
-            done.append(matrix.dtype)
-            if len(done) == 1:
-                raise torch.linalg.LinAlgError("the algorithm failed to converge")
-            return svd(matrix, **options)
+        def watch(name: str) -> None:
+            original = getattr(torch.linalg, name)
 
-        monkeypatch.setattr(torch.linalg, "svd", failing)
+            def failing(matrix: Tensor, **options: Any) -> Any:
+                done.append(f"{name} {matrix.dtype}".replace("torch.", ""))
+                if len(done) == 1:
+                    raise torch.linalg.LinAlgError("the algorithm failed to converge")
+                return original(matrix, **options)
+
+            monkeypatch.setattr(torch.linalg, name, failing)
+
+        watch("svd")
+        watch("eigh")
         return done
 
     return arm
@@ -48,6 +53,32 @@ def test_the_factors_are_orthogonal_sorted_and_compose_the_matrix(shape: tuple[i
     torch.testing.assert_close(compose(left, singular, right), matrix)
 
 
+LOW = torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        pytest.param(torch.randn(300, 12, generator=LOW) @ torch.randn(12, 200, generator=LOW), id="of low rank"),
+        pytest.param(torch.randn(40, 40, generator=LOW) * 10.0 ** -torch.arange(40.0), id="of singular values to 1e-40"),
+        pytest.param(torch.stack([torch.zeros(6, 8), torch.randn(6, 8, generator=LOW)]), id="with a group of zeros"),
+        pytest.param(torch.zeros(9, 4), id="of zeros"),
+        pytest.param(torch.cat([torch.eye(8), torch.zeros(8, 8)]), id="of equal singular values"),
+        pytest.param(1e-30 * torch.randn(20, 30, generator=LOW), id="of tiny values"),
+        pytest.param(1e30 * torch.randn(30, 20, generator=LOW), id="of huge values"),
+    ],
+)
+def test_factors_of_any_matrix_are_orthogonal_and_right_to_the_last_bits_of_float32(matrix: Tensor) -> None:
+    left, singular, right, retried = exact_svd(matrix)
+    assert not retried
+    assert (singular.diff(dim=-1) <= 0).all()
+    eye = torch.eye(singular.shape[-1]).expand(*matrix.shape[:-2], -1, -1)
+    for side in (left, right):
+        torch.testing.assert_close(side.mT @ side, eye, rtol=0, atol=2e-6)
+    error = compose(left.double(), singular.double(), right.double()) - matrix.double()
+    assert error.norm() <= 2e-7 * matrix.double().norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_factors_have_the_precision_of_the_matrix(dtype: torch.dtype) -> None:
     matrix = torch.randn(6, 4).to(dtype)
@@ -59,9 +90,9 @@ def test_factors_have_the_precision_of_the_matrix(dtype: torch.dtype) -> None:
 def test_an_svd_that_does_not_converge_is_done_again_in_float64_without_noise(fail_once: Any) -> None:
     matrix = torch.randn(2, 7, 5)
     wanted = exact_svd(matrix)
-    precisions = fail_once()
+    done = fail_once()
     found = exact_svd(matrix)
-    assert precisions == [torch.float32, torch.float64]
+    assert done == ["eigh float64", "svd float64"]
     assert found.retried
     assert found.left.dtype == torch.float32
     torch.testing.assert_close(found.singular, wanted.singular)
