@@ -71,8 +71,8 @@ class Pruning:
         to_fast_layout(network.to(self.device))
         scores = {"heldout_top1": self._heldout(network)}
         images = self._images(self.config.calibration_images)
-        if len(images):
-            most = max(1, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
+        if len(images) > 1:  # BatchNorm behind a global pooling has no variance over one image
+            most = max(2, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
             few = images.subset(torch.arange(min(len(images), most)))
             whole = fast_layout(torch.cat([batch for batch, _ in few.batches(_BATCH, self.device)]))
             reconstruct(network, self.svd, selection.plan, whole, self.config.reconstruct)

@@ -53,6 +53,8 @@ def train_svd(job: Job) -> None:
 
 def prune(job: Job, pruning: Pruning) -> nn.Module:
     """Choose ranks, fold them, and repair what that broke."""
+    if job.splits is not None:
+        job.on_event({"event": "pruning", "images": min(len(job.splits.train), pruning.config.calibration_images)})
     selection = pruning.select()
     job.record.plan = selection.plan
     job.record.notes += selection.warnings

@@ -152,6 +152,8 @@ class Progressing:
             self._step(event)
         elif kind == "epoch":
             self._epoch(event)
+        elif kind == "pruning":
+            self._say(f"choosing ranks, with {event['images']} training images without their labels")
         elif kind == "plan":
             self._say(_plan_line(event))
         elif kind == "export":
