@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import onnx
 
+from lrexport.measure.einsum import einsum_macs
+
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "ConvTranspose"}
-_PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
+_PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "Einsum"}
 # Operators of ONNX Runtime's own domain that do what the standard's of the same name do, or that multiply nothing.
 _QUANTISED = {"QLinearConv", "QLinearMatMul", "QuantizeLinear", "DequantizeLinear"}
 # Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
-_UNCOUNTED = {"Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv", "Loop", "If", "Scan"}
+_UNCOUNTED = {"LSTM", "GRU", "RNN", "Attention", "DeformConv", "Loop", "If", "Scan"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ def _weight_position(node: Any) -> int:
 
 
 def _node_macs(node: Any, shapes: dict[str, tuple[int, ...]], weight: tuple[int, ...] | None) -> int | None:
+    if node.op_type == "Einsum":
+        equation = next(attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
+        return einsum_macs(equation, [shapes.get(name, ()) for name in node.input])
     output = shapes.get(node.output[0])
     if not output or 0 in output:
         return None

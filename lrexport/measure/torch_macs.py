@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from lrexport.lowrank.decompose import eval_mode
+from lrexport.measure.einsum import einsum_macs
 
 _ATTENTION = "scaled_dot_product_attention"
 _COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", _ATTENTION, "_convolution_mode")
@@ -46,7 +47,11 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
         warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, announces its retirement
         analysis = FlopCountAnalysis(network, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis = analysis.tracer_warnings("none").set_op_handle(
-            **{f"aten::{_ATTENTION}": _attention_macs, "aten::_convolution_mode": _string_padded_macs}
+            **{
+                f"aten::{_ATTENTION}": _attention_macs,
+                "aten::_convolution_mode": _string_padded_macs,
+                "aten::einsum": _einsum_macs,
+            }
         )
         by_layer: dict[str, int] = {}
         modules = dict(network.named_modules())
@@ -70,6 +75,15 @@ def _string_padded_macs(inputs: list[Any], outputs: list[Any]) -> int:
     """A convolution with padding="same" or "valid" is an operator of its own, which fvcore does not know."""
     weight, output = inputs[1].type().sizes(), outputs[0].type().sizes()
     return output[0] * prod(weight) * prod(output[2:])
+
+
+def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """fvcore's own count is rounded to four digits."""
+    from fvcore.nn.jit_handles import einsum_flop_jit
+
+    shapes = [tuple(value.type().sizes()) for value in inputs[1].node().inputs()]
+    macs = einsum_macs(inputs[0].toIValue(), shapes)
+    return int(einsum_flop_jit(inputs, outputs)) if macs is None else macs
 
 
 @contextmanager

@@ -37,6 +37,8 @@ def graph(operator: str, given: list[int | str], weight: tuple[int, ...] | None,
         (graph("Gemm", [1, 20], (7, 20), transB=1), 140),
         (graph("MatMul", [1, 5, 20], (20, 7)), 5 * 140),
         (graph("MatMul", [1, 3, 5, 20], None), 3 * 5 * 20 * 7),
+        (graph("Einsum", [1, 4, 5], (5, 6), equation="bij,jk->bik"), 4 * 5 * 6),
+        (graph("Einsum", [1, 3, 4, 5], (3, 5, 6), equation="...ij, ...jk -> ...ik"), 3 * 4 * 5 * 6),
     ],
 )
 def test_macs_of_one_operator(model: onnx.ModelProto, macs: int) -> None:
@@ -46,8 +48,9 @@ def test_macs_of_one_operator(model: onnx.ModelProto, macs: int) -> None:
 
 
 def test_an_operator_that_is_not_counted_is_reported() -> None:
-    model = graph("Einsum", [1, 4, 5], (5, 6), equation="bij,jk->bik")
-    assert count_onnx(model).uncounted == ("Einsum",)
+    assert count_onnx(graph("GRU", [1, 4, 5], (1, 6, 5), hidden_size=2)).uncounted == ("GRU",)
+    model = graph("Einsum", ["batch", "rows", 5], (5, 6), equation="bij,jk->bik")
+    assert count_onnx(model).uncounted == ("Einsum of unknown shape",)
 
 
 def test_fvcore_is_asked_for_products_only_and_layers_sum_to_the_whole() -> None:
@@ -77,6 +80,20 @@ def test_products_inside_attention_are_counted_as_on_the_exported_graph(tmp_path
     assert found.uncounted == ()
     assert export_onnx(network, tmp_path / "x.onnx", (6, 8)).cost.macs == found.total
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Einsums(nn.Module):
+    """(B, 3, 17, 19) → (B, 3, 17, 17)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("b h i d, b h j d -> b h i j", x, x.flip(2))
+
+
+def test_einsums_are_counted_to_the_last_digit_as_on_the_exported_graph(tmp_path) -> None:
+    found = count_torch_macs(Einsums().eval(), (3, 17, 19))
+    assert found.total == 3 * 17 * 17 * 19
+    assert found.uncounted == ()
+    assert export_onnx(Einsums().eval(), tmp_path / "x.onnx", (3, 17, 19)).cost.macs == found.total
 
 
 class Recurrent(nn.Module):

@@ -1,0 +1,24 @@
+"""MACs of an Einstein summation, for the torch network and the exported graph alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+
+def einsum_macs(equation: str, shapes: Sequence[tuple[int, ...]]) -> int | None:
+    """One MAC for every combination of indices of two operands; None where that is unknown, as for three of them."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    if len(terms) != 2 or len(shapes) != 2:
+        return None
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        before, ellipsis, after = term.partition("...")
+        spread = len(shape) - len(before) - len(after)
+        if spread < 0 or (spread and not ellipsis):
+            return None
+        # Numbers name the axes under an ellipsis, from the right, as they broadcast.
+        indices = [*before, *(str(axis) for axis in reversed(range(spread))), *after]
+        for index, size in zip(indices, shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 0))
+    return None if 0 in sizes.values() else prod(sizes.values())
