@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_training_loop_runs_as_written_in_under_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, with_images = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     body = [line for line in code.splitlines() if line.strip() and not line.startswith("import")]
     assert len(body) < 10
     model = CifarResNet(20)
@@ -29,7 +29,10 @@ def test_the_training_loop_runs_as_written_in_under_ten_lines(tmp_path: Path, mo
     names = {"model": model, "batches": [(images, labels)] * 2, "optimizer": _Late(model)}
     exec(code, names)
     assert (tmp_path / "model.onnx").is_file()
-    assert names["small"](images).shape == (8, 10)  # type: ignore[operator]
+    plain = names["small"]
+    exec(with_images, names)
+    for small in (plain, names["small"]):
+        assert small(images).shape == (8, 10)  # type: ignore[operator]
 
 
 class _Late:

@@ -39,7 +39,8 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
     """E[x xᵀ] over the columns of a layer's matrix, (columns, columns) or (g, columns, columns), by layer and scheme.
 
     ``schemes`` are by default those of the SVD form; ``batches`` are (images, labels), labels are not used. x is one
-    column's worth of the input: input channels times the taps of the pair's first half. Layers with too many columns are left out.
+    column's worth of the input: input channels times the taps of the pair's first half. Layers with too many columns are
+    left out.
     """
     schemes = schemes or own_schemes_of(svd)
     wanted = {name: _not_too_wide(svd, name, schemes[name]) for name in svd.layers}
