@@ -19,6 +19,19 @@ def test_anything_that_is_no_share_is_refused(text: str) -> None:
         units.parse_share(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("500KB", 500_000), ("1.5 MB", 1_500_000), ("64KiB", 65_536), ("12 b", 12), (".5 kb", 500)]
+)
+def test_sizes(text: str, value: int) -> None:
+    assert units.parse_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["500", "KB", "1 kilobyte", "-1KB", "0MB", "0.1 B", "1e3 KB", ""])
+def test_a_size_without_a_unit_or_a_number_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no size"):
+        units.parse_bytes(text)
+
+
 def test_printed_forms() -> None:
     assert units.format_bytes(1_081_234) == "1.08 MB"
     assert units.format_bytes(512) == "512 B"

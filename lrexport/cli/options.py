@@ -53,7 +53,7 @@ class SizeType(click.ParamType[int]):
         try:
             return parse_bytes(str(value))
         except UsageError as error:
-            self.fail(f"{error}. {error.hint}", param, ctx)
+            self.fail(str(error), param, ctx)
 
 
 class EpochsOrSame(click.ParamType[int | str]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ MISTAKES = {
     "a number for a table": ("compress = 3\n", 1, "'compress' is a number", "a table of options was wanted"),
     "no such choice": ('scheme = "spacial"\n', 1, "scheme = 'spacial'", "'spatial'"),
     "no share": ('[compress]\nmacs = "a half"\n', 2, "macs = 'a half'", ""),
+    "a size without a unit": ('[compress]\nsize = "500"\n', 2, "size = '500'", "500KB"),
+    "a number for patterns": ("keep = [3]\n", 1, "keep is [3]", "a list of texts was wanted"),
     "a list that is no shape": ("input-shape = [3, -8]\n", 1, "input-shape = [3, -8]", "one to four numbers"),
     "the same key written with an underscore": ('batch_size = "x"\n', 1, "batch_size = 'x'", "integer"),
 }
@@ -122,3 +125,20 @@ def test_a_sound_configuration_is_followed_and_the_command_line_goes_before_it(l
     assert '"seed": 9' in Path("record.json").read_text()
     assert '"batch_size": 16' in Path("record.json").read_text()
     assert '"macs": 0.6' in Path("record.json").read_text()
+
+
+@pytest.mark.parametrize("keep", ['"2"', '["2", "6"]'])
+def test_patterns_of_layers_to_keep_stand_in_a_file_alone_or_in_a_list(lrexport: Command, keep: str) -> None:
+    Path("lrexport.toml").write_text(f"keep = {keep}\n")
+    done = lrexport("compress", "tiny:make", "-o", "out", "--device", "cpu", "--macs", "0.95")
+    assert done.code == 0, done.err
+    plan = json.loads(Path("out/run.json").read_text())["plan"]
+    kept = {name for name, layer in plan.items() if layer.get("kind") == "kept"}
+    assert kept == set(json.loads(keep))
+
+
+def test_an_option_without_a_match_names_layers_that_there_are(lrexport: Command) -> None:
+    done = lrexport("compress", "tiny:make", "-o", "out", "--macs", "0.9", "--keep", "body.*")
+    assert done.code == 2
+    assert "no layer matches 'body.*', to be kept dense" in done.err
+    assert nothing_made()

@@ -1,0 +1,59 @@
+"""Ten of torchvision's networks through what benchmarks/zoo.py does with all, on smaller inputs."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+# Of every way to build a layer or to use one: fire modules without BatchNorm, channel shuffle, depthwise and inverted
+# bottlenecks, squeeze-and-excitation, dense concatenation, groups, branches, dilation with a dict as output, LayerNorm with
+# layer scale, weights of attention that are used without a call.
+SAMPLE = {
+    "squeezenet1_1": 64,
+    "shufflenet_v2_x0_5": 64,
+    "mnasnet0_5": 64,
+    "mobilenet_v3_small": 64,
+    "efficientnet_b0": 64,
+    "regnet_y_400mf": 64,
+    "googlenet": 64,
+    "resnet18": 64,
+    "lraspp_mobilenet_v3_large": 64,
+    "swin_t": 64,
+}
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("zoo")
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_network_is_the_same_folded_at_full_rank_and_its_plan_for_a_budget_becomes_a_verified_graph(
+    zoo: Any, name: str
+) -> None:
+    row: dict[str, Any] = {"seconds": {}}
+    zoo.measure(name, row, (3, SAMPLE[name], SAMPLE[name]))
+    assert row["error"] <= 1e-4
+    assert row["onnx_error"] <= 1e-4
+    assert row["spread"] > 0.01, "the output hardly depends on the input: the comparison says little"
+    assert row["graph_macs"] == row["macs"] <= 0.7 * row["dense_macs"]
+    assert row["macs"] > 0.695 * row["dense_macs"]
+    assert not row["uncounted"]
+    assert row["pairs"] > 0
+
+
+def test_every_classification_and_segmentation_network_is_in_the_table_or_listed_as_not_run(zoo: Any) -> None:
+    names = zoo.names()
+    assert names[0].startswith("squeezenet")
+    assert {"resnet50", "vit_b_16", "fcn_resnet50"} <= set(names)
+    assert not [name for name in names if any(word in name for word in ("rcnn", "quantized", "r3d", "raft"))]
+    rows = {names[0]: {"model": names[0], "seconds": {}, "failed": "export: InputError: why"}}
+    text = "\n".join(zoo.table(rows, 1))
+    assert f"- {names[0]}: export: InputError: why" in text
+    assert names[1] in text.partition("## Not run")[2]
