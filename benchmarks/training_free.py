@@ -96,7 +96,7 @@ def compress(
 
 def networks(arguments: argparse.Namespace) -> Iterator[tuple[str, Sequence[str], Callable[[], nn.Module]]]:
     """Name, methods to try, and a maker of fresh copies."""
-    for depth in DEPTHS:
+    for depth in arguments.depths:
 
         def published(depth: int = depth) -> nn.Module:
             network = resolve(f"resnet{depth}").build()
@@ -104,7 +104,7 @@ def networks(arguments: argparse.Namespace) -> Iterator[tuple[str, Sequence[str]
             return network
 
         yield f"ResNet-{depth}, published weights", list(METHODS), published
-    for depth in DEPTHS if arguments.adapted else ():
+    for depth in arguments.depths if arguments.adapted else ():
         run = arguments.adapted / f"adapted{depth}"
         record = load_record(run)
         epochs = record.config["dense_epochs"]
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights-dir", type=Path, required=True)
     parser.add_argument("--adapted", type=Path)
+    parser.add_argument("--depths", nargs="+", type=int, choices=DEPTHS, default=list(DEPTHS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="others are left for later")
     parser.add_argument("--seconds", action="store_true", help="measure time of the default method only")
     parser.add_argument("--heldout", action="store_true", help="score held-out training images, to make choices with")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -64,23 +65,38 @@ class Pruning:
         return select(self.svd, energy=goal.energy, macs=goal.macs, params=goal.params, **options)
 
     def fold(self, selection: Selection) -> tuple[nn.Module, dict[str, float]]:
-        """The folded network, repaired where there is data, and its held-out top-1 as folded and after each repair."""
+        """The folded network, repaired where there is data; and its held-out top-1 as folded and after each repair.
+
+        A repair that does not help on the held-out images is taken back: a network that lost little is better left alone.
+        """
         network = fold(self.svd, selection.plan, selection.truncations)
         if self.splits is None:
             return network, {}
         to_fast_layout(network.to(self.device))
         scores = {"heldout_top1": self._heldout(network)}
-        images = self._images(self.config.calibration_images)
-        if len(images) > 1:  # BatchNorm behind a global pooling has no variance over one image
-            most = max(2, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
-            few = images.subset(torch.arange(min(len(images), most)))
-            whole = fast_layout(torch.cat([batch for batch, _ in few.batches(_BATCH, self.device)]))
-            reconstruct(network, self.svd, selection.plan, whole, self.config.reconstruct)
-            scores["heldout_top1_after_reconstruction"] = self._heldout(network)
-        images = self._images(self.config.batchnorm_images)
-        if len(images) and reestimate_batchnorm(network, images.batches(_BATCHNORM_BATCH, self.device)):
-            scores["heldout_top1_after_batchnorm"] = self._heldout(network)
+        for name, repair in (("reconstruction", self._reconstruct), ("batchnorm", self._reestimate_batchnorm)):
+            before = copy.deepcopy(network.state_dict())
+            best = max(scores.values())
+            if repair(network, selection):
+                scores[f"heldout_top1_after_{name}"] = found = self._heldout(network)
+                if found < best:
+                    network.load_state_dict(before)
         return network, scores
+
+    def _reconstruct(self, network: nn.Module, selection: Selection) -> bool:
+        """Refit pairs and biases; whether there were images to do it with."""
+        images = self._images(self.config.calibration_images)
+        if len(images) < 2:  # BatchNorm behind a global pooling has no variance over one image
+            return False
+        most = max(2, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
+        few = images.subset(torch.arange(min(len(images), most)))
+        whole = fast_layout(torch.cat([batch for batch, _ in few.batches(_BATCH, self.device)]))
+        reconstruct(network, self.svd, selection.plan, whole, self.config.reconstruct)
+        return True
+
+    def _reestimate_batchnorm(self, network: nn.Module, _selection: Selection) -> bool:
+        images = self._images(self.config.batchnorm_images)
+        return len(images) > 1 and reestimate_batchnorm(network, images.batches(_BATCHNORM_BATCH, self.device))
 
     def _heldout(self, network: nn.Module) -> float:
         assert self.splits is not None
@@ -163,7 +179,7 @@ class Pruning:
         def holds(step: int) -> bool:
             if step not in lost:
                 _, scores = self.fold(plan(step))
-                lost[step] = 100 * (dense - list(scores.values())[-1])
+                lost[step] = 100 * (dense - max(scores.values()))
             return lost[step] <= points
 
         return replace(plan(first_true(_GRID - 1, holds)), heldout_top1=dense)

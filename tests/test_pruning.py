@@ -71,8 +71,7 @@ def pruning(network: nn.Module, splits: Splits | None, scheme: str = "spatial", 
 def divergence(job: Pruning, dense: nn.Module, splits: Splits) -> float:
     """Mean Kullback–Leibler divergence of the pruned network's prediction from the dense one's, on held-out images."""
     network, scores = job.fold(job.select())
-    # What is told last is what the network does.
-    assert list(scores.values())[-1] == score(network, splits.heldout, CPU, "heldout").top1
+    assert max(scores.values()) == score(network, splits.heldout, CPU, "heldout").top1
     images = next(iter(splits.heldout.batches(1000, CPU)))[0]
     with torch.no_grad():
         found, wanted = (net.eval()(images).log_softmax(1) for net in (network, dense))
@@ -83,10 +82,10 @@ def test_weighting_reconstruction_and_batchnorm_each_help(trained: nn.Module, sp
     nothing = {"weighting": False, "calibration_images": 0, "batchnorm_images": 0}
     batchnorm, weighted = nothing | {"batchnorm_images": 500}, {"reconstruct": False, "batchnorm_images": 500}
     found = [
-        divergence(pruning(trained, splits, macs=0.25, **options), trained, splits)
+        divergence(pruning(trained, splits, macs=0.2, **options), trained, splits)
         for options in (nothing, batchnorm, weighted, {"batchnorm_images": 500})
     ]
-    assert found[0] > found[1] > found[2] > found[3]
+    assert found[0] >= found[1] > found[2] > found[3]
 
 
 def test_without_data_nothing_is_scored_and_the_plan_is_the_plain_one(trained: nn.Module) -> None:
@@ -177,3 +176,13 @@ def test_the_same_seed_gives_the_same_network_and_another_one_other_images(train
 def test_a_budget_of_everything_stays_dense(trained: nn.Module, splits: Splits) -> None:
     plan = pruning(trained, splits, params=1.0).select().plan
     assert {layer.kind for layer in plan.values() if isinstance(layer, DenseLayer)} <= {"chosen", "costly"}
+
+
+def test_a_repair_that_does_not_help_is_taken_back(trained: nn.Module, splits: Splits) -> None:
+    # Two images of one class: statistics that nothing else would want.
+    same = replace(splits, train=splits.train.subset((splits.train.labels == 3).nonzero().flatten()[:2]))
+    job = pruning(trained, same, macs=0.99)
+    network, scores = job.fold(job.select())
+    assert scores["heldout_top1_after_reconstruction"] < scores["heldout_top1"]
+    assert scores["heldout_top1_after_batchnorm"] < scores["heldout_top1"]
+    assert score(network, splits.heldout, CPU, "heldout").top1 == scores["heldout_top1"]

@@ -199,9 +199,11 @@ def _plan_line(event: dict[str, Any]) -> str:
         line += f"; held-out top-1 {format_percent(event['heldout_top1_before'])} before"
     if "heldout_top1" in event:
         line += f"; held-out top-1 {format_percent(event['heldout_top1'])} as folded"
-    for key, repair in _REPAIRS.items():
-        if key in event:
-            line += f", {format_percent(event[key])} {repair}"
+        best = event["heldout_top1"]
+        for key, repair in _REPAIRS.items():
+            if key in event:
+                line += f", {format_percent(event[key])} {repair}" + (" (not kept)" if event[key] < best else "")
+                best = max(best, event[key])
     return line
 
 
