@@ -57,7 +57,8 @@ def randomise(network: nn.Module, images: Tensor) -> None:
     Initialisation leaves some parameters constant, by which whole branches add next to nothing (ConvNeXt's layer scale
     is 1e-6) or the output is 0 (the head of a ViT): those are drawn anew. Weights fall off along their input channels,
     for spectra that fall as those of trained networks do: with flat ones a budget is met by a few layers of low rank.
-    BatchNorm then gets the statistics of the images, without which signals die out or explode through deep networks.
+    BatchNorm then gets the scale of its input on the images, without which signals die out or explode through deep
+    networks; not the mean, by which a random network amplifies float32's own rounding up to a hundred times.
     """
     for parameter in network.parameters():
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
@@ -68,13 +69,17 @@ def randomise(network: nn.Module, images: Tensor) -> None:
         if parameter.ndim > 1 and parameter.shape[1] > 1:
             fall = torch.arange(1, parameter.shape[1] + 1).rsqrt()[torch.randperm(parameter.shape[1])]
             parameter *= (fall / fall.square().mean().sqrt()).view(-1, *[1] * (parameter.ndim - 2))
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train().momentum = 1.0
+    hooks = [
+        module.register_forward_pre_hook(take_scale) for module in network.modules() if isinstance(module, nn.BatchNorm2d)
+    ]
     network(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval().momentum = momentum
+    for hook in hooks:
+        hook.remove()
+
+
+def take_scale(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+    norm.running_mean.zero_()
+    norm.running_var.copy_(given[0].square().mean((0, 2, 3)))
 
 
 def smooth_images(count: int, shape: tuple[int, ...]) -> Tensor:
@@ -104,9 +109,9 @@ def step(row: dict[str, Any], name: str) -> Iterator[None]:
 
 
 @torch.no_grad()
-def measure(name: str, row: dict[str, Any]) -> None:
-    """Fill ``row`` with what came of the network, up to where it failed."""
-    recipe = resolve(f"torchvision:{name}")
+def measure(name: str, row: dict[str, Any], input_shape: tuple[int, ...] | None = None) -> None:
+    """Fill ``row`` with what came of the network, up to where it failed; by default at the network's own input shape."""
+    recipe = resolve(f"torchvision:{name}", input_shape)
     torch.manual_seed(0)
     with step(row, "build"):
         network = recipe.build()
@@ -198,7 +203,7 @@ def summary(done: list[dict[str, Any]]) -> list[str]:
         f"{min(shares):.4f} to {max(shares):.4f}.",
         "- So that every layer matters for the output and the ranks: parameters that initialisation leaves constant are "
         "drawn at random, weights fall off along their input channels (with spectra as flat as those of fresh weights a few "
-        "layers of low rank meet the budget), BatchNorm has the statistics of eight random images. Outputs of two images "
+        "layers of low rank meet the budget), BatchNorm has the scale of eight random images. Outputs of two images "
         f"differ by at least {least['spread']:.2f} of the largest ({least['model']}).",
         "",
     ]

@@ -1,0 +1,106 @@
+"""Compressing without data over the bare `torch.linalg.svd` of the same layers' matrices, interleaved in one process.
+
+- bare: `torch.linalg.svd` in float32 of every matrix that `decompose` factorises, and nothing else
+- core: decompose, select and fold, from a network in memory to the folded one
+- whole: `lrexport compress` without data as a call: build, count MACs, core, both networks saved and hashed
+
+    python benchmarks/compress_time.py [--model torchvision:resnet50] [--rounds 5] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from common import machine, write_markdown
+from torch import Tensor, nn
+
+from lrexport import pipeline
+from lrexport.config import CompressConfig, Goal, TrainConfig
+from lrexport.lowrank.decompose import Factorisable, decompose, inspect_layers
+from lrexport.lowrank.fold import fold
+from lrexport.lowrank.kernels import spec_of
+from lrexport.lowrank.schemes import SCHEMES
+from lrexport.lowrank.selection import select
+from lrexport.measure.statistics import spread
+from lrexport.models.resolve import resolve
+
+MACS = 0.5
+
+
+def matrices(network: nn.Module, shape: tuple[int, ...]) -> list[Tensor]:
+    """Those that `decompose` makes, by the scheme of its choice."""
+    made = []
+    for name, facts in inspect_layers(network, shape, "spatial").items():
+        if isinstance(facts, Factorisable):
+            layer = network.get_submodule(name)
+            made.append(SCHEMES[facts.scheme].matrix(layer.weight.detach(), spec_of(layer)))
+    return made
+
+
+def steps(model: str) -> dict[str, Callable[[], None]]:
+    torch.manual_seed(0)
+    recipe = resolve(model)
+    network = recipe.build()
+    every = matrices(network, recipe.input_shape)
+
+    def bare() -> None:
+        for matrix in every:
+            torch.linalg.svd(matrix, full_matrices=False)
+
+    def core() -> None:
+        svd = decompose(copy.deepcopy(network), recipe.input_shape)
+        selection = select(svd, macs=MACS)
+        fold(svd, selection.plan, selection.truncations)
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            config = CompressConfig(TrainConfig(model=model, device="cpu"), Goal(macs=MACS))
+            pipeline.compress(config, Path(scratch) / "run", lambda _: None)
+
+    return {"bare": bare, "core": core, "whole": whole}
+
+
+def measure(every: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in every}
+    order, shuffler = list(every), random.Random(0)
+    for round_number in range(rounds + 1):  # one to warm up
+        shuffler.shuffle(order)
+        for name in order:
+            began = time.perf_counter()
+            every[name]()
+            if round_number:
+                samples[name].append(time.perf_counter() - began)
+    return samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="torchvision:resnet50")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    samples = measure(steps(options.model), options.rounds)
+    lines = [
+        f"{options.model}, half of the MACs, random weights; {options.rounds} interleaved rounds, {options.threads} threads."
+    ]
+    lines += ["", "| what | median s | IQR s | over bare | IQR of the ratio |", "|---|---:|---:|---:|---:|"]
+    for name, times in samples.items():
+        found = spread(times)
+        ratio = spread([mine / other for mine, other in zip(times, samples["bare"], strict=True)])
+        cells = [name, f"{found.p50:.2f}", f"{found.iqr:.2f}", f"{ratio.p50:.2f}", f"{ratio.p25:.2f}–{ratio.p75:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Goal: `compress` without data takes at most twice the bare SVD of the layers."]
+    lines += ["Bare is float32; lrexport decomposes in float64, for factors right to the last bits of float32."]
+    write_markdown(Path("compress_time.md"), "Time of compressing without data", lines, machine())
+
+
+if __name__ == "__main__":
+    main()
