@@ -268,6 +268,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("build/zoo.jsonl"))
     parser.add_argument("--again", action="store_true", help="also networks that are in --results")
     parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("--note", default="", help="what a reader of the table should know")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -281,7 +282,9 @@ def main() -> None:
             file.write(json.dumps(rows[name]) + "\n")
         print(f"{name}: {rows[name].get('failed', 'passed')}", flush=True)
     ordered = {name: rows[name] for name in names() if name in rows}
-    write_markdown(Path("zoo.md"), "The zoo: torchvision's networks", table(ordered, options.threads), machine())
+    lines = [options.note, ""] if options.note else []
+    lines += table(ordered, options.threads)
+    write_markdown(Path("zoo.md"), "The zoo: torchvision's networks", lines, machine())
     return None
 
 
