@@ -37,10 +37,11 @@ from lrexport.lowrank.fold import fold
 from lrexport.lowrank.moments import every_scheme_of, input_moments, own_schemes_of
 from lrexport.lowrank.reconstruct import reconstruct
 from lrexport.lowrank.selection import Rule, select
+from lrexport.lowrank.tracing import fast_layout
 from lrexport.models.resolve import resolve
 from lrexport.models.weights import load_weights
 from lrexport.record import load_record
-from lrexport.training.engine import fast_layout, to_fast_layout
+from lrexport.training.engine import to_fast_layout
 from lrexport.training.scoring import reestimate_batchnorm, score
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from lrexport.plans import read_choices
 from lrexport.pruning import Pruning
 from lrexport.record import Record
 from lrexport.training.checkpoints import clear_checkpoints
-from lrexport.training.engine import make_fabric
+from lrexport.training.engine import make_fabric, with_float64
 
 
 def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> Record:
@@ -29,7 +29,9 @@ def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path 
         stages.train_dense(job)
         stages.train_svd(job)
     config = replace(config, train=job.config)
-    network = stages.prune(job, Pruning(job.svd, config, job.recipe.input_shape, job.splits, job.fabric.device, choices))
+    network = stages.prune(
+        job, Pruning(job.svd, config, job.recipe.input_shape, job.splits, with_float64(job.fabric.device), choices)
+    )
     stages.fine_tune(job, network, config.fine_tune_epochs)
     stages.train_baseline(job, config)
     stages.finish(job, network, config)
@@ -51,5 +53,5 @@ def plan_only(config: CompressConfig, source: Path | None = None) -> tuple[SVDNe
     """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
     choices = read_choices(config.goal.plan) if config.goal.plan is not None else None
     recipe, svd, splits = look(config.train, source)
-    device = make_fabric(config.train.device).device
+    device = with_float64(make_fabric(config.train.device).device)
     return svd, Pruning(svd, config, recipe.input_shape, splits, device, choices).select()

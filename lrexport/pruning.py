@@ -26,7 +26,7 @@ from lrexport.lowrank.selection import Selection, at_threshold, first_true, sele
 from lrexport.lowrank.tracing import largest_output
 from lrexport.lowrank.truncation import truncations
 from lrexport.plans import Choice
-from lrexport.training.engine import fast_layout, to_fast_layout
+from lrexport.training.engine import to_fast_layout
 from lrexport.training.scoring import reestimate_batchnorm, score
 from lrexport.units import format_bytes
 
@@ -39,7 +39,10 @@ _SIZE_TRIES = 5
 
 @dataclass(frozen=True)
 class Pruning:
-    """What ranks are chosen and pairs repaired with: a network in SVD form, choices, and data where there is any."""
+    """What ranks are chosen and pairs repaired with: a network in SVD form, choices, and data where there is any.
+
+    ``device`` must have float64.
+    """
 
     svd: SVDNetwork
     config: CompressConfig
@@ -53,6 +56,7 @@ class Pruning:
 
         Raises UsageError for a goal out of reach, with the least that can be reached, and for one that needs data.
         """
+        self.svd.network.to(self.device)
         goal, moments = self.config.goal, self._moments()
         if self.choices is not None:
             return plan_from_choices(self.svd, self.choices, str(goal.plan), moments)
@@ -90,7 +94,7 @@ class Pruning:
             return False
         most = max(2, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
         few = images.subset(torch.arange(min(len(images), most)))
-        whole = fast_layout(torch.cat([batch for batch, _ in few.batches(_BATCH, self.device)]))
+        whole = torch.cat([batch for batch, _ in few.batches(_BATCH, self.device)])
         reconstruct(network, self.svd, selection.plan, whole, self.config.reconstruct)
         return True
 
@@ -113,7 +117,6 @@ class Pruning:
         if self.splits is None or not self.config.weighting or self.config.goal.energy is not None:
             return None  # equation 4 is about the kernel's own energy
         images = self._images(self.config.calibration_images)
-        self.svd.network.to(self.device)
         return input_moments(self.svd, images.batches(_BATCH, self.device), self._schemes()) if len(images) else None
 
     def _schemes(self) -> Schemes:
@@ -165,7 +168,6 @@ class Pruning:
         if self.splits is None:
             raise UsageError("--accuracy-drop needs data to measure accuracy on", "Give --data, or another goal.")
         found = truncations(self.svd, moments, self._schemes())
-        self.svd.network.to(self.device)
         dense = self._heldout(self.svd.network)
         least, most = plan_cost(self.svd, smallest(self.svd, found, "macs").plan, "macs"), whole_cost(self.svd, "macs")
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.decompose import SVDNetwork, eval_mode
+from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.patches import draw, patches_at, positions, sizes_of
 from lrexport.lowrank.schemes import SCHEMES
+from lrexport.lowrank.tracing import eval_mode, fast_layout
 from lrexport.record import Scheme
 
 # Outputs looked at per layer: a second moment of a few thousand columns needs no more.
@@ -67,7 +68,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
             for module in dict.fromkeys(svd.network.get_submodule(place) for place in layer.names):
                 hooks.callback(module.register_forward_hook(watch(name)).remove)
         for images, _ in batches:
-            svd.network(images)
+            svd.network(fast_layout(images))
     return {
         name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in found.items()}
         for name, found in sums.items()

@@ -21,7 +21,7 @@ from lrexport.lowrank.least_squares import fit_pair
 from lrexport.lowrank.moments import columns_of
 from lrexport.lowrank.patches import draw, outputs_at, patches_at, positions, sizes_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.tracing import eval_mode
+from lrexport.lowrank.tracing import eval_mode, fast_layout
 from lrexport.lowrank.truncation import balanced
 from lrexport.record import FactorisedLayer, Plan
 
@@ -42,6 +42,7 @@ def reconstruct(
     images determine or than are worth it. A layer that is called more than once, or shares its weight, is left alone.
     Returns the squared output error of the layers that were looked at, relative to the variance of their output.
     """
+    images = fast_layout(images)
     names = [name for name, layer in plan.items() if isinstance(layer, FactorisedLayer) and len(svd.layers[name].names) == 1]
     targets = _dense_outputs(svd, names, images, torch.Generator().manual_seed(seed))
     absorbed = _before_batchnorm(network, names, images[:2])

@@ -124,6 +124,11 @@ def run_once(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
             ) from error
 
 
+def fast_layout(tensor: Tensor) -> Tensor:
+    """channels_last where there are two spatial axes, (N, C, H, W); anything else as it is."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module back in its own mode afterwards."""

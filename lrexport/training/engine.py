@@ -6,9 +6,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrexport.errors import DeviceError
+from lrexport.lowrank.tracing import fast_layout
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -36,6 +37,11 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
         return Fabric(accelerator=accelerator, devices=1, precision=plugin)
 
 
+def with_float64(device: torch.device) -> torch.device:
+    """The device itself, or the CPU instead of one that knows no float64, Apple's GPUs."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def to_fast_layout(network: nn.Module) -> nn.Module:
     """The network itself with its 4-D weights in channels_last; Module.to would refuse a network with 5-D ones.
 
@@ -44,11 +50,6 @@ def to_fast_layout(network: nn.Module) -> nn.Module:
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = fast_layout(tensor.data)
     return network
-
-
-def fast_layout(tensor: Tensor) -> Tensor:
-    """channels_last where there are two spatial axes, (N, C, H, W); anything else as it is."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _available() -> str:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lrexport.data.images import Splits
 from lrexport.errors import InputError
 from lrexport.lowrank.svd_form import SVDForm
-from lrexport.training.engine import fast_layout, to_fast_layout
+from lrexport.lowrank.tracing import fast_layout
+from lrexport.training.engine import to_fast_layout
 from lrexport.training.schedules import Schedule, learning_rate
 from lrexport.training.scoring import score
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from lrexport.data.images import ImageSet
 from lrexport.lowrank.reconstruct import batch_statistics
-from lrexport.lowrank.tracing import eval_mode
+from lrexport.lowrank.tracing import eval_mode, fast_layout
 from lrexport.record import Accuracy
-from lrexport.training.engine import fast_layout
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
