@@ -55,6 +55,7 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
             done, results[name] = _export(network, paths[name], before, record, options, test)
             event = {"event": "export", "file": name, "bytes": done.bytes, "opset": done.opset}
             event |= {"relative_error": done.comparison.relative_error, "simplified": done.simplified}
+            event["blind"] = done.blind and test is None
             on_event({**event, "rescored": test is not None, "uncounted": done.cost.uncounted})
         if options.rounds:
             batch = options.batch or 1

@@ -158,6 +158,9 @@ class Progressing:
             self._say(_plan_line(event))
         elif kind == "export":
             self._say(_export_line(event))
+            if event["blind"]:
+                proves = "agreement with torch proves little (are the weights random?)"
+                self._say(f"warning: {event['file']}: its output hardly depends on its input, so {proves}")
             for operator in event["uncounted"]:
                 self._say(f"warning: {event['file']}: MACs of {operator} are not counted")
 

@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError, UsageError
-from lrexport.export.verify import Comparison, compare_with_torch
+from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, compare_with_torch
 from lrexport.lowrank.decompose import eval_mode
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
 
@@ -28,7 +28,10 @@ INPUT, OUTPUT = "input", "output"
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished file: its cost counted on the graph, and the largest error relative to torch over all comparisons."""
+    """A finished file: its cost counted on the graph, and the largest error relative to torch over all comparisons.
+
+    ``blind`` says that the output hardly depends on the input, so that agreement with torch proves little.
+    """
 
     path: Path
     bytes: int
@@ -36,6 +39,7 @@ class Exported:
     cost: GraphCost
     comparison: Comparison
     simplified: bool
+    blind: bool = False
 
 
 def export_onnx(
@@ -73,9 +77,10 @@ def export_onnx(
                 model = simpler
             except InputError:  # the graph before it was verified
                 simpler = None
+        blind = _is_blind(network, inputs, _example(network, input_shape, batch))
     content = model.SerializeToString()
     files.write_bytes(path, content)
-    return Exported(path, len(content), opset, count_onnx(model), comparison, simpler is not None)
+    return Exported(path, len(content), opset, count_onnx(model), comparison, simpler is not None, blind)
 
 
 def _check_opset(opset: int) -> None:
@@ -210,6 +215,15 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto | None:
         return None
     _strip(simpler)
     return simpler
+
+
+@torch.no_grad()
+def _is_blind(network: nn.Module, inputs: Mapping[str, Tensor], zeros: Tensor) -> bool:
+    """Whether random input changes the output by no more than a comparison tolerates; a fresh ViT gives zeros for all."""
+    noise = next(iter(inputs.values()))[:1].to(zeros)
+    noise = noise.expand(len(zeros), *noise.shape[1:])
+    found, reference = network(noise), network(zeros)
+    return bool((found - reference).abs().max() <= RELATIVE_TOLERANCE * found.abs().max())
 
 
 def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples: Tensor | None) -> dict[str, Tensor]:

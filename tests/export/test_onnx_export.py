@@ -84,6 +84,15 @@ def test_a_simplifier_that_breaks_the_graph_does_not_reach_the_file(
     np.testing.assert_allclose(run(done.path, images), small_net(images).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, None])
+def test_an_output_that_does_not_depend_on_the_input_is_told(
+    tmp_path: Path, small_net: nn.Module, batch: int | None
+) -> None:
+    assert not export_onnx(small_net, tmp_path / "model.onnx", SHAPE, batch=batch).blind
+    nn.init.zeros_(small_net.head.weight)  # as torchvision makes a ViT
+    assert export_onnx(small_net, tmp_path / "model.onnx", SHAPE, batch=batch).blind
+
+
 def test_macs_on_the_graph_are_those_of_the_plan(tmp_path: Path) -> None:
     svd = decompose(CifarResNet(20).eval(), (3, 32, 32))
     plan = select(svd, macs=0.5).plan
