@@ -17,6 +17,7 @@ SAMPLE = (
     "squeezenet1_1",
     "shufflenet_v2_x0_5",
     "mnasnet0_5",
+    "mobilenet_v2",
     "mobilenet_v3_small",
     "efficientnet_b0",
     "regnet_y_400mf",
