@@ -289,7 +289,11 @@ def test_a_signal_in_training_ends_it_with_its_code_and_keeps_what_was_written(f
     name = f"stopped-{code}"
     command = [sys.executable, "-m", "lrexport", "compress", "flow_network:make", "--data", "digits", "--macs", "0.6"]
     process = subprocess.Popen(
-        [*command, "--dense-epochs", "1", "--svd-epochs", "5000", "-o", name], stderr=subprocess.PIPE, text=True
+        [*command, "--dense-epochs", "1", "--svd-epochs", "5000", "-o", name],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, as CI may be, ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stderr is not None
     for line in process.stderr:
