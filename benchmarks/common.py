@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import random
 import shlex
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lrexport.measure.environment import environment
@@ -16,6 +19,20 @@ def machine() -> str:
     facts = environment()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "onnxruntime") if name in facts)
     return f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}; {versions}"
+
+
+def interleaved(every: dict[str, Callable[[], object]], rounds: int, warm_up: int) -> dict[str, list[float]]:
+    """Seconds of each in every round, in shuffled order, after rounds that do not count."""
+    samples: dict[str, list[float]] = {name: [] for name in every}
+    order, shuffler = list(every), random.Random(0)
+    for round_number in range(rounds + warm_up):
+        shuffler.shuffle(order)
+        for name in order:
+            began = time.perf_counter()
+            every[name]()
+            if round_number >= warm_up:
+                samples[name].append(time.perf_counter() - began)
+    return samples
 
 
 def write_markdown(name: Path, title: str, lines: list[str], where: str) -> None:

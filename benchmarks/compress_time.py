@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import random
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import machine, write_markdown
+from common import interleaved, machine, write_markdown
 from torch import Tensor, nn
 
 from lrexport import pipeline
@@ -67,19 +65,6 @@ def steps(model: str) -> dict[str, Callable[[], None]]:
     return {"bare": bare, "core": core, "whole": whole}
 
 
-def measure(every: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {name: [] for name in every}
-    order, shuffler = list(every), random.Random(0)
-    for round_number in range(rounds + 1):  # one to warm up
-        shuffler.shuffle(order)
-        for name in order:
-            began = time.perf_counter()
-            every[name]()
-            if round_number:
-                samples[name].append(time.perf_counter() - began)
-    return samples
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="torchvision:resnet50")
@@ -87,7 +72,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    samples = measure(steps(options.model), options.rounds)
+    samples = interleaved(steps(options.model), options.rounds, warm_up=1)
     lines = [
         f"{options.model}, half of the MACs, random weights; {options.rounds} interleaved rounds, {options.threads} threads."
     ]

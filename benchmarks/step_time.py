@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import machine, write_markdown
+from common import interleaved, machine, write_markdown
 from torch import Tensor, nn
 
 from lrexport.lowrank.decompose import decompose, inspect_layers
@@ -112,16 +110,7 @@ def measure(model: str, shape: tuple[int, int, int], batch: int, rounds: int) ->
         for label, make in (("composed", composed), ("two-layer", two_layer), ("SVD each step", svd_each_step)):
             network, extra = make(copy.deepcopy(dense), shape, scheme)
             steps[f"{scheme}, {label}"] = stepper(network, extra, images, labels)
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    order, shuffler = list(steps), random.Random(0)
-    for round_number in range(rounds + 2):  # two to warm up
-        shuffler.shuffle(order)
-        for name in order:
-            began = time.perf_counter()
-            steps[name]()
-            if round_number >= 2:
-                samples[name].append(time.perf_counter() - began)
-    return samples
+    return interleaved(steps, rounds, warm_up=2)
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrexport import stages
-from lrexport.config import CompressConfig, TrainConfig
+from lrexport.config import CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
 from lrexport.job import OnEvent, look, open_job, reopen_job
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.plans import check_choices
 from lrexport.lowrank.selection import Selection
-from lrexport.plans import read_choices
+from lrexport.plans import Choice, read_choices
 from lrexport.pruning import Pruning
 from lrexport.record import Record
 from lrexport.training.checkpoints import clear_checkpoints
@@ -21,7 +21,7 @@ from lrexport.training.engine import make_fabric, with_float64
 
 def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> Record:
     """Everything up to the fine-tuned folded network; from the run ``source`` on, where one is given."""
-    choices = read_choices(config.goal.plan) if config.goal.plan is not None else None
+    choices = _choices(config.goal)
     job = open_job(config.train, run, on_event) if source is None else reopen_job(config.train, source, run, on_event)
     if choices is not None:  # before any training
         check_choices(job.svd, choices, str(config.goal.plan))
@@ -51,7 +51,11 @@ def train(config: TrainConfig, run: Path, on_event: OnEvent) -> Record:
 
 def plan_only(config: CompressConfig, source: Path | None = None) -> tuple[SVDNetwork, Selection]:
     """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
-    choices = read_choices(config.goal.plan) if config.goal.plan is not None else None
+    choices = _choices(config.goal)
     recipe, svd, splits = look(config.train, source)
     device = with_float64(make_fabric(config.train.device).device)
     return svd, Pruning(svd, config, recipe.input_shape, splits, device, choices).select()
+
+
+def _choices(goal: Goal) -> dict[str, Choice] | None:
+    return read_choices(goal.plan) if goal.plan is not None else None

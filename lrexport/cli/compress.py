@@ -65,7 +65,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     lrexport compress torchvision:resnet18 --energy 0.05 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
-    from lrexport.cli.console import Progressing, note, note_dense, print_table, write_json
+    from lrexport.cli.console import Progressing, note, note_dense, print_result, print_table, write_json
     from lrexport.plans import digest
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
@@ -103,10 +103,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     for warning in record.notes:
         note(f"warning: {warning}")
     note_dense(record.plan)
-    if json_to:
-        write_json(record.model_dump(mode="json"), json_to)
-    if json_to != "-":
-        print_table(results_table(record))
+    print_result(record.model_dump(mode="json"), json_to, results_table(record))
     note(f"saved in {run}; next: lrexport onnx {run}")
 
 

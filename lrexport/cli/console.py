@@ -122,6 +122,15 @@ def write_json(value: Any, destination: str) -> None:
         files.write_json(Path(destination), value)
 
 
+def print_result(value: Any, json_to: str | None, *tables: Table) -> None:
+    """``value`` as JSON where --json asks for it, and the tables, unless stdout is JSON's."""
+    if json_to:
+        write_json(value, json_to)
+    if json_to != "-":
+        for table in tables:
+            print_table(table)
+
+
 class Progressing:
     """Shows a pipeline's events: a live line with rate and time left on a terminal, a line an epoch otherwise."""
 

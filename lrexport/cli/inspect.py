@@ -50,44 +50,34 @@ def _is_onnx(path: Path) -> bool:
 
 
 def _inspect_run(run: Path, json_to: str | None) -> None:
-    from lrexport.cli.console import note, note_dense, print_table, write_json
+    from lrexport.cli.console import note, note_dense, print_result
     from lrexport.record import load_record
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
 
     record = load_record(run)
-    if json_to:
-        write_json(record.model_dump(mode="json"), json_to)
-    if json_to != "-":
-        print_table(plan_table(record.plan))
-        print_table(results_table(record))
+    print_result(record.model_dump(mode="json"), json_to, plan_table(record.plan), results_table(record))
     if not record.plan:
         note(f"no plan yet: {run} was only trained; next: lrexport compress {run} --macs 0.5")
     note_dense(record.plan)
 
 
 def _inspect_plan(path: Path, json_to: str | None) -> None:
-    from lrexport.cli.console import note_dense, print_table, write_json
+    from lrexport.cli.console import note_dense, print_result
     from lrexport.plans import read_plan
     from lrexport.report.plans import plan_table, plan_to_json
 
     plan = read_plan(path)
-    if json_to:
-        write_json(plan_to_json(plan), json_to)
-    if json_to != "-":
-        print_table(plan_table(plan.entries, plan.as_written))
+    print_result(plan_to_json(plan), json_to, plan_table(plan.entries, plan.as_written))
     note_dense(plan.entries)
 
 
 def _inspect_onnx(path: Path, json_to: str | None) -> None:
-    from lrexport.cli.console import print_table, write_json
+    from lrexport.cli.console import print_result
     from lrexport.report.graphs import graph_table, graph_to_json
 
     graph = _read_graph(path)
-    if json_to:
-        write_json(graph_to_json(graph), json_to)
-    if json_to != "-":
-        print_table(graph_table(graph))
+    print_result(graph_to_json(graph), json_to, graph_table(graph))
 
 
 def _read_graph(path: Path) -> Graph:
@@ -125,18 +115,15 @@ def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
     if json_to:
         write_json(diff_to_json(diff, str(path), str(other)), json_to)
     if json_to != "-":
-        if not diff.layers:
-            click.echo(f"The plans are identical: {diff.same} layer{'s' if diff.same > 1 else ''}.")
-        else:
+        if diff.layers:
             print_table(diff_table(diff, str(path), str(other)))
+        else:
+            click.echo(f"The plans are identical: {diff.same} layer{'s' if diff.same > 1 else ''}.")
 
 
 def _compare_graphs(path: Path, other: Path, json_to: str | None) -> None:
-    from lrexport.cli.console import print_table, write_json
+    from lrexport.cli.console import print_result
     from lrexport.report.graphs import diff_graphs, graph_diff_table, graph_diff_to_json
 
     diff = diff_graphs(_read_graph(path), _read_graph(other))
-    if json_to:
-        write_json(graph_diff_to_json(diff, str(path), str(other)), json_to)
-    if json_to != "-":
-        print_table(graph_diff_table(diff, str(path), str(other)))
+    print_result(graph_diff_to_json(diff, str(path), str(other)), json_to, graph_diff_table(diff, str(path), str(other)))

@@ -65,7 +65,7 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
     Each is checked, compared with torch on random and real inputs, simplified, compared again, scored on the test images
     and timed on this machine, dense and compressed interleaved. If anything differs, nothing is written.
     """
-    from lrexport.cli.console import Progressing, note, print_table, write_json
+    from lrexport.cli.console import Progressing, note, print_result
     from lrexport.report.tables import results_table
 
     if not run.is_dir():
@@ -80,7 +80,4 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
         for latency in (result.latency_ms if result else {}).values():
             if latency.warning:
                 note(f"warning: latency {latency.warning}")
-    if json_to:
-        write_json(record.model_dump(mode="json"), json_to)
-    if json_to != "-":
-        print_table(results_table(record))
+    print_result(record.model_dump(mode="json"), json_to, results_table(record))

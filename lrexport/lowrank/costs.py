@@ -74,5 +74,5 @@ def dense_layer(layer: Factorisable, kind: DenseKind, reason: str) -> DenseLayer
 
 def _planned_cost(layer: FactorisedLayer | DenseLayer, cost: Cost) -> int:
     if isinstance(layer, DenseLayer):
-        return layer.dense_macs if cost == "macs" else layer.dense_params
+        return dense_cost(layer, cost)
     return layer.macs if cost == "macs" else layer.params

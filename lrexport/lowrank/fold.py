@@ -69,7 +69,7 @@ def fold_layer(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
 
     Where ``scheme`` is not the one of its SVD form, or it is in none, its weight is decomposed for it.
     """
-    left, singular, right = _factors(layer, scheme)
+    left, singular, right = svd_form.factors_by(layer, scheme)
     kept = singular.abs().topk(rank, dim=-1).indices
     scale = singular.abs().gather(-1, kept).sqrt().unsqueeze(-2)
     left, right = (side.take_along_dim(kept.unsqueeze(-2), dim=-1) * scale for side in (left, right))
@@ -90,13 +90,6 @@ def build_pair(layer: Any, scheme: Scheme, left: Tensor, right: Tensor) -> nn.Se
         # A fresh copy has the strides of a fresh layer also on axes of length 1, by which runtimes choose their kernels.
         half.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     return pair
-
-
-def _factors(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V of the layer's matrix by ``scheme``."""
-    if svd_form.is_attached(layer) and svd_form.form_of(layer).scheme == scheme:
-        return svd_form.factors(layer)
-    return svd_form.exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))[:3]
 
 
 def _check_admitted(name: str, layer: nn.Module, planned: FactorisedLayer) -> None:

@@ -100,7 +100,7 @@ def within(svd: SVDNetwork, found: Truncations, cost: Cost, budget: float, rule:
     fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())
     least = fixed + knapsack.least_cost(options)
     if least > budget:
-        raise out_of_reach(svd, cost, budget, least)
+        raise _out_of_reach(svd, cost, budget, least)
     solution = knapsack.minimise(options, budget - fixed)
     plan: Plan = dict(svd.dense)
     for name, index in zip(names, solution.chosen, strict=True):
@@ -175,7 +175,7 @@ def _least_threshold(svd: SVDNetwork, found: Truncations, cost: Cost, budget: fl
 
     last = len(steps) - 1
     if price(last) > budget:
-        raise out_of_reach(svd, cost, budget, price(last))
+        raise _out_of_reach(svd, cost, budget, price(last))
     return float(steps[first_true(last, lambda step: price(step) <= budget)])
 
 
@@ -188,8 +188,7 @@ def first_true(last: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
-    """The error for a budget below ``least``."""
+def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
     whole, name = whole_cost(svd, cost), NAMES[cost]
     return UsageError(
         f"{format_percent(budget / whole)} of the {name} is out of reach",

@@ -131,6 +131,13 @@ def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
     return held.original0, held.original1, held.original2
 
 
+def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """U, s, V of the layer's matrix by ``scheme``: those of its SVD form where that has the scheme, else decomposed."""
+    if is_attached(layer) and form_of(layer).scheme == scheme:
+        return factors(layer)
+    return exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))[:3]
+
+
 @torch.no_grad()
 def redecompose(layer: nn.Module) -> None:
     """Replace U, s, V by the exact SVD of the kernel they compose, so that truncation is optimal (Eckart–Young)."""

@@ -13,7 +13,7 @@ from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.moments import Moments, Schemes, own_schemes_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.svd_form import exact_svd, factors, redecompose
+from lrexport.lowrank.svd_form import factors_by, redecompose
 from lrexport.record import Scheme
 
 # Keeps directions that the data never showed in the order of their own energy, and the full rank exact.
@@ -49,24 +49,21 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
     """
     schemes = schemes or own_schemes_of(svd)
     found: dict[str, dict[Scheme, Truncation]] = {}
-    for name, layer in svd.layers.items():
+    for name in svd.layers:
         module: Any = svd.network.get_submodule(name)
         redecompose(module)
         weighting = (moments or {}).get(name, {})
-        found[name] = {scheme: _truncate(module, scheme, layer.scheme, weighting.get(scheme)) for scheme in schemes[name]}
+        found[name] = {scheme: _truncate(module, scheme, weighting.get(scheme)) for scheme in schemes[name]}
     return found
 
 
 @torch.no_grad()
-def _truncate(module: Any, scheme: Scheme, own: Scheme, moment: Tensor | None) -> Truncation:
+def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
     matrix = SCHEMES[scheme].matrix(module.weight, spec_of(module))
     if moment is not None:
         basis, energy = weighted_basis(matrix, moment.to(matrix))
-    elif scheme == own:
-        basis, singular, _ = factors(module)
-        energy = singular.double().square()
     else:
-        basis, singular, _, _ = exact_svd(matrix)
+        basis, singular, _ = factors_by(module, scheme)
         energy = singular.double().square()
     energy = energy if energy.ndim == 1 else energy.sum(0)  # one rank for all groups: what they drop together
     return Truncation(_share_dropped(energy.cpu()), basis.detach(), matrix.detach())
