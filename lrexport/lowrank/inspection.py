@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lrexport.errors import InputError
+from lrexport.lowrank.constants import constant_layers
 from lrexport.lowrank.kernels import WEIGHTED, LayerCall, dense_macs, spec_of
 from lrexport.lowrank.schemes import SCHEMES, scheme_for, schemes_of
 from lrexport.lowrank.tracing import trace
@@ -108,6 +109,7 @@ class _Layers:
             for parameter in owner.parameters(recurse=False):
                 self.owners[id(parameter)].append((name, owner))
         self.uses = trace(network, self.places, input_shape)
+        self.constant = constant_layers(network, self.places, input_shape)
 
     def name(self, layer: nn.Module) -> str:
         return self.places[layer][0]
@@ -160,6 +162,8 @@ class _Layers:
             return "the network uses its weight without calling it"
         if not self.uses[layer].calls:
             return "not called in a forward pass"
+        if layer in self.constant:
+            return "works on constants alone, so an exported graph holds its result"
         if self.uses[layer].extra_arguments:
             return "called with more than its input, which a pair does not take"
         return None
@@ -185,6 +189,8 @@ class _Layers:
         return Factorisable(tuple(names), scheme, gaining, macs, weight.numel() + biases, biases, tuple(weight.shape))
 
     def dense_macs(self, layer: nn.Module) -> int:
+        if layer in self.constant:
+            return 0
         spec = spec_of(layer)
         return sum(dense_macs(spec, call) for call in self.uses[layer].calls)
 

@@ -35,7 +35,7 @@ def trace(network: nn.Module, layers: Iterable[nn.Module], input_shape: tuple[in
     def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         watch.running.pop()
         if module in uses:
-            uses[module].calls.append(_call(module, args[0] if args else kwargs["input"], output))
+            uses[module].calls.append(_call(module, given_to(args, kwargs), output))
             uses[module].extra_arguments |= len(args) + len(kwargs) > 1
 
     modules = [network, *(layer for layer in uses if layer is not network)]
@@ -85,6 +85,11 @@ def _flat(value: Any) -> Iterator[Tensor]:
             yield from _flat(part)
 
 
+def given_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The input in the arguments of a layer's call."""
+    return args[0] if args else kwargs["input"]
+
+
 def _call(layer: nn.Module, given: Tensor, output: Tensor) -> LayerCall:
     if isinstance(layer, nn.Linear):
         return LayerCall(given.numel() // given.shape[-1])
@@ -110,13 +115,18 @@ def largest_output(network: nn.Module, input_shape: tuple[int, ...]) -> int:
     return max(sizes)
 
 
-@torch.no_grad()
-def run_once(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """Output for one input of zeros in eval mode. Raises InputError naming the shape where the network refuses it."""
+def example_input(network: nn.Module, input_shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
+    """One input of ``fill``, (1, *input_shape), on the network's device and in its parameters' dtype."""
     parameter = next(network.parameters(), torch.empty(0))
+    return torch.full((1, *input_shape), fill, device=parameter.device, dtype=parameter.dtype)
+
+
+@torch.no_grad()
+def run_once(network: nn.Module, input_shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
+    """Output for one input of ``fill`` in eval mode. Raises InputError naming the shape where the network refuses it."""
     with eval_mode(network):
         try:
-            return network(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+            return network(example_input(network, input_shape, fill))
         except Exception as error:
             raise InputError(
                 f"the network does not take an input of shape {tuple(input_shape)}: {error}",

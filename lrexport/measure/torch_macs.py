@@ -1,7 +1,8 @@
 """MACs of a torch network, layer by layer, counted by fvcore.
 
 Convention: multiply–accumulates of convolutions and matrix products for one input; bias, normalisation, pooling and
-element-wise operators are not counted; 1 MAC = 2 FLOPs. fvcore counts one "flop" per MAC.
+element-wise operators are not counted; 1 MAC = 2 FLOPs. fvcore counts one "flop" per MAC. Nor are layers that work on
+constants alone: an exported graph holds their result.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrexport.lowrank.decompose import eval_mode
+from lrexport.lowrank.constants import constant_layers
+from lrexport.lowrank.kernels import WEIGHTED
+from lrexport.lowrank.tracing import eval_mode, example_input
 from lrexport.measure.einsum import einsum_macs
 
 _ATTENTION = "scaled_dot_product_attention"
@@ -41,8 +44,9 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
     """Count for one input of ``input_shape`` (without the batch), in eval mode; the network's own mode is put back."""
     from fvcore.nn import FlopCountAnalysis
 
-    parameter = next(network.parameters(), torch.empty(0))
-    example = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    layers: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
+    constant = {layers[layer] for layer in constant_layers(network, layers, input_shape)}
+    example = example_input(network, input_shape)
     with eval_mode(network), _without_fused_attention(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, announces its retirement
         analysis = FlopCountAnalysis(network, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -62,6 +66,7 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
         operators = analysis.by_operator()
         left_out = {operator.rpartition(":")[2] for operator in analysis.unsupported_ops()}
     total = int(sum(operators[name] for name in _COUNTED if name in operators))
+    total -= sum(by_layer.pop(name, 0) for name in constant)
     return TorchMacs(total, by_layer, tuple(sorted(left_out & _UNCOUNTED)))
 
 

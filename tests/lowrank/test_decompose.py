@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lrexport.errors import InputError, UsageError
+from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.svd_form import factors
@@ -138,6 +139,42 @@ def test_a_layer_never_called_stays_dense() -> None:
     network = SmallNet()
     network.unused = nn.Linear(32, 32)
     assert reasons(network, (3, 12, 12))["unused"] == "not called in a forward pass"
+
+
+class PositionBias(nn.Module):
+    """Adds what a layer makes of a table, as Swin v2 does; ``detached`` also cuts a layer's input off from autograd."""
+
+    def __init__(self, detached: bool) -> None:
+        super().__init__()
+        self.body, self.bias, self.head = nn.Linear(12, 10), nn.Linear(12, 10), nn.Linear(10, 10)
+        self.detached = detached
+        self.register_buffer("table", torch.randn(1, 12))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.body(rows) + self.bias(self.table))
+        return self.head(hidden.detach() if self.detached else hidden)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_layer_that_works_on_constants_stays_dense_and_costs_what_it_does_in_the_graph(detached, tmp_path) -> None:
+    network, macs = PositionBias(detached), 12 * 10 + 10 * 10
+    network.body.bias.requires_grad_(False)
+    assert export_onnx(network, tmp_path / "model.onnx", (12,)).cost.macs == macs
+    assert count_torch_macs(network, (12,)).total == macs
+    svd = decompose(network, (12,))
+    assert svd.dense_macs == macs
+    assert set(svd.layers) == {"body", "head"}
+    assert svd.dense["bias"].dense_macs == 0
+    assert "works on constants" in svd.dense["bias"].reason
+    assert (network.body.bias.requires_grad, network.head.bias.requires_grad) == (False, True)
+
+
+def test_a_network_that_autograd_cannot_follow_has_no_constant_layers() -> None:
+    class Foreign(nn.Sequential):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return self[1](torch.from_numpy(self[0](rows).numpy() + 1))
+
+    assert set(decompose(Foreign(nn.Linear(12, 10), nn.Linear(10, 10)), (12,)).layers) == {"0", "1"}
 
 
 def test_a_weight_computed_by_a_hook_and_one_tied_to_an_embedding_stay_dense() -> None:
