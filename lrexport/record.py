@@ -72,7 +72,11 @@ class Accuracy(_Strict):
 
 
 class Latency(_Strict):
-    """Milliseconds for one inference; ``iqr`` is p75 − p25, ``ratio`` this network ÷ dense in the same rounds."""
+    """Milliseconds for one inference; ``iqr`` is p75 − p25, ``ratio`` this network ÷ dense in the same rounds.
+
+    ``load_ms``, ``first_run_ms`` and ``peak_bytes`` (the memory that both added) are those of a fresh process,
+    ``operators_ms`` the time by kind of operator, where they were asked for.
+    """
 
     p50: float
     p90: float
@@ -84,6 +88,10 @@ class Latency(_Strict):
     ratio: float | None = None
     ratio_iqr: tuple[float, float] | None = None
     warning: str | None = None
+    load_ms: float | None = None
+    first_run_ms: float | None = None
+    peak_bytes: int | None = None
+    operators_ms: dict[str, float] | None = None
 
 
 class Result(_Strict):

@@ -21,6 +21,7 @@ from lrexport.job import torch_result
 from lrexport.lowrank.decompose import run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import measure_latency
+from lrexport.measure.targets import Job
 from lrexport.record import DENSE_ONNX, MODEL_ONNX, Record, Result, Results, load_record
 from lrexport.training.scoring import score
 
@@ -59,7 +60,7 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
             on_event({**event, "rescored": test is not None, "uncounted": done.cost.uncounted})
         if options.rounds:
             batch = options.batch or 1
-            measured = measure_latency(paths, DENSE_ONNX, options.rounds, options.threads, batch)
+            measured = measure_latency(paths, DENSE_ONNX, Job((), options.rounds, options.threads, batch))
             results = {
                 name: old.model_copy(update={"latency_ms": {"local": measured[name]}}) for name, old in results.items()
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,6 @@ class Spread:
         return self.p75 - self.p25
 
 
-def spread(samples: list[float]) -> Spread:
+def spread(samples: Sequence[float]) -> Spread:
     """Percentiles by linear interpolation (numpy's default)."""
     return Spread(*(float(value) for value in np.percentile(samples, (25, 50, 75, 90, 99))))

@@ -11,6 +11,7 @@ from lrexport.errors import DeviceError
 from lrexport.export.onnx_export import export_onnx
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.statistics import spread
+from lrexport.measure.targets import Job
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_percentiles_are_ordered_and_a_network_of_a_hundredth_of_the_work_is_faster(files: dict[str, Path]) -> None:
-    found = measure_latency(files, "dense", rounds=50)
+    found = measure_latency(files, "dense", Job((), cold=True, profile=True))
     for latency in found.values():
         assert 0 < latency.p50 <= latency.p90 <= latency.p99
         assert (latency.rounds, latency.threads, latency.batch) == (50, 1, 1)
+        assert latency.load_ms > 0
+        assert latency.first_run_ms > 0
+        assert latency.peak_bytes > 0
+        assert sum(latency.operators_ms.values()) == pytest.approx(latency.p50, rel=0.7)
+        assert max(latency.operators_ms, key=latency.operators_ms.get) in ("Conv", "FusedConv")
     assert found["dense"].ratio is None
     assert found["small"].ratio is not None
     assert found["small"].ratio < 0.5
@@ -37,7 +43,7 @@ def test_percentiles_are_ordered_and_a_network_of_a_hundredth_of_the_work_is_fas
 
 
 def test_the_same_file_twice_has_a_ratio_of_about_one(files: dict[str, Path]) -> None:
-    found = measure_latency({"dense": files["dense"], "again": files["dense"]}, "dense", rounds=50)["again"]
+    found = measure_latency({"dense": files["dense"], "again": files["dense"]}, "dense")["again"]
     assert found.ratio == pytest.approx(1, abs=0.15)
 
 
