@@ -81,16 +81,16 @@ def _inspect_onnx(path: Path, json_to: str | None) -> None:
 
 
 def _read_graph(path: Path) -> Graph:
-    from lrexport.artifacts.onnx_files import read_onnx
     from lrexport.cli.console import note
-    from lrexport.measure.onnx_macs import count_onnx
+    from lrexport.measure.onnx_survey import survey
     from lrexport.report.graphs import Graph, Node
 
-    cost = count_onnx(read_onnx(path))
+    found = survey(path)
+    cost = found.cost
     for operator in cost.uncounted:
         note(f"warning: {path}: MACs of {operator} are not counted")
     nodes = tuple(Node(n.name, n.operator, n.weight_shape, n.macs, n.bytes) for n in cost.nodes)
-    return Graph(cost.macs, cost.params, path.stat().st_size, cost.uncounted, nodes)
+    return Graph(cost.macs, cost.params, found.bytes, cost.uncounted, nodes)
 
 
 def _compare(path: Path, other: Path, json_to: str | None) -> None:

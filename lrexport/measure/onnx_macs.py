@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
-
-import onnx
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrexport.measure.einsum import einsum_macs
+
+if TYPE_CHECKING:  # who only reads a count that another process made does without onnx
+    import onnx
 
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "ConvTranspose"}
 _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "Einsum"}
@@ -26,7 +27,7 @@ _UNCOUNTED = {"LSTM", "GRU", "RNN", "Attention", "DeformConv", "Loop", "If", "Sc
 class NodeCost:
     """One node that multiplies: its name, operator, weight's shape (None for a product of activations) and MACs.
 
-    ``bytes`` are those of the weight as it is stored.
+    ``bytes`` are those of the weight as it is stored, ``weight`` is its name in the graph.
     """
 
     name: str
@@ -35,13 +36,15 @@ class NodeCost:
     macs: int
     params: int
     bytes: int
+    weight: str | None = None
 
 
 class _Constant(NamedTuple):
-    """A constant of the graph, and its size as it is stored."""
+    """A constant of the graph, its size as it is stored, and its name."""
 
     shape: tuple[int, ...]
     bytes: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class GraphCost:
 
 def count_onnx(model: onnx.ModelProto) -> GraphCost:
     """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that were left out, and why."""
+    import onnx
+
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     graph = inferred.graph
     shapes = {item.name: _shape(item) for item in (*graph.value_info, *graph.input, *graph.output)}
@@ -79,12 +84,13 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
             uncounted.add(f"{node.op_type} without a weight")
             continue
         constant = origin.get(node.input[_weight_position(node)])
-        weight, size = constant if constant else (None, 0)
+        weight, size, name = constant if constant else (None, 0, None)
         macs = _node_macs(node, shapes, weight)
         if macs is None:
             uncounted.add(f"{node.op_type} of unknown shape")
         else:
-            nodes.append(NodeCost(node.name, node.op_type, weight, macs // batch, prod(weight) if weight else 0, size))
+            params = prod(weight) if weight else 0
+            nodes.append(NodeCost(node.name, node.op_type, weight, macs // batch, params, size, name))
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     small = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     params = sum(prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in (*floats, *small) and tensor.dims)
@@ -94,13 +100,15 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
 def _shape(item: Any) -> tuple[int, ...]:
     """Sizes, with 1 for a dynamic batch (a first dimension without value) and 0 for any other unknown."""
     dims = item.type.tensor_type.shape.dim
-    return tuple(dim.dim_value or (1 if index == 0 else 0) for index, dim in enumerate(dims))
+    return tuple(max(dim.dim_value, 0) or (1 if index == 0 else 0) for index, dim in enumerate(dims))
 
 
-def _constant(tensor: Any) -> _Constant:
+def _constant(tensor: Any, name: str | None = None) -> _Constant:
+    import onnx
+
     packed = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
     bits = 4 if packed else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return _Constant(tuple(tensor.dims), (prod(tensor.dims) * bits + 7) // 8)
+    return _Constant(tuple(tensor.dims), (prod(tensor.dims) * bits + 7) // 8, name or tensor.name)
 
 
 def _weights(graph: Any, initial: dict[str, _Constant]) -> dict[str, _Constant]:
@@ -108,14 +116,14 @@ def _weights(graph: Any, initial: dict[str, _Constant]) -> dict[str, _Constant]:
     origin = dict(initial)
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            origin[node.output[0]] = _constant(node.attribute[0].t)
+            origin[node.output[0]] = _constant(node.attribute[0].t, node.output[0])
         elif node.op_type in ("DequantizeLinear", "Identity") and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Transpose" and node.input[0] in origin:
-            shape, size = origin[node.input[0]]
+            shape, size, name = origin[node.input[0]]
             permutation = next((list(a.ints) for a in node.attribute if a.name == "perm"), range(len(shape))[::-1])
             if sorted(permutation) == list(range(len(shape))):
-                origin[node.output[0]] = _Constant(tuple(shape[i] for i in permutation), size)
+                origin[node.output[0]] = _Constant(tuple(shape[i] for i in permutation), size, name)
     return origin
 
 

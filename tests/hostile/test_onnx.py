@@ -1,7 +1,8 @@
-"""ONNX files made by others, and exports that are not the network: docs/faults.md 28, 29 (in part), 32, 33, 34."""
+"""ONNX files made by others, and exports that are not the network: docs/faults.md 28, 29, 30, 32, 33, 34."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 import lrexport as api
 from lrexport.export import onnx_export
-from tests.hostile.support import Command, listing, write_module
+from tests.hostile.support import Command, frugally, listing, write_module
 
 
 def _model(
@@ -171,6 +172,47 @@ def test_external_data_through_a_link_is_refused(
     assert done.code == 3
     assert "is no valid ONNX file" in done.err
     assert message in done.err
+
+
+def test_external_data_through_a_linked_folder_is_refused(lrexport: Command, here: Path) -> None:
+    for folder in ("models", "secrets"):
+        (here / folder).mkdir()
+    (here / "secrets" / "w.bin").write_bytes(bytes(24))
+    (here / "models" / "data").symlink_to(here / "secrets")
+    (here / "models" / "model.onnx").write_bytes(_model(weights=[_external("data/w.bin")]).SerializeToString())
+    done = lrexport("inspect", "models/model.onnx")
+    assert done.code == 3
+    assert "external data outside of the file's folder: data/w.bin, through a symbolic link" in done.err
+
+
+def test_a_model_of_more_than_two_gigabytes_is_checked_by_its_path_and_its_data_counts_as_its_size(
+    lrexport: Command, here: Path
+) -> None:
+    with open("w.bin", "wb") as data:
+        data.truncate(3 << 30)  # a hole on the disk: no bytes are written
+    Path("model.onnx").write_bytes(
+        _model(weights=[_external("w.bin", offset=(3 << 30) - 24, length=24)]).SerializeToString()
+    )
+    with frugally():
+        done = lrexport("inspect", "model.onnx", "--json", "-")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["bytes"] == (3 << 30) + Path("model.onnx").stat().st_size
+
+
+def test_a_single_file_of_more_than_two_gigabytes_is_refused_with_what_to_do(lrexport: Command, here: Path) -> None:
+    with open("model.onnx", "wb") as file:
+        file.truncate(3 << 30)
+    with frugally():
+        done = lrexport("inspect", "model.onnx")
+    assert done.code == 3
+    assert "at most 2 GiB" in done.err
+    assert "save_as_external_data=True" in done.err
+
+
+def test_modules_in_the_current_folder_are_not_what_the_check_imports(lrexport: Command, here: Path) -> None:
+    onnx.save(_model(), "model.onnx")
+    Path("json.py").write_text("raise SystemExit('the repository's own module ran')")
+    assert lrexport("inspect", "model.onnx").code == 0
 
 
 STRANGE = {

@@ -1,0 +1,78 @@
+"""What an ONNX file holds, looked at in a child process: costs, operators, opset, bytes.
+
+Neither onnx nor torch is imported here: the child does the work, and what it says comes back as plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrexport.artifacts import onnx_child
+from lrexport.artifacts.onnx_files import ask_child
+from lrexport.measure.onnx_macs import GraphCost, NodeCost, count_onnx
+
+if TYPE_CHECKING:
+    import onnx
+
+_STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """``operators`` are those of every graph inside, ``domain.Name`` beyond the standard; ``opset`` is the standard's.
+
+    ``files`` are the model itself and its external data, ``bytes`` the sum of their sizes.
+    """
+
+    cost: GraphCost
+    operators: tuple[str, ...]
+    opset: int | None
+    files: tuple[Path, ...]
+    bytes: int
+
+
+def survey(path: Path) -> Survey:
+    """Look into an ONNX file of somebody else's. Raises InputError as :func:`ask_child` does."""
+    found = ask_child("lrexport.measure.onnx_survey", path)
+    files = (path, *(path.parent / name for name in found["external"]))
+    cost = found["cost"]
+    nodes = tuple(NodeCost(**{**node, "weight_shape": _tuple(node["weight_shape"])}) for node in cost["nodes"])
+    return Survey(
+        cost=GraphCost(nodes, cost["params"], tuple(cost["uncounted"])),
+        operators=tuple(found["operators"]),
+        opset=found["opset"],
+        files=files,
+        bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def _tuple(shape: list[int] | None) -> tuple[int, ...] | None:
+    return None if shape is None else tuple(shape)
+
+
+def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
+    functions = (node for function in model.functions for node in _nodes(function.node))
+    operators = {_operator(node) for nodes in (_nodes(model.graph.node), functions) for node in nodes}
+    opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), None)
+    cost = asdict(count_onnx(model))
+    return {"cost": cost, "operators": sorted(operators), "opset": opset, "external": external}
+
+
+def _nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Nodes and those of the graphs in their attributes, as the branches of an If have them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
+
+
+def _operator(node: Any) -> str:
+    return node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
+
+
+if __name__ == "__main__":
+    onnx_child.answer(_look)
