@@ -20,11 +20,79 @@ def parse_share(text: str) -> float:
 def parse_bytes(text: str) -> int:
     """Bytes from ``"500KB"``, ``"1.5 MB"``, ``"64 KiB"`` or ``"1234 B"``. Raises UsageError; a number needs its unit."""
     sizes = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]+)\s*", text)
-    size = sizes.get(match[2].upper()) if match else None
-    if match is None or size is None or round(float(match[1]) * size) < 1:
+    value, unit = _number_and_unit(text)
+    size = sizes.get(unit.upper())
+    if size is None or round(value * size) < 1:
         raise UsageError(f"{text!r} is no size", "Give a number and its unit: 500KB, 1.5MB, 64KiB.")
-    return round(float(match[1]) * size)
+    return round(value * size)
+
+
+def parse_latency(text: str) -> tuple[float, bool]:
+    """A share of the dense network's latency from ``"0.6"`` or ``"60%"``, or milliseconds from ``"5ms"`` or ``"800us"``.
+
+    The second value says whether it is milliseconds. Raises UsageError.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|µs|ms|s)\s*", text)
+    if match is None:
+        try:
+            return parse_share(text), False
+        except UsageError as error:
+            hint = "Give a share of the dense network's, like 0.6, or a time with its unit, like 5ms."
+            raise UsageError(f"{text!r} is no latency", hint) from error
+    milliseconds = float(match[1]) * {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}[match[2]]
+    if milliseconds <= 0:
+        raise UsageError(f"{text!r} is no latency", "Give a time above 0.")
+    return milliseconds, True
+
+
+def parse_count(text: str) -> int:
+    """MACs or parameters from ``"20M"``, ``"1.5 GMACs"`` or ``"270000 params"``. Raises UsageError; it needs a unit."""
+    value, unit = _number_and_unit(text)
+    match = re.fullmatch(r"([KMG]?)(macs?|params?|parameters?|)", unit, re.IGNORECASE)
+    if match is None or not unit:
+        raise UsageError(f"{text!r} is no count", "Give a number and its unit: 20M, 1.5G, 270K, 270000 params.")
+    return round(value * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[1].upper()])
+
+
+def parse_ms(text: str) -> float:
+    """Milliseconds from ``"5 ms"``, ``"800 us"`` or ``"0.2 s"``. Raises UsageError; a number needs its unit."""
+    value, unit = _number_and_unit(text)
+    scale = {"us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}.get(unit)
+    if scale is None or value <= 0:
+        raise UsageError(f"{text!r} is no time", "Give a number and its unit: 5 ms, 800 us, 0.2 s.")
+    return value * scale
+
+
+def parse_ratio(text: str) -> float:
+    """A ratio above 0 from ``"0.5x"``, ``"0.5×"`` or ``"50%"``. Raises UsageError; a number needs its unit."""
+    value, unit = _number_and_unit(text)
+    scale = {"x": 1, "×": 1, "%": 100}.get(unit)
+    if scale is None or value <= 0:
+        raise UsageError(f"{text!r} is no ratio", "Give a number and its unit: 0.5x, 50%.")
+    return value / scale
+
+
+def parse_percent(text: str) -> float:
+    """A fraction from ``"91.5 %"``; it may be 0 or above 1. Raises UsageError; a number needs its unit."""
+    value, unit = _number_and_unit(text)
+    if unit != "%":
+        raise UsageError(f"{text!r} is no percentage", "Give a number and its unit: 91.5%.")
+    return value / 100
+
+
+def parse_points(text: str) -> float:
+    """A difference of two shares from ``"0.5 points"``, which is 0.005. Raises UsageError; a number needs its unit."""
+    value, unit = _number_and_unit(text)
+    if unit not in ("point", "points", "pp"):
+        raise UsageError(f"{text!r} is no number of points", "Give percentage points with their unit: 0.5 points.")
+    return value / 100
+
+
+def _number_and_unit(text: str) -> tuple[float, str]:
+    """The unit is "?" where there is no finite number."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(\D*?)\s*", text)
+    value = float(match[1]) if match else math.inf
+    return (value, match[2]) if match and math.isfinite(value) else (value, "?")
 
 
 def format_bytes(count: float) -> str:
@@ -59,6 +127,11 @@ def format_share(part: float, whole: float) -> str:
 def format_percent(fraction: float) -> str:
     """``0.9178`` → ``"91.78 %"``."""
     return f"{100 * fraction:.2f} %"
+
+
+def format_points(fraction: float) -> str:
+    """``0.005`` → ``"0.50 points"``."""
+    return f"{100 * fraction:.2f} points"
 
 
 def format_duration(seconds: float) -> str:

@@ -1,0 +1,87 @@
+"""``[tool.lrexport]`` of pyproject.toml, or lrexport.toml, with the line that a mistake stands in."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrexport.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LREXPORT, PYPROJECT = "lrexport.toml", "pyproject.toml"
+# The one table that is no command's: the budgets of ``lrexport check``, read in lrexport/budget/limits.py.
+BUDGET = "budget"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """lrexport's own table and the file that it stands in, None where there is none."""
+
+    path: Path | None
+    table: dict[str, Any]
+
+    def place(self, *keys: str) -> str:
+        """``file:line`` of the key inside of its tables, or of the innermost of those; tomllib keeps no positions."""
+        if self.path is None:
+            return "the configuration"
+        wanted = [*(("tool", "lrexport") if self.path.name == PYPROJECT else ()), *filter(None, keys)]
+        table: list[str] = []
+        best, place = 0, str(self.path)
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+            header = re.match(r"\s*\[+([^\[\]]+)\]", line)
+            assignment = re.match(r"\s*([\w.\"'-]+)\s*=", line)
+            if header:
+                table = found = _names(header[1])
+            elif assignment:
+                found = [*table, *_names(assignment[1])]
+            else:
+                continue
+            depth = min(len(found), len(wanted))
+            if depth > best and found[:depth] == wanted[:depth]:
+                best, place = depth, f"{self.path}:{number}"
+        return place
+
+
+def read_settings(config_file: str | None) -> Settings:
+    """``config_file``, or lrexport.toml, or pyproject.toml of the current folder. Raises UsageError."""
+    if config_file is not None:
+        path = Path(config_file)
+        if not path.is_file():
+            raise UsageError(f"there is no configuration file {path}")
+        return _read(path)
+    for name in (LREXPORT, PYPROJECT):
+        if Path(name).is_file():
+            return _read(Path(name))
+    return Settings(None, {})
+
+
+def kind(value: Any) -> str:
+    """What TOML calls a value, for messages."""
+    names = {dict: "table", list: "list", bool: "boolean", str: "text", int: "number", float: "number"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _read(path: Path) -> Settings:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path} is no valid TOML: {error}") from error
+    if path.name != PYPROJECT:
+        return Settings(path, content)
+    tools = content.get("tool", {})
+    section = tools.get("lrexport", {}) if isinstance(tools, dict) else {}
+    if not isinstance(section, dict):
+        place = Settings(path, {}).place()
+        raise UsageError(f"{place}: 'lrexport' is a {kind(section)}, a table of options was wanted")
+    return Settings(path, section)
+
+
+def _names(dotted: str) -> list[str]:
+    return [name.strip().strip("\"'") for name in dotted.split(".")]

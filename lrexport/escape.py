@@ -1,0 +1,39 @@
+"""Names out of other people's files, made safe to print: on a terminal, in a CI log, in Markdown."""
+
+from __future__ import annotations
+
+import re
+
+# What GitHub's log takes for a command wherever a line begins with the first or holds the second.
+_COMMANDS = (("::", r":\x3a"), ("##[", r"#\x23["))
+# Each has a meaning in CommonMark or in GitHub's and GitLab's own: tables, math, mentions, references, emoji, links, HTML.
+_MARKDOWN = re.compile(r"""[\\`*_{}\[\]()<>#+!|~@:$&"'^]|(?<=www)\.""", re.IGNORECASE)
+
+
+def plain(text: str) -> str:
+    """One line of visible characters: what is not printable, a newline or a direction mark say, becomes ``\\x0a``.
+
+    Commands of CI logs are broken in the same way.
+    """
+    shown = "".join(char if char.isprintable() else _code(char) for char in text)
+    for command, broken in _COMMANDS:
+        shown = shown.replace(command, broken)
+    return shown
+
+
+def plain_lines(text: str) -> str:
+    """:func:`plain` line by line, for a message of several lines."""
+    return "\n".join(plain(line) for line in text.split("\n"))
+
+
+def markdown(text: str) -> str:
+    """Text that stands for itself in Markdown and in a cell of its tables: no markup, link, mention or HTML comes of it.
+
+    ``<code>`` around it is what keeps GitHub from reading mentions, which it does after rendering.
+    """
+    return f"<code>{_MARKDOWN.sub(lambda match: f'&#{ord(match[0])};', plain(text))}</code>"
+
+
+def _code(char: str) -> str:
+    number = ord(char)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
