@@ -6,8 +6,8 @@ rounds, every sample at least 0.3 ms by inner repeats, one thread unless asked, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,28 @@ from lrexport.measure.targets import Job, Target
 from lrexport.measure.targets.local import Local
 from lrexport.record import Latency
 
+LEAST_ROUNDS = 50
 # A spread this wide relative to the median says that the machine was busy.
 _NOISY = 0.2
+_FIGURES = ("load_ms", "first_run_ms", "peak_bytes", "operators_ms")
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Latency by file name, and the target's machine as it was before and after; after is None where it was lost."""
+
+    latencies: dict[str, Latency]
+    environment: Facts
+    after: Facts | None
+
+
+class Interrupted(DeviceError):
+    """The target failed in the middle; ``measurement`` has what was measured until then, marked as partial."""
+
+    def __init__(self, cause: DeviceError, measurement: Measurement) -> None:
+        super().__init__(cause.message, cause.hint)
+        self.measurement = measurement
 
 
 def session(path: Path, threads: int = 1) -> Any:
@@ -35,22 +55,83 @@ def session(path: Path, threads: int = 1) -> Any:
 def measure_latency(
     files: Mapping[str, Path], baseline: str | None = None, options: Job | None = None, target: Target | None = None
 ) -> dict[str, Latency]:
+    """The latencies of :func:`measure` alone."""
+    return measure(files, baseline, options, target).latencies
+
+
+def measure(
+    files: Mapping[str, Path],
+    baseline: str | None = None,
+    options: Job | None = None,
+    target: Target | None = None,
+    on_progress: Callable[[Facts], None] = lambda progress: None,
+) -> Measurement:
     """Milliseconds of one inference per file, and each file's ratio to ``baseline`` round by round.
 
-    ``options`` is a job, whose groups are not looked at. Raises DeviceError where a file or the target fails.
+    ``options`` is a job, whose groups are not looked at. ``on_progress`` is given the runner's progress, about once a
+    second. Raises DeviceError where a file or the target fails, Interrupted where that was after the first rounds.
     """
     job = replace(options or Job(()), groups=(dict(files),))
-    found = next(answer["models"] for answer in (target or Local()).run(job) if "models" in answer)
-    samples = {name: figures.pop("samples_ms") for name, figures in found.items()}
-    against = samples[baseline] if baseline is not None else None
-    return {name: _summary(samples[name], against, job, found[name]) for name in files}
+    before: Facts = {}
+    after: Facts | None = None
+    figures: dict[str, Facts] = {}
+    so_far: dict[str, list[float]] = {name: [] for name in files}
+    try:
+        for answer in (target or Local()).run(job):
+            before = answer.get("environment", before)
+            after = answer.get("done", after)
+            figures = answer.get("models", figures)
+            if "progress" in answer:
+                for name, samples in answer["progress"].get("samples_ms", {}).items():
+                    so_far[name] += samples
+                on_progress(answer["progress"])
+    except DeviceError as error:
+        if figures or not all(so_far.values()):
+            raise
+        figures = {name: {"samples_ms": samples} for name, samples in so_far.items()}
+        raise Interrupted(error, Measurement(_summaries(figures, baseline, job, before, None), before, None)) from error
+    return Measurement(_summaries(figures, baseline, job, before, after), before, after)
 
 
-def _summary(times: Sequence[float], baseline: Sequence[float] | None, job: Job, figures: dict[str, Any]) -> Latency:
+def slowed_down(before: Facts, after: Facts) -> str | None:
+    """What the machine itself says about having been slowed down between two looks at it."""
+    if after.get("throttled", 0) > before.get("throttled", 0):
+        return "throttled for heat"
+    reasons = {**dict.fromkeys(before.get("slowed", ())), **dict.fromkeys(after.get("slowed", ()))}
+    return ", ".join(reasons) or None
+
+
+def _summaries(
+    figures: Mapping[str, Facts], baseline: str | None, job: Job, before: Facts, after: Facts | None
+) -> dict[str, Latency]:
+    against = figures[baseline]["samples_ms"] if baseline is not None else None
+    reason = slowed_down(before, after or {})
+    slowed = f"inconclusive: the processor was slowed down ({reason})" if reason else None
+    summaries = {}
+    for name, found in figures.items():
+        others = against if name != baseline else None
+        warning = _partial(found, job) or slowed
+        summaries[name] = _summary(found["samples_ms"], others, job, found, warning)
+    return summaries
+
+
+def _partial(figures: Facts, job: Job) -> str | None:
+    rounds = len(figures["samples_ms"])
+    if rounds < job.rounds:
+        return f"partial: {rounds} of {job.rounds} rounds, then the target was lost"
+    if rounds < LEAST_ROUNDS:
+        return f"inconclusive: {rounds} rounds, at least {LEAST_ROUNDS} are needed"
+    return None
+
+
+def _summary(
+    times: Sequence[float], baseline: Sequence[float] | None, job: Job, figures: Facts, warning: str | None
+) -> Latency:
     found, ratios = spread(times), None
-    if baseline is not None and baseline is not times:
+    if baseline is not None:
         ratios = spread([mine / other for mine, other in zip(times, baseline, strict=True)])
-    noisy = found.iqr > _NOISY * found.p50
+    if warning is None and found.iqr > _NOISY * found.p50:
+        warning = f"inconclusive: the IQR is {100 * found.iqr / found.p50:.0f} % of the median"
     return Latency(
         p50=found.p50,
         p90=found.p90,
@@ -58,9 +139,9 @@ def _summary(times: Sequence[float], baseline: Sequence[float] | None, job: Job,
         iqr=found.iqr,
         rounds=len(times),
         threads=job.threads,
-        batch=job.batch,
+        batch=figures.get("batch", job.batch or 1),
         ratio=ratios.p50 if ratios else None,
         ratio_iqr=(ratios.p25, ratios.p75) if ratios else None,
-        warning=f"inconclusive: the IQR is {100 * found.iqr / found.p50:.0f} % of the median" if noisy else None,
-        **{name: figures[name] for name in ("load_ms", "first_run_ms", "peak_bytes", "operators_ms") if name in figures},
+        warning=warning,
+        **{name: figures[name] for name in _FIGURES if name in figures},
     )

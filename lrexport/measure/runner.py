@@ -1,11 +1,13 @@
-"""Measures ONNX files with ONNX Runtime. Self-contained: it is also sent to devices, where lrexport is not installed.
+"""Measures ONNX files with ONNX Runtime. Self-contained: it is sent to devices, where lrexport is not installed.
 
-    python runner.py JOB.json
+    python -m lrexport.measure.runner JOB.json
 
-Needs Python 3.9, numpy and onnxruntime only. The job names groups of files; the files of a group are loaded together and
-timed in shuffled order, round by round, so that what slows the machine down slows all of them. Every answer is one line
-of JSON on stdout: first {"environment": …}, then {"group": index, "models": {name: figures}} for each group as soon as it
-is done, or {"error": …}; last {"done": environment}, whose throttling and temperature may differ from the first.
+Needs Python 3.9, numpy, onnxruntime and the module ``machine`` beside it. The job names groups of files; the files of a
+group are loaded together and timed in shuffled order, round by round, so that what slows the machine down slows all of
+them. Every answer is one line of JSON on stdout: first {"environment": …}, then {"group": index, "models": {name: figures}}
+for each group as soon as it is done, or {"error": …}; last {"done": environment}, whose throttling and temperature may
+differ from the first. Between them, about once a second, {"progress": …} with the samples since the last one: proof of
+life, and what is left of a measurement when the device goes away.
 
 Protocol: warm up until stable; every sample at least ``sample_ms`` by inner repeats; spinning off; all optimisations on.
 """
@@ -13,25 +15,49 @@ Protocol: warm up until stable; every sample at least ``sample_ms`` by inner rep
 # Devices may have an older Python than the rest of lrexport asks for.
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lrexport.measure.machine import environment
+
 Facts = dict[str, Any]
 
-# Instruction sets that decide which kernels a runtime takes.
-_ISA = (
-    *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
-    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
 _MOST_WARMUP_SECONDS = 3.0
 _STABLE = 0.05
+_SECONDS_BETWEEN_PROGRESS = 1.0
+_CHILD_SECONDS = 600
+
+
+class ModelError(Exception):
+    """A model that the runtime cannot load or run; ``name`` is the job's name of it."""
+
+    def __init__(self, name: str, reason: object) -> None:
+        super().__init__(str(reason) or type(reason).__name__)
+        self.name = name
+
+
+class Progress:
+    """Says how far a group is, at most once a second."""
+
+    def __init__(self, group: int) -> None:
+        self.group = group
+        self._told = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._told >= _SECONDS_BETWEEN_PROGRESS
+
+    def say(self, **facts: Any) -> None:
+        if self.due():
+            _say({"progress": {"group": self.group, **facts}})
+            self._told = time.monotonic()
 
 
 def session(path: Any, threads: int = 1, profile_prefix: str | None = None) -> Any:
@@ -50,62 +76,93 @@ def session(path: Any, threads: int = 1, profile_prefix: str | None = None) -> A
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def measure_group(models: Sequence[Facts], job: Facts) -> dict[str, Facts]:
-    """Figures of the models of one group: {name: {"samples_ms": […], "repeats": n}}, one sample a round.
+def measure_group(models: Sequence[Facts], job: Facts, progress: Progress | None = None) -> dict[str, Facts]:
+    """Figures of the models of one group: {name: {"samples_ms": […], "repeats": n, "batch": n}}, one sample a round.
 
     Rounds are ``job["rounds"]``; with ``job["group_seconds"]`` as many of them as fit, and at least ``least_rounds``.
     """
-    runs = {model["name"]: _load(model, job) for model in models}
-    single = {name: _warm_up(run, job) for name, run in runs.items()}
+    progress = progress or Progress(0)
+    batches: dict[str, int] = {}
+    runs: dict[str, Callable[[], Any]] = {}
+    for model in models:
+        name = model["name"]
+        progress.say(stage="loading", model=name)
+        try:
+            runs[name], batches[name] = _runnable(session(model["file"], job["threads"]), job)
+            runs[name]()
+        except Exception as error:  # the runtime's exceptions share no base but Exception
+            raise ModelError(name, error) from error
+    single = {name: _warm_up(run, job, progress) for name, run in runs.items()}
     repeats = {name: max(1, -int(-job["sample_ms"] // (1e3 * seconds))) for name, seconds in single.items()}
     rounds = job["rounds"]
     if job.get("group_seconds"):
         a_round = sum(single[name] * repeats[name] for name in runs)
         rounds = max(job["least_rounds"], min(rounds, int(job["group_seconds"] / a_round)))
+    samples = _rounds(runs, repeats, rounds, job["seed"], progress)
+    return {name: {"samples_ms": samples[name], "repeats": repeats[name], "batch": batches[name]} for name in runs}
+
+
+def _rounds(
+    runs: dict[str, Callable[[], Any]], repeats: dict[str, int], rounds: int, seed: int, progress: Progress
+) -> dict[str, list[float]]:
+    """Milliseconds of every model, round by round, in an order that is shuffled anew for each round."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    order, shuffler = list(runs), random.Random(job["seed"])
-    for _ in range(rounds):
+    order, shuffler, told = list(runs), random.Random(seed), 0
+    for done in range(1, rounds + 1):
         shuffler.shuffle(order)
         for name in order:
             samples[name].append(1e3 * _sample(runs[name], repeats[name]))
-    return {name: {"samples_ms": samples[name], "repeats": repeats[name]} for name in runs}
+        if progress.due():
+            news = {name: values[told:] for name, values in samples.items()}
+            progress.say(stage="measuring", done=done, of=rounds, samples_ms=news)
+            told = done
+    return samples
 
 
-def _load(model: Facts, job: Facts) -> Callable[[], Any]:
-    try:
-        return _run_of(session(model["file"], job["threads"]), job)
-    except Exception as error:  # the runtime's exceptions share no base but Exception
-        raise RuntimeError(f"{model['name']}: {error}") from error
-
-
-def _run_of(runtime: Any, job: Facts) -> Callable[[], Any]:
+def _runnable(runtime: Any, job: Facts) -> tuple[Callable[[], Any], int]:
+    """One inference as a call without arguments, and its batch."""
     feed = _feed(runtime, job)
     names = [runtime.get_outputs()[0].name]
-    return lambda: runtime.run(names, feed)
+    first = next(iter(feed.values()))
+    return lambda: runtime.run(names, feed), first.shape[0] if first.ndim else 1
 
 
 def _feed(runtime: Any, job: Facts) -> Facts:
-    """Random inputs, with the asked batch where a size is open."""
+    """Random inputs; the batch is the file's own, and where that is open the asked one (0: one). Raises ValueError."""
     import numpy
 
     generator = numpy.random.default_rng(job["seed"])
     feed: Facts = {}
     for given in runtime.get_inputs():
-        shape = [size if isinstance(size, int) else job["batch"] for size in given.shape]
-        kind = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}.get(given.type)
+        shape = _shape(given, job["batch"], is_first=not feed)
+        kind = {"float": "float32", "float16": "float16", "double": "float64"}.get(given.type[len("tensor(") : -1])
         if kind is None:
             raise ValueError(f"input {given.name!r} is {given.type}; a tensor of floats was wanted")
         feed[given.name] = generator.standard_normal(shape).astype(kind)
+    if not feed:
+        raise ValueError("it has no input")
     return feed
 
 
-def _warm_up(run: Callable[[], Any], job: Facts) -> float:
+def _shape(given: Any, batch: int, is_first: bool) -> list[int]:
+    shape = list(given.shape)
+    if shape and not isinstance(shape[0], int):
+        shape[0] = batch or 1
+    if not all(isinstance(size, int) for size in shape):
+        raise ValueError(f"input {given.name!r} has the shape {given.shape}; only the batch, its first size, may be open")
+    if is_first and batch and shape and shape[0] != batch:
+        raise ValueError(f"input {given.name!r} has a fixed batch of {shape[0]}, {batch} was asked for")
+    return shape
+
+
+def _warm_up(run: Callable[[], Any], job: Facts, progress: Progress) -> float:
     """Seconds of one run, once the last few times agree with the few before."""
     times: list[float] = []
     runs = job["warmup_runs"]
     few, began = max(1, runs // 2), time.perf_counter()
     while len(times) < runs or time.perf_counter() - began < _MOST_WARMUP_SECONDS:
         times.append(_sample(run, 1))
+        progress.say(stage="warming up")
         if len(times) >= runs:
             before, last = _median(times[-2 * few : -few]), _median(times[-few:])
             if abs(last - before) <= _STABLE * before or job.get("group_seconds"):
@@ -136,17 +193,19 @@ def cold(file: str, job: Facts) -> Facts:
     began = time.perf_counter()
     runtime = session(file, job["threads"])
     loaded = time.perf_counter()
-    _run_of(runtime, job)()
+    _runnable(runtime, job)[0]()
     ran = time.perf_counter()
     return {"load_ms": 1e3 * (loaded - began), "first_run_ms": 1e3 * (ran - loaded), "peak_bytes": _peak_bytes() - before}
 
 
-def _cold_in_child(file: str, job: Facts) -> Facts:
-    command = [sys.executable, os.path.abspath(__file__), "--cold", file, json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, timeout=600)
+def _cold_in_child(model: Facts, job: Facts) -> Facts:
+    """:func:`cold` in a process of its own. Raises ModelError, also where the runtime crashes on the file."""
+    options = json.dumps({name: value for name, value in job.items() if name != "groups"})
+    command = [sys.executable, "-m", "lrexport.measure.runner", "--cold", model["file"], options]
+    done = subprocess.run(command, capture_output=True, timeout=_CHILD_SECONDS)
     if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeError(last[0] if last else f"ended with {done.returncode}")
+        words = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ModelError(model["name"], words[-1] if words else f"the runtime crashed on it (exit {done.returncode})")
     return json.loads(done.stdout.decode())
 
 
@@ -163,101 +222,25 @@ def _peak_bytes() -> int:
 
 
 def profile(file: str, job: Facts, runs: int = 20) -> dict[str, float]:
-    """Milliseconds of one run by kind of operator, as the runtime's own profiler tells them."""
-    prefix = os.path.join(os.path.dirname(os.path.abspath(file)), f"profile-{os.getpid()}")
-    runtime = session(file, job["threads"], prefix)
-    run = _run_of(runtime, job)
-    for _ in range(runs):
-        run()
-    written = runtime.end_profiling()
-    try:
-        with open(written, encoding="utf-8") as events:
+    """Milliseconds of one run by kind of operator, medians over ``runs``, as the runtime's own profiler tells them."""
+    with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+        runtime = session(file, job["threads"], os.path.join(folder, "profile"))
+        run, _ = _runnable(runtime, job)
+        for _ in range(runs):
+            run()
+        with open(runtime.end_profiling(), encoding="utf-8") as events:
             found = json.load(events)
-    finally:
-        os.unlink(written)
-    # The first run also loads; its events are left out by their order.
     nodes = [event for event in found if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-    spent: dict[str, float] = {}
-    skip = len(nodes) // runs
-    for event in nodes[skip:]:
-        operator = event["args"]["op_name"]
-        spent[operator] = spent.get(operator, 0.0) + event["dur"] / 1e3 / (runs - 1)
-    return spent
-
-
-def environment() -> Facts:
-    """The machine as it is now: processor and its instruction sets, cores, governor, throttling, temperature, versions."""
-    facts: Facts = {
-        "cpu": cpu_model(),
-        "isa": isa(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-    for name, value in (
-        ("governor", _line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-        ("throttled", _throttle_count()),
-        ("celsius", _celsius()),
-    ):
-        if value is not None:
-            facts[name] = value
-    try:
-        import onnxruntime
-
-        facts["onnxruntime"] = onnxruntime.__version__
-    except ImportError:
-        pass
-    return facts
-
-
-def cpu_model() -> str:
-    """The processor's name as the system tells it."""
-    for key in ("model name", "Hardware", "Model"):
-        if found := _cpuinfo(key):
-            return found
-    name = _line("/proc/device-tree/model")
-    return name.strip("\0") if name else platform.processor() or platform.machine()
-
-
-def isa() -> list[str]:
-    """Instruction sets beyond the architecture's base, those that runtimes choose kernels by."""
-    flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
-    return [name for name in _ISA if name in flags]
-
-
-def _cpuinfo(key: str) -> str | None:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name.strip() == key:
-                    return value.strip()
-    except OSError:
-        pass
-    return None
-
-
-def _throttle_count() -> int | None:
-    """How often the processor has slowed itself down for heat since the start, on x86."""
-    found = _line("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count")
-    return int(found) if found else None
-
-
-def _celsius() -> float | None:
-    """The hottest of the thermal zones."""
-    import glob
-
-    found = [_line(path) for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
-    degrees = [int(value) / 1e3 for value in found if value and value.lstrip("-").isdigit()]
-    return max(degrees) if degrees else None
-
-
-def _line(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.readline().strip() or None
-    except OSError:
-        return None
+    a_run = max(1, len(nodes) // runs)
+    spent: dict[str, list[float]] = {}
+    for number in range(1, runs):  # the first run also loads
+        sums: dict[str, float] = {}
+        for event in nodes[number * a_run : (number + 1) * a_run]:
+            operator = event["args"]["op_name"]
+            sums[operator] = sums.get(operator, 0.0) + event["dur"] / 1e3
+        for operator, milliseconds in sums.items():
+            spent.setdefault(operator, []).append(milliseconds)
+    return {operator: _median(values) for operator, values in spent.items()}
 
 
 def main(path: str) -> int:
@@ -266,22 +249,39 @@ def main(path: str) -> int:
         job = json.load(file)
     os.chdir(os.path.dirname(os.path.abspath(path)))
     _say({"environment": environment()})
+    for package in ("numpy", "onnxruntime") if job["groups"] else ():
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a package that does not fit the machine raises anything
+            _say({"error": f"{sys.executable} has no usable {package} ({error})", "missing": package})
+            return 1
     for index, models in enumerate(job["groups"]):
         try:
-            # Before any session is loaded: a child starts with what its parent has in memory.
-            first = {model["name"]: _cold_in_child(model["file"], job) if job.get("cold") else {} for model in models}
-            figures = measure_group(models, job)
-            for model in models:
-                name = model["name"]
-                figures[name].update(first[name])
-                if job.get("profile"):
-                    figures[name]["operators_ms"] = profile(model["file"], job)
+            _say({"group": index, "models": _figures(models, job, Progress(index))})
+        except ModelError as error:
+            _say({"group": index, "error": f"{error.name}: {error}", "model": error.name})
+            return 1
         except Exception as error:  # whatever it is, the other side must hear of it
             _say({"group": index, "error": str(error) or type(error).__name__})
             return 1
-        _say({"group": index, "models": figures})
     _say({"done": environment()})
     return 0
+
+
+def _figures(models: Sequence[Facts], job: Facts, progress: Progress) -> dict[str, Facts]:
+    first: dict[str, Facts] = {model["name"]: {} for model in models}
+    if job.get("cold"):  # before any session is loaded: a child starts with what its parent has in memory
+        for model in models:
+            progress.say(stage="loading", model=model["name"])
+            first[model["name"]] = _cold_in_child(model, job)
+    figures = measure_group(models, job, progress)
+    for model in models:
+        name = model["name"]
+        figures[name].update(first[name])
+        if job.get("profile"):
+            progress.say(stage="profiling", model=name)
+            figures[name]["operators_ms"] = profile(model["file"], job)
+    return figures
 
 
 def _say(value: Facts) -> None:

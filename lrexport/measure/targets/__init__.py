@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from lrexport.errors import UsageError
 from lrexport.measure.targets.base import Job, Target
 from lrexport.measure.targets.local import Local
+from lrexport.measure.targets.ssh import SYNTAX, parse_ssh
 
 __all__ = ["Job", "Target", "parse_target"]
 
 
 def parse_target(text: str) -> Target:
-    """The target that ``text`` names: ``local``. Raises UsageError."""
-    return Local()
+    """The target that ``text`` names: ``local``, or a board as ``ssh://user@host``. Nothing is connected yet.
+
+    Raises UsageError.
+    """
+    if text == "local":
+        return Local()
+    if text.startswith("ssh:"):
+        return parse_ssh(text)
+    if text.startswith("adb:"):
+        raise UsageError(f"{text!r}: phones over adb are no target yet", f"There are local and {SYNTAX}.")
+    raise UsageError(f"there is no target {text!r}", f"There are local and {SYNTAX}.")

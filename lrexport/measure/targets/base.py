@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import queue
+import signal
+import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from lrexport.errors import DeviceError
 
-RUNNER = Path(__file__).parents[1] / "runner.py"
+_MEASURE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,8 @@ class Job:
     """Groups of files that are measured together, {name: path} each, and how.
 
     ``rounds`` samples of at least ``sample_ms`` each; with ``group_seconds`` as many rounds as fit in that time, at least
-    ``least_rounds``. ``cold`` also loads each file in a process of its own, ``profile`` tells time by operator.
+    ``least_rounds``. ``batch`` must be that of files with a fixed one; 0 is theirs, or one. ``cold`` also loads each file
+    in a process of its own, ``profile`` tells time by operator.
     """
 
     groups: Sequence[dict[str, Path]]
@@ -59,14 +66,90 @@ class Target(Protocol):
         ...
 
 
-def answers(lines: Iterable[str], target: str, last_words: Callable[[], str]) -> Iterator[dict[str, Any]]:
-    """The runner's answers up to the last. Raises DeviceError for an error among them, or where they end too early."""
-    finished = False
+class ModelRefused(DeviceError):
+    """The runtime can load or run no file that the job calls ``model``."""
+
+    def __init__(self, message: str, model: str) -> None:
+        super().__init__(message)
+        self.model = model
+
+
+class Silent(DeviceError):
+    """A target said nothing for too long."""
+
+
+def work_folder(job: dict[str, Any]) -> dict[str, bytes]:
+    """The files, by path, of the folder in which ``python -m lrexport.measure.runner job.json`` does the job.
+
+    The runner has a package of its own there, so that it is the same one everywhere, whatever is installed.
+    """
+    modules = {f"lrexport/measure/{name}.py": (_MEASURE / f"{name}.py").read_bytes() for name in ("runner", "machine")}
+    packages = {"lrexport/__init__.py": b"", "lrexport/measure/__init__.py": b""}
+    return {**packages, **modules, "job.json": json.dumps(job).encode()}
+
+
+def answers(lines: Iterable[str], target: str, ended_early: Callable[[], DeviceError]) -> Iterator[dict[str, Any]]:
+    """The runner's answers up to the last. Raises DeviceError for an error among them, or ``ended_early()``."""
     for line in lines:
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:  # what a login script or a library prints
+            continue
+        if not isinstance(answer, dict):
+            continue
         if "error" in answer:
-            raise DeviceError(f"{target} could not measure: {answer['error']}")
-        finished = "done" in answer
+            raise _failure(answer, target)
         yield answer
-    if not finished:
-        raise DeviceError(f"{target} stopped in the middle of a measurement: {last_words() or 'without a word'}")
+        if "done" in answer:
+            return
+    raise ended_early()
+
+
+def _failure(answer: dict[str, Any], target: str) -> DeviceError:
+    message = f"{target} could not measure: {answer['error']}"
+    if "model" in answer:
+        return ModelRefused(message, answer["model"])
+    if "missing" in answer:
+        return DeviceError(message, f"Install it there: python3 -m pip install {answer['missing']}")
+    return DeviceError(message)
+
+
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A process in a group of its own: Ctrl-C reaches lrexport alone, which then ends the process in good order."""
+    return subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=os.name == "posix", **options)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process of :func:`start` with whatever it has started, if it has not ended by itself."""
+    if os.name == "posix":
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the second is macOS's word for a dead group
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def lines_of(process: subprocess.Popen[bytes], most_silent_seconds: float | None = None) -> Iterator[str]:
+    """Lines of stdout as they come. Raises Silent where the next one does not come in time."""
+    found: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_pass_on, args=(process.stdout, found), daemon=True).start()
+    while True:
+        try:
+            line = found.get(timeout=most_silent_seconds)
+        except queue.Empty:
+            raise Silent(f"no answer for {most_silent_seconds:g} s") from None
+        if not line:
+            return
+        yield line.decode(errors="replace")
+
+
+def _pass_on(stream: IO[bytes], found: queue.SimpleQueue[bytes]) -> None:
+    with stream:
+        for line in stream:
+            found.put(line)
+    found.put(b"")
+
+
+def last_line(text: str) -> str:
+    """The last line with something in it."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrexport.measure import runner
-from lrexport.measure.targets.base import RUNNER, Job, answers
+from lrexport.errors import DeviceError
+from lrexport.measure import machine
+from lrexport.measure.targets.base import Job, answers, last_line, lines_of, start, stop, work_folder
 
 
+@dataclass(frozen=True)
 class Local:
     """The machine that lrexport runs on."""
 
-    name = "local"
+    name: str = "local"
 
     def environment(self) -> dict[str, Any]:
-        return runner.environment()
+        return machine.environment()
 
     def run(self, job: Job) -> Iterator[dict[str, Any]]:
-        with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
-            path = Path(folder) / "job.json"
-            path.write_text(json.dumps(job.to_json({file: str(file.resolve()) for file in job.paths()})), encoding="utf-8")
-            yield from _answers_of([sys.executable, str(RUNNER), str(path)], folder, self.name)
+        with tempfile.TemporaryDirectory(prefix="lrexport-") as name:
+            folder = Path(name)
+            for path, content in work_folder(job.to_json({file: str(file.resolve()) for file in job.paths()})).items():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(content)
+            # Its messages go to a file: nobody reads a second pipe while the answers come.
+            with (folder / "messages").open("w+b") as messages:
+                command = [sys.executable, "-m", "lrexport.measure.runner", "job.json"]
+                modules = os.pathsep.join(filter(None, (name, os.getenv("PYTHONPATH"))))
+                environment = {**os.environ, "PYTHONPATH": modules, "TMPDIR": name}
+                process = start(command, stderr=messages, cwd=folder, env=environment)
+                try:
+                    yield from answers(lines_of(process), self.name, lambda: _ended_early(process, folder / "messages"))
+                finally:
+                    stop(process)
 
 
-def _answers_of(command: list[str], folder: str, target: str) -> Iterator[dict[str, Any]]:
-    # Its messages go to a file: nobody reads a second pipe while the answers come.
-    with (Path(folder) / "messages").open("w+", encoding="utf-8", errors="replace") as messages:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True)
-        assert process.stdout is not None
-        try:
-            yield from answers(process.stdout, target, lambda: _last_line(messages))
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-
-
-def _last_line(messages: Any) -> str:
-    messages.seek(0)
-    return next((line.strip() for line in reversed(messages.read().splitlines()) if line.strip()), "")
+def _ended_early(process: subprocess.Popen[bytes], messages: Path) -> DeviceError:
+    status = process.wait()
+    words = last_line(messages.read_text(encoding="utf-8", errors="replace"))
+    if not words:
+        words = f"it crashed ({signal.Signals(-status).name})" if status < 0 else f"it ended with {status}"
+    return DeviceError(f"the measurement on this machine stopped in the middle: {words}")

@@ -1,0 +1,92 @@
+"""The device's side of a measurement over ssh: takes files from stdin, does the job in them, and leaves nothing behind.
+
+Sent to the device's Python as text, ahead of what it reads: a line of JSON, [[path, bytes], …], then the files' contents
+one after the other, then bytes without meaning as long as the other side is there. Needs Python 3.9 and nothing else.
+
+Everything lies in one new folder that only this user can enter. It goes, with whatever runs in it, when the job is done
+or fails, when stdin ends, and when nothing was heard for ``_MOST_SILENT_SECONDS``: a lost connection may not end it.
+"""
+
+# Devices may have an older Python than the rest of lrexport asks for.
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from typing import IO, Any, NoReturn
+
+_MOST_SILENT_SECONDS = 30
+_CHUNK_BYTES = 1 << 16
+_ROOM = 1.05  # of free space, for what the job itself writes
+
+
+def main(command: Sequence[str]) -> int:
+    """Receive files and run this Python with ``command`` in their folder. Returns the exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, _end)
+    stream = sys.stdin.buffer
+    folder, child = tempfile.mkdtemp(prefix="lrexport-"), None
+    try:
+        _receive(stream, folder)
+        environment = {**os.environ, "PYTHONPATH": folder, "TMPDIR": folder}
+        child = subprocess.Popen(
+            [sys.executable, *command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        threading.Thread(target=_watch, args=(stream.fileno(), child.pid), daemon=True).start()
+        return child.wait()
+    except (OSError, EOFError) as error:
+        _say({"error": str(error)})
+        return 1
+    finally:
+        if child is not None and child.poll() is None:
+            _kill(child.pid)
+            child.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _receive(stream: IO[bytes], folder: str) -> None:
+    """Write the files that arrive. Raises OSError, also where they would not fit, and EOFError where they break off."""
+    signal.alarm(_MOST_SILENT_SECONDS)
+    files = json.loads(stream.readline() or b"[]")
+    needed, free = sum(size for _, size in files), shutil.disk_usage(folder).free
+    if needed * _ROOM > free:
+        raise OSError(f"{folder} has {free:,} bytes free, the files need {needed:,}; TMPDIR chooses another place")
+    for name, size in files:
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "xb") as file:
+            while size:
+                chunk = stream.read1(min(size, _CHUNK_BYTES))  # type: ignore[attr-defined]
+                if not chunk:
+                    raise EOFError("the files broke off")
+                size -= file.write(chunk)
+                signal.alarm(_MOST_SILENT_SECONDS)
+    signal.alarm(0)
+
+
+def _watch(descriptor: int, group: int) -> None:
+    """Kill the job as soon as the other side is gone; :func:`main` then goes on to the end."""
+    while select.select([descriptor], [], [], _MOST_SILENT_SECONDS)[0] and os.read(descriptor, _CHUNK_BYTES):
+        pass
+    _kill(group)
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(OSError):  # it may have ended
+        os.killpg(group, signal.SIGKILL)
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _say(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)

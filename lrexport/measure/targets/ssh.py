@@ -1,0 +1,187 @@
+"""A board over ssh: files, runner and answers go through one connection of the system's OpenSSH.
+
+The device needs sshd, Python 3.9, numpy and onnxruntime; nothing of lrexport is installed there. Everything is sent to
+its Python on stdin under generated names, and removed by the device's side (:mod:`lrexport.measure.receiver`) even when
+the connection is lost. Host keys are never accepted here: they must be known already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qsl
+
+from lrexport.errors import DeviceError, InputError, UsageError
+from lrexport.measure import receiver
+from lrexport.measure.targets.base import Job, Silent, answers, lines_of, start, stop, work_folder
+from lrexport.measure.targets.ssh_errors import explain
+
+SYNTAX = "ssh://[user@]host[:port][?python=PATH][&timeout=SECONDS]"
+# An ssh_config file to use instead of the user's own.
+CONFIG_VARIABLE = "LREXPORT_SSH_CONFIG"
+# A leading dash would be an option of ssh; %, quotes and spaces mean something to ssh's own configuration.
+_URL = re.compile(
+    r"ssh://(?:(?P<user>\w[\w.-]*)@)?(?P<host>[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?(?:\?(?P<query>.*))?",
+    re.ASCII,
+)
+_PYTHON = re.compile(r"[\w./+][\w./+-]*", re.ASCII)
+_OPTIONS = {
+    "BatchMode": "yes",  # nobody is there to answer
+    "StrictHostKeyChecking": "yes",
+    "UpdateHostKeys": "no",
+    "ConnectTimeout": "15",
+    "ServerAliveInterval": "5",
+    "ServerAliveCountMax": "6",
+    "ClearAllForwardings": "yes",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "PermitLocalCommand": "no",
+    "RemoteCommand": "none",
+    "RequestTTY": "no",
+    "EscapeChar": "none",
+    "LogLevel": "INFO",
+}
+_BEAT_SECONDS = 2.0  # receiver.py gives up after 30 s without one
+_FAREWELL_SECONDS = 5.0
+_CHUNK_BYTES = 1 << 18
+# What the device's Python is given as -c: it reads the receiver, whose length comes first. One line without quotes of its
+# own, because the login shell there may be any.
+_BOOTSTRAP = (
+    'import sys; sys.version_info >= (3, 9) or sys.exit("its Python is too old, 3.9 is wanted: " + sys.version); '
+    "f = sys.stdin.buffer; exec(f.read(int(f.readline())))"
+)
+_COMMAND = ["-m", "lrexport.measure.runner", "job.json"]
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """``host``, by ``user`` and ``port`` where they are not ssh's own choice, and the device's Python."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    python: str = "python3"
+    most_silent_seconds: float = 300.0
+
+    @property
+    def name(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"ssh://{self.user + '@' if self.user else ''}{host}{f':{self.port}' if self.port else ''}"
+
+    def environment(self) -> dict[str, Any]:
+        return next(answer["environment"] for answer in self.run(Job(())) if "environment" in answer)
+
+    def run(self, job: Job) -> Iterator[dict[str, Any]]:
+        files = _to_send(job)
+        with tempfile.TemporaryFile() as messages:
+            try:
+                process = start(self._command(), stdin=subprocess.PIPE, stderr=messages)
+            except FileNotFoundError as error:
+                raise DeviceError("there is no ssh on this machine", "Install OpenSSH's client.") from error
+            assert process.stdin is not None
+            gone = threading.Event()
+            sender = threading.Thread(target=_send, args=(process.stdin, files, gone), daemon=True)
+            sender.start()
+            try:
+                lines = lines_of(process, self.most_silent_seconds)
+                yield from answers(lines, self.name, lambda: self._ended_early(process, messages))
+            except Silent as error:
+                hint = "Where it needs longer for one inference, give more: ?timeout=SECONDS."
+                raise DeviceError(f"{self.name} has hung: {error.message}", hint) from error
+            finally:
+                # The device's side ends and cleans up when its stdin does; only then is the connection cut.
+                gone.set()
+                sender.join(_FAREWELL_SECONDS)
+                try:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(_FAREWELL_SECONDS)
+                finally:
+                    if process.poll() is None:
+                        stop(process)
+
+    def _command(self) -> list[str]:
+        config = os.environ.get(CONFIG_VARIABLE)
+        options = [word for name, value in _OPTIONS.items() for word in ("-o", f"{name}={value}")]
+        where = [*(("-F", config) if config else ()), *(("-p", str(self.port)) if self.port else ())]
+        whom = ["-l", self.user] if self.user else []
+        remote = shlex.join([self.python, "-c", _BOOTSTRAP])
+        return ["ssh", "-T", *options, *where, *whom, "--", self.host, f"exec {remote}"]
+
+    def _ended_early(self, process: subprocess.Popen[bytes], messages: IO[bytes]) -> DeviceError:
+        status = process.wait()
+        messages.seek(0)
+        return explain(self.name, self.python, status, messages.read().decode(errors="replace"))
+
+
+def parse_ssh(text: str) -> Ssh:
+    """``ssh://pi@board:2222?python=venv/bin/python``. Raises UsageError."""
+    match = _URL.fullmatch(text)
+    if match is None or not 0 < int(match["port"] or 22) < 65536:
+        raise UsageError(f"{text!r} is no ssh target", f"Write {SYNTAX}; letters, digits and . _ - in user and host.")
+    options = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
+    unknown = set(options) - {"python", "timeout"}
+    if unknown or (match["query"] and not options):
+        raise UsageError(f"{text!r}: unknown option {', '.join(sorted(unknown)) or match['query']!r}", f"Write {SYNTAX}.")
+    python = options.get("python", "python3")
+    if not _PYTHON.fullmatch(python):
+        raise UsageError(
+            f"{text!r}: {python!r} is no path of a Python",
+            "Letters, digits and . _ / + - may be in it; relative is relative to the home folder there.",
+        )
+    timeout = options.get("timeout", "300")
+    if not re.fullmatch(r"[1-9]\d{0,4}", timeout):
+        raise UsageError(f"{text!r}: {timeout!r} is no timeout", "Give whole seconds without an answer, 300 say.")
+    port = int(match["port"]) if match["port"] else None
+    return Ssh(match["host"].strip("[]"), match["user"], port, python, float(timeout))
+
+
+def _to_send(job: Job) -> list[tuple[str, int, bytes | Path]]:
+    """(path in the device's folder, bytes, content) of everything that the job needs there. Raises InputError."""
+    # .ort is how the runtime knows its own format; nothing else of a file's name leaves this machine.
+    names = {path: f"{place}{'.ort' if path.suffix == '.ort' else '.onnx'}" for place, path in enumerate(job.paths())}
+    own = [(name, len(content), content) for name, content in work_folder(job.to_json(names)).items()]
+    try:
+        return [*own, *((name, path.stat().st_size, path) for path, name in names.items())]
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _send(pipe: IO[bytes], files: list[tuple[str, int, bytes | Path]], gone: threading.Event) -> None:
+    """The receiver, the list of files, the files, and then a sign of life until ``gone``. Closes the pipe."""
+    program = Path(receiver.__file__).read_bytes() + f"\nsys.exit(main({_COMMAND!r}))\n".encode()
+    head = json.dumps([(name, size) for name, size, _ in files])
+    try:
+        with pipe:
+            pipe.write(b"%d\n%b%b\n" % (len(program), program, head.encode()))
+            for _, size, content in files:
+                _send_file(pipe, size, content, gone)
+            pipe.flush()
+            while not gone.wait(_BEAT_SECONDS):
+                pipe.write(b"\n")
+                pipe.flush()
+    except OSError:  # the connection is lost, or the device refuses: whoever reads the answers hears why
+        pass
+
+
+def _send_file(pipe: IO[bytes], size: int, content: bytes | Path, gone: threading.Event) -> None:
+    if isinstance(content, bytes):
+        pipe.write(content)
+        return
+    with open(content, "rb") as file:
+        left = size
+        while left and not gone.is_set():
+            chunk = file.read(min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise OSError(f"{content} has become shorter")
+            pipe.write(chunk)
+            left -= len(chunk)
