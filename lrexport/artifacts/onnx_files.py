@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrexport.artifacts import onnx_child
 from lrexport.errors import InputError
 from lrexport.units import format_bytes
 
@@ -31,7 +32,12 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 def check_onnx(path: Path) -> None:
     """onnx's checker on ``path`` in a child process: a crash there is an error here. Raises InputError."""
-    ask_child("lrexport.artifacts.onnx_child", path)
+    external_files(path)
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside ``path`` that hold tensors of it, once it is checked. Raises InputError as :func:`check_onnx` does."""
+    return [path.parent / name for name in ask_child("lrexport.artifacts.onnx_child", path)[onnx_child.EXTERNAL]]
 
 
 def ask_child(module: str, path: Path) -> dict[str, Any]:

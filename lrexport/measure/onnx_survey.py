@@ -37,7 +37,7 @@ class Survey:
 def survey(path: Path) -> Survey:
     """Look into an ONNX file of somebody else's. Raises InputError as :func:`ask_child` does."""
     found = ask_child("lrexport.measure.onnx_survey", path)
-    files = (path, *(path.parent / name for name in found["external"]))
+    files = (path, *(path.parent / name for name in found[onnx_child.EXTERNAL]))
     cost = found["cost"]
     nodes = tuple(NodeCost(**{**node, "weight_shape": _tuple(node["weight_shape"])}) for node in cost["nodes"])
     return Survey(
@@ -58,7 +58,7 @@ def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
     operators = {_operator(node) for nodes in (_nodes(model.graph.node), functions) for node in nodes}
     opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), None)
     cost = asdict(count_onnx(model))
-    return {"cost": cost, "operators": sorted(operators), "opset": opset, "external": external}
+    return {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
 
 
 def _nodes(nodes: Iterable[Any]) -> Iterator[Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lrexport.record import Record, Result
 from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
+
+if TYPE_CHECKING:  # a table needs no record
+    from lrexport.record import Record, Result
 
 
 @dataclass(frozen=True)
