@@ -59,7 +59,8 @@ class Goal:
     """Exactly one of the fields.
 
     ``energy`` is the share that may be dropped per layer; ``macs`` and ``params`` the share of the dense network's to
-    reach; ``size`` the bytes of the ONNX file; ``accuracy_drop`` the points of held-out top-1 that pruning may cost;
+    reach; ``size`` the bytes of the ONNX file; ``latency`` the share of the dense network's on the target, ``latency_ms``
+    the milliseconds of one inference there; ``accuracy_drop`` the points of held-out top-1 that pruning may cost;
     ``plan`` a file or a run that says everything itself.
     """
 
@@ -67,13 +68,22 @@ class Goal:
     macs: float | None = None
     params: float | None = None
     size: int | None = None
+    latency: float | None = None
+    latency_ms: float | None = None
     accuracy_drop: float | None = None
     plan: Path | None = None
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in asdict(self).values()) != 1:
-            choice = "--macs 0.5, --params 0.5, --size 500KB, --energy 1e-2, --accuracy-drop 1 and --plan FILE"
+            choice = (
+                "--macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --energy 1e-2, --accuracy-drop 1 and --plan FILE"
+            )
             raise UsageError("give one goal", f"One of {choice}.")
+
+    @property
+    def is_latency(self) -> bool:
+        """Whether it is about time on the target."""
+        return self.latency is not None or self.latency_ms is not None
 
 
 @dataclass(frozen=True)
@@ -119,12 +129,15 @@ class CompressConfig:
 
     ``rule`` "global" minimises what all layers lose together within the goal, "threshold" is the paper's one e for all.
     ``weighting`` and ``reconstruct`` use ``calibration_images`` training images to weight the energy and to refit pairs.
-    ``baseline_epochs`` "same" trains the dense network on for as many epochs as the compressed one gets.
+    ``target`` is where speed is measured with ``threads`` threads, for a goal of latency and for ranks on the grain of the
+    machine; None: no speed is looked at, or this machine's where latency is the goal. ``baseline_epochs`` "same" trains the dense network on for as many epochs as the compressed one gets.
     """
 
     train: TrainConfig
     goal: Goal
     rule: Literal["global", "threshold"] = "global"
+    target: str | None = None
+    threads: int = 1
     weighting: bool = True
     reconstruct: bool = True
     calibration_images: int = 512

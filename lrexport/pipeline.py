@@ -12,9 +12,11 @@ from lrexport.job import OnEvent, look, open_job, reopen_job
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.plans import check_choices
 from lrexport.lowrank.selection import Selection
+from lrexport.measure.targets import parse_target
 from lrexport.plans import Choice, read_choices
-from lrexport.pruning import Pruning
+from lrexport.pruning import Pruning, schemes_considered
 from lrexport.record import Record
+from lrexport.speed import Speed, measure_speed
 from lrexport.training.checkpoints import clear_checkpoints
 from lrexport.training.engine import make_fabric, with_float64
 
@@ -25,13 +27,14 @@ def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path 
     job = open_job(config.train, run, on_event) if source is None else reopen_job(config.train, source, run, on_event)
     if choices is not None:  # before any training
         check_choices(job.svd, choices, str(config.goal.plan))
+    # Before any training, too: an unreachable target is found out at once, and the machine is still quiet.
+    speed = _speed(replace(config, train=job.config), job.svd, job.recipe.input_shape, on_event)
     if source is None:
         stages.train_dense(job)
         stages.train_svd(job)
     config = replace(config, train=job.config)
-    network = stages.prune(
-        job, Pruning(job.svd, config, job.recipe.input_shape, job.splits, with_float64(job.fabric.device), choices)
-    )
+    device = with_float64(job.fabric.device)
+    network = stages.prune(job, Pruning(job.svd, config, job.recipe.input_shape, job.splits, device, choices, speed))
     stages.fine_tune(job, network, config.fine_tune_epochs)
     stages.train_baseline(job, config)
     stages.finish(job, network, config)
@@ -49,12 +52,21 @@ def train(config: TrainConfig, run: Path, on_event: OnEvent) -> Record:
     return job.record
 
 
-def plan_only(config: CompressConfig, source: Path | None = None) -> tuple[SVDNetwork, Selection]:
+def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = None) -> tuple[SVDNetwork, Selection]:
     """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
     choices = _choices(config.goal)
     recipe, svd, splits = look(config.train, source)
     device = with_float64(make_fabric(config.train.device).device)
-    return svd, Pruning(svd, config, recipe.input_shape, splits, device, choices).select()
+    speed = _speed(config, svd, recipe.input_shape, on_event)
+    return svd, Pruning(svd, config, recipe.input_shape, splits, device, choices, speed).select()
+
+
+def _speed(config: CompressConfig, svd: SVDNetwork, input_shape: tuple[int, ...], on_event: OnEvent) -> Speed | None:
+    """What the target says, where the goal is about it or a target is given."""
+    if config.target is None and not config.goal.is_latency:
+        return None
+    target = parse_target(config.target or "local")
+    return measure_speed(svd, input_shape, schemes_considered(svd, config), target, config.threads, on_event)
 
 
 def _choices(goal: Goal) -> dict[str, Choice] | None:

@@ -19,13 +19,16 @@ from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.costs import Cost, plan_cost, whole_cost
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.fold import fold
+from lrexport.lowrank.latencies import NetworkLatency
 from lrexport.lowrank.moments import Moments, Schemes, every_scheme_of, input_moments, own_schemes_of
 from lrexport.lowrank.plans import plan_from_choices, schemes_in
 from lrexport.lowrank.reconstruct import reconstruct
-from lrexport.lowrank.selection import Selection, at_threshold, first_true, select, smallest, within
+from lrexport.lowrank.selection import Selection, at_threshold, first_true, select, smallest, within, within_latency
 from lrexport.lowrank.tracing import largest_output
 from lrexport.lowrank.truncation import truncations
 from lrexport.plans import Choice
+from lrexport.record import FactorisedLayer, PlannedLatency
+from lrexport.speed import Speed
 from lrexport.training.engine import to_fast_layout
 from lrexport.training.scoring import reestimate_batchnorm, score
 from lrexport.units import format_bytes
@@ -35,13 +38,25 @@ _BATCHNORM_BATCH = 250
 _MOST_VALUES = 1 << 26  # of one layer's outputs for all images of a reconstruction, 256 MB
 _GRID = 64  # steps of the line search for an accuracy drop
 _SIZE_TRIES = 5
+_LATENCY_TRIES = 5
+_LATENCY_CLOSE = 0.03  # a network this much faster than asked is left at that
+
+
+def considers_every_scheme(config: CompressConfig) -> bool:
+    """Whether a layer may get another scheme than that of its SVD form: which one is fastest only the target knows."""
+    return config.train.scheme == "auto" or config.goal.is_latency
+
+
+def schemes_considered(svd: SVDNetwork, config: CompressConfig) -> Schemes:
+    """By layer."""
+    return every_scheme_of(svd) if considers_every_scheme(config) else own_schemes_of(svd)
 
 
 @dataclass(frozen=True)
 class Pruning:
     """What ranks are chosen and pairs repaired with: a network in SVD form, choices, and data where there is any.
 
-    ``device`` must have float64.
+    ``device`` must have float64. ``speed`` is what the target says of the dense network, where speed matters.
     """
 
     svd: SVDNetwork
@@ -50,6 +65,7 @@ class Pruning:
     splits: Splits | None
     device: torch.device
     choices: Mapping[str, Choice] | None = None
+    speed: Speed | None = None
 
     def select(self) -> Selection:
         """The plan for the configuration's goal.
@@ -57,16 +73,28 @@ class Pruning:
         Raises UsageError for a goal out of reach, with the least that can be reached, and for one that needs data.
         """
         self.svd.network.to(self.device)
-        goal, moments = self.config.goal, self._moments()
+        if self.speed is not None and self.config.goal.is_latency:
+            return self._within_latency(self.speed, self._moments())
+        selection = self._select(self._moments())
+        if self.speed is None:
+            return selection
+        return replace(selection, latency=self._confirm(self.speed, selection))
+
+    def _select(self, moments: Moments | None) -> Selection:
+        goal = self.config.goal
         if self.choices is not None:
             return plan_from_choices(self.svd, self.choices, str(goal.plan), moments)
         if goal.size is not None:
             return self._within_bytes(goal.size, moments)
         if goal.accuracy_drop is not None:
             return self._within_drop(goal.accuracy_drop, moments)
-        every = self.config.train.scheme == "auto"
+        every = considers_every_scheme(self.config)
         options: dict[str, Any] = {"rule": self.config.rule, "moments": moments, "every_scheme": every}
-        return select(self.svd, energy=goal.energy, macs=goal.macs, params=goal.params, **options)
+        return select(self.svd, energy=goal.energy, macs=goal.macs, params=goal.params, latency=self._latency, **options)
+
+    @property
+    def _latency(self) -> NetworkLatency | None:
+        return self.speed.latency if self.speed is not None else None
 
     def fold(self, selection: Selection) -> tuple[nn.Module, dict[str, float]]:
         """The folded network, repaired where there is data; and its held-out top-1 as folded and after each repair.
@@ -122,7 +150,41 @@ class Pruning:
     def _schemes(self) -> Schemes:
         if self.choices is not None:
             return schemes_in(self.svd, self.choices, str(self.config.goal.plan))
-        return every_scheme_of(self.svd) if self.config.train.scheme == "auto" else own_schemes_of(self.svd)
+        return schemes_considered(self.svd, self.config)
+
+    def _within_latency(self, speed: Speed, moments: Moments | None) -> Selection:
+        """The plan that is measured to be as fast as asked, with the least loss.
+
+        Prediction is off by some percent, so the budget is corrected by networks that are really measured; of those that
+        are fast enough the slowest is taken, where none is, the fastest, with a warning.
+        """
+        goal, dense = self.config.goal, speed.latency.dense
+        asked = goal.latency or (goal.latency_ms or 0.0) / dense
+        found = truncations(self.svd, moments, self._schemes())
+        budget, tries = asked, list[tuple[float, Selection]]()
+        while len(tries) < _LATENCY_TRIES:
+            try:
+                selection = within_latency(self.svd, found, speed.latency, budget * dense, self.config.rule)
+            except UsageError:
+                if not tries:  # what was asked is out of reach, not a corrected budget
+                    raise
+                break
+            latency = self._confirm(speed, selection)
+            ratio = latency.ratio if goal.latency is not None else latency.measured / dense
+            tries.append((ratio, replace(selection, latency=latency)))
+            whole = not any(isinstance(layer, FactorisedLayer) for layer in selection.plan.values())
+            if whole or asked * (1 - _LATENCY_CLOSE) <= ratio <= asked:
+                return tries[-1][1]
+            budget *= asked * (1 - _LATENCY_CLOSE / 2) / ratio
+        fitting = [each for each in tries if each[0] <= asked]
+        if fitting:
+            return max(fitting, key=lambda each: each[0])[1]
+        ratio, fastest = min(tries, key=lambda each: each[0])
+        note = f"no plan was measured to be as fast as asked; this one takes {ratio:.3f} of the dense network's latency"
+        return replace(fastest, warnings=(*fastest.warnings, note))
+
+    def _confirm(self, speed: Speed, selection: Selection) -> PlannedLatency:
+        return speed.confirm(selection.plan, fold(self.svd, selection.plan, selection.truncations))
 
     def _within_bytes(self, size: int, moments: Moments | None) -> Selection:
         """The plan whose file has at most ``size`` bytes: parameters in four bytes each, and whatever else a file has.
@@ -133,7 +195,7 @@ class Pruning:
         cost: Cost = "params"
 
         def measured(budget: float) -> tuple[Selection, int, float]:
-            selection = within(self.svd, found, cost, budget, self.config.rule)
+            selection = within(self.svd, found, cost, budget, self.config.rule, self._latency)
             written = self._written_bytes(fold(self.svd, selection.plan, found))
             return selection, written, written - 4.0 * plan_cost(self.svd, selection.plan, cost)
 
@@ -173,8 +235,10 @@ class Pruning:
 
         def plan(step: int) -> Selection:
             if self.config.rule == "threshold":  # from everything to nothing dropped, in equal ratios
-                return at_threshold(self.svd, found, 10 ** (-5 * step / (_GRID - 1)) if step < _GRID - 1 else 0.0)
-            return within(self.svd, found, "macs", least + (most - least) * step / (_GRID - 1))
+                return at_threshold(
+                    self.svd, found, 10 ** (-5 * step / (_GRID - 1)) if step < _GRID - 1 else 0.0, self._latency
+                )
+            return within(self.svd, found, "macs", least + (most - least) * step / (_GRID - 1), latency=self._latency)
 
         lost: dict[int, float] = {_GRID - 1: 0.0}
 

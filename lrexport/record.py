@@ -43,9 +43,9 @@ class FactorisedLayer(_Strict):
     shape: tuple[int, ...] = ()
 
 
-# Why a layer is dense: the user asked for it, it cannot be factorised, its pair costs as much as itself, or the budget
-# is spent better elsewhere.
-DenseKind = Literal["kept", "unsupported", "costly", "chosen"]
+# Why a layer is dense: the user asked for it, it cannot be factorised, its pair costs as much as itself, no pair is faster
+# on the target, or the budget is spent better elsewhere.
+DenseKind = Literal["kept", "unsupported", "costly", "slow", "chosen"]
 
 
 class DenseLayer(_Strict):
@@ -92,6 +92,24 @@ class Latency(_Strict):
     first_run_ms: float | None = None
     peak_bytes: int | None = None
     operators_ms: dict[str, float] | None = None
+
+
+class PlannedLatency(_Strict):
+    """What the plan was predicted to take on ``target``, and what the folded network then took there.
+
+    Milliseconds for one inference of one image: ``dense`` and ``measured`` are medians of the same interleaved rounds,
+    ``ratio`` and its quartiles are measured ÷ dense round by round. ``environment`` is the target's.
+    """
+
+    target: str
+    threads: int
+    dense: float
+    predicted: float
+    measured: float
+    ratio: float
+    ratio_iqr: tuple[float, float]
+    environment: dict[str, Any] = {}
+    warning: str | None = None
 
 
 class Result(_Strict):
@@ -152,6 +170,7 @@ class Record(BaseModel):
     config: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     plan: Plan = {}
+    planned_latency: PlannedLatency | None = None
     notes: list[str] = []
     results: Results = Results()
     files: dict[str, StoredFile] = {}

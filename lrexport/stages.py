@@ -57,11 +57,14 @@ def prune(job: Job, pruning: Pruning) -> nn.Module:
         job.on_event({"event": "pruning", "images": min(len(job.splits.train), pruning.config.calibration_images)})
     selection = pruning.select()
     job.record.plan = selection.plan
+    job.record.planned_latency = selection.latency
     job.record.notes += selection.warnings
     network, scores = pruning.fold(selection)
     event: Event = {"event": "plan", "threshold": selection.threshold, **scores}
     if selection.heldout_top1 is not None:
         event["heldout_top1_before"] = selection.heldout_top1
+    if selection.latency is not None:
+        event["latency"] = selection.latency.model_dump(include={"predicted", "measured", "dense", "ratio", "target"})
     event |= {"macs": plan_macs(job.svd, selection.plan), "dense_macs": job.svd.dense_macs}
     job.on_event(event)
     return network

@@ -13,6 +13,7 @@ from lrexport.cli.options import (
     FILE,
     RUN,
     EpochsOrSame,
+    LatencyType,
     ShareType,
     SizeType,
     choice_option,
@@ -39,12 +40,23 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
 @click.option("--params", type=ShareType(), help="Parameters to reach, as a share of the dense network's.")
 @click.option("--size", type=SizeType(), help="Bytes of model.onnx to reach: 500KB, 1.5MB, 64KiB.")
 @click.option(
+    "--latency",
+    type=LatencyType(),
+    help="Latency to reach on the target, as a share of the dense network's, 0.6, or a time, 5ms. Any scheme is considered.",
+)
+@click.option(
     "--accuracy-drop",
     type=click.FloatRange(0, 100),
     metavar="POINTS",
     help="Fewest MACs at which pruning, before fine-tuning, costs at most these points of held-out top-1.",
 )
 @click.option("--plan", type=FILE, help="Ranks from a plan file, edited by hand perhaps, or from another run.")
+@click.option(
+    "--target",
+    metavar="local|ssh://HOST",
+    help="Where speed is measured: for --latency [default: local]; with any other goal ranks are then on its grain.",
+)
+@count_option(CompressConfig, "threads", "Threads of inference on the target.", least=1)
 @choice_option(CompressConfig, "rule", ("global", "threshold"), "All layers weighed together, or the paper's one threshold.")
 @switch_option(CompressConfig, "weighting", "Weight the energy by the second moment of each layer's input.")
 @switch_option(CompressConfig, "reconstruct", "Refit the pairs to the dense layers' outputs by least squares.")
@@ -65,7 +77,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     lrexport compress torchvision:resnet18 --energy 0.05 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
-    from lrexport.cli.console import Progressing, note, note_dense, print_result, print_table, write_json
+    from lrexport.cli.console import Progressing, latency_text, note, note_dense, print_result, print_table, write_json
     from lrexport.plans import digest
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
@@ -84,11 +96,14 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     from lrexport.lowrank.costs import plan_macs
 
     if dry_run:
-        svd, selection = pipeline.plan_only(config, source)
+        with Progressing() as progress:
+            svd, selection = pipeline.plan_only(config, progress, source)
         macs = plan_macs(svd, selection.plan)
         if json_to:
-            sums = {"threshold": selection.threshold, "macs": macs, "dense_macs": svd.dense_macs}
+            sums: dict[str, Any] = {"threshold": selection.threshold, "macs": macs, "dense_macs": svd.dense_macs}
             entries = {name: layer.model_dump() for name, layer in selection.plan.items()}
+            if selection.latency is not None:
+                sums["latency"] = selection.latency.model_dump(mode="json")
             write_json({**sums, "digest": digest(selection.plan), "plan": entries}, json_to)
         for warning in selection.warnings:
             note(f"warning: {warning}")
@@ -96,6 +111,8 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
         if json_to != "-":
             print_table(plan_table(selection.plan))
             click.echo(f"{macs:,} of {svd.dense_macs:,} MACs ({macs / svd.dense_macs:.3f}), counted on the torch network.")
+            if selection.latency is not None:
+                click.echo(f"Measured: {latency_text(selection.latency.model_dump())}.")
         return
     assert run is not None
     with Progressing() as progress:
@@ -110,11 +127,16 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
 def _goal(options: dict[str, Any]) -> Goal:
     """The goal that was given nearest to the user: on the command line before the environment before a file."""
     context = click.get_current_context()
-    given = {name: options.pop(name) for name in (field.name for field in fields(Goal))}
+    given = {field.name: options.pop(field.name) for field in fields(Goal) if field.name in options}
     order = [ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP]
     for place in order:
         here = {name: value for name, value in given.items() if context.get_parameter_source(name) is place}
         if here:
+            value, is_ms = here.get("latency", (None, False))
+            if is_ms:
+                here["latency_ms"] = here.pop("latency")[0]
+            elif value is not None:
+                here["latency"] = value
             return Goal(**here)
     return Goal()
 

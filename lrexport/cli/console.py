@@ -13,7 +13,7 @@ import click
 
 from lrexport.artifacts import files
 from lrexport.report.tables import Table
-from lrexport.units import format_bytes, format_count, format_duration, format_percent
+from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -132,9 +132,13 @@ def print_result(value: Any, json_to: str | None, *tables: Table) -> None:
 
 
 class Progressing:
-    """Shows a pipeline's events: a live line with rate and time left on a terminal, a line an epoch otherwise."""
+    """Shows a pipeline's events: a live line with rate and time left on a terminal, a line an epoch otherwise.
 
-    def __init__(self) -> None:
+    ``refreshes`` of that line a second take time that a measurement on this machine may miss.
+    """
+
+    def __init__(self, refreshes: float = 10) -> None:
+        self._refreshes = refreshes
         self._live: Progress | None = None
         self._task: Any = None
         self._stage: str | None = None
@@ -147,7 +151,8 @@ class Progressing:
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             rate = TextColumn("{task.fields[rate]}")
-            self._live = Progress(*columns, rate, console=Console(stderr=True), transient=True)
+            console, often = Console(stderr=True), self._refreshes
+            self._live = Progress(*columns, rate, console=console, transient=True, refresh_per_second=often)
             self._live.start()
         return self
 
@@ -161,6 +166,12 @@ class Progressing:
             self._step(event)
         elif kind == "epoch":
             self._epoch(event)
+        elif kind == "table":
+            self._table(event)
+        elif kind == "measuring":
+            self._measuring(event)
+        elif kind == "speed":
+            self._say(f"the dense network takes {format_ms(event['dense'])} on {event['target']}; table in {event['table']}")
         elif kind == "pruning":
             self._say(f"choosing ranks, with {event['images']} training images without their labels")
         elif kind == "plan":
@@ -173,15 +184,32 @@ class Progressing:
             for operator in event["uncounted"]:
                 self._say(f"warning: {event['file']}: MACs of {operator} are not counted")
 
+    def _table(self, event: dict[str, Any]) -> None:
+        if self._live is None:
+            if event["done"] == 1:
+                note(f"timing layers and their pairs on {event['target']}")
+            return
+        self._begin("table", f"timing layers on {event['target']}")
+        self._live.update(self._task, completed=event["done"], total=event["of"])
+
+    def _measuring(self, event: dict[str, Any]) -> None:
+        if self._live is not None:
+            self._begin("measuring", f"measuring on {event['target']}")
+            self._live.update(self._task, completed=event.get("done"), total=event.get("of"))
+
+    def _begin(self, stage: str, name: str) -> None:
+        """A bar of its own for every stage."""
+        if self._live is None or self._stage == stage:
+            return
+        if self._task is not None:
+            self._live.remove_task(self._task)
+        self._task, self._stage = self._live.add_task(name, total=None, rate=""), stage
+        self._began = time.perf_counter()
+
     def _step(self, event: dict[str, Any]) -> None:
         if self._live is None:
             return
-        name = _STAGES[event["stage"]]
-        if self._stage != event["stage"]:
-            if self._task is not None:
-                self._live.remove_task(self._task)
-            self._task, self._stage = self._live.add_task(name, total=None, rate=""), event["stage"]
-            self._began = time.perf_counter()
+        self._begin(event["stage"], _STAGES[event["stage"]])
         steps = event["steps"]
         done = event["epoch"] * steps + event["step"] + 1
         rate = f"{done / (time.perf_counter() - self._began):.1f} steps/s, loss {event['loss']:.3f}"
@@ -205,6 +233,8 @@ class Progressing:
 def _plan_line(event: dict[str, Any]) -> str:
     share = event["macs"] / event["dense_macs"]
     line = f"plan: {format_count(event['macs'])} of {format_count(event['dense_macs'])} MACs ({share:.3f})"
+    if "latency" in event:
+        line += f"; {latency_text(event['latency'])}"
     if event["threshold"] is not None:
         line += f", at most {100 * event['threshold']:.3g} % of a layer's energy dropped"
     if "heldout_top1_before" in event:
@@ -217,6 +247,15 @@ def _plan_line(event: dict[str, Any]) -> str:
                 line += f", {format_percent(event[key])} {repair}" + (" (not kept)" if event[key] < best else "")
                 best = max(best, event[key])
     return line
+
+
+def latency_text(found: dict[str, Any]) -> str:
+    """What was predicted and measured: a planned latency of the record as a dictionary."""
+    off = found["predicted"] / found["measured"] - 1
+    return (
+        f"{found['ratio']:.3f} of the dense network's latency on {found['target']}, {format_ms(found['measured'])} "
+        f"({format_ms(found['predicted'])} predicted, {100 * off:+.1f} %)"
+    )
 
 
 def _export_line(event: dict[str, Any]) -> str:

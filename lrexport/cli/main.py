@@ -19,6 +19,7 @@ COMMANDS = {
     "compress": ("lrexport.cli.compress", "Train in SVD form, prune, fold and fine-tune a network."),
     "train": ("lrexport.cli.train", "The SVD-training stage alone; compress RUN goes on from it."),
     "onnx": ("lrexport.cli.onnx", "Export a run to ONNX: verified, re-scored, measured."),
+    "bench": ("lrexport.cli.bench", "Latency of ONNX files on a target, interleaved in one process."),
     "inspect": ("lrexport.cli.inspect", "A run, a plan or an ONNX file, layer by layer, or what differs between two."),
     "demo": ("lrexport.cli.demo", "All of it on embedded data, in about three minutes."),
 }

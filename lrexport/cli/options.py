@@ -11,7 +11,7 @@ import click
 
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
-from lrexport.units import parse_bytes, parse_share
+from lrexport.units import parse_bytes, parse_latency, parse_share
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,6 +56,18 @@ class SizeType(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class LatencyType(click.ParamType[tuple[float, bool]]):
+    """``0.6`` or ``5ms`` → the number, and whether it is milliseconds."""
+
+    name = "SHARE|MS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
+        try:
+            return parse_latency(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
 class EpochsOrSame(click.ParamType[int | str]):
     """A number of epochs, or ``same``."""
 
@@ -66,6 +78,18 @@ class EpochsOrSame(click.ParamType[int | str]):
             return "same" if str(value) == "same" else int(value)
         self.fail(f"{value!r} is neither a number of epochs nor 'same'", param, ctx)
         return None
+
+
+class TargetType(click.ParamType[str]):
+    """``local`` or ``ssh://[user@]host``, checked; nothing is connected yet."""
+
+    name = "local|ssh://HOST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lrexport.measure.targets import parse_target
+
+        parse_target(str(value))
+        return str(value)
 
 
 RUN = click.Path(path_type=Path, file_okay=False)
@@ -86,6 +110,11 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 def json_option() -> Callable[[Command], Command]:
     """``--json FILE|-``, passed as ``json_to``."""
     return click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file, or - for stdout.")
+
+
+def target_option(text: str = "Where to measure.") -> Callable[[Command], Command]:
+    """``--target``, passed as text for :func:`lrexport.measure.targets.parse_target`."""
+    return click.option("--target", type=TargetType(), default="local", show_default=True, help=text)
 
 
 def choice_option(config: type, name: str, values: Sequence[str], text: str) -> Callable[[Command], Command]:

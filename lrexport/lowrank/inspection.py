@@ -42,7 +42,8 @@ class Factorisable:
 
     ``names`` are all places where it or a layer with the same weight stands, the first of them its name; ``scheme`` is
     the one of its SVD form, ``schemes`` holds every one whose pair of rank 1 costs less than the layer; ``shape`` is the
-    weight's. MACs sum over the places; parameters count once, ``bias_params`` those of the biases.
+    weight's. MACs sum over the places; parameters count once, ``bias_params`` those of the biases. ``calls`` are all uses
+    in one forward pass, each with the name of the layer that is called.
     """
 
     names: tuple[str, ...]
@@ -52,6 +53,7 @@ class Factorisable:
     dense_params: int
     bias_params: int
     shape: tuple[int, ...]
+    calls: tuple[tuple[str, LayerCall], ...] = ()
 
     @property
     def full_rank(self) -> int:
@@ -186,7 +188,9 @@ class _Layers:
             pair = f"a {scheme} pair of rank 1 costs {format_count(every[scheme].macs_per_rank)} MACs"
             return "costly", f"{pair}, the layer {format_count(macs)}"
         biases = sum(layer.bias.numel() for layer in tied if layer.bias is not None)
-        return Factorisable(tuple(names), scheme, gaining, macs, weight.numel() + biases, biases, tuple(weight.shape))
+        params, shape = weight.numel() + biases, tuple(weight.shape)
+        named = tuple((self.name(layer), call) for layer in tied for call in self.uses[layer].calls)
+        return Factorisable(tuple(names), scheme, gaining, macs, params, biases, shape, named)
 
     def dense_macs(self, layer: nn.Module) -> int:
         if layer in self.constant:

@@ -15,6 +15,7 @@ from functools import cache
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrexport.lowrank.kernels import PLAIN, TRANSPOSED, KernelSpec, LayerCall, spec_of
@@ -99,6 +100,12 @@ SCHEMES: dict[Scheme, Factorisation] = {
 CONV_SCHEMES: tuple[Scheme, ...] = ("spatial", "channel", "input-channel")
 
 
+def blank(layer: Any) -> nn.Module:
+    """A layer of the same settings on torch's meta device, which holds no values: pairs are made of it at no cost."""
+    spec = spec_of(layer)
+    return _half(layer, spec.in_channels, spec.out_channels, layer.bias is not None, spec.axes, torch.device("meta"))
+
+
 def schemes_of(spec: KernelSpec) -> tuple[Scheme, ...]:
     """The schemes that differ for a kernel.
 
@@ -159,9 +166,11 @@ def _on(axes: tuple[int, ...], values: tuple[int, ...], otherwise: int) -> tuple
     return tuple(value if axis in axes else otherwise for axis, value in enumerate(values))
 
 
-def _half(layer: Any, into: int, out: int, bias: bool, axes: tuple[int, ...]) -> nn.Module:
+def _half(
+    layer: Any, into: int, out: int, bias: bool, axes: tuple[int, ...], device: torch.device | None = None
+) -> nn.Module:
     """A layer with the given one's kernel, stride, padding and dilation on the chosen axes, pointwise on the others."""
-    options: dict[str, Any] = {"bias": bias, "device": layer.weight.device, "dtype": layer.weight.dtype}
+    options: dict[str, Any] = {"bias": bias, "device": device or layer.weight.device, "dtype": layer.weight.dtype}
     if isinstance(layer, nn.Linear):
         return nn.Linear(into, out, **options)
     kernel, stride, dilation = (_on(axes, values, 1) for values in (layer.kernel_size, layer.stride, layer.dilation))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -23,16 +23,18 @@ from lrexport.lowrank.costs import (
     whole_cost,
 )
 from lrexport.lowrank.decompose import Factorisable, SVDNetwork
+from lrexport.lowrank.latencies import LayerLatency, NetworkLatency
 from lrexport.lowrank.moments import Moments, every_scheme_of
 from lrexport.lowrank.truncation import Truncation, Truncations, truncations
-from lrexport.record import DenseLayer, FactorisedLayer, Plan, Scheme
-from lrexport.units import format_count, format_percent
+from lrexport.record import DenseLayer, FactorisedLayer, Plan, PlannedLatency, Scheme
+from lrexport.units import format_count, format_ms, format_percent
 
 Rule = Literal["global", "threshold"]
 # The global rule's loss of a layer is its share of energy dropped to this power. Between the energy (1) and its root (0.5)
 # it spares the layers that lose most; found on held-out training images of two networks (benchmarks/training_free.py).
 _LOSS_POWER = 0.75
 _CHOSEN = "the budget loses least with it whole"
+_SLOW = "no pair is faster on the target"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Selection:
     """A plan, the truncations it was chosen from, and what the user should know about it.
 
     ``threshold`` is equation 4's e where one e made the plan, else None; ``heldout_top1`` the accuracy before pruning,
-    where the goal was about it.
+    where the goal was about it; ``latency`` what the target says of the plan.
     """
 
     plan: Plan
@@ -48,6 +50,7 @@ class Selection:
     warnings: tuple[str, ...] = ()
     truncations: Truncations = field(default_factory=dict)
     heldout_top1: float | None = None
+    latency: PlannedLatency | None = None
 
 
 def select(
@@ -59,14 +62,16 @@ def select(
     rule: Rule = "global",
     moments: Moments | None = None,
     every_scheme: bool = False,
+    latency: NetworkLatency | None = None,
 ) -> Selection:
     """Choose scheme and rank, or dense, for every layer by exactly one goal.
 
     ``energy`` is equation 4's e, the largest share of Σ s² that may be dropped in a layer, in [0, 1]; ``macs`` and
     ``params`` are the largest share of the dense network's, in (0, 1]. ``rule`` "global" minimises the sum over layers of
     the share of energy dropped, to the power of 0.75; "threshold" takes the smallest e for all layers that meets the
-    budget. ``moments`` weight the energy by the data; ``every_scheme`` lets each layer have any scheme that it admits.
-    U, s, V are replaced by the exact SVD of the composed kernels first. Raises UsageError for a goal out of range or out
+    budget. ``moments`` weight the energy by the data; ``every_scheme`` lets each layer have any scheme that it admits;
+    by ``latency`` ranks are on the target's grain. U, s, V are replaced by the exact SVD of the composed kernels first.
+    Raises UsageError for a goal out of range or out
     of reach.
     """
     if sum(goal is not None for goal in (energy, macs, params)) != 1:
@@ -78,46 +83,104 @@ def select(
             raise UsageError(f"{name} is {share}, a share of the dense network in (0, 1] was wanted")
     found = truncations(svd, moments, every_scheme_of(svd) if every_scheme else None)
     if energy is not None:
-        return at_threshold(svd, found, energy)
+        return at_threshold(svd, found, energy, latency)
     cost: Cost = "macs" if macs is not None else "params"
     share = macs if macs is not None else params
     assert share is not None
-    return within(svd, found, cost, share * whole_cost(svd, cost), rule)
+    return within(svd, found, cost, share * whole_cost(svd, cost), rule, latency)
 
 
-def within(svd: SVDNetwork, found: Truncations, cost: Cost, budget: float, rule: Rule = "global") -> Selection:
-    """The plan of at most ``budget`` in all, in MACs or parameters. Raises UsageError with the least that can be reached."""
+def within(
+    svd: SVDNetwork,
+    found: Truncations,
+    cost: Cost,
+    budget: float,
+    rule: Rule = "global",
+    latency: NetworkLatency | None = None,
+) -> Selection:
+    """The plan of at most ``budget`` in all, in MACs or parameters. Raises UsageError with the least that can be reached.
+
+    With ``latency`` only pairs that are faster than their layer on the target, and than those of higher rank, are taken;
+    where the budget cannot be met so, any, with a warning.
+    """
     if rule == "threshold":
-        return at_threshold(svd, found, _least_threshold(svd, found, cost, budget))
-    names = list(svd.layers)
-    choices = {name: _choices(svd.layers[name], found[name], cost) for name in names}
-    options = [
-        knapsack.Options(
-            np.array([choice.loss for choice in choices[name]]), np.array([float(choice.cost) for choice in choices[name]])
-        )
-        for name in names
-    ]
+        selection = _least_threshold(svd, found, lambda plan: plan_cost(svd, plan, cost), budget, latency)
+        if isinstance(selection, Selection):
+            return selection
+        raise _out_of_reach(svd, cost, budget, selection)
+    options = {
+        name: _choices(layer, found[name], cost, latency.layers[name] if latency else None)
+        for name, layer in svd.layers.items()
+    }
     fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())
-    least = fixed + knapsack.least_cost(options)
+    least = fixed + sum(min(choice.cost for choice in choices) for choices in options.values())
+    if least > budget and latency is not None:
+        warning = "the budget cannot be met by pairs that are faster than their layer on the target: others are there, too"
+        selection = within(svd, found, cost, budget, rule)
+        return replace(selection, warnings=(*selection.warnings, warning))
     if least > budget:
         raise _out_of_reach(svd, cost, budget, least)
-    solution = knapsack.minimise(options, budget - fixed)
+    return _least_loss(svd, found, options, budget - fixed)
+
+
+def within_latency(
+    svd: SVDNetwork, found: Truncations, latency: NetworkLatency, budget: float, rule: Rule = "global"
+) -> Selection:
+    """The plan that is predicted to take at most ``budget`` milliseconds on the target.
+
+    The dense network, with a warning, where no pair is faster than its layer. Raises UsageError with the least that can be
+    reached.
+    """
+    options = {name: _timed_choices(found[name], latency.layers[name]) for name in svd.layers}
+    if all(len(choices) == 1 for choices in options.values()):
+        dense = _least_loss(svd, found, options, float("inf"))
+        return replace(dense, warnings=(*dense.warnings, "no pair is faster than its layer on the target: all stay dense"))
+    if latency.least > budget:
+        raise UsageError(
+            f"a latency of {format_ms(budget)} is out of reach",
+            f"The fastest plan is predicted to take {format_ms(latency.least)}, "
+            f"{format_percent(latency.least / latency.dense)} of the dense network's {format_ms(latency.dense)}.",
+        )
+    if rule == "threshold":  # at e = 1 every layer has its fastest pair: within the budget
+        selection = _least_threshold(svd, found, latency.of_plan, budget, latency)
+        assert isinstance(selection, Selection)
+        return selection
+    return _least_loss(svd, found, options, budget - latency.other)
+
+
+def _least_loss(svd: SVDNetwork, found: Truncations, options: Mapping[str, list[_Choice]], budget: float) -> Selection:
+    """The options of least total loss within ``budget``, which holds for factorisable layers only."""
+    arrays = [
+        knapsack.Options(np.array([choice.loss for choice in choices]), np.array([float(choice.cost) for choice in choices]))
+        for choices in options.values()
+    ]
+    solution = knapsack.minimise(arrays, budget)
     plan: Plan = dict(svd.dense)
-    for name, index in zip(names, solution.chosen, strict=True):
-        plan[name] = _entry(svd.layers[name], found[name], choices[name][index])
+    for (name, choices), index in zip(options.items(), solution.chosen, strict=True):
+        plan[name] = _entry(svd.layers[name], found[name], choices[index], len(choices) == 1)
     warnings = () if solution.optimal else ("the search was cut short: a slightly better plan may exist",)
     return Selection(in_order(svd, plan), None, (*svd.notes, *warnings), found)
 
 
-def at_threshold(svd: SVDNetwork, found: Truncations, threshold: float) -> Selection:
+def at_threshold(svd: SVDNetwork, found: Truncations, threshold: float, latency: NetworkLatency | None = None) -> Selection:
     """Equation 4: in each layer the smallest rank that drops at most ``threshold`` of the energy, and at least 1.
 
-    Of several schemes the one with the fewest MACs is taken. A layer whose pair would cost as much as itself stays dense.
+    Of several schemes the one with the fewest MACs is taken; with ``latency`` the fastest, its rank rounded up where that
+    is not slower. A layer whose pair would cost as much as itself, in MACs or on the target, stays dense.
     """
     plan: Plan = dict(svd.dense)
     for name, layer in svd.layers.items():
         ranks = {scheme: _rank_for(truncation, threshold) for scheme, truncation in found[name].items()}
-        scheme = min(ranks, key=lambda scheme: pair_cost(layer, scheme, ranks[scheme], "macs"))
+        if latency is None:
+            scheme = min(ranks, key=lambda scheme: pair_cost(layer, scheme, ranks[scheme], "macs"))
+        else:
+            times = latency.layers[name]
+            rounded = {scheme: times.round_up(scheme, rank) for scheme, rank in ranks.items()}
+            ranks = {scheme: rank for scheme, rank in rounded.items() if rank is not None}
+            if not ranks:
+                plan[name] = dense_layer(layer, "slow", _SLOW)
+                continue
+            scheme = min(ranks, key=lambda scheme: times.gaining[scheme][ranks[scheme]])
         dropped = float(found[name][scheme].energy_dropped[ranks[scheme]])
         plan[name] = plan_layer(layer, ranks[scheme], 1 - dropped, scheme)
     return Selection(in_order(svd, plan), threshold, (*svd.notes, *_warnings(plan, threshold)), found)
@@ -139,15 +202,17 @@ class _Choice:
     scheme: Scheme | None
     rank: int
     loss: float
-    cost: int
+    cost: float
 
 
-def _choices(layer: Factorisable, found: Mapping[Scheme, Truncation], cost: Cost) -> list[_Choice]:
-    """Dense, and every pair that costs less than the layer, in MACs too."""
+def _choices(
+    layer: Factorisable, found: Mapping[Scheme, Truncation], cost: Cost, latency: LayerLatency | None = None
+) -> list[_Choice]:
+    """Dense, and every pair that costs less than the layer, in MACs too; with ``latency`` those that gain by it."""
     choices = [_Choice(None, 0, 0.0, dense_cost(layer, cost))]
     for scheme, truncation in found.items():
         dropped = truncation.energy_dropped.tolist()
-        for rank in range(1, len(dropped)):
+        for rank in range(1, len(dropped)) if latency is None else latency.gaining.get(scheme, ()):
             price = pair_cost(layer, scheme, rank, cost)
             if price >= dense_cost(layer, cost) or pair_cost(layer, scheme, rank, "macs") >= layer.dense_macs:
                 break
@@ -155,9 +220,21 @@ def _choices(layer: Factorisable, found: Mapping[Scheme, Truncation], cost: Cost
     return choices
 
 
-def _entry(layer: Factorisable, found: Mapping[Scheme, Truncation], choice: _Choice) -> FactorisedLayer | DenseLayer:
+def _timed_choices(found: Mapping[Scheme, Truncation], latency: LayerLatency) -> list[_Choice]:
+    """Dense, and every pair that is faster than the layer and than those of higher rank, in milliseconds."""
+    pairs = [
+        _Choice(scheme, rank, float(truncation.energy_dropped[rank]) ** _LOSS_POWER, milliseconds)
+        for scheme, truncation in found.items()
+        for rank, milliseconds in latency.gaining.get(scheme, {}).items()
+    ]
+    return [_Choice(None, 0, 0.0, latency.dense), *pairs]
+
+
+def _entry(
+    layer: Factorisable, found: Mapping[Scheme, Truncation], choice: _Choice, slow: bool = False
+) -> FactorisedLayer | DenseLayer:
     if choice.scheme is None:
-        return dense_layer(layer, "chosen", _CHOSEN)
+        return dense_layer(layer, "slow", _SLOW) if slow else dense_layer(layer, "chosen", _CHOSEN)
     return plan_layer(layer, choice.rank, 1 - float(found[choice.scheme].energy_dropped[choice.rank]), choice.scheme)
 
 
@@ -165,18 +242,24 @@ def _rank_for(truncation: Truncation, threshold: float) -> int:
     return max(1, int((truncation.energy_dropped > threshold).sum()))
 
 
-def _least_threshold(svd: SVDNetwork, found: Truncations, cost: Cost, budget: float) -> float:
-    """The smallest threshold whose plan is within ``budget``: cost falls as it rises, and only at these steps."""
+def _least_threshold(
+    svd: SVDNetwork, found: Truncations, price: Callable[[Plan], float], budget: float, latency: NetworkLatency | None
+) -> Selection | float:
+    """The smallest threshold's plan within ``budget``, or what the least costs where that is more.
+
+    Cost falls as the threshold rises, and only at these steps.
+    """
     every = [truncation.energy_dropped for schemes in found.values() for truncation in schemes.values()]
     steps = torch.cat([torch.zeros(1, dtype=torch.float64), *every]).unique()
 
-    def price(step: int) -> int:
-        return plan_cost(svd, at_threshold(svd, found, float(steps[step])).plan, cost)
+    def plan(step: int) -> Selection:
+        return at_threshold(svd, found, float(steps[step]), latency)
 
     last = len(steps) - 1
-    if price(last) > budget:
-        raise _out_of_reach(svd, cost, budget, price(last))
-    return float(steps[first_true(last, lambda step: price(step) <= budget)])
+    least = price(plan(last).plan)
+    if least > budget:
+        return least
+    return plan(first_true(last, lambda step: price(plan(step).plan) <= budget))
 
 
 def first_true(last: int, holds: Callable[[int], bool]) -> int:

@@ -259,7 +259,7 @@ def main(path: str) -> int:
         try:
             _say({"group": index, "models": _figures(models, job, Progress(index))})
         except ModelError as error:
-            _say({"group": index, "error": f"{error.name}: {error}", "model": error.name})
+            _say({"group": index, "error": str(error), "model": error.name})
             return 1
         except Exception as error:  # whatever it is, the other side must hear of it
             _say({"group": index, "error": str(error) or type(error).__name__})

@@ -67,11 +67,11 @@ class Target(Protocol):
 
 
 class ModelRefused(DeviceError):
-    """The runtime can load or run no file that the job calls ``model``."""
+    """The target's runtime cannot load or run what the job calls ``model``, for ``reason``."""
 
-    def __init__(self, message: str, model: str) -> None:
-        super().__init__(message)
-        self.model = model
+    def __init__(self, target: str, model: str, reason: str) -> None:
+        super().__init__(f"{target} cannot measure {model}: {reason}")
+        self.model, self.reason = model, reason
 
 
 class Silent(DeviceError):
@@ -106,9 +106,9 @@ def answers(lines: Iterable[str], target: str, ended_early: Callable[[], DeviceE
 
 
 def _failure(answer: dict[str, Any], target: str) -> DeviceError:
-    message = f"{target} could not measure: {answer['error']}"
     if "model" in answer:
-        return ModelRefused(message, answer["model"])
+        return ModelRefused(target, answer["model"], answer["error"])
+    message = f"{target} cannot measure: {answer['error']}"
     if "missing" in answer:
         return DeviceError(message, f"Install it there: python3 -m pip install {answer['missing']}")
     return DeviceError(message)

@@ -1,0 +1,143 @@
+"""``lrexport bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lrexport.cli.options import FILE, json_option, target_option
+from lrexport.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from lrexport.measure.latency import Measurement
+    from lrexport.measure.targets import Job, Target
+
+_ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
+
+
+@click.command("bench", short_help="Latency of ONNX files on a target, interleaved in one process.")
+@click.argument("paths", type=FILE, nargs=-1, required=True, metavar="FILE|RUN...")
+@click.option("--baseline", type=FILE, metavar="FILE", help="What ratios are to [default: the first of several files].")
+@target_option()
+@click.option("--threads", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Threads of inference.")
+@click.option(
+    "--batch", type=click.IntRange(1), metavar="N", help="Batch of files where it is open [default: the file's own, or 1]."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(10),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="Rounds, at least 10; fewer than 50 are called inconclusive.",
+)
+@click.option("--profile", is_flag=True, help="Also time by operator.")
+@json_option()
+def command(
+    paths: tuple[Path, ...],
+    baseline: Path | None,
+    target: str,
+    threads: int,
+    batch: int | None,
+    rounds: int,
+    profile: bool,
+    json_to: str | None,
+) -> None:
+    """Milliseconds of .onnx and .ort FILEs, and their ratio to a baseline. A RUN stands for its exported files.
+
+    All are measured in one process, one after the other in an order that is shuffled every round, so that what slows the
+    machine down slows all of them. A spread too wide to conclude anything is said to be that.
+
+    \b
+    lrexport bench run
+    lrexport bench dense.onnx model.onnx --profile
+    lrexport bench run --target ssh://pi@raspberrypi.local
+    """
+    from lrexport.measure.targets import Job, parse_target
+    from lrexport.report.latency import distinct_names
+
+    chosen = parse_target(target)
+    files = [file for path in paths for file in _files(path, target)]
+    if baseline is not None:
+        first = _files(baseline, target)[0]
+        files = [first, *(file for file in files if file != first)]
+    named = dict(zip(distinct_names(files), files, strict=True))
+    against = next(iter(named)) if len(named) > 1 else None
+    job = Job((), rounds, threads, batch or 0, cold=True, profile=profile)
+    _measure_and_print(named, against, job, chosen, json_to)
+
+
+def _files(path: Path, target: str) -> list[Path]:
+    """The file itself, checked; of a run its exported files, as they were written.
+
+    Raises UsageError where there is none, InputError where one is not what it should be.
+    """
+    if not path.exists():
+        raise UsageError(f"there is no {path}")
+    if not path.is_dir():
+        _check(path, is_sent=target != "local")
+        return [path]
+    from lrexport.record import DENSE_ONNX, MODEL_ONNX, load_record
+
+    record = load_record(path)
+    order = {DENSE_ONNX: 0, MODEL_ONNX: 1}
+    names = sorted((name for name in record.files if name.endswith(".onnx")), key=lambda name: (order.get(name, 2), name))
+    if not names:
+        raise UsageError(f"{path} has no ONNX files yet", f"Write them with lrexport onnx {path}.")
+    return [record.check(path, name) for name in names]
+
+
+def _check(path: Path, is_sent: bool) -> None:
+    """Raise InputError unless the file is what its name says, and whole in itself where it is sent to a device."""
+    from lrexport.artifacts import files
+    from lrexport.measure.onnx_survey import survey
+
+    if path.suffix == ".ort":
+        if files.read_bytes(path)[4:8] != _ORT_MARK:
+            raise InputError(f"{path} is no file in ONNX Runtime's format", "Make one with lrexport onnx RUN --ort.")
+    elif len(survey(path).files) > 1 and is_sent:
+        raise InputError(
+            f"{path} has its weights in other files; only a whole file is sent to a device",
+            "Save it as one: onnx.save(onnx.load(path), path).",
+        )
+
+
+def _measure_and_print(files: dict[str, Path], baseline: str | None, job: Job, target: Target, json_to: str | None) -> None:
+    from lrexport.cli.console import Progressing
+    from lrexport.measure.latency import Interrupted, measure
+    from lrexport.measure.targets.base import ModelRefused
+
+    try:
+        with Progressing(refreshes=1) as progress:
+            found = measure(files, baseline, job, target, lambda facts: progress(_event(facts, target)))
+    except ModelRefused as error:
+        raise InputError(f"{files[error.model]}: {error.reason}", f"{target.name} cannot measure it.") from error
+    except Interrupted as error:
+        _print(files, baseline, target, error.measurement, json_to)
+        raise
+    _print(files, baseline, target, found, json_to)
+
+
+def _event(progress: dict[str, object], target: Target) -> dict[str, object]:
+    return {**progress, "event": "measuring", "target": target.name}
+
+
+def _print(files: dict[str, Path], baseline: str | None, target: Target, found: Measurement, json_to: str | None) -> None:
+    from lrexport.cli.console import note, print_result
+    from lrexport.escape import plain
+    from lrexport.report.latency import latencies_to_json, latency_table, operator_table
+
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    tables = [latency_table(found.latencies, sizes, baseline, target.name, found.environment)]
+    if any(latency.operators_ms for latency in found.latencies.values()):
+        tables.append(operator_table(found.latencies, baseline))
+    value = latencies_to_json(found.latencies, files, baseline, target.name, found.environment, found.after)
+    print_result(value, json_to, *tables)
+    warned: dict[str, list[str]] = {}
+    for name, latency in found.latencies.items():
+        if latency.warning:
+            warned.setdefault(latency.warning, []).append(plain(name))
+    for warning, names in warned.items():
+        note(f"warning: {', '.join(names)}: {warning}" if len(names) < len(files) else f"warning: {warning}")

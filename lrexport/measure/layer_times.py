@@ -1,0 +1,202 @@
+"""How long layers and the pairs in their place take on a target: measured by chains, kept on disk, resumable.
+
+The times of a target are one JSON file, named by what they depend on: processor, instruction sets, cores, governor,
+runtime, threads, batch. They are found by what a layer computes, so networks that have layers in common share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lrexport.artifacts import files
+from lrexport.errors import InputError
+from lrexport.lowrank.decompose import Factorisable, SVDNetwork
+from lrexport.lowrank.kernels import LayerCall
+from lrexport.lowrank.latencies import LayerLatency
+from lrexport.lowrank.moments import Schemes
+from lrexport.lowrank.schemes import SCHEMES, blank
+from lrexport.measure.layer_models import COPIES, layer_model
+from lrexport.measure.targets import Job, Target
+from lrexport.record import Scheme
+
+# Runtimes compute channels in blocks of 4, 8 or 16: no other rank is faster than the next of these.
+_GRAIN = 4
+# Between measured ranks that are multiples of the largest block, time is a straight line.
+_BLOCK = 16
+_MOST_RANKS = 16  # of one layer and scheme
+_PAIRS = 8  # in a group; the dense layer is in each, so that a change of the machine's speed cancels out
+_GROUP_SECONDS, _MOST_ROUNDS = 0.25, 200
+# What a target's times depend on, of its environment.
+_MATTERS = ("cpu", "isa", "cores", "system", "governor", "onnxruntime")
+OnTable = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Option:
+    """What ``layer``, which holds no values, may become for one of its calls; no scheme is the layer itself."""
+
+    layer: nn.Module
+    call: LayerCall
+    scheme: Scheme | None = None
+    rank: int = 0
+
+    @property
+    def key(self) -> str:
+        """By this the time is found again: all that the layer's speed depends on."""
+        positions = "x".join(map(str, self.call.input)) or "rows"
+        call = f"{self.layer} on {self.call.samples} x {positions}"
+        return f"{call}, {self.scheme} {self.rank}" if self.scheme else call
+
+    def model(self, copies: int, batch: int) -> bytes:
+        """The ONNX file to time it by."""
+        made = nn.Sequential(*SCHEMES[self.scheme].pair(self.layer, self.rank)) if self.scheme else self.layer
+        return layer_model(made, self.call, copies, batch).SerializeToString()
+
+
+class LayerTimes:
+    """Times of layers on ``target`` in milliseconds, measured when asked for and not known yet.
+
+    ``folder`` holds the tables, by default that of :func:`cache_folder`.
+    """
+
+    def __init__(self, target: Target, threads: int = 1, batch: int = 1, folder: Path | None = None) -> None:
+        self.target, self.threads, self.batch = target, threads, batch
+        self.environment = target.environment()
+        about = {name: self.environment.get(name) for name in _MATTERS} | {"threads": threads, "batch": batch}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = (folder or cache_folder() / "latency") / f"{digest}.json"
+        self.about = about
+        self.times: dict[str, float] = _read(self.path)
+
+    def of(self, svd: SVDNetwork, schemes: Schemes, on_table: OnTable = lambda done, of: None) -> dict[str, LayerLatency]:
+        """Every factorisable layer of the network, with its pairs by ``schemes`` at the ranks on the grain.
+
+        What is not known is measured; ``on_table`` is told how many of how many groups are done.
+        """
+        wanted = {
+            name: [_options(svd, call, facts, schemes[name]) for call in facts.calls] for name, facts in svd.layers.items()
+        }
+        groups = self._unknown([options for each in wanted.values() for options in each])
+        if groups:
+            self._measure(groups, on_table)
+        return {name: self._layer(each) for name, each in wanted.items()}
+
+    def _unknown(self, wanted: list[list[_Option]]) -> list[list[_Option]]:
+        """Groups to measure, each with the dense layer first. ``wanted`` are lists of a call's options, dense first."""
+        missing: dict[str, dict[str, _Option]] = {}
+        for options in wanted:
+            unknown = {option.key: option for option in options if option.key not in self.times}
+            if unknown:
+                missing.setdefault(options[0].key, {options[0].key: options[0]}).update(unknown)
+        groups = []
+        for dense, *pairs in (list(options.values()) for options in missing.values()):
+            groups += [[dense, *pairs[start : start + _PAIRS]] for start in range(0, max(1, len(pairs)), _PAIRS)]
+        return groups
+
+    def _measure(self, groups: list[list[_Option]], on_table: OnTable) -> None:
+        with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+            written = [self._write(group, Path(folder) / str(number)) for number, group in enumerate(groups)]
+            job = Job(written, _MOST_ROUNDS, self.threads, self.batch, warmup_runs=2, group_seconds=_GROUP_SECONDS)
+            for answer in self.target.run(job):
+                if "models" in answer:
+                    self._note(groups[answer["group"]], answer["models"])
+                    self._save()  # so that a measurement that is stopped goes on from there
+                    on_table(answer["group"] + 1, len(groups))
+
+    def _write(self, group: list[_Option], folder: Path) -> dict[str, Path]:
+        """The files of a group, each option at both numbers of copies."""
+        folder.mkdir()
+        written: dict[str, Path] = {}
+        for index, option in enumerate(group):
+            for copies in COPIES:
+                written[f"{index}x{copies}"] = path = folder / f"{index}x{copies}.onnx"
+                path.write_bytes(option.model(copies, self.batch))
+        return written
+
+    def _note(self, group: list[_Option], models: Mapping[str, Any]) -> None:
+        """Times by the slope between the numbers of copies, relative to the dense layer's in the same group."""
+        slopes = [_slope(models, index) for index in range(len(group))]
+        scale = self.times.get(group[0].key, slopes[0]) / slopes[0]
+        for option, slope in zip(group, slopes, strict=True):
+            self.times.setdefault(option.key, slope * scale)
+
+    def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.path, {"schema_version": 1, "about": self.about, "milliseconds": self.times})
+
+    def _layer(self, calls: list[list[_Option]]) -> LayerLatency:
+        dense, pairs = 0.0, dict[Scheme, dict[int, float]]()
+        for option in (option for options in calls for option in options):
+            if option.scheme is None:
+                dense += self.times[option.key]
+            else:
+                times = pairs.setdefault(option.scheme, {})
+                times[option.rank] = times.get(option.rank, 0.0) + self.times[option.key]
+        return LayerLatency(dense, {scheme: _between(times) for scheme, times in pairs.items()})
+
+
+def cache_folder() -> Path:
+    """``$LREXPORT_CACHE``, else ``lrexport`` in ``$XDG_CACHE_HOME`` or ~/.cache."""
+    if chosen := os.environ.get("LREXPORT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrexport"
+
+
+def _options(
+    svd: SVDNetwork, called: tuple[str, LayerCall], facts: Factorisable, schemes: Iterable[Scheme]
+) -> list[_Option]:
+    name, call = called
+    layer = blank(svd.network.get_submodule(name))
+    return [_Option(layer, call), *(_Option(layer, call, s, rank) for s in schemes for rank in _ranks(facts, s))]
+
+
+def _ranks(facts: Factorisable, scheme: Scheme) -> list[int]:
+    """Ranks on the grain whose pair has fewer MACs than the layer; of many every second, fourth …, and the lowest."""
+    scheme_facts = facts.schemes[scheme]
+    most = min(scheme_facts.full_rank, (facts.dense_macs - 1) // scheme_facts.macs_per_rank)
+    if most < _GRAIN:
+        return list(range(1, most + 1))
+    step = _GRAIN
+    low = []
+    while most // step > _MOST_RANKS:
+        low.append(step)
+        step *= 2
+    return [*low, *range(step, most + 1, step)]
+
+
+def _between(times: Mapping[int, float]) -> dict[int, float]:
+    """``times`` with the multiples of the largest block between them added, by linear interpolation."""
+    found = dict(times)
+    for low, high in itertools.pairwise(sorted(rank for rank in times if rank % _BLOCK == 0)):
+        for rank in range(low + _BLOCK, high, _BLOCK):
+            found[rank] = times[low] + (times[high] - times[low]) * (rank - low) / (high - low)
+    return found
+
+
+def _slope(models: Mapping[str, Any], index: int) -> float:
+    """Milliseconds of one more copy, from rounds in which both numbers of copies were timed."""
+    few, many = (np.array(models[f"{index}x{copies}"]["samples_ms"]) for copies in COPIES)
+    slope = float(np.median(many - few)) / (COPIES[1] - COPIES[0])
+    # What is lost in noise still takes some time.
+    return max(slope, 1e-3 * float(np.median(few)))
+
+
+def _read(path: Path) -> dict[str, float]:
+    if not path.exists():
+        return {}
+    try:
+        times = json.loads(files.read_bytes(path))["milliseconds"]
+        return {str(key): float(value) for key, value in times.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no table of latencies: {error}", "Delete it: it is measured again.") from error

@@ -1,0 +1,86 @@
+"""What a target says of a network's speed: layer by layer before ranks are chosen, the whole folded network after."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lrexport.export.onnx_export import export_onnx
+from lrexport.lowrank.decompose import SVDNetwork
+from lrexport.lowrank.fold import fold
+from lrexport.lowrank.latencies import NetworkLatency
+from lrexport.lowrank.moments import Schemes
+from lrexport.measure.latency import measure_latency
+from lrexport.measure.layer_times import LayerTimes
+from lrexport.measure.targets import Job, Target
+from lrexport.record import DENSE_ONNX, MODEL_ONNX, Plan, PlannedLatency
+
+OnEvent = Callable[[dict[str, Any]], None]
+_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A network's times on ``target``, and the dense network's file to compare others with, as bytes."""
+
+    target: Target
+    threads: int
+    environment: dict[str, Any]
+    latency: NetworkLatency
+    input_shape: tuple[int, ...]
+    dense_onnx: bytes
+
+    def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
+        """Export the folded ``network`` and time it beside the dense one. Raises DeviceError, or what exporting raises."""
+        with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+            paths = {name: Path(folder) / name for name in (DENSE_ONNX, MODEL_ONNX)}
+            paths[DENSE_ONNX].write_bytes(self.dense_onnx)
+            export_onnx(network, paths[MODEL_ONNX], self.input_shape)
+            found = measure_latency(paths, DENSE_ONNX, Job((), _ROUNDS, self.threads), self.target)
+        dense, mine = found[DENSE_ONNX], found[MODEL_ONNX]
+        assert mine.ratio is not None
+        assert mine.ratio_iqr is not None
+        return PlannedLatency(
+            target=self.target.name,
+            threads=self.threads,
+            dense=dense.p50,
+            # The machine may be faster or slower than when the table was made: what was predicted is the ratio.
+            predicted=self.latency.of_plan(plan) / self.latency.dense * dense.p50,
+            measured=mine.p50,
+            ratio=mine.ratio,
+            ratio_iqr=mine.ratio_iqr,
+            environment=self.environment,
+            warning=mine.warning or dense.warning,
+        )
+
+
+def measure_speed(
+    svd: SVDNetwork,
+    input_shape: tuple[int, ...],
+    schemes: Schemes,
+    target: Target,
+    threads: int,
+    on_event: OnEvent,
+) -> Speed:
+    """Time the dense network and, where the target's table lacks them, its layers and their pairs.
+
+    Speed depends on shapes, not on weights: this can be done before any training. Raises DeviceError.
+    """
+    times = LayerTimes(target, threads)
+
+    def on_table(done: int, of: int) -> None:
+        on_event({"event": "table", "done": done, "of": of, "target": target.name})
+
+    layers = times.of(svd, schemes, on_table)
+    with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+        path = Path(folder) / DENSE_ONNX
+        export_onnx(fold(svd, {}), path, input_shape)
+        dense = measure_latency({DENSE_ONNX: path}, None, Job((), _ROUNDS, threads), target)[DENSE_ONNX]
+        content = path.read_bytes()
+    on_event({"event": "speed", "dense": dense.p50, "target": target.name, "table": str(times.path)})
+    return Speed(target, threads, times.environment, NetworkLatency(dense.p50, layers), input_shape, content)
