@@ -1,4 +1,7 @@
-"""A device for tests: a real sshd on a free loopback port, with keys, configuration and temporary folder of its own."""
+"""A device for tests: a real sshd on a free loopback port, with keys, configuration and temporary folder of its own.
+
+Also small ONNX files to measure there, made in milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-
-from lrexport.measure.targets.ssh import CONFIG_VARIABLE
+from onnx import TensorProto, helper, numpy_helper
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or shutil.which("sshd")
 
@@ -32,13 +36,18 @@ class Board:
     daemon: subprocess.Popen[bytes]
 
     @property
+    def log(self) -> str:
+        """What its sshd has said."""
+        return (self.folder / "sshd.log").read_text(errors="replace")
+
+    @property
     def url(self) -> str:
         return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}?python={sys.executable}"
 
-    def python(self, name: str, shebang: str) -> str:
-        """A program that stands for another Python on the device; its target."""
-        path = self.folder / name
-        path.write_text(shebang)
+    def with_python(self, script: str) -> str:
+        """The board as a target whose Python is a shell script; ``$PYTHON`` in it is the real one."""
+        path = self.folder / f"python{len(list(self.folder.glob('python*')))}"
+        path.write_text(f"#!/bin/sh\nPYTHON={sys.executable}\n{script}\n")
         path.chmod(0o755)
         return self.url.replace(sys.executable, str(path))
 
@@ -54,9 +63,10 @@ class Board:
         for child in children(self.daemon.pid):
             os.kill(child, signal.SIGKILL)
 
-    def processes(self) -> list[int]:
-        """Every process on the device, those of lost connections not among them."""
-        return descendants(self.daemon.pid)
+    def running(self, word: str) -> list[int]:
+        """Processes on the device with ``word`` in their command line."""
+        found = descendants(self.daemon.pid)
+        return [process for process in found if word in Path(f"/proc/{process}/cmdline").read_text()]
 
 
 def children(process: int) -> list[int]:
@@ -119,10 +129,6 @@ def write_ssh_config(path: Path, known_hosts: Path, key: Path) -> None:
         """)  # fmt: skip
 
 
-def use_ssh_config(patch: pytest.MonkeyPatch, path: Path) -> None:
-    patch.setenv(CONFIG_VARIABLE, str(path))
-
-
 def _write(path: Path, text: str) -> None:
     path.write_text(textwrap.dedent(text))
 
@@ -137,3 +143,14 @@ def _wait_for(port: int, daemon: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.02)
     pytest.fail("sshd does not listen")
+
+
+def write_model(path: Path, channels: int = 4, seed: int = 0, batch: int | str = 1) -> Path:
+    """A 3×3 convolution and a ReLU as an ONNX file; input (batch, 3, 8, 8)."""
+    weight = np.random.default_rng(seed).standard_normal((channels, 3, 3, 3)).astype(np.float32)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, channels, 6, 6])
+    graph = helper.make_graph(nodes, "graph", [given], [result], [numpy_helper.from_array(weight, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+from lrexport.measure.targets.ssh import CONFIG_VARIABLE
+from tests.board import Board, start_board
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -16,6 +20,18 @@ def shared() -> Path:
     if not (SHARED / "data" / "cifar10_jpeg.npz").is_file():
         pytest.skip("needs the experiments' data and weights in ../shared, which are not part of the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def _board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    yield from start_board(tmp_path_factory.mktemp("board"))
+
+
+@pytest.fixture
+def board(_board: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
+    """A device behind ssh, which is set up to know it."""
+    monkeypatch.setenv(CONFIG_VARIABLE, str(_board.folder / "ssh_config"))
+    return _board
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,7 @@ def _measure_and_print(files: dict[str, Path], baseline: str | None, job: Job, t
         with Progressing(refreshes=1) as progress:
             found = measure(files, baseline, job, target, lambda facts: progress(_event(facts, target)))
     except ModelRefused as error:
-        raise InputError(f"{files[error.model]}: {error.reason}", f"{target.name} cannot measure it.") from error
+        raise InputError(f"{target.name} cannot measure {files[error.model]}: {error.reason}") from error
     except Interrupted as error:
         _print(files, baseline, target, error.measurement, json_to)
         raise

@@ -114,7 +114,8 @@ def json_option() -> Callable[[Command], Command]:
 
 def target_option(text: str = "Where to measure.") -> Callable[[Command], Command]:
     """``--target``, passed as text for :func:`lrexport.measure.targets.parse_target`."""
-    return click.option("--target", type=TargetType(), default="local", show_default=True, help=text)
+    place = TargetType()
+    return click.option("--target", type=place, metavar=place.name, default="local", show_default=True, help=text)
 
 
 def choice_option(config: type, name: str, values: Sequence[str], text: str) -> Callable[[Command], Command]:

@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ class ModelError(Exception):
     """A model that the runtime cannot load or run; ``name`` is the job's name of it."""
 
     def __init__(self, name: str, reason: object) -> None:
-        super().__init__(str(reason) or type(reason).__name__)
+        super().__init__(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(reason)) or type(reason).__name__)
         self.name = name
 
 
@@ -191,9 +192,12 @@ def cold(file: str, job: Facts) -> Facts:
 
     before = _peak_bytes()
     began = time.perf_counter()
-    runtime = session(file, job["threads"])
-    loaded = time.perf_counter()
-    _runnable(runtime, job)[0]()
+    try:
+        runtime = session(file, job["threads"])
+        loaded = time.perf_counter()
+        _runnable(runtime, job)[0]()
+    except Exception as error:
+        return {"error": str(error)}
     ran = time.perf_counter()
     return {"load_ms": 1e3 * (loaded - began), "first_run_ms": 1e3 * (ran - loaded), "peak_bytes": _peak_bytes() - before}
 
@@ -203,10 +207,10 @@ def _cold_in_child(model: Facts, job: Facts) -> Facts:
     options = json.dumps({name: value for name, value in job.items() if name != "groups"})
     command = [sys.executable, "-m", "lrexport.measure.runner", "--cold", model["file"], options]
     done = subprocess.run(command, capture_output=True, timeout=_CHILD_SECONDS)
-    if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ModelError(model["name"], words[-1] if words else f"the runtime crashed on it (exit {done.returncode})")
-    return json.loads(done.stdout.decode())
+    answer = json.loads(done.stdout.decode() or "{}")
+    if "load_ms" not in answer:
+        raise ModelError(model["name"], answer.get("error", f"the runtime crashed on it (exit {done.returncode})"))
+    return answer
 
 
 def _peak_bytes() -> int:

@@ -31,7 +31,7 @@ SYNTAX = "ssh://[user@]host[:port][?python=PATH][&timeout=SECONDS]"
 CONFIG_VARIABLE = "LREXPORT_SSH_CONFIG"
 # A leading dash would be an option of ssh; %, quotes and spaces mean something to ssh's own configuration.
 _URL = re.compile(
-    r"ssh://(?:(?P<user>\w[\w.-]*)@)?(?P<host>[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?(?:\?(?P<query>.*))?",
+    r"ssh://(?:(?P<user>\w[\w.-]*)@)?(?P<host>[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?(?:\?(?P<query>.+))?",
     re.ASCII,
 )
 _PYTHON = re.compile(r"[\w./+][\w./+-]*", re.ASCII)
@@ -130,8 +130,8 @@ def parse_ssh(text: str) -> Ssh:
         raise UsageError(f"{text!r} is no ssh target", f"Write {SYNTAX}; letters, digits and . _ - in user and host.")
     options = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
     unknown = set(options) - {"python", "timeout"}
-    if unknown or (match["query"] and not options):
-        raise UsageError(f"{text!r}: unknown option {', '.join(sorted(unknown)) or match['query']!r}", f"Write {SYNTAX}.")
+    if unknown:
+        raise UsageError(f"{text!r}: unknown option {', '.join(sorted(unknown))}", f"Write {SYNTAX}.")
     python = options.get("python", "python3")
     if not _PYTHON.fullmatch(python):
         raise UsageError(
