@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lrexport.checking.asserting import assert_within_budget
     from lrexport.errors import DeviceError, InputError, LrexportError, UsageError
     from lrexport.export.onnx_export import export_onnx
     from lrexport.lowrank.decompose import decompose
@@ -28,6 +29,7 @@ _HOMES = {
     "reconstruct": "lrexport.lowrank.reconstruct",
     "load": "lrexport.runs",
     "export_onnx": "lrexport.export.onnx_export",
+    "assert_within_budget": "lrexport.checking.asserting",
     "LrexportError": "lrexport.errors",
     "UsageError": "lrexport.errors",
     "InputError": "lrexport.errors",
@@ -38,6 +40,7 @@ __all__ = [
     "InputError",
     "LrexportError",
     "UsageError",
+    "assert_within_budget",
     "decompose",
     "export_onnx",
     "fold",

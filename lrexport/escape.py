@@ -7,7 +7,8 @@ import re
 # What GitHub's log takes for a command wherever a line begins with the first or holds the second.
 _COMMANDS = (("::", r":\x3a"), ("##[", r"#\x23["))
 # Each has a meaning in CommonMark or in GitHub's and GitLab's own: tables, math, mentions, references, emoji, links, HTML.
-_MARKDOWN = re.compile(r"""[\\`*_{}\[\]()<>#+!|~@:$&"'^]|(?<=www)\.""", re.IGNORECASE)
+_MARKDOWN = re.compile(r"[\\`*_\[\]<>#!|~@:$&]|(?<=www)\.", re.IGNORECASE)
+_REFERENCES = "@#!"
 
 
 def plain(text: str) -> str:
@@ -29,9 +30,13 @@ def plain_lines(text: str) -> str:
 def markdown(text: str) -> str:
     """Text that stands for itself in Markdown and in a cell of its tables: no markup, link, mention or HTML comes of it.
 
-    ``<code>`` around it is what keeps GitHub from reading mentions, which it does after rendering.
+    Mentions and references are looked for after rendering, so an empty comment stands between their sign and the rest.
     """
-    return f"<code>{_MARKDOWN.sub(lambda match: f'&#{ord(match[0])};', plain(text))}</code>"
+    return _MARKDOWN.sub(_entity, plain(text))
+
+
+def _entity(match: re.Match[str]) -> str:
+    return f"&#{ord(match[0])};{'<!-- -->' if match[0] in _REFERENCES else ''}"
 
 
 def _code(char: str) -> str:

@@ -9,15 +9,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrexport.artifacts import files
+from lrexport.artifacts.run_files import BASELINE as BASELINE
+from lrexport.artifacts.run_files import CHECKPOINTS as CHECKPOINTS
+from lrexport.artifacts.run_files import DENSE as DENSE
+from lrexport.artifacts.run_files import DENSE_INT8 as DENSE_INT8
+from lrexport.artifacts.run_files import DENSE_ONNX as DENSE_ONNX
+from lrexport.artifacts.run_files import LOG as LOG
+from lrexport.artifacts.run_files import MODEL as MODEL
+from lrexport.artifacts.run_files import MODEL_INT8 as MODEL_INT8
+from lrexport.artifacts.run_files import MODEL_ONNX as MODEL_ONNX
+from lrexport.artifacts.run_files import RECORD as RECORD
+from lrexport.artifacts.run_files import SVD as SVD
 from lrexport.errors import InputError
 
 SCHEMA_VERSION = 1
-# The files of a run: DENSE is the start, BASELINE the same network trained on for the comparison.
-RECORD = "run.json"
-DENSE, BASELINE = "dense.safetensors", "baseline.safetensors"
-SVD, MODEL = "svd.safetensors", "model.safetensors"
-DENSE_ONNX, MODEL_ONNX = "dense.onnx", "model.onnx"
-LOG, CHECKPOINTS = "log.jsonl", "checkpoint"
 Scheme = Literal["spatial", "channel", "input-channel", "linear"]
 AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
 
@@ -112,13 +117,27 @@ class PlannedLatency(_Strict):
     warning: str | None = None
 
 
+class Quantisation(_Strict):
+    """How a network came to int8. ``images`` held-out training images of ``data`` gave the ranges of its activations.
+
+    ``int8_macs`` of its MACs multiply int8 numbers, the rest stayed in float32; ``agreement`` is the share of those images
+    that it puts in the same class as the float32 file.
+    """
+
+    data: str
+    images: int
+    int8_macs: int
+    agreement: float
+
+
 class Result(_Strict):
     """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run."""
 
     macs: int
     macs_counted_on: Literal["torch", "onnx"]
     params: int
-    precision: str = "float32"
+    precision: Literal["float32", "int8"] = "float32"
+    quantisation: Quantisation | None = None
     bytes: int | None = None
     epochs: int = 0
     accuracy: Accuracy | None = None
@@ -126,10 +145,12 @@ class Result(_Strict):
 
 
 class Results(_Strict):
-    """Both networks' figures."""
+    """Both networks' figures, in float32 and, where that was asked for, in int8. Ratios are to ``dense``."""
 
     dense: Result | None = None
     compressed: Result | None = None
+    dense_int8: Result | None = None
+    compressed_int8: Result | None = None
 
 
 class ModelSource(_Strict):
@@ -174,6 +195,13 @@ class Record(BaseModel):
     notes: list[str] = []
     results: Results = Results()
     files: dict[str, StoredFile] = {}
+
+    def result_of(self, name: str) -> Result | None:
+        """Figures of an exported file by its name in the run."""
+        found = self.results
+        results = {DENSE_ONNX: found.dense, MODEL_ONNX: found.compressed}
+        results |= {DENSE_INT8: found.dense_int8, MODEL_INT8: found.compressed_int8}
+        return results.get(name)
 
     def save(self, run: Path) -> None:
         """Write ``run/run.json`` atomically."""

@@ -54,9 +54,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
     """Append one JSON object as a line (log.jsonl)."""
+    append_text(path, json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, which need not be there yet. Raises DeviceError."""
     try:
         with open(path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+            stream.write(text)
     except OSError as error:
         raise _write_failed(path, error) from error
 

@@ -36,7 +36,7 @@ def check_onnx(path: Path) -> None:
 
 
 def external_files(path: Path) -> list[Path]:
-    """The files beside ``path`` that hold tensors of it, once it is checked. Raises InputError as :func:`check_onnx` does."""
+    """The files beside ``path`` that hold tensors of it, which is checked first. Raises InputError."""
     return [path.parent / name for name in ask_child("lrexport.artifacts.onnx_child", path)[onnx_child.EXTERNAL]]
 
 

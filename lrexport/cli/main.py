@@ -13,6 +13,7 @@ import click
 from lrexport import __version__
 from lrexport.cli import configuration
 from lrexport.errors import LrexportError
+from lrexport.escape import plain_lines
 
 # Command → (module, help line). The help lines stand here so that --help imports none of them.
 COMMANDS = {
@@ -20,6 +21,7 @@ COMMANDS = {
     "train": ("lrexport.cli.train", "The SVD-training stage alone; compress RUN goes on from it."),
     "onnx": ("lrexport.cli.onnx", "Export a run to ONNX: verified, re-scored, measured."),
     "bench": ("lrexport.cli.bench", "Latency of ONNX files on a target, interleaved in one process."),
+    "check": ("lrexport.cli.check", "Budgets for CI: size, MACs, latency, accuracy, operators, growth."),
     "inspect": ("lrexport.cli.inspect", "A run, a plan or an ONNX file, layer by layer, or what differs between two."),
     "demo": ("lrexport.cli.demo", "All of it on embedded data, in about three minutes."),
 }
@@ -63,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code and prints errors to stderr."""
     debug = "--debug" in arguments
     try:
-        cli.main(args=list(arguments), prog_name="lrexport", standalone_mode=False, auto_envvar_prefix="LREXPORT")
+        done = cli.main(args=list(arguments), prog_name="lrexport", standalone_mode=False, auto_envvar_prefix="LREXPORT")
     except LrexportError as error:
         if debug:
             raise
@@ -84,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             raise
         return _unexpected(error)
-    return 0
+    return done if isinstance(done, int) else 0  # what the command gave to ctx.exit
 
 
 def _unexpected(error: Exception) -> int:
@@ -98,9 +100,9 @@ def _unexpected(error: Exception) -> int:
 
 
 def _complain(message: str, hint: str | None) -> None:
-    click.echo(f"lrexport: {message}", err=True)
+    click.echo(f"lrexport: {plain_lines(message)}", err=True)
     if hint:
-        click.echo(f"  {hint}", err=True)
+        click.echo(f"  {plain_lines(hint)}", err=True)
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:

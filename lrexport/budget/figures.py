@@ -1,0 +1,159 @@
+"""Figures of a model as limits see them: a value with the interval that it lies in, or why there is none.
+
+Sizes, MACs and accuracy are exact, their interval is a point. A latency's is the interquartile range of its ratio to the
+dense network in the same interleaved rounds, carried over to milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
+from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_points
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``low`` and ``high`` bound where the value may be; ``doubt`` says why it cannot be trusted to be within a limit."""
+
+    value: float
+    low: float
+    high: float
+    doubt: str = ""
+
+    @property
+    def exact(self) -> bool:
+        return self.low == self.high
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A figure that was not measured: why, and what would measure it."""
+
+    why: str
+
+
+Reading = Measured | Missing
+
+
+@dataclass(frozen=True)
+class Share:
+    """What layers add to a figure: bytes, MACs or parameters."""
+
+    unit: str
+    of: Callable[[Layer], int]
+    show: Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One kind of figure.
+
+    ``unit`` is that of the value in JSON, ``show`` prints a value and ``show_difference`` a difference of two; ``share``
+    is what explains it layer by layer, for a latency the MACs.
+    """
+
+    name: str
+    label: str
+    unit: str
+    show: Callable[[float], str]
+    show_difference: Callable[[float], str]
+    read: Callable[[Facts, str], Reading]
+    share: Share | None = None
+
+
+def _exact(value: float | None, why: str) -> Reading:
+    return Missing(why) if value is None else Measured(value, value, value)
+
+
+def _count_macs(facts: Facts, target: str) -> Reading:
+    if facts.macs is None or not facts.uncounted:
+        return _exact(facts.macs, "its MACs were not counted")
+    return Measured(facts.macs, facts.macs, math.inf, f"MACs of {', '.join(facts.uncounted)} are not counted")
+
+
+def _accuracy(of: Callable[[Facts], float | None]) -> Callable[[Facts, str], Reading]:
+    why = "it was scored on no data: check a RUN made with --data and exported with lrexport onnx, not a bare .onnx file"
+    return lambda facts, target: _exact(of(facts), why)
+
+
+def _latency(of: Callable[[Latency], float]) -> Callable[[Facts, str], Reading]:
+    def read(facts: Facts, target: str) -> Reading:
+        found = facts.latency_ms.get(target)
+        if found is None:
+            return _no_latency(facts, target)
+        value, (low, high) = of(found), _relative_spread(found)
+        return Measured(value, value * low, value * high, found.warning or "")
+
+    return read
+
+
+def _latency_ratio(facts: Facts, target: str) -> Reading:
+    found = facts.latency_ms.get(target)
+    if found is None:
+        return _no_latency(facts, target)
+    if found.ratio is None or found.ratio_iqr is None:
+        return Missing(f"its latency on {target} was measured without the dense network beside it")
+    return Measured(found.ratio, *found.ratio_iqr, found.warning or "")
+
+
+def _no_latency(facts: Facts, target: str) -> Missing:
+    others = f"; measured on: {', '.join(facts.latency_ms)}" if facts.latency_ms else ""
+    return Missing(f"its latency on {target} was not measured{others}: check a RUN that lrexport onnx or bench has timed")
+
+
+def _relative_spread(latency: Latency) -> tuple[float, float]:
+    """Quartiles ÷ median, of the interleaved ratio where there is one: it does not see what slows both networks down."""
+    if latency.ratio and latency.ratio_iqr:
+        return latency.ratio_iqr[0] / latency.ratio, latency.ratio_iqr[1] / latency.ratio
+    half = latency.iqr / 2 / latency.p50 if latency.p50 > 0 else 0.0
+    return 1 - half, 1 + half
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+def format_ratio(value: float) -> str:
+    """``0.48`` → ``"0.48×"``."""
+    return f"{value:.3g}×"
+
+
+_UNEXPORTED = "the run has no ONNX file yet: lrexport onnx RUN writes it"
+_UNCOUNTED = "its parameters were not counted"
+_NO_OPSET = "there is no ONNX file, or it names no standard opset"
+_BYTES = Share("bytes", lambda layer: layer.bytes, format_bytes)
+_MACS = Share("MACs", lambda layer: layer.macs, format_count)
+_PARAMS = Share("parameters", lambda layer: layer.params, format_count)
+
+
+def _sized(name: str, label: str, of: Callable[[Facts], int | None]) -> Figure:
+    return Figure(name, label, "bytes", format_bytes, format_bytes, lambda f, _: _exact(of(f), _UNEXPORTED), _BYTES)
+
+
+def _counted(name: str, label: str, read: Callable[[Facts, str], Reading], share: Share) -> Figure:
+    return Figure(name, label, label, format_count, format_count, read, share)
+
+
+def _timed(name: str, label: str, of: Callable[[Latency], float]) -> Figure:
+    return Figure(name, label, "ms", format_ms, format_ms, _latency(of), _MACS)
+
+
+def _scored(name: str, label: str, of: Callable[[Accuracy], float]) -> Figure:
+    read = _accuracy(lambda facts: of(facts.accuracy) if facts.accuracy else None)
+    return Figure(name, label, "fraction", format_percent, format_points, read)
+
+
+BYTES = _sized("bytes", "size", lambda facts: facts.bytes)
+GZIP = _sized("gzip_bytes", "size after gzip -9", lambda facts: facts.gzip_bytes)
+MACS = _counted("macs", "MACs", _count_macs, _MACS)
+PARAMS = _counted("params", "parameters", lambda f, _: _exact(f.params, _UNCOUNTED), _PARAMS)
+P50 = _timed("latency_p50", "latency p50", lambda latency: latency.p50)
+P90 = _timed("latency_p90", "latency p90", lambda latency: latency.p90)
+RATIO = Figure("latency_ratio", "latency ÷ dense", "ratio", format_ratio, format_ratio, _latency_ratio, _MACS)
+TOP1 = _scored("accuracy", "top-1 accuracy", lambda accuracy: accuracy.top1)
+TOP5 = _scored("top5_accuracy", "top-5 accuracy", lambda accuracy: accuracy.top5)
+OPSET = Figure("opset", "opset", "", _whole, _whole, lambda f, _: _exact(f.opset, _NO_OPSET))
+FIGURES = (BYTES, GZIP, MACS, PARAMS, P50, P90, RATIO, TOP1, TOP5, OPSET)

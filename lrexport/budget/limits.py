@@ -1,0 +1,214 @@
+"""Budgets out of ``[tool.lrexport.budget]``: limits with units, checked key by key. Every key: docs/budgets.md."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lrexport.artifacts.toml_files import BUDGET, Settings, kind
+from lrexport.budget import figures
+from lrexport.budget.figures import Figure
+from lrexport.budget.quantities import Quantity, drop_from, grown, itself, to_dense
+from lrexport.errors import UsageError
+from lrexport.units import parse_bytes, parse_count, parse_ms, parse_percent, parse_points, parse_ratio
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One line of a budget: its key, its value as written, and ``file:line``."""
+
+    key: str
+    text: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Bound(Limit):
+    """A quantity is to be at most ``value``, or at least where ``most`` is False."""
+
+    quantity: Quantity
+    value: float
+    most: bool = True
+
+
+@dataclass(frozen=True)
+class Operators(Limit):
+    """Only operators that match one of ``patterns``, or none of those where ``allowed`` is False."""
+
+    patterns: tuple[str, ...]
+    allowed: bool
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on the models that ``paths`` match, on any model where there are none.
+
+    ``target`` is where latencies are from, ``dense`` an .onnx file that stands for the dense network.
+    """
+
+    name: str
+    limits: tuple[Limit, ...]
+    paths: tuple[str, ...] = ()
+    target: str = LOCAL
+    dense: str | None = None
+    place: str = ""
+
+    @property
+    def needs_baseline(self) -> bool:
+        return any(isinstance(limit, Bound) and limit.quantity.other == "baseline" for limit in self.limits)
+
+    @property
+    def needs_gzip(self) -> bool:
+        return any(isinstance(limit, Bound) and limit.quantity.figure is figures.GZIP for limit in self.limits)
+
+
+Parse = Callable[[str], float]
+
+
+def _itself(figure: Figure, parse: Parse) -> Callable[[str], tuple[Quantity, float]]:
+    return lambda text: (itself(figure), parse(text))
+
+
+def _ratio(figure: Figure) -> Callable[[str], tuple[Quantity, float]]:
+    return lambda text: (to_dense(figure), parse_ratio(text))
+
+
+def _growth(figure: Figure, parse: Parse) -> Callable[[str], tuple[Quantity, float]]:
+    """``"2%"`` of the baseline's, or ``"10 KB"`` more."""
+
+    def read(text: str) -> tuple[Quantity, float]:
+        relative = text.rstrip().endswith("%")
+        return grown(figure, relative), parse_percent(text) if relative else parse(text)
+
+    return read
+
+
+# Key → what a text with a unit makes of it.
+_AT_MOST: dict[str, Callable[[str], tuple[Quantity, float]]] = {
+    "max_bytes": _itself(figures.BYTES, parse_bytes),
+    "max_gzip_bytes": _itself(figures.GZIP, parse_bytes),
+    "max_macs": _itself(figures.MACS, parse_count),
+    "max_params": _itself(figures.PARAMS, parse_count),
+    "max_latency_p50": _itself(figures.P50, parse_ms),
+    "max_latency_p90": _itself(figures.P90, parse_ms),
+    "max_bytes_ratio": _ratio(figures.BYTES),
+    "max_macs_ratio": _ratio(figures.MACS),
+    "max_params_ratio": _ratio(figures.PARAMS),
+    "max_latency_ratio": _itself(figures.RATIO, parse_ratio),
+    "max_accuracy_drop": lambda text: (drop_from("dense", figures.TOP1), parse_points(text)),
+    "max_top5_accuracy_drop": lambda text: (drop_from("dense", figures.TOP5), parse_points(text)),
+    "max_bytes_growth": _growth(figures.BYTES, parse_bytes),
+    "max_gzip_bytes_growth": _growth(figures.GZIP, parse_bytes),
+    "max_macs_growth": _growth(figures.MACS, parse_count),
+    "max_params_growth": _growth(figures.PARAMS, parse_count),
+    "max_latency_growth": _growth(figures.P50, parse_ms),
+    "max_accuracy_loss": lambda text: (drop_from("baseline", figures.TOP1), parse_points(text)),
+    "max_top5_accuracy_loss": lambda text: (drop_from("baseline", figures.TOP5), parse_points(text)),
+}
+_AT_LEAST: dict[str, Callable[[str], tuple[Quantity, float]]] = {
+    "min_accuracy": _itself(figures.TOP1, parse_percent),
+    "min_top5_accuracy": _itself(figures.TOP5, parse_percent),
+}
+_OPSETS = {"max_opset": True, "min_opset": False}
+_OPERATORS = {"allowed_operators": True, "forbidden_operators": False}
+_OTHERS = ("path", "target", "dense")
+KEYS = (*_AT_MOST, *_AT_LEAST, *_OPSETS, *_OPERATORS, *_OTHERS)
+
+
+def read_budgets(settings: Settings) -> list[Budget]:
+    """The budgets of a configuration: the table itself where it has limits, and each table in it by its name.
+
+    Raises UsageError with file, line and the nearest known key; also for a budget that limits nothing.
+    """
+    table = settings.table.get(BUDGET, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{settings.place(BUDGET)}: {BUDGET!r} is a {kind(table)}, a table of limits was wanted")
+    own = {key: value for key, value in table.items() if _canonical(key) in KEYS or not isinstance(value, dict)}
+    named = {key: value for key, value in table.items() if key not in own}
+    budgets = [make_budget(BUDGET, own, lambda key: settings.place(BUDGET, key))] if own else []
+    for name, inner in named.items():
+        budgets.append(make_budget(name, inner, lambda key, name=name: settings.place(BUDGET, name, key)))  # type: ignore[misc]
+    return budgets
+
+
+def make_budget(name: str, table: Mapping[str, Any], place: Callable[[str], str]) -> Budget:
+    """One budget out of its keys and values; ``place(key)`` says where a key stands. Raises UsageError."""
+    limits: list[Limit] = []
+    others: dict[str, Any] = {}
+    for written, value in table.items():
+        key, where = _canonical(written), place(written)
+        if key not in KEYS:
+            raise UsageError(f"{where}: unknown key {written!r} in the budget {name!r}", _nearest(key))
+        if key in _OTHERS:
+            others[key] = _texts(key, value, where) if key == "path" else _text(key, value, where)
+        else:
+            limits.append(_limit(key, value, where))
+    if not limits:
+        raise UsageError(f"{place('')}: the budget {name!r} limits nothing", 'Give it a limit, as in max_bytes = "500 KB".')
+    paths = others.pop("path", ())
+    return Budget(name, tuple(limits), paths, place=place(""), **others)
+
+
+def _limit(key: str, value: Any, place: str) -> Limit:
+    if key in _OPERATORS:
+        patterns = _texts(key, value, place)
+        return Operators(key, ", ".join(patterns), place, patterns, _OPERATORS[key])
+    if key in _OPSETS:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UsageError(f"{place}: {key} is {value!r}, a whole number was wanted")
+        return Bound(key, str(value), place, itself(figures.OPSET), value, _OPSETS[key])
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise UsageError(f"{place}: {key} = {value} has no unit", _units_hint(key))
+    text = _text(key, value, place)
+    try:
+        quantity, bound = (_AT_MOST.get(key) or _AT_LEAST[key])(text)
+    except UsageError as error:
+        raise UsageError(f"{place}: {key}: {error.message}", _units_hint(key)) from error
+    return Bound(key, text.strip(), place, quantity, bound, key in _AT_MOST)
+
+
+def _units_hint(key: str) -> str:
+    example = next(example for ending, example in _EXAMPLES if key.endswith(ending))
+    return f"Write a number with its unit: {key} = {example}."
+
+
+_EXAMPLES = (
+    ("bytes_growth", '"2%" or "10 KB"'),
+    ("latency_growth", '"5%" or "0.2 ms"'),
+    ("growth", '"0%" or "200K"'),
+    ("_ratio", '"0.5x" or "50%"'),
+    ("_drop", '"0.5 points"'),
+    ("_loss", '"0.5 points"'),
+    ("_bytes", '"500 KB"'),
+    ("_macs", '"20M"'),
+    ("_params", '"270K"'),
+    ("_p50", '"5 ms"'),
+    ("_p90", '"5 ms"'),
+    ("_accuracy", '"91.5%"'),
+)
+
+
+def _texts(key: str, value: Any, place: str) -> tuple[str, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items or not all(isinstance(item, str) and item.strip() for item in items):
+        raise UsageError(f"{place}: {key} is {value!r}, text or a list of texts was wanted")
+    return tuple(items)
+
+
+def _text(key: str, value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{place}: {key} is {'empty' if value == '' else f'a {kind(value)}'}, text was wanted")
+    return value
+
+
+def _canonical(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _nearest(key: str) -> str:
+    close = difflib.get_close_matches(key, KEYS, 1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(KEYS))}."

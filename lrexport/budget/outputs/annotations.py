@@ -1,0 +1,46 @@
+"""Workflow commands that GitHub shows as annotations beside the line of the budget.
+
+Source: docs.github.com, "Workflow commands for GitHub Actions"; the escapes are those of its toolkit (command.ts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lrexport.budget.outputs.text import explanation, headline
+from lrexport.budget.report import Report
+from lrexport.budget.verdicts import Verdict
+from lrexport.escape import plain
+
+_LEVELS = {"failed": "error", "not measured": "error", "inconclusive": "warning"}
+
+
+def render(report: Report) -> str:
+    """A line for every limit that was not kept, the worst first: GitHub shows ten errors and ten warnings of a step."""
+    return "".join(f"{line}\n" for line in _lines(report))
+
+
+def _lines(report: Report) -> Iterator[str]:
+    for checked, verdict in report.rows():
+        if verdict.status == "passed":
+            continue
+        file, line = _place(verdict)
+        properties = {"file": file, "line": line, "title": f"lrexport check: {plain(checked.model)}"}
+        given = ",".join(f"{key}={_property(value)}" for key, value in properties.items() if value)
+        text = headline(verdict)
+        if verdict.explanation is not None:
+            text += f"\n{explanation(verdict.explanation)}"
+        yield f"::{_LEVELS[verdict.status]} {given}::{_message(text)}"
+
+
+def _place(verdict: Verdict) -> tuple[str, str]:
+    file, _, line = verdict.limit.place.rpartition(":")
+    return (plain(file), line) if line.isdecimal() else ("", "")
+
+
+def _message(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _message(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,0 +1,42 @@
+"""Figures as ``[{name, unit, value}]``, what dashboards of benchmark history take as "smaller is better".
+
+The format is github-action-benchmark's ``customSmallerIsBetter``, which others read too. So accuracy is there as its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lrexport.budget import figures
+from lrexport.budget.facts import Facts
+from lrexport.budget.report import Report
+from lrexport.escape import plain
+
+
+def to_json(report: Report) -> list[dict[str, Any]]:
+    """Every figure that was measured, of every model."""
+    return [
+        {"name": plain(f"{checked.model}: {name}"), "unit": unit, "value": value}
+        for checked in report.models
+        for name, unit, value in _figures(checked.facts)
+    ]
+
+
+def _figures(facts: Facts) -> Iterator[tuple[str, str, float]]:
+    for figure, value in (
+        (figures.BYTES, facts.bytes),
+        (figures.GZIP, facts.gzip_bytes),
+        (figures.MACS, facts.macs),
+        (figures.PARAMS, facts.params),
+    ):
+        if value is not None:
+            yield figure.label, figure.unit, value
+    for target, latency in facts.latency_ms.items():
+        yield f"{figures.P50.label} on {target}", figures.P50.unit, latency.p50
+        yield f"{figures.P90.label} on {target}", figures.P90.unit, latency.p90
+        if latency.ratio is not None:
+            yield f"{figures.RATIO.label} on {target}", figures.RATIO.unit, latency.ratio
+    if facts.accuracy is not None:
+        yield "top-1 error", "%", round(100 * (1 - facts.accuracy.top1), 6)
+        yield "top-5 error", "%", round(100 * (1 - facts.accuracy.top5), 6)

@@ -1,0 +1,49 @@
+"""For machines: everything, with numbers as numbers. Described in docs/budgets.md."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lrexport.budget.report import Report
+from lrexport.budget.verdicts import Verdict
+
+SCHEMA_VERSION = 1
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """As docs/budgets.md describes it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "exit_code": report.exit_code,
+        "counts": dict(report.counts),
+        "models": [
+            {
+                "model": checked.model,
+                "figures": asdict(checked.facts),
+                "verdicts": [_verdict(verdict) for verdict in checked.verdicts],
+            }
+            for checked in report.models
+        ],
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    found = verdict.explanation
+    return {
+        "budget": verdict.budget,
+        "key": verdict.limit.key,
+        "place": verdict.limit.place,
+        "status": verdict.status,
+        "label": verdict.label,
+        "wanted": verdict.wanted,
+        "found": verdict.found,
+        "over": verdict.over or None,
+        "note": verdict.note or None,
+        "value": verdict.value,
+        "limit": verdict.limit_value,
+        "unit": verdict.unit or None,
+        "layers_grew": found.grew if found else None,
+        "layers_unit": found.share.unit if found else None,
+        "layers": [asdict(layer) for layer in found.layers] if found else [],
+    }

@@ -1,0 +1,66 @@
+"""Markdown for a step summary or a comment on a pull request, as GitHub and GitLab render it."""
+
+from __future__ import annotations
+
+from lrexport.budget.outputs.text import explanation, headline
+from lrexport.budget.report import Report
+from lrexport.budget.verdicts import Verdict
+from lrexport.escape import markdown
+
+# GitHub takes 65,536 characters in a comment and 1 MiB in a step's summary; one text serves both.
+COMMENT_BYTES = 60_000
+LEAST_BYTES = 1_000  # below which nothing useful fits
+# By it action.yml finds its own comment again.
+MARKER = "<!-- lrexport check -->"
+_CUT = "… cut here: the whole report is in the log and in the output of `--json`."
+
+
+def render(report: Report, most_bytes: int = COMMENT_BYTES) -> str:
+    """A table of all limits, the worst first, and what explains those that were not kept; at most ``most_bytes`` long."""
+    head = [MARKER, f"### lrexport check: {report.summary()}", ""]
+    head += ["| | model | limit | wanted | found | over by |", "|---|---|---|---|---|---|"]
+    rows = [
+        f"| {_status(verdict)} | {_code(checked.model)} | {markdown(verdict.label)} | {markdown(verdict.wanted)} "
+        f"| {markdown(verdict.found)} | {markdown(verdict.over)} |"
+        for checked, verdict in report.rows()
+    ]
+    kept_rows = _fitting(rows, most_bytes // 2 - _size(head))
+    details = [
+        line for checked, verdict in report.rows() if verdict.status != "passed" for line in _details(checked.model, verdict)
+    ]
+    kept_details = _fitting(details, most_bytes - _size(head) - _size(kept_rows) - len(_CUT.encode()) - 4)
+    cut = ["", _CUT] if len(kept_rows) < len(rows) or len(kept_details) < len(details) else []
+    body = ["", *kept_details] if kept_details else []
+    return "\n".join([*head, *kept_rows, *body, *cut]) + "\n"
+
+
+def _details(model: str, verdict: Verdict) -> list[str]:
+    limit = verdict.limit
+    lines = [f"- {_code(model)}: {headline(verdict, markdown)} ({_code(limit.key)} in {_code(limit.place)})"]
+    if verdict.explanation is not None:
+        lines.append(f"  - {explanation(verdict.explanation, _code)}")
+    return lines
+
+
+def _status(verdict: Verdict) -> str:
+    return verdict.status if verdict.status == "passed" else f"**{verdict.status}**"
+
+
+def _code(text: str) -> str:
+    # No backticks: between them neither a pipe nor a backtick can be escaped in every place.
+    return f"<code>{markdown(text)}</code>"
+
+
+def _size(lines: list[str]) -> int:
+    return sum(len(line.encode()) + 1 for line in lines)
+
+
+def _fitting(lines: list[str], most_bytes: int) -> list[str]:
+    """As many lines from the start as fit."""
+    kept: list[str] = []
+    for line in lines:
+        most_bytes -= len(line.encode()) + 1
+        if most_bytes < 0:
+            break
+        kept.append(line)
+    return kept

@@ -1,0 +1,72 @@
+"""For people: a table of all limits, and below it what explains those that were not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lrexport.budget.report import Checked, Report
+from lrexport.budget.verdicts import Explanation, LayerChange, Verdict
+from lrexport.escape import plain
+from lrexport.report.tables import Table
+
+_SPARE = ("budget", "over by", "wanted")
+
+
+def table(report: Report) -> Table:
+    """A line for every limit, the worst first; without the budgets' names where there is only one."""
+    rows = [_row(checked, verdict) for checked, verdict in report.rows()]
+    columns = [column for column in rows[0] if column != "budget" or len({row["budget"] for row in rows}) > 1]
+    cells = tuple(tuple(plain(row[column]) for column in columns) for row in rows)
+    number = len(report.models)
+    caption = f"{number} model{'s' if number > 1 else ''}: {report.summary()}."
+    spare = tuple(column for column in _SPARE if column in columns)
+    return Table(tuple(columns), cells, caption, words=tuple(columns[1:]), spare=spare)
+
+
+def _row(checked: Checked, verdict: Verdict) -> dict[str, str]:
+    return {
+        "model": checked.model,
+        "budget": verdict.budget,
+        "limit": verdict.label,
+        "wanted": verdict.wanted,
+        "found": verdict.found,
+        "over by": verdict.over,
+        "verdict": verdict.status,
+    }
+
+
+def details(report: Report) -> list[str]:
+    """Lines about every limit that was not kept: where it stands, by how much, why, and which layers grew."""
+    return [line for checked, verdict in report.rows() if verdict.status != "passed" for line in _details(checked, verdict)]
+
+
+def headline(verdict: Verdict, escape: Callable[[str], str] = plain) -> str:
+    """``size: found 123 KB, wanted at most 100 KB, 23 KB (23 %) over``, or what stood in the way of a verdict."""
+    label, wanted, note = escape(verdict.label), escape(verdict.wanted), escape(verdict.note)
+    if verdict.status == "not measured":
+        return f"{label}: wanted {wanted}, but {note}"
+    parts = [f"found {escape(verdict.found)}", f"wanted {wanted}"]
+    if verdict.over:
+        parts.append(f"{escape(verdict.over)} {'short' if verdict.wanted.startswith('at least') else 'over'}")
+    return f"{label}: {', '.join(parts)}" + (f"; {note}" if note else "")
+
+
+def explanation(found: Explanation, escape: Callable[[str], str] = plain) -> str:
+    """``grew since the baseline: conv1 12 KB → 30 KB; …``, or the largest layers."""
+
+    def change(layer: LayerChange) -> str:
+        if not found.grew:
+            return f"{escape(layer.name)} {found.share.show(layer.now)}"
+        before = "new" if layer.before is None else found.share.show(layer.before)
+        return f"{escape(layer.name)} {before} → {found.share.show(layer.now)}"
+
+    what = "layers that grew since the baseline" if found.grew else "largest layers"
+    return f"{what}, in {found.share.unit}: {'; '.join(change(layer) for layer in found.layers)}"
+
+
+def _details(checked: Checked, verdict: Verdict) -> list[str]:
+    lines = [f"{plain(checked.model)}: {verdict.status}: {headline(verdict)}"]
+    lines.append(f"  {verdict.limit.key} in {plain(verdict.limit.place)}")
+    if verdict.explanation is not None:
+        lines.append(f"  {explanation(verdict.explanation)}")
+    return lines

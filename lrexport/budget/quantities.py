@@ -1,0 +1,148 @@
+"""What a limit limits: a figure itself, or the figure against the dense network's or the baseline's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from lrexport.budget.facts import Facts, machine_text
+from lrexport.budget.figures import P50, P90, Figure, Measured, Missing, Reading, format_ratio
+from lrexport.units import format_points
+
+# Beyond the last digit that any figure has; without it 0.93 − 0.92 would be past a limit of 0.01.
+_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model beside what it is compared with. ``any_machine`` lets latencies of different machines be compared."""
+
+    now: Facts
+    dense: Facts | None = None
+    baseline: Facts | None = None
+    any_machine: bool = False
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """``compare`` makes the limited value of the model's figure and the other's; None limits the figure itself.
+
+    ``label``, ``unit`` and the way values are shown are those of the limited value, as in :class:`Figure`.
+    """
+
+    figure: Figure
+    label: str
+    unit: str
+    show: Callable[[float], str]
+    show_difference: Callable[[float], str]
+    other: Literal["", "dense", "baseline"] = ""
+    compare: Callable[[Measured, Measured], Reading] | None = None
+
+    def measure(self, subject: Subject, target: str) -> Reading:
+        """Its value for one model, latencies on ``target``."""
+        found = self.figure.read(subject.now, target)
+        if self.compare is None or isinstance(found, Missing):
+            return found
+        facts = subject.dense if self.other == "dense" else subject.baseline
+        if facts is None:
+            return Missing(_NOT_THERE[self.other])
+        if self.other == "baseline" and self.figure in (P50, P90):
+            refusal = _refusal(subject, target)
+            if refusal is not None:
+                return refusal
+        reference = self.figure.read(facts, target)
+        if isinstance(reference, Missing):
+            return Missing(f"the {self.other} does not have it: {reference.why}")
+        return self.compare(found, reference)
+
+
+_NOT_THERE = {
+    "dense": "there is no dense network to compare with: check a RUN, or name the file with dense = in the budget",
+    "baseline": "the baseline does not have this model: lrexport check --update-baseline adds it",
+}
+
+
+def ratio(now: Measured, other: Measured) -> Reading:
+    """now ÷ other."""
+    return _divided(now, other, lambda mine, theirs: mine / theirs)
+
+
+def growth(now: Measured, other: Measured) -> Reading:
+    """(now − other) ÷ other."""
+    return _divided(now, other, lambda mine, theirs: (mine - theirs) / theirs)
+
+
+def increase(now: Measured, other: Measured) -> Reading:
+    """Now − other."""
+    return _measured(now.value - other.value, now.low - other.high, now.high - other.low, now, other)
+
+
+def drop(now: Measured, other: Measured) -> Reading:
+    """Other − now."""
+    return increase(other, now)
+
+
+def itself(figure: Figure) -> Quantity:
+    """The figure as it is."""
+    return Quantity(figure, figure.label, figure.unit, figure.show, figure.show_difference)
+
+
+def to_dense(figure: Figure) -> Quantity:
+    """The figure ÷ the dense network's."""
+    return Quantity(figure, f"{figure.label} ÷ dense", "ratio", format_ratio, format_ratio, "dense", ratio)
+
+
+def drop_from(other: Literal["dense", "baseline"], figure: Figure) -> Quantity:
+    """By how much an accuracy is below the other's."""
+    label = f"{figure.label} below {'dense' if other == 'dense' else 'the baseline'}"
+    return Quantity(figure, label, "fraction", format_points, format_points, other, drop)
+
+
+def grown(figure: Figure, relative: bool) -> Quantity:
+    """How much the figure is above the baseline's, as a share of it or in its own unit."""
+    label = f"growth of {figure.label}"
+    if relative:
+        return Quantity(figure, label, "fraction", _signed_percent, format_points, "baseline", growth)
+    return Quantity(figure, label, figure.unit, _signed(figure.show), figure.show_difference, "baseline", increase)
+
+
+def _divided(now: Measured, other: Measured, divide: Callable[[float, float], float]) -> Reading:
+    if other.low <= 0:
+        return Missing("there is nothing to divide by: the other's figure is 0")
+    values = (divide(now.value, other.value), divide(now.low, other.high), divide(now.high, other.low))
+    return _measured(*values, now, other)
+
+
+def _measured(value: float, low: float, high: float, *of: Measured) -> Measured:
+    doubt = "; ".join(part.doubt for part in of if part.doubt)
+    return Measured(round(value, _DIGITS), round(low, _DIGITS), round(high, _DIGITS), doubt)
+
+
+def _refusal(subject: Subject, target: str) -> Missing | None:
+    """Why the two latencies are not comparable; None where they are, or where the baseline has none."""
+    now = subject.now.latency_ms.get(target)
+    then = subject.baseline.latency_ms.get(target) if subject.baseline else None
+    if now is None or then is None:
+        return None
+    if (now.threads, now.batch) != (then.threads, then.batch):
+        return Missing(
+            f"the baseline was measured with {then.threads} threads and batch {then.batch}, this with {now.threads} and "
+            f"{now.batch}"
+        )
+    known = bool(now.machine)
+    if subject.any_machine or (known and dict(now.machine) == dict(then.machine)):
+        return None
+    there, here = machine_text(then.machine), machine_text(now.machine)
+    return Missing(
+        f"the baseline was measured on another machine ({there}) than this ({here}), so latencies are not compared: "
+        "max_latency_ratio depends less on the machine, --allow-other-machine compares all the same"
+    )
+
+
+def _signed_percent(value: float) -> str:
+    return f"{100 * value:+.2f} %"
+
+
+def _signed(show: Callable[[float], str]) -> Callable[[float], str]:
+    return lambda value: f"{'−' if value < 0 else '+'}{show(abs(value))}"

@@ -1,0 +1,56 @@
+"""All verdicts of one check, and the exit code that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lrexport.budget.facts import Facts
+from lrexport.budget.verdicts import Status, Verdict
+
+# The worst first: outputs that may be cut to a size keep what matters.
+ORDER: tuple[Status, ...] = ("failed", "not measured", "inconclusive", "passed")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A model, what was found, and a verdict for every limit of every budget that it falls under."""
+
+    model: str
+    facts: Facts
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that ``lrexport check`` found. ``strict`` counts an inconclusive limit as failed."""
+
+    models: tuple[Checked, ...]
+    strict: bool = False
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        statuses = [verdict.status for _, verdict in self.rows()]
+        return {status: statuses.count(status) for status in ORDER}
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a limit failed, else 2 where one was not measured, else 0."""
+        counts = self.counts
+        if counts["failed"] or (self.strict and counts["inconclusive"]):
+            return 1
+        return 2 if counts["not measured"] else 0
+
+    def rows(self) -> Iterator[tuple[Checked, Verdict]]:
+        """Verdicts with their models, the worst first."""
+        pairs = [(checked, verdict) for checked in self.models for verdict in checked.verdicts]
+        yield from sorted(pairs, key=lambda pair: ORDER.index(pair[1].status))
+
+    def summary(self) -> str:
+        """``"2 of 9 limits failed, 1 inconclusive"``."""
+        counts = self.counts
+        total = sum(counts.values())
+        if counts["passed"] == total:
+            return f"all {total} limits kept" if total > 1 else "the limit is kept"
+        parts = [f"{counts[status]} {status}" for status in ORDER[:3] if counts[status]]
+        return f"of {total} limit{'s' if total > 1 else ''} {', '.join(parts)}"

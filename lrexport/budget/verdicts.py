@@ -1,0 +1,158 @@
+"""A verdict for every limit, by the interval rule, and the layers that explain it.
+
+A limit has failed only when the whole interval of the figure lies past it; when only a part does, or the measurement is in
+doubt, it is inconclusive. Exact figures are points, so for them there is no between. What was not measured never passes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import singledispatch
+from typing import Literal
+
+from lrexport.budget.figures import Measured, Missing, Share
+from lrexport.budget.limits import Bound, Budget, Limit, Operators
+from lrexport.budget.quantities import Subject
+
+Status = Literal["passed", "inconclusive", "not measured", "failed"]
+_MOST_LAYERS = 5
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What a layer adds to a figure, now and in the baseline; ``before`` is None where that does not have the layer."""
+
+    name: str
+    before: int | None
+    now: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The layers that grew most since the baseline, or the largest where ``grew`` is False."""
+
+    share: Share
+    layers: tuple[LayerChange, ...]
+    grew: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one limit.
+
+    ``label``, ``wanted``, ``found`` and ``over`` (the overshoot) are texts for people; ``value`` and ``limit_value`` are in
+    ``unit``, None where there is no number.
+    """
+
+    budget: str
+    limit: Limit
+    status: Status
+    label: str
+    wanted: str
+    found: str
+    over: str = ""
+    note: str = ""
+    value: float | None = None
+    limit_value: float | None = None
+    unit: str = ""
+    explanation: Explanation | None = None
+
+
+def judge(budget: Budget, subject: Subject) -> list[Verdict]:
+    """One verdict for every limit of a budget."""
+    return [_judge(limit, budget, subject) for limit in budget.limits]
+
+
+@singledispatch
+def _judge(limit: Limit, budget: Budget, subject: Subject) -> Verdict:
+    raise TypeError(type(limit))
+
+
+@_judge.register
+def _judge_bound(limit: Bound, budget: Budget, subject: Subject) -> Verdict:
+    quantity = limit.quantity
+    label = quantity.label + (f" on {budget.target}" if quantity.figure.name.startswith("latency") else "")
+    wanted = f"at {'most' if limit.most else 'least'} {limit.text}"
+    found = quantity.measure(subject, budget.target)
+    if isinstance(found, Missing):
+        return Verdict(budget.name, limit, "not measured", label, wanted, "—", note=found.why)
+    status = _status(limit, found)
+    failed = status == "failed"
+    return Verdict(
+        budget=budget.name,
+        limit=limit,
+        status=status,
+        label=label,
+        wanted=wanted,
+        found=_shown(limit, found),
+        over=_overshoot(limit, found) if failed else "",
+        note=_why(found, status),
+        value=found.value,
+        limit_value=limit.value,
+        unit=quantity.unit,
+        explanation=_explain(quantity.figure.share, subject) if failed else None,
+    )
+
+
+@_judge.register
+def _judge_operators(limit: Operators, budget: Budget, subject: Subject) -> Verdict:
+    label = "operators"
+    wanted = f"{'only' if limit.allowed else 'none of'} {limit.text}"
+    if subject.now.operators is None:
+        why = "there is no ONNX file to look into: lrexport onnx RUN writes it"
+        return Verdict(budget.name, limit, "not measured", label, wanted, "—", note=why)
+    matching = {name for name in subject.now.operators if any(fnmatchcase(name, pattern) for pattern in limit.patterns)}
+    wrong = [name for name in subject.now.operators if (name in matching) != limit.allowed]
+    if not wrong:
+        return Verdict(budget.name, limit, "passed", label, wanted, f"{len(subject.now.operators)} kinds")
+    return Verdict(budget.name, limit, "failed", label, wanted, ", ".join(wrong))
+
+
+def _status(limit: Bound, found: Measured) -> Status:
+    past, within = found.low > limit.value, found.high <= limit.value
+    if not limit.most:
+        past, within = found.high < limit.value, found.low >= limit.value
+    if past:
+        return "failed"
+    return "passed" if within and not found.doubt else "inconclusive"
+
+
+def _shown(limit: Bound, found: Measured) -> str:
+    """The value, to the last digit where it would otherwise look like the limit, and its interval where it has one."""
+    show = limit.quantity.show
+    text = show(found.value)
+    if text == show(limit.value) and found.value != limit.value and found.value == round(found.value):
+        text = f"{found.value:,.0f} {limit.quantity.unit}"
+    if found.exact:
+        return text
+    return f"{text} ({show(found.low)} to {show(found.high)})" if math.isfinite(found.high) else f"{text} or more"
+
+
+def _overshoot(limit: Bound, found: Measured) -> str:
+    difference = abs(found.value - limit.value)
+    # A share of a size says more than bytes alone; a share of a share says nothing.
+    plain = limit.quantity.unit not in ("ratio", "fraction", "") and limit.value
+    return limit.quantity.show_difference(difference) + (f" ({100 * difference / limit.value:.3g} %)" if plain else "")
+
+
+def _why(found: Measured, status: Status) -> str:
+    doubt = found.doubt.removeprefix("inconclusive: ")
+    if status == "inconclusive":
+        return doubt or "the limit lies within the interquartile range: measure more rounds, on a quieter machine"
+    return doubt if status == "failed" else ""
+
+
+def _explain(share: Share | None, subject: Subject) -> Explanation | None:
+    if share is None:
+        return None
+    now = {name: share.of(layer) for name, layer in subject.now.layers.items()}
+    before = {name: share.of(layer) for name, layer in (subject.baseline.layers if subject.baseline else {}).items()}
+    changes = [LayerChange(name, before.get(name), size) for name, size in now.items() if size]
+    grew = [change for change in changes if before and change.now > (change.before or 0)]
+    if grew:
+        grew.sort(key=lambda change: (change.before or 0) - change.now)
+        return Explanation(share, tuple(grew[:_MOST_LAYERS]), True)
+    changes.sort(key=lambda change: -change.now)
+    return Explanation(share, tuple(changes[:_MOST_LAYERS]), False) if changes else None

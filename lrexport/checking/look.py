@@ -1,0 +1,149 @@
+"""What there is to know of a run or an .onnx file: counted on the file itself, scored and timed as its record says."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
+from lrexport.budget.facts import Accuracy, Facts, Latency, Layer, machine_of
+from lrexport.errors import InputError
+from lrexport.measure.onnx_survey import Survey, survey
+
+if TYPE_CHECKING:
+    from lrexport.record import Record, Result
+
+# How the two halves of a pair and their weights are named in an exported graph, after the layer that they replace.
+_ENDINGS = (".weight", ".first", ".second")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A model, the dense network to compare it with where there is one, and the .onnx files of both."""
+
+    facts: Facts
+    file: Path | None = None
+    dense: Facts | None = None
+    dense_file: Path | None = None
+
+
+def look(path: Path, with_gzip: bool = False, dense: Path | None = None) -> Looked:
+    """Look into a run or an .onnx file, which may be one of a run's; ``dense`` stands for the dense network then.
+
+    Raises InputError for a file that is malformed, damaged or not what the record says, or a run without a result.
+    """
+    if path.is_dir():
+        looked = _look_at_run(path, MODEL_ONNX, with_gzip)
+    elif (record := _record_of(path)) is not None:
+        looked = _look_at_run(path.parent, path.name, with_gzip, record)
+    else:
+        looked = Looked(_facts(survey(path), with_gzip), path)
+    if dense is not None:
+        looked = replace(looked, dense=_facts(survey(dense), with_gzip), dense_file=dense)
+    return looked
+
+
+def _record_of(path: Path) -> Record | None:
+    """The record of the run that an .onnx file is one of; None where it is a file of its own."""
+    if not (path.parent / RECORD).is_file():
+        return None
+    from lrexport.record import load_record
+
+    record = load_record(path.parent)
+    return record if path.name in record.files and _result(record, path.name) is not None else None
+
+
+def _result(record: Record, name: str) -> Result | None:
+    return {MODEL_ONNX: record.results.compressed, DENSE_ONNX: record.results.dense}.get(name)
+
+
+def _look_at_run(run: Path, name: str, with_gzip: bool, record: Record | None = None) -> Looked:
+    from lrexport.record import load_record
+
+    record = record or load_record(run)
+    result = _result(record, name)
+    if result is None:
+        raise InputError(f"{run} has no compressed network yet", f"lrexport compress {run} --macs 0.5 goes on from it.")
+    file = record.check(run, name) if name in record.files else None
+    counted = _facts(survey(file), with_gzip) if file else Facts(macs=result.macs)
+    dense = _recorded(Facts(), record.results.dense, record) if record.results.dense else None
+    return Looked(_recorded(counted, result, record), file, dense, run / DENSE_ONNX)
+
+
+def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
+    """``facts`` with what only the record knows; MACs and bytes are the record's where they were not counted."""
+    machine = machine_of(record.environment)
+    return replace(
+        facts,
+        bytes=result.bytes if facts.bytes is None else facts.bytes,
+        macs=result.macs if facts.macs is None else facts.macs,
+        params=result.params,
+        accuracy=_accuracy(result),
+        latency_ms={target: latency(found.model_dump(), machine) for target, found in result.latency_ms.items()},
+    )
+
+
+def _accuracy(result: Result) -> Accuracy | None:
+    found = result.accuracy
+    return Accuracy(found.top1, found.top5, found.n) if found else None
+
+
+def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> Latency:
+    """A latency of a record, as a dictionary, on ``machine``."""
+    quartiles = figures["ratio_iqr"]
+    return Latency(
+        p50=figures["p50"],
+        p90=figures["p90"],
+        iqr=figures["iqr"],
+        threads=figures["threads"],
+        batch=figures["batch"],
+        ratio=figures["ratio"],
+        ratio_iqr=(quartiles[0], quartiles[1]) if quartiles else None,
+        warning=figures["warning"],
+        machine=machine,
+    )
+
+
+def _facts(found: Survey, with_gzip: bool) -> Facts:
+    return Facts(
+        bytes=found.bytes,
+        gzip_bytes=gzip_bytes(found.files) if with_gzip else None,
+        macs=found.cost.macs,
+        params=found.cost.params,
+        opset=found.opset,
+        operators=found.operators,
+        uncounted=found.cost.uncounted,
+        layers=_layers(found),
+    )
+
+
+def gzip_bytes(files: Iterable[Path]) -> int:
+    """What ``gzip -9`` makes of the files, one by one, without a name in its header."""
+    total = 0
+    for path in files:
+        packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)  # 16 more: gzip's header and trailer
+        with open(path, "rb") as stream:
+            for block in iter(lambda: stream.read(_BLOCK), b""):
+                total += len(packer.compress(block))
+        total += len(packer.flush())
+    return total
+
+
+def _layers(found: Survey) -> dict[str, Layer]:
+    """Costs by layer; what has no weight goes by its node's name."""
+    layers: dict[str, Layer] = {}
+    for node in found.cost.nodes:
+        name = _layer_name(node.weight) if node.weight else node.name or node.operator
+        sofar = layers.get(name, Layer(0, 0, 0))
+        layers[name] = Layer(sofar.macs + node.macs, sofar.params + node.params, sofar.bytes + node.bytes)
+    return layers
+
+
+def _layer_name(weight: str) -> str:
+    for ending in _ENDINGS:
+        weight = weight.removesuffix(ending)
+    return weight

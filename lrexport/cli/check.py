@@ -1,0 +1,110 @@
+"""``lrexport check``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lrexport.cli.options import FILE, Command, json_option
+from lrexport.errors import UsageError
+
+if TYPE_CHECKING:
+    from lrexport.budget.report import Report
+
+_STEP_SUMMARY_BYTES = 1 << 20  # GitHub refuses a step's summary beyond 1 MiB
+
+
+def _output(name: str, text: str) -> Callable[[Command], Command]:
+    return click.option(f"--{name}", f"{name}_to", metavar="FILE|-", help=text)
+
+
+@click.command("check", short_help="Budgets for CI: size, MACs, latency, accuracy, operators, growth.")
+@click.argument("models", nargs=-1, metavar="[RUN|FILE.onnx|GLOB]...")
+@click.option("--baseline", type=FILE, metavar="FILE|RUN", help="What growth is measured against [lrexport-baseline.json].")
+@click.option("--update-baseline", is_flag=True, help="Write the baseline file from the models as they are.")
+@click.option("--latency", "latencies", type=FILE, multiple=True, metavar="FILE", help="What lrexport bench --json wrote.")
+@click.option("--allow-other-machine", is_flag=True, help="Compare latencies with a baseline of another machine.")
+@click.option("--strict", is_flag=True, help="An inconclusive limit has failed.")
+@json_option()
+@_output("markdown", "Write Markdown, as for a comment on a pull request.")
+@_output("junit", "Write JUnit XML.")
+@_output("history", "Write the figures as [{name, unit, value}], as benchmark dashboards take them.")
+def command(
+    models: tuple[str, ...],
+    baseline: Path | None,
+    update_baseline: bool,
+    latencies: tuple[Path, ...],
+    allow_other_machine: bool,
+    strict: bool,
+    **outputs: str | None,
+) -> None:
+    """Compare models with their budgets: [tool.lrexport.budget] in pyproject.toml, or [budget] in lrexport.toml.
+
+    Without MODELS those that the budgets name are checked. Exit code 1 when a limit was broken, 2 when one could not be
+    checked. On GitHub the step's summary and annotations are written as well.
+
+    \b
+    lrexport check
+    lrexport check run --json -
+    lrexport check 'exports/*.onnx' --junit budgets.xml
+    lrexport check --update-baseline
+    """
+    from lrexport.artifacts.toml_files import read_settings
+    from lrexport.checking.flow import Choices, check_settings
+
+    if list(outputs.values()).count("-") > 1:
+        raise UsageError("only one output fits on stdout", "Give the others a file instead of -.")
+    context = click.get_current_context()
+    settings = read_settings(context.find_root().params.get("config_file"))
+    choices = Choices(baseline, update_baseline, allow_other_machine, strict, latencies)
+    report = check_settings(models, settings, choices)
+    _write(report, outputs)
+    _tell_github(report)
+    context.exit(report.exit_code)
+
+
+def _write(report: Report, outputs: dict[str, str | None]) -> None:
+    """Tables for people, unless one of the other outputs is to have stdout, and every output that was asked for."""
+    from lrexport.budget.outputs import history, json, junit, markdown, text
+    from lrexport.cli.console import print_table, write_json
+
+    if "-" not in outputs.values():
+        print_table(text.table(report))
+        for line in text.details(report):
+            click.echo(line)
+    if destination := outputs["json_to"]:
+        write_json(json.to_json(report), destination)
+    if destination := outputs["history_to"]:
+        write_json(history.to_json(report), destination)
+    if destination := outputs["markdown_to"]:
+        _write_text(markdown.render(report), destination)
+    if destination := outputs["junit_to"]:
+        _write_text(junit.render(report), destination)
+
+
+def _write_text(content: str, destination: str) -> None:
+    from lrexport.artifacts import files
+
+    if destination == "-":
+        click.echo(content, nl=False)
+    else:
+        files.write_bytes(Path(destination), content.encode())
+
+
+def _tell_github(report: Report) -> None:
+    """The step's summary and annotations, where this is a step of a GitHub workflow."""
+    from lrexport.artifacts import files
+    from lrexport.budget.outputs import annotations, markdown
+
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        # On stderr, which GitHub reads too: stdout may be another output's.
+        click.echo(annotations.render(report), err=True, nl=False)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        written = Path(summary).stat().st_size if Path(summary).is_file() else 0
+        room = min(markdown.COMMENT_BYTES, _STEP_SUMMARY_BYTES - written)
+        if room >= markdown.LEAST_BYTES:
+            files.append_text(Path(summary), markdown.render(report, room))
