@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lrexport.artifacts.files import sha256
 from lrexport.escape import plain
 from lrexport.record import Latency
 from lrexport.report.tables import Table
@@ -16,12 +17,14 @@ _SPARE = ("first run", "load", "size", "memory", "p90", "IQR", "p99", "ratio's I
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """As much of each path's end as tells it from the others; a file that is given twice gets a number."""
-    names = [_distinct_end(path, [other for other in paths if other != path]) for path in paths]
-    seen: dict[str, int] = {}
-    for place, name in enumerate(names):
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:
-            names[place] = f"{name} #{seen[name]}"
+    names: list[str] = []
+    for path in paths:
+        name = end = _distinct_end(path, [other for other in paths if other != path])
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{end} #{number}"
+        names.append(name)
     return names
 
 
@@ -127,6 +130,7 @@ def latencies_to_json(
             name: {
                 "path": str(files[name]),
                 "bytes": files[name].stat().st_size,
+                "sha256": sha256(files[name]),  # by it `lrexport check --latency` knows the file again
                 "latency_ms": latency.model_dump(mode="json"),
                 "verdict": verdict(latency, name == baseline),
             }
