@@ -5,6 +5,7 @@ Also small ONNX files to measure there, made in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -41,8 +42,13 @@ class Board:
         return (self.folder / "sshd.log").read_text(errors="replace")
 
     @property
+    def user(self) -> str:
+        return getpass.getuser()
+
+    @property
     def url(self) -> str:
-        return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}?python={sys.executable}"
+        """The board as a target, with the Python that runs the tests."""
+        return f"ssh://{self.user}@127.0.0.1:{self.port}?python={sys.executable}"
 
     def with_python(self, script: str) -> str:
         """The board as a target whose Python is a shell script; ``$PYTHON`` in it is the real one."""
@@ -64,18 +70,19 @@ class Board:
             os.kill(child, signal.SIGKILL)
 
     def running(self, word: str) -> list[int]:
-        """Processes on the device with ``word`` in their command line."""
-        found = descendants(self.daemon.pid)
-        return [process for process in found if word in Path(f"/proc/{process}/cmdline").read_text()]
+        """Processes on the device with ``word`` in their command line, those of lost connections too."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it may end at any moment
+                ours = os.fsencode(self.temporary) in (process / "environ").read_bytes()
+                if ours and word.encode() in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+        return found
 
 
 def children(process: int) -> list[int]:
     tasks = Path(f"/proc/{process}/task").glob("*/children")
     return [int(word) for file in tasks for word in file.read_text().split()]
-
-
-def descendants(process: int) -> list[int]:
-    return [each for child in children(process) for each in (child, *descendants(child))]
 
 
 def start_board(folder: Path) -> Iterator[Board]:
@@ -113,7 +120,7 @@ def start_board(folder: Path) -> Iterator[Board]:
         _wait_for(port, daemon, folder / "sshd.log")
         yield Board(folder, temporary, port, daemon)
     finally:
-        for process in (*descendants(daemon.pid), daemon.pid):
+        for process in (*children(daemon.pid), daemon.pid):
             os.kill(process, signal.SIGTERM)
         daemon.wait()
 

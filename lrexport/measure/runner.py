@@ -257,7 +257,8 @@ def main(path: str) -> int:
         try:
             importlib.import_module(package)
         except Exception as error:  # a package that does not fit the machine raises anything
-            _say({"error": f"{sys.executable} has no usable {package} ({error})", "missing": package})
+            reason = f"{sys.executable} has no usable {package} ({error})"
+            _say({"error": reason, "missing": package, "python": sys.executable})
             return 1
     for index, models in enumerate(job["groups"]):
         try:

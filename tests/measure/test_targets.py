@@ -106,7 +106,7 @@ def test_a_consumer_that_stops_early_leaves_nothing_behind(board: Board, group: 
     assert len(list(board.temporary.rglob("*.onnx"))) == 2
     answers.close()  # type: ignore[attr-defined]
     assert board.left() == []
-    assert board.running("lrexport.measure.runner") == []
+    assert board.running("job.json") == []
 
 
 def test_a_device_gives_up_by_itself_when_it_hears_nothing_any_more(tmp_path: Path) -> None:

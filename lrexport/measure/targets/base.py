@@ -110,7 +110,7 @@ def _failure(answer: dict[str, Any], target: str) -> DeviceError:
         return ModelRefused(target, answer["model"], answer["error"])
     message = f"{target} cannot measure: {answer['error']}"
     if "missing" in answer:
-        return DeviceError(message, f"Install it there: python3 -m pip install {answer['missing']}")
+        return DeviceError(message, f"Install it there: {answer['python']} -m pip install {answer['missing']}")
     return DeviceError(message)
 
 

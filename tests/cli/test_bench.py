@@ -1,0 +1,197 @@
+"""``lrexport bench`` as a user types it: tables, JSON, names, runs, .ort files. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrexport.cli.console import print_table
+from lrexport.cli.main import run
+from lrexport.record import Latency, ModelSource, Record
+from lrexport.report.latency import distinct_names, latency_table, machine_line, verdict
+from tests.board import Board, write_model
+from tests.cli.test_console import Terminal
+
+ROUNDS = ["--rounds", "50"]
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_model(Path("dense.onnx"), 32)
+    write_model(Path("small.onnx"), 2)
+
+
+def test_two_files_make_tables_for_people_and_json_for_machines(capsys: pytest.CaptureFixture) -> None:
+    options = ["--baseline", "dense.onnx", "--threads", "2", "--profile", "--json", "found.json"]
+    assert run(["bench", "small.onnx", *options, *ROUNDS]) == 0
+    header, dense, small, protocol, machine, *operators = capsys.readouterr().out.splitlines()
+    columns = ["file", "p50", "p90", "p99", "IQR", "ratio", "ratio's IQR", "load", "first run", "memory", "size", "verdict"]
+    assert re.split(r"  +", header) == columns
+    assert dense.split()[0] == "dense.onnx"
+    assert "×" not in dense
+    assert re.search(r"\d\.\d\d×  +\d+\.\d\d – \d+\.\d\d", small)
+    assert protocol == "Batch of 1, 50 rounds, 2 threads; ratio to dense.onnx in the same rounds."
+    assert machine.startswith("local: ")
+    assert "ONNX Runtime" in machine
+    assert operators[0].split() == ["operator", "dense.onnx", "small.onnx"]
+    assert any(line.split()[0] in ("Conv", "FusedConv") for line in operators)
+    assert operators[-2].startswith("all operators")
+    _check_json(json.loads(Path("found.json").read_text()))
+
+
+def _check_json(found: dict[str, Any]) -> None:
+    assert (found["target"], found["baseline"]) == ("local", "dense.onnx")
+    assert found["environment"]["cpu"] == found["environment_after"]["cpu"]
+    assert list(found["files"]) == ["dense.onnx", "small.onnx"]
+    small = found["files"]["small.onnx"]
+    assert (small["path"], small["bytes"]) == ("small.onnx", Path("small.onnx").stat().st_size)
+    latency = Latency.model_validate(small["latency_ms"])
+    assert (latency.threads, latency.rounds, latency.batch) == (2, 50, 1)
+    assert all(value is not None for name, value in latency if name != "warning")
+
+
+def test_few_rounds_are_said_to_conclude_nothing(capsys: pytest.CaptureFixture) -> None:
+    assert run(["bench", "small.onnx", "--rounds", "10"]) == 0
+    captured = capsys.readouterr()
+    assert "inconclusive" in captured.out
+    assert "ratio" not in captured.out  # of one file alone
+    assert captured.err == "warning: inconclusive: 10 rounds, at least 50 are needed\n"
+
+
+def test_a_run_stands_for_its_exported_files_as_they_were_written(capsys: pytest.CaptureFixture) -> None:
+    for name, channels in (("one", 4), ("two", 8)):
+        folder = Path(name)
+        folder.mkdir()
+        record = Record(model=ModelSource(source="x", input_shape=(3, 8, 8)))
+        names = ["model.onnx", "dense.onnx"][: 2 if name == "one" else 1]
+        for file in names:
+            write_model(folder / file, channels)
+        record.seal(folder, *names)
+        record.save(folder)
+    assert run(["bench", "one", "two", *ROUNDS, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["files"]) == ["dense.onnx", "one/model.onnx", "two/model.onnx"]
+    assert found["baseline"] == "dense.onnx"
+    shutil.copy("small.onnx", "one/model.onnx")
+    assert run(["bench", "one"]) == 3
+    assert "one/model.onnx" in capsys.readouterr().err
+
+
+def test_a_run_that_was_not_exported_is_told_how(capsys: pytest.CaptureFixture) -> None:
+    Path("run").mkdir()
+    Record(model=ModelSource(source="x", input_shape=(3, 8, 8))).save(Path("run"))
+    assert run(["bench", "run"]) == 2
+    assert "lrexport onnx run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere.onnx"], 2, "there is no nowhere.onnx"),
+        (["small.onnx", "--baseline", "nowhere.onnx"], 2, "there is no nowhere.onnx"),
+        (["empty.onnx"], 3, "empty file: empty.onnx"),
+        (["random.onnx"], 3, "random.onnx is no valid ONNX file"),
+        (["random.ort"], 3, "random.ort is no file in ONNX Runtime's format"),
+        (["cut.ort"], 3, "local cannot measure cut.ort: "),
+        (["small.onnx", "--batch", "4"], 3, "small.onnx: input 'x' has a fixed batch of 1, 4 was asked for"),
+        (["small.onnx", "--rounds", "9"], 2, "--rounds"),
+        (["small.onnx", "--threads", "0"], 2, "--threads"),
+        ([], 2, "FILE|RUN"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture) -> None:
+    Path("empty.onnx").touch()
+    Path("random.onnx").write_bytes(b"this is no model" * 20)
+    Path("random.ort").write_bytes(b"this is no model" * 20)
+    Path("cut.ort").write_bytes(b"\x14\0\0\0ORTM" + bytes(100))
+    assert run(["bench", *arguments]) == code
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert not captured.out
+
+
+def test_neither_torch_nor_onnx_nor_the_runtime_is_imported_here() -> None:
+    code = "import sys; from lrexport.cli.main import run; status = run(['bench', 'small.onnx', '--rounds', '10']); "
+    code += "print(status, {'torch', 'onnx', 'onnxruntime'} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "0 set()"
+
+
+def test_a_device_is_measured_like_this_machine(board: Board, capsys: pytest.CaptureFixture) -> None:
+    assert run(["bench", "dense.onnx", "small.onnx", "--target", board.url, "--profile", *ROUNDS]) == 0
+    captured = capsys.readouterr()
+    assert f"ssh://{board.user}@127.0.0.1:{board.port}: " in captured.out
+    assert "operator" in captured.out
+    assert board.left() == []
+
+
+def test_names_are_as_short_as_tells_them_apart() -> None:
+    paths = [Path(text) for text in ("a/model.onnx", "b/model.onnx", "/c/dense.onnx", "a/model.onnx")]
+    assert distinct_names(paths) == ["a/model.onnx", "b/model.onnx", "dense.onnx", "a/model.onnx #2"]
+    assert distinct_names([Path("model.onnx"), Path("x/model.onnx")]) == ["model.onnx", "x/model.onnx"]
+    three = [Path("m.onnx"), Path("m.onnx"), Path("m.onnx #2")]
+    assert distinct_names(three) == ["m.onnx", "m.onnx #2", "m.onnx #2 #2"]
+
+
+def latency(ratio_iqr: tuple[float, float] | None = None, **more: Any) -> Latency:
+    ratio = sum(ratio_iqr) / 2 if ratio_iqr else None
+    return Latency(p50=1, p90=2, p99=3, iqr=0.1, rounds=50, threads=1, batch=1, ratio=ratio, ratio_iqr=ratio_iqr, **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        (latency((0.5, 0.6)), "faster"),
+        (latency((1.1, 1.6)), "slower"),
+        (latency((0.9, 1.1)), "no difference"),
+        (latency((0.5, 0.6), warning="inconclusive: x"), "inconclusive"),
+        (latency((0.5, 0.6), warning="partial: x"), "partial"),
+        (latency(), "baseline"),
+    ],
+)
+def test_the_verdict_needs_the_whole_iqr_on_one_side(found: Latency, word: str) -> None:
+    assert verdict(found, is_baseline=found.ratio is None) == word
+
+
+MACHINE: Mapping[str, Any] = {
+    "cpu": "Cortex-A76",
+    "isa": ["asimd", "asimddp"],
+    "cores": 4,
+    "governor": "ondemand",
+    "celsius": 61.2,
+    "onnxruntime": "1.31.1",
+}
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_a_terminal_of_any_width_shows_every_line_and_what_matters(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    more = {"load_ms": 12.0, "first_run_ms": 3.0, "peak_bytes": 10**7}
+    found = {"dense.onnx": latency(**more), "model.onnx": latency((0.5, 0.6), **more)}
+    table = latency_table(found, {"dense.onnx": 1000, "model.onnx": 500}, "dense.onnx", "ssh://pi@board", MACHINE)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        print_table(table)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert all(len(line) <= width for line in text.splitlines())
+    letters = "".join(text.split())
+    for word in ("1.00ms", "0.55×", "faster", "Cortex-A76"):
+        assert word in letters
+    assert ("Left out" in text) == (width < 160)
+
+
+def test_a_machine_is_one_line() -> None:
+    line = "ssh://pi@board: Cortex-A76 (asimd, asimddp), 4 cores, governor ondemand, 61 °C, ONNX Runtime 1.31.1"
+    assert machine_line("ssh://pi@board", MACHINE) == line
