@@ -1,0 +1,104 @@
+"""A verified ONNX file → ONNX Runtime's own format (.ort), which its small builds for phones and boards load.
+
+An .ort file holds the graph as optimised on this machine; the runtime that loads it optimises little more. So nothing may be
+done to it that is only right here: the NCHWc transformer, which lays weights out in blocks as wide as this processor's
+vectors, is left out, as in the runtime's own converter. On x86 that costs speed: there the .onnx file, which is
+laid out when it is loaded, is the faster one wherever a full runtime can load it.
+https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lrexport.artifacts import files
+from lrexport.errors import InputError
+from lrexport.export.verify import RELATIVE_TOLERANCE
+from lrexport.measure.latency import session
+
+Platform = Literal["amd64", "arm"]
+# Whether convolutions may multiply signed by signed int8: fast on ARM, slow on x86. It decides how QDQ nodes are fused, and
+# so changes nothing in float32.
+_SIGNED_INT8: dict[Platform, str] = {"amd64": "0", "arm": "1"}
+_MACHINE_SPECIFIC = ["NchwcTransformer"]
+# Quantised graphs that are fused differently round differently: a few steps of 1/255 of the largest output.
+_INT8_TOLERANCE = 0.03
+_DYNAMIC_BATCHES = (1, 2, 5)
+
+
+@dataclass(frozen=True)
+class OrtFile:
+    """A finished file and its largest difference from the ONNX file, relative to the largest output."""
+
+    path: Path
+    bytes: int
+    relative_error: float
+
+
+def write_ort(source: str | Path, path: str | Path, platform: Platform) -> OrtFile:
+    """Write the ONNX file ``source`` to ``path``, which must end in .ort, for processors of ``platform``.
+
+    It is loaded back and compared with ``source`` on random inputs. Raises InputError where ONNX Runtime cannot write it
+    or where the outputs differ; then nothing is left at ``path``.
+    """
+    source, path = Path(source), Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ort-") as scratch:
+        made = Path(scratch) / "model.ort"
+        _convert(source, made, platform)
+        error = _compare(source, made)
+        files.write_bytes(path, made.read_bytes())
+    return OrtFile(path, path.stat().st_size, error)
+
+
+def _convert(source: Path, made: Path, platform: Platform) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(made)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.qdqisint8allowed", _SIGNED_INT8[platform])
+    try:
+        onnxruntime.InferenceSession(
+            str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=_MACHINE_SPECIFIC
+        )
+    except Exception as error:  # its exceptions share no base but Exception
+        raise InputError(f"ONNX Runtime cannot write {source.name} in its own format: {error}") from error
+
+
+def _compare(source: Path, made: Path) -> float:
+    """The largest relative difference of the outputs. Raises InputError when it passes the tolerance."""
+    before, after = session(source), session(made)
+    given = before.get_inputs()[0]
+    worst = 0.0
+    for number, shape in enumerate(_shapes(given.shape)):
+        inputs = {given.name: np.random.default_rng(number).standard_normal(shape).astype(np.float32)}
+        wanted, found = (runtime.run(None, inputs)[0] for runtime in (before, after))
+        scale = max(float(np.abs(wanted).max()), float(np.finfo(np.float32).tiny))
+        worst = max(worst, float(np.nan_to_num(np.abs(found - wanted), nan=np.inf).max()) / scale)
+    tolerance = _INT8_TOLERANCE if _is_quantised(source) else RELATIVE_TOLERANCE
+    if worst > tolerance:
+        raise InputError(
+            f"{source.name} differs in ONNX Runtime's own format by {worst:.2g} of the largest output",
+            f"At most {tolerance:g} is allowed. Nothing was written.",
+        )
+    return worst
+
+
+def _shapes(shape: list[Any]) -> list[list[int]]:
+    """Those of inputs to compare on; a dynamic batch in several sizes."""
+    batches = (shape[0],) if isinstance(shape[0], int) else _DYNAMIC_BATCHES
+    return [[batch, *shape[1:]] for batch in batches]
+
+
+def _is_quantised(source: Path) -> bool:
+    import onnx
+
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
