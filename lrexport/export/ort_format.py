@@ -22,8 +22,8 @@ from lrexport.export.verify import RELATIVE_TOLERANCE
 from lrexport.measure.latency import session
 
 Platform = Literal["amd64", "arm"]
-# Whether convolutions may multiply signed by signed int8: fast on ARM, slow on x86. It decides how QDQ nodes are fused, and
-# so changes nothing in float32.
+# Whether activations may stay signed int8: right on ARM, slow on x86, where they become unsigned. It changes nothing in
+# float32.
 _SIGNED_INT8: dict[Platform, str] = {"amd64": "0", "arm": "1"}
 _MACHINE_SPECIFIC = ["NchwcTransformer"]
 # Quantised graphs that are fused differently round differently: a few steps of 1/255 of the largest output.
