@@ -1,9 +1,8 @@
-"""A run becomes files: both networks exported, verified, re-scored and measured; then both appear at once."""
+"""A run becomes files: both networks exported, verified, quantised, re-scored and measured; then all appear at once."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,39 @@ from torch import nn
 
 from lrexport import runs
 from lrexport.artifacts import files
-from lrexport.data.images import ImageSet
+from lrexport.data.images import ImageData, ImageSet, hold_out
 from lrexport.data.resolve import check_fits, load_data
-from lrexport.export.onnx_export import FIRST_OPSET, Exported, export_onnx
+from lrexport.errors import UsageError
+from lrexport.export.onnx_export import FIRST_OPSET, export_onnx
+from lrexport.export.quantise import quantise_onnx
 from lrexport.export.verify import check_same_accuracy, score_onnx
-from lrexport.job import torch_result
+from lrexport.job import OnEvent, torch_result
 from lrexport.lowrank.decompose import run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.targets import Job
-from lrexport.record import DENSE_ONNX, MODEL_ONNX, Record, Result, Results, load_record
+from lrexport.record import (
+    DENSE_INT8,
+    DENSE_ONNX,
+    MODEL_INT8,
+    MODEL_ONNX,
+    Quantisation,
+    Record,
+    Result,
+    Results,
+    load_record,
+)
 from lrexport.training.scoring import score
+
+_IN_INT8 = {DENSE_ONNX: DENSE_INT8, MODEL_ONNX: MODEL_INT8}
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency; ``data`` overrides the record's."""
+    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency; ``data`` overrides the record's.
+
+    ``int8`` makes both files once more in int8, calibrated on at most ``calibration_images``.
+    """
 
     batch: int | None = 1
     opset: int = FIRST_OPSET
@@ -36,28 +52,38 @@ class ExportOptions:
     threads: int = 1
     data: str | None = None
     rescore: bool = True
+    int8: bool = False
+    calibration_images: int = 512
 
 
-def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, Any]], None]) -> Record:
-    """Write model.onnx and dense.onnx of a run and their figures into its record.
+@dataclass(frozen=True)
+class _Images:
+    """What the files are scored on, and held-out training images of ``source`` to calibrate on; None for not asked."""
 
-    Raises InputError where a graph differs from torch or scores differently; then neither file is written.
+    source: str | None = None
+    test: ImageSet | None = None
+    calibration: ImageSet | None = None
+
+
+def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
+    """Write model.onnx and dense.onnx of a run, and both in int8 where asked, and their figures into its record.
+
+    Raises InputError where a graph differs from torch or scores differently, or where in int8 little of the network is
+    left, UsageError where there is nothing to calibrate on; then none of the files is written.
     """
     record = load_record(run)
     networks = {DENSE_ONNX: runs.load_baseline(run, record), MODEL_ONNX: runs.load_compressed(run, record)}
     files.make_run_folder(run)
-    test = _test_images(record, options, networks[DENSE_ONNX])
+    images = _load_images(record, options, networks[DENSE_ONNX])
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory(dir=run, prefix=".export-") as scratch:
-        paths = {name: Path(scratch) / name for name in networks}
         for name, network in networks.items():
-            before = record.results.dense if name == DENSE_ONNX else record.results.compressed
-            before = before or torch_result(network, record.model.input_shape, record.notes)
-            done, results[name] = _export(network, paths[name], before, record, options, test)
-            event = {"event": "export", "file": name, "bytes": done.bytes, "opset": done.opset}
-            event |= {"relative_error": done.comparison.relative_error, "simplified": done.simplified}
-            event["blind"] = done.blind and test is None
-            on_event({**event, "rescored": test is not None, "uncounted": done.cost.uncounted})
+            before = record.result_of(name) or torch_result(network, record.model.input_shape, record.notes)
+            results[name] = _export(network, Path(scratch) / name, before, record, options, images.test, on_event)
+            if images.calibration is not None:
+                int8 = _IN_INT8[name]
+                results[int8] = _quantise(Path(scratch) / name, Path(scratch) / int8, results[name], images, on_event)
+        paths = {name: Path(scratch) / name for name in results}
         if options.rounds:
             batch = options.batch or 1
             measured = measure_latency(paths, DENSE_ONNX, Job((), options.rounds, options.threads, batch))
@@ -66,10 +92,16 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
             }
         for name, path in paths.items():
             path.replace(run / name)
-    if test is not None and options.data and record.data is not None:
-        record.data = record.data.model_copy(update={"source": options.data, "test": len(test)})
-    record.results = Results(dense=results[DENSE_ONNX], compressed=results[MODEL_ONNX])
-    record.seal(run, *networks)
+    _forget(run, record, set(_IN_INT8.values()) - set(results), on_event)
+    if images.test is not None and options.data and record.data is not None:
+        record.data = record.data.model_copy(update={"source": options.data, "test": len(images.test)})
+    record.results = Results(
+        dense=results[DENSE_ONNX],
+        compressed=results[MODEL_ONNX],
+        dense_int8=results.get(DENSE_INT8),
+        compressed_int8=results.get(MODEL_INT8),
+    )
+    record.seal(run, *results)
     training = {name: value for name, value in record.environment.items() if name in ("device", "precision")}
     record.environment = environment() | training
     record.save(run)
@@ -77,8 +109,14 @@ def export_run(run: Path, options: ExportOptions, on_event: Callable[[dict[str, 
 
 
 def _export(
-    network: nn.Module, path: Path, before: Result, record: Record, options: ExportOptions, test: ImageSet | None
-) -> tuple[Exported, Result]:
+    network: nn.Module,
+    path: Path,
+    before: Result,
+    record: Record,
+    options: ExportOptions,
+    test: ImageSet | None,
+    on_event: OnEvent,
+) -> Result:
     samples = next(iter(test.batches(8, torch.device("cpu"))))[0] if test is not None else None
     shape = record.model.input_shape
     done = export_onnx(network, path, shape, batch=options.batch, opset=options.opset, samples=samples)
@@ -88,13 +126,61 @@ def _export(
         found = score_onnx(path, test, "test")
         check_same_accuracy(path, score(network, test, torch.device("cpu"), "test"), found)
         update["accuracy"] = found
-    return done, before.model_copy(update=update)
+    event = {"event": "export", "file": path.name, "bytes": done.bytes, "opset": done.opset}
+    event |= {"relative_error": done.comparison.relative_error, "simplified": done.simplified}
+    event |= {"blind": done.blind and test is None, "rescored": test is not None, "uncounted": done.cost.uncounted}
+    on_event(event)
+    return before.model_copy(update=update)
 
 
-def _test_images(record: Record, options: ExportOptions, network: nn.Module) -> ImageSet | None:
+def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_event: OnEvent) -> Result:
+    """The int8 file of a verified one, scored on the same test images."""
+    assert images.source is not None
+    assert images.calibration is not None
+    done = quantise_onnx(source, path, images.calibration)
+    how = Quantisation(
+        data=images.source, images=len(images.calibration), int8_macs=done.int8_macs, agreement=done.agreement
+    )
+    accuracy = score_onnx(path, images.test, "test") if images.test is not None else None
+    figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
+    event = {"event": "int8", "file": path.name, "source": source.name, "bytes": done.bytes, "macs": done.cost.macs}
+    top1 = {"top1": accuracy.top1, "float32_top1": float32.accuracy.top1} if accuracy and float32.accuracy else {}
+    on_event({**event, **how.model_dump(), **top1, "in_float": done.in_float})
+    return float32.model_copy(update=figures)
+
+
+def _forget(run: Path, record: Record, names: set[str], on_event: OnEvent) -> None:
+    """Remove int8 files of an earlier export: they may be of other weights, opset or batch than what lies there now."""
+    found = sorted(name for name in names if (run / name).exists())
+    for name in names:
+        (run / name).unlink(missing_ok=True)
+        record.files.pop(name, None)
+    if found:
+        on_event({"event": "removed", "files": found})
+
+
+def _load_images(record: Record, options: ExportOptions, network: nn.Module) -> _Images:
+    """Test and calibration images, as far as they are asked for. Raises UsageError for int8 without any data."""
     source = options.data or (record.data.source if record.data else None)
-    if source is None or not options.rescore:
-        return None
-    data = load_data(source, record.model.input_shape)
-    check_fits(data, record.model.input_shape, tuple(run_once(network, record.model.input_shape).shape))
-    return data.test
+    if source is None and options.int8:
+        raise UsageError(
+            "--int8 needs images to calibrate on, and this run was made without data",
+            "Give --data: some of its training images, never its test images, are used, without their labels.",
+        )
+    if source is None or not (options.rescore or options.int8):
+        return _Images()
+    shape = record.model.input_shape
+    data = load_data(source, shape)
+    check_fits(data, shape, tuple(run_once(network, shape).shape))
+    calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
+    return _Images(source, data.test if options.rescore else None, calibration)
+
+
+def _calibration_images(data: ImageData, record: Record, most: int) -> ImageSet:
+    """At most ``most`` of the training images that the run held out, or would have held out, drawn by its seed.
+
+    They are drawn because folders list a class at a time.
+    """
+    seed = int(record.config.get("seed", 0))
+    heldout = hold_out(data, float(record.config.get("heldout", 0.1)), seed=seed).heldout
+    return heldout.subset(torch.randperm(len(heldout), generator=torch.Generator().manual_seed(seed))[:most])

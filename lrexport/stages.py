@@ -14,7 +14,7 @@ from lrexport.job import Event, Job, to_svd_form
 from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.regularisers import losses
 from lrexport.pruning import Pruning
-from lrexport.record import BASELINE, DENSE, DENSE_ONNX, MODEL, MODEL_ONNX, SVD, Results
+from lrexport.record import BASELINE, DENSE, DENSE_INT8, DENSE_ONNX, MODEL, MODEL_INT8, MODEL_ONNX, SVD, Results
 from lrexport.training.checkpoints import clear_checkpoints, save_checkpoint
 from lrexport.training.loops import Stage, train_stage
 
@@ -93,7 +93,7 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
         dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs),
         compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs),
     )
-    for stale in (MODEL_ONNX, DENSE_ONNX, BASELINE):  # of an earlier compression
+    for stale in (MODEL_ONNX, DENSE_ONNX, MODEL_INT8, DENSE_INT8, BASELINE):  # of an earlier compression
         (job.run / stale).unlink(missing_ok=True)
     if job.baseline_epochs:
         job.store(BASELINE, job.dense)

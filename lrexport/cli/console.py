@@ -183,6 +183,12 @@ class Progressing:
                 self._say(f"warning: {event['file']}: its output hardly depends on its input, so {proves}")
             for operator in event["uncounted"]:
                 self._say(f"warning: {event['file']}: MACs of {operator} are not counted")
+        elif kind == "int8":
+            self._say(_int8_line(event))
+            if event["in_float"]:
+                self._say(f"note: {event['file']} has nodes that stay in float32: {', '.join(event['in_float'])}")
+        elif kind == "removed":
+            self._say(f"removed from an earlier export: {', '.join(event['files'])}; --int8 makes them anew")
 
     def _table(self, event: dict[str, Any]) -> None:
         if self._live is None:
@@ -265,3 +271,15 @@ def _export_line(event: dict[str, Any]) -> str:
         f"{event['file']}: {format_bytes(event['bytes'])}, opset {event['opset']}, checked; differs from torch by at most "
         f"{event['relative_error']:.1e} of the largest output{rescored}{simplified}"
     )
+
+
+def _int8_line(event: dict[str, Any]) -> str:
+    share = event["int8_macs"] / max(1, event["macs"])
+    line = (
+        f"{event['file']}: {format_bytes(event['bytes'])}, {100 * share:.1f} % of MACs in int8, same class as "
+        f"{event['source']} on {format_percent(event['agreement'])} of {event['images']} calibration images"
+    )
+    if "top1" in event:
+        int8, float32 = event["top1"], event["float32_top1"]
+        line += f"; top-1 {format_percent(int8)}, {100 * (int8 - float32):+.2f} points to float32"
+    return line

@@ -52,11 +52,13 @@ def _is_onnx(path: Path) -> bool:
 def _inspect_run(run: Path, json_to: str | None) -> None:
     from lrexport.cli.console import note, note_dense, print_result
     from lrexport.record import load_record
+    from lrexport.report.int8 import int8_table
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
 
     record = load_record(run)
-    print_result(record.model_dump(mode="json"), json_to, plan_table(record.plan), results_table(record))
+    tables = (plan_table(record.plan), results_table(record), int8_table(record))
+    print_result(record.model_dump(mode="json"), json_to, *tables)
     if not record.plan:
         note(f"no plan yet: {run} was only trained; next: lrexport compress {run} --macs 0.5")
     note_dense(record.plan)

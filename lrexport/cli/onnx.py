@@ -56,7 +56,16 @@ class RoundsType(click.ParamType[int]):
     show_default=True,
     help="Threads of inference.",
 )
-@click.option("--data", metavar="DATA", help="Where the test images are now, if not where the run found them.")
+@click.option("--data", metavar="DATA", help="Where the images are now, if not where the run found them.")
+@click.option("--int8", is_flag=True, help="Also model.int8.onnx and dense.int8.onnx: 8-bit weights and activations.")
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(1),
+    metavar="N",
+    default=512,
+    show_default=True,
+    help="Held-out training images for --int8, at most; labels are not used.",
+)
 @click.option("--no-rescore", is_flag=True, help="Do not score the files in ONNX Runtime.")
 @json_option()
 def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **options: Any) -> None:
@@ -64,8 +73,11 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
 
     Each is checked, compared with torch on random and real inputs, simplified, compared again, scored on the test images
     and timed on this machine, dense and compressed interleaved. If anything differs, nothing is written.
+
+    With --int8 both are quantised too (QDQ, a scale per channel), scored, and timed beside the others.
     """
     from lrexport.cli.console import Progressing, note, print_result
+    from lrexport.report.int8 import int8_notes, int8_table
     from lrexport.report.tables import results_table
 
     if not run.is_dir():
@@ -76,8 +88,11 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
     chosen = shipping.ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
     with Progressing() as progress:
         record = shipping.export_run(run, chosen, progress)
-    for result in (record.results.dense, record.results.compressed):
+    for name in record.files:
+        result = record.result_of(name)
         for latency in (result.latency_ms if result else {}).values():
             if latency.warning:
-                note(f"warning: latency {latency.warning}")
-    print_result(record.model_dump(mode="json"), json_to, results_table(record))
+                note(f"warning: latency of {name} {latency.warning}")
+    for text in int8_notes(record):
+        note(f"warning: {text}")
+    print_result(record.model_dump(mode="json"), json_to, results_table(record), int8_table(record))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from torch import Tensor, nn
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError, UsageError
+from lrexport.export.quiet import quiet
 from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, compare_with_torch
 from lrexport.lowrank.decompose import eval_mode
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
@@ -66,7 +63,7 @@ def export_onnx(
         _check_output(network, input_shape, batch)
         model = _export(network, input_shape, batch, opset)
         _check_written(model, batch, opset)
-        _strip(model)
+        strip(model)
         inputs = _comparison_inputs(input_shape, batch, samples)
         comparison = compare_with_torch(network, model, inputs)
         simpler = _simplify(model)
@@ -137,7 +134,7 @@ def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None,
     example = _example(network, input_shape, batch)
     shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 network,
                 (example,),
@@ -176,7 +173,7 @@ def _check_written(model: onnx.ModelProto, batch: int | None, opset: int) -> Non
             )
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Remove what no runtime reads: doc strings, metadata, inferred shapes. The exporter writes up to 100 KB of it."""
     model.doc_string = ""
     del model.metadata_props[:]
@@ -207,13 +204,13 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto | None:
     try:
         import onnxsim
 
-        with _quiet():
+        with quiet():
             simpler, agreed = onnxsim.simplify(model)
     except Exception:
         return None
     if not agreed:
         return None
-    _strip(simpler)
+    strip(simpler)
     return simpler
 
 
@@ -238,19 +235,3 @@ def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples:
         repeated = samples.repeat(-(-size // len(samples)), *[1] * (samples.ndim - 1)) if len(samples) < size else samples
         inputs[f"real input, batch {size}"] = repeated[:size].cpu()
     return inputs
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter and the simplifier print progress and advice of their own; what matters is verified here."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # who only reads a count that another process made does witho
 _CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv", "ConvTranspose"}
 _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "Einsum"}
 # Operators of ONNX Runtime's own domain that do what the standard's of the same name do, or that multiply nothing.
-_QUANTISED = {"QLinearConv", "QLinearMatMul", "QuantizeLinear", "DequantizeLinear"}
+_SCALED = {"QuantizeLinear", "DequantizeLinear"}
+_QUANTISED = {"QLinearConv", "QLinearMatMul", *_SCALED}
 # Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
 _UNCOUNTED = {"LSTM", "GRU", "RNN", "Attention", "DeformConv", "Loop", "If", "Scan"}
 
@@ -91,10 +92,25 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
         else:
             params = prod(weight) if weight else 0
             nodes.append(NodeCost(node.name, node.op_type, weight, macs // batch, params, size, name))
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-    small = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    params = sum(prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in (*floats, *small) and tensor.dims)
-    return GraphCost(tuple(nodes), params, tuple(sorted(uncounted)))
+    return GraphCost(tuple(nodes), _params(graph), tuple(sorted(uncounted)))
+
+
+def _params(graph: Any) -> int:
+    """Numbers in the constants that are weights: in floating point, in 8 bits, or of any type that is dequantised.
+
+    Biases of a quantised graph have 32 bits. Its scales and zero points are no weights.
+    """
+    from onnx import TensorProto
+
+    kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+    kinds |= {TensorProto.INT8, TensorProto.UINT8}
+    dequantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    scales = {name for node in graph.node if node.op_type in _SCALED for name in node.input[1:3]}
+    return sum(
+        prod(tensor.dims)
+        for tensor in graph.initializer
+        if tensor.dims and tensor.name not in scales and (tensor.data_type in kinds or tensor.name in dequantised)
+    )
 
 
 def _shape(item: Any) -> tuple[int, ...]:
@@ -143,7 +159,7 @@ def _node_macs(node: Any, shapes: dict[str, tuple[int, ...]], weight: tuple[int,
         return None
     if node.op_type == "ConvTranspose":
         source = shapes.get(node.input[0])
-        return prod(source[2:]) * prod(second) if source and 0 not in source[2:] else None
+        return source[0] * prod(source[2:]) * prod(second) if source and 0 not in source else None
     if node.op_type in _CONVOLUTIONS:
         return output[0] * prod(output[2:]) * prod(second)
     if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):

@@ -48,7 +48,8 @@ def results_table(record: Record) -> Table:
     rows += _latency_rows(dense, small)
     if dense.epochs or small.epochs:
         rows.append(("epochs trained", str(dense.epochs), str(small.epochs), ""))
-    return Table(("", "dense", "compressed", "ratio"), tuple(rows), _caption(record, counted))
+    precision = dense.precision if record.results.dense_int8 else ""  # said where there is another one to tell it from
+    return Table((precision, "dense", "compressed", "ratio"), tuple(rows), _caption(record, counted))
 
 
 def _latency_rows(dense: Result, small: Result) -> list[tuple[str, ...]]:
