@@ -39,6 +39,14 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tables of latencies are made for the tests, not taken from whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LREXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 class SmallNet(nn.Module):
     """A network with every kind of layer that matters here; (B, 3, 12, 12) → (B, 10)."""
 

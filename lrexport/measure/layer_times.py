@@ -198,5 +198,5 @@ def _read(path: Path) -> dict[str, float]:
     try:
         times = json.loads(files.read_bytes(path))["milliseconds"]
         return {str(key): float(value) for key, value in times.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no table of latencies: {error}", "Delete it: it is measured again.") from error
