@@ -21,6 +21,7 @@ from lrexport.cli.options import (
     is_run,
     json_option,
     switch_option,
+    target_option,
     train_config,
     training_options,
 )
@@ -51,10 +52,8 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
     help="Fewest MACs at which pruning, before fine-tuning, costs at most these points of held-out top-1.",
 )
 @click.option("--plan", type=FILE, help="Ranks from a plan file, edited by hand perhaps, or from another run.")
-@click.option(
-    "--target",
-    metavar="local|ssh://HOST",
-    help="Where speed is measured: for --latency [default: local]; with any other goal ranks are then on its grain.",
+@target_option(
+    "Where speed is measured: for --latency [default: local]; with any other goal ranks are then on its grain.", default=None
 )
 @count_option(CompressConfig, "threads", "Threads of inference on the target.", least=1)
 @choice_option(CompressConfig, "rule", ("global", "threshold"), "All layers weighed together, or the paper's one threshold.")

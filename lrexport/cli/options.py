@@ -112,10 +112,10 @@ def json_option() -> Callable[[Command], Command]:
     return click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file, or - for stdout.")
 
 
-def target_option(text: str = "Where to measure.") -> Callable[[Command], Command]:
+def target_option(text: str = "Where to measure.", default: str | None = "local") -> Callable[[Command], Command]:
     """``--target``, passed as text for :func:`lrexport.measure.targets.parse_target`."""
     place = TargetType()
-    return click.option("--target", type=place, metavar=place.name, default="local", show_default=True, help=text)
+    return click.option("--target", type=place, metavar=place.name, default=default, show_default=True, help=text)
 
 
 def choice_option(config: type, name: str, values: Sequence[str], text: str) -> Callable[[Command], Command]:
