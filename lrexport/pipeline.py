@@ -12,6 +12,7 @@ from lrexport.job import OnEvent, look, open_job, reopen_job
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.plans import check_choices
 from lrexport.lowrank.selection import Selection
+from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plans import Choice, read_choices
 from lrexport.pruning import Pruning, schemes_considered
@@ -65,8 +66,8 @@ def _speed(config: CompressConfig, svd: SVDNetwork, input_shape: tuple[int, ...]
     """What the target says, where the goal is about it or a target is given."""
     if config.target is None and not config.goal.is_latency:
         return None
-    target = parse_target(config.target or "local")
-    return measure_speed(svd, input_shape, schemes_considered(svd, config), target, config.threads, on_event)
+    times = LayerTimes(parse_target(config.target or "local"), config.threads)
+    return measure_speed(svd, input_shape, schemes_considered(svd, config), times, on_event)
 
 
 def _choices(goal: Goal) -> dict[str, Choice] | None:

@@ -63,15 +63,14 @@ def measure_speed(
     svd: SVDNetwork,
     input_shape: tuple[int, ...],
     schemes: Schemes,
-    target: Target,
-    threads: int,
+    times: LayerTimes,
     on_event: OnEvent,
 ) -> Speed:
-    """Time the dense network and, where the target's table lacks them, its layers and their pairs.
+    """Time the dense network and, where the table of ``times`` lacks them, its layers and their pairs.
 
     Speed depends on shapes, not on weights: this can be done before any training. Raises DeviceError.
     """
-    times = LayerTimes(target, threads)
+    target, threads = times.target, times.threads
 
     def on_table(done: int, of: int) -> None:
         on_event({"event": "table", "done": done, "of": of, "target": target.name})
