@@ -7,6 +7,8 @@ import re
 
 from lrexport.errors import UsageError
 
+_DIGITS = 14  # 0.7 ÷ 100 is to be 0.007, not 0.006999999999999999
+
 
 def parse_share(text: str) -> float:
     """A share of the dense network in (0, 1], from ``"0.5"`` or ``"50%"``. Raises UsageError."""
@@ -69,7 +71,7 @@ def parse_ratio(text: str) -> float:
     scale = {"x": 1, "×": 1, "%": 100}.get(unit)
     if scale is None or value <= 0:
         raise UsageError(f"{text!r} is no ratio", "Give a number and its unit: 0.5x, 50%.")
-    return value / scale
+    return round(value / scale, _DIGITS)
 
 
 def parse_percent(text: str) -> float:
@@ -77,7 +79,7 @@ def parse_percent(text: str) -> float:
     value, unit = _number_and_unit(text)
     if unit != "%":
         raise UsageError(f"{text!r} is no percentage", "Give a number and its unit: 91.5%.")
-    return value / 100
+    return round(value / 100, _DIGITS)
 
 
 def parse_points(text: str) -> float:
@@ -85,7 +87,7 @@ def parse_points(text: str) -> float:
     value, unit = _number_and_unit(text)
     if unit not in ("point", "points", "pp"):
         raise UsageError(f"{text!r} is no number of points", "Give percentage points with their unit: 0.5 points.")
-    return value / 100
+    return round(value / 100, _DIGITS)
 
 
 def _number_and_unit(text: str) -> tuple[float, str]:

@@ -28,9 +28,12 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
     try:
         import onnx
 
-        model = onnx.load(path, load_external_data=False)
-        files = _external_files(model, os.path.dirname(path))
-        onnx.checker.check_model(path)  # by its path, so that it looks beside the file for links too
+        os.chdir(os.path.dirname(path))
+        name = os.path.basename(path)
+        model = onnx.load(name, load_external_data=False)
+        files = _external_files(model)
+        # By its path, so that the checker looks beside the file for links too; it takes no path that is not UTF-8.
+        onnx.checker.check_model(name if files or _is_unicode(name) else model)
         found = work(model, files)
     except MemoryError:
         found = {"error": "needs far more memory than its size explains"}
@@ -49,25 +52,30 @@ def _limit(most_bytes: int) -> None:
         pass
 
 
-def _external_files(model: onnx.ModelProto, folder: str) -> list[str]:
-    """Names of the files beside the model that hold its tensors. Raises ValueError for places that it must not name."""
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in name)
+
+
+def _external_files(model: onnx.ModelProto) -> list[str]:
+    """Names of the files in the current folder that hold tensors. Raises ValueError for places that must not be named."""
     outside: list[str] = []
     absent: list[str] = []
     files: dict[str, None] = {}
-    home = os.path.realpath(folder)
+    home = os.path.realpath(os.curdir)
     for tensor in _tensors(model):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if not entries:
             continue
         place = entries.get("location", "").replace("\\", "/")
-        file = os.path.join(folder, place)
         if os.path.isabs(place) or ".." in place.split("/"):
             outside.append(entries["location"])
             continue
-        if os.path.realpath(os.path.dirname(file)) != os.path.normpath(os.path.join(home, os.path.dirname(place))):
+        if os.path.realpath(os.path.dirname(place) or os.curdir) != os.path.normpath(
+            os.path.join(home, os.path.dirname(place))
+        ):
             outside.append(f"{place}, through a symbolic link")
             continue
-        size = os.path.getsize(file) if os.path.isfile(file) else 0
+        size = os.path.getsize(place) if os.path.isfile(place) else 0
         offset, length = (entries.get(key, "0") for key in ("offset", "length"))
         if not (offset.isdecimal() and length.isdecimal() and int(offset) + int(length) <= size):
             absent.append(f"{tensor.name} at {offset} + {length} of {size} bytes in {place}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,29 @@ class Settings:
         """``file:line`` of the key inside of its tables, or of the innermost of those; tomllib keeps no positions."""
         if self.path is None:
             return "the configuration"
-        wanted = [*(("tool", "lrexport") if self.path.name == PYPROJECT else ()), *filter(None, keys)]
+        wanted = (*(("tool", "lrexport") if self.path.name == PYPROJECT else ()), *filter(None, keys))
+        for depth in range(len(wanted), 0, -1):
+            if (line := self._lines.get(wanted[:depth])) is not None:
+                return f"{self.path}:{line}"
+        return str(self.path)
+
+    @cached_property
+    def _lines(self) -> dict[tuple[str, ...], int]:
+        """The first line of every key, and of every table that it is in."""
+        lines: dict[tuple[str, ...], int] = {}
         table: list[str] = []
-        best, place = 0, str(self.path)
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines() if self.path else (), 1):
             header = re.match(r"\s*\[+([^\[\]]+)\]", line)
-            assignment = re.match(r"\s*([\w.\"'-]+)\s*=", line)
+            assignment = re.match(r"\s*((?:[\w.-]|\"[^\"]*\"|'[^']*')+)\s*=", line)
             if header:
                 table = found = _names(header[1])
             elif assignment:
                 found = [*table, *_names(assignment[1])]
             else:
                 continue
-            depth = min(len(found), len(wanted))
-            if depth > best and found[:depth] == wanted[:depth]:
-                best, place = depth, f"{self.path}:{number}"
-        return place
+            for depth in range(1, len(found) + 1):
+                lines.setdefault(tuple(found[:depth]), number)
+        return lines
 
 
 def read_settings(config_file: str | None) -> Settings:
@@ -84,4 +92,5 @@ def _read(path: Path) -> Settings:
 
 
 def _names(dotted: str) -> list[str]:
-    return [name.strip().strip("\"'") for name in dotted.split(".")]
+    """Of a dotted key, in which a name between quotes may hold dots itself."""
+    return [name.strip("\"'") for name in re.findall(r"\"[^\"]*\"|'[^']*'|[^.\s]+", dotted)]

@@ -95,13 +95,16 @@ def _latency_ratio(facts: Facts, target: str) -> Reading:
     if found is None:
         return _no_latency(facts, target)
     if found.ratio is None or found.ratio_iqr is None:
-        return Missing(f"its latency on {target} was measured without the dense network beside it")
+        return Missing(
+            f"its latency on {target} was measured without the dense network beside it: name that with dense = in the budget"
+        )
     return Measured(found.ratio, *found.ratio_iqr, found.warning or "")
 
 
 def _no_latency(facts: Facts, target: str) -> Missing:
     others = f"; measured on: {', '.join(facts.latency_ms)}" if facts.latency_ms else ""
-    return Missing(f"its latency on {target} was not measured{others}: check a RUN that lrexport onnx or bench has timed")
+    how = "check a RUN that lrexport onnx has timed, or give --latency what lrexport bench --json wrote"
+    return Missing(f"its latency on {target} was not measured{others}: {how}")
 
 
 def _relative_spread(latency: Latency) -> tuple[float, float]:

@@ -7,7 +7,7 @@ doubt, it is inconclusive. Exact figures are points, so for them there is no bet
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import singledispatch
 from typing import Literal
@@ -60,9 +60,14 @@ class Verdict:
     explanation: Explanation | None = None
 
 
-def judge(budget: Budget, subject: Subject) -> list[Verdict]:
-    """One verdict for every limit of a budget."""
-    return [_judge(limit, budget, subject) for limit in budget.limits]
+def judge(budget: Budget, subject: Subject, strict: bool = False) -> list[Verdict]:
+    """One verdict for every limit of a budget; with ``strict`` an inconclusive one has failed."""
+    verdicts = [_judge(limit, budget, subject) for limit in budget.limits]
+    return [_failed(verdict) if strict and verdict.status == "inconclusive" else verdict for verdict in verdicts]
+
+
+def _failed(verdict: Verdict) -> Verdict:
+    return replace(verdict, status="failed", note=f"inconclusive, which fails with --strict: {verdict.note}")
 
 
 @singledispatch

@@ -67,7 +67,7 @@ def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choice
         before |= {model.name: looked[0].facts for model, looked in zip(models, looks, strict=True)}
         baselines.write_baseline(choices.baseline or root / baselines.FILE, before)
     checked = [_judge(model, looked, before, choices) for model, looked in zip(models, looks, strict=True)]
-    return Report(tuple(checked), choices.strict)
+    return Report(tuple(checked))
 
 
 def _given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> list[_Model]:
@@ -138,5 +138,5 @@ def _judge(model: _Model, looks: Sequence[Looked], before: dict[str, Facts], cho
     verdicts = []
     for budget, looked in zip(model.budgets, looks, strict=True):
         subject = Subject(looked.facts, looked.dense, before.get(model.name), choices.any_machine)
-        verdicts += judge(budget, subject)
+        verdicts += judge(budget, subject, choices.strict)
     return Checked(model.name, looks[0].facts, tuple(verdicts))

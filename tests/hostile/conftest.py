@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.cli.main import run
+from tests.budget.support import check, sample  # noqa: F401
 from tests.hostile.support import TINY, Command, Outcome, write_module
 
 

@@ -1,0 +1,121 @@
+"""The baseline file: written, read back, replaced model by model; and other files that take its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lrexport.budget.baseline import read_baseline, write_baseline
+from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
+from tests.budget.make_sample import write_run
+from tests.budget.support import budget
+from tests.hostile.support import Command
+
+COUNTS = st.integers(0, 2**53)
+SHARES = st.floats(0, 1)
+FACTS = st.builds(
+    Facts,
+    bytes=st.none() | COUNTS,
+    macs=st.none() | COUNTS,
+    opset=st.none() | st.integers(1, 30),
+    operators=st.none() | st.lists(st.text(), min_size=1).map(tuple),
+    uncounted=st.lists(st.text()).map(tuple),
+    accuracy=st.none() | st.builds(Accuracy, SHARES, SHARES, COUNTS),
+    latency_ms=st.dictionaries(
+        st.text(),
+        st.builds(
+            Latency,
+            *[st.floats(0, 1e6)] * 3,
+            *[st.integers(1, 64)] * 2,
+            ratio=st.none() | SHARES,
+            ratio_iqr=st.none() | st.tuples(SHARES, SHARES),
+            machine=st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.text()), max_size=3),
+        ),
+        max_size=2,
+    ),
+    layers=st.dictionaries(st.text(), st.builds(Layer, COUNTS, COUNTS, COUNTS), max_size=3),
+)
+
+
+@settings(max_examples=25)
+@given(st.dictionaries(st.text(alphabet=st.characters(exclude_categories=["Cs"])), FACTS, max_size=3))
+def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Facts]) -> None:
+    path = tmp_path_factory.mktemp("baseline") / "baseline.json"
+    write_baseline(path, models)
+    assert read_baseline(path) == models
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "empty file"),
+        ("{", "is no JSON"),
+        ("[]", "schema version None, 1 was wanted"),
+        ('{"schema_version": 2, "models": {}}', "schema version 2, 1 was wanted"),
+        ('{"schema_version": 1}', "is no valid baseline"),
+        ('{"schema_version": 1, "models": {"run": {"bytes": "many"}}}', "models.run.bytes"),
+        ('{"schema_version": 1, "models": {"run": {"size": 1}}}', "models.run.size"),
+    ],
+)
+def test_a_baseline_that_is_none_is_bad_input(check: Command, content: str, words: str) -> None:
+    Path("lrexport-baseline.json").write_text(content)
+    done = check()
+    assert (done.code, done.out) == (3, "")
+    assert words in done.err
+
+
+def test_growth_is_accepted_by_an_update_which_leaves_other_models_alone(check: Command) -> None:
+    budget('max_macs_growth = "1%"')
+    assert check().code == 1
+    before = json.loads(Path("lrexport-baseline.json").read_text())
+    before["models"]["another"] = before["models"]["run"]
+    Path("lrexport-baseline.json").write_text(json.dumps(before))
+    assert check("--update-baseline").code == 0
+    after = json.loads(Path("lrexport-baseline.json").read_text())
+    assert after["models"]["another"] == before["models"]["another"]
+    assert after["models"]["run"]["macs"] > before["models"]["run"]["macs"]
+    assert check().code == 0
+    written = Path("lrexport-baseline.json").read_bytes()
+    assert check("--update-baseline").code == 0
+    assert Path("lrexport-baseline.json").read_bytes() == written
+
+
+def test_an_update_does_not_make_a_limit_of_another_kind_pass(check: Command) -> None:
+    budget('max_macs_growth = "1%"\nmax_macs = "1K"')
+    assert check("--update-baseline").code == 1
+    budget('max_macs_growth = "1%"')
+    assert check().code == 0
+
+
+def test_the_first_baseline_may_have_any_name(check: Command) -> None:
+    budget('max_bytes_growth = "0%"')
+    assert check("--baseline", "main.json", "--update-baseline").code == 0
+    assert check("--baseline", "main.json").code == 0
+    assert check().code == 1  # against the sample's own, an earlier state
+
+
+def test_a_run_or_a_file_of_one_may_be_the_baseline(check: Command) -> None:
+    write_run(Path("before"), rank=4)
+    budget('max_macs_growth = "1%"')
+    for baseline in ("before", "before/model.onnx"):
+        done = check("--baseline", baseline)
+        assert done.code == 1
+        assert "conv2" in done.out
+    shutil.rmtree("before")
+    write_run(Path("before"), rank=7)
+    assert check("--baseline", "before").code == 0
+
+
+def test_a_run_is_no_baseline_of_several_models_nor_one_to_update(check: Command) -> None:
+    budget('max_macs_growth = "1%"', "exports/*.onnx")
+    done = check("--baseline", "run")
+    assert done.code == 2
+    assert "the baseline of one model, and these are 2" in done.err
+    budget('max_macs_growth = "1%"')
+    done = check("--baseline", "run", "--update-baseline")
+    assert done.code == 2

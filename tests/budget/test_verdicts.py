@@ -1,0 +1,129 @@
+"""The interval rule, and which layers explain a limit that was broken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
+from lrexport.budget.limits import make_budget
+from lrexport.budget.quantities import Subject
+from lrexport.budget.verdicts import Verdict, judge
+
+MACHINE = {"cpu": "A", "cores": 4}
+TIMES = st.floats(0.01, 1000)
+
+
+def _verdict(now: Facts, key: str, text: str, **others: Facts | bool | None) -> Verdict:
+    (verdict,) = judge(make_budget("test", {key: text}, lambda name: "here"), Subject(now, **others))  # type: ignore[arg-type]
+    return verdict
+
+
+def _timed(ratio: float, low: float, high: float, warning: str | None = None) -> Facts:
+    return Facts(latency_ms={"local": Latency(1.0, 1.2, 0.1, 1, 1, ratio, (low, high), warning, MACHINE)})
+
+
+@given(st.lists(TIMES, min_size=3, max_size=3).map(sorted), TIMES, st.booleans())
+def test_a_latency_fails_only_when_its_whole_interval_is_past_and_passes_only_when_it_is_within(
+    interval: list[float], limit: float, doubtful: bool
+) -> None:
+    low, value, high = interval
+    limit = float(f"{limit:.6f}")
+    warning = "inconclusive: noise" if doubtful else None
+    status = _verdict(_timed(value, low, high, warning), "max_latency_ratio", f"{limit:.6f}x").status
+    assert (status == "failed") == (low > limit)
+    assert (status == "passed") == (high <= limit and not doubtful)
+
+
+@given(st.integers(1, 10**12), st.integers(1, 10**12))
+def test_sizes_and_macs_gate_exactly_and_are_never_inconclusive(found: int, limit: int) -> None:
+    wanted = "passed" if found <= limit else "failed"
+    assert _verdict(Facts(bytes=found), "max_bytes", f"{limit} B").status == wanted
+    assert _verdict(Facts(macs=found), "max_macs", f"{limit} MACs").status == wanted
+    dense = Facts(bytes=limit)
+    assert _verdict(Facts(bytes=found), "max_bytes_ratio", "1x", dense=dense).status == wanted
+    assert _verdict(Facts(bytes=found), "max_bytes_growth", "0%", baseline=dense).status == wanted
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_a_drop_in_accuracy_is_judged_to_the_image(right: int, dense_right: int) -> None:
+    """One image of 1000 is 0.1 points, which no binary fraction is."""
+    now, dense = (Facts(accuracy=Accuracy(count / 1000, 1.0, 1000)) for count in (right, dense_right))
+    lost = max(0, dense_right - right)
+    assert _verdict(now, "max_accuracy_drop", f"{lost / 10:.1f} points", dense=dense).status == "passed"
+    if lost:
+        assert _verdict(now, "max_accuracy_drop", f"{(lost - 1) / 10:.1f} points", dense=dense).status == "failed"
+
+
+def test_milliseconds_have_the_spread_of_the_interleaved_ratio() -> None:
+    now = _timed(0.5, 0.45, 0.55)
+    assert _verdict(now, "max_latency_p50", "0.89 ms").status == "failed"  # 1 ms · 0.45 ÷ 0.5 = 0.9 ms
+    assert _verdict(now, "max_latency_p50", "0.91 ms").status == "inconclusive"
+    assert _verdict(now, "max_latency_p50", "1.11 ms").status == "passed"
+
+
+def test_a_latency_that_was_measured_alone_has_its_own_spread() -> None:
+    now = Facts(latency_ms={"local": Latency(1.0, 1.2, 0.2, 1, 1, machine=MACHINE)})
+    assert _verdict(now, "max_latency_p50", "0.89 ms").status == "failed"  # 1 ms − 0.2 ms ÷ 2
+    assert _verdict(now, "max_latency_p50", "1.05 ms").status == "inconclusive"
+    assert _verdict(now, "max_latency_ratio", "2x").status == "not measured"
+
+
+def test_macs_that_are_only_a_lower_bound_fail_past_the_limit_and_never_pass() -> None:
+    now = Facts(macs=100, uncounted=("LSTM",))
+    assert _verdict(now, "max_macs", "99 MACs").status == "failed"
+    within = _verdict(now, "max_macs", "1000 MACs")
+    assert (within.status, within.found) == ("inconclusive", "100 or more")
+    assert "LSTM" in within.note
+    assert _verdict(now, "max_macs_growth", "0%", baseline=now).status == "inconclusive"
+    assert within.value is not None
+    assert math.isfinite(within.value)
+
+
+def test_latencies_of_other_machines_threads_and_batches_are_not_compared() -> None:
+    now = _timed(0.5, 0.49, 0.51)
+    (latency,) = now.latency_ms.values()
+
+    def against(**changes: object) -> Facts:
+        return Facts(latency_ms={"local": replace(latency, **changes)})  # type: ignore[arg-type]
+
+    assert _verdict(now, "max_latency_growth", "10%", baseline=now).status == "passed"
+    for changes in ({"machine": {"cpu": "B", "cores": 4}}, {"machine": {}}, {"threads": 4}, {"batch": 8}):
+        verdict = _verdict(now, "max_latency_growth", "10%", baseline=against(**changes))
+        assert verdict.status == "not measured"
+    other = against(machine={"cpu": "B", "cores": 4})
+    assert _verdict(now, "max_latency_growth", "10%", baseline=other, any_machine=True).status == "passed"
+    assert _verdict(now, "max_latency_growth", "10%", baseline=against(threads=4), any_machine=True).status == "not measured"
+
+
+@pytest.mark.parametrize("other", ["dense", "baseline"])
+def test_nothing_is_divided_by_nothing(other: str) -> None:
+    key = "max_macs_ratio" if other == "dense" else "max_macs_growth"
+    verdict = _verdict(Facts(macs=5), key, "50%", **{other: Facts(macs=0)})
+    assert verdict.status == "not measured"
+
+
+def test_the_layers_that_grew_are_named_with_both_sizes_the_most_grown_first() -> None:
+    before = Facts(bytes=60, layers={"a": Layer(1, 1, 10), "b": Layer(1, 1, 50), "gone": Layer(1, 1, 9)})
+    now = Facts(bytes=90, layers={"a": Layer(1, 1, 12), "b": Layer(1, 1, 40), "c": Layer(1, 1, 38)})
+    explanation = _verdict(now, "max_bytes", "80 B", baseline=before).explanation
+    assert explanation is not None
+    assert explanation.grew
+    assert [(layer.name, layer.before, layer.now) for layer in explanation.layers] == [("c", None, 38), ("a", 10, 12)]
+    alone = _verdict(now, "max_bytes", "80 B").explanation
+    assert alone is not None
+    assert not alone.grew
+    assert [layer.name for layer in alone.layers] == ["b", "c", "a"]
+    assert _verdict(now, "max_bytes", "90 B", baseline=before).explanation is None
+
+
+def test_operators_are_allowed_or_forbidden_by_name_or_pattern() -> None:
+    now = Facts(operators=("Conv", "Relu", "com.microsoft.FusedConv"))
+    assert _verdict(now, "allowed_operators", ["Conv", "Relu"]).found == "com.microsoft.FusedConv"  # type: ignore[arg-type]
+    assert _verdict(now, "allowed_operators", ["*"]).status == "passed"  # type: ignore[arg-type]
+    assert _verdict(now, "forbidden_operators", ["com.microsoft.*", "conv"]).found == "com.microsoft.FusedConv"  # type: ignore[arg-type]
+    assert _verdict(now, "forbidden_operators", "Loop").status == "passed"
