@@ -130,7 +130,8 @@ class CompressConfig:
     ``rule`` "global" minimises what all layers lose together within the goal, "threshold" is the paper's one e for all.
     ``weighting`` and ``reconstruct`` use ``calibration_images`` training images to weight the energy and to refit pairs.
     ``target`` is where speed is measured with ``threads`` threads, for a goal of latency and for ranks on the grain of the
-    machine; None: no speed is looked at, or this machine's where latency is the goal. ``baseline_epochs`` "same" trains the dense network on for as many epochs as the compressed one gets.
+    machine; None: this machine where latency is the goal, else no speed is looked at. ``baseline_epochs`` "same" trains the
+    dense network on for as many epochs as the compressed one gets.
     """
 
     train: TrainConfig
