@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ from torch import nn
 
 from lrexport import runs
 from lrexport.artifacts import files
+from lrexport.artifacts.run_files import MODEL_ARM_ORT, MODEL_INT8_ARM_ORT, MODEL_INT8_ORT, MODEL_ORT
 from lrexport.data.images import ImageData, ImageSet, hold_out
 from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import UsageError
 from lrexport.export.onnx_export import FIRST_OPSET, export_onnx
+from lrexport.export.ort_format import Platform, write_ort
 from lrexport.export.quantise import quantise_onnx
 from lrexport.export.verify import check_same_accuracy, score_onnx
 from lrexport.job import OnEvent, torch_result
 from lrexport.lowrank.decompose import run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import measure_latency
-from lrexport.measure.targets import Job
+from lrexport.measure.targets import Job, parse_target
 from lrexport.record import (
     DENSE_INT8,
     DENSE_ONNX,
@@ -37,23 +40,31 @@ from lrexport.record import (
 from lrexport.training.scoring import score
 
 _IN_INT8 = {DENSE_ONNX: DENSE_INT8, MODEL_ONNX: MODEL_INT8}
+_IN_ORT: dict[str, dict[Platform, str]] = {
+    MODEL_ONNX: {"amd64": MODEL_ORT, "arm": MODEL_ARM_ORT},
+    MODEL_INT8: {"amd64": MODEL_INT8_ORT, "arm": MODEL_INT8_ARM_ORT},
+}
+_OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name in names.values())}
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency; ``data`` overrides the record's.
+    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency on ``target``; ``data`` overrides the record's.
 
-    ``int8`` makes both files once more in int8, calibrated on at most ``calibration_images``.
+    ``int8`` makes both files once more in int8, calibrated on at most ``calibration_images``; ``ort`` makes the compressed
+    ones once more in ONNX Runtime's own format.
     """
 
     batch: int | None = 1
     opset: int = FIRST_OPSET
     rounds: int = 100
     threads: int = 1
+    target: str = "local"
     data: str | None = None
     rescore: bool = True
     int8: bool = False
     calibration_images: int = 512
+    ort: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,10 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
     Raises InputError where a graph differs from torch or scores differently, or where in int8 little of the network is
     left, UsageError where there is nothing to calibrate on; then none of the files is written.
     """
+    target = parse_target(options.target)
     record = load_record(run)
+    # Also the first word with the target: one that is not there should not be noticed after minutes of work.
+    machine = target.environment() if options.rounds else {}
     networks = {DENSE_ONNX: runs.load_baseline(run, record), MODEL_ONNX: runs.load_compressed(run, record)}
     files.make_run_folder(run)
     images = _load_images(record, options, networks[DENSE_ONNX])
@@ -83,16 +97,18 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
             if images.calibration is not None:
                 int8 = _IN_INT8[name]
                 results[int8] = _quantise(Path(scratch) / name, Path(scratch) / int8, results[name], images, on_event)
-        paths = {name: Path(scratch) / name for name in results}
+        in_ort = _write_ort(Path(scratch), results, on_event) if options.ort else []
         if options.rounds:
-            batch = options.batch or 1
-            measured = measure_latency(paths, DENSE_ONNX, Job((), options.rounds, options.threads, batch))
+            paths = {name: Path(scratch) / name for name in results}
+            job = Job((), options.rounds, options.threads, options.batch or 1)
+            measured = measure_latency(paths, DENSE_ONNX, job, target)
             results = {
-                name: old.model_copy(update={"latency_ms": {"local": measured[name]}}) for name, old in results.items()
+                name: old.model_copy(update={"latency_ms": {target.name: measured[name]}}) for name, old in results.items()
             }
-        for name, path in paths.items():
-            path.replace(run / name)
-    _forget(run, record, set(_IN_INT8.values()) - set(results), on_event)
+        written = [*results, *in_ort]
+        for name in written:
+            (Path(scratch) / name).replace(run / name)
+    _forget(run, record, _OPTIONAL - set(written), on_event)
     if images.test is not None and options.data and record.data is not None:
         record.data = record.data.model_copy(update={"source": options.data, "test": len(images.test)})
     record.results = Results(
@@ -101,9 +117,10 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
         dense_int8=results.get(DENSE_INT8),
         compressed_int8=results.get(MODEL_INT8),
     )
-    record.seal(run, *results)
+    record.seal(run, *written)
     training = {name: value for name, value in record.environment.items() if name in ("device", "precision")}
-    record.environment = environment() | training
+    targets = {"targets": {target.name: machine}} if options.rounds and target.name != "local" else {}
+    record.environment = environment() | training | targets
     record.save(run)
     return record
 
@@ -149,8 +166,20 @@ def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_eve
     return float32.model_copy(update=figures)
 
 
+def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[str]:
+    """The compressed ones of the ONNX files in ``folder`` in ONNX Runtime's own format; their names."""
+    names = []
+    for source in (name for name in _IN_ORT if name in written):
+        for platform, name in _IN_ORT[source].items():
+            done = write_ort(folder / source, folder / name, platform)
+            event = {"event": "ort", "file": name, "source": source, "platform": platform, "bytes": done.bytes}
+            on_event({**event, "relative_error": done.relative_error})
+            names.append(name)
+    return names
+
+
 def _forget(run: Path, record: Record, names: set[str], on_event: OnEvent) -> None:
-    """Remove int8 files of an earlier export: they may be of other weights, opset or batch than what lies there now."""
+    """Remove optional files of an earlier export: they may be of other weights, opset or batch than what is there now."""
     found = sorted(name for name in names if (run / name).exists())
     for name in names:
         (run / name).unlink(missing_ok=True)

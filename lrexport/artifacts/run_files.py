@@ -7,4 +7,7 @@ DENSE, BASELINE = "dense.safetensors", "baseline.safetensors"
 SVD, MODEL = "svd.safetensors", "model.safetensors"
 DENSE_ONNX, MODEL_ONNX = "dense.onnx", "model.onnx"
 DENSE_INT8, MODEL_INT8 = "dense.int8.onnx", "model.int8.onnx"
+# In ONNX Runtime's own format, for x86 and for ARM.
+MODEL_ORT, MODEL_ARM_ORT = "model.ort", "model.arm.ort"
+MODEL_INT8_ORT, MODEL_INT8_ARM_ORT = "model.int8.ort", "model.int8.arm.ort"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoint"

@@ -187,8 +187,10 @@ class Progressing:
             self._say(_int8_line(event))
             if event["in_float"]:
                 self._say(f"note: {event['file']} has nodes that stay in float32: {', '.join(event['in_float'])}")
+        elif kind == "ort":
+            self._say(_ort_line(event))
         elif kind == "removed":
-            self._say(f"removed from an earlier export: {', '.join(event['files'])}; --int8 makes them anew")
+            self._say(f"removed from an earlier export: {', '.join(event['files'])}; --int8 and --ort make them anew")
 
     def _table(self, event: dict[str, Any]) -> None:
         if self._live is None:
@@ -270,6 +272,13 @@ def _export_line(event: dict[str, Any]) -> str:
     return (
         f"{event['file']}: {format_bytes(event['bytes'])}, opset {event['opset']}, checked; differs from torch by at most "
         f"{event['relative_error']:.1e} of the largest output{rescored}{simplified}"
+    )
+
+
+def _ort_line(event: dict[str, Any]) -> str:
+    return (
+        f"{event['file']}: {format_bytes(event['bytes'])}, for {event['platform']}; differs from {event['source']} by at "
+        f"most {event['relative_error']:.1e} of the largest output"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lrexport.cli.options import RUN, json_option
+from lrexport.cli.options import RUN, json_option, target_option
 from lrexport.errors import UsageError
 
 
@@ -56,6 +56,7 @@ class RoundsType(click.ParamType[int]):
     show_default=True,
     help="Threads of inference.",
 )
+@target_option("Where latency is measured.")
 @click.option("--data", metavar="DATA", help="Where the images are now, if not where the run found them.")
 @click.option("--int8", is_flag=True, help="Also model.int8.onnx and dense.int8.onnx: 8-bit weights and activations.")
 @click.option(
@@ -66,13 +67,14 @@ class RoundsType(click.ParamType[int]):
     show_default=True,
     help="Held-out training images for --int8, at most; labels are not used.",
 )
+@click.option("--ort", is_flag=True, help="Also model.ort (x86) and model.arm.ort, for small builds of ONNX Runtime.")
 @click.option("--no-rescore", is_flag=True, help="Do not score the files in ONNX Runtime.")
 @json_option()
 def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **options: Any) -> None:
     """Write RUN/model.onnx and RUN/dense.onnx.
 
     Each is checked, compared with torch on random and real inputs, simplified, compared again, scored on the test images
-    and timed on this machine, dense and compressed interleaved. If anything differs, nothing is written.
+    and timed on the target, dense and compressed interleaved. If anything differs, nothing is written.
 
     With --int8 both are quantised too (QDQ, a scale per channel), scored, and timed beside the others.
     """

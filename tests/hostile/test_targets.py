@@ -112,13 +112,13 @@ UNREACHABLE: dict[str, tuple[Callable[[Board], str], str, str]] = {
     "no such host": (lambda board: "ssh://no-such-host.invalid", "there is no host of that name", "Look at the name"),
     "no Python": (
         lambda board: board.url.replace(sys.executable, "/nowhere/python"),
-        "cannot run /nowhere/python: ",
+        "cannot use /nowhere/python: ",
         "?python=",
     ),
     "an old Python": (
-        lambda board: board.with_python('echo "its Python is too old, 3.9 is wanted: 3.7" >&2; exit 1'),
-        "its Python is too old, 3.9 is wanted",
-        "",
+        lambda board: board.with_python('exec $PYTHON -c "import sys; sys.version_info = (3, 7); $(printf "%s" "$2")"'),
+        "Python is too old: 3.",
+        "Install Python 3.9 or newer there",
     ),
     "a restricted shell": (lambda board: board.with_python("echo not here; exit 3"), "it ended with 3", ""),
 }

@@ -57,7 +57,7 @@ _CHUNK_BYTES = 1 << 18
 # What the device's Python is given as -c: it reads the receiver, whose length comes first. One line without quotes of its
 # own, because the login shell there may be any.
 _BOOTSTRAP = (
-    'import sys; sys.version_info >= (3, 9) or sys.exit("its Python is too old, 3.9 is wanted: " + sys.version); '
+    'import sys; sys.version_info >= (3, 9) or sys.exit("Python is too old: " + sys.version.split()[0]); '
     "f = sys.stdin.buffer; exec(f.read(int(f.readline())))"
 )
 _COMMAND = ["-m", "lrexport.measure.runner", "job.json"]

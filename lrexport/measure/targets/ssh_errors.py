@@ -57,9 +57,9 @@ def explain(name: str, python: str, status: int, messages: str) -> DeviceError:
             if re.search(pattern, messages):
                 return DeviceError(f"{name}: {meaning} ({words})", hint.format(by_hand=by_hand))
         return DeviceError(f"{name}: ssh failed: {words or 'without a word'}", f"Try by hand: {by_hand}")
-    if status in _NOT_FOUND:
+    if status in _NOT_FOUND or words.startswith("Python is too old"):
         return DeviceError(
-            f"{name} cannot run {python}: {words or 'not found'}",
+            f"{name} cannot use {python}: {words or 'not found'}",
             "Install Python 3.9 or newer there, or say where it is: ?python=venv/bin/python",
         )
     if status < 0:

@@ -1,0 +1,74 @@
+"""``lrexport onnx`` with its optional files and other targets, on a small network without data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrexport.cli.main import run
+from lrexport.record import load_record
+from tests.board import Board
+from tests.cli.test_inspect import NETWORK
+
+ORT = {"model.ort", "model.arm.ort"}
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "exported_network.py").write_text(NETWORK, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        assert run(["compress", "exported_network:make", "--macs", "0.6", "-o", "run"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(_made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_made)
+    monkeypatch.syspath_prepend(str(_made))
+    monkeypatch.delitem(sys.modules, "exported_network", raising=False)
+
+
+def test_ort_files_are_written_for_both_platforms_sealed_measurable_and_go_with_the_next_export(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert run(["onnx", "run", "--ort", "--rounds", "0"]) == 0
+    err = capsys.readouterr().err
+    assert "model.ort: " in err
+    assert " for arm; differs from model.onnx by at most " in err
+    record = load_record(Path("run"))
+    for name in ORT:
+        assert record.check(Path("run"), name).read_bytes()[4:8] == b"ORTM"
+    assert run(["bench", "run/model.onnx", "run/model.ort", "--rounds", "10"]) == 0
+    assert "model.ort" in capsys.readouterr().out
+    assert run(["onnx", "run", "--rounds", "0"]) == 0
+    assert "removed from an earlier export: model.arm.ort, model.ort" in capsys.readouterr().err
+    assert not ORT & {path.name for path in Path("run").iterdir()}
+    assert not ORT & set(load_record(Path("run")).files)
+
+
+def test_latency_of_a_device_is_recorded_under_its_name_with_its_machine(
+    board: Board, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(["onnx", "run", "--target", board.url, "--rounds", "50"]) == 0
+    name = f"ssh://{board.user}@127.0.0.1:{board.port}"
+    assert f"latency p50 ({name}, 1 thread)" in capsys.readouterr().out
+    record = load_record(Path("run"))
+    assert record.results.compressed.latency_ms[name].ratio is not None
+    assert list(record.results.dense.latency_ms) == [name]
+    assert set(record.environment["targets"]) == {name}
+    assert record.environment["targets"][name]["cores"] >= 1
+    assert board.left() == []
+
+
+def test_a_device_that_is_not_there_is_noticed_before_any_work(capsys: pytest.CaptureFixture) -> None:
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    assert run(["onnx", "run", "--target", "ssh://127.0.0.1:1"]) == 4
+    err = capsys.readouterr().err
+    assert "it cannot be reached" in err
+    assert "model.onnx" not in err
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
