@@ -24,7 +24,7 @@ def int8_table(record: Record) -> Table:
         return Table(columns, ())
     networks = (first, second)
     rows: list[tuple[str, ...]] = [("top-1", *_top1(first, dense), *_top1(second, dense))]
-    rows += [("change by int8", _change(first, dense), "", _change(second, results.compressed), "")]
+    rows += [("change by int8, points", _change(first, dense), "", _change(second, results.compressed), "")]
     rows += [("MACs in int8", _share_in_int8(first), "", _share_in_int8(second), "")]
     rows += [("ONNX file", *(cell for one in networks for cell in _bytes(one, dense)))]
     for target in dense.latency_ms:
@@ -43,8 +43,9 @@ def int8_notes(record: Record) -> list[str]:
     ):
         if new is None or old is None:
             continue
-        if new.accuracy and old.accuracy and 100 * (old.accuracy.top1 - new.accuracy.top1) > _USUAL_POINTS:
-            lost = 100 * (old.accuracy.top1 - new.accuracy.top1)
+        # Rounded as it is printed: a loss of exactly one point is no more than one.
+        lost = round(100 * (old.accuracy.top1 - new.accuracy.top1), 2) if new.accuracy and old.accuracy else 0.0
+        if lost > _USUAL_POINTS:
             notes.append(f"{file} loses {lost:.2f} points of top-1 to {source}; more --calibration-images may help")
         notes += [f"int8 does not pay: {text}" for text in _slower(file, new, source, old)]
     if results.compressed_int8 and results.dense_int8:
@@ -77,10 +78,10 @@ def _top1(network: Result, dense: Result) -> tuple[str, str]:
 
 
 def _change(network: Result, float32: Result | None) -> str:
-    """Of top-1 to the same network in float32."""
+    """Points of top-1 to the same network in float32."""
     if network.accuracy is None or float32 is None or float32.accuracy is None:
         return ""
-    return f"{100 * (network.accuracy.top1 - float32.accuracy.top1):+.2f} points"
+    return f"{100 * (network.accuracy.top1 - float32.accuracy.top1):+.2f}"
 
 
 def _share_in_int8(network: Result) -> str:

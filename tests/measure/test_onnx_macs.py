@@ -126,3 +126,20 @@ def test_bytes_of_a_weight_are_those_stored_before_it_is_made_float(kind: int, b
     made = helper.make_graph(nodes, "g", [given], [output], [stored, scale])
     (node,) = count_onnx(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)).nodes
     assert (node.macs, node.bytes) == (count, count * bits // 8)
+
+
+def test_parameters_of_a_quantised_graph_are_its_weights_and_biases_without_scales() -> None:
+    weight = numpy_helper.from_array(np.ones((6, 8, 3, 3), np.int8), "weight")
+    bias = numpy_helper.from_array(np.ones(6, np.int32), "bias")
+    scales = numpy_helper.from_array(np.ones(6, np.float32), "scales")
+    zeros = [numpy_helper.from_array(np.zeros(6, kind), name) for kind, name in ((np.int8, "zeros"), (np.int32, "zeros32"))]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["w"], axis=0),
+        helper.make_node("DequantizeLinear", ["bias", "scales", "zeros32"], ["b"], axis=0),
+        helper.make_node("Conv", ["x", "w", "b"], ["y"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 5, 5])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    made = helper.make_graph(nodes, "g", [given], [output], [weight, bias, scales, *zeros])
+    cost = count_onnx(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    assert (cost.params, cost.macs) == (6 * 8 * 9 + 6, 6 * 8 * 9 * 9)

@@ -1,0 +1,51 @@
+"""int8 that cannot be made, or that is not the network any more: docs/faults.md 32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lrexport.export import verify
+from tests.hostile.support import DATA, Command, listing, write_module
+
+
+def test_a_run_without_data_has_nothing_to_calibrate_on(lrexport: Command, finished: Path) -> None:
+    before = listing(finished)
+    done = lrexport("onnx", finished, "--int8", "--rounds", "0")
+    assert done.code == 2
+    assert "--int8 needs images to calibrate on, and this run was made without data" in done.err
+    assert "Give --data" in done.err
+    assert listing(finished) == before
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_number_of_calibration_images_is_at_least_one(lrexport: Command, finished: Path, count: str) -> None:
+    done = lrexport("onnx", finished, "--int8", "--calibration-images", count)
+    assert done.code == 2
+    assert "--calibration-images" in done.err
+
+
+def test_data_that_does_not_fit_is_refused_before_anything_is_exported(lrexport: Command, finished: Path) -> None:
+    write_module("users", DATA)
+    before = listing(finished)
+    done = lrexport("onnx", finished, "--int8", "--no-rescore", "--rounds", "0", "--data", "users:whole_grey")
+    assert done.code == 3
+    assert "users:whole_grey has images (1, 8, 8), the network takes (3, 8, 8)" in done.err
+    assert listing(finished) == before
+
+
+def test_int8_that_knows_nothing_of_the_network_leaves_everything_as_it_was(
+    lrexport: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # That a broken file does agree so little is shown in tests/export/test_quantise.py.
+    write_module("users", DATA)
+    monkeypatch.setattr(verify, "_agreement", lambda first, second: (0.1, 0.01))
+    (finished / "model.int8.onnx").write_bytes(b"from an earlier export")
+    before = listing(finished)
+    done = lrexport("onnx", finished, "--int8", "--rounds", "0", "--data", "users:fitting")
+    assert done.code == 3
+    assert "in int8 dense.onnx names the same class on 10.0 % of 10 calibration images" in done.err
+    assert "no more than chance" in done.err
+    assert "Nothing that looks finished was left." in done.err
+    assert listing(finished) == before
