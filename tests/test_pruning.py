@@ -19,9 +19,12 @@ from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.costs import plan_cost, whole_cost
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import fold
+from lrexport.lowrank.latencies import LayerLatency, NetworkLatency
 from lrexport.lowrank.selection import select
+from lrexport.measure.targets.local import Local
 from lrexport.pruning import Pruning
-from lrexport.record import DenseLayer, FactorisedLayer
+from lrexport.record import DenseLayer, FactorisedLayer, Plan, PlannedLatency
+from lrexport.speed import Speed
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
 from lrexport.training.scoring import score
@@ -66,6 +69,88 @@ def pruning(network: nn.Module, splits: Splits | None, scheme: str = "spatial", 
     train = TrainConfig("net", scheme=scheme)  # type: ignore[arg-type]
     svd = decompose(copy.deepcopy(network), SHAPE, scheme)  # type: ignore[arg-type]
     return Pruning(svd, CompressConfig(train, goal, **options), SHAPE, splits, CPU)
+
+
+class Biased(Speed):
+    """A target where layers take as long as their MACs say, and whole networks ``bias`` times what is predicted."""
+
+    def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
+        predicted, dense = self.latency.of_plan(plan), self.latency.dense
+        pairs = sum(isinstance(layer, FactorisedLayer) for layer in plan.values())
+        assert sum(isinstance(module, nn.Sequential) for module in network.modules()) == pairs
+        measured = predicted * (self.environment["bias"] if pairs else 1.0)
+        self.environment["confirmed"].append(measured / dense)
+        ratio = measured / dense
+        facts = {"target": "biased", "threads": 1, "ratio_iqr": (ratio, ratio)}
+        return PlannedLatency(dense=dense, predicted=predicted, measured=measured, ratio=ratio, **facts)
+
+
+def speed_of(job: Pruning, bias: float, pair_factor: float = 1.0) -> Speed:
+    layers = {}
+    for name, facts in job.svd.layers.items():
+        every = {
+            scheme: {
+                rank: 1e-6 * pair_factor * rank * each.macs_per_rank
+                for rank in range(1, each.full_rank + 1)
+                if rank * each.macs_per_rank < facts.dense_macs
+            }
+            for scheme, each in facts.schemes.items()
+        }
+        layers[name] = LayerLatency(1e-6 * facts.dense_macs, every)
+    latency = NetworkLatency(sum(layer.dense for layer in layers.values()) + 0.05, layers)
+    return Biased(Local(), 1, {"bias": bias, "confirmed": []}, latency, SHAPE, b"")
+
+
+@pytest.mark.parametrize("bias", [0.9, 1.0, 1.15])
+@pytest.mark.parametrize("goal", [{"latency": 0.6}, {"latency_ms": 0.2}])
+def test_a_latency_is_met_as_measured_however_far_the_prediction_is_off(
+    trained, bias: float, goal: dict[str, float]
+) -> None:
+    job = pruning(trained, None, **goal)
+    job = replace(job, speed=speed_of(job, bias))
+    found = job.select()
+    asked = goal.get("latency") or goal["latency_ms"] / job.speed.latency.dense
+    assert found.latency is not None
+    assert 0.9 * asked <= found.latency.ratio <= asked
+    assert not found.warnings
+    assert len(job.speed.environment["confirmed"]) <= 5
+
+
+def test_a_latency_that_measurement_denies_is_told(trained: nn.Module) -> None:
+    job = pruning(trained, None, latency=0.5)
+    job = replace(job, speed=speed_of(job, bias=4.0))
+    found = job.select()
+    assert found.latency is not None
+    assert found.latency.ratio == min(job.speed.environment["confirmed"])
+    assert any("no plan was measured to be as fast as asked" in warning for warning in found.warnings)
+
+
+def test_a_network_whose_pairs_are_all_slower_stays_dense(trained: nn.Module) -> None:
+    job = pruning(trained, None, latency=0.5)
+    found = replace(job, speed=speed_of(job, 1.0, pair_factor=100.0)).select()
+    assert all(isinstance(layer, DenseLayer) for layer in found.plan.values())
+    assert found.latency is not None
+    assert found.latency.ratio == 1
+    assert any("no pair is faster" in warning for warning in found.warnings)
+
+
+def test_a_latency_out_of_reach_names_the_fastest_plan(trained: nn.Module) -> None:
+    job = pruning(trained, None, latency=0.01)
+    with pytest.raises(UsageError, match="out of reach") as caught:
+        replace(job, speed=speed_of(job, 1.0)).select()
+    assert "of the dense network's" in str(caught.value)
+
+
+@pytest.mark.parametrize("goal", [{"macs": 0.5}, {"params": 0.5}, {"energy": 0.1}, {"accuracy_drop": 2.0}])
+def test_any_goal_with_a_target_is_confirmed_there(trained: nn.Module, splits: Splits, goal: dict[str, float]) -> None:
+    job = pruning(trained, splits, calibration_images=64, batchnorm_images=64, **goal)
+    speed = speed_of(job, 1.1)
+    found = replace(job, speed=speed).select()
+    assert found.latency is not None
+    assert found.latency.predicted == pytest.approx(speed.latency.of_plan(found.plan))
+    for name, layer in found.plan.items():
+        if isinstance(layer, FactorisedLayer):
+            assert layer.rank in speed.latency.layers[name].gaining[layer.scheme]
 
 
 def divergence(job: Pruning, dense: nn.Module, splits: Splits) -> float:

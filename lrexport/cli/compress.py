@@ -120,6 +120,8 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
         note(f"warning: {warning}")
     note_dense(record.plan)
     print_result(record.model_dump(mode="json"), json_to, results_table(record))
+    if record.planned_latency is not None and json_to != "-":
+        click.echo(f"Measured after pruning: {latency_text(record.planned_latency.model_dump())}.")
     note(f"saved in {run}; next: lrexport onnx {run}")
 
 
