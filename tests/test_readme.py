@@ -10,12 +10,15 @@ import click
 import pytest
 import torch
 
+from lrexport.artifacts.toml_files import read_settings
+from lrexport.budget.limits import read_budgets
 from lrexport.cli.main import cli
 from lrexport.models.cifar_resnet import CifarResNet
-from tools.run_readme import commands
+from tools.run_readme import commands, configuration
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BUDGETS = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
 
 
 def test_the_training_loop_runs_as_written_in_under_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,15 +52,23 @@ class _Late:
         self.model.zero_grad()
 
 
-def test_every_command_parses() -> None:
-    found = commands(README)
-    assert len(found) >= 8
+@pytest.mark.parametrize(("text", "least"), [(README, 8), (BUDGETS, 5)], ids=["README", "budgets"])
+def test_every_command_parses(text: str, least: int) -> None:
+    found = commands(text)
+    assert len(found) >= least
     for line in found:
         program, name, *arguments = shlex.split(line)
         assert program == "lrexport"
         command = cli.get_command(click.Context(cli), name)
         assert command is not None, line
         command.make_context(name, arguments)
+
+
+@pytest.mark.parametrize("text", [README, BUDGETS], ids=["README", "budgets"])
+def test_every_configuration_is_one(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text(configuration(text), encoding="utf-8")
+    assert [len(budget.limits) >= 6 for budget in read_budgets(read_settings(str(path)))] == [True]
 
 
 def test_every_link_into_the_project_leads_somewhere() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from lrexport.measure.onnx_survey import Survey, survey
 if TYPE_CHECKING:
     from lrexport.record import Record, Result
 
-# How the two halves of a pair and their weights are named in an exported graph, after the layer that they replace.
-_ENDINGS = (".weight", ".first", ".second")
+# How weights are named in an exported graph, after their layer: those of a pair, those of int8.
+_ENDINGS = ("_quantized", ".weight", ".first", ".second")
 _BLOCK = 1 << 20
 
 
@@ -36,40 +37,41 @@ def look(path: Path, with_gzip: bool = False, dense: Path | None = None) -> Look
 
     Raises InputError for a file that is malformed, damaged or not what the record says, or a run without a result.
     """
-    if path.is_dir():
-        looked = _look_at_run(path, MODEL_ONNX, with_gzip)
-    elif (record := _record_of(path)) is not None:
-        looked = _look_at_run(path.parent, path.name, with_gzip, record)
-    else:
-        looked = Looked(_facts(survey(path), with_gzip), path)
-    if dense is not None:
-        looked = replace(looked, dense=_facts(survey(dense), with_gzip), dense_file=dense)
+    run, name = (path, MODEL_ONNX) if path.is_dir() else (path.parent, path.name)
+    with ThreadPoolExecutor(2) as pool:
+        # The child processes work while this one imports what reads a record.
+        now = pool.submit(survey, run / name) if (run / name).is_file() else None
+        other = pool.submit(survey, dense) if dense is not None else None
+        record = _record_of(path)
+        if record is not None:
+            looked = _look_at_run(run, name, record, now, with_gzip)
+        else:
+            looked = Looked(_facts((now or pool.submit(survey, path)).result(), with_gzip), path)
+    if other is not None:
+        looked = replace(looked, dense=_facts(other.result(), with_gzip), dense_file=dense)
     return looked
 
 
 def _record_of(path: Path) -> Record | None:
-    """The record of the run that an .onnx file is one of; None where it is a file of its own."""
-    if not (path.parent / RECORD).is_file():
+    """The record of a run, or of the run that an .onnx file is one of; None where it is a file of its own."""
+    if not path.is_dir() and not (path.parent / RECORD).is_file():
         return None
     from lrexport.record import load_record
 
+    if path.is_dir():
+        return load_record(path)
     record = load_record(path.parent)
-    return record if path.name in record.files and _result(record, path.name) is not None else None
+    return record if path.name in record.files and record.result_of(path.name) is not None else None
 
 
-def _result(record: Record, name: str) -> Result | None:
-    return {MODEL_ONNX: record.results.compressed, DENSE_ONNX: record.results.dense}.get(name)
-
-
-def _look_at_run(run: Path, name: str, with_gzip: bool, record: Record | None = None) -> Looked:
-    from lrexport.record import load_record
-
-    record = record or load_record(run)
-    result = _result(record, name)
+def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] | None, with_gzip: bool) -> Looked:
+    result = record.result_of(name)
     if result is None:
         raise InputError(f"{run} has no compressed network yet", f"lrexport compress {run} --macs 0.5 goes on from it.")
-    file = record.check(run, name) if name in record.files else None
-    counted = _facts(survey(file), with_gzip) if file else Facts(macs=result.macs)
+    file, counted = None, Facts()
+    if name in record.files:
+        file = record.check(run, name)
+        counted = _facts((counting.result() if counting else survey(file)), with_gzip)
     dense = _recorded(Facts(), record.results.dense, record) if record.results.dense else None
     return Looked(_recorded(counted, result, record), file, dense, run / DENSE_ONNX)
 

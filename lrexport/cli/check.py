@@ -69,20 +69,29 @@ def command(
 
 def _write(report: Report, outputs: dict[str, str | None]) -> None:
     """Tables for people, unless one of the other outputs is to have stdout, and every output that was asked for."""
-    from lrexport.budget.outputs import history, json, junit, markdown, text
     from lrexport.cli.console import print_table, write_json
 
     if "-" not in outputs.values():
+        from lrexport.budget.outputs import text
+
         print_table(text.table(report))
         for line in text.details(report):
             click.echo(line)
     if destination := outputs["json_to"]:
+        from lrexport.budget.outputs import json
+
         write_json(json.to_json(report), destination)
     if destination := outputs["history_to"]:
+        from lrexport.budget.outputs import history
+
         write_json(history.to_json(report), destination)
     if destination := outputs["markdown_to"]:
+        from lrexport.budget.outputs import markdown
+
         _write_text(markdown.render(report), destination)
     if destination := outputs["junit_to"]:
+        from lrexport.budget.outputs import junit
+
         _write_text(junit.render(report), destination)
 
 
@@ -97,13 +106,15 @@ def _write_text(content: str, destination: str) -> None:
 
 def _tell_github(report: Report) -> None:
     """The step's summary and annotations, where this is a step of a GitHub workflow."""
-    from lrexport.artifacts import files
-    from lrexport.budget.outputs import annotations, markdown
-
     if os.environ.get("GITHUB_ACTIONS") == "true":
+        from lrexport.budget.outputs import annotations
+
         # On stderr, which GitHub reads too: stdout may be another output's.
         click.echo(annotations.render(report), err=True, nl=False)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        from lrexport.artifacts import files
+        from lrexport.budget.outputs import markdown
+
         written = Path(summary).stat().st_size if Path(summary).is_file() else 0
         room = min(markdown.COMMENT_BYTES, _STEP_SUMMARY_BYTES - written)
         if room >= markdown.LEAST_BYTES:

@@ -6,7 +6,7 @@ A key at the top is for every command that has such an option; a table named lik
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -17,11 +17,15 @@ from lrexport.errors import UsageError
 Defaults = dict[str, dict[str, Any]]
 
 
-def defaults(config_file: str | None, commands: Mapping[str, click.Command]) -> Defaults:
-    """click's default_map: command → parameter → value. Raises UsageError with file, line and the nearest known key."""
+def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, click.Command]]) -> Defaults:
+    """click's default_map: command → parameter → value. Raises UsageError with file, line and the nearest known key.
+
+    Commands are loaded only where there is an option to check.
+    """
     settings = read_settings(config_file)
-    if not settings.table:
+    if not settings.table.keys() - {BUDGET}:
         return {}
+    commands = load_commands()
     options = {name: _options(command) for name, command in commands.items()}
     everywhere = {key for known in options.values() for key in known}
     result: Defaults = {name: {} for name in commands}

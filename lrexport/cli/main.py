@@ -57,8 +57,12 @@ def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
     """
     name = ctx.invoked_subcommand
     if name is not None:
-        commands = {known: cli.get_command(ctx, known) for known in COMMANDS}
-        ctx.default_map = configuration.defaults(config_file, {k: v for k, v in commands.items() if v is not None})
+        ctx.default_map = configuration.defaults(config_file, lambda: _all_commands(ctx))
+
+
+def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
+    commands = {name: cli.get_command(ctx, name) for name in COMMANDS}
+    return {name: command for name, command in commands.items() if command is not None}
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """``params`` counts weights of every kind, ``bytes`` is the size with external data, ``uncounted`` operators of unknown cost."""
+    """``params`` counts weights of every kind, ``bytes`` external data too; ``uncounted`` are operators of unknown cost."""
 
     macs: int
     params: int

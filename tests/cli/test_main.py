@@ -40,7 +40,7 @@ def test_every_command_is_listed_with_the_help_line_it_has_itself(capsys: pytest
         (["compress", "resnet20", "--macs", "half", "-o", "x"], "no share"),
         (
             ["compress", "resnet20", "-o", "x"],
-            "One of --macs 0.5, --params 0.5, --size 500KB, --energy 1e-2, --accuracy-drop 1 and --plan FILE",
+            "One of --macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --energy 1e-2, --accuracy-drop 1 and --plan FILE",
         ),
         (["compress", "resnet20", "--macs", "0.5", "--energy", "0.1", "-o", "x"], "one goal"),
         (["compress", "resnet20", "--plan", "p.json", "--macs", "0.5", "-o", "x"], "one goal"),
@@ -67,7 +67,8 @@ def test_a_mistake_is_exit_code_2_and_says_what_to_write(
 def test_the_public_api_is_what_it_says() -> None:
     assert sorted(lrexport.__all__) == [
         "DeviceError", "InputError", "LrexportError", "UsageError",
-        "assert_within_budget", "decompose", "export_onnx", "fold", "input_moments", "load", "losses", "reconstruct", "select",
+        "assert_within_budget", "decompose", "export_onnx", "fold", "input_moments", "load", "losses", "reconstruct",
+        "select",
     ]  # fmt: skip
     for name in lrexport.__all__:
         assert getattr(lrexport, name).__doc__
