@@ -20,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from typing import IO, Any, NoReturn
 
 _MOST_SILENT_SECONDS = 30
+_SECONDS_BETWEEN_PROGRESS = 1.0
 _CHUNK_BYTES = 1 << 16
 _ROOM = 1.05  # of free space, for what the job itself writes
 
@@ -59,6 +61,7 @@ def _receive(stream: IO[bytes], folder: str) -> None:
     needed, free = sum(size for _, size in files), shutil.disk_usage(folder).free
     if needed * _ROOM > free:
         raise OSError(f"{folder} has {free:,} bytes free, the files need {needed:,}; TMPDIR chooses another place")
+    told, received = time.monotonic(), 0
     for name, size in files:
         path = os.path.join(folder, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -68,7 +71,11 @@ def _receive(stream: IO[bytes], folder: str) -> None:
                 if not chunk:
                     raise EOFError("the files broke off")
                 size -= file.write(chunk)
+                received += len(chunk)
                 signal.alarm(_MOST_SILENT_SECONDS)
+                if time.monotonic() - told >= _SECONDS_BETWEEN_PROGRESS:
+                    _say({"progress": {"stage": "receiving", "bytes": received, "of_bytes": needed}})
+                    told = time.monotonic()
     signal.alarm(0)
 
 

@@ -126,6 +126,24 @@ def test_a_device_gives_up_by_itself_when_it_hears_nothing_any_more(tmp_path: Pa
         process.stdin.close()
 
 
+def test_a_device_says_how_much_it_has_received_while_a_slow_line_brings_it(tmp_path: Path) -> None:
+    source = Path(receiver.__file__).read_text().replace("_PROGRESS = 1.0", "_PROGRESS = 0.0")
+    source += '\nsys.exit(main(["-c", "print(open(\'a\').read())"]))'
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    process.stdin.write(b'[["a", 5]]\nab')
+    process.stdin.flush()
+    assert process.stdout.readline() == b'{"progress": {"stage": "receiving", "bytes": 2, "of_bytes": 5}}\n'
+    process.stdin.write(b"cde")
+    process.stdin.flush()
+    assert process.stdout.readlines()[-1] == b"abcde\n"
+    assert process.wait(20) == 0
+    assert list(tmp_path.iterdir()) == []
+    process.stdin.close()
+
+
 @pytest.mark.parametrize("module", ["runner", "machine", "receiver"])
 def test_what_is_sent_to_devices_is_python_3_9_and_asks_for_little(module: str) -> None:
     source = (Path(latency.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
