@@ -97,6 +97,8 @@ def slowed_down(before: Facts, after: Facts) -> str | None:
     """What the machine itself says about having been slowed down between two looks at it."""
     if after.get("throttled", 0) > before.get("throttled", 0):
         return "throttled for heat"
+    if after.get("governor") != before.get("governor") and after:
+        return f"governor {before.get('governor')}, then {after.get('governor')}"
     reasons = {**dict.fromkeys(before.get("slowed", ())), **dict.fromkeys(after.get("slowed", ()))}
     return ", ".join(reasons) or None
 

@@ -214,6 +214,8 @@ def test_a_target_that_is_lost_before_the_first_round_is_an_error_alone(tmp_path
         ({}, {}, None),
         ({"throttled": 3, "celsius": 40}, {"throttled": 3, "celsius": 80}, None),
         ({"throttled": 3}, {"throttled": 4}, "throttled for heat"),
+        ({"governor": "performance"}, {"governor": "performance"}, None),
+        ({"governor": "performance"}, {"governor": "powersave"}, "governor performance, then powersave"),
         ({"slowed": ["under-voltage"]}, {"slowed": ["under-voltage", "throttled"]}, "under-voltage, throttled"),
         ({}, {"slowed": ["cooling by frequency, step 2"]}, "cooling by frequency, step 2"),
     ],
