@@ -97,7 +97,9 @@ class _Calibration:
     def __init__(self, source: Path, images: ImageSet) -> None:
         runtime = session(source)
         self._name = runtime.get_inputs()[0].name
-        self._batches = feed(images, runtime)  # an image repeated changes neither the least nor the largest value
+        # An image repeated to fill a batch changes neither the least nor the largest value. A dynamic batch is kept small:
+        # the graph that is calibrated is not optimised, and holds many activations at a time.
+        self._batches = feed(images, runtime, dynamic_batch=16)
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self._batches, None)

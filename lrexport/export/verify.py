@@ -106,7 +106,7 @@ def compare_predictions(reference: Path, model: onnx.ModelProto, images: ImageSe
     if kappa < _LEAST_KAPPA:
         raise InputError(
             f"in int8 {reference.name} names the same class on {100 * agreement:.1f} % of {len(images)} calibration images, "
-            f"which is no more than chance (Cohen's κ {kappa:.2f})",
+            f"which is hardly more than chance (Cohen's κ {kappa:.2f})",
             "Are its weights trained? If so, try more --calibration-images. Nothing that looks finished was left.",
         )
     return agreement
@@ -120,13 +120,15 @@ def _agreement(first: Tensor, second: Tensor) -> tuple[float, float]:
     return agreement, (agreement - chance) / (1 - chance) if chance < 1 else 1.0
 
 
-def feed(images: ImageSet, runtime: Any) -> Iterator[tuple[npt.NDArray[np.float32], Tensor]]:
+def feed(
+    images: ImageSet, runtime: Any, dynamic_batch: int = _READ_AT_ONCE
+) -> Iterator[tuple[npt.NDArray[np.float32], Tensor]]:
     """Batches as a session takes them, (B, C, H, W) and the labels of those that are no filling.
 
     A fixed batch is filled up with its last image; images are read many at a time whatever the batch.
     """
     fixed = runtime.get_inputs()[0].shape[0]
-    size = fixed if isinstance(fixed, int) else _READ_AT_ONCE
+    size = fixed if isinstance(fixed, int) else dynamic_batch
     for batch, labels in images.batches(size * max(1, _READ_AT_ONCE // size), torch.device("cpu")):
         array = batch.contiguous().numpy()
         for start in range(0, len(array), size):

@@ -46,7 +46,7 @@ def int8_notes(record: Record) -> list[str]:
         # Rounded as it is printed: a loss of exactly one point is no more than one.
         lost = round(100 * (old.accuracy.top1 - new.accuracy.top1), 2) if new.accuracy and old.accuracy else 0.0
         if lost > _USUAL_POINTS:
-            notes.append(f"{file} loses {lost:.2f} points of top-1 to {source}; more --calibration-images may help")
+            notes.append(f"{file} loses {lost:.2f} points of top-1 to {source}")
         notes += [f"int8 does not pay: {text}" for text in _slower(file, new, source, old)]
     if results.compressed_int8 and results.dense_int8:
         slower = _slower(MODEL_INT8, results.compressed_int8, DENSE_INT8, results.dense_int8)
