@@ -36,7 +36,7 @@ def config(options: argparse.Namespace, goal: Goal, target: str | None) -> Compr
 
 
 def share_of_macs(options: argparse.Namespace, ratio: float) -> tuple[float, float]:
-    """The share of MACs whose plan, chosen by MACs alone, is measured nearest to ``ratio`` of the dense latency, and that."""
+    """The share of MACs whose plan by MACs alone is measured nearest to ``ratio`` of the dense latency, and that."""
     made = config(options, Goal(macs=0.5), None)
     recipe, svd, _ = look(made.train, None)
     speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), lambda _event: None)
@@ -91,8 +91,8 @@ def main() -> None:
     options.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
     lines = [
-        "One thread, batch 1. Latency is that of the folded network ÷ dense in interleaved rounds. One seed; the weights that "
-        "training starts from have seen other pixels of the same images.",
+        "One thread, batch 1. Latency is that of the folded network ÷ dense in interleaved rounds. One seed; the weights "
+        "that training starts from have seen other pixels of the same images.",
         "",
         "| network | epochs | ranks by | MACs | latency (IQR) | top-1 | of test images |",
         "|---|---:|---|---:|---:|---:|---:|",
