@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,45 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def printed(runs: Path) -> tuple[str, str]:
-    """What the export of the run "exported" writes to stdout and stderr."""
-    shutil.copytree(runs / "with data", runs / "exported")
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        assert run(["onnx", str(runs / "exported"), "--int8", "--rounds", "50"]) == 0
-    return out.getvalue(), err.getvalue()
+@dataclass
+class Export:
+    """What an export wrote to stdout and stderr, and every image that the quantiser was fed."""
+
+    out: str
+    err: str
+    fed: list[np.ndarray]
+
+
+def export(*arguments: str) -> Export:
+    fed: list[np.ndarray] = []
+    real = quantization.quantize_static
+
+    class Spy:
+        def __init__(self, reader: Any) -> None:
+            self.reader = reader
+
+        def get_next(self) -> Any:
+            batch = self.reader.get_next()
+            fed.extend([] if batch is None else batch["input"])
+            return batch
+
+    def quantise_static(source: str, path: str, reader: Any, **named: Any) -> None:
+        real(source, path, Spy(reader), **named)
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        patch.setattr(quantization, "quantize_static", quantise_static)
+        assert run(["onnx", *arguments]) == 0
+    return Export(out.getvalue(), err.getvalue(), fed)
 
 
 @pytest.fixture(scope="module")
-def exported(runs: Path, printed: tuple[str, str]) -> Path:
+def done(runs: Path) -> Export:
+    """The export of the run "exported"."""
+    return export(str(shutil.copytree(runs / "with data", runs / "exported")), "--int8", "--rounds", "50")
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, done: Export) -> Path:
     return runs / "exported"
 
 
@@ -118,63 +147,47 @@ def untouchable() -> ImageData:
     return ImageData("mine", digits.classes, digits.train, test, None, digits.mean, digits.std)
 
 
-@pytest.mark.parametrize(("name", "heldout", "seed"), [("with data", 0.2, 5), ("without", 0.1, 0)])
-def test_it_is_calibrated_on_the_runs_held_out_images_and_on_no_other(
-    runs: Path,
-    tmp_path: Path,
-    name: str,
-    heldout: float,
-    seed: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    fed: list[np.ndarray] = []
-    real = quantization.quantize_static
-
-    class Spy:
-        def __init__(self, reader: Any) -> None:
-            self.reader = reader
-
-        def get_next(self) -> Any:
-            batch = self.reader.get_next()
-            fed.extend([] if batch is None else batch["input"])
-            return batch
-
-    def quantise_static(source: str, path: str, reader: Any, **named: Any) -> None:
-        real(source, path, Spy(reader), **named)
-
-    monkeypatch.setattr(quantization, "quantize_static", quantise_static)
-    path = shutil.copytree(runs / name, tmp_path / "run")
-    options = ["--int8", "--data", f"{__name__}:untouchable", "--no-rescore", "--rounds", "0", "--calibration-images", "60"]
-    assert run(["onnx", str(path), *options]) == 0
+def check_fed(fed: list[np.ndarray], heldout: float, seed: int, count: int) -> None:
+    """Both files were given ``count`` different images of all classes, all of them held out."""
     held = hold_out(load_data("digits", SHAPE), heldout, seed=seed).heldout
     (images, labels), *_ = held.batches(len(held), torch.device("cpu"))
     where = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
-    assert len(fed) == 2 * 60
-    for file in (fed[:60], fed[60:]):
-        assert len({image.tobytes() for image in file}) == 60
+    assert len(fed) == 2 * count
+    for file in (fed[:count], fed[count:]):
+        assert len({image.tobytes() for image in file}) == count
         assert {where[image.tobytes()] for image in file} == set(range(10))  # not the first class of a folder alone
-    for result in (load_record(path).results.dense_int8, load_record(path).results.compressed_int8):
+
+
+def test_it_is_calibrated_on_the_images_that_the_run_held_out(done: Export, exported: Path) -> None:
+    record = load_record(exported)
+    assert record.data is not None
+    check_fed(done.fed, 0.2, 5, record.data.heldout)
+
+
+def test_a_run_without_data_is_calibrated_on_training_images_of_data_that_are_given(runs: Path) -> None:
+    options = ["--int8", "--data", f"{__name__}:untouchable", "--no-rescore", "--rounds", "0", "--calibration-images", "60"]
+    found = export(str(runs / "without"), *options)
+    check_fed(found.fed, 0.1, 0, 60)
+    results = load_record(runs / "without").results
+    for result in (results.dense_int8, results.compressed_int8):
         assert (result.quantisation.data, result.quantisation.images) == (f"{__name__}:untouchable", 60)
         assert result.accuracy is None
-    out = capsys.readouterr().out
-    assert "MACs in int8" in out
-    assert "change by int8" not in out  # nothing was scored
+    assert "MACs in int8" in found.out
+    assert "change by int8" not in found.out  # nothing was scored
 
 
-def test_what_int8_costs_is_printed(exported: Path, printed: tuple[str, str]) -> None:
-    out, err = printed
+def test_what_int8_costs_is_printed(exported: Path, done: Export) -> None:
     found = load_record(exported).results
     for name, int8, float32 in (
         ("dense", found.dense_int8, found.dense),
         ("model", found.compressed_int8, found.compressed),
     ):
-        line = next(line for line in err.splitlines() if line.startswith(f"{name}.int8.onnx: "))
+        line = next(line for line in done.err.splitlines() if line.startswith(f"{name}.int8.onnx: "))
         change = 100 * (int8.accuracy.top1 - float32.accuracy.top1)
         assert f"; top-1 {100 * int8.accuracy.top1:.2f} %, {change:+.2f} points to float32" in line
         assert f"same class as {name}.onnx on {100 * int8.quantisation.agreement:.2f} % of" in line
         assert "100.0 % of MACs in int8" in line
-    rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    rows = {line.split("  ")[0]: line.split() for line in done.out.splitlines()}
     assert rows["int8"] == ["int8", "dense", "ratio", "compressed", "ratio"]
     assert rows["float32"] == ["float32", "dense", "compressed", "ratio"]
     assert "change by int8, points" in rows
