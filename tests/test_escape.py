@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrexport.escape import markdown, plain, plain_lines
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_plain_name_is_one_printable_line_and_no_command_of_a_ci_log(text: str) -> None:
     found = plain(text)
@@ -18,6 +19,7 @@ def test_a_plain_name_is_one_printable_line_and_no_command_of_a_ci_log(text: str
     assert "##[" not in found
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(categories=["L", "N", "Zs"], max_codepoint=0x7F)))
 def test_an_ordinary_name_stays_as_it_is(text: str) -> None:
     assert plain(text) == text
@@ -29,6 +31,7 @@ def test_what_cannot_be_seen_is_shown_by_its_code() -> None:
     assert plain_lines("one\ntwo\r::x") == "one\ntwo\\x0d:\\x3ax"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_sign_that_markdown_or_html_know_is_left_in_markdown(text: str) -> None:
     bare = re.sub(r"&#\d+;|<!-- -->", "", markdown(text))

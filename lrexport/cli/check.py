@@ -110,7 +110,8 @@ def _tell_github(report: Report) -> None:
         from lrexport.budget.outputs import annotations
 
         # On stderr, which GitHub reads too: stdout may be another output's.
-        click.echo(annotations.render(report), err=True, nl=False)
+        root = os.environ.get("GITHUB_WORKSPACE", os.curdir)
+        click.echo(annotations.render(report, Path(os.path.relpath(os.curdir, root)).as_posix()), err=True, nl=False)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         from lrexport.artifacts import files
         from lrexport.budget.outputs import markdown

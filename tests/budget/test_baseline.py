@@ -42,7 +42,7 @@ FACTS = st.builds(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.dictionaries(st.text(alphabet=st.characters(exclude_categories=["Cs"])), FACTS, max_size=3))
 def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Facts]) -> None:
     path = tmp_path_factory.mktemp("baseline") / "baseline.json"

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrexport import units
@@ -51,18 +51,21 @@ def test_hyphens_do_for_underscores() -> None:
     assert make_budget("test", {"max-bytes": "1 KB"}, lambda name: "here").limits[0].key == "max_bytes"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**15))
 def test_a_size_in_bytes_and_a_count_in_words_are_exact(number: int) -> None:
     assert _bound("max_bytes", f"{number} B") == number
     assert _bound("max_macs", f"{number} MACs") == number
 
 
+@settings(deadline=None)
 @given(st.decimals(0, 1000, places=2), st.sampled_from(["", " ", "  "]))
 def test_shares_and_points_are_hundredths(number: Decimal, space: str) -> None:
     assert _bound("min_accuracy", f"{number}{space}%") == float(number / 100)
     assert _bound("max_accuracy_drop", f"{number} points") == float(number / 100)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789. KMGBbyteskmacsparum%x×µ-+", max_size=12), st.sampled_from(sorted(KEYS)))
 def test_any_text_is_a_limit_above_or_at_nothing_or_a_mistake_that_says_where(text: str, key: str) -> None:
     if key in ("path", "target", "dense") or key.endswith("operators"):
@@ -135,6 +138,7 @@ def _documentation() -> str:
     return (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1e6))
 def test_a_time_in_any_unit_is_the_same_time(milliseconds: float) -> None:
     found = [units.parse_ms(f"{milliseconds * scale:.12f} {unit}") for scale, unit in ((1e3, "us"), (1, "ms"), (1e-3, "s"))]

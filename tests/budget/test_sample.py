@@ -151,6 +151,13 @@ def test_json_markdown_annotations_junit_and_history_say_the_same(
             assert int(element.get(attribute, "")) == len(list(element.iter(tag)))
 
 
+def test_annotations_name_the_file_from_the_repository_s_root(check: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget('max_bytes = "5 KB"')
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(Path.cwd().parent))
+    assert f"::error file={Path.cwd().name}/pyproject.toml,line=3," in check().err
+
+
 @pytest.mark.parametrize("output", ["json", "markdown", "junit", "history"])
 def test_an_output_on_stdout_is_alone_there(check: Command, output: str) -> None:
     done = check(f"--{output}", "-")

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
@@ -27,6 +27,7 @@ def _timed(ratio: float, low: float, high: float, warning: str | None = None) ->
     return Facts(latency_ms={"local": Latency(1.0, 1.2, 0.1, 1, 1, ratio, (low, high), warning, MACHINE)})
 
 
+@settings(deadline=None)
 @given(st.lists(TIMES, min_size=3, max_size=3).map(sorted), TIMES, st.booleans())
 def test_a_latency_fails_only_when_its_whole_interval_is_past_and_passes_only_when_it_is_within(
     interval: list[float], limit: float, doubtful: bool
@@ -39,6 +40,7 @@ def test_a_latency_fails_only_when_its_whole_interval_is_past_and_passes_only_wh
     assert (status == "passed") == (high <= limit and not doubtful)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**12), st.integers(1, 10**12))
 def test_sizes_and_macs_gate_exactly_and_are_never_inconclusive(found: int, limit: int) -> None:
     wanted = "passed" if found <= limit else "failed"
@@ -49,6 +51,7 @@ def test_sizes_and_macs_gate_exactly_and_are_never_inconclusive(found: int, limi
     assert _verdict(Facts(bytes=found), "max_bytes_growth", "0%", baseline=dense).status == wanted
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_a_drop_in_accuracy_is_judged_to_the_image(right: int, dense_right: int) -> None:
     """One image of 1000 is 0.1 points, which no binary fraction is."""

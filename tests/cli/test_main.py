@@ -11,7 +11,9 @@ import lrexport
 from lrexport.cli.main import COMMANDS, cli, run
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"], ["onnx", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["compress", "--help"], ["onnx", "--help"], ["check", "--help"]]
+)
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     heavy = "{'torch', 'onnx', 'onnxruntime', 'numpy', 'pydantic', 'rich'}"
     code = f"import sys; from lrexport.cli.main import run; run({arguments}); "

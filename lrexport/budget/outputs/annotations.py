@@ -5,6 +5,7 @@ Source: docs.github.com, "Workflow commands for GitHub Actions"; the escapes are
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 
 from lrexport.budget.outputs.text import explanation, headline
@@ -15,16 +16,19 @@ from lrexport.escape import plain
 _LEVELS = {"failed": "error", "not measured": "error", "inconclusive": "warning"}
 
 
-def render(report: Report) -> str:
-    """A line for every limit that was not kept, the worst first: GitHub shows ten errors and ten warnings of a step."""
-    return "".join(f"{line}\n" for line in _lines(report))
+def render(report: Report, folder: str = "") -> str:
+    """A line for every limit that was not kept, the worst first: GitHub shows ten errors and ten warnings of a step.
+
+    ``folder`` is the current one, from the repository's root, which GitHub takes paths from.
+    """
+    return "".join(f"{line}\n" for line in _lines(report, folder))
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: Report, folder: str) -> Iterator[str]:
     for checked, verdict in report.rows():
         if verdict.status == "passed":
             continue
-        file, line = _place(verdict)
+        file, line = _place(verdict, folder)
         properties = {"file": file, "line": line, "title": f"lrexport check: {plain(checked.model)}"}
         given = ",".join(f"{key}={_property(value)}" for key, value in properties.items() if value)
         text = headline(verdict)
@@ -33,9 +37,9 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"::{_LEVELS[verdict.status]} {given}::{_message(text)}"
 
 
-def _place(verdict: Verdict) -> tuple[str, str]:
+def _place(verdict: Verdict, folder: str) -> tuple[str, str]:
     file, _, line = verdict.limit.place.rpartition(":")
-    return (plain(file), line) if line.isdecimal() else ("", "")
+    return (plain(posixpath.normpath(posixpath.join(folder, file))), line) if line.isdecimal() else ("", "")
 
 
 def _message(text: str) -> str:
