@@ -34,17 +34,13 @@ def parse_latency(text: str) -> tuple[float, bool]:
 
     The second value says whether it is milliseconds. Raises UsageError.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|µs|ms|s)\s*", text)
-    if match is None:
+    for parse, is_time in ((parse_share, False), (parse_ms, True)):
         try:
-            return parse_share(text), False
-        except UsageError as error:
-            hint = "Give a share of the dense network's, like 0.6, or a time with its unit, like 5ms."
-            raise UsageError(f"{text!r} is no latency", hint) from error
-    milliseconds = float(match[1]) * {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}[match[2]]
-    if milliseconds <= 0:
-        raise UsageError(f"{text!r} is no latency", "Give a time above 0.")
-    return milliseconds, True
+            return parse(text), is_time
+        except UsageError:
+            continue
+    hint = "Give a share of the dense network's, like 0.6, or a time above 0 with its unit, like 5ms."
+    raise UsageError(f"{text!r} is no latency", hint)
 
 
 def parse_count(text: str) -> int:
