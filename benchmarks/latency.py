@@ -57,10 +57,21 @@ def plans(svd: SVDNetwork, speed: Speed) -> Iterator[tuple[str, Selection]]:
     for share in (0.8, 0.7, 0.6, 0.5):
         if latency.least <= share * latency.dense:
             yield f"latency {share}", within_latency(svd, found, latency, share * latency.dense)
+    yield "latency, half the MACs", half_the_macs(svd, found, speed)
     for share in (0.5, 0.35):
         yield f"macs {share}", within(svd, found, "macs", share * svd.dense_macs, latency=latency)
     for energy in (0.05, 0.3):
         yield f"energy {energy}", at_threshold(svd, found, energy, latency)
+
+
+def half_the_macs(svd: SVDNetwork, found: Truncations, speed: Speed) -> Selection:
+    """The slowest plan by latency that has at most half of the MACs, by steps of a hundredth of the dense latency."""
+
+    def plan(step: int) -> Selection:
+        return within_latency(svd, found, speed.latency, max(1 - step / 100, 0) * speed.latency.dense)
+
+    last = int(100 * (1 - speed.latency.least / speed.latency.dense))
+    return plan(first_true(last, lambda step: plan_macs(svd, plan(step).plan) <= 0.5 * svd.dense_macs))
 
 
 def row(svd: SVDNetwork, speed: Speed, name: str, selection: Selection) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def measure(model: str, weights: Path, threads: int) -> dict[str, Any]:
         "model": model,
         "table_s": table_s,
         "options": options,
-        "dense_ms": speed.latency.dense,
+        "dense_ms": speed.dense_ms,
         "other": speed.latency.other / speed.latency.dense,
         "rows": rows,
         "keeping": keeping,

@@ -26,12 +26,16 @@ _ROUNDS = 100
 
 @dataclass(frozen=True)
 class Speed:
-    """A network's times on ``target``, and the dense network's file to compare others with, as bytes."""
+    """A network's times on ``target``, and the dense network's file to compare others with, as bytes.
+
+    ``latency`` is on the scale of the table, ``dense_ms`` what the dense network took when it was measured.
+    """
 
     target: Target
     threads: int
     environment: dict[str, Any]
     latency: NetworkLatency
+    dense_ms: float
     input_shape: tuple[int, ...]
     dense_onnx: bytes
 
@@ -79,7 +83,7 @@ def measure_speed(
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         path = Path(folder) / DENSE_ONNX
         export_onnx(fold(svd, {}), path, input_shape)
-        dense = measure_latency({DENSE_ONNX: path}, None, Job((), _ROUNDS, threads), target)[DENSE_ONNX]
+        dense, now = times.whole(path)
         content = path.read_bytes()
-    on_event({"event": "speed", "dense": dense.p50, "target": target.name, "table": str(times.path)})
-    return Speed(target, threads, times.environment, NetworkLatency(dense.p50, layers), input_shape, content)
+    on_event({"event": "speed", "dense": now.p50, "target": target.name, "table": str(times.path)})
+    return Speed(target, threads, times.environment, NetworkLatency(dense, layers), now.p50, input_shape, content)

@@ -2,6 +2,10 @@
 
 The times of a target are one JSON file, named by what they depend on: processor, instruction sets, cores, governor,
 runtime, threads, batch. They are found by what a layer computes, so networks that have layers in common share them.
+
+Between two uses of a layer's weights the rest of the network passes through the caches. A chain that is timed over and
+over finds its weights there and is too fast, pairs by a fifth on ResNet-20; so as much memory as the rest of the network
+has is touched before each sample, and the error is a few percent.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -21,22 +26,27 @@ from torch import nn
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError
+from lrexport.lowrank.costs import whole_cost
 from lrexport.lowrank.decompose import Factorisable, SVDNetwork
 from lrexport.lowrank.kernels import LayerCall
 from lrexport.lowrank.latencies import LayerLatency
 from lrexport.lowrank.moments import Schemes
 from lrexport.lowrank.schemes import SCHEMES, blank
+from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.targets import Job, Target
-from lrexport.record import Scheme
+from lrexport.record import Latency, Scheme
 
 # Runtimes compute channels in blocks of 4, 8 or 16: no other rank is faster than the next of these.
 _GRAIN = 4
 # Between measured ranks that are multiples of the largest block, time is a straight line.
 _BLOCK = 16
 _MOST_RANKS = 16  # of one layer and scheme
-_PAIRS = 8  # in a group; the dense layer is in each, so that a change of the machine's speed cancels out
-_GROUP_SECONDS, _MOST_ROUNDS = 0.25, 200
+_PAIRS = 8  # in a group, with the dense layer
+_REFERENCE = "reference"
+_GROUP_SECONDS, _MOST_ROUNDS = 1.0, 200
+_WHOLE_ROUNDS = 100
+_MOST_AMONG_BITS = 25  # 32 MiB: by then no cache holds anything of the last inference
 # What a target's times depend on, of its environment.
 _MATTERS = ("cpu", "isa", "cores", "system", "governor", "onnxruntime")
 OnTable = Callable[[int, int], None]
@@ -44,10 +54,14 @@ OnTable = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class _Option:
-    """What ``layer``, which holds no values, may become for one of its calls; no scheme is the layer itself."""
+    """What ``layer``, which holds no values, may become for one of its calls; no scheme is the layer itself.
+
+    ``among`` are the bytes of the rest of the network, which stand between two uses of the layer's weights.
+    """
 
     layer: nn.Module
     call: LayerCall
+    among: int
     scheme: Scheme | None = None
     rank: int = 0
 
@@ -55,7 +69,7 @@ class _Option:
     def key(self) -> str:
         """By this the time is found again: all that the layer's speed depends on."""
         positions = "x".join(map(str, self.call.input)) or "rows"
-        call = f"{self.layer} on {self.call.samples} x {positions}"
+        call = f"{self.layer} on {self.call.samples} x {positions} among {self.among >> 10} KiB"
         return f"{call}, {self.scheme} {self.rank}" if self.scheme else call
 
     def model(self, copies: int, batch: int) -> bytes:
@@ -78,14 +92,17 @@ class LayerTimes:
         self.path = (folder or cache_folder() / "latency") / f"{digest}.json"
         self.about = about
         self.times: dict[str, float] = _read(self.path)
+        self._seen: dict[str, list[float]] = {}
 
     def of(self, svd: SVDNetwork, schemes: Schemes, on_table: OnTable = lambda done, of: None) -> dict[str, LayerLatency]:
         """Every factorisable layer of the network, with its pairs by ``schemes`` at the ranks on the grain.
 
         What is not known is measured; ``on_table`` is told how many of how many groups are done.
         """
+        among = _among(svd)
         wanted = {
-            name: [_options(svd, call, facts, schemes[name]) for call in facts.calls] for name, facts in svd.layers.items()
+            name: [_options(svd, call, among, facts, schemes[name]) for call in facts.calls]
+            for name, facts in svd.layers.items()
         }
         groups = self._unknown([options for each in wanted.values() for options in each])
         if groups:
@@ -107,7 +124,15 @@ class LayerTimes:
     def _measure(self, groups: list[list[_Option]], on_table: OnTable) -> None:
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
             written = [self._write(group, Path(folder) / str(number)) for number, group in enumerate(groups)]
-            job = Job(written, _MOST_ROUNDS, self.threads, self.batch, warmup_runs=2, group_seconds=_GROUP_SECONDS)
+            job = Job(
+                written,
+                _MOST_ROUNDS,
+                self.threads,
+                self.batch,
+                warmup_runs=2,
+                group_seconds=_GROUP_SECONDS,
+                evict_bytes=groups[0][0].among,
+            )
             for answer in self.target.run(job):
                 if "models" in answer:
                     self._note(groups[answer["group"]], answer["models"])
@@ -117,7 +142,7 @@ class LayerTimes:
     def _write(self, group: list[_Option], folder: Path) -> dict[str, Path]:
         """The files of a group, each option at both numbers of copies."""
         folder.mkdir()
-        written: dict[str, Path] = {}
+        written = self._references(folder)
         for index, option in enumerate(group):
             for copies in COPIES:
                 written[f"{index}x{copies}"] = path = folder / f"{index}x{copies}.onnx"
@@ -125,11 +150,34 @@ class LayerTimes:
         return written
 
     def _note(self, group: list[_Option], models: Mapping[str, Any]) -> None:
-        """Times by the slope between the numbers of copies, relative to the dense layer's in the same group."""
-        slopes = [_slope(models, index) for index in range(len(group))]
-        scale = self.times.get(group[0].key, slopes[0]) / slopes[0]
-        for option, slope in zip(group, slopes, strict=True):
-            self.times.setdefault(option.key, slope * scale)
+        """Times by the slope between the numbers of copies; a layer's own is the median of all groups that it is in."""
+        scale = self._scale(models)
+        for index, option in enumerate(group):
+            self._seen.setdefault(option.key, []).append(scale * _slope(models, str(index)))
+            self.times[option.key] = float(np.median(self._seen[option.key]))
+
+    def _scale(self, models: Mapping[str, Any]) -> float:
+        """What makes times of now those of the machine as it was when the table was begun."""
+        now = _slope(models, _REFERENCE)
+        return self.times.setdefault(_REFERENCE, now) / now
+
+    def whole(self, path: Path) -> tuple[float, Latency]:
+        """A network's milliseconds on the table's scale, and its latency as it is now. Raises DeviceError."""
+        with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+            paths = {path.name: path, **self._references(Path(folder))}
+            job = Job((), _WHOLE_ROUNDS, self.threads, self.batch)
+            found = measure_latency(paths, None, job, self.target)
+        few, many = (found[f"{_REFERENCE}x{copies}"].p50 for copies in COPIES)
+        now = (many - few) / (COPIES[1] - COPIES[0])
+        return found[path.name].p50 * self.times.setdefault(_REFERENCE, now) / now, found[path.name]
+
+    def _references(self, folder: Path) -> dict[str, Path]:
+        """A layer that is in every group, small enough to stay in any cache: the machine's speed of the moment."""
+        layer, call = nn.Conv2d(16, 16, 3, padding=1, device="meta"), LayerCall(1, (32, 32), (32, 32))
+        written = {f"{_REFERENCE}x{copies}": folder / f"{_REFERENCE}x{copies}.onnx" for copies in COPIES}
+        for copies, path in zip(COPIES, written.values(), strict=True):
+            path.write_bytes(layer_model(layer, call, copies, self.batch).SerializeToString())
+        return written
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,12 +201,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrexport"
 
 
+def _among(svd: SVDNetwork) -> int:
+    """Half of the dense network's bytes, as after compression; as a power of two, so that like networks share times."""
+    return 1 << min(_MOST_AMONG_BITS, round(math.log2(max(1.0, 4 * whole_cost(svd, "params") / 2))))
+
+
 def _options(
-    svd: SVDNetwork, called: tuple[str, LayerCall], facts: Factorisable, schemes: Iterable[Scheme]
+    svd: SVDNetwork, called: tuple[str, LayerCall], among: int, facts: Factorisable, schemes: Iterable[Scheme]
 ) -> list[_Option]:
     name, call = called
     layer = blank(svd.network.get_submodule(name))
-    return [_Option(layer, call), *(_Option(layer, call, s, rank) for s in schemes for rank in _ranks(facts, s))]
+    pairs = (_Option(layer, call, among, scheme, rank) for scheme in schemes for rank in _ranks(facts, scheme))
+    return [_Option(layer, call, among), *pairs]
 
 
 def _ranks(facts: Factorisable, scheme: Scheme) -> list[int]:
@@ -184,9 +238,9 @@ def _between(times: Mapping[int, float]) -> dict[int, float]:
     return found
 
 
-def _slope(models: Mapping[str, Any], index: int) -> float:
+def _slope(models: Mapping[str, Any], name: str) -> float:
     """Milliseconds of one more copy, from rounds in which both numbers of copies were timed."""
-    few, many = (np.array(models[f"{index}x{copies}"]["samples_ms"]) for copies in COPIES)
+    few, many = (np.array(models[f"{name}x{copies}"]["samples_ms"]) for copies in COPIES)
     slope = float(np.median(many - few)) / (COPIES[1] - COPIES[0])
     # What is lost in noise still takes some time.
     return max(slope, 1e-3 * float(np.median(few)))

@@ -128,7 +128,7 @@ def test_what_is_known_is_not_measured_again_and_a_stopped_measurement_goes_on(t
     schemes, events = every_scheme_of(svd), []
     with pytest.raises(DeviceError, match="fell down"):
         LayerTimes(Arithmetic(groups=3), folder=tmp_path).of(svd, schemes)
-    # Half as fast now: what is added must fit what is there, by the dense layer that is in every group.
+    # Half as fast now: what is added must fit what is there, by the reference that is in every group.
     rest = Arithmetic(speed=2.0)
     times = LayerTimes(rest, folder=tmp_path)
     found = times.of(svd, schemes, lambda done, of: events.append((done, of)))
@@ -141,6 +141,19 @@ def test_what_is_known_is_not_measured_again_and_a_stopped_measurement_goes_on(t
     again = Arithmetic()
     assert LayerTimes(again, folder=tmp_path).of(svd, schemes) == found
     assert (again.files, rest.files > 0) == (0, True)
+
+
+def test_a_network_is_timed_on_the_scale_of_the_table_and_as_it_is_now(tmp_path: Path) -> None:
+    svd = decompose(SmallNet(), SHAPE)
+    LayerTimes(Arithmetic(), folder=tmp_path).of(svd, every_scheme_of(svd))
+    file = tmp_path / "a network.onnx"
+    layer = nn.Conv2d(8, 12, 3)
+    file.write_bytes(layer_model(blank(layer), call_of(layer, torch.zeros(1, 8, 9, 9)), 2).SerializeToString())
+    wanted = 0.5 + MS_A_MAC * count_onnx(onnx.load(file)).macs
+    slower = LayerTimes(Arithmetic(speed=3.0), folder=tmp_path)
+    whole, now = slower.whole(file)
+    assert whole == pytest.approx(wanted)
+    assert now.p50 == pytest.approx(3 * wanted)
 
 
 def test_other_threads_and_other_machines_have_tables_of_their_own(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ class Job:
     """Groups of files that are measured together, {name: path} each, and how.
 
     ``rounds`` samples of at least ``sample_ms`` each; with ``group_seconds`` as many rounds as fit in that time, at least
-    ``least_rounds``. ``batch`` must be that of files with a fixed one; 0 is theirs, or one. ``cold`` also loads each file
-    in a process of its own, ``profile`` tells time by operator.
+    ``least_rounds``. With ``evict_bytes`` so much memory is touched before each sample, which is one run then. ``batch``
+    must be that of files with a fixed one; 0 is theirs, or one. ``cold`` also loads each file in a process of its own,
+    ``profile`` tells time by operator.
     """
 
     groups: Sequence[dict[str, Path]]
@@ -37,6 +38,7 @@ class Job:
     warmup_runs: int = 10
     group_seconds: float | None = None
     least_rounds: int = 7
+    evict_bytes: int = 0
     cold: bool = False
     profile: bool = False
 
