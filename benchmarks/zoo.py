@@ -3,7 +3,7 @@
 Each network runs in a process of its own, smallest first, and leaves one line of JSON in --results, so a run that was
 stopped goes on; the table is made from all lines. Quantised, detection, video and optical-flow networks are out.
 
-    python benchmarks/zoo.py [--only 'resnet*'] [--threads 1] [--minutes 15] [--results build/zoo.jsonl] [--table-only]
+    python benchmarks/zoo.py [--only 'resnet*'] [--threads 1] [--minutes 15] [--results FILE] [--table-only]
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", metavar="PATTERN")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=15, help="for one network")
-    parser.add_argument("--results", type=Path, default=Path("build/zoo.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "zoo.jsonl")
     parser.add_argument("--again", action="store_true", help="also networks that are in --results")
     parser.add_argument("--table-only", action="store_true")
     parser.add_argument("--note", default="", help="what a reader of the table should know")
