@@ -130,7 +130,7 @@ def measure(model: str, weights: Path, threads: int) -> dict[str, Any]:
         "model": model,
         "table_s": table_s,
         "options": options,
-        "dense_ms": speed.dense_ms,
+        "dense_ms": speed.latency.dense,
         "other": speed.latency.other / speed.latency.dense,
         "rows": rows,
         "keeping": keeping,

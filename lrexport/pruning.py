@@ -159,7 +159,7 @@ class Pruning:
         are fast enough the slowest is taken, where none is, the fastest, with a warning.
         """
         goal, dense = self.config.goal, speed.latency.dense
-        asked = goal.latency or (goal.latency_ms or 0.0) / speed.dense_ms
+        asked = goal.latency or (goal.latency_ms or 0.0) / dense
         found = truncations(self.svd, moments, self._schemes())
         budget, tries = asked, list[tuple[float, Selection]]()
         while len(tries) < _LATENCY_TRIES:
@@ -170,7 +170,7 @@ class Pruning:
                     raise
                 break
             latency = self._confirm(speed, selection)
-            ratio = latency.ratio if goal.latency is not None else latency.measured / speed.dense_ms
+            ratio = latency.ratio if goal.latency is not None else latency.measured / dense
             tries.append((ratio, replace(selection, latency=latency)))
             whole = not any(isinstance(layer, FactorisedLayer) for layer in selection.plan.values())
             if whole or asked * (1 - _LATENCY_CLOSE) <= ratio <= asked:

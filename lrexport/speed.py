@@ -26,16 +26,12 @@ _ROUNDS = 100
 
 @dataclass(frozen=True)
 class Speed:
-    """A network's times on ``target``, and the dense network's file to compare others with, as bytes.
-
-    ``latency`` is on the scale of the table, ``dense_ms`` what the dense network took when it was measured.
-    """
+    """A network's times on ``target``, and the dense network's file to compare others with, as bytes."""
 
     target: Target
     threads: int
     environment: dict[str, Any]
     latency: NetworkLatency
-    dense_ms: float
     input_shape: tuple[int, ...]
     dense_onnx: bytes
 
@@ -86,4 +82,6 @@ def measure_speed(
         dense, now = times.whole(path)
         content = path.read_bytes()
     on_event({"event": "speed", "dense": now.p50, "target": target.name, "table": str(times.path)})
-    return Speed(target, threads, times.environment, NetworkLatency(dense, layers), now.p50, input_shape, content)
+    # What is predicted shall be milliseconds of today, whatever the machine's speed was when the table was begun.
+    today = {name: layer.scaled(now.p50 / dense) for name, layer in layers.items()}
+    return Speed(target, threads, times.environment, NetworkLatency(now.p50, today), input_shape, content)

@@ -98,7 +98,7 @@ def speed_of(job: Pruning, bias: float, pair_factor: float = 1.0) -> Speed:
         }
         layers[name] = LayerLatency(1e-6 * facts.dense_macs, every)
     latency = NetworkLatency(sum(layer.dense for layer in layers.values()) + 0.05, layers)
-    return Biased(Local(), 1, {"bias": bias, "confirmed": []}, latency, latency.dense, SHAPE, b"")
+    return Biased(Local(), 1, {"bias": bias, "confirmed": []}, latency, SHAPE, b"")
 
 
 @pytest.mark.parametrize("bias", [0.9, 1.0, 1.15])

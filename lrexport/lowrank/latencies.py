@@ -32,6 +32,11 @@ class LayerLatency:
                 found[scheme] = dict(reversed(kept.items()))
         return found
 
+    def scaled(self, factor: float) -> LayerLatency:
+        """The same on a machine that takes ``factor`` times as long."""
+        pairs = {scheme: {rank: factor * ms for rank, ms in times.items()} for scheme, times in self.pairs.items()}
+        return LayerLatency(factor * self.dense, pairs)
+
     def round_up(self, scheme: Scheme, rank: int) -> int | None:
         """The rank of at least ``rank`` that takes least time; None where no such pair is faster than the layer."""
         return next((higher for higher in self.gaining.get(scheme, {}) if higher >= rank), None)
