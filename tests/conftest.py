@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,3 +76,8 @@ def small_net() -> nn.Module:
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference relative to the largest wanted value."""
     return float((found - wanted).detach().abs().max() / wanted.detach().abs().max())
+
+
+def heed_ctrl_c() -> None:
+    """For a child before it starts: a shell's background job, as CI may be, ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,6 +20,7 @@ from lrexport.cli.main import run
 from lrexport.data.images import ArraySet, ImageData
 from lrexport.data.resolve import load_data
 from lrexport.record import FactorisedLayer, Record, load_record
+from tests.conftest import heed_ctrl_c
 
 NETWORK = """
 from torch import nn
@@ -292,8 +293,7 @@ def test_a_signal_in_training_ends_it_with_its_code_and_keeps_what_was_written(f
         [*command, "--dense-epochs", "1", "--svd-epochs", "5000", "-o", name],
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background job, as CI may be, ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_ctrl_c,
     )
     assert process.stderr is not None
     for line in process.stderr:

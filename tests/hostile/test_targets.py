@@ -14,6 +14,7 @@ import pytest
 
 from lrexport.measure.targets.ssh import CONFIG_VARIABLE
 from tests.board import Board, write_model, write_ssh_config
+from tests.conftest import heed_ctrl_c
 from tests.hostile.support import Command, Outcome, listing
 
 ENDLESS = ["--rounds", "1000000"]
@@ -180,7 +181,7 @@ def _until(true: Callable[[], object], seconds: float = 20) -> None:
 def _bench(board: Board, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
     """The command in a process of its own, once the device has loaded the file in another process and measures."""
     command = [sys.executable, "-m", "lrexport", "bench", *arguments, "--target", url or board.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
     _until(lambda: board.running("--cold"))
     _until(lambda: not board.running("--cold"))
     return process
@@ -228,7 +229,9 @@ def test_a_measurement_that_is_stopped_here_leaves_nothing_on_the_device(
 
 def test_a_measurement_that_is_stopped_here_leaves_no_process_on_this_machine(model: str, here: Path) -> None:
     command = [sys.executable, "-m", "lrexport", "bench", model, *ENDLESS]
-    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(here)}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(here)}, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     _until(lambda: list(here.glob("lrexport-*/job.json")))
     time.sleep(1)
     process.send_signal(signal.SIGINT)
