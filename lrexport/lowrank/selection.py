@@ -71,8 +71,7 @@ def select(
     the share of energy dropped, to the power of 0.75; "threshold" takes the smallest e for all layers that meets the
     budget. ``moments`` weight the energy by the data; ``every_scheme`` lets each layer have any scheme that it admits;
     by ``latency`` ranks are on the target's grain. U, s, V are replaced by the exact SVD of the composed kernels first.
-    Raises UsageError for a goal out of range or out
-    of reach.
+    Raises UsageError for a goal out of range or out of reach.
     """
     if sum(goal is not None for goal in (energy, macs, params)) != 1:
         raise UsageError("give one goal: energy, macs or params")
@@ -105,11 +104,12 @@ def within(
     """
     if rule == "threshold":
         selection = _least_threshold(svd, found, lambda plan: plan_cost(svd, plan, cost), budget, latency)
-        if isinstance(selection, Selection):
-            return selection
-        raise _out_of_reach(svd, cost, budget, selection)
+        cheapest = plan_cost(svd, selection.plan, cost)
+        if cheapest > budget:
+            raise _out_of_reach(svd, cost, budget, cheapest)
+        return selection
     options = {
-        name: _choices(layer, found[name], cost, latency.layers[name] if latency else None)
+        name: _costed_choices(layer, found[name], cost, latency.layers[name] if latency else None)
         for name, layer in svd.layers.items()
     }
     fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())
@@ -131,7 +131,7 @@ def within_latency(
     The dense network, with a warning, where no pair is faster than its layer. Raises UsageError with the least that can be
     reached.
     """
-    options = {name: _timed_choices(found[name], latency.layers[name]) for name in svd.layers}
+    options = {name: _choices(found[name], latency.layers[name].dense, latency.layers[name].gaining) for name in svd.layers}
     if all(len(choices) == 1 for choices in options.values()):
         dense = _least_loss(svd, found, options, float("inf"))
         return replace(dense, warnings=(*dense.warnings, "no pair is faster than its layer on the target: all stay dense"))
@@ -142,9 +142,7 @@ def within_latency(
             f"{format_percent(latency.least / latency.dense)} of the dense network's {format_ms(latency.dense)}.",
         )
     if rule == "threshold":  # at e = 1 every layer has its fastest pair: within the budget
-        selection = _least_threshold(svd, found, latency.of_plan, budget, latency)
-        assert isinstance(selection, Selection)
-        return selection
+        return _least_threshold(svd, found, latency.of_plan, budget, latency)
     return _least_loss(svd, found, options, budget - latency.other)
 
 
@@ -190,7 +188,7 @@ def smallest(svd: SVDNetwork, found: Truncations, cost: Cost) -> Selection:
     """The plan that costs least: rank 1 wherever that is less than the layer."""
     plan: Plan = dict(svd.dense)
     for name, layer in svd.layers.items():
-        choice = min(_choices(layer, found[name], cost), key=lambda choice: choice.cost)
+        choice = min(_costed_choices(layer, found[name], cost), key=lambda choice: choice.cost)
         plan[name] = _entry(layer, found[name], choice)
     return Selection(in_order(svd, plan), None, svd.notes, found)
 
@@ -205,29 +203,30 @@ class _Choice:
     cost: float
 
 
-def _choices(
+def _choices(found: Mapping[Scheme, Truncation], dense: float, pairs: Mapping[Scheme, Mapping[int, float]]) -> list[_Choice]:
+    """The layer as it is, at the price ``dense``, and its pairs by scheme, rank and price."""
+    made = [
+        _Choice(scheme, rank, float(found[scheme].energy_dropped[rank]) ** _LOSS_POWER, price)
+        for scheme, prices in pairs.items()
+        if scheme in found
+        for rank, price in prices.items()
+    ]
+    return [_Choice(None, 0, 0.0, dense), *made]
+
+
+def _costed_choices(
     layer: Factorisable, found: Mapping[Scheme, Truncation], cost: Cost, latency: LayerLatency | None = None
 ) -> list[_Choice]:
-    """Dense, and every pair that costs less than the layer, in MACs too; with ``latency`` those that gain by it."""
-    choices = [_Choice(None, 0, 0.0, dense_cost(layer, cost))]
+    """Every pair that costs less than the layer, in MACs too; with ``latency`` those that gain by it."""
+    dense, pairs = dense_cost(layer, cost), dict[Scheme, dict[int, float]]()
     for scheme, truncation in found.items():
-        dropped = truncation.energy_dropped.tolist()
-        for rank in range(1, len(dropped)) if latency is None else latency.gaining.get(scheme, ()):
+        prices = pairs.setdefault(scheme, {})
+        for rank in range(1, len(truncation.energy_dropped)) if latency is None else latency.gaining.get(scheme, ()):
             price = pair_cost(layer, scheme, rank, cost)
-            if price >= dense_cost(layer, cost) or pair_cost(layer, scheme, rank, "macs") >= layer.dense_macs:
+            if price >= dense or pair_cost(layer, scheme, rank, "macs") >= layer.dense_macs:
                 break
-            choices.append(_Choice(scheme, rank, dropped[rank] ** _LOSS_POWER, price))
-    return choices
-
-
-def _timed_choices(found: Mapping[Scheme, Truncation], latency: LayerLatency) -> list[_Choice]:
-    """Dense, and every pair that is faster than the layer and than those of higher rank, in milliseconds."""
-    pairs = [
-        _Choice(scheme, rank, float(truncation.energy_dropped[rank]) ** _LOSS_POWER, milliseconds)
-        for scheme, truncation in found.items()
-        for rank, milliseconds in latency.gaining.get(scheme, {}).items()
-    ]
-    return [_Choice(None, 0, 0.0, latency.dense), *pairs]
+            prices[rank] = price
+    return _choices(found, dense, pairs)
 
 
 def _entry(
@@ -244,8 +243,8 @@ def _rank_for(truncation: Truncation, threshold: float) -> int:
 
 def _least_threshold(
     svd: SVDNetwork, found: Truncations, price: Callable[[Plan], float], budget: float, latency: NetworkLatency | None
-) -> Selection | float:
-    """The smallest threshold's plan within ``budget``, or what the least costs where that is more.
+) -> Selection:
+    """The smallest threshold's plan within ``budget``; the largest one's, which costs least, where none is.
 
     Cost falls as the threshold rises, and only at these steps.
     """
@@ -255,15 +254,11 @@ def _least_threshold(
     def plan(step: int) -> Selection:
         return at_threshold(svd, found, float(steps[step]), latency)
 
-    last = len(steps) - 1
-    least = price(plan(last).plan)
-    if least > budget:
-        return least
-    return plan(first_true(last, lambda step: price(plan(step).plan) <= budget))
+    return plan(first_true(len(steps) - 1, lambda step: price(plan(step).plan) <= budget))
 
 
 def first_true(last: int, holds: Callable[[int], bool]) -> int:
-    """The smallest of 0 … ``last`` at which ``holds``, which stays true once it is; it must be at ``last``."""
+    """The smallest of 0 … ``last`` at which ``holds``, which stays true once it is; ``last`` where it never is."""
     low, high = 0, last
     while low < high:
         middle = (low + high) // 2
