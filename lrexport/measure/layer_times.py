@@ -43,7 +43,6 @@ _GRAIN = 4
 _BLOCK = 16
 _MOST_RANKS = 16  # of one layer and scheme
 _PAIRS = 8  # in a group, with the dense layer
-_REFERENCE = "reference"
 _GROUP_SECONDS, _MOST_ROUNDS = 1.0, 200
 _WHOLE_ROUNDS = 100
 _MOST_AMONG_BITS = 25  # 32 MiB: by then no cache holds anything of the last inference
@@ -76,6 +75,11 @@ class _Option:
         """The ONNX file to time it by."""
         made = nn.Sequential(*SCHEMES[self.scheme].pair(self.layer, self.rank)) if self.scheme else self.layer
         return layer_model(made, self.call, copies, batch).SerializeToString()
+
+
+# A layer that is in every group, small enough to stay in any cache: the machine's speed of the moment.
+_REFERENCE = "reference"
+_REFERENCE_LAYER = _Option(nn.Conv2d(16, 16, 3, padding=1, device="meta"), LayerCall(1, (32, 32), (32, 32)), among=0)
 
 
 class LayerTimes:
@@ -123,7 +127,10 @@ class LayerTimes:
 
     def _measure(self, groups: list[list[_Option]], on_table: OnTable) -> None:
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
-            written = [self._write(group, Path(folder) / str(number)) for number, group in enumerate(groups)]
+            written = [
+                self._write({str(index): option for index, option in enumerate(group)}, Path(folder) / str(number))
+                for number, group in enumerate(groups)
+            ]
             job = Job(
                 written,
                 _MOST_ROUNDS,
@@ -139,45 +146,35 @@ class LayerTimes:
                     self._save()  # so that a measurement that is stopped goes on from there
                     on_table(answer["group"] + 1, len(groups))
 
-    def _write(self, group: list[_Option], folder: Path) -> dict[str, Path]:
-        """The files of a group, each option at both numbers of copies."""
+    def _write(self, options: Mapping[str, _Option], folder: Path) -> dict[str, Path]:
+        """The files of options and of the reference layer by name, each at both numbers of copies."""
         folder.mkdir()
-        written = self._references(folder)
-        for index, option in enumerate(group):
+        written = {}
+        for name, option in {_REFERENCE: _REFERENCE_LAYER, **options}.items():
             for copies in COPIES:
-                written[f"{index}x{copies}"] = path = folder / f"{index}x{copies}.onnx"
+                written[f"{name}x{copies}"] = path = folder / f"{name}x{copies}.onnx"
                 path.write_bytes(option.model(copies, self.batch))
         return written
 
     def _note(self, group: list[_Option], models: Mapping[str, Any]) -> None:
         """Times by the slope between the numbers of copies; a layer's own is the median of all groups that it is in."""
-        scale = self._scale(models)
+        scale = self._scale(_slope(models, _REFERENCE))
         for index, option in enumerate(group):
             self._seen.setdefault(option.key, []).append(scale * _slope(models, str(index)))
             self.times[option.key] = float(np.median(self._seen[option.key]))
 
-    def _scale(self, models: Mapping[str, Any]) -> float:
-        """What makes times of now those of the machine as it was when the table was begun."""
-        now = _slope(models, _REFERENCE)
+    def _scale(self, now: float) -> float:
+        """What makes times of now, when the reference takes ``now``, those of the machine when the table was begun."""
         return self.times.setdefault(_REFERENCE, now) / now
 
     def whole(self, path: Path) -> tuple[float, Latency]:
         """A network's milliseconds on the table's scale, and its latency as it is now. Raises DeviceError."""
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
-            paths = {path.name: path, **self._references(Path(folder))}
+            paths = {path.name: path, **self._write({}, Path(folder) / _REFERENCE)}
             job = Job((), _WHOLE_ROUNDS, self.threads, self.batch)
             found = measure_latency(paths, None, job, self.target)
         few, many = (found[f"{_REFERENCE}x{copies}"].p50 for copies in COPIES)
-        now = (many - few) / (COPIES[1] - COPIES[0])
-        return found[path.name].p50 * self.times.setdefault(_REFERENCE, now) / now, found[path.name]
-
-    def _references(self, folder: Path) -> dict[str, Path]:
-        """A layer that is in every group, small enough to stay in any cache: the machine's speed of the moment."""
-        layer, call = nn.Conv2d(16, 16, 3, padding=1, device="meta"), LayerCall(1, (32, 32), (32, 32))
-        written = {f"{_REFERENCE}x{copies}": folder / f"{_REFERENCE}x{copies}.onnx" for copies in COPIES}
-        for copies, path in zip(COPIES, written.values(), strict=True):
-            path.write_bytes(layer_model(layer, call, copies, self.batch).SerializeToString())
-        return written
+        return found[path.name].p50 * self._scale((many - few) / (COPIES[1] - COPIES[0])), found[path.name]
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
