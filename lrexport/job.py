@@ -149,7 +149,7 @@ def _job(
     on_event: OnEvent,
 ) -> Job:
     def log(event: Event) -> None:
-        if event["event"] not in ("step", "pruning", "table", "speed"):  # these are for who watches
+        if event["event"] not in ("step", "pruning"):  # these are for who watches
             files.append_json_line(run / LOG, event)
         on_event(event)
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lrexport.config import CompressConfig
-from lrexport.data.images import ImageSet, Splits
+from lrexport.data.images import ImageSet, Splits, draw
 from lrexport.errors import UsageError
 from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.costs import Cost, plan_cost, whole_cost
@@ -135,11 +135,8 @@ class Pruning:
         return score(network, self.splits.heldout, self.device, "heldout").top1
 
     def _images(self, most: int) -> ImageSet:
-        """Training images drawn at random: folders list theirs class by class."""
         assert self.splits is not None
-        generator = torch.Generator().manual_seed(self.config.train.seed)
-        drawn = torch.randperm(len(self.splits.train), generator=generator)
-        return self.splits.train.subset(drawn[:most])
+        return draw(self.splits.train, most, self.config.train.seed)
 
     def _moments(self) -> Moments | None:
         if self.splits is None or not self.config.weighting or self.config.goal.energy is not None:

@@ -14,7 +14,7 @@ from torch import nn
 from lrexport import runs
 from lrexport.artifacts import files
 from lrexport.artifacts.run_files import MODEL_ARM_ORT, MODEL_INT8_ARM_ORT, MODEL_INT8_ORT, MODEL_ORT
-from lrexport.data.images import ImageData, ImageSet, hold_out
+from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import UsageError
 from lrexport.export.onnx_export import FIRST_OPSET, export_onnx
@@ -206,10 +206,7 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module) -> 
 
 
 def _calibration_images(data: ImageData, record: Record, most: int) -> ImageSet:
-    """At most ``most`` of the training images that the run held out, or would have held out, drawn by its seed.
-
-    They are drawn because folders list a class at a time.
-    """
+    """At most ``most`` of the training images that the run held out, or would have held out, drawn by its seed."""
     seed = int(record.config.get("seed", 0))
     heldout = hold_out(data, float(record.config.get("heldout", 0.1)), seed=seed).heldout
-    return heldout.subset(torch.randperm(len(heldout), generator=torch.Generator().manual_seed(seed))[:most])
+    return draw(heldout, most, seed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lrexport.cli.options import FILE, json_option, target_option
+from lrexport.cli.options import FILE, json_option, target_option, threads_option
 from lrexport.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 @click.argument("paths", type=FILE, nargs=-1, required=True, metavar="FILE|RUN...")
 @click.option("--baseline", type=FILE, metavar="FILE", help="What ratios are to [default: the first of several files].")
 @target_option()
-@click.option("--threads", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Threads of inference.")
+@threads_option()
 @click.option(
     "--batch", type=click.IntRange(1), metavar="N", help="Batch of files where it is open [default: the file's own, or 1]."
 )

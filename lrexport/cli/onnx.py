@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lrexport.cli.options import RUN, json_option, target_option
+from lrexport.cli.options import RUN, json_option, target_option, threads_option
 from lrexport.errors import UsageError
 
 
@@ -48,14 +48,7 @@ class RoundsType(click.ParamType[int]):
 @click.option(
     "--rounds", type=RoundsType(), default=100, show_default=True, help="Rounds of latency, at least 10; 0 for none."
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Threads of inference.",
-)
+@threads_option()
 @target_option("Where latency is measured.")
 @click.option("--data", metavar="DATA", help="Where the images are now, if not where the run found them.")
 @click.option("--int8", is_flag=True, help="Also model.int8.onnx and dense.int8.onnx: 8-bit weights and activations.")

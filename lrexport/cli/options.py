@@ -118,6 +118,12 @@ def target_option(text: str = "Where to measure.", default: str | None = "local"
     return click.option("--target", type=place, metavar=place.name, default=default, show_default=True, help=text)
 
 
+def threads_option() -> Callable[[Command], Command]:
+    """``--threads``, of the runtime on the target."""
+    text = "Threads of inference."
+    return click.option("--threads", type=click.IntRange(1), metavar="N", default=1, show_default=True, help=text)
+
+
 def choice_option(config: type, name: str, values: Sequence[str], text: str) -> Callable[[Command], Command]:
     """One of some words; the default is the configuration's."""
     return _option(config, name, click.Choice(values), None, text)

@@ -39,6 +39,12 @@ class ImageSet(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
+def draw(images: ImageSet, most: int, seed: int) -> ImageSet:
+    """At most ``most`` of the images, at random by ``seed``: folders list theirs class by class."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.subset(order[:most])
+
+
 @dataclass(frozen=True)
 class ArraySet:
     """Images kept in memory as uint8 (N, C, H, W); normalised, and augmented when asked, a whole batch at a time."""
