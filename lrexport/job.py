@@ -54,12 +54,15 @@ class Job:
         self.record.seal(self.run, name)
 
     def result(self, network: nn.Module, epochs: int) -> Result:
-        """Figures of a network; this looks at the test images."""
+        """Figures of a network; this looks at the test images, once, and at the held-out ones that choices are made by."""
         result = torch_result(network, self.recipe.input_shape, self.record.notes).model_copy(update={"epochs": epochs})
         if self.splits is None:
             return result
-        network.to(self.fabric.device)
-        return result.model_copy(update={"accuracy": score(network, self.splits.test, self.fabric.device, "test")})
+        device = self.fabric.device
+        network.to(device)
+        heldout = score(network, self.splits.heldout, device, "heldout")
+        accuracy = score(network, self.splits.test, device, "test")
+        return result.model_copy(update={"accuracy": accuracy, "heldout_accuracy": heldout})
 
 
 def open_job(config: TrainConfig, run: Path, on_event: OnEvent) -> Job:

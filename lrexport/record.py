@@ -131,7 +131,10 @@ class Quantisation(_Strict):
 
 
 class Result(_Strict):
-    """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run."""
+    """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run.
+
+    ``accuracy`` is on the test images; ``heldout_accuracy``, of the torch network, on the training images held out for choices.
+    """
 
     macs: int
     macs_counted_on: Literal["torch", "onnx"]
@@ -141,6 +144,7 @@ class Result(_Strict):
     bytes: int | None = None
     epochs: int = 0
     accuracy: Accuracy | None = None
+    heldout_accuracy: Accuracy | None = None
     latency_ms: dict[str, Latency] = {}
 
 

@@ -160,6 +160,7 @@ def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_eve
     )
     accuracy = score_onnx(path, images.test, "test") if images.test is not None else None
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
+    figures |= {"heldout_accuracy": None}  # that of the float32 network; these images are what int8 was calibrated on
     event = {"event": "int8", "file": path.name, "source": source.name, "bytes": done.bytes, "macs": done.cost.macs}
     top1 = {"top1": accuracy.top1, "float32_top1": float32.accuracy.top1} if accuracy and float32.accuracy else {}
     on_event({**event, **how.model_dump(), **top1, "in_float": done.in_float})
