@@ -19,6 +19,7 @@ from lrexport.artifacts.run_files import MODEL as MODEL
 from lrexport.artifacts.run_files import MODEL_INT8 as MODEL_INT8
 from lrexport.artifacts.run_files import MODEL_ONNX as MODEL_ONNX
 from lrexport.artifacts.run_files import RECORD as RECORD
+from lrexport.artifacts.run_files import SPECTRA as SPECTRA
 from lrexport.artifacts.run_files import SVD as SVD
 from lrexport.errors import InputError
 
@@ -80,7 +81,8 @@ class Latency(_Strict):
     """Milliseconds for one inference; ``iqr`` is p75 − p25, ``ratio`` this network ÷ dense in the same rounds.
 
     ``load_ms``, ``first_run_ms`` and ``peak_bytes`` (the memory that both added) are those of a fresh process,
-    ``operators_ms`` the time by kind of operator, where they were asked for.
+    ``operators_ms`` the time by kind of operator, where they were asked for. ``layers_ms`` has the time by layer, what
+    belongs to none under "", as the runtime's own profiler tells it.
     """
 
     p50: float
@@ -97,6 +99,7 @@ class Latency(_Strict):
     first_run_ms: float | None = None
     peak_bytes: int | None = None
     operators_ms: dict[str, float] | None = None
+    layers_ms: dict[str, float] | None = None
 
 
 class PlannedLatency(_Strict):
@@ -193,6 +196,7 @@ class Record(BaseModel):
     model: ModelSource
     data: DataSource | None = None
     config: dict[str, Any] = {}
+    export: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     plan: Plan = {}
     planned_latency: PlannedLatency | None = None
@@ -206,6 +210,12 @@ class Record(BaseModel):
         results = {DENSE_ONNX: found.dense, MODEL_ONNX: found.compressed}
         results |= {DENSE_INT8: found.dense_int8, MODEL_INT8: found.compressed_int8}
         return results.get(name)
+
+    def environment_of(self, target: str) -> dict[str, Any]:
+        """The machine behind latencies on ``target``: this one, unless the record has the target's own."""
+        targets = self.environment.get("targets")
+        own = targets.get(target) if isinstance(targets, dict) else None
+        return own if isinstance(own, dict) else self.environment
 
     def save(self, run: Path) -> None:
         """Write ``run/run.json`` atomically."""

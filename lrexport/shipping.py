@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import nn
 
@@ -24,7 +25,8 @@ from lrexport.export.verify import check_same_accuracy, score_onnx
 from lrexport.job import OnEvent, torch_result
 from lrexport.lowrank.decompose import run_once
 from lrexport.measure.environment import environment
-from lrexport.measure.latency import measure_latency
+from lrexport.measure.latency import Measurement, measure
+from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import Job, parse_target
 from lrexport.record import (
     DENSE_INT8,
@@ -100,17 +102,16 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
         in_ort = _write_ort(Path(scratch), results, on_event) if options.ort else []
         if options.rounds:
             paths = {name: Path(scratch) / name for name in results}
-            job = Job((), options.rounds, options.threads, options.batch or 1)
-            measured = measure_latency(paths, DENSE_ONNX, job, target)
-            results = {
-                name: old.model_copy(update={"latency_ms": {target.name: measured[name]}}) for name, old in results.items()
-            }
+            job = Job((), options.rounds, options.threads, options.batch or 1, profile=True)
+            measured = measure(paths, DENSE_ONNX, job, target)
+            results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
         written = [*results, *in_ort]
         for name in written:
             (Path(scratch) / name).replace(run / name)
     _forget(run, record, _OPTIONAL - set(written), on_event)
     if images.test is not None and options.data and record.data is not None:
         record.data = record.data.model_copy(update={"source": options.data, "test": len(images.test)})
+    record.export = asdict(options)
     record.results = Results(
         dense=results[DENSE_ONNX],
         compressed=results[MODEL_ONNX],
@@ -165,6 +166,14 @@ def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_eve
     top1 = {"top1": accuracy.top1, "float32_top1": float32.accuracy.top1} if accuracy and float32.accuracy else {}
     on_event({**event, **how.model_dump(), **top1, "in_float": done.in_float})
     return float32.model_copy(update=figures)
+
+
+def _timed(result: Result, path: Path, measured: Measurement, target: str) -> Result:
+    """``result`` with the file's latency on the target, and how it spreads over layers."""
+    graph = onnx.load(path, load_external_data=False).graph
+    spread = {"layers_ms": layer_times(graph, measured.nodes_ms[path.name])}
+    latency = measured.latencies[path.name].model_copy(update=spread)
+    return result.model_copy(update={"latency_ms": {target: latency}})
 
 
 def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[str]:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
 from lrexport.budget.facts import Accuracy, Facts, Latency, Layer, machine_of
 from lrexport.errors import InputError
+from lrexport.measure.onnx_macs import layer_of
 from lrexport.measure.onnx_survey import Survey, survey
 
 if TYPE_CHECKING:
     from lrexport.record import Record, Result
 
-# How weights are named in an exported graph, after their layer: those of a pair, those of int8.
-_ENDINGS = ("_quantized", ".weight", ".first", ".second")
 _BLOCK = 1 << 20
 
 
@@ -78,14 +77,16 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
 
 def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
     """``facts`` with what only the record knows; MACs and bytes are the record's where they were not counted."""
-    machine = machine_of(record.environment)
     return replace(
         facts,
         bytes=result.bytes if facts.bytes is None else facts.bytes,
         macs=result.macs if facts.macs is None else facts.macs,
         params=result.params,
         accuracy=_accuracy(result),
-        latency_ms={target: latency(found.model_dump(), machine) for target, found in result.latency_ms.items()},
+        latency_ms={
+            target: latency(found.model_dump(), machine_of(record.environment_of(target)))
+            for target, found in result.latency_ms.items()
+        },
     )
 
 
@@ -139,13 +140,7 @@ def _layers(found: Survey) -> dict[str, Layer]:
     """Costs by layer; what has no weight goes by its node's name."""
     layers: dict[str, Layer] = {}
     for node in found.cost.nodes:
-        name = _layer_name(node.weight) if node.weight else node.name or node.operator
+        name = layer_of(node.weight) if node.weight else node.name or node.operator
         sofar = layers.get(name, Layer(0, 0, 0))
         layers[name] = Layer(sofar.macs + node.macs, sofar.params + node.params, sofar.bytes + node.bytes)
     return layers
-
-
-def _layer_name(weight: str) -> str:
-    for ending in _ENDINGS:
-        weight = weight.removesuffix(ending)
-    return weight

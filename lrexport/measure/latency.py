@@ -7,7 +7,7 @@ rounds, every sample at least 0.3 ms by inner repeats, one thread unless asked, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latency by file name, and the target's machine as it was before and after; after is None where it was lost."""
+    """Latency by file name, and the target's machine as it was before and after; after is None where it was lost.
+
+    ``nodes_ms`` has, of a profiled file, the milliseconds of each node of the graph as the runtime optimised it.
+    """
 
     latencies: dict[str, Latency]
     environment: Facts
     after: Facts | None
+    nodes_ms: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Interrupted(DeviceError):
@@ -90,7 +94,8 @@ def measure(
             raise
         figures = {name: {"samples_ms": samples} for name, samples in so_far.items()}
         raise Interrupted(error, Measurement(_summaries(figures, baseline, job, before, None), before, None)) from error
-    return Measurement(_summaries(figures, baseline, job, before, after), before, after)
+    nodes = {name: found["nodes_ms"] for name, found in figures.items() if "nodes_ms" in found}
+    return Measurement(_summaries(figures, baseline, job, before, after), before, after, nodes)
 
 
 def slowed_down(before: Facts, after: Facts) -> str | None:

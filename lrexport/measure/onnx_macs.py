@@ -24,6 +24,10 @@ _QUANTISED = {"QLinearConv", "QLinearMatMul", *_SCALED}
 _UNCOUNTED = {"LSTM", "GRU", "RNN", "Attention", "DeformConv", "Loop", "If", "Scan"}
 
 
+# How weights are named in an exported graph, after their layer: those of a pair, those of int8.
+_ENDINGS = ("_quantized", ".weight", ".first", ".second")
+
+
 @dataclass(frozen=True)
 class NodeCost:
     """One node that multiplies: its name, operator, weight's shape (None for a product of activations) and MACs.
@@ -46,6 +50,13 @@ class _Constant(NamedTuple):
     shape: tuple[int, ...]
     bytes: int
     name: str
+
+
+def layer_of(weight: str) -> str:
+    """The layer's name from its weight's, the same for both halves of a pair."""
+    for ending in _ENDINGS:
+        weight = weight.removesuffix(ending)
+    return weight
 
 
 @dataclass(frozen=True)

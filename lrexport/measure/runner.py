@@ -35,6 +35,7 @@ _MOST_WARMUP_SECONDS = 3.0
 _STABLE = 0.05
 _SECONDS_BETWEEN_PROGRESS = 1.0
 _CHILD_SECONDS = 600
+_KERNEL = "_kernel_time"  # how the profiler ends the name of a node that computes
 
 
 class ModelError(Exception):
@@ -249,8 +250,11 @@ def _peak_bytes() -> int:
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def profile(file: str, job: Facts, runs: int = 20) -> dict[str, float]:
-    """Milliseconds of one run by kind of operator, medians over ``runs``, as the runtime's own profiler tells them."""
+def profile(file: str, job: Facts, runs: int = 20) -> Facts:
+    """Milliseconds of one run by kind of operator and by node, medians over ``runs``, as the runtime's profiler tells them.
+
+    Nodes are those of the graph as the runtime optimised it, and have its names.
+    """
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         runtime = session(file, job["threads"], os.path.join(folder, "profile"))
         run, _ = _runnable(runtime, job)
@@ -258,17 +262,25 @@ def profile(file: str, job: Facts, runs: int = 20) -> dict[str, float]:
             run()
         with open(runtime.end_profiling(), encoding="utf-8") as events:
             found = json.load(events)
-    nodes = [event for event in found if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    nodes = [event for event in found if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
     a_run = max(1, len(nodes) // runs)
+    passes = [nodes[number * a_run : (number + 1) * a_run] for number in range(1, runs)]  # the first run also loads
+    return {
+        "operators_ms": _by(passes, lambda event: event["args"]["op_name"]),
+        "nodes_ms": _by(passes, lambda event: event["name"][: -len(_KERNEL)]),
+    }
+
+
+def _by(passes: Sequence[Sequence[Facts]], key: Callable[[Facts], str]) -> dict[str, float]:
+    """Medians over the passes of the milliseconds that the events of one key take together."""
     spent: dict[str, list[float]] = {}
-    for number in range(1, runs):  # the first run also loads
+    for events in passes:
         sums: dict[str, float] = {}
-        for event in nodes[number * a_run : (number + 1) * a_run]:
-            operator = event["args"]["op_name"]
-            sums[operator] = sums.get(operator, 0.0) + event["dur"] / 1e3
-        for operator, milliseconds in sums.items():
-            spent.setdefault(operator, []).append(milliseconds)
-    return {operator: _median(values) for operator, values in spent.items()}
+        for event in events:
+            sums[key(event)] = sums.get(key(event), 0.0) + event["dur"] / 1e3
+        for name, milliseconds in sums.items():
+            spent.setdefault(name, []).append(milliseconds)
+    return {name: _median(values) for name, values in spent.items()}
 
 
 def main(path: str) -> int:
@@ -309,7 +321,7 @@ def _figures(models: Sequence[Facts], job: Facts, progress: Progress) -> dict[st
         figures[name].update(first[name])
         if job.get("profile"):
             progress.say(stage="profiling", model=name)
-            figures[name]["operators_ms"] = profile(model["file"], job)
+            figures[name].update(profile(model["file"], job))
     return figures
 
 

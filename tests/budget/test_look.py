@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from lrexport.checking.look import gzip_bytes, look
+from lrexport.record import load_record
 from tests.budget.make_sample import network
 
 
@@ -41,3 +42,18 @@ def test_external_data_counts_as_size_also_after_gzip(tmp_path: Path) -> None:
     found = look(path, with_gzip=True).facts
     assert found.bytes == sum(file.stat().st_size for file in files)
     assert found.gzip_bytes == gzip_bytes(files) == sum(len(gzip.compress(file.read_bytes(), 9)) for file in files)
+
+
+@pytest.mark.usefixtures("_looked_into_once")
+def test_a_latency_of_another_target_has_that_targets_machine(sample: Path) -> None:
+    record = load_record(sample / "run")
+    dense = record.results.dense
+    assert dense is not None
+    board = {"cpu": "Cortex-A76", "cores": 4, "isa": ["asimd"], "system": "Linux aarch64"}
+    latency = dense.latency_ms | {"ssh://pi@board": dense.latency_ms["local"]}
+    record.results = record.results.model_copy(update={"dense": dense.model_copy(update={"latency_ms": latency})})
+    record.environment |= {"targets": {"ssh://pi@board": board | {"python": "3.13.1"}}}
+    record.save(sample / "run")
+    found = look(sample / "run" / "dense.onnx").facts.latency_ms
+    assert dict(found["ssh://pi@board"].machine) == board
+    assert found["local"].machine["cpu"] == "Sample CPU @ 2 GHz"

@@ -1,0 +1,92 @@
+"""Time by layer, from the time of the nodes that a runtime makes of an exported graph.
+
+ONNX Runtime 1.23 to 1.31 names the nodes of an optimised graph after those that they came from: the same name where an
+activation or a sum was fused into a node, ``TENSOR_nchwc`` where a convolution, with whatever was fused into it, computes
+TENSOR in the blocked layout, and a name with something before or after it elsewhere (``fused NAME``, ``NAME_token_7``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from lrexport.measure.onnx_macs import layer_of
+
+if TYPE_CHECKING:
+    import onnx
+
+OTHER = ""
+_BLOCKED = "_nchwc"
+_ADDED = re.compile(r"^fused |_quant$|/MatMulAddFusion$|_token_\d+$")
+
+
+def layer_times(graph: onnx.GraphProto, nodes_ms: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds of each layer of ``graph``, and of all other nodes together under "", from those of a profile.
+
+    A layer has what the runtime fused into it; changes of layout between layers are nobody's. A layer that the profile
+    does not have, or only a half of it, is left out: its time is unknown, not zero.
+    """
+    names = _Names(graph)
+    found: dict[str, str] = {}
+    # What has a layer's own name first: of a sum of two convolutions, which is fused into one of them, the other is left.
+    for name in nodes_ms:
+        if (node := names.own(name)) is not None:
+            found[name] = node
+    for name in nodes_ms:
+        if name not in found and (node := names.fused(name, set(found.values()))) is not None:
+            found[name] = node
+    unknown = {names.layers[node] for node in set(names.layers) - set(found.values())}
+    spent = {layer: 0.0 for layer in names.layers.values() if layer not in unknown} | {OTHER: 0.0}
+    for name, milliseconds in nodes_ms.items():
+        layer = names.layers[found[name]] if name in found else OTHER
+        spent[OTHER if layer in unknown else layer] += milliseconds
+    return spent
+
+
+class _Names:
+    """The graph's nodes that have a weight, by name and by what they compute. ``layers``: node → layer."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
+        self._producers = {output: node for node in graph.node for output in node.output}
+        self._place = {node.name: place for place, node in enumerate(graph.node)}
+        self.layers = {node.name: layer_of(weight) for node in graph.node if (weight := self._weight(node, weights))}
+
+    def _weight(self, node: onnx.NodeProto, weights: set[str]) -> str | None:
+        """A layer's weight, which stands behind a DequantizeLinear in int8."""
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            return None
+        for name in node.input[:2]:
+            source = self._producers.get(name)
+            stored = source.input[0] if source is not None and source.op_type == "DequantizeLinear" else name
+            if stored in weights:
+                return stored
+        return None
+
+    def own(self, name: str) -> str | None:
+        """The node of a layer that ``name`` is made of, without anything computed after it."""
+        for known in (name, _ADDED.sub("", name)):
+            if known in self.layers:
+                return known
+        node = self._producers.get(name.removesuffix(_BLOCKED))
+        return node.name if node is not None and node.name in self.layers else None
+
+    def fused(self, name: str, taken: set[str]) -> str | None:
+        """The layer's node that computes ``TENSOR_nchwc`` together with what follows it: the last one not yet taken."""
+        if not name.endswith(_BLOCKED) or name.removesuffix(_BLOCKED) not in self._producers:
+            return None
+        start = self._producers[name.removesuffix(_BLOCKED)]
+        free = [node for node in self._nearest(start) if node not in taken]
+        return max(free, key=lambda node: self._place[node], default=None)
+
+    def _nearest(self, node: onnx.NodeProto) -> Iterator[str]:
+        """The layers' nodes that ``node`` is computed from without another layer in between."""
+        waiting, seen = [node], set()
+        while waiting:
+            current = waiting.pop()
+            if current.name in self.layers:
+                yield current.name
+            elif current.name not in seen:
+                seen.add(current.name)
+                waiting += [self._producers[given] for given in current.input if given in self._producers]
