@@ -29,6 +29,8 @@ FINISHED = (
 )
 # Of these, what only SVD training settles.
 BY_SVD_TRAINING = ("scheme", "keep")
+# What SVD training alone is made with: runs that differ in nothing else share their dense network.
+SVD_TRAINING = (*BY_SVD_TRAINING, "svd_epochs", "orthogonality", "sparsity_strength", "sparsity")
 # Choices that only matter where there is data to train on.
 TRAINING = (
     "download",

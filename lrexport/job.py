@@ -75,8 +75,13 @@ def open_job(config: TrainConfig, run: Path, on_event: OnEvent) -> Job:
     return _job(config, run, recipe, record, splits, network, svd, on_event)
 
 
-def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) -> Job:
-    """Go on from a run, in place or in another folder: from its SVD-trained network, or from its dense one."""
+def reopen_job(
+    config: TrainConfig, source: Path, run: Path, on_event: OnEvent, anew: tuple[str, ...] = BY_SVD_TRAINING
+) -> Job:
+    """Go on from a run, in place or in another folder: from its SVD-trained network, or from its dense one.
+
+    From the dense one, the choices ``anew`` are ``config``'s; all others of finished stages stay what they were.
+    """
     before = load_record(source)
     recipe = from_record(before.model)
     if run.resolve() != source.resolve():
@@ -88,7 +93,7 @@ def reopen_job(config: TrainConfig, source: Path, run: Path, on_event: OnEvent) 
     done["keep"] = tuple(done.get("keep", ()))
     data = config.data or (before.data.source if before.data else None)
     if SVD not in before.files:
-        done |= {name: getattr(config, name) for name in BY_SVD_TRAINING}
+        done |= {name: getattr(config, name) for name in anew}
     config = replace(config, **done, model=recipe.source, data=data)
     splits = _load_splits(config, recipe)
     _check_fits(splits, dense, recipe)

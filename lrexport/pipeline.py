@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrexport import stages
-from lrexport.config import CompressConfig, Goal, TrainConfig
+from lrexport.config import SVD_TRAINING, CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
 from lrexport.job import OnEvent, look, open_job, reopen_job
 from lrexport.lowrank.decompose import SVDNetwork
@@ -42,12 +42,18 @@ def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path 
     return job.record
 
 
-def train(config: TrainConfig, run: Path, on_event: OnEvent) -> Record:
-    """Dense training where needed, then SVD training; ``compress`` goes on from the run."""
+def train(config: TrainConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> Record:
+    """Dense training where needed, then SVD training; ``compress`` goes on from the run.
+
+    With ``source``, a run without SVD training, its dense network is what SVD training starts from.
+    """
     if config.data is None:
         raise UsageError("train needs data", "Give --data; without data, compress alone is training-free.")
-    job = open_job(config, run, on_event)
-    stages.train_dense(job)
+    if source is None:
+        job = open_job(config, run, on_event)
+        stages.train_dense(job)
+    else:
+        job = reopen_job(config, source, run, on_event, anew=SVD_TRAINING)
     stages.train_svd(job)
     clear_checkpoints(run)
     return job.record
