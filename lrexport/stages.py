@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from lrexport import runs
+from lrexport.artifacts import files
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.job import Event, Job, to_svd_form
 from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.regularisers import losses
+from lrexport.lowrank.spectra import spectra
 from lrexport.pruning import Pruning
-from lrexport.record import BASELINE, DENSE, DENSE_INT8, DENSE_ONNX, MODEL, MODEL_INT8, MODEL_ONNX, SVD, Results
+from lrexport.record import BASELINE, DENSE, DENSE_INT8, DENSE_ONNX, MODEL, MODEL_INT8, MODEL_ONNX, SPECTRA, SVD, Results
 from lrexport.training.checkpoints import clear_checkpoints, save_checkpoint
 from lrexport.training.loops import Stage, train_stage
 
@@ -98,8 +102,16 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
     if job.baseline_epochs:
         job.store(BASELINE, job.dense)
     job.store(MODEL, network)
+    _store_spectra(job)
     _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})
     clear_checkpoints(job.run)
+
+
+def _store_spectra(job: Job) -> None:
+    start = runs.load_start(job.run, job.record) if job.svd_epochs else None  # job.dense may have been trained on since
+    found = spectra(job.svd, job.record.plan, start)
+    files.write_bytes(job.run / SPECTRA, json.dumps(found, allow_nan=False).encode())  # indented, a line a number
+    job.record.seal(job.run, SPECTRA)
 
 
 def _save(job: Job, **config: Any) -> None:
