@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from lrexport.cli.options import (
-    FILE,
-    RUN,
-    EpochsOrSame,
-    LatencyType,
-    ShareType,
-    SizeType,
-    choice_option,
-    count_option,
-    is_run,
-    json_option,
-    switch_option,
-    target_option,
-    train_config,
-    training_options,
-)
+from lrexport.cli.goals import given_goal, goal_options, pruning_options
+from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, train_config, training_options
 from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig, Goal
 from lrexport.errors import UsageError
 
@@ -34,35 +19,9 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
 @click.command("compress", short_help="Train in SVD form, prune, fold and fine-tune a network.")
 @training_options()
 @click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
-@click.option(
-    "--energy", type=click.FloatRange(0, 1), metavar="X", help="Largest share of a layer's energy to drop, as 1e-2."
-)
-@click.option("--macs", type=ShareType(), help="MACs to reach, as a share of the dense network's: 0.5 or 50%.")
-@click.option("--params", type=ShareType(), help="Parameters to reach, as a share of the dense network's.")
-@click.option("--size", type=SizeType(), help="Bytes of model.onnx to reach: 500KB, 1.5MB, 64KiB.")
-@click.option(
-    "--latency",
-    type=LatencyType(),
-    help="Latency to reach on the target, as a share of the dense network's, 0.6, or a time, 5ms. Any scheme is considered.",
-)
-@click.option(
-    "--accuracy-drop",
-    type=click.FloatRange(0, 100),
-    metavar="POINTS",
-    help="Fewest MACs at which pruning, before fine-tuning, costs at most these points of held-out top-1.",
-)
-@click.option("--plan", type=FILE, help="Ranks from a plan file, edited by hand perhaps, or from another run.")
-@target_option(
-    "Where speed is measured: for --latency [default: local]; with any other goal ranks are then on its grain.", default=None
-)
-@count_option(CompressConfig, "threads", "Threads of inference on the target.", least=1)
-@choice_option(CompressConfig, "rule", ("global", "threshold"), "All layers weighed together, or the paper's one threshold.")
-@switch_option(CompressConfig, "weighting", "Weight the energy by the second moment of each layer's input.")
-@switch_option(CompressConfig, "reconstruct", "Refit the pairs to the dense layers' outputs by least squares.")
-@count_option(CompressConfig, "calibration_images", "Training images for weighting and refitting; labels are not used.")
-@count_option(CompressConfig, "fine_tune_epochs", "Epochs after folding.")
+@goal_options()
+@pruning_options()
 @click.option("--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE)
-@count_option(CompressConfig, "batchnorm_images", "Training images for BatchNorm's statistics after pruning.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option()
 def command(output: Path | None, dry_run: bool, json_to: str | None, **options: Any) -> None:
@@ -88,7 +47,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     if source is not None:
         _refuse_finished(source)
     _say_unused(options["data"], source)
-    goal = _goal(options)
+    goal = given_goal(options) or Goal()  # which says that there has to be one
     config = CompressConfig(train=train_config(options), goal=goal, **options)
 
     from lrexport import pipeline
@@ -123,23 +82,6 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     if record.planned_latency is not None and json_to != "-":
         click.echo(f"Measured after pruning: {latency_text(record.planned_latency.model_dump())}.")
     note(f"saved in {run}; next: lrexport onnx {run}")
-
-
-def _goal(options: dict[str, Any]) -> Goal:
-    """The goal that was given nearest to the user: on the command line before the environment before a file."""
-    context = click.get_current_context()
-    given = {field.name: options.pop(field.name) for field in fields(Goal) if field.name in options}
-    order = [ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP]
-    for place in order:
-        here = {name: value for name, value in given.items() if context.get_parameter_source(name) is place}
-        if here:
-            value, is_ms = here.get("latency", (None, False))
-            if is_ms:
-                here["latency_ms"] = here.pop("latency")[0]
-            elif value is not None:
-                here["latency"] = value
-            return Goal(**here)
-    return Goal()
 
 
 def _say_unused(data: str | None, source: Path | None) -> None:
