@@ -45,7 +45,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
     if run is None and not dry_run:
         raise UsageError("no folder for the run", "Give one with -o RUN.")
     if source is not None:
-        _refuse_finished(source)
+        refuse_finished(source)
     _say_unused(options["data"], source)
     goal = given_goal(options) or Goal()  # which says that there has to be one
     config = CompressConfig(train=train_config(options), goal=goal, **options)
@@ -97,7 +97,7 @@ def _say_unused(data: str | None, source: Path | None) -> None:
         note(f"note: without --data nothing is trained; these do nothing: {', '.join(unused)}")
 
 
-def _refuse_finished(source: Path) -> None:
+def refuse_finished(source: Path) -> None:
     """Options of stages that a run has behind it would do nothing; say so."""
     from lrexport.record import SVD
 

@@ -171,26 +171,26 @@ class Progressing:
         elif kind == "measuring":
             self._measuring(event)
         elif kind == "speed":
-            self._say(f"the dense network takes {format_ms(event['dense'])} on {event['target']}; table in {event['table']}")
+            self.say(f"the dense network takes {format_ms(event['dense'])} on {event['target']}; table in {event['table']}")
         elif kind == "pruning":
-            self._say(f"choosing ranks, with {event['images']} training images without their labels")
+            self.say(f"choosing ranks, with {event['images']} training images without their labels")
         elif kind == "plan":
-            self._say(_plan_line(event))
+            self.say(_plan_line(event))
         elif kind == "export":
-            self._say(_export_line(event))
+            self.say(_export_line(event))
             if event["blind"]:
                 proves = "agreement with torch proves little (are the weights random?)"
-                self._say(f"warning: {event['file']}: its output hardly depends on its input, so {proves}")
+                self.say(f"warning: {event['file']}: its output hardly depends on its input, so {proves}")
             for operator in event["uncounted"]:
-                self._say(f"warning: {event['file']}: MACs of {operator} are not counted")
+                self.say(f"warning: {event['file']}: MACs of {operator} are not counted")
         elif kind == "int8":
-            self._say(_int8_line(event))
+            self.say(_int8_line(event))
             if event["in_float"]:
-                self._say(f"note: {event['file']} has nodes that stay in float32: {', '.join(event['in_float'])}")
+                self.say(f"note: {event['file']} has nodes that stay in float32: {', '.join(event['in_float'])}")
         elif kind == "ort":
-            self._say(_ort_line(event))
+            self.say(_ort_line(event))
         elif kind == "removed":
-            self._say(f"removed from an earlier export: {', '.join(event['files'])}; --int8 and --ort make them anew")
+            self.say(f"removed from an earlier export: {', '.join(event['files'])}; --int8 and --ort make them anew")
 
     def _table(self, event: dict[str, Any]) -> None:
         if self._live is None:
@@ -226,12 +226,13 @@ class Progressing:
     def _epoch(self, event: dict[str, Any]) -> None:
         left = (event["epochs"] - event["epoch"]) * event["seconds"]
         remaining = f", {format_duration(left)} left" if left else ""
-        self._say(
+        self.say(
             f"{_STAGES[event['stage']]}: epoch {event['epoch']}/{event['epochs']}  loss {event['loss']:.4f}  "
             f"held-out top-1 {format_percent(event['heldout_top1'])}  {event['images_per_second']:.0f} images/s{remaining}"
         )
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line for people, above the live one."""
         if self._live is not None:
             self._live.console.print(text, highlight=False, markup=False)
         else:
