@@ -22,6 +22,7 @@ COMMANDS = {
     "onnx": ("lrexport.cli.onnx", "Export a run to ONNX: verified, re-scored, measured."),
     "bench": ("lrexport.cli.bench", "Latency of ONNX files on a target, interleaved in one process."),
     "check": ("lrexport.cli.check", "Budgets for CI: size, MACs, latency, accuracy, operators, growth."),
+    "sweep": ("lrexport.cli.sweep", "Many compressions: the front of accuracy against MACs, latency or size."),
     "inspect": ("lrexport.cli.inspect", "A run, a plan or an ONNX file, layer by layer, or what differs between two."),
     "demo": ("lrexport.cli.demo", "All of it on embedded data, in about three minutes."),
 }

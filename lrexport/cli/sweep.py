@@ -1,0 +1,87 @@
+"""``lrexport sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrexport.cli.compress import refuse_finished
+from lrexport.cli.goals import given_goal, goal_options, pruning_options
+from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options
+from lrexport.errors import UsageError
+
+VARY = (
+    "What differs between trials, repeatable: NAME=LOW..HIGH, with :log or :step=S, or NAME=A,B,C. NAME is an option: "
+    "macs, latency, size, energy, scheme, sparsity-strength and others. [default: macs=0.2..0.8 unless a goal is given]"
+)
+STORAGE = "Optuna storage that the processes share: a database's URL, or journal:FILE. [default: SQLite in SWEEP]"
+
+
+@click.command("sweep", short_help="Many compressions: the front of accuracy against MACs, latency or size.")
+@training_options()
+@click.option("-o", "--output", type=RUN, required=True, help="Folder of the sweep.")
+@click.option(
+    "--trials", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="Trials of all processes together."
+)
+@click.option("--vary", multiple=True, metavar="NAME=VALUES", help=VARY)
+@click.option(
+    "--objective",
+    type=click.Choice(("macs", "latency", "size")),
+    default="macs",
+    show_default=True,
+    help="What is traded against accuracy; latency is measured on --target.",
+)
+@click.option("--storage", metavar="URL", help=STORAGE)
+@click.option("--study", metavar="NAME", help="The sweep's name in the storage. [default: that of the folder]")
+@goal_options()
+@pruning_options()
+@json_option()
+def command(
+    output: Path, vary: tuple[str, ...], storage: str | None, study: str | None, json_to: str | None, **options: Any
+) -> None:
+    """Compress MODEL many times and find the trials that no other one beats in accuracy and cost.
+
+    Dense training is done once, SVD training once for equal choices. Trials are ranked on held-out training images. Each is
+    a run, SWEEP/trials/NNNN. The same command again goes on, and at the same time elsewhere it helps.
+
+    \b
+    lrexport sweep resnet20 --data cifar10:data --trials 30 -o sweep
+    lrexport sweep resnet20 --data cifar10:data --vary macs=0.2..0.7 --vary scheme=spatial,channel -o sweep
+    lrexport sweep run --objective latency --vary latency=0.3..0.9 --target ssh://pi@raspberrypi.local -o sweep
+    """
+    from lrexport.cli.console import Progressing, note, print_result
+    from lrexport.report.sweep_tables import front_table
+    from lrexport.report.sweeps import is_sweep, load_sweep
+    from lrexport.sweep.extras import need_optuna
+    from lrexport.sweep.request import make_request
+
+    need_optuna()
+    source = Path(options["model"]) if is_run(options["model"]) else None
+    if source is not None:
+        refuse_finished(source)
+    goal, train = given_goal(options), train_config(options)
+    objective, trials = options.pop("objective"), options.pop("trials")
+    request = make_request(train, goal, options, vary, objective, trials, source)
+    if request.wanted < trials:
+        note(f"the space has {request.wanted} points, so that many trials")
+
+    from lrexport.cli.sweep_progress import SweepProgress
+    from lrexport.sweep.flow import Place, run_sweep
+
+    try:
+        with Progressing() as progress:
+            sweep = run_sweep(request, Place(output, storage, study), SweepProgress(progress))
+    except BaseException as error:
+        if is_sweep(output) and not isinstance(error, UsageError):  # what there is so far
+            print_result(load_sweep(output).model_dump(mode="json"), json_to, front_table(load_sweep(output)))
+        raise
+    for trial in sweep.trials:
+        if trial.state in ("pruned", "failed"):
+            note(f"trial {trial.number} {trial.state}: {(trial.reason or '').splitlines()[0]}")
+    print_result(sweep.model_dump(mode="json"), json_to, front_table(sweep))
+    if not sweep.front:
+        note("no trial finished")
+        click.get_current_context().exit(max((trial.exit_code or 2 for trial in sweep.trials), default=2))
+    note(f"saved in {output}; next: lrexport onnx {output / (sweep.on_front()[-1].run or '')}")

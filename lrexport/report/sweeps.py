@@ -1,0 +1,136 @@
+"""sweep.json: what a sweep was made with, its trials, and which of them no other beats. Field by field in docs/sweep.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lrexport.artifacts import files
+from lrexport.artifacts.run_files import RECORD
+from lrexport.errors import InputError
+from lrexport.report.fronts import pareto_front
+
+SWEEP = "sweep.json"
+SCHEMA_VERSION = 1
+Objective = Literal["macs", "latency", "size"]
+State = Literal["waiting", "running", "finished", "pruned", "failed"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Figures(_Strict):
+    """One network's figures. Accuracies are shares in [0, 1]; trials are ranked by that on the held-out images.
+
+    ``bytes`` is the ONNX file's size; ``latency_ratio`` and ``latency_ms``, a median, were measured on ``target`` beside the
+    dense network. They are there where they are what was asked for.
+    """
+
+    heldout_top1: float
+    test_top1: float
+    macs: int
+    params: int
+    bytes: int | None = None
+    latency_ratio: float | None = None
+    latency_ms: float | None = None
+    target: str | None = None
+
+
+class Trial(_Strict):
+    """One compression. ``run`` is its folder relative to the sweep's, ``reason`` why there are no ``figures``."""
+
+    number: int
+    state: State
+    parameters: dict[str, float | int | str] = {}
+    figures: Figures | None = None
+    run: str | None = None
+    host: str | None = None
+    reason: str | None = None
+    exit_code: int | None = None
+
+
+class Sweep(_Strict):
+    """sweep.json. ``wanted`` trials are made in all; ``front`` has numbers of trials, cheapest first."""
+
+    schema_version: Literal[1] = 1
+    study: str
+    objective: Objective
+    made_with: dict[str, Any]
+    wanted: int
+    dense: Figures | None = None
+    trials: list[Trial] = []
+    front: list[int] = Field(default=[])
+
+    def finished(self) -> list[Trial]:
+        """Trials with figures, in the order of their numbers."""
+        return [trial for trial in self.trials if trial.state == "finished" and trial.figures is not None]
+
+    def on_front(self) -> list[Trial]:
+        """The trials that no other one beats, cheapest first."""
+        by_number = {trial.number: trial for trial in self.trials}
+        return [by_number[number] for number in self.front]
+
+    def runs(self, folder: Path, trials: list[Trial] | None = None) -> list[Path]:
+        """Folders of runs that are there: of ``trials``, or of all that are finished, below the sweep's ``folder``."""
+        found = [folder / trial.run for trial in (self.finished() if trials is None else trials) if trial.run]
+        return [run for run in found if (run / RECORD).is_file()]
+
+    def save(self, folder: Path) -> None:
+        """Write ``folder/sweep.json`` atomically."""
+        files.write_json(folder / SWEEP, self.model_dump(mode="json"))
+
+
+def cost(objective: Objective, figures: Figures) -> float:
+    """What is traded against accuracy: MACs, bytes, or the latency's ratio to dense; NaN where it was not measured."""
+    value = {"macs": figures.macs, "size": figures.bytes, "latency": figures.latency_ratio}[objective]
+    return float("nan") if value is None else float(value)
+
+
+def front_of(objective: Objective, trials: list[Trial]) -> list[int]:
+    """Numbers of the trials that no other one beats in cost and held-out accuracy, cheapest first."""
+    done = [(trial.number, trial.figures) for trial in trials if trial.state == "finished" and trial.figures is not None]
+    points = [(cost(objective, figures), figures.heldout_top1) for _, figures in done]
+    return [done[index][0] for index in pareto_front(points)]
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether ``folder`` is a sweep's."""
+    return (folder / SWEEP).is_file()
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """The sweep in ``folder``. Raises InputError where sweep.json is absent, malformed, changed or of a newer lrexport."""
+    path = folder / SWEEP
+    if not path.is_file():
+        raise InputError(
+            f"{folder} is no sweep: it has no {SWEEP}", "A sweep is the folder given to lrexport sweep with -o."
+        )
+    try:
+        value = json.loads(files.read_bytes(path))
+        if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",
+                "Use the lrexport that wrote it, or a newer one.",
+            )
+        sweep = Sweep.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} is not a valid sweep: {place}: {first['msg']}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    _check(path, sweep)
+    return sweep
+
+
+def _check(path: Path, sweep: Sweep) -> None:
+    """The front is what the trials say, and runs lie below the sweep's folder."""
+    for trial in sweep.trials:
+        if trial.run is not None and (Path(trial.run).is_absolute() or ".." in Path(trial.run).parts):
+            raise InputError(f"{path}: trial {trial.number} has a run outside of the sweep: {trial.run}")
+    if sweep.front != front_of(sweep.objective, sweep.trials):
+        raise InputError(f"{path} was changed: its front is not that of its trials", "lrexport sweep writes it anew.")

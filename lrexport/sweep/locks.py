@@ -1,0 +1,109 @@
+"""Who works in a sweep's folder: locks that the system frees when their process ends, however it ends."""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrexport.errors import DeviceError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LOCKS = ".locks"
+_PATIENCE_SECONDS = 120.0  # with the lock for claims, which is held for milliseconds
+
+
+class Process:
+    """This process among those of a sweep; ``claim`` is held while trials are taken and while sweep.json is written.
+
+    Every process holds a lock on a file of its own, so that others on the same machine see at once when it has died.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from filelock import FileLock
+
+        self._folder = folder / LOCKS
+        self.id, self.host = uuid.uuid4().hex[:12], platform.node()
+        self._own = FileLock(self._path(self.id))
+        self.claim: BaseFileLock = FileLock(self._folder / "claim.lock", timeout=_PATIENCE_SECONDS)
+
+    def __enter__(self) -> Process:
+        try:
+            self._folder.mkdir(exist_ok=True)
+            self._own.acquire(timeout=0)
+        except OSError as error:
+            raise DeviceError(f"cannot lock a file in {self._folder}: {error}", "Choose another folder with -o.") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.claim.is_locked:
+            self.claim.release(force=True)
+        self._own.release(force=True)
+        self._path(self.id).unlink(missing_ok=True)
+
+    def take_claim(self) -> None:
+        """Wait for ``claim``. Raises DeviceError where its holder hangs."""
+        from filelock import Timeout
+
+        try:
+            self.claim.acquire()
+        except Timeout as error:
+            raise DeviceError(
+                f"another process has held {self.claim.lock_file} for {_PATIENCE_SECONDS:.0f} s",
+                "Look for a process of this sweep that hangs, and end it.",
+            ) from error
+
+    def release_claim(self) -> None:
+        """Let others take trials."""
+        if self.claim.is_locked:
+            self.claim.release()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the claim for a moment."""
+        self.take_claim()
+        try:
+            yield
+        finally:
+            self.release_claim()
+
+    def is_dead(self, process: str, host: str) -> bool:
+        """Whether a process is known to have ended; nothing is known of other machines."""
+        from filelock import FileLock, Timeout
+
+        path = self._path(process)
+        if process == self.id or host != self.host or not path.exists():
+            return process == self.id  # this one asks between its trials
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+    def _path(self, process: str) -> Path:
+        return self._folder / f"process-{process}.lock"
+
+
+@contextmanager
+def exclusively(folder: Path, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Only one process at a time does what ``name`` stands for; ``on_wait`` is called where another one is at it."""
+    from filelock import FileLock, Timeout
+
+    (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCKS / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,128 @@
+"""What a sweep is asked for: a compression with choices left open, and what is to be traded against accuracy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lrexport.artifacts import files
+from lrexport.config import BY_SVD_TRAINING, FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
+from lrexport.errors import UsageError
+from lrexport.record import DENSE, SVD, Record, load_record
+from lrexport.report.sweeps import Objective
+from lrexport.sweep.space import GOALS, Dimension, Point, parse_space, size_of
+
+DEFAULT_SPACE = "macs=0.2..0.8"
+# SVD training also has these of the choices that fine-tuning has.
+_SHARED_WITH_FINE_TUNING = ("lr", "distill")
+# What may differ between the machines of a sweep.
+_NOT_COMPARED = ("download", "device", "devices", "nodes", "workers", "checkpoint_minutes")
+_TRAIN = {field.name for field in fields(TrainConfig)}
+
+
+@dataclass(frozen=True)
+class Request:
+    """``train`` and ``others``, CompressConfig's further fields, hold for every trial unless ``space`` says otherwise.
+
+    ``goal`` is None where it is varied. ``trials`` is the number that all processes together make; ``source`` the run that
+    all trials go on from, where MODEL is one.
+    """
+
+    train: TrainConfig
+    goal: Goal | None
+    others: Mapping[str, Any]
+    space: tuple[Dimension, ...]
+    objective: Objective
+    trials: int
+    source: Path | None = None
+
+    @property
+    def wanted(self) -> int:
+        """Trials to make: no more than the space has points."""
+        count = size_of(self.space)
+        return self.trials if count is None else min(self.trials, count)
+
+    def config(self, point: Point) -> CompressConfig:
+        """The compression at a point of the space."""
+        goal = {name: value for name, value in point.items() if name in GOALS}
+        train = {name: value for name, value in point.items() if name in _TRAIN}
+        others = {name: value for name, value in point.items() if name not in goal and name not in train}
+        chosen = Goal(**goal) if goal else self.goal  # type: ignore[arg-type]  # parse_space gives each its type
+        assert chosen is not None
+        config = replace(self.train, **train)  # type: ignore[arg-type]
+        return CompressConfig(train=config, goal=chosen, **{**self.others, **others})
+
+    def made_with(self) -> dict[str, Any]:
+        """All that has to be the same when a sweep is gone on with, as JSON has it."""
+        train = {name: value for name, value in self.train.to_record().items() if name not in _NOT_COMPARED}
+        goal = {field.name: getattr(self.goal, field.name) for field in fields(Goal)} if self.goal else {}
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in goal.items() if value is not None}
+        made = {**train, **self.others, "objective": self.objective, "space": sorted(map(str, self.space))}
+        made |= {"goal": given} | self._fingerprint()
+        value: dict[str, Any] = json.loads(json.dumps(made))
+        return value
+
+    def dense_digest(self) -> str:
+        """Names the dense training that all trials share."""
+        later = (*SVD_TRAINING, *_SHARED_WITH_FINE_TUNING)
+        return self._digest({name: value for name, value in self.train.to_record().items() if name not in later})
+
+    def svd_digest(self, config: TrainConfig) -> str:
+        """Names the SVD training that all trials with these choices share."""
+        return self._digest(config.to_record())
+
+    def _digest(self, choices: dict[str, Any]) -> str:
+        compared = {name: value for name, value in choices.items() if name not in _NOT_COMPARED} | self._fingerprint()
+        return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:8]
+
+    def _fingerprint(self) -> dict[str, str]:
+        """Hashes of the weights that everything starts from, where they come from files."""
+        if self.source is not None:
+            return {"start_sha256": start_of(load_record(self.source))[1]}
+        weights = self.train.weights
+        return {"weights_sha256": files.sha256(weights)} if weights is not None and weights.is_file() else {}
+
+
+def start_of(record: Record) -> tuple[str, str]:
+    """The file of a run that trials go on from, and its sha256."""
+    name = SVD if SVD in record.files else DENSE
+    return name, record.files[name].sha256
+
+
+def make_request(
+    train: TrainConfig,
+    goal: Goal | None,
+    others: Mapping[str, Any],
+    vary: tuple[str, ...],
+    objective: Objective,
+    trials: int,
+    source: Path | None = None,
+) -> Request:
+    """A request that makes sense. Raises UsageError where it is contradictory, needs data, or varies what a run has settled.
+
+    Without a goal the share of the MACs is varied.
+    """
+    space = parse_space(vary)
+    varied = next((dimension.name for dimension in space if dimension.name in GOALS), None)
+    if varied is not None and goal is not None:
+        raise UsageError("a goal is given and a goal is varied", "Leave one of the two out.")
+    if varied is None and goal is None:
+        space = (*parse_space([DEFAULT_SPACE]), *space)
+    record = load_record(source) if source is not None else None
+    if record is not None:
+        settled = [name for name in FINISHED if SVD in record.files or name not in BY_SVD_TRAINING]
+        for dimension in space:
+            if dimension.name in settled:
+                flag = dimension.name.replace("_", "-")
+                raise UsageError(f"--vary {flag}: {source} has that stage behind it", "Sweep the model itself to vary it.")
+    if train.data is None and (record is None or record.data is None):
+        hint = "Trials are ranked by their accuracy on held-out training images: give --data."
+        raise UsageError("a sweep needs data", hint)
+    chosen = dict(others)
+    if objective == "latency":
+        chosen["target"] = chosen.get("target") or "local"  # ranks on its grain, and every trial measured there
+    return Request(train, goal, chosen, space, objective, trials, source)

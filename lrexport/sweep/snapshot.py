@@ -1,0 +1,60 @@
+"""What a study says about a sweep: which trials count, and each of them as sweep.json has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from lrexport.report.sweep_tables import flag
+from lrexport.report.sweeps import Figures, State, Trial
+
+_STATES: dict[TrialState, State] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+def live(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that count: all but those that were queued again under another number."""
+    again = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
+    return [trial for trial in trials if trial.number not in again]
+
+
+def to_trial(trial: FrozenTrial) -> Trial:
+    """One trial of the study."""
+    noted = trial.user_attrs
+    reason = noted.get("reason")
+    if reason is None and trial.state == TrialState.FAIL:
+        times = len(RetryHeartbeatStaleTrialCallback.retry_history(trial)) + 1
+        reason = f"its process ended without a word, {times} time{'s' if times > 1 else ''}"
+    finished = trial.state == TrialState.COMPLETE
+    return Trial(
+        number=trial.number,
+        state=_STATES[trial.state],
+        parameters=trial.params,
+        figures=Figures.model_validate(noted["figures"]) if finished else None,
+        run=noted["run"] if finished else None,
+        host=noted.get("host"),
+        reason=reason,
+        exit_code=noted.get("exit_code"),
+    )
+
+
+def differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Where what a sweep was made with is not what is asked for, in words."""
+    names = [name for name in {**known, **asked} if known.get(name) != asked.get(name)]
+    return [f"{flag(name)} was {_text(known.get(name))}, now {_text(asked.get(name))}" for name in names]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return " ".join(f"{key} {inner}" for key, inner in value.items()) or "none"
+    return "none" if value is None else str(value)

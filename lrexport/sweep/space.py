@@ -1,0 +1,255 @@
+"""What a sweep varies: ``--vary NAME=VALUES`` as ranges and choices."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lrexport.errors import UsageError
+from lrexport.units import parse_bytes, parse_latency, parse_share
+
+Value: TypeAlias = float | int | str
+Point: TypeAlias = dict[str, Value]
+SYNTAX = "Write NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:step=S or NAME=A,B,C, as in macs=0.2..0.7."
+DIGITS = 12  # of a number in a list, so that 0.3 is not 0.30000000000000004
+_STEPS_SLACK = 1e-9  # relative: 0.2..0.8 has a step of 0.1 seven times, whatever floats make of it
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Every number from ``low`` to ``high``, or only those ``step`` apart; with ``log`` spread by ratio, not difference.
+
+    ``whole`` ones have a step of at least 1.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    whole: bool = False
+
+    @property
+    def count(self) -> int | None:
+        """How many there are; None for a continuum."""
+        if self.step is None:
+            return None
+        return math.floor((self.high - self.low) / self.step * (1 + _STEPS_SLACK)) + 1
+
+    def at(self, share: float) -> Value:
+        """The number at ``share`` in [0, 1) of the way from the least to the greatest."""
+        if self.log:
+            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+            return round(value) if self.whole else min(max(value, self.low), self.high)
+        if self.step is None or self.count is None:
+            return self.low + share * (self.high - self.low)
+        return self._nth(int(share * self.count))
+
+    def values(self) -> tuple[Value, ...] | None:
+        """All of them; None for a continuum."""
+        return None if self.count is None else tuple(self._nth(index) for index in range(self.count))
+
+    def _nth(self, index: int) -> Value:
+        value = self.low + index * (self.step or 1.0)
+        return round(value) if self.whole else round(min(value, self.high), DIGITS)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of some values, in no order."""
+
+    options: tuple[Value, ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.options)
+
+    def at(self, share: float) -> Value:
+        """The value at ``share`` in [0, 1) of the list."""
+        return self.options[int(share * len(self.options))]
+
+    def values(self) -> tuple[Value, ...]:
+        """All of them."""
+        return self.options
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One choice of a compression, by its name in the record's ``config``, and the values it may have."""
+
+    name: str
+    domain: Numbers | Choices
+
+    def __str__(self) -> str:
+        """As it is written after ``--vary``; equal for equal dimensions."""
+        name, domain = _flag(self.name), self.domain
+        unit = {"size": "B", "latency_ms": "ms"}.get(self.name, "")
+        if isinstance(domain, Choices):
+            return f"{name}={','.join(f'{value}{unit}' for value in domain.options)}"
+        ends = (round(number) if domain.whole else number for number in (domain.low, domain.high))
+        text = f"{name}={'..'.join(f'{end}{unit}' for end in ends)}" + (":log" if domain.log else "")
+        plain = domain.step is None or domain.log or (domain.whole and domain.step == 1)
+        return text if plain else f"{text}:step={domain.step:g}{unit}"
+
+
+def _number(low: float = -math.inf, high: float = math.inf, above: bool = False) -> Callable[[str], Value]:
+    def parse(text: str) -> Value:
+        value = float(text)
+        if not low <= value <= high or not math.isfinite(value) or (above and value == low):
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _count(text: str) -> Value:
+    if not text.strip().isdecimal():
+        raise ValueError
+    return int(text)
+
+
+def _word(*words: str) -> Callable[[str], Value]:
+    def parse(text: str) -> Value:
+        if text.strip() not in words:
+            raise ValueError
+        return text.strip()
+
+    return parse
+
+
+def _latency(text: str) -> Value:
+    return parse_latency(text)[0]
+
+
+# How the values of each name are written; by the kind of it, ranges make sense or not.
+GOALS: Mapping[str, Callable[[str], Value]] = {
+    "macs": parse_share,
+    "params": parse_share,
+    "size": parse_bytes,
+    "latency": _latency,
+    "latency_ms": _latency,
+    "energy": _number(0, 1, above=True),
+    "accuracy_drop": _number(0, 100),
+}
+_WORDS: Mapping[str, Callable[[str], Value]] = {
+    "scheme": _word("spatial", "channel", "input-channel", "auto"),
+    "sparsity": _word("hoyer", "l1", "none"),
+    "rule": _word("global", "threshold"),
+}
+_OTHERS: Mapping[str, Callable[[str], Value]] = {
+    "sparsity_strength": _number(0),
+    "orthogonality": _number(0),
+    "distill": _number(0, 1),
+    "lr": _number(0, above=True),
+    "svd_epochs": _count,
+    "fine_tune_epochs": _count,
+}
+_KINDS = {**GOALS, **_WORDS, **_OTHERS}
+_WHOLE = ("size", "svd_epochs", "fine_tune_epochs")
+NAMES = tuple(name.replace("_", "-") for name in _KINDS if name != "latency_ms")
+
+
+def parse_space(texts: Iterable[str]) -> tuple[Dimension, ...]:
+    """Dimensions of ``--vary``. Raises UsageError for a text that is none, and for two that exclude each other."""
+    space: list[Dimension] = []
+    for text in texts:
+        found = _parse(text)
+        if any(found.name == other.name for other in space):
+            raise UsageError(f"--vary {_flag(found.name)} is given twice")
+        rival = next((other for other in space if found.name in GOALS and other.name in GOALS), None)
+        if rival is not None:
+            message = f"--vary {_flag(rival.name)} and --vary {_flag(found.name)} are both goals"
+            raise UsageError(message, "A compression has one goal; make a sweep for each.")
+        space.append(found)
+    return tuple(space)
+
+
+def size_of(space: Sequence[Dimension]) -> int | None:
+    """How many points there are; None for a continuum."""
+    counts = [dimension.domain.count for dimension in space]
+    return None if None in counts else math.prod(count for count in counts if count is not None)
+
+
+def points_of(space: Sequence[Dimension]) -> list[Point] | None:
+    """Every point; None for a continuum."""
+    values = [dimension.domain.values() for dimension in space]
+    listed = [each for each in values if each is not None]
+    if len(listed) < len(values):
+        return None
+    return [dict(zip((d.name for d in space), point, strict=True)) for point in itertools.product(*listed)]
+
+
+def _parse(text: str) -> Dimension:
+    flag, equals, values = (part.strip() for part in text.partition("="))
+    name = flag.removeprefix("--").replace("-", "_")
+    if name not in _KINDS or not equals:
+        close = difflib.get_close_matches(flag, NAMES, 1)
+        hint = f"Did you mean {close[0]}? " if close and name not in _KINDS else ""
+        problem = f"{flag!r} cannot be varied" if equals else f"--vary {text!r} has no values"
+        raise UsageError(problem, f"{hint}{SYNTAX} Names: {', '.join(NAMES)}.")
+    if name in ("latency", "latency_ms"):
+        name = _kind_of_latency(text, values)
+    return Dimension(name, _range(name, text, values) if ".." in values else _choices(name, text, values))
+
+
+def _kind_of_latency(text: str, values: str) -> str:
+    """``latency``, a share, or ``latency_ms``; a mixture is refused."""
+    ends = values.partition(":")[0].replace("..", ",").split(",")
+    kinds = set()
+    for end in ends:
+        try:
+            kinds.add(parse_latency(end)[1])
+        except UsageError as error:
+            raise UsageError(f"--vary {text}: {error.message}", error.hint) from error
+    if len(kinds) > 1:
+        raise UsageError(f"--vary {text} mixes shares and times", "Give shares of the dense network's latency, or times.")
+    return "latency_ms" if kinds == {True} else "latency"
+
+
+def _choices(name: str, text: str, values: str) -> Choices:
+    options = tuple(_value(name, text, part) for part in values.split(","))
+    if len(set(options)) < len(options):
+        raise UsageError(f"--vary {text} has a value twice")
+    if len(options) < 2:
+        raise UsageError(f"--vary {text} varies nothing", f"Give more values, or --{_flag(name)} {values} for all trials.")
+    return Choices(options)
+
+
+def _range(name: str, text: str, values: str) -> Numbers:
+    if name in _WORDS:
+        raise UsageError(f"--vary {text}: {_flag(name)} has no range", f"Write {_flag(name)}=A,B.")
+    ends, _, how = values.partition(":")
+    first, _, last = ends.partition("..")
+    low, high = (float(_value(name, text, end)) for end in (first, last))
+    if low >= high:
+        raise UsageError(f"--vary {text}: the first end has to be below the second")
+    whole = name in _WHOLE
+    if how == "log":
+        if low <= 0:
+            raise UsageError(f"--vary {text}: a logarithmic range begins above 0")
+        return Numbers(low, high, log=True, step=1.0 if whole else None, whole=whole)
+    step = 1.0 if whole else None
+    if how.startswith("step="):
+        step = float(_value(name, text, how.removeprefix("step=")))
+        if not 0 < step <= high - low:
+            raise UsageError(f"--vary {text}: the step has to be above 0 and within the range")
+        high = float(Numbers(low, high, step=step).values()[-1])  # type: ignore[index]  # a step has values
+    elif how:
+        raise UsageError(f"--vary {text}: {how!r} is neither 'log' nor 'step=S'", SYNTAX)
+    return Numbers(low, high, step=step, whole=whole)
+
+
+def _value(name: str, text: str, part: str) -> Value:
+    try:
+        return _KINDS[name](part)
+    except (ValueError, UsageError) as error:
+        hint = error.hint if isinstance(error, UsageError) else SYNTAX
+        raise UsageError(f"--vary {text}: {part!r} is no value of {_flag(name)}", hint) from error
+
+
+def _flag(name: str) -> str:
+    return "latency" if name == "latency_ms" else name.replace("_", "-")
