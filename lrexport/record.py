@@ -187,6 +187,13 @@ class StoredFile(_Strict):
     bytes: int
 
 
+class Earlier(_Strict):
+    """A run that another one went on from: its folder as it was given, None for the same one, and its choices."""
+
+    run: str | None
+    config: dict[str, Any]
+
+
 class Record(BaseModel):
     """run.json. Ratios are derived from ``results``, never stored."""
 
@@ -196,6 +203,7 @@ class Record(BaseModel):
     model: ModelSource
     data: DataSource | None = None
     config: dict[str, Any] = {}
+    earlier: list[Earlier] = []
     export: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     plan: Plan = {}

@@ -24,6 +24,7 @@ COMMANDS = {
     "check": ("lrexport.cli.check", "Budgets for CI: size, MACs, latency, accuracy, operators, growth."),
     "sweep": ("lrexport.cli.sweep", "Many compressions: the front of accuracy against MACs, latency or size."),
     "inspect": ("lrexport.cli.inspect", "A run, a plan or an ONNX file, layer by layer, or what differs between two."),
+    "report": ("lrexport.cli.report", "One self-contained HTML page on runs; or Markdown, or JSON."),
     "demo": ("lrexport.cli.demo", "All of it on embedded data, in about three minutes."),
 }
 

@@ -1,8 +1,40 @@
-"""The Pareto front: which of several networks no other one beats."""
+"""The Pareto front: which of several networks no other one beats, in accuracy against MACs and against latency."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from lrexport.escape import plain
+
+if TYPE_CHECKING:
+    from lrexport.record import Latency, Result
+    from lrexport.report.subjects import Subject
+
+# What has to be the same for two latencies to be compared.
+_MACHINE = ("cpu", "cores", "isa", "system", "governor", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network: ``cost`` in MACs or milliseconds, ``accuracy`` its top-1 in [0, 1]. Dense ones are for reference."""
+
+    name: str
+    cost: float
+    accuracy: float
+    is_dense: bool = False
+    on_front: bool = False
+
+
+@dataclass(frozen=True)
+class Front:
+    """Accuracy against ``cost``, cheapest first; without points, ``note`` says why. It also says what was left out."""
+
+    cost: str
+    points: tuple[Point, ...]
+    note: str = ""
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -17,3 +49,107 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         if not front or points[index][1] > points[front[-1]][1]:
             front.append(index)
     return front
+
+
+def fronts_of(subjects: Sequence[Subject]) -> list[Front]:
+    """Accuracy against MACs, and against latency for every target that one of the runs was measured on."""
+    differ = _scored_differently(subjects)
+    if differ:
+        return [Front("MACs", (), differ)]
+    return [_macs_front(subjects), *_latency_fronts(subjects)]
+
+
+def _macs_front(subjects: Sequence[Subject]) -> Front:
+    points, left_out = [], []
+    for subject in subjects:
+        if subject.compressed.accuracy is None:
+            left_out.append(subject.name)
+            continue
+        points.append(Point(plain(subject.name), subject.compressed.macs, subject.compressed.accuracy.top1))
+    references = [Point(name, dense.macs, _top1(dense), True) for name, dense, _ in _dense_networks(subjects)]
+    on = {subject.compressed.macs_counted_on for subject in subjects}
+    counted = " or ".join({"onnx": "the exported graph", "torch": "the torch network"}[where] for where in sorted(on))
+    return Front("MACs", _marked([*points, *references]), f"MACs of one input, counted on {counted}.{_without(left_out)}")
+
+
+def _latency_fronts(subjects: Sequence[Subject]) -> list[Front]:
+    targets = dict.fromkeys(target for subject in subjects for target in subject.compressed.latency_ms)
+    if not targets:
+        return [Front("latency", (), "No latency was measured: lrexport onnx RUN measures it.")]
+    return [_latency_front(subjects, target) for target in targets]
+
+
+def _latency_front(subjects: Sequence[Subject], target: str) -> Front:
+    cost = f"latency on {plain(target)}"
+    measured = [one for one in subjects if target in one.compressed.latency_ms and one.compressed.accuracy is not None]
+    conditions = [_conditions(subject, target) for subject in measured]
+    differing = [key for key in conditions[0] if len({str(each[key]) for each in conditions}) > 1] if conditions else []
+    if differing:
+        values = "; ".join(f"{key}: {', '.join(sorted({str(each[key]) for each in conditions}))}" for key in differing)
+        return Front(cost, (), plain(f"These latencies cannot be compared, they were not measured alike ({values})."))
+    points = [Point(plain(one.name), one.compressed.latency_ms[target].p50, _top1(one.compressed)) for one in measured]
+    for name, dense, others in _dense_networks(measured):
+        times = [one.dense.latency_ms[target].p50 for one in others if target in one.dense.latency_ms]
+        if times:
+            points.append(Point(name, median(times), _top1(dense), True))
+    left_out = [subject.name for subject in subjects if subject not in measured]
+    first = measured[0].compressed.latency_ms[target] if measured else None
+    how = (
+        f"Median milliseconds for a batch of {first.batch} with {first.threads} thread{'s' * (first.threads > 1)}, on "
+        if first
+        else ""
+    )
+    machine = str(conditions[0].get("cpu")) if conditions else ""
+    return Front(
+        cost, _marked(points), plain(f"{how}{machine}; runs were measured one after the other.") + _without(left_out)
+    )
+
+
+def _conditions(subject: Subject, target: str) -> dict[str, Any]:
+    latency: Latency = subject.compressed.latency_ms[target]
+    environment: Mapping[str, Any] = subject.record.environment_of(target)
+    return {**{key: environment.get(key) for key in _MACHINE}, "threads": latency.threads, "batch": latency.batch}
+
+
+def _dense_networks(subjects: Sequence[Subject]) -> list[tuple[str, Result, list[Subject]]]:
+    """The different dense networks with a name, and the runs that are compared with each."""
+    found: dict[tuple[str, int, float], list[Subject]] = {}
+    for subject in subjects:
+        if subject.dense.accuracy is not None:
+            key = (subject.record.model.source, subject.dense.macs, subject.dense.accuracy.top1)
+            found.setdefault(key, []).append(subject)
+    sources = [source for source, *_ in found]
+    names = [f"dense {key[0]}" + (f" of {same[0].name}" if sources.count(key[0]) > 1 else "") for key, same in found.items()]
+    return [(plain(name), same[0].dense, same) for name, same in zip(names, found.values(), strict=True)]
+
+
+def _scored_differently(subjects: Sequence[Subject]) -> str:
+    """Why accuracies of the runs are not comparable; empty where they are."""
+    scored = [one for one in subjects if one.compressed.accuracy is not None]
+    if not scored:
+        return "No front: none of the runs has an accuracy, because they were made without data."
+    on = {_images(one) for one in scored}
+    if len(on) == 1:
+        return ""
+    return plain(f"No front: the accuracies cannot be compared, they are on {' and on '.join(sorted(on))}.")
+
+
+def _images(subject: Subject) -> str:
+    found, data = subject.compressed.accuracy, subject.record.data
+    return f"{found.n} {found.split} images of {data.source if data else 'unnamed data'}" if found else ""
+
+
+def _top1(result: Result) -> float:
+    assert result.accuracy is not None
+    return result.accuracy.top1
+
+
+def _marked(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Cheapest first, with those on the front marked; a dense network can be on it like any other."""
+    front = set(pareto_front([(point.cost, point.accuracy) for point in points]))
+    marked = [Point(p.name, p.cost, p.accuracy, p.is_dense, i in front) for i, p in enumerate(points)]
+    return tuple(sorted(marked, key=lambda point: point.cost))
+
+
+def _without(names: Sequence[str]) -> str:
+    return f" Not there, because this was not measured: {plain(', '.join(names))}." if names else ""

@@ -1,0 +1,79 @@
+"""``lrexport report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lrexport.cli.options import FILE
+from lrexport.errors import UsageError
+
+_ENDINGS = {".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "markdown", ".json": "json"}
+_PAGE = "report.html"
+
+
+@click.command("report", short_help="One self-contained HTML page on runs; or Markdown, or JSON.")
+@click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN...")
+@click.option("-o", "--output", metavar="FILE|-", help=f"Where to write [default: {_PAGE}; Markdown and JSON to stdout].")
+@click.option(
+    "--format", "kind", type=click.Choice(("html", "markdown", "json")), help="[default: by the ending of -o, else html]"
+)
+@click.option("--no-front-matter", is_flag=True, help="Markdown without YAML at its head, as for a pull request.")
+def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_front_matter: bool) -> None:
+    """Show finished runs: ratios, singular values with their cut, ranks, cost and time by layer, training, how to repeat it.
+
+    Several runs are compared as well, with the front of accuracy against MACs and against latency. The page needs no
+    network and no other file.
+
+    \b
+    lrexport report run
+    lrexport report run run-0.4 -o runs.html
+    lrexport report run -o README.md
+    lrexport report run --format markdown --no-front-matter -o comment.md
+    """
+    from lrexport.report.subjects import read_subjects
+
+    kind = kind or _kind_of(output)
+    if no_front_matter and kind != "markdown":
+        raise UsageError(f"--no-front-matter is about Markdown, this is {kind}", "--format markdown makes Markdown.")
+    subjects = read_subjects(runs)
+    if kind == "json":
+        from lrexport.cli.console import write_json
+        from lrexport.report.json_report import to_json
+
+        write_json(to_json(subjects), output or "-")
+    elif kind == "markdown":
+        from lrexport.report import cards
+
+        _write(cards.render(subjects, not no_front_matter), output or "-")
+    else:
+        from lrexport import __version__
+        from lrexport.report.page.render import render
+
+        _write(render(subjects, __version__), output or _PAGE)
+
+
+def _kind_of(output: str | None) -> str:
+    """The format by the output's ending."""
+    if output is None:
+        return "html"
+    if output == "-":
+        raise UsageError("stdout has no ending to tell the format by", "Say which with --format: html, markdown or json.")
+    ending = Path(output).suffix.lower()
+    if ending not in _ENDINGS:
+        raise UsageError(
+            f"{output!r} has no ending to tell the format by", f"Known: {', '.join(_ENDINGS)}. --format says it otherwise."
+        )
+    return _ENDINGS[ending]
+
+
+def _write(text: str, destination: str) -> None:
+    from lrexport.artifacts import files
+    from lrexport.cli.console import note
+
+    if destination == "-":
+        click.echo(text, nl=False)
+        return
+    files.write_bytes(Path(destination), text.encode())
+    note(f"written: {destination}")

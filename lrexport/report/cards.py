@@ -1,0 +1,102 @@
+"""Markdown for a model card or a comment on a pull request: the measured tables, and YAML front matter for model hubs.
+
+The front matter is Hugging Face's (model card metadata, ``model-index`` for results). Its strings are written as JSON,
+which YAML takes as it is, so that no name can be anything but a string.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lrexport.escape import markdown, plain
+from lrexport.report.fronts import Front, fronts_of
+from lrexport.report.headline import goal_text
+from lrexport.report.int8 import int8_table
+from lrexport.report.repeating import commands, shell_lines
+from lrexport.report.runs_table import front_table, runs_table
+from lrexport.report.subjects import Subject
+from lrexport.report.tables import Table, results_table
+
+_TAGS = ("lrexport", "low-rank", "svd", "compression", "onnx")
+
+
+def render(subjects: Sequence[Subject], with_front_matter: bool = True) -> str:
+    """One section a run; several runs begin with a comparison and their fronts."""
+    parts = [front_matter(subjects)] if with_front_matter else []
+    if len(subjects) > 1:
+        parts += [f"# {len(subjects)} runs of lrexport compared", markdown_table(runs_table(subjects))]
+        parts += [_front(front) for front in fronts_of(subjects)]
+    level = "#" if len(subjects) == 1 else "##"
+    for subject in subjects:
+        parts += _run(subject, level)
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(subjects: Sequence[Subject]) -> str:
+    """Tags, and the accuracies that were measured; what was not is left out."""
+    lines = ["---", "library_name: onnx"]
+    if any(subject.record.data is not None for subject in subjects):
+        lines.append("pipeline_tag: image-classification")
+    lines += ["tags:", *(f"- {tag}" for tag in _TAGS)]
+    measured = [_index(subject) for subject in subjects if subject.compressed.accuracy is not None]
+    if measured:
+        lines.append(f"model-index: {json.dumps(measured)}")
+    return "\n".join([*lines, "---"])
+
+
+def markdown_table(table: Table) -> str:
+    """A table of GitHub's Markdown with its caption below; every cell stands for itself."""
+    heads = [markdown(name) or " " for name in table.columns]
+    marks = ["---" if i == 0 or name in table.words else "---:" for i, name in enumerate(table.columns)]
+    rows = [[markdown(cell) for cell in row] for row in table.rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows)]
+    return "\n".join(lines) + (f"\n\n{markdown(table.caption)}" if table.caption else "")
+
+
+def _index(subject: Subject) -> dict[str, Any]:
+    """An entry of ``model-index``."""
+    accuracy, data = subject.compressed.accuracy, subject.record.data
+    assert accuracy is not None
+    source = plain(data.source) if data else "unnamed data"
+    metrics = [("top-1", accuracy.top1), ("top-5", accuracy.top5)]
+    result = {
+        "task": {"type": "image-classification", "name": "Image classification"},
+        "dataset": {"type": source, "name": source, "split": plain(accuracy.split)},
+        "metrics": [{"type": "accuracy", "name": f"{name} accuracy", "value": round(value, 6)} for name, value in metrics],
+    }
+    return {"name": plain(f"{subject.record.model.source} ({subject.name})"), "results": [result]}
+
+
+def _run(subject: Subject, level: str) -> list[str]:
+    record = subject.record
+    goal = goal_text(record)
+    what = f"{_code(record.model.source)}, compressed by low-rank factorisation of its layers with lrexport"
+    what += f" (goal: {markdown(goal)})." if goal else "."
+    title = subject.name if level == "##" else f"{record.model.source}, compressed"
+    parts = [f"{level} {markdown(title)}", what, markdown_table(results_table(record))]
+    parts += [markdown_table(table) for table in (int8_table(record),) if table.rows]
+    warnings = [*record.notes, *(latency.warning for latency in subject.compressed.latency_ms.values() if latency.warning)]
+    parts += ["\n".join(f"- {markdown(note)}" for note in warnings)] if warnings else []
+    lines = "\n".join(shell_lines(command) for command in commands(record, subject.name))
+    return [*parts, f"{level}# Repeat it", _block(lines)]
+
+
+def _front(front: Front) -> str:
+    title = f"## Accuracy against {markdown(front.cost)}"
+    if not front.points:
+        return f"{title}\n\n{markdown(front.note)}"
+    return f"{title}\n\n{markdown_table(front_table(front))}\n\n{markdown(front.note)}"
+
+
+def _block(text: str) -> str:
+    """A block of code, fenced by more backticks than are in it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}sh\n{text}\n{fence}"
+
+
+def _code(text: str) -> str:
+    return f"<code>{markdown(text)}</code>"

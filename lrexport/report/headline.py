@@ -1,0 +1,70 @@
+"""What a run comes down to: a few ratios, derived from its record, with what they are of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lrexport.escape import plain
+from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
+
+if TYPE_CHECKING:
+    from lrexport.record import Record, Result
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """``value`` is the ratio compressed ÷ dense, or a difference; ``detail`` what it is of; ``warning`` what spoils it."""
+
+    label: str
+    value: str
+    detail: str
+    warning: str = ""
+
+
+def headlines(record: Record) -> list[Headline]:
+    """MACs, file, latency on each target and accuracy; what was not measured says so."""
+    dense, small = record.results.dense, record.results.compressed
+    if dense is None or small is None:
+        return []
+    counted = "on the exported graph" if small.macs_counted_on == "onnx" else "on the torch network"
+    macs = f"{format_count(dense.macs)} → {format_count(small.macs)}, counted {counted}"
+    found = [Headline("MACs", format_share(small.macs, dense.macs), macs), _file(dense, small)]
+    found += _latencies(dense, small)
+    return [*found, _accuracy(dense, small)]
+
+
+def goal_text(record: Record) -> str:
+    """``macs 0.5``: what the run was asked for."""
+    goal = record.config.get("goal")
+    return plain(", ".join(f"{name} {value}" for name, value in goal.items())) if isinstance(goal, dict) else ""
+
+
+def _file(dense: Result, small: Result) -> Headline:
+    if not dense.bytes or not small.bytes:
+        return Headline("ONNX file", NOT_MEASURED, "lrexport onnx RUN writes it")
+    detail = f"{format_bytes(dense.bytes)} → {format_bytes(small.bytes)}, {small.precision}"
+    return Headline("ONNX file", format_share(small.bytes, dense.bytes), detail)
+
+
+def _latencies(dense: Result, small: Result) -> list[Headline]:
+    found = []
+    for target, new in small.latency_ms.items():
+        old = dense.latency_ms.get(target)
+        if old is None or new.ratio is None:
+            continue
+        threads = f"{new.threads} thread{'s' * (new.threads != 1)}"
+        detail = f"{format_ms(old.p50)} → {format_ms(new.p50)}, median on {plain(target)}, {threads}"
+        slower = "slower than the dense network" if new.ratio > 1 else ""
+        found.append(Headline("Latency", f"{new.ratio:.2f}×", detail, plain(new.warning or slower)))
+    return found or [Headline("Latency", NOT_MEASURED, "lrexport onnx RUN measures it")]
+
+
+def _accuracy(dense: Result, small: Result) -> Headline:
+    if dense.accuracy is None or small.accuracy is None:
+        return Headline("Top-1", NOT_MEASURED, "the run was made without data")
+    old, new = dense.accuracy, small.accuracy
+    detail = f"{format_percent(old.top1)} → {format_percent(new.top1)} on {new.n:,} {new.split} images"
+    return Headline("Top-1", f"{100 * (new.top1 - old.top1):+.2f} points".replace("-", "−"), detail)

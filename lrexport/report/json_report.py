@@ -1,0 +1,71 @@
+"""A report for machines: figures as numbers, null where they were not measured. docs/report.md describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lrexport.report import layers
+from lrexport.report.fronts import fronts_of
+from lrexport.report.plans import entry_to_json
+from lrexport.report.repeating import commands
+from lrexport.report.subjects import Subject
+
+SCHEMA_VERSION = 1
+
+
+def to_json(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """As docs/report.md describes it."""
+    fronts = [asdict(front) for front in fronts_of(subjects)] if len(subjects) > 1 else []
+    return {"schema_version": SCHEMA_VERSION, "runs": [_run(subject) for subject in subjects], "fronts": fronts}
+
+
+def _run(subject: Subject) -> dict[str, Any]:
+    record = subject.record
+    return {
+        "run": subject.name,
+        "model": record.model.model_dump(mode="json"),
+        "data": record.data.model_dump(mode="json") if record.data else None,
+        "config": record.config,
+        "results": record.results.model_dump(mode="json"),
+        "ratios": _ratios(subject),
+        "layers": _layers(subject),
+        "training": {stage: [asdict(epoch) for epoch in epochs] for stage, epochs in subject.curves.items()},
+        "notes": record.notes,
+        "commands": commands(record, subject.name),
+        "environment": record.environment,
+    }
+
+
+def _ratios(subject: Subject) -> dict[str, Any]:
+    """compressed ÷ dense, and for accuracy the difference of the shares; null where one of the two is not known."""
+    dense, small = subject.dense, subject.compressed
+    accuracies = (dense.accuracy, small.accuracy)
+    return {
+        "macs": _share(small.macs, dense.macs),
+        "params": _share(small.params, dense.params),
+        "bytes": _share(small.bytes, dense.bytes),
+        "latency": {target: latency.ratio for target, latency in small.latency_ms.items()},
+        "top1_change": accuracies[1].top1 - accuracies[0].top1 if accuracies[0] and accuracies[1] else None,
+    }
+
+
+def _layers(subject: Subject) -> dict[str, Any]:
+    rows = layers.rows_of(subject)
+    costs = {cost.name: cost for cost in layers.costs_of(subject, rows)}
+    times = costs["Time"]
+    found = {}
+    for i, (name, row) in enumerate(zip(subject.record.plan, rows, strict=True)):
+        spectrum = asdict(row.spectrum) if row.spectrum else None
+        found[name] = {
+            **entry_to_json(row.facts),
+            "dense_ms": times.dense[i],
+            "ms": times.compressed[i],
+            "spectrum": spectrum,
+        }
+    return found
+
+
+def _share(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None

@@ -1,0 +1,288 @@
+"""Runs → one HTML page that opens from disk: its style, its script and plotly.js are in it, and it fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrexport.errors import DeviceError
+from lrexport.escape import plain
+from lrexport.record import Record
+from lrexport.report import layers
+from lrexport.report.fronts import Front, fronts_of
+from lrexport.report.headline import Headline, goal_text, headlines
+from lrexport.report.int8 import int8_table
+from lrexport.report.page import charts
+from lrexport.report.repeating import commands, shell_lines
+from lrexport.report.runs_table import front_table, runs_table
+from lrexport.report.subjects import STAGES, Subject
+from lrexport.report.tables import Table, results_table
+from lrexport.report.training import training_table
+from lrexport.units import format_percent
+
+if TYPE_CHECKING:
+    import jinja2
+
+_HERE = Path(__file__).parent
+# Styles are inline because plotly sets them; no script runs but the two whose hashes are named, whatever a name smuggles in.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its text alternative, and the table beside it. ``choice`` names it among several of one place."""
+
+    id: str
+    alt: str
+    table: Table | None = None
+    choice: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence on what is to be seen, and charts; ``missing`` says what to run where the run lacks it."""
+
+    id: str
+    title: str
+    text: str = ""
+    charts: tuple[Chart, ...] = ()
+    table: Table | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run, ready for the template."""
+
+    id: str
+    name: str
+    model: str
+    facts: tuple[str, ...]
+    headlines: tuple[Headline, ...]
+    notes: tuple[str, ...]
+    tables: tuple[Table, ...]
+    sections: tuple[Section, ...]
+    commands: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    files: Table
+
+
+@dataclass
+class _Figures:
+    """What page.js draws, by the id of its place."""
+
+    found: dict[str, charts.Figure] = field(default_factory=dict)
+
+    def chart(self, id: str, figure: charts.Figure, alt: str, table: Table | None = None, choice: str = "") -> Chart:
+        self.found[id] = figure
+        return Chart(id, alt, table, choice)
+
+
+def render(subjects: Sequence[Subject], version: str) -> str:
+    """The page. Raises DeviceError where the extra ``report`` is not installed."""
+    library = _plotly_js()
+    figures = _Figures()
+    runs = [_view(subject, f"run{number}", figures) for number, subject in enumerate(subjects, 1)]
+    comparison = _comparison(subjects, figures) if len(subjects) > 1 else ()
+    scripts = [library, _own("page.js")]
+    policy = f"{_POLICY}; script-src {' '.join(map(_hash, scripts))}"
+    page: str = _template().render(
+        title=plain(f"{subjects[0].record.model.source}: {subjects[0].name}" if len(runs) == 1 else f"{len(runs)} runs"),
+        policy=policy,
+        style=_own("page.css"),
+        scripts=scripts,
+        figures=_embedded(figures.found),
+        runs=runs,
+        comparison=comparison,
+        runs_table=runs_table(subjects) if len(runs) > 1 else None,
+        version=version,
+    )
+    return page
+
+
+def _template() -> jinja2.Template:
+    library = _needed("jinja2")
+    loader, strict = library.FileSystemLoader(_HERE), library.StrictUndefined
+    environment = library.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    template: jinja2.Template = environment.get_template("page.html.j2")
+    return template
+
+
+def _plotly_js() -> str:
+    code: str = _needed("plotly.offline").get_plotlyjs()
+    return code.replace("\r\n", "\n")  # as a browser reads it before it takes the hash
+
+
+def _needed(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DeviceError(
+            f"a report in HTML needs {module.partition('.')[0]}, which is not installed ({error})",
+            "pip install 'lrexport[report]'; --format markdown and json do without.",
+        ) from error
+
+
+@cache
+def _own(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _embedded(value: Mapping[str, Any]) -> str:
+    """JSON that stands in a script element: nothing in it ends the element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _view(subject: Subject, id: str, figures: _Figures) -> RunView:
+    record, rows = subject.record, layers.rows_of(subject)
+    sections = (
+        _spectra(subject, rows, id, figures),
+        _ranks(rows, id, figures),
+        _costs(subject, rows, id, figures),
+        _training(subject, id, figures),
+    )
+    return RunView(
+        id=id,
+        name=plain(subject.name),
+        model=plain(record.model.source),
+        facts=_facts(record),
+        headlines=tuple(headlines(record)),
+        notes=tuple(map(plain, record.notes)),
+        tables=tuple(table for table in (results_table(record), int8_table(record)) if table.rows),
+        sections=sections,
+        commands=tuple(map(shell_lines, commands(record, subject.name))),
+        environment=tuple(_flat(record.environment)),
+        files=_files(record),
+    )
+
+
+def _facts(record: Record) -> tuple[str, ...]:
+    shape = " × ".join(map(str, record.model.input_shape))
+    data = f"data {plain(record.data.source)}" if record.data else "training-free"
+    goal = goal_text(record)
+    return (f"input {shape}", data, *([f"goal {goal}"] if goal else []))
+
+
+def _files(record: Record) -> Table:
+    rows = [(plain(name), f"{file.bytes:,}", file.sha256) for name, file in record.files.items()]
+    return Table(("file", "bytes", "sha256"), tuple(rows), words=("sha256",))
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
+    """Nested facts as lines."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}: ")
+        else:
+            yield plain(f"{before}{name}"), plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _spectra(subject: Subject, rows: Sequence[layers.Row], id: str, figures: _Figures) -> Section:
+    title, place = "Singular values", f"{id}-spectra"
+    if not subject.spectra:
+        why = (
+            "This run was made by an lrexport that did not keep them"
+            if subject.spectra is None
+            else "No layer is in SVD form"
+        )
+        return Section(place, title, missing=f"{why}; lrexport compress makes a run that has them.")
+    trained = any(row.spectrum is not None and row.spectrum.trained for row in rows)
+    text = "Each layer's singular values ÷ the largest, on a logarithmic scale. What lies right of the cut was dropped. "
+    text += (
+        "The dotted line is the dense network before SVD training, the solid one the network after it."
+        if trained
+        else ("There was no SVD training: these are the dense network's.")
+    )
+    alt = (
+        f"Singular values of {len(subject.spectra)} layers with the rank that each was cut at; the table has their figures."
+    )
+    chart = figures.chart(f"{place}-chart", charts.spectra_figure(rows), alt, layers.spectrum_table(rows))
+    return Section(place, title, text, (chart,))
+
+
+def _ranks(rows: Sequence[layers.Row], id: str, figures: _Figures) -> Section:
+    pairs = [row for row in rows if row.rank is not None]
+    whole = len(rows) - len(pairs)
+    text = f"{len(pairs)} of {len(rows)} layers became pairs" + (f", {whole} stay whole." if whole else ".")
+    place = f"{id}-ranks"
+    alt = f"Rank kept of the full rank, layer by layer. {text}"
+    chart = figures.chart(f"{place}-chart", charts.rank_figure(rows), alt, layers.rank_table(rows))
+    return Section(place, "Ranks", text, (chart,))
+
+
+def _costs(subject: Subject, rows: Sequence[layers.Row], id: str, figures: _Figures) -> Section:
+    place, costs = f"{id}-costs", layers.costs_of(subject, rows)
+    found = [
+        figures.chart(
+            f"{place}-{cost.name.lower()}",
+            charts.cost_figure(rows, cost),
+            f"{cost.name} of each layer, dense beside compressed. {cost.caption}",
+            choice=cost.name,
+        )
+        for cost in costs
+        if cost.is_known
+    ]
+    missing = "" if costs[-1].is_known else "Time by layer was not measured: lrexport onnx RUN measures it."
+    text = "What each layer costs, dense beside compressed; both convolutions of a pair together."
+    return Section(place, "Cost by layer", text, tuple(found), layers.cost_table(rows, costs), missing)
+
+
+def _training(subject: Subject, id: str, figures: _Figures) -> Section:
+    place, curves = f"{id}-training", subject.curves
+    unread = f" {subject.unread} lines of log.jsonl cannot be read." if subject.unread else ""
+    if not curves:
+        return Section(place, "Training", missing=f"Nothing was trained in this run; --data DATA would train it.{unread}")
+    ends = [
+        f"{STAGES[stage]} ended at {format_percent(epochs[-1].heldout_top1)} after {len(epochs)} epochs"
+        for stage, epochs in curves.items()
+        if epochs[-1].heldout_top1 is not None
+    ]
+    text = (
+        "Held-out images are training images that served every choice, never test images. Losses of different stages have "
+    )
+    text += f"different terms.{_elsewhere(subject)}{unread}"
+    found = (
+        figures.chart(
+            f"{place}-top1",
+            charts.training_figure(curves, "heldout_top1"),
+            f"Held-out top-1: {'; '.join(ends)}.",
+            choice="Top-1",
+        ),
+        figures.chart(
+            f"{place}-loss", charts.training_figure(curves, "loss"), "Loss over epochs, stage by stage.", choice="Loss"
+        ),
+    )
+    return Section(place, "Training", text, found, training_table(curves))
+
+
+def _elsewhere(subject: Subject) -> str:
+    """Stages whose log is in the run that this one went on from."""
+    trained = {"dense": subject.record.config.get("dense_epochs"), "svd": subject.record.config.get("svd_epochs")}
+    names = [STAGES[stage] for stage, epochs in trained.items() if epochs and stage not in subject.curves]
+    return f" The epochs of {' and '.join(names)} are in the run that this one went on from." if names else ""
+
+
+def _comparison(subjects: Sequence[Subject], figures: _Figures) -> tuple[Section, ...]:
+    return tuple(_front(front, f"front{number}", figures) for number, front in enumerate(fronts_of(subjects), 1))
+
+
+def _front(front: Front, id: str, figures: _Figures) -> Section:
+    title = f"Accuracy against {front.cost}"
+    if not front.points:
+        return Section(id, title, missing=front.note)
+    on = ", ".join(point.name for point in front.points if point.on_front)
+    chart = figures.chart(f"{id}-chart", charts.front_figure(front), f"{title}. On the front: {on}.", front_table(front))
+    return Section(id, title, f"No other network beats those on the front: {on}. {front.note}", (chart,))

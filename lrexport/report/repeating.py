@@ -1,0 +1,131 @@
+"""The commands that make a run again, from the choices in its record: exactly what options, files and environment gave."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlencode
+
+from lrexport.config import FINISHED, TRAINING, CompressConfig, TrainConfig
+from lrexport.record import ModelSource, Record
+
+# Which of a record's choices are no options of their own.
+_APART = {"model", "goal"}
+
+
+def commands(record: Record, run: str) -> list[list[str]]:
+    """Command lines, as lists of arguments, that make ``run`` again. A run that went on from others begins with theirs.
+
+    Options of ``compress`` and ``train`` that have their default are left out.
+    """
+    last = run
+    lines = []
+    for place, (folder, config) in enumerate([*((one.run, one.config) for one in record.earlier), (run, record.config)]):
+        made = folder if folder is not None else _next_folder(record, place, run)
+        what = _model(record) if place == 0 else _path(last)
+        name = "compress" if config.get("goal") else "train"
+        apart = set(FINISHED) | _APART if place else _APART
+        lines.append(["lrexport", name, what, *_options(config, apart, record.data is None), "-o", _path(made)])
+        last = made
+    if record.export:
+        lines.append(["lrexport", "onnx", _path(run), *_export_options(record.export)])
+    return lines
+
+
+def shell_lines(command: Sequence[str], width: int = 76) -> str:
+    """The command for a shell, quoted; a long one goes on over several lines, an option and its value on the same."""
+    lines: list[str] = []
+    for number, argument in enumerate(command):
+        quoted = _quoted(argument)
+        follows = number > 0 and (command[number - 1].startswith("--") or number < 3) and not argument.startswith("--")
+        if lines and (follows or command[number - 1] == "-o" or len(lines[-1]) + len(quoted) < width):
+            lines[-1] += f" {quoted}"
+        else:
+            lines.append(quoted)
+    return " \\\n    ".join(lines)
+
+
+def _quoted(argument: str) -> str:
+    """One word of a shell's; what cannot be seen is written as ``$'…'`` has it, which bash, zsh and POSIX 2024 know."""
+    if argument.isprintable():
+        return shlex.quote(argument)
+    shown = (char if char.isprintable() and char not in "\\'" else _bytes(char) for char in argument)
+    return f"$'{''.join(shown)}'"
+
+
+def _bytes(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+
+
+def _next_folder(record: Record, place: int, run: str) -> str:
+    """Where an earlier compression was that the next one went on from in place."""
+    return next((one.run for one in record.earlier[place:] if one.run is not None), run)
+
+
+def _options(config: Mapping[str, Any], apart: set[str], without_data: bool) -> Iterator[str]:
+    defaults = {field.name: field.default for made in (TrainConfig, CompressConfig) for field in fields(made)}
+    idle = set(TRAINING) if without_data else set()
+    for name, value in config.items():
+        if name in apart | idle or name not in defaults:
+            continue
+        default = defaults[name]
+        if value != (list(default) if isinstance(default, tuple) else default):
+            yield from _option(name, value)
+    yield from _goal(config.get("goal") or {})
+
+
+def _goal(goal: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in goal.items():
+        if name == "size":
+            yield from ("--size", f"{value}B")
+        elif name == "latency_ms":
+            yield from ("--latency", f"{_text(value)}ms")
+        else:
+            yield from _option(name, value)
+
+
+def _export_options(export: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in export.items():
+        if name == "rescore":
+            yield from () if value else ("--no-rescore",)
+        elif name == "batch" and value is None:
+            yield from ("--batch", "dynamic")
+        elif value not in (None, False) and (name != "calibration_images" or export.get("int8")):
+            yield from _option(name, value)
+
+
+def _option(name: str, value: Any) -> Iterator[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        yield flag if value else f"--no-{flag[2:]}"
+    elif isinstance(value, list | tuple) and name == "input_shape":
+        yield from (flag, ",".join(map(str, value)))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _option(name, each)
+    elif value is not None:
+        text = _text(value)
+        yield from [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+
+
+def _text(value: Any) -> str:
+    """Without an exponent, which a time may not have."""
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
+
+
+def _model(record: Record) -> str:
+    """MODEL with its options; a number of classes that the data decides is none."""
+    model: ModelSource = record.model
+    options = dict(model.kwargs)
+    if record.data is not None and options.get("num_classes") == record.data.classes:
+        del options["num_classes"]
+    query = urlencode({name: value if isinstance(value, str) else str(value).lower() for name, value in options.items()})
+    return f"{model.source}?{query}" if query else model.source
+
+
+def _path(run: str) -> str:
+    return f"./{run}" if run.startswith("-") else run

@@ -1,0 +1,38 @@
+"""Several runs side by side, and the points of a front, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lrexport.escape import plain
+from lrexport.report.fronts import Front
+from lrexport.report.headline import headlines
+from lrexport.report.subjects import Subject
+from lrexport.report.tables import Table
+from lrexport.units import format_count, format_ms, format_percent
+
+_KINDS = ("MACs", "ONNX file", "Latency", "Top-1")
+
+
+def runs_table(subjects: Sequence[Subject]) -> Table:
+    """A line a run: its model, and its ratios to its own dense network."""
+    rows = []
+    for subject in subjects:
+        found: dict[str, str] = {}
+        for line in headlines(subject.record):
+            found.setdefault(line.label, line.value + (f" ({line.warning})" if line.warning else ""))
+        rows.append((plain(subject.name), plain(subject.record.model.source), *(found[kind] for kind in _KINDS)))
+    on = {"onnx": "the exported graph", "torch": "the torch network"}
+    counted = " or ".join(sorted({on[one.compressed.macs_counted_on] for one in subjects}))
+    caption = f"Each run's ratios are to its own dense network; MACs of one input, counted on {counted}."
+    return Table(("run", "model", *_KINDS), tuple(rows), caption, words=("model",))
+
+
+def front_table(front: Front) -> Table:
+    """Cost and accuracy of every point, and whether another one beats it."""
+    form, column = (format_count, "MACs") if front.cost == "MACs" else (format_ms, "latency p50")
+    rows = [
+        (point.name, form(point.cost), format_percent(point.accuracy), "yes" if point.on_front else "no")
+        for point in front.points
+    ]
+    return Table(("network", column, "top-1", "on the front"), tuple(rows), words=("on the front",))
