@@ -124,11 +124,11 @@ class Book:
                 raise
         finally:
             self._process.release_claim()
-            if stopped:
-                with self._process.claimed():
+            with self._process.claimed():
+                if stopped:
                     self._revive()
-        self.save()
-        if stopped:
+                self._save()
+        if stopped:  # Optuna has caught it where it is an Exception
             raise stopped[0]
 
     def save(self) -> Sweep:

@@ -93,7 +93,8 @@ class Dimension:
         ends = (round(number) if domain.whole else number for number in (domain.low, domain.high))
         text = f"{name}={'..'.join(f'{end}{unit}' for end in ends)}" + (":log" if domain.log else "")
         plain = domain.step is None or domain.log or (domain.whole and domain.step == 1)
-        return text if plain else f"{text}:step={domain.step:g}{unit}"
+        step = round(domain.step or 1) if domain.whole else domain.step
+        return text if plain else f"{text}:step={step}{unit}"
 
 
 def _number(low: float = -math.inf, high: float = math.inf, above: bool = False) -> Callable[[str], Value]:
@@ -235,7 +236,7 @@ def _range(name: str, text: str, values: str) -> Numbers:
     step = 1.0 if whole else None
     if how.startswith("step="):
         step = float(_value(name, text, how.removeprefix("step=")))
-        if not 0 < step <= high - low:
+        if not 0 < step <= (high - low) * (1 + _STEPS_SLACK):
             raise UsageError(f"--vary {text}: the step has to be above 0 and within the range")
         high = float(Numbers(low, high, step=step).values()[-1])  # type: ignore[index]  # a step has values
     elif how:
