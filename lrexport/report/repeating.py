@@ -15,6 +15,8 @@ from lrexport.record import ModelSource, Record
 
 # Which of a record's choices are no options of their own.
 _APART = {"model", "goal"}
+# Lists that are one option; of others each entry is an option of its own.
+_WITH_COMMAS = {"input_shape", "milestones"}
 
 
 def commands(record: Record, run: str) -> list[list[str]]:
@@ -72,10 +74,13 @@ def _options(config: Mapping[str, Any], apart: set[str], without_data: bool) -> 
     for name, value in config.items():
         if name in apart | idle or name not in defaults:
             continue
-        default = defaults[name]
-        if value != (list(default) if isinstance(default, tuple) else default):
+        if _as_json(value) != _as_json(defaults[name]):
             yield from _option(name, value)
     yield from _goal(config.get("goal") or {})
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _goal(goal: Mapping[str, Any]) -> Iterator[str]:
@@ -94,7 +99,7 @@ def _export_options(export: Mapping[str, Any]) -> Iterator[str]:
             yield from () if value else ("--no-rescore",)
         elif name == "batch" and value is None:
             yield from ("--batch", "dynamic")
-        elif value not in (None, False) and (name != "calibration_images" or export.get("int8")):
+        elif value is not None and value is not False and (name != "calibration_images" or export.get("int8")):
             yield from _option(name, value)
 
 
@@ -102,8 +107,8 @@ def _option(name: str, value: Any) -> Iterator[str]:
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         yield flag if value else f"--no-{flag[2:]}"
-    elif isinstance(value, list | tuple) and name == "input_shape":
-        yield from (flag, ",".join(map(str, value)))
+    elif isinstance(value, list | tuple) and name in _WITH_COMMAS:
+        yield from (flag, ",".join(map(_text, value)))
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _option(name, each)
