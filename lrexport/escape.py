@@ -11,12 +11,14 @@ _MARKDOWN = re.compile(r"[\\`*_\[\]<>#!|~@:$&]|(?<=www)\.", re.IGNORECASE)
 _REFERENCES = "@#!"
 
 
-def plain(text: str) -> str:
-    """One line of visible characters: what is not printable, a newline or a direction mark say, becomes ``\\x0a``.
+def visible(text: str) -> str:
+    """One line of visible characters: what is not printable, a newline or a direction mark say, becomes ``\\x0a``."""
+    return "".join(char if char.isprintable() else _code(char) for char in text)
 
-    Commands of CI logs are broken in the same way.
-    """
-    shown = "".join(char if char.isprintable() else _code(char) for char in text)
+
+def plain(text: str) -> str:
+    """:func:`visible`, and commands of CI logs are broken in the same way."""
+    shown = visible(text)
     for command, broken in _COMMANDS:
         shown = shown.replace(command, broken)
     return shown

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lrexport.escape import markdown, plain
+from lrexport.escape import markdown, visible
 from lrexport.report.fronts import Front, fronts_of
 from lrexport.report.headline import goal_text
 from lrexport.report.int8 import int8_table
@@ -59,14 +59,14 @@ def _index(subject: Subject) -> dict[str, Any]:
     """An entry of ``model-index``."""
     accuracy, data = subject.compressed.accuracy, subject.record.data
     assert accuracy is not None
-    source = plain(data.source) if data else "unnamed data"
+    source = visible(data.source) if data else "unnamed data"
     metrics = [("top-1", accuracy.top1), ("top-5", accuracy.top5)]
     result = {
         "task": {"type": "image-classification", "name": "Image classification"},
-        "dataset": {"type": source, "name": source, "split": plain(accuracy.split)},
+        "dataset": {"type": source, "name": source, "split": visible(accuracy.split)},
         "metrics": [{"type": "accuracy", "name": f"{name} accuracy", "value": round(value, 6)} for name, value in metrics],
     }
-    return {"name": plain(f"{subject.record.model.source} ({subject.name})"), "results": [result]}
+    return {"name": visible(f"{subject.record.model.source} ({subject.name})"), "results": [result]}
 
 
 def _run(subject: Subject, level: str) -> list[str]:

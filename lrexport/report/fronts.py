@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from lrexport.escape import plain
+from lrexport.escape import visible
 
 if TYPE_CHECKING:
     from lrexport.record import Latency, Result
@@ -65,7 +65,7 @@ def _macs_front(subjects: Sequence[Subject]) -> Front:
         if subject.compressed.accuracy is None:
             left_out.append(subject.name)
             continue
-        points.append(Point(plain(subject.name), subject.compressed.macs, subject.compressed.accuracy.top1))
+        points.append(Point(visible(subject.name), subject.compressed.macs, subject.compressed.accuracy.top1))
     references = [Point(name, dense.macs, _top1(dense), True) for name, dense, _ in _dense_networks(subjects)]
     on = {subject.compressed.macs_counted_on for subject in subjects}
     counted = " or ".join({"onnx": "the exported graph", "torch": "the torch network"}[where] for where in sorted(on))
@@ -80,14 +80,14 @@ def _latency_fronts(subjects: Sequence[Subject]) -> list[Front]:
 
 
 def _latency_front(subjects: Sequence[Subject], target: str) -> Front:
-    cost = f"latency on {plain(target)}"
+    cost = f"latency on {visible(target)}"
     measured = [one for one in subjects if target in one.compressed.latency_ms and one.compressed.accuracy is not None]
     conditions = [_conditions(subject, target) for subject in measured]
     differing = [key for key in conditions[0] if len({str(each[key]) for each in conditions}) > 1] if conditions else []
     if differing:
         values = "; ".join(f"{key}: {', '.join(sorted({str(each[key]) for each in conditions}))}" for key in differing)
-        return Front(cost, (), plain(f"These latencies cannot be compared, they were not measured alike ({values})."))
-    points = [Point(plain(one.name), one.compressed.latency_ms[target].p50, _top1(one.compressed)) for one in measured]
+        return Front(cost, (), visible(f"These latencies cannot be compared, they were not measured alike ({values})."))
+    points = [Point(visible(one.name), one.compressed.latency_ms[target].p50, _top1(one.compressed)) for one in measured]
     for name, dense, others in _dense_networks(measured):
         times = [one.dense.latency_ms[target].p50 for one in others if target in one.dense.latency_ms]
         if times:
@@ -101,7 +101,7 @@ def _latency_front(subjects: Sequence[Subject], target: str) -> Front:
     )
     machine = str(conditions[0].get("cpu")) if conditions else ""
     return Front(
-        cost, _marked(points), plain(f"{how}{machine}; runs were measured one after the other.") + _without(left_out)
+        cost, _marked(points), visible(f"{how}{machine}; runs were measured one after the other.") + _without(left_out)
     )
 
 
@@ -120,7 +120,7 @@ def _dense_networks(subjects: Sequence[Subject]) -> list[tuple[str, Result, list
             found.setdefault(key, []).append(subject)
     sources = [source for source, *_ in found]
     names = [f"dense {key[0]}" + (f" of {same[0].name}" if sources.count(key[0]) > 1 else "") for key, same in found.items()]
-    return [(plain(name), same[0].dense, same) for name, same in zip(names, found.values(), strict=True)]
+    return [(visible(name), same[0].dense, same) for name, same in zip(names, found.values(), strict=True)]
 
 
 def _scored_differently(subjects: Sequence[Subject]) -> str:
@@ -131,7 +131,7 @@ def _scored_differently(subjects: Sequence[Subject]) -> str:
     on = {_images(one) for one in scored}
     if len(on) == 1:
         return ""
-    return plain(f"No front: the accuracies cannot be compared, they are on {' and on '.join(sorted(on))}.")
+    return visible(f"No front: the accuracies cannot be compared, they are on {' and on '.join(sorted(on))}.")
 
 
 def _images(subject: Subject) -> str:
@@ -152,4 +152,4 @@ def _marked(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def _without(names: Sequence[str]) -> str:
-    return f" Not there, because this was not measured: {plain(', '.join(names))}." if names else ""
+    return f" Not there, because this was not measured: {visible(', '.join(names))}." if names else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lrexport.escape import plain
+from lrexport.escape import visible
 from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def headlines(record: Record) -> list[Headline]:
 def goal_text(record: Record) -> str:
     """``macs 0.5``: what the run was asked for."""
     goal = record.config.get("goal")
-    return plain(", ".join(f"{name} {value}" for name, value in goal.items())) if isinstance(goal, dict) else ""
+    return visible(", ".join(f"{name} {value}" for name, value in goal.items())) if isinstance(goal, dict) else ""
 
 
 def _file(dense: Result, small: Result) -> Headline:
@@ -56,9 +56,9 @@ def _latencies(dense: Result, small: Result) -> list[Headline]:
         if old is None or new.ratio is None:
             continue
         threads = f"{new.threads} thread{'s' * (new.threads != 1)}"
-        detail = f"{format_ms(old.p50)} → {format_ms(new.p50)}, median on {plain(target)}, {threads}"
+        detail = f"{format_ms(old.p50)} → {format_ms(new.p50)}, median on {visible(target)}, {threads}"
         slower = "slower than the dense network" if new.ratio > 1 else ""
-        found.append(Headline("Latency", f"{new.ratio:.2f}×", detail, plain(new.warning or slower)))
+        found.append(Headline("Latency", f"{new.ratio:.2f}×", detail, visible(new.warning or slower)))
     return found or [Headline("Latency", NOT_MEASURED, "lrexport onnx RUN measures it")]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from lrexport.escape import plain
+from lrexport.escape import visible
 from lrexport.record import Latency
 from lrexport.report.plans import BYTES_PER_PARAMETER, Facts, facts, rank_text, shape_text
 from lrexport.report.subjects import Spectrum, Subject
@@ -54,7 +54,7 @@ class Row:
 def rows_of(subject: Subject) -> list[Row]:
     """The layers in the network's order."""
     spectra = subject.spectra or {}
-    return [Row(plain(name), facts(entry), spectra.get(name)) for name, entry in subject.record.plan.items()]
+    return [Row(visible(name), facts(entry), spectra.get(name)) for name, entry in subject.record.plan.items()]
 
 
 def profiled(subject: Subject) -> tuple[str, Latency, Latency] | None:
@@ -81,7 +81,7 @@ def costs_of(subject: Subject, rows: Sequence[Row]) -> list[Cost]:
     names = list(subject.record.plan)
     times = [tuple((latency.layers_ms or {}).get(name) for name in names) for latency in (dense, compressed)]
     others = [(latency.layers_ms or {}).get("") for latency in (dense, compressed)]
-    said = f"Milliseconds for a batch of {dense.batch} on {plain(target)} with {threads(dense.threads)}, by the runtime's "
+    said = f"Milliseconds for a batch of {dense.batch} on {visible(target)} with {threads(dense.threads)}, by the runtime's "
     said += "own profiler, which itself takes time; what was fused into a layer counts as its own. "
     said += "Outside of layers (activations, sums, changes of layout): "
     said += " dense and ".join(UNKNOWN if value is None else format_ms(value) for value in others) + " compressed."
@@ -102,7 +102,7 @@ def rank_table(rows: Sequence[Row]) -> Table:
             row.facts.scheme or "whole",
             rank_text(row.facts) if row.facts.scheme else f"{UNKNOWN}/{row.full_rank or UNKNOWN}",
             UNKNOWN if row.facts.energy_kept is None else format_percent(row.facts.energy_kept),
-            plain(row.facts.reason),
+            visible(row.facts.reason),
         )
         for row in rows
     ]

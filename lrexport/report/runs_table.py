@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lrexport.escape import plain
+from lrexport.escape import visible
 from lrexport.report.fronts import Front
 from lrexport.report.headline import headlines
 from lrexport.report.subjects import Subject
@@ -21,7 +21,7 @@ def runs_table(subjects: Sequence[Subject]) -> Table:
         found: dict[str, str] = {}
         for line in headlines(subject.record):
             found.setdefault(line.label, line.value + (f" ({line.warning})" if line.warning else ""))
-        rows.append((plain(subject.name), plain(subject.record.model.source), *(found[kind] for kind in _KINDS)))
+        rows.append((visible(subject.name), visible(subject.record.model.source), *(found[kind] for kind in _KINDS)))
     on = {"onnx": "the exported graph", "torch": "the torch network"}
     counted = " or ".join(sorted({on[one.compressed.macs_counted_on] for one in subjects}))
     caption = f"Each run's ratios are to its own dense network; MACs of one input, counted on {counted}."

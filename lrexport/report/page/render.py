@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.errors import DeviceError
-from lrexport.escape import plain
+from lrexport.escape import visible
 from lrexport.record import Record
 from lrexport.report import layers
 from lrexport.report.fronts import Front, fronts_of
@@ -93,7 +93,7 @@ def render(subjects: Sequence[Subject], version: str) -> str:
     scripts = [library, _own("page.js")]
     policy = f"{_POLICY}; script-src {' '.join(map(_hash, scripts))}"
     page: str = _template().render(
-        title=plain(f"{subjects[0].record.model.source}: {subjects[0].name}" if len(runs) == 1 else f"{len(runs)} runs"),
+        title=f"{runs[0].model}: {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs",
         policy=policy,
         style=_own("page.css"),
         scripts=scripts,
@@ -108,10 +108,17 @@ def render(subjects: Sequence[Subject], version: str) -> str:
 
 def _template() -> jinja2.Template:
     library = _needed("jinja2")
-    loader, strict = library.FileSystemLoader(_HERE), library.StrictUndefined
-    environment = library.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    options = {"autoescape": True, "finalize": _visible, "undefined": library.StrictUndefined}
+    environment = library.Environment(
+        loader=library.FileSystemLoader(_HERE), trim_blocks=True, lstrip_blocks=True, **options
+    )
     template: jinja2.Template = environment.get_template("page.html.j2")
     return template
+
+
+def _visible(value: Any) -> Any:
+    """What the template writes: of texts out of a run every character can be seen. Its own markup is left alone."""
+    return visible(value) if type(value) is str else value
 
 
 def _plotly_js() -> str:
@@ -156,14 +163,14 @@ def _view(subject: Subject, id: str, figures: _Figures) -> RunView:
     )
     return RunView(
         id=id,
-        name=plain(subject.name),
-        model=plain(record.model.source),
+        name=subject.name,
+        model=record.model.source,
         facts=_facts(record),
         headlines=tuple(headlines(record)),
-        notes=tuple(map(plain, record.notes)),
+        notes=tuple(record.notes),
         tables=tuple(table for table in (results_table(record), int8_table(record)) if table.rows),
         sections=sections,
-        commands=tuple(map(shell_lines, commands(record, subject.name))),
+        commands=tuple(line for one in commands(record, subject.name) for line in shell_lines(one).splitlines()),
         environment=tuple(_flat(record.environment)),
         files=_files(record),
     )
@@ -171,13 +178,13 @@ def _view(subject: Subject, id: str, figures: _Figures) -> RunView:
 
 def _facts(record: Record) -> tuple[str, ...]:
     shape = " × ".join(map(str, record.model.input_shape))
-    data = f"data {plain(record.data.source)}" if record.data else "training-free"
+    data = f"data {record.data.source}" if record.data else "training-free"
     goal = goal_text(record)
     return (f"input {shape}", data, *([f"goal {goal}"] if goal else []))
 
 
 def _files(record: Record) -> Table:
-    rows = [(plain(name), f"{file.bytes:,}", file.sha256) for name, file in record.files.items()]
+    rows = [(name, f"{file.bytes:,}", file.sha256) for name, file in record.files.items()]
     return Table(("file", "bytes", "sha256"), tuple(rows), words=("sha256",))
 
 
@@ -187,7 +194,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, st
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{name}: ")
         else:
-            yield plain(f"{before}{name}"), plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            yield f"{before}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _spectra(subject: Subject, rows: Sequence[layers.Row], id: str, figures: _Figures) -> Section:
