@@ -65,7 +65,8 @@ class Book:
     def has_work(self) -> bool:
         """Whether trials are to be made, here or elsewhere."""
         trials = live(self._study.get_trials(deepcopy=False))
-        return len(trials) < self.request.wanted or any(not trial.state.is_finished() for trial in trials)
+        open_ones = any(not trial.state.is_finished() or _failed_by_environment(trial) for trial in trials)
+        return open_ones or len(trials) < self.request.wanted
 
     def begin(self, on_wait: Callable[[int], None]) -> bool:
         """Claim the right to the next trial, for ``make``; False when all are done.
@@ -191,7 +192,7 @@ class Book:
                     continue
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             died = "reason" not in noted
-            if died or (failed_by_environment and noted.get("exit_code") == _ENVIRONMENT):
+            if died or (failed_by_environment and _failed_by_environment(trial)):
                 self._queue_again(trial, _MOST_DEATHS if died and "interrupted" not in noted else None)
                 if is_dead and "run" in noted:
                     shutil.rmtree(self.folder / noted["run"], ignore_errors=True)
@@ -228,6 +229,10 @@ class Book:
                 f"the sweep in {self.folder} was made with something else: {'; '.join(found)}",
                 "Give it the same options again, or another folder with -o.",
             )
+
+
+def _failed_by_environment(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and trial.user_attrs.get("exit_code") == _ENVIRONMENT
 
 
 def _is_stop(error: BaseException) -> bool:
