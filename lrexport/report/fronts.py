@@ -93,16 +93,16 @@ def _latency_front(subjects: Sequence[Subject], target: str) -> Front:
         if times:
             points.append(Point(name, median(times), _top1(dense), True))
     left_out = [subject.name for subject in subjects if subject not in measured]
-    first = measured[0].compressed.latency_ms[target] if measured else None
-    how = (
-        f"Median milliseconds for a batch of {first.batch} with {first.threads} thread{'s' * (first.threads > 1)}, on "
-        if first
-        else ""
-    )
-    machine = str(conditions[0].get("cpu")) if conditions else ""
-    return Front(
-        cost, _marked(points), visible(f"{how}{machine}; runs were measured one after the other.") + _without(left_out)
-    )
+    doubtful = [one.name for one in measured if one.compressed.latency_ms[target].warning]
+    note = _measured(conditions[0]) if conditions else ""
+    note += f" Inconclusive: {visible(', '.join(doubtful))}." if doubtful else ""
+    return Front(cost, _marked(points), note + _without(left_out))
+
+
+def _measured(conditions: Mapping[str, Any]) -> str:
+    threads = f"{conditions['threads']} thread{'s' * (conditions['threads'] > 1)}"
+    how = f"Median milliseconds for a batch of {conditions['batch']} with {threads} on {conditions['cpu']}"
+    return visible(f"{how}; runs were measured one after the other.")
 
 
 def _conditions(subject: Subject, target: str) -> dict[str, Any]:

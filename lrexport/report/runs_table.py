@@ -20,7 +20,10 @@ def runs_table(subjects: Sequence[Subject]) -> Table:
     for subject in subjects:
         found: dict[str, str] = {}
         for line in headlines(subject.record):
-            found.setdefault(line.label, line.value + (f" ({line.warning})" if line.warning else ""))
+            spoilt = (
+                f" ({line.warning.partition(':')[0]})" if line.warning else ""
+            )  # inconclusive, say; the run has the rest
+            found.setdefault(line.label, line.value + spoilt)
         rows.append((visible(subject.name), visible(subject.record.model.source), *(found[kind] for kind in _KINDS)))
     on = {"onnx": "the exported graph", "torch": "the torch network"}
     counted = " or ".join(sorted({on[one.compressed.macs_counted_on] for one in subjects}))

@@ -19,6 +19,7 @@ Figure = dict[str, Any]
 
 _ROW_PIXELS = 22
 _MOST_NAME = 26  # characters of a layer's name on an axis; the whole one is in the hover text and in the table
+_MOST_POINT = 40  # characters of a run's name beside its point
 _MOST_VALUES = 120  # of a spectrum: more than a small chart can show
 _STAGE_COLOURS = {"dense": "@dense", "svd": "@compressed", "fine-tune": "@tuned", "baseline": "@baseline"}
 _DASHES = {"dense": "solid", "svd": "solid", "fine-tune": "dash", "baseline": "dot"}
@@ -26,8 +27,8 @@ _SYMBOLS = {"dense": "circle", "svd": "square", "fine-tune": "diamond", "baselin
 
 
 def text(value: str) -> str:
-    """As plotly shows it literally."""
-    return html.escape(value, quote=False)
+    """As plotly shows it literally; between dollar signs it would look for TeX."""
+    return html.escape(value, quote=False).replace("$", "&#36;")
 
 
 def spectra_figure(rows: Sequence[Row]) -> Figure:
@@ -117,6 +118,7 @@ def front_figure(front: Front) -> Figure:
     """Points with their names, the front as a line of steps, dense networks hollow."""
     form = format_count if front.cost == "MACs" else format_ms
     on = [point for point in front.points if point.on_front]
+    largest = max(point.cost for point in front.points)
     traces: list[Figure] = [
         {
             "type": "scatter",
@@ -133,6 +135,7 @@ def front_figure(front: Front) -> Figure:
         ("dense", True, "square-open", "@dense"),
     ):
         points = [point for point in front.points if point.is_dense is is_dense]
+        sides = ["left" if p.cost > 0.7 * largest else "right" if p.cost < 0.2 * largest else "center" for p in points]
         traces.append(
             {
                 "type": "scatter",
@@ -140,8 +143,8 @@ def front_figure(front: Front) -> Figure:
                 "name": name,
                 "x": [point.cost for point in points],
                 "y": [100 * point.accuracy for point in points],
-                "text": [text(_short(point.name)) for point in points],
-                "textposition": "top center",
+                "text": [text(_short(point.name, _MOST_POINT)) for point in points],
+                "textposition": [f"top {side}" for side in sides],  # within the chart
                 "cliponaxis": False,
                 "hovertext": [f"{text(p.name)}<br>{form(p.cost)}, {format_percent(p.accuracy)}" for p in points],
                 "hoverinfo": "text",
@@ -184,9 +187,9 @@ def _thinned(values: Sequence[float]) -> list[list[float]]:
     return [[place + 1, float(f"{values[place] / largest:.4g}")] for place in places]
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int = _MOST_NAME) -> str:
     """The end of a long name: that is where layers differ."""
-    return name if len(name) <= _MOST_NAME else f"…{name[-_MOST_NAME + 1 :]}"
+    return name if len(name) <= most else f"…{name[-most + 1 :]}"
 
 
 def _or_unknown(value: int | None) -> str:

@@ -1,0 +1,3 @@
+"""The browser of browser.py."""
+
+from tests.report.browser import chromium  # noqa: F401
