@@ -22,7 +22,7 @@ from lrexport.measure.environment import environment
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
-from lrexport.record import DENSE, LOG, RECORD, SVD, Record, Result, load_record
+from lrexport.record import DENSE, LOG, RECORD, SVD, Earlier, Record, Result, load_record
 from lrexport.training.engine import make_fabric
 from lrexport.training.scoring import score
 
@@ -99,6 +99,8 @@ def reopen_job(
     _check_fits(splits, dense, recipe)
     files.make_run_folder(run)
     job = _job(config, run, recipe, Record(model=before.model), splits, dense, svd, on_event)
+    place = None if run.resolve() == source.resolve() else str(source)
+    job.record.earlier = [*before.earlier, Earlier(run=place, config=before.config)]
     job.dense_epochs, job.svd_epochs = int(config.dense_epochs or 0), config.svd_epochs
     job.store(DENSE, dense)
     if SVD in before.files:

@@ -24,15 +24,16 @@ def commands(record: Record, run: str) -> list[list[str]]:
 
     Options of ``compress`` and ``train`` that have their default are left out.
     """
-    last = run
+    last, before = run, dict[str, Any]()
     lines = []
     for place, (folder, config) in enumerate([*((one.run, one.config) for one in record.earlier), (run, record.config)]):
         made = folder if folder is not None else _next_folder(record, place, run)
         what = _model(record) if place == 0 else _path(last)
         name = "compress" if config.get("goal") else "train"
-        apart = set(FINISHED) | _APART if place else _APART
-        lines.append(["lrexport", name, what, *_options(config, apart, record.data is None), "-o", _path(made)])
-        last = made
+        # What a run takes over from the one that it goes on from need not be said, and often may not.
+        taken_over = {key for key in (*FINISHED, "data") if place and config.get(key) == before.get(key)}
+        lines.append(["lrexport", name, what, *_options(config, taken_over | _APART, record.data is None), "-o", _path(made)])
+        last, before = made, config
     if record.export:
         lines.append(["lrexport", "onnx", _path(run), *_export_options(record.export)])
     return lines

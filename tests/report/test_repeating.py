@@ -97,12 +97,12 @@ def test_a_run_that_went_on_from_others_begins_with_theirs() -> None:
         model=ModelSource(source="resnet20", input_shape=(3, 32, 32)),
         data=write_data(),
         earlier=[Earlier(run="trained", config=first), Earlier(run=None, config={**first, "goal": {"macs": 0.5}})],
-        config={**first, "goal": {"macs": 0.4}},
+        config={**first, "svd_epochs": 3, "goal": {"macs": 0.4}},
     )
     assert [shlex.join(command) for command in commands(record, "small")] == [
         "lrexport train resnet20 --data digits --svd-epochs 9 -o trained",
-        "lrexport compress trained --data digits --macs 0.5 -o small",
-        "lrexport compress small --data digits --macs 0.4 -o small",
+        "lrexport compress trained --macs 0.5 -o small",
+        "lrexport compress small --svd-epochs 3 --macs 0.4 -o small",
     ]
 
 
