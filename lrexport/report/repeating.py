@@ -32,7 +32,8 @@ def commands(record: Record, run: str) -> list[list[str]]:
         name = "compress" if config.get("goal") else "train"
         # What a run takes over from the one that it goes on from need not be said, and often may not.
         taken_over = {key for key in (*FINISHED, "data") if place and config.get(key) == before.get(key)}
-        lines.append(["lrexport", name, what, *_options(config, taken_over | _APART, record.data is None), "-o", _path(made)])
+        options = _options(config, taken_over | _APART, record.data is None)
+        lines.append(["lrexport", name, what, *options, "-o", _path(made)])
         last, before = made, config
     if record.export:
         lines.append(["lrexport", "onnx", _path(run), *_export_options(record.export)])
