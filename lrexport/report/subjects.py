@@ -106,18 +106,17 @@ def _read_log(path: Path) -> tuple[dict[str, list[Epoch]], int]:
                 _add(curves, event)
             elif event["event"] == "plan":  # what came after an earlier plan is of another network
                 curves = {stage: epochs for stage, epochs in curves.items() if stage in ("dense", "svd")}
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             unread += 1
     return curves, unread
 
 
 def _add(curves: dict[str, list[Epoch]], event: dict[str, Any]) -> None:
     """An epoch, in place of one of that number and all after it: the stage was begun again, or taken up from before."""
-    number = int(event["epoch"])
-    before = curves.setdefault(event["stage"], [])
+    number, before = int(event["epoch"]), curves.get(event["stage"], [])
     if not 1 <= number <= len(before) + 1:
         raise ValueError(f"epoch {number} after {len(before)}")
-    before[number - 1 :] = [Epoch(_number(event["loss"]), _number(event["heldout_top1"]))]
+    curves[event["stage"]] = [*before[: number - 1], Epoch(_number(event["loss"]), _number(event["heldout_top1"]))]
 
 
 def _number(value: object) -> float | None:
