@@ -136,7 +136,7 @@ class Quantisation(_Strict):
 class Result(_Strict):
     """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run.
 
-    ``accuracy`` is on the test images; ``heldout_accuracy``, of the torch network, on the training images held out for choices.
+    ``accuracy`` is on the test images; ``heldout_accuracy``, the torch network's, on training images held out for choices.
     """
 
     macs: int
