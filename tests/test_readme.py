@@ -19,6 +19,7 @@ from tools.run_readme import commands, configuration
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUDGETS = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
+REPORTS = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_training_loop_runs_as_written_in_under_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +53,7 @@ class _Late:
         self.model.zero_grad()
 
 
-@pytest.mark.parametrize(("text", "least"), [(README, 8), (BUDGETS, 5)], ids=["README", "budgets"])
+@pytest.mark.parametrize(("text", "least"), [(README, 8), (BUDGETS, 5), (REPORTS, 5)], ids=["README", "budgets", "reports"])
 def test_every_command_parses(text: str, least: int) -> None:
     found = commands(text)
     assert len(found) >= least

@@ -51,4 +51,4 @@ def command(output: Path) -> None:
         note("lrexport onnx: export, verify, score, measure")
         record = shipping.export_run(output, shipping.ExportOptions(), progress)
     print_table(results_table(record))
-    note(f"{time.perf_counter() - began:.0f} s; the run is in {output}, next: lrexport inspect {output}")
+    note(f"{time.perf_counter() - began:.0f} s; the run is in {output}, next: lrexport report {output}")
