@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from lrexport.cli.compress import refuse_finished
 from lrexport.cli.goals import given_goal, goal_options, pruning_options
 from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options
+from lrexport.config import CompressConfig
 from lrexport.errors import UsageError
 
 VARY = (
@@ -63,7 +65,8 @@ def command(
         refuse_finished(source)
     goal, train = given_goal(options), train_config(options)
     objective, trials = options.pop("objective"), options.pop("trials")
-    request = make_request(train, goal, options, vary, objective, trials, source)
+    others = {field.name: options[field.name] for field in fields(CompressConfig) if field.name in options}
+    request = make_request(train, goal, others, vary, objective, trials, source)
     if request.wanted < trials:
         note(f"the space has {request.wanted} points, so that many trials")
 
