@@ -76,7 +76,7 @@ def costs_of(subject: Subject, rows: Sequence[Row]) -> list[Cost]:
     costs = [Cost("MACs", "MACs", *macs, format_count, counted), Cost("Bytes", "bytes", *size, format_bytes, stored)]
     found = profiled(subject)
     if found is None:
-        return [*costs, Cost("Time", "ms", (None,) * len(rows), (None,) * len(rows), format_ms, "")]
+        return [*costs, Cost("Time", "milliseconds", (None,) * len(rows), (None,) * len(rows), format_ms, "")]
     target, dense, compressed = found
     names = list(subject.record.plan)
     times = [tuple((latency.layers_ms or {}).get(name) for name in names) for latency in (dense, compressed)]
@@ -85,7 +85,7 @@ def costs_of(subject: Subject, rows: Sequence[Row]) -> list[Cost]:
     said += "own profiler, which itself takes time; what was fused into a layer counts as its own. "
     said += "Outside of layers (activations, sums, changes of layout): "
     said += " dense and ".join(UNKNOWN if value is None else format_ms(value) for value in others) + " compressed."
-    return [*costs, Cost("Time", "ms", times[0], times[1], format_ms, said)]
+    return [*costs, Cost("Time", "milliseconds", times[0], times[1], format_ms, said)]
 
 
 def threads(count: int) -> str:
