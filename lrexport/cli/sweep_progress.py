@@ -43,7 +43,7 @@ class SweepProgress:
             if trial.figures is None:
                 text = f"{trial.state}: {(trial.reason or '').splitlines()[0]}"
             else:
-                front = "; on the front" if trial.number in sweep.front else ""
+                front = "; on the front so far" if trial.number in sweep.front else ""
                 accuracy = format_percent(trial.figures.heldout_top1)
                 text = f"held-out top-1 {accuracy} at {cost_text(sweep, trial.figures)}{front}"
             self._progress.say(f"trial {trial.number}: {text} ({done} of {sweep.wanted} done)")

@@ -158,7 +158,8 @@ class Book:
     def _claim(self, trial: optuna.Trial) -> tuple[Point, str]:
         """Sign a trial and settle its point."""
         run = f"{TRIALS}/{trial.number:04d}"
-        for key, value in (("process", self._process.id), ("host", self._process.host), ("run", run)):
+        by = self._process
+        for key, value in (("run", run), ("host", by.host), ("place", by.place), ("process", by.id)):
             trial.set_user_attr(key, value)
         return {dimension.name: suggest(trial, dimension) for dimension in self.request.space}, run
 
@@ -201,7 +202,7 @@ class Book:
         """Whether nobody works on a trial any more, as far as this machine can tell; heartbeats tell of others."""
         noted = trial.user_attrs
         if "process" in noted:
-            return self._process.is_dead(noted["process"], noted.get("host", ""))
+            return self._process.is_dead(noted["process"], noted.get("place", ""))
         began = trial.datetime_start or datetime.datetime.now()
         return (datetime.datetime.now() - began).total_seconds() > _UNSIGNED_SECONDS
 

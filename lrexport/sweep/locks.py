@@ -29,6 +29,7 @@ class Process:
 
         self._folder = folder / LOCKS
         self.id, self.host = uuid.uuid4().hex[:12], platform.node()
+        self.place = f"{self.host}:{folder.resolve()}"  # only here can others see whether it lives
         self._own = FileLock(self._path(self.id))
         self.claim: BaseFileLock = FileLock(self._folder / "claim.lock", timeout=_PATIENCE_SECONDS)
 
@@ -72,13 +73,15 @@ class Process:
         finally:
             self.release_claim()
 
-    def is_dead(self, process: str, host: str) -> bool:
-        """Whether a process is known to have ended; nothing is known of other machines."""
+    def is_dead(self, process: str, place: str) -> bool:
+        """Whether a process is known to work on nothing any more; nothing is known of other machines and folders."""
         from filelock import FileLock, Timeout
 
         path = self._path(process)
-        if process == self.id or host != self.host or not path.exists():
-            return process == self.id  # this one asks between its trials
+        if place != self.place:
+            return False
+        if process == self.id or not path.exists():  # this one asks between its trials; that one has left
+            return True
         try:
             with FileLock(path, timeout=0):
                 pass

@@ -21,6 +21,7 @@ from lrexport.sweep.space import Point
 from lrexport.sweep.storage import open_storage
 
 need_optuna()
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 DENSE = Figures(heldout_top1=0.9, test_top1=0.9, macs=1000, params=100)
 Make = Callable[[int, Point, Path], Made]
 
@@ -45,9 +46,9 @@ def sweep(folder: Path, make: Make = made, asked: Request | None = None, url: st
 
 
 def test_the_front_is_that_of_brute_force_and_the_file_says_the_same(tmp_path: Path) -> None:
-    found = sweep(tmp_path, asked=request(25))
+    found = sweep(tmp_path, asked=request(12))
     points = {t.number: (t.figures.macs, t.figures.heldout_top1) for t in found.trials if t.figures}
-    assert len(points) == 25
+    assert len(points) == 12
     beaten = {
         n for n, (m, a) in points.items() for m2, a2 in points.values() if (m2 <= m and a2 > a) or (m2 < m and a2 >= a)
     }
@@ -120,7 +121,7 @@ def test_a_trial_whose_machine_went_away_is_taken_over_when_its_heart_has_stoppe
     monkeypatch.setattr(storages, "GRACE_SECONDS", 1)
     storage = open_storage(None, tmp_path)
     with Process(tmp_path) as process:
-        process.host = "elsewhere"
+        process.place = "elsewhere"
         gone = Book(request(3), tmp_path, storage, "s", process)
         gone.bind()
         trial = gone._study.ask()
@@ -129,6 +130,15 @@ def test_a_trial_whose_machine_went_away_is_taken_over_when_its_heart_has_stoppe
     found = sweep(tmp_path, asked=request(3))
     assert [(trial.number, trial.state) for trial in found.trials] == [(n, "finished") for n in (1, 2, 3)]
     assert found.trials[-1].parameters["macs"] == trial.params["macs"]
+
+
+def test_a_trial_whose_process_left_in_the_midst_of_taking_it_is_taken_over_at_once(tmp_path: Path) -> None:
+    with Process(tmp_path) as process:
+        book = Book(request(2), tmp_path, open_storage(None, tmp_path), "s", process)
+        book.bind()
+        book._claim(book._study.ask())
+    found = sweep(tmp_path, asked=request(2))
+    assert [(trial.number, trial.state) for trial in found.trials] == [(1, "finished"), (2, "finished")]
 
 
 def test_a_trial_that_kills_its_process_every_time_is_left_at_last(tmp_path: Path) -> None:

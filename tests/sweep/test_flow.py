@@ -26,6 +26,9 @@ from lrexport.sweep.request import make_request
 from tests.hostile.support import DATA, TINY, write_module
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
 def result(macs: int, top1: float) -> Result:
     heldout, test = (Accuracy(top1=value, top5=1, n=100, split=split) for value, split in ((top1, "heldout"), (0.5, "test")))
     return Result(macs=macs, macs_counted_on="torch", params=macs, accuracy=test, heldout_accuracy=heldout)
