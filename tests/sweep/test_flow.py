@@ -25,7 +25,6 @@ from lrexport.sweep.flow import Place, run_sweep
 from lrexport.sweep.request import make_request
 from tests.hostile.support import DATA, TINY, write_module
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
