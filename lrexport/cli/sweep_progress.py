@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrexport.cli.console import Progressing
+from lrexport.report.subjects import STAGES
 from lrexport.report.sweep_tables import cost_text, parameters_text
 from lrexport.report.sweeps import Sweep
 from lrexport.units import format_percent
@@ -30,7 +31,7 @@ class SweepProgress:
             count = event["running"]
             self._progress.say(f"waiting for {count} trial{'s' if count > 1 else ''} of other processes")
         elif kind == "sharing":
-            self._progress.say(f"waiting for another process that makes {event['stage']}")
+            self._progress.say(f"waiting for another process's {STAGES[event['stage']]}")
         elif kind in ("step", "table", "measuring") or not self._in_trial:
             self._progress(event)
 

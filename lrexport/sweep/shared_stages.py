@@ -23,9 +23,9 @@ def dense_stage(request: Request, folder: Path, on_event: OnEvent) -> Path:
     """The run that has the dense network of all trials: ``request.source``, or one below ``folder``, trained once."""
     if request.source is not None:
         return request.source
-    name = f"dense-{request.dense_digest()}"
-    config = replace(request.train, svd_epochs=0)
-    return _once(folder, name, DENSE, on_event, lambda run: pipeline.train(config, run, on_event))
+    name, config = f"dense-{request.dense_digest()}", replace(request.train, svd_epochs=0)
+    waits = {"event": "sharing", "stage": "dense"}
+    return _once(folder / STAGES / name, DENSE, lambda: on_event(waits), lambda run: pipeline.train(config, run, on_event))
 
 
 def svd_stage(request: Request, config: TrainConfig, dense: Path, folder: Path, on_event: OnEvent) -> Path:
@@ -33,15 +33,17 @@ def svd_stage(request: Request, config: TrainConfig, dense: Path, folder: Path, 
     if request.source is not None or config.svd_epochs == 0:
         return dense
     name = f"svd-{request.svd_digest(config)}"
-    return _once(folder, name, SVD, on_event, lambda run: pipeline.train(config, run, on_event, dense))
+    waits = {"event": "sharing", "stage": "svd"}
+    return _once(
+        folder / STAGES / name, SVD, lambda: on_event(waits), lambda run: pipeline.train(config, run, on_event, dense)
+    )
 
 
-def _once(folder: Path, name: str, wanted: str, on_event: OnEvent, make: Callable[[Path], Any]) -> Path:
-    """The run ``name``, made by whoever comes first; the others wait, and make it anew should that process die."""
-    run = folder / STAGES / name
+def _once(run: Path, wanted: str, on_wait: Callable[[], None], make: Callable[[Path], Any]) -> Path:
+    """The folder ``run``, filled by whoever comes first; the others wait, and make it anew should that process die."""
     if _has(run, wanted):
         return run
-    with exclusively(folder, name, lambda: on_event({"event": "sharing", "stage": wanted})):
+    with exclusively(run.parent.parent, run.name, on_wait):
         if not _has(run, wanted):
             shutil.rmtree(run, ignore_errors=True)  # begun by a process that was stopped
             make(run)
