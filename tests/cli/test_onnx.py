@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_ort_files_are_written_for_both_platforms_sealed_measurable_and_go_with_
     assert "removed from an earlier export: model.arm.ort, model.ort" in capsys.readouterr().err
     assert not ORT & {path.name for path in Path("run").iterdir()}
     assert not ORT & set(load_record(Path("run")).files)
+
+
+def test_an_export_records_its_choices_and_the_time_of_every_layer_and_a_report_has_both(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert run(["onnx", "run", "--rounds", "10", "--threads", "2", "--batch", "3"]) == 0
+    record = load_record(Path("run"))
+    assert (record.export["batch"], record.export["threads"], record.export["int8"]) == (3, 2, False)
+    for result in (record.results.dense, record.results.compressed):
+        times = result.latency_ms["local"].layers_ms
+        assert set(times) == {*record.plan, ""}
+        assert all(time > 0 for layer, time in times.items() if layer)
+    capsys.readouterr()
+    assert run(["report", "run", "--format", "json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert all(layer["dense_ms"] > 0 and layer["ms"] > 0 for layer in found["layers"].values())
+    assert found["commands"][1][:5] == ["lrexport", "onnx", "run", "--batch", "3"]
 
 
 def test_latency_of_a_device_is_recorded_under_its_name_with_its_machine(
