@@ -136,8 +136,11 @@ def test_it_is_worked_by_keyboard(chromium: Any, pages: dict[str, Path]) -> None
     assert page.get_by_role("radio", name="Bytes").is_checked()
     assert page.locator("#run1-costs-bytes").is_visible()
     assert not page.locator("#run1-costs-macs").is_visible()
-    scrolled = page.locator("#run1-costs-bytes")
-    assert scrolled.evaluate("chart => [chart.tabIndex, chart.scrollHeight > chart.clientHeight]") == [0, True]
+    scrolled = page.locator("[data-frame=run1-costs-bytes]")
+    assert scrolled.evaluate("frame => [frame.tabIndex, frame.scrollHeight > frame.clientHeight]") == [0, True]
+    scrolled.focus()
+    page.keyboard.press("End")
+    page.wait_for_function("document.querySelector('[data-frame=run1-costs-bytes]').scrollTop > 500")
     _quiet(found)
     page.close()
 

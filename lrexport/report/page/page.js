@@ -96,13 +96,18 @@
     place.children[2].disabled = page === count - 1;
   };
 
+  const scrolls = (frame, name) => {
+    frame.classList.add("tall");
+    frame.tabIndex = 0;
+    frame.setAttribute("role", "region");
+    frame.setAttribute("aria-label", name);
+  };
+
   const draw = (id) => {
     const place = document.getElementById(id), width = place.clientWidth;
     if (!width) return;  // hidden
     const made = (figures[id].kind === "spectra" ? spectra : plain)(figures[id], width, id);
-    const tall = made.layout.height > 900 && figures[id].kind === "plain";
-    place.classList.toggle("tall", tall);
-    if (tall) place.tabIndex = 0;
+    if (made.layout.height > 900 && figures[id].kind === "plain") scrolls(place.parentElement, place.getAttribute("aria-label"));
     Plotly.react(place, painted(made.traces), painted(made.layout), CONFIG);
     drawn.add(id);
   };

@@ -292,4 +292,5 @@ def _front(front: Front, id: str, figures: _Figures) -> Section:
         return Section(id, title, missing=front.note)
     on = ", ".join(point.name for point in front.points if point.on_front)
     chart = figures.chart(f"{id}-chart", charts.front_figure(front), f"{title}. On the front: {on}.", front_table(front))
-    return Section(id, title, f"No other network beats those on the front: {on}. {front.note}", (chart,))
+    text = f"No other network beats those on the front: {on}. {front.note} Accuracy is on test images: choose by held-out ones, "
+    return Section(id, title, f"{text}as lrexport sweep does.", (chart,))
