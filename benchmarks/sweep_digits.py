@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common import machine, write_markdown
 
+from lrexport.record import Results, load_record
 from lrexport.report.sweep_tables import front_table
 from lrexport.report.sweeps import Sweep, load_sweep
 from lrexport.report.tables import Table
@@ -26,6 +27,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "lrexport", "sweep", *SWEEP, "-o", str(place)], check=True)
         sweep = load_sweep(place)
         stages = sorted(path.name.split("-")[0] for path in (place / "stages").iterdir())
+        results = load_record(sweep.runs(place)[0]).results
     lines = [
         f"    lrexport sweep {' '.join(SWEEP)} -o sweep",
         "",
@@ -33,12 +35,26 @@ def main() -> None:
         "",
         *markdown(front_table(sweep)),
         "",
+        few_images(results),
+        "",
         "Every trial:",
         "",
         *markdown(every_trial(sweep)),
     ]
     where = f"{machine()}, optuna {version('optuna')}"
     write_markdown(Path("sweep_digits.md"), "A sweep of ResNet-20 on digits", lines, where)
+
+
+def few_images(results: Results) -> str:
+    dense, small = results.dense, results.compressed
+    assert dense is not None
+    assert small is not None
+    assert small.heldout_accuracy is not None
+    images = small.heldout_accuracy.n
+    return (
+        f"Held-out figures are of {images} images, one of which is {100 / images:.1f} points. The dense network has had "
+        f"{dense.epochs} epochs, the compressed ones {small.epochs}: trials are compared with each other here, not with it."
+    )
 
 
 def every_trial(sweep: Sweep) -> Table:
