@@ -110,14 +110,22 @@ class TrainConfig:
     sparsity_strength: float = 0.03
     sparsity: Literal["hoyer", "l1", "none"] = "hoyer"
     batch_size: int = 128
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.02
     dense_lr: float = 0.1
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
     warmup_epochs: float = 0.0
     distill: float = 0.0
     device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
     precision: str = "auto"
+    compile: bool = False
+    workers: int | None = None
+    checkpoint_minutes: float = 30.0
     seed: int = 0
     heldout: float = 0.1
 

@@ -32,6 +32,14 @@ class InputError(LrexportError):
     exit_code = 3
 
 
+class Stopped(LrexportError):
+    """A signal asked for the end, and what was done is saved (exit code 128 + the signal's number)."""
+
+    def __init__(self, number: int, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + number
+
+
 class DeviceError(LrexportError):
     """The environment failed: no space, no permission, no device, no library (exit code 4)."""
 

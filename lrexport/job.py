@@ -13,16 +13,19 @@ from torch import nn
 
 from lrexport import runs
 from lrexport.artifacts import files, tensors
+from lrexport.artifacts.run_lock import RunLock
 from lrexport.config import BY_SVD_TRAINING, FINISHED, TrainConfig
 from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import check_fits, load_data
-from lrexport.errors import UsageError
+from lrexport.errors import LrexportError, UsageError
 from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
-from lrexport.record import DENSE, LOG, RECORD, SVD, Earlier, Record, Result, load_record
+from lrexport.progress import Progress, is_stopped, take_up
+from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Earlier, Record, Result, load_record
+from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import make_fabric
 from lrexport.training.scoring import score
 
@@ -30,9 +33,21 @@ Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How a job begins: all that was ``asked`` for, and whether it may go on from where an earlier one was stopped."""
+
+    asked: dict[str, Any]
+    resume: bool = False
+    allow_changes: bool = False
+
+
 @dataclass
 class Job:
-    """The run's folder and record, the networks, and where training happens. Epochs count what each has seen here."""
+    """The run's folder and record, the networks, and where training happens. Epochs count what each has seen here.
+
+    The folder is held until the job is closed. Of several processes the ``first`` writes.
+    """
 
     run: Path
     config: TrainConfig
@@ -43,15 +58,40 @@ class Job:
     svd: SVDNetwork
     fabric: Any
     on_event: OnEvent
+    progress: Progress
+    lock: RunLock | None
     dense_epochs: int = 0
     svd_epochs: int = 0
     fine_tune_epochs: int = 0
     baseline_epochs: int = 0
 
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        first: bool = self.fabric.is_global_zero
+        return first
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """Those of one stage of training."""
+        return Checkpoints(self.run / CHECKPOINTS, stage, self.run / LOG, self.first)
+
     def store(self, name: str, network: nn.Module) -> None:
         """Save a network's weights in the run and their hash in the record, which is not written yet."""
-        tensors.save(self.run / name, network.state_dict())
-        self.record.seal(self.run, name)
+        if self.first:
+            tensors.save(self.run / name, network.state_dict())
+            self.record.seal(self.run, name)
+
+    def save(self) -> None:
+        """Write the record."""
+        if self.first:
+            self.record.save(self.run)
 
     def result(self, network: nn.Module, epochs: int) -> Result:
         """Figures of a network; this looks at the test images, once, and at the held-out ones that choices are made by."""
@@ -60,32 +100,38 @@ class Job:
             return result
         device = self.fabric.device
         network.to(device)
-        heldout = score(network, self.splits.heldout, device, "heldout")
-        accuracy = score(network, self.splits.test, device, "test")
+        heldout = score(network, self.splits.heldout, device, "heldout", fabric=self.fabric)
+        accuracy = score(network, self.splits.test, device, "test", fabric=self.fabric)
         return result.model_copy(update={"accuracy": accuracy, "heldout_accuracy": heldout})
 
 
-def open_job(config: TrainConfig, run: Path, on_event: OnEvent) -> Job:
+def open_job(config: TrainConfig, run: Path, on_event: OnEvent, opening: Opening) -> Job:
     """A new run of a model. The folder, the model, the weights and the data are checked before any training."""
-    _check_free(run)
+    fabric = make_fabric(config.device, config.precision, config.devices, config.nodes)
+    _check_free(run, fabric, opening)
     recipe, splits, network = _from_model(config)
     svd = to_svd_form(copy.deepcopy(network), recipe, config)
-    files.make_run_folder(run)
     record = Record(model=recipe.to_record(), config=config.to_record())
-    return _job(config, run, recipe, record, splits, network, svd, on_event)
+    return _job(config, run, recipe, record, splits, network, svd, fabric, on_event, opening)
 
 
 def reopen_job(
-    config: TrainConfig, source: Path, run: Path, on_event: OnEvent, anew: tuple[str, ...] = BY_SVD_TRAINING
+    config: TrainConfig,
+    source: Path,
+    run: Path,
+    on_event: OnEvent,
+    opening: Opening,
+    anew: tuple[str, ...] = BY_SVD_TRAINING,
 ) -> Job:
     """Go on from a run, in place or in another folder: from its SVD-trained network, or from its dense one.
 
     From the dense one, the choices ``anew`` are ``config``'s; all others of finished stages stay what they were.
     """
+    fabric = make_fabric(config.device, config.precision, config.devices, config.nodes)
     before = load_record(source)
     recipe = from_record(before.model)
     if run.resolve() != source.resolve():
-        _check_free(run)
+        _check_free(run, fabric, opening)
     dense, svd = runs.load_start(source, before), load_svd(config, source)
     # What the finished stages were trained with stays; the same held-out images above all.
     done = {name: before.config[name] for name in FINISHED if name in before.config}
@@ -97,8 +143,7 @@ def reopen_job(
     config = replace(config, **done, model=recipe.source, data=data)
     splits = _load_splits(config, recipe)
     _check_fits(splits, dense, recipe)
-    files.make_run_folder(run)
-    job = _job(config, run, recipe, Record(model=before.model), splits, dense, svd, on_event)
+    job = _job(config, run, recipe, Record(model=before.model), splits, dense, svd, fabric, on_event, opening)
     place = None if run.resolve() == source.resolve() else str(source)
     job.record.earlier = [*before.earlier, Earlier(run=place, config=before.config)]
     job.dense_epochs, job.svd_epochs = int(config.dense_epochs or 0), config.svd_epochs
@@ -156,22 +201,43 @@ def _job(
     splits: Splits | None,
     dense: nn.Module,
     svd: SVDNetwork,
+    fabric: Any,
     on_event: OnEvent,
+    opening: Opening,
 ) -> Job:
     def log(event: Event) -> None:
+        if not fabric.is_global_zero:
+            return
         if event["event"] not in ("step", "pruning"):  # these are for who watches
             files.append_json_line(run / LOG, event)
         on_event(event)
 
+    if fabric.world_size > 1 and splits is None:
+        raise UsageError("several processes need data to train on", "Give --data, or one device.")
+    lock = None
+    if fabric.is_global_zero:
+        files.make_run_folder(run)
+        lock = RunLock(run)
+    data = splits.digest() if splits else None
+    asked = {**opening.asked, "data_sha256": data, "processes": fabric.world_size}
+    try:
+        progress = take_up(run, asked, opening.resume or not fabric.is_global_zero, opening.allow_changes)
+    except LrexportError:
+        if lock is not None:
+            lock.release()
+        raise
+    fabric.launch()
     record.data = splits.to_record() if splits else None
-    fabric = make_fabric(config.device, config.precision)
     ran = {"device": str(fabric.device), "precision": str(fabric.strategy.precision.precision)}
+    if fabric.world_size > 1:
+        ran["processes"] = str(fabric.world_size)
     record.environment = {**environment(), **ran}
-    return Job(run, config, recipe, record, splits, dense, svd, fabric, log)
+    return Job(run, config, recipe, record, splits, dense, svd, fabric, log, progress, lock)
 
 
-def _check_free(run: Path) -> None:
-    if (run / RECORD).exists():
+def _check_free(run: Path, fabric: Any, opening: Opening) -> None:
+    """That nothing finished would be written over; a run that was stopped is another matter."""
+    if fabric.is_global_zero and (run / RECORD).exists() and not is_stopped(run):
         raise UsageError(f"{run} already holds a run", "Choose another folder with -o, or remove it first.")
 
 
@@ -203,5 +269,5 @@ def _load_network(recipe: ModelRecipe, weights: Path | None) -> nn.Module:
 def _load_splits(config: TrainConfig, recipe: ModelRecipe) -> Splits | None:
     if config.data is None:
         return None
-    data = load_data(config.data, recipe.input_shape, config.download)
+    data = load_data(config.data, recipe.input_shape, config.download, config.workers)
     return hold_out(data, config.heldout, seed=config.seed)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrexport import stages
-from lrexport.config import SVD_TRAINING, CompressConfig, Goal, TrainConfig
+from lrexport.config import BY_SVD_TRAINING, SVD_TRAINING, CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
-from lrexport.job import OnEvent, look, open_job, reopen_job
+from lrexport.job import Job, OnEvent, Opening, look, open_job, reopen_job
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.plans import check_choices
 from lrexport.lowrank.selection import Selection
@@ -18,45 +18,81 @@ from lrexport.plans import Choice, read_choices
 from lrexport.pruning import Pruning, schemes_considered
 from lrexport.record import Record
 from lrexport.speed import Speed, measure_speed
-from lrexport.training.checkpoints import clear_checkpoints
 from lrexport.training.engine import make_fabric, with_float64
 
 
-def compress(config: CompressConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> Record:
-    """Everything up to the fine-tuned folded network; from the run ``source`` on, where one is given."""
+def compress(
+    config: CompressConfig,
+    run: Path,
+    on_event: OnEvent,
+    source: Path | None = None,
+    resume: bool = False,
+    allow_changes: bool = False,
+) -> Record:
+    """Everything up to the fine-tuned folded network; from the run ``source`` on, where one is given.
+
+    With ``resume`` a run that was stopped is taken up where it was, as long as the same is asked of it, or with
+    ``allow_changes`` whatever is asked. Of several processes the first writes, and its record alone is whole.
+    """
     choices = _choices(config.goal)
-    job = open_job(config.train, run, on_event) if source is None else reopen_job(config.train, source, run, on_event)
-    if choices is not None:  # before any training
-        check_choices(job.svd, choices, str(config.goal.plan))
-    # Before any training, too: an unreachable target is found out at once, and the machine is still quiet.
-    speed = _speed(replace(config, train=job.config), job.svd, job.recipe.input_shape, on_event)
-    if source is None:
-        stages.train_dense(job)
-        stages.train_svd(job)
-    config = replace(config, train=job.config)
-    device = with_float64(job.fabric.device)
-    network = stages.prune(job, Pruning(job.svd, config, job.recipe.input_shape, job.splits, device, choices, speed))
-    stages.fine_tune(job, network, config.fine_tune_epochs)
-    stages.train_baseline(job, config)
-    stages.finish(job, network, config)
-    return job.record
+    asked = {"command": "compress", "source": str(source) if source else None, **config.to_record()}
+    opening = Opening(asked, resume, allow_changes)
+    with _open(config.train, run, on_event, source, opening) as job:
+        if choices is not None:  # before any training
+            check_choices(job.svd, choices, str(config.goal.plan))
+        config = replace(config, train=job.config)
+        shape, speed = job.recipe.input_shape, None
+        if job.first and job.progress.pruned is None:
+            # Before any training, too: an unreachable target is found out at once, and the machine is still quiet.
+            speed = _speed(config, job.svd, shape, on_event)
+        if source is None:
+            stages.train_dense(job)
+            stages.train_svd(job)
+        config = replace(config, train=job.config)
+        device = with_float64(job.fabric.device)
+        network = stages.prune(job, Pruning(job.svd, config, shape, job.splits, device, choices, speed))
+        stages.fine_tune(job, network, config.fine_tune_epochs)
+        stages.train_baseline(job, config)
+        stages.finish(job, network, config)
+        return job.record
 
 
-def train(config: TrainConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> Record:
+def train(
+    config: TrainConfig,
+    run: Path,
+    on_event: OnEvent,
+    source: Path | None = None,
+    resume: bool = False,
+    allow_changes: bool = False,
+) -> Record:
     """Dense training where needed, then SVD training; ``compress`` goes on from the run.
 
-    With ``source``, a run without SVD training, its dense network is what SVD training starts from.
+    With ``source``, a run without SVD training, its dense network is what SVD training starts from. ``resume`` and
+    ``allow_changes`` are those of :func:`compress`.
     """
     if config.data is None:
         raise UsageError("train needs data", "Give --data; without data, compress alone is training-free.")
+    asked = {"command": "train", "source": str(source) if source else None, **config.to_record()}
+    opening = Opening(asked, resume, allow_changes)
+    with _open(config, run, on_event, source, opening, anew=SVD_TRAINING) as job:
+        if source is None:
+            stages.train_dense(job)
+        stages.train_svd(job)
+        stages.leave(job)
+        return job.record
+
+
+def _open(
+    config: TrainConfig,
+    run: Path,
+    on_event: OnEvent,
+    source: Path | None,
+    opening: Opening,
+    anew: tuple[str, ...] = BY_SVD_TRAINING,
+) -> Job:
     if source is None:
-        job = open_job(config, run, on_event)
-        stages.train_dense(job)
-    else:
-        job = reopen_job(config, source, run, on_event, anew=SVD_TRAINING)
-    stages.train_svd(job)
-    clear_checkpoints(run)
-    return job.record
+        return open_job(config, run, on_event, opening)
+    return reopen_job(config, source, run, on_event, opening, anew)
 
 
 def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = None) -> tuple[SVDNetwork, Selection]:

@@ -11,15 +11,31 @@ from typing import Any
 from torch import nn
 
 from lrexport import runs
-from lrexport.artifacts import files
+from lrexport.artifacts import files, tensors
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.job import Event, Job, to_svd_form
 from lrexport.lowrank.costs import plan_macs
+from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.spectra import spectra
+from lrexport.progress import PRUNED, Pruned
 from lrexport.pruning import Pruning
-from lrexport.record import BASELINE, DENSE, DENSE_INT8, DENSE_ONNX, MODEL, MODEL_INT8, MODEL_ONNX, SPECTRA, SVD, Results
-from lrexport.training.checkpoints import clear_checkpoints, save_checkpoint
+from lrexport.record import (
+    BASELINE,
+    CHECKPOINTS,
+    DENSE,
+    DENSE_INT8,
+    DENSE_ONNX,
+    LOG,
+    MODEL,
+    MODEL_INT8,
+    MODEL_ONNX,
+    SPECTRA,
+    SVD,
+    Results,
+)
+from lrexport.training import checkpoints
+from lrexport.training.engine import to_fast_layout
 from lrexport.training.loops import Stage, train_stage
 
 
@@ -56,13 +72,33 @@ def train_svd(job: Job) -> None:
 
 
 def prune(job: Job, pruning: Pruning) -> nn.Module:
-    """Choose ranks, fold them, and repair what that broke."""
+    """Choose ranks, fold them, and repair what that broke; in the first of several processes, or in an earlier life."""
+    folder, network = job.run / CHECKPOINTS, None
+    if job.first and job.progress.pruned is None:
+        if job.splits is not None:  # else there is nothing that could be taken up
+            job.progress.begin_pruning(job.run / LOG)
+        network, pruned = _choose(job, pruning)
+        if job.splits is not None:
+            tensors.save(folder / PRUNED, network.state_dict())
+            job.progress.note_pruned(pruned.model_copy(update={"sha256": files.sha256(folder / PRUNED)}))
+    else:
+        job.fabric.barrier()
+        pruned = job.progress.reload_pruned()
+        network = fold_structure(job.recipe.build(), pruned.plan)
+        network.load_state_dict(job.progress.pruned_weights())
+        to_fast_layout(network.to(job.fabric.device)).eval()
+    if job.first:
+        job.fabric.barrier()
+    job.record.plan = pruned.plan
+    job.record.planned_latency = pruned.planned_latency
+    job.record.notes += pruned.notes
+    return network
+
+
+def _choose(job: Job, pruning: Pruning) -> tuple[nn.Module, Pruned]:
     if job.splits is not None:
         job.on_event({"event": "pruning", "images": min(len(job.splits.train), pruning.config.calibration_images)})
     selection = pruning.select()
-    job.record.plan = selection.plan
-    job.record.planned_latency = selection.latency
-    job.record.notes += selection.warnings
     network, scores = pruning.fold(selection)
     event: Event = {"event": "plan", "threshold": selection.threshold, **scores}
     if selection.heldout_top1 is not None:
@@ -71,7 +107,8 @@ def prune(job: Job, pruning: Pruning) -> nn.Module:
         event["latency"] = selection.latency.model_dump(include={"predicted", "measured", "dense", "ratio", "target"})
     event |= {"macs": plan_macs(job.svd, selection.plan), "dense_macs": job.svd.dense_macs}
     job.on_event(event)
-    return network
+    found = Pruned(plan=selection.plan, planned_latency=selection.latency, notes=list(selection.warnings), sha256="")
+    return network, found
 
 
 def fine_tune(job: Job, network: nn.Module, epochs: int) -> None:
@@ -97,6 +134,8 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
         dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs),
         compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs),
     )
+    if not job.first:
+        return
     for stale in (MODEL_ONNX, DENSE_ONNX, MODEL_INT8, DENSE_INT8, BASELINE):  # of an earlier compression
         (job.run / stale).unlink(missing_ok=True)
     if job.baseline_epochs:
@@ -104,7 +143,13 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
     job.store(MODEL, network)
     _store_spectra(job)
     _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})
-    clear_checkpoints(job.run)
+    leave(job)
+
+
+def leave(job: Job) -> None:
+    """Everything is done: what only a run that was stopped would need goes."""
+    if job.first:
+        checkpoints.clear(job.run / CHECKPOINTS)
 
 
 def _store_spectra(job: Job) -> None:
@@ -116,7 +161,7 @@ def _store_spectra(job: Job) -> None:
 
 def _save(job: Job, **config: Any) -> None:
     job.record.config = {**job.config.to_record(), **config}
-    job.record.save(job.run)
+    job.save()
 
 
 def _stage(job: Job, name: str, epochs: int, lr: float) -> Stage:
@@ -126,21 +171,30 @@ def _stage(job: Job, name: str, epochs: int, lr: float) -> Stage:
         epochs,
         lr,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        optimizer=config.optimizer,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
+        milestones=config.milestones,
         warmup_epochs=min(config.warmup_epochs, epochs / 2),
         distill=config.distill if name in ("svd", "fine-tune") else 0.0,
         seed=config.seed,
+        compile=config.compile,
+        checkpoint_minutes=config.checkpoint_minutes,
     )
 
 
 def _train(job: Job, stage: Stage, network: nn.Module, **more: Any) -> None:
+    """Train, or take what an earlier life of the run ended this stage with."""
     assert job.splits is not None
+    kept = job.checkpoints(stage.name)
+    done = kept.finished()
+    if done is not None:
+        to_fast_layout(network.to(job.fabric.device)).eval().load_state_dict(done)
+        return
+    if job.first:
+        job.progress.save()
     if not stage.distill:
         more.pop("teacher", None)
-    clear_checkpoints(job.run)  # of a training that was stopped
-
-    def checkpoint(epoch: int, current: nn.Module) -> None:
-        save_checkpoint(job.run, stage.name, epoch, current)
-
-    train_stage(network, job.splits, stage, job.fabric, job.on_event, after_epoch=checkpoint, **more)
+    train_stage(network, job.splits, stage, job.fabric, job.on_event, checkpoints=kept, **more)
+    kept.finish(network)

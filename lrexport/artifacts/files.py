@@ -66,6 +66,15 @@ def append_text(path: Path, text: str) -> None:
         raise _write_failed(path, error) from error
 
 
+def truncate(path: Path, size_bytes: int) -> None:
+    """Cut a file that is longer than ``size_bytes``. Raises DeviceError."""
+    try:
+        if path.exists() and path.stat().st_size > size_bytes:
+            os.truncate(path, size_bytes)
+    except OSError as error:
+        raise _write_failed(path, error) from error
+
+
 def read_bytes(path: Path) -> bytes:
     """Content of ``path``. Raises InputError when it is absent, empty or unreadable."""
     try:

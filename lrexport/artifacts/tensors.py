@@ -28,10 +28,25 @@ _PLAIN_GLOBALS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.\w*Storage|coll
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, atomically."""
+    files.write_bytes(path, packed(tensors))
+
+
+def packed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors and text as the content of a safetensors file."""
     import safetensors.torch
 
-    packed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    files.write_bytes(path, safetensors.torch.save(packed))
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content: bytes = safetensors.torch.save(plain, metadata)
+    return content
+
+
+def unpacked(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What :func:`packed` made of tensors and text. The content must be known to be ours, by its hash."""
+    import safetensors.torch
+
+    (length,) = struct.unpack("<Q", content[:8])
+    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return safetensors.torch.load(content), metadata
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:

@@ -24,7 +24,9 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
 @click.option("--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option()
-def command(output: Path | None, dry_run: bool, json_to: str | None, **options: Any) -> None:
+def command(
+    output: Path | None, dry_run: bool, json_to: str | None, resume: bool, allow_changes: bool, **options: Any
+) -> None:
     """Train MODEL in SVD form, prune singular values to a goal, fold into plain layers and fine-tune.
 
     MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10], package.module:callable, or a run.
@@ -52,6 +54,7 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
 
     from lrexport import pipeline
     from lrexport.lowrank.costs import plan_macs
+    from lrexport.training.engine import is_first
 
     if dry_run:
         with Progressing() as progress:
@@ -74,7 +77,9 @@ def command(output: Path | None, dry_run: bool, json_to: str | None, **options: 
         return
     assert run is not None
     with Progressing() as progress:
-        record = pipeline.compress(config, run, progress, source)
+        record = pipeline.compress(config, run, progress, source, resume, allow_changes)
+    if not is_first():
+        return
     for warning in record.notes:
         note(f"warning: {warning}")
     note_dense(record.plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +67,23 @@ class LatencyType(click.ParamType[tuple[float, bool]]):
             return parse_latency(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class MilestonesType(click.ParamType[tuple[float, ...]]):
+    """``1/2,0.75`` → (0.5, 0.75)."""
+
+    name = "SHARE,SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(float(Fraction(part.strip())) for part in str(value).split(","))
+        except (ValueError, ZeroDivisionError):
+            found = ()
+        if not found or not all(0 < share <= 1 for share in found):
+            self.fail(f"{value!r} are no shares of a stage; write them as 1/2,3/4 or 0.5,0.75", param, ctx)
+        return found
 
 
 class EpochsOrSame(click.ParamType[int | str]):
@@ -176,17 +194,33 @@ def training_options() -> Callable[[Command], Command]:
         number_option(made, "orthogonality", "λ_o of the paper's equation 3."),
         number_option(made, "sparsity_strength", "λ_s of equation 3."),
         choice_option(made, "sparsity", ("hoyer", "l1", "none"), "What λ_s weighs."),
-        count_option(made, "batch_size", "Images in a training step.", least=1),
+        count_option(made, "batch_size", "Images in a training step, of all devices together.", least=1),
+        count_option(made, "accumulate", "Portions that a batch goes through in, for memory's sake.", least=1),
+        choice_option(made, "optimizer", ("sgd", "adam"), "SGD with momentum 0.9, or Adam."),
         number_option(made, "lr", "Learning rate of SVD training and fine-tuning.", min_open=True),
         number_option(made, "dense_lr", "Learning rate of dense training.", min_open=True),
         number_option(made, "weight_decay", "Of ordinary weights, never of U, s, V."),
         choice_option(made, "schedule", ("cosine", "step"), "How the learning rate falls."),
+        click.option(
+            "--milestones",
+            type=MilestonesType(),
+            default="1/2,3/4",
+            show_default=True,
+            help="Shares of a stage at which the schedule step divides the learning rate by ten.",
+        ),
         number_option(made, "warmup_epochs", "Epochs in which the learning rate rises."),
         number_option(made, "distill", "Share of the loss that follows the dense network's outputs.", max=1),
         number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
         choice_option(made, "device", ("auto", "cpu", "cuda", "mps"), "Where to train."),
+        count_option(made, "devices", "Devices of this machine to train on, a process each.", least=1),
+        count_option(made, "nodes", "Machines to train on, where torchrun or SLURM starts the processes.", least=1),
         choice_option(made, "precision", ("auto", "float32", "bfloat16"), "auto is bfloat16 where the device has it."),
+        switch_option(made, "compile", "Train through torch.compile."),
+        _option(made, "workers", click.IntRange(0), "N", "Processes that read images from disk [default: one a core]."),
+        number_option(made, "checkpoint_minutes", "Longest time between checkpoints; there is one after every epoch."),
         _option(made, "seed", int, "N", "Of weights, order and augmentation."),
+        click.option("--resume", is_flag=True, help="Go on with a run that was stopped; otherwise begin."),
+        click.option("--allow-changes", is_flag=True, help="With --resume: go on though other choices, data or devices."),
     )
 
 

@@ -15,7 +15,7 @@ from lrexport.errors import UsageError
 @training_options()
 @click.option("-o", "--output", type=RUN, required=True, help="Folder of the run.")
 @json_option()
-def command(output: Path, json_to: str | None, **options: Any) -> None:
+def command(output: Path, json_to: str | None, resume: bool, allow_changes: bool, **options: Any) -> None:
     """Train MODEL in SVD form at full rank; ``lrexport compress RUN`` then prunes it to any goal.
 
     \b
@@ -29,9 +29,12 @@ def command(output: Path, json_to: str | None, **options: Any) -> None:
     config = train_config(options)
 
     from lrexport import pipeline
+    from lrexport.training.engine import is_first
 
     with Progressing() as progress:
-        record = pipeline.train(config, output, progress)
+        record = pipeline.train(config, output, progress, None, resume, allow_changes)
+    if not is_first():
+        return
     if json_to:
         write_json(record.model_dump(mode="json"), json_to)
     note(f"saved in {output}; next: lrexport compress {output} --macs 0.5")

@@ -19,15 +19,19 @@ class Augmentation:
     padding: int
     flip: bool
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 (B, C, H, W) → the same shape. Draws on the CPU, so that a seed gives the same images everywhere."""
+    def __call__(self, images: Tensor, generator: torch.Generator, part: slice = slice(None), of: int = 0) -> Tensor:
+        """uint8 (B, C, H, W) → the same shape. ``images`` are the ``part`` of a batch of ``of``, by default all of it.
+
+        It is drawn for the whole batch, on the CPU, so that a seed gives the same images everywhere.
+        """
         batch, _, height, width = images.shape
         device = images.device
-        offsets = torch.randint(0, 2 * self.padding + 1, (2, batch, 1), generator=generator).to(device)
+        whole = of or batch
+        offsets = torch.randint(0, 2 * self.padding + 1, (2, whole, 1), generator=generator)[:, part].to(device)
         rows = offsets[0] + torch.arange(height, device=device)
         columns = offsets[1] + torch.arange(width, device=device)
         if self.flip:
-            mirrored = torch.rand(batch, 1, generator=generator).to(device) < 0.5
+            mirrored = torch.rand(whole, 1, generator=generator)[part].to(device) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
         padded = F.pad(images, (self.padding,) * 4).permute(0, 2, 3, 1)
         image = torch.arange(batch, device=device).view(-1, 1, 1)

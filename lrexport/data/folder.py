@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from lrexport.data.augment import Augmentation
-from lrexport.data.images import MEAN, STD, ArraySet, ImageData, ImageSet
+from lrexport.data.images import MEAN, STD, ArraySet, ImageData, ImageSet, Normalisation
+from lrexport.data.order import Order, seed_of
 from lrexport.errors import InputError
 from lrexport.models.vision import torchvision
 
@@ -23,11 +25,13 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
 _IN_MEMORY_BYTES = 2 << 30
 # torchvision's reference evaluation: the shorter side is 256 for a crop of 224.
 _RESIZE_OVER_CROP = 256 / 224
+_MOST_WORKERS = 16
+_PREFETCHED = 4  # batches a worker prepares ahead
 Shape = tuple[int, int, int]
 _Files = list[tuple[Path, int]]
 
 
-def load_folder(source: str, root: Path, input_shape: Shape, in_memory: bool) -> ImageData:
+def load_folder(source: str, root: Path, input_shape: Shape, in_memory: bool, workers: int | None = None) -> ImageData:
     """Dataset of a folder. Raises InputError naming what is absent, empty, unreadable or different between the parts."""
     if input_shape[0] != 3:
         raise InputError(f"image folders give RGB, the network takes {input_shape[0]} channels ({input_shape})")
@@ -50,7 +54,7 @@ def load_folder(source: str, root: Path, input_shape: Shape, in_memory: bool) ->
     if in_memory and size <= _IN_MEMORY_BYTES:
         train, test = _decode(train_files, input_shape), _decode(test_files, input_shape)
         return ImageData(source, classes, train, test, Augmentation(max(1, input_shape[1] // 8), flip=True))
-    train, test = StreamedSet.of(train_files, input_shape), StreamedSet.of(test_files, input_shape)
+    train, test = (StreamedSet.of(each, input_shape, workers) for each in (train_files, test_files))
     return ImageData(source, classes, train, test, Augmentation(0, flip=True))
 
 
@@ -100,15 +104,19 @@ def _decode(files: _Files, input_shape: Shape) -> ArraySet:
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """Images read from disk whenever they are needed, with torchvision's ImageNet transforms."""
+    """Images read from disk whenever they are needed, with torchvision's ImageNet transforms.
+
+    ``workers`` processes read them, by default one a core of this process's share of the machine.
+    """
 
     files: _Files
     labels: Tensor
     input_shape: Shape
+    workers: int | None = None
 
     @classmethod
-    def of(cls, files: _Files, input_shape: Shape) -> StreamedSet:
-        return cls(files, torch.tensor([label for _, label in files]), input_shape)
+    def of(cls, files: _Files, input_shape: Shape, workers: int | None = None) -> StreamedSet:
+        return cls(files, torch.tensor([label for _, label in files]), input_shape, workers)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -125,39 +133,60 @@ class StreamedSet:
         self,
         size: int,
         device: torch.device,
-        shuffle: torch.Generator | None = None,
+        order: Order | None = None,
         augmentation: Augmentation | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in order and centre-cropped, or shuffled with random resized crops and flips."""
+        """Without an order images are centre-cropped; in an ``order`` they get random resized crops and flips."""
         transforms = torchvision("transforms.v2")
         _, height, width = self.input_shape
-        random = shuffle is not None and augmentation is not None
-        if random:
+        if order is not None and augmentation is not None:
             steps = [transforms.RandomResizedCrop((height, width), antialias=True), transforms.RandomHorizontalFlip()]
         else:
             resize = round(min(height, width) * _RESIZE_OVER_CROP)
             steps = [transforms.Resize(resize, antialias=True), transforms.CenterCrop((height, width))]
-        finish = [transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True), transforms.Normalize(MEAN, STD)]
+        if order is None:
+            index: Any = torch.arange(len(self)).split(size)
+        else:
+            index = [part[order.part] for _, part in order.batches(len(self), size)]
+        workers = min(_workers() if self.workers is None else self.workers, len(index))
         loader: Any = torch.utils.data.DataLoader(
-            _Streamed(self.files, transforms.Compose([*steps, *finish])),
-            batch_size=size,
-            shuffle=shuffle is not None,
-            generator=shuffle,
-            drop_last=shuffle is not None and len(self) > size,
-            num_workers=min(os.cpu_count() or 1, 8),
+            _Streamed(self.files, transforms.Compose([*steps, transforms.PILToTensor()]), order),
+            batch_sampler=[part.tolist() for part in index],
+            num_workers=workers,
+            prefetch_factor=_PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
         )
+        # Bytes travel to the device, a quarter of floats, and are normalised there.
+        normalise = Normalisation(MEAN, STD, device)
         for images, labels in loader:
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield normalise(images), labels.to(device, non_blocking=True)
+
+    def to(self, device: torch.device) -> StreamedSet:
+        return self
+
+    def digest(self) -> str:
+        """Of names, sizes and labels: to read every image would take hours."""
+        found = hashlib.sha256(repr(self.input_shape).encode())
+        for path, label in self.files:
+            found.update(f"{path.parent.name}/{path.name} {path.stat().st_size} {label}\n".encode())
+        return found.hexdigest()
+
+
+def _workers() -> int:
+    """One process a core: decoding a JPEG takes milliseconds; the cores are shared by the training processes here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 class _Streamed(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, files: _Files, transform: Any) -> None:
-        self.files, self.transform = files, transform
+    def __init__(self, files: _Files, transform: Any, order: Order | None) -> None:
+        self.files, self.transform, self.order = files, transform, order
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
+        if self.order is not None:  # so that crops do not depend on which worker reads the image, or how many there are
+            torch.manual_seed(seed_of(self.order.seed, self.order.epoch, index))
         return self.transform(_read(path)), label

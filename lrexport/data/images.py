@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrexport.data.augment import Augmentation
+from lrexport.data.order import Order
 from lrexport.errors import InputError
 from lrexport.record import DataSource
 
@@ -19,7 +21,11 @@ STD = (0.229, 0.224, 0.225)
 
 
 class ImageSet(Protocol):
-    """Labelled images. ``labels`` is (N,) int64; batches are ((B, C, H, W) float32 normalised, (B,) int64)."""
+    """Labelled images. ``labels`` is (N,) int64; batches are ((B, C, H, W) float32 normalised, (B,) int64).
+
+    Without ``order`` batches come one after the other and as they are; with it shuffled, varied by ``augmentation``, and
+    of each batch only this process's part.
+    """
 
     @property
     def labels(self) -> Tensor: ...
@@ -34,9 +40,17 @@ class ImageSet(Protocol):
         self,
         size: int,
         device: torch.device,
-        shuffle: torch.Generator | None = None,
+        order: Order | None = None,
         augmentation: Augmentation | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The set kept on the device where it will be used, or itself where it is read from disk."""
+        ...
+
+    def digest(self) -> str:
+        """Hex sha256 that tells other images from these, or images that changed."""
+        ...
 
 
 def draw(images: ImageSet, most: int, seed: int) -> ImageSet:
@@ -69,24 +83,43 @@ class ArraySet:
         self,
         size: int,
         device: torch.device,
-        shuffle: torch.Generator | None = None,
+        order: Order | None = None,
         augmentation: Augmentation | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in order, or shuffled and augmented by the generator ``shuffle``.
+        """As :class:`ImageSet` has it."""
+        normalise = Normalisation(self.mean, self.std, device)
+        if order is None:
+            for start in range(0, len(self), size):
+                part = slice(start, start + size)
+                yield normalise(self.images[part]), self.labels[part].to(device)
+            return
+        for step, index in order.batches(len(self), size):
+            mine = index[order.part].to(self.images.device)
+            images = self.images[mine].to(device)
+            if augmentation is not None:
+                images = augmentation(images, order.generator(step), order.part, len(index))
+            yield normalise(images), self.labels[mine.to(self.labels.device)].to(device)
 
-        A shuffled last batch of less than half the size is left out: BatchNorm's statistics over a few images hurt.
-        """
-        order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
-        mean = torch.tensor(self.mean, device=device).mul(255).view(1, -1, 1, 1)
-        scale = torch.tensor(self.std, device=device).mul(255).reciprocal().view(1, -1, 1, 1)
-        for start in range(0, len(self), size):
-            index = order[start : start + size]
-            if shuffle is not None and start and len(index) < size // 2:
-                return
-            images = self.images[index].to(device)
-            if shuffle is not None and augmentation is not None:
-                images = augmentation(images, shuffle)
-            yield images.float().sub_(mean).mul_(scale), self.labels[index].to(device)
+    def to(self, device: torch.device) -> ArraySet:
+        return replace(self, images=self.images.to(device))
+
+    def digest(self) -> str:
+        found = hashlib.sha256(repr((self.mean, self.std, tuple(self.images.shape))).encode())
+        found.update(self.images.cpu().contiguous().numpy().data)
+        found.update(self.labels.cpu().contiguous().numpy().data)
+        return found.hexdigest()
+
+
+class Normalisation:
+    """uint8 (B, C, H, W) → float32 on ``device``, by mean and standard deviation of values in [0, 1]."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self.device = device
+        self.mean = torch.tensor(mean, device=device).mul(255).view(1, -1, 1, 1)
+        self.scale = torch.tensor(std, device=device).mul(255).reciprocal().view(1, -1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=True).float().sub_(self.mean).mul_(self.scale)
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,14 @@ class Splits:
     @property
     def test(self) -> ImageSet:
         return self.data.test
+
+    def to(self, device: torch.device) -> Splits:
+        """With the images of both parts kept on the device where they will be used."""
+        return replace(self, train=self.train.to(device), heldout=self.heldout.to(device))
+
+    def digest(self) -> str:
+        """Hex sha256 of all that training and choices see."""
+        return hashlib.sha256(f"{self.train.digest()} {self.heldout.digest()}".encode()).hexdigest()
 
     def to_record(self) -> DataSource:
         return DataSource(

@@ -1,28 +1,182 @@
-"""Checkpoints of a run: the weights after each epoch, atomically, the last two kept."""
+"""Checkpoints of a run's training: whole files named by their content's hash, the last two and the best of each stage.
+
+``STAGE-EPOCH-STEP.HASH.safetensors`` is everything that a stage needs to go on as if it had never stopped: weights,
+optimiser, and numbers in the file's metadata. Order, augmentation, dropout and learning rate are functions of epoch and
+step, so no random state is among it. ``STAGE-best.HASH.safetensors`` are the weights that are best so far, and
+``STAGE-done.HASH.safetensors`` those that a finished stage ended with. A file that is not what its name says is passed
+over for the one before it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lrexport.artifacts import files, tensors
-from lrexport.record import CHECKPOINTS
 
 _KEPT = 2
+_HASH = 16  # hex digits in a name
+_SUFFIX = ".safetensors"
+_NUMBERS = "lrexport"  # the metadata's key
 
 
-def save_checkpoint(run: Path, stage: str, epoch: int, network: nn.Module) -> Path:
-    """Write ``run/checkpoint/STAGE-EPOCH.safetensors`` and remove all but the last two of the stage."""
-    folder = files.make_run_folder(run / CHECKPOINTS)
-    path = folder / f"{stage}-{epoch:04d}.safetensors"
-    tensors.save(path, network.state_dict())
-    for old in sorted(folder.glob(f"{stage}-*.safetensors"))[:-_KEPT]:
-        old.unlink()
-    return path
+@dataclass
+class StageState:
+    """Where a stage stands: ``step`` steps of ``epoch`` (both from 0) are done, with their sums for the epoch's mean loss.
+
+    ``optimizer`` is that of torch's ``state_dict`` by parameter; ``best`` are the weights of the best epoch so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    best_top1: float = -1.0
+    network: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[int, dict[str, Any]] = field(default_factory=dict)
+    best: dict[str, Tensor] | None = None
+    log_bytes: int = 0
 
 
-def clear_checkpoints(run: Path) -> None:
-    """Remove the checkpoints of a run that is finished."""
-    for path in (run / CHECKPOINTS).glob("*-*.safetensors"):
+@dataclass
+class Checkpoints:
+    """Those of one ``stage`` in ``folder``, which need not be there yet.
+
+    ``log`` is cut back to what it was when a checkpoint is taken up; of several processes one ``writes``.
+    """
+
+    folder: Path
+    stage: str
+    log: Path | None = None
+    writes: bool = True
+    _best: tuple[float, str] | None = None  # what was written last as the best
+
+    def load(self) -> StageState | None:
+        """The last whole state, None where there is none."""
+        for path in sorted(self.folder.glob(f"{self.stage}-[0-9]*{_SUFFIX}"), reverse=True):
+            found = _read_whole(path)
+            if found is None:
+                continue
+            held, numbers = found
+            best = None
+            if numbers["best"] is not None:
+                kept = _read_whole(self.folder / numbers["best"])
+                if kept is None:
+                    continue
+                best = kept[0]
+                self._best = (numbers["best_top1"], numbers["best"])
+            if self.log is not None and self.writes:
+                files.truncate(self.log, numbers["log_bytes"])
+            plain = {name: numbers[name] for name in ("epoch", "step", "loss_sum", "images", "best_top1", "log_bytes")}
+            network = {name.removeprefix("network."): value for name, value in held.items() if name.startswith("network.")}
+            return StageState(**plain, network=network, optimizer=_optimizer(held, numbers["optimizer"]), best=best)
+        return None
+
+    def save(self, state: StageState) -> None:
+        """Write ``state``, and only then remove what it makes superfluous. Raises DeviceError where the disk is full."""
+        if not self.writes:
+            return
+        files.make_run_folder(self.folder)
+        best = self._save_best(state)
+        held = {f"network.{name}": value for name, value in state.network.items()}
+        scalars: dict[str, dict[str, Any]] = {}
+        for index, entries in state.optimizer.items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    held[f"optimizer.{index}.{name}"] = value
+                else:
+                    scalars.setdefault(str(index), {})[name] = value
+        state.log_bytes = self.log.stat().st_size if self.log is not None and self.log.exists() else 0
+        plain = {name: getattr(state, name) for name in ("epoch", "step", "loss_sum", "images", "best_top1", "log_bytes")}
+        self._write(f"{state.epoch:04d}-{state.step:07d}", held, {**plain, "best": best, "optimizer": scalars})
+        for old in sorted(self.folder.glob(f"{self.stage}-[0-9]*{_SUFFIX}"))[:-_KEPT]:
+            old.unlink()
+        # The best of before stays for the checkpoint of before.
+        bests = sorted(self.folder.glob(f"{self.stage}-best.*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+        for old in bests[:-_KEPT]:
+            old.unlink()
+
+    def _save_best(self, state: StageState) -> str | None:
+        if state.best is None:
+            return None
+        if self._best is None or self._best[0] != state.best_top1:
+            self._best = (state.best_top1, self._write("best", state.best, {}))
+        return self._best[1]
+
+    def finish(self, network: nn.Module) -> None:
+        """Keep what the finished stage ended with, and nothing else of it."""
+        if not self.writes:
+            return
+        files.make_run_folder(self.folder)
+        done = self._write("done", network.state_dict(), {})
+        for old in self.folder.glob(f"{self.stage}-*{_SUFFIX}"):
+            if old.name != done:
+                old.unlink()
+
+    def finished(self) -> dict[str, Tensor] | None:
+        """The weights that the stage ended with, None where it has not."""
+        for path in self.folder.glob(f"{self.stage}-done.*{_SUFFIX}"):
+            found = _read_whole(path)
+            if found is not None:
+                return found[0]
+        return None
+
+    def _write(self, name: str, held: Mapping[str, Tensor], numbers: dict[str, Any]) -> str:
+        content = tensors.packed(held, {_NUMBERS: json.dumps(numbers)})
+        full = f"{self.stage}-{name}.{hashlib.sha256(content).hexdigest()[:_HASH]}{_SUFFIX}"
+        files.write_bytes(self.folder / full, content)
+        return full
+
+
+def clear(folder: Path) -> None:
+    """Remove everything from the checkpoint folder of a run that is finished."""
+    for path in folder.glob("*"):
         path.unlink()
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """By parameter, in the order of the groups."""
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return state
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+    """Put ``state`` into an optimiser of the same parameters; its tensors get the layout of theirs.
+
+    Sums over tensors of another layout could round differently.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entries in state.items():
+        parameter = parameters[index]
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            optimizer.state[parameter][name] = value
+
+
+def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and numbers of a file that is what its name says, else None."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content).hexdigest()[:_HASH] != path.name.split(".")[-2]:
+        return None
+    held, metadata = tensors.unpacked(content)
+    return held, json.loads(metadata.get(_NUMBERS, "{}"))
+
+
+def _optimizer(held: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in scalars.items()}
+    for name, value in held.items():
+        if name.startswith("optimizer."):
+            _, index, entry = name.split(".", 2)
+            state.setdefault(int(index), {})[entry] = value
+    return state

@@ -1,7 +1,9 @@
-"""Where training runs and in which precision, on Lightning Fabric."""
+"""Where training runs, in how many processes and in which precision, on Lightning Fabric."""
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
-def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
-    """A Fabric on one device: ``auto``, ``cpu``, ``cuda``, ``mps``; precision ``auto``, ``float32`` or ``bfloat16``.
+def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
+    """A Fabric on ``devices`` devices of each of ``nodes`` machines: ``auto``, ``cpu``, ``cuda``, ``mps``.
 
-    Raises DeviceError when the device is not there.
+    Precision is ``auto``, ``float32`` or ``bfloat16``. Under torchrun there are as many processes as it started. Nothing is
+    launched yet. Raises DeviceError when a device is not there.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     accelerator = _available() if device == "auto" else device
     if accelerator == "cuda" and not torch.cuda.is_available():
@@ -31,10 +35,26 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
         raise DeviceError("no Apple GPU was found", "Use --device cpu.")
     if precision == "auto":
         precision = "bfloat16" if _has_fast_bfloat16(accelerator) else "float32"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise DeviceError(f"{devices} GPUs were asked for, {torch.cuda.device_count()} found", "Give fewer --devices.")
+    if accelerator == "mps" and devices * nodes > 1:
+        raise DeviceError("training on several Apple GPUs is not possible", "Use --device cpu, or one device.")
+    several: Any = "auto"
+    if devices * nodes > 1:  # BatchNorm's statistics are those of all processes, so there is nothing to hand around
+        several = DDPStrategy(broadcast_buffers=False)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every process
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Fabric's advice on hardware that is present but not asked for
         plugin: Any = PRECISIONS[precision]
-        return Fabric(accelerator=accelerator, devices=1, precision=plugin)
+        return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=several, precision=plugin)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and talks to the user; the only one, where there is one."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def with_float64(device: torch.device) -> torch.device:

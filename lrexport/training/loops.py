@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,36 +15,52 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrexport.data.images import Splits
-from lrexport.errors import InputError
-from lrexport.lowrank.svd_form import SVDForm
+from lrexport.data.order import Order, seed_of
+from lrexport.errors import InputError, Stopped, UsageError
 from lrexport.lowrank.tracing import fast_layout
+from lrexport.training.batchnorm import global_statistics
+from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
 from lrexport.training.engine import to_fast_layout
-from lrexport.training.schedules import Schedule, learning_rate
+from lrexport.training.optimizers import Optimizer, make_optimizer
+from lrexport.training.schedules import MILESTONES, Schedule, learning_rate
 from lrexport.training.scoring import score
+from lrexport.training.stopping import StopRequest, heeding_signals
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
 _MOST_BAD_STEPS = 3  # steps in a row without a finite loss, before a stage gives up
+_SAVE = 0.5  # asked for beside the numbers of signals: a checkpoint
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage trains. ``weight_decay`` acts on ordinary weights, never on U, s, V."""
+    """How one stage trains. ``weight_decay`` acts on ordinary weights, never on U, s, V.
+
+    ``batch_size`` images make a step, whatever the number of processes that share them, in ``accumulate`` portions.
+    ``milestones`` are shares of the stage. ``checkpoint_minutes`` is the longest time between two checkpoints; there is one
+    after every epoch in any case.
+    """
 
     name: str
     epochs: int
     lr: float
     batch_size: int = 128
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
+    milestones: tuple[float, ...] = MILESTONES
     warmup_epochs: float = 0.0
     distill: float = 0.0
     temperature: float = 4.0
     keep_best: bool = True
     seed: int = 0
+    accumulate: int = 1
+    compile: bool = False
+    checkpoint_minutes: float = math.inf
 
 
 def train_stage(
@@ -51,121 +68,221 @@ def train_stage(
     splits: Splits,
     stage: Stage,
     fabric: Fabric,
-    on_event: Callable[[Event], None],
+    on_event: OnEvent,
     extra_loss: Callable[[], Tensor] | None = None,
     teacher: nn.Module | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Train ``network`` in place for ``stage.epochs``, ending with the epoch that is best on the held-out images.
 
     ``extra_loss`` is added to the loss (equation 3); ``teacher`` gives distillation with ``stage.distill`` as its share;
-    ``stage.keep_best`` False keeps the last epoch instead. Raises InputError when the loss stops being finite.
+    ``stage.keep_best`` False keeps the last epoch instead. With ``checkpoints`` it goes on from the last of them, on the
+    CPU to the bit as if it had never stopped. Raises InputError when the loss stops being finite, Stopped after SIGTERM or
+    Ctrl-C, UsageError where a batch has fewer images than there are processes.
     """
     if stage.epochs == 0:
         return
-    torch.manual_seed(stage.seed)
-    shuffle = torch.Generator().manual_seed(stage.seed)
-    to_fast_layout(network)
-    optimizer = torch.optim.SGD(parameter_groups(network, stage.weight_decay), lr=stage.lr, momentum=stage.momentum)
-    wrapped, optimizer = fabric.setup(network, optimizer)
-    if teacher is not None:
-        teacher = to_fast_layout(copy.deepcopy(teacher).eval().requires_grad_(False)).to(fabric.device)
-
-    def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = wrapped(images)
-        loss = task = F.cross_entropy(logits, labels)
-        if teacher is not None and stage.distill:
-            loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, teacher(images), stage)
-        return task, loss if extra_loss is None else loss + extra_loss()
-
-    best_top1, best_state = -1.0, None
-    if stage.keep_best:  # training must not end worse than it began
-        best_top1 = score(wrapped, splits.heldout, fabric.device, "heldout").top1
-        best_state = copy.deepcopy(network.state_dict())
-    for epoch in range(stage.epochs):
-        started = time.perf_counter()
-        wrapped.train()
-        done = _train_epoch(stage, epoch, splits, shuffle, objective, network, optimizer, fabric, on_event)
-        trained = time.perf_counter() - started
-        accuracy = score(wrapped, splits.heldout, fabric.device, "heldout")
-        seconds = time.perf_counter() - started
-        event = {"event": "epoch", "stage": stage.name, "epoch": epoch + 1, "epochs": stage.epochs}
-        event |= {"loss": done.mean_loss, "heldout_top1": accuracy.top1, "lr": done.rate}
-        on_event({**event, "seconds": round(seconds, 3), "images_per_second": round(done.images / trained, 1)})
-        if after_epoch is not None:
-            after_epoch(epoch + 1, network)
-        if stage.keep_best and accuracy.top1 > best_top1:  # NaN is never larger
-            best_top1, best_state = accuracy.top1, copy.deepcopy(network.state_dict())
-    if best_state is not None:
-        network.load_state_dict(best_state)
+    if min(stage.batch_size, len(splits.train)) < fabric.world_size * stage.accumulate:
+        raise UsageError(
+            f"a batch of {min(stage.batch_size, len(splits.train))} images cannot be shared by {fabric.world_size} processes"
+            f" in {stage.accumulate} portions",
+            "Give a larger --batch-size, fewer --devices or less --accumulate.",
+        )
+    state = checkpoints.load() if checkpoints is not None else None
+    if state is not None:
+        network.load_state_dict(state.network)
+    training = _Training(network, splits, stage, fabric, on_event, extra_loss, teacher)
+    with global_statistics(network, fabric.world_size), heeding_signals() as stop:
+        training.run(state, stop, checkpoints, after_epoch)
     network.eval()
 
 
-@dataclass(frozen=True)
-class _EpochDone:
-    mean_loss: float
-    images: int
-    rate: float
+@dataclass
+class _Training:
+    """A stage under way."""
 
+    network: nn.Module
+    splits: Splits
+    stage: Stage
+    fabric: Fabric
+    on_event: OnEvent
+    extra_loss: Callable[[], Tensor] | None
+    teacher: nn.Module | None
+    state: StageState = field(default_factory=StageState)
 
-def _train_epoch(
-    stage: Stage,
-    epoch: int,
-    splits: Splits,
-    shuffle: torch.Generator,
-    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    network: nn.Module,
-    optimizer: Any,
-    fabric: Fabric,
-    on_event: Callable[[Event], None],
-) -> _EpochDone:
-    steps = _steps_per_epoch(len(splits.train), stage.batch_size)
-    total, counted, bad, rate = 0.0, 0, 0, stage.lr
-    batches = splits.train.batches(stage.batch_size, fabric.device, shuffle, splits.data.augmentation)
-    for step, (images, labels) in enumerate(batches):
-        progress = (epoch + step / steps) / stage.epochs
-        rate = learning_rate(stage.lr, stage.schedule, progress, stage.warmup_epochs / stage.epochs)
-        for group in optimizer.param_groups:
+    def run(
+        self,
+        state: StageState | None,
+        stop: StopRequest,
+        checkpoints: Checkpoints | None,
+        after_epoch: Callable[[int, nn.Module], None] | None,
+    ) -> None:
+        """All epochs that are left."""
+        stage, network, fabric = self.stage, self.network, self.fabric
+        self._set_up(state)
+        if state is None and stage.keep_best:  # training must not end worse than it began
+            self.state.best_top1 = self._score()
+            self.state.best = copy.deepcopy(network.state_dict())
+        saved = time.monotonic()
+
+        def save() -> None:
+            nonlocal saved
+            if checkpoints is not None:
+                fabric.barrier()  # nobody may still look for what an earlier life left
+                self.state.network, self.state.optimizer = network.state_dict(), optimizer_state(self.optimizer)
+                checkpoints.save(self.state)
+                fabric.barrier()
+            saved = time.monotonic()
+
+        if state is None:
+            save()
+        for epoch in range(self.state.epoch, stage.epochs):
+            started, before = time.perf_counter(), self.state.images
+            self.wrapped.train()
+            for step, images, labels in self._batches(epoch):
+                due = checkpoints is not None and time.monotonic() - saved > 60 * stage.checkpoint_minutes
+                asked = self._step(step, images, labels, stop.number or due * _SAVE)
+                if asked:
+                    save()
+                if asked > _SAVE:
+                    raise _stopped(int(asked), stage, self.state, checkpoints is not None)
+            trained = time.perf_counter() - started
+            top1 = self._score()
+            self._tell(top1, trained, time.perf_counter() - started, self.state.images - before)
+            if after_epoch is not None:
+                after_epoch(epoch + 1, network)
+            if stage.keep_best and top1 > self.state.best_top1:  # NaN is never larger
+                self.state.best_top1, self.state.best = top1, copy.deepcopy(network.state_dict())
+            self.state.epoch, self.state.step, self.state.loss_sum, self.state.images = epoch + 1, 0, 0.0, 0
+            save()
+            late = int(self._most(torch.tensor([float(stop.number)])))
+            if late:  # asked while the epoch was scored and saved
+                raise _stopped(late, stage, self.state, checkpoints is not None)
+        if self.state.best is not None:
+            network.load_state_dict(self.state.best)
+
+    def _set_up(self, state: StageState | None) -> None:
+        fabric, stage = self.fabric, self.stage
+        to_fast_layout(self.network)
+        optimizer = make_optimizer(self.network, stage.optimizer, stage.lr, stage.momentum, stage.weight_decay)
+        module: Any = torch.compile(self.network) if stage.compile else self.network
+        self.wrapped, self.optimizer = fabric.setup(module, optimizer)
+        if state is not None:
+            self.state = state
+            restore_optimizer(self.optimizer, state.optimizer)
+        if self.teacher is not None:
+            frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
+            self.teacher = to_fast_layout(frozen).to(fabric.device)
+        if fabric.device.type == "cuda":  # sets that are in memory stay on the device, augmentation happens there
+            self.splits = self.splits.to(fabric.device)
+        name = zlib.crc32(stage.name.encode())
+        self.order = Order(seed_of(stage.seed, name), rank=fabric.global_rank, world=fabric.world_size)
+        self.steps = self.order.steps(len(self.splits.train), stage.batch_size)
+        self.bad = 0
+
+    def _batches(self, epoch: int) -> Any:
+        """(step, images, labels) of what is left of an epoch, this process's part."""
+        train, first = self.splits.train, self.state.step
+        order = self.order.of(epoch, first)
+        batches = train.batches(self.stage.batch_size, self.fabric.device, order, self.splits.data.augmentation)
+        for step, (images, labels) in enumerate(batches, first):
+            yield step, images, labels
+
+    def _step(self, step: int, images: Tensor, labels: Tensor, asked: float) -> float:
+        """One step of the optimiser, or none where the loss is not finite; the most that any process asks for."""
+        epoch, stage, network, fabric = self.state.epoch, self.stage, self.network, self.fabric
+        progress = (epoch + step / self.steps) / stage.epochs
+        warmup = stage.warmup_epochs / stage.epochs
+        rate = learning_rate(stage.lr, stage.schedule, progress, warmup, stage.milestones)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
+        torch.manual_seed(seed_of(self.order.seed, epoch, step, fabric.global_rank))  # dropout's
         statistics = [buffer.clone() for buffer in network.buffers()]
-        task, loss = objective(fast_layout(images), labels)
-        value = float(loss.detach())
+        size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
+        task, value, of_all = self._backward(images, labels, size, asked)
         if not math.isfinite(value):  # one bad batch must reach neither weights nor statistics; a row is divergence
-            bad += 1
+            self.bad += 1
+            self.optimizer.zero_grad(set_to_none=True)
             for buffer, before in zip(network.buffers(), statistics, strict=True):
                 buffer.copy_(before)
-            if bad > _MOST_BAD_STEPS or (step + 1 == steps and not counted):
+            if self.bad > _MOST_BAD_STEPS or (step + 1 == self.steps and not self.state.images):
                 raise InputError(
                     f"the loss is {value} at step {step + 1} of epoch {epoch + 1} ({stage.name}, learning rate {rate:.2g})",
-                    "Try a lower learning rate; the last whole epoch is in the run's checkpoint folder.",
+                    "Try a lower learning rate: with --resume --allow-changes it goes on from the last whole epoch.",
                 )
-            continue
-        bad = 0
-        fabric.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        total, counted = total + float(task.detach()) * len(labels), counted + len(labels)
-        where = {"stage": stage.name, "epoch": epoch, "epochs": stage.epochs, "step": step, "steps": steps}
-        on_event({"event": "step", **where, "loss": value})
-    return _EpochDone(total / max(1, counted), counted, rate)
+        else:
+            self.bad = 0
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.state.loss_sum += task * size
+            self.state.images += size
+        self.state.step = step + 1
+        self.rate = rate
+        where = {"stage": stage.name, "epoch": epoch, "epochs": stage.epochs, "step": step, "steps": self.steps}
+        self.on_event({"event": "step", **where, "loss": value})
+        return of_all
+
+    def _backward(self, images: Tensor, labels: Tensor, size: int, asked: float) -> tuple[float, float, float]:
+        """Gradients of the global batch's mean loss. (task loss, whole loss, asked), the same in all processes.
+
+        The loss is summed up before any gradient is: a gradient of a loss that is not finite is of no use.
+        """
+        stage, fabric = self.stage, self.fabric
+        portions = list(zip(fast_layout(images).chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
+        sums = torch.zeros(3, dtype=torch.float64)
+        for number, (part, truth) in enumerate(portions):
+            last = number + 1 == len(portions)
+            with fabric.no_backward_sync(self.wrapped, enabled=not last and fabric.world_size > 1):
+                logits = self.wrapped(part)
+                task = F.cross_entropy(logits, truth)
+                loss = task
+                if self.teacher is not None and stage.distill:
+                    loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, self.teacher(part), stage)
+                # Gradients are averaged over the processes, whose parts of the batch may differ by an image.
+                loss = loss * (len(truth) * fabric.world_size / size)
+                if last and self.extra_loss is not None:
+                    loss = loss + self.extra_loss()
+                sums[0] += float(task.detach()) * len(truth) / size
+                sums[1] += float(loss.detach()) / fabric.world_size
+                if last:
+                    sums = self._sum(sums, asked)
+                if math.isfinite(float(sums[1])) if last else math.isfinite(float(loss.detach())):
+                    fabric.backward(loss)
+                elif not last:
+                    sums[1] = math.nan  # and what came before it is thrown away
+        return float(sums[0]), float(sums[1]), float(sums[2])
+
+    def _sum(self, sums: Tensor, asked: float) -> Tensor:
+        """Over the processes; of what they ask for the largest."""
+        sums[2] = asked
+        if self.fabric.world_size == 1:
+            return sums
+        total: Any = self.fabric.all_reduce(sums[:2].to(self.fabric.device), reduce_op="sum")
+        return torch.cat([total.cpu(), self._most(sums[2:])])
+
+    def _most(self, asked: Tensor) -> Tensor:
+        """The largest over the processes."""
+        most: Any = self.fabric.all_reduce(asked.to(self.fabric.device), reduce_op="max")
+        found: Tensor = most.cpu()
+        return found
+
+    def _score(self) -> float:
+        return score(self.wrapped, self.splits.heldout, self.fabric.device, "heldout", fabric=self.fabric).top1
+
+    def _tell(self, top1: float, trained: float, seconds: float, images: int) -> None:
+        state, stage = self.state, self.stage
+        event = {"event": "epoch", "stage": stage.name, "epoch": state.epoch + 1, "epochs": stage.epochs}
+        event |= {"loss": state.loss_sum / max(1, state.images), "heldout_top1": top1, "lr": self.rate}
+        self.on_event({**event, "seconds": round(seconds, 3), "images_per_second": round(images / max(trained, 1e-9), 1)})
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """SGD's groups: ordinary weights decay; U, s, V do not."""
-    held: list[Any] = [getattr(module, "parametrizations", {}) for module in network.modules()]
-    forms = (form["weight"] for form in held if "weight" in form and isinstance(form["weight"][0], SVDForm))
-    factors = {id(parameter) for form in forms for parameter in form.parameters()}
-    ordinary = [parameter for parameter in network.parameters() if id(parameter) not in factors]
-    free = [parameter for parameter in network.parameters() if id(parameter) in factors]
-    groups = [{"params": ordinary, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _stopped(number: int, stage: Stage, state: StageState, saved: bool) -> Stopped:
+    where = f"stopped in {stage.name} training, after step {state.step} of epoch {state.epoch + 1}"
+    return Stopped(number, where, "The same command with --resume goes on from there." if saved else None)
 
 
 def _distillation(logits: Tensor, teacher_logits: Tensor, stage: Stage) -> Tensor:
     """Hinton et al. 2015 (arXiv 1503.02531): KL divergence of softened outputs, scaled by T² to keep the gradient's size."""
     soft, target = (F.log_softmax(z / stage.temperature, dim=1) for z in (logits, teacher_logits))
     return F.kl_div(soft, target, reduction="batchmean", log_target=True) * stage.temperature**2
-
-
-def _steps_per_epoch(images: int, batch_size: int) -> int:
-    return max(1, math.ceil(images / batch_size) - (0 < images % batch_size < batch_size // 2))

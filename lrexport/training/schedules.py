@@ -6,15 +6,23 @@ import math
 from typing import Literal
 
 Schedule = Literal["cosine", "step"]
-# The paper's appendix A for CIFAR: divided by ten at half and at three quarters of the epochs.
-_MILESTONES = (0.5, 0.75)
+MILESTONES = (0.5, 0.75)
 
 
-def learning_rate(base: float, schedule: Schedule, progress: float, warmup: float = 0.0) -> float:
-    """Rate at ``progress`` in [0, 1] of a stage whose first ``warmup`` (a share, too) rises linearly to ``base``."""
+def learning_rate(
+    base: float,
+    schedule: Schedule,
+    progress: float,
+    warmup: float = 0.0,
+    milestones: tuple[float, ...] = MILESTONES,
+) -> float:
+    """Rate at ``progress`` in [0, 1] of a stage whose first ``warmup`` (a share, too) rises linearly to ``base``.
+
+    By "step" it is divided by ten at each of ``milestones``, shares of the stage.
+    """
     if progress < warmup:
         return base * max(progress / warmup, 0.01)
     if schedule == "step":
-        return float(base * 0.1 ** sum(progress >= milestone for milestone in _MILESTONES))
+        return float(base * 0.1 ** sum(progress >= milestone for milestone in milestones))
     done = (progress - warmup) / max(1 - warmup, 1e-12)
     return base * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from lrexport.lowrank.reconstruct import batch_statistics
 from lrexport.lowrank.tracing import eval_mode, fast_layout
 from lrexport.record import Accuracy
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
     """How many labels are the largest logit, and among the five largest (all, where there are fewer). (B, K), (B,)."""
@@ -20,13 +24,26 @@ def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def score(network: nn.Module, images: ImageSet, device: torch.device, split: str, batch_size: int = 250) -> Accuracy:
-    """Accuracy in eval mode; the network's own mode is put back."""
-    top1 = top5 = 0
+def score(
+    network: nn.Module,
+    images: ImageSet,
+    device: torch.device,
+    split: str,
+    batch_size: int = 250,
+    fabric: Fabric | None = None,
+) -> Accuracy:
+    """Accuracy in eval mode; the network's own mode is put back. The processes of ``fabric`` share the images out."""
+    part, several = images, fabric is not None and fabric.world_size > 1
+    if fabric is not None and several:
+        part = images.subset(torch.arange(fabric.global_rank, len(images), fabric.world_size))
+    correct = torch.zeros(2, dtype=torch.int64)
     with eval_mode(network):
-        for batch, labels in images.batches(batch_size, device):
-            first, five = count_correct(network(fast_layout(batch)), labels)
-            top1, top5 = top1 + first, top5 + five
+        for batch, labels in part.batches(batch_size, device):
+            correct += torch.tensor(count_correct(network(fast_layout(batch)), labels))
+    if fabric is not None and several:
+        total: Any = fabric.all_reduce(correct.to(device), reduce_op="sum")
+        correct = total.cpu()
+    top1, top5 = correct.tolist()
     return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
 
 

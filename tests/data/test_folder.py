@@ -12,6 +12,7 @@ from PIL import Image
 from lrexport.data.folder import load_folder
 from lrexport.data.images import MEAN, STD, ArraySet
 from lrexport.data.resolve import load_data
+from lrexport.data.order import Order
 from lrexport.errors import InputError, UsageError
 
 SHAPE = (3, 16, 16)
@@ -54,7 +55,7 @@ def test_a_streamed_set_gives_what_the_one_in_memory_gives(root: Path) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     assert float(((found * std + mean).clamp(0, 1) - (found * std + mean)).abs().max()) < 1e-6
     assert streamed.train.subset(torch.tensor([5])).labels.tolist() == [1]
-    shuffled = list(streamed.train.batches(4, torch.device("cpu"), torch.Generator().manual_seed(0), streamed.augmentation))
+    shuffled = list(streamed.train.batches(4, torch.device("cpu"), Order(0), streamed.augmentation))
     assert [tuple(images.shape) for images, _ in shuffled] == [(4, 3, 16, 16)] * 2
 
 

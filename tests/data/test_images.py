@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import ArraySet, ImageData, hold_out
 from lrexport.data.resolve import load_data
+from lrexport.data.order import Order
 from lrexport.errors import InputError
 
 CPU = torch.device("cpu")
@@ -58,8 +59,7 @@ def test_a_shuffled_epoch_shows_every_image_once_in_an_order_set_by_the_seed() -
     part = numbered(40, 2)
 
     def epoch(seed: int) -> list[int]:
-        generator = torch.Generator().manual_seed(seed)
-        return [int(v) for batch, _ in part.batches(16, CPU, generator) for v in batch[:, 0, 0, 0].round()]
+        return [int(v) for batch, _ in part.batches(16, CPU, Order(seed)) for v in batch[:, 0, 0, 0].round()]
 
     assert sorted(epoch(0)) == list(range(40))
     assert epoch(0) == epoch(0) != epoch(1)

@@ -14,7 +14,8 @@ from lrexport.errors import InputError
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.svd_form import factors
 from lrexport.training.engine import make_fabric, to_fast_layout
-from lrexport.training.loops import Stage, parameter_groups, train_stage
+from lrexport.training.loops import Stage, train_stage
+from lrexport.training.optimizers import parameter_groups
 from lrexport.training.schedules import learning_rate
 
 

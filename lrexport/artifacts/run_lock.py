@@ -1,0 +1,57 @@
+"""One process at a time in a run's folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from datetime import datetime, timezone
+from pathlib import Path
+
+from lrexport.artifacts import files
+from lrexport.errors import UsageError
+
+_HOLDER = ".holder"
+
+
+class RunLock:
+    """Holds ``folder``, which must be there, until it is released or the process ends, however it ends.
+
+    The lock is on the folder itself (flock), so that nothing is left by a process that was killed; who holds it stands in
+    a file beside it. Raises UsageError with the holder where another process has it. Where the system or the file system
+    knows no such locks there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._note = folder / _HOLDER
+        self._descriptor: int | None = None
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UsageError(
+                    f"{folder} is in use by {self._holder()}", "Wait for it, or choose another folder with -o."
+                ) from error
+            return
+        self._descriptor = descriptor
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        files.write_bytes(self._note, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+
+    def _holder(self) -> str:
+        try:
+            return self._note.read_text(encoding="utf-8").strip()
+        except OSError:
+            return "another process"
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._descriptor is not None:
+            self._note.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,57 @@
+"""In which order, and varied how, training images come: pure functions of a few numbers, so that nothing has to be saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed of several numbers: like ones give unlike seeds (numpy's SeedSequence, O'Neill 2015)."""
+    (word,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return int(word) >> 1  # torch takes 63 bits and a sign
+
+
+@dataclass(frozen=True)
+class Order:
+    """One epoch of training, from its batch ``first`` on, as the process ``rank`` of ``world`` sees it.
+
+    A batch is shared out among the processes, each of which takes every ``world``-th image. Order and augmentation of an
+    image depend on seed, epoch and place alone: any number of processes, and a run that was stopped and goes on, see the
+    same.
+    """
+
+    seed: int
+    epoch: int = 0
+    first: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def batches(self, images: int, size: int) -> Iterator[tuple[int, Tensor]]:
+        """(number of the batch, its images' indices (≤ size,)), whole batches, whoever computes them."""
+        order = torch.randperm(images, generator=self.generator())
+        for step in range(self.first, self.steps(images, size)):
+            yield step, order[step * size : (step + 1) * size]
+
+    def steps(self, images: int, size: int) -> int:
+        """Batches of an epoch. A last one of less than half the size is left out: BatchNorm's statistics over a few hurt."""
+        left_out = 0 < images % size < max(size // 2, self.world)
+        return max(1, math.ceil(images / size) - left_out)
+
+    @property
+    def part(self) -> slice:
+        """This process's part of a batch."""
+        return slice(self.rank, None, self.world)
+
+    def generator(self, *place: int) -> torch.Generator:
+        """Random numbers for a place in the epoch, on the CPU, so that a seed gives the same everywhere."""
+        return torch.Generator().manual_seed(seed_of(self.seed, self.epoch, *place))
+
+    def of(self, epoch: int, first: int = 0) -> Order:
+        """Another epoch, from its batch ``first`` on."""
+        return replace(self, epoch=epoch, first=first)

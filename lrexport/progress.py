@@ -1,0 +1,134 @@
+"""What a run that is under way was asked for, and its plan once there is one: by this it can be taken up again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lrexport.artifacts import files, tensors
+from lrexport.errors import InputError, UsageError
+from lrexport.record import CHECKPOINTS, Plan, PlannedLatency
+
+if TYPE_CHECKING:
+    import torch
+
+STATE, PRUNED = "state.json", "pruned.safetensors"
+# What may be another when a run is taken up again: none of it changes a result.
+_FREE = ("workers", "checkpoint_minutes", "download")
+_SHOWN = 10
+
+
+class Pruned(BaseModel):
+    """What choosing ranks came to; the folded network's weights are in a file of their own, with this sha256."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    plan: Plan
+    planned_latency: PlannedLatency | None
+    notes: list[str]
+    sha256: str
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    asked: dict[str, Any]
+    log_bytes: int | None = None  # of the log when choosing ranks began
+    pruned: Pruned | None = None
+
+
+class Progress:
+    """``checkpoint/state.json`` of a run. ``asked`` is all that decides what comes out."""
+
+    def __init__(self, run: Path, state: _State) -> None:
+        self.folder = run / CHECKPOINTS
+        self._state = state
+
+    @property
+    def pruned(self) -> Pruned | None:
+        """The plan, where ranks have been chosen already."""
+        return self._state.pruned
+
+    def begin_pruning(self, log: Path) -> None:
+        """Keep the log's length; where ranks were being chosen when the run was stopped, cut it back to that."""
+        if self._state.log_bytes is None:
+            size = log.stat().st_size if log.exists() else 0
+            self._state = self._state.model_copy(update={"log_bytes": size})
+            self.save()
+        else:
+            files.truncate(log, self._state.log_bytes)
+
+    def note_pruned(self, pruned: Pruned) -> None:
+        """Keep the plan; the weights must be there before."""
+        self._state = self._state.model_copy(update={"pruned": pruned})
+        self.save()
+
+    def reload_pruned(self) -> Pruned:
+        """The plan, as another process may have written it."""
+        self._state = _read(self.folder / STATE)
+        assert self._state.pruned is not None
+        return self._state.pruned
+
+    def pruned_weights(self) -> dict[str, torch.Tensor]:
+        """Weights of the folded network. Raises InputError where they are not what was written."""
+        path = self.folder / PRUNED
+        assert self._state.pruned is not None
+        if not path.is_file() or files.sha256(path) != self._state.pruned.sha256:
+            raise InputError(f"{path} is missing or was damaged", f"Remove {self.folder} and begin again.")
+        return tensors.load(path)
+
+    def save(self) -> None:
+        """Write it atomically."""
+        files.make_run_folder(self.folder)
+        files.write_json(self.folder / STATE, self._state.model_dump(mode="json"))
+
+
+def is_stopped(run: Path) -> bool:
+    """Whether the folder holds a compression or a training that did not come to its end."""
+    return (run / CHECKPOINTS / STATE).is_file()
+
+
+def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_changes: bool = False) -> Progress:
+    """The progress of a run that begins, or with ``resume`` goes on.
+
+    Raises UsageError where there is one that was stopped and ``resume`` is not given, and where it was asked for something
+    else, unless ``allow_changes``; InputError where its state is damaged.
+    """
+    asked = json.loads(json.dumps(asked))
+    if not is_stopped(run):
+        return Progress(run, _State(asked=asked))
+    path = run / CHECKPOINTS / STATE
+    if not resume:
+        raise UsageError(
+            f"{run} holds a run that was stopped",
+            f"Give the same command with --resume to go on, or remove {run / CHECKPOINTS} to begin again.",
+        )
+    state = _read(path)
+    changes = _changes(state.asked, asked)
+    if changes and not allow_changes:
+        raise UsageError(
+            f"{run} was begun with other choices: {'; '.join(changes[:_SHOWN])}",
+            "Give those it was begun with, or --allow-changes to go on with the new ones.",
+        )
+    if state.asked.get("goal") != asked.get("goal"):  # ranks are chosen anew, and what came after them begins again
+        state = state.model_copy(update={"pruned": None})
+        for stage in ("fine-tune", "baseline"):
+            for stale in (run / CHECKPOINTS).glob(f"{stage}-*"):
+                stale.unlink()
+    return Progress(run, state.model_copy(update={"asked": asked}))
+
+
+def _read(path: Path) -> _State:
+    try:
+        return _State.model_validate_json(files.read_bytes(path))
+    except ValidationError as error:
+        hint = f"Remove {path.parent} and begin again."
+        raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", hint) from error
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = [name for name in {**before, **now} if name not in _FREE and before.get(name) != now.get(name)]
+    return [f"{name.replace('_', '-')} was {before.get(name)!r}, is {now.get(name)!r}" for name in names]

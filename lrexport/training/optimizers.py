@@ -1,0 +1,33 @@
+"""Optimisers, with weight decay where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lrexport.lowrank.svd_form import SVDForm
+
+Optimizer = Literal["sgd", "adam"]
+
+
+def make_optimizer(
+    network: nn.Module, kind: Optimizer, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with ``momentum``, or Adam with torch's own constants, as the paper's CIFAR networks were trained."""
+    groups = parameter_groups(network, weight_decay)
+    if kind == "adam":
+        return torch.optim.Adam(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """An optimiser's groups: ordinary weights decay; U, s, V do not."""
+    held: list[Any] = [getattr(module, "parametrizations", {}) for module in network.modules()]
+    forms = (form["weight"] for form in held if "weight" in form and isinstance(form["weight"][0], SVDForm))
+    factors = {id(parameter) for form in forms for parameter in form.parameters()}
+    ordinary = [parameter for parameter in network.parameters() if id(parameter) not in factors]
+    free = [parameter for parameter in network.parameters() if id(parameter) in factors]
+    groups = [{"params": ordinary, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,86 @@
+"""lrexport's commands in processes that begin with torch imported: dozens of real processes in seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["lrexport.pipeline", "lrexport.shipping", "lightning_fabric", "tests.forked"])
+
+
+class Forked:
+    """``lrexport ARGUMENTS`` in ``folder``, on one thread; stdout and stderr go to a file.
+
+    With ``die_at`` (name, n) it is killed at the n-th call of that function of ``os``, before it takes effect.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, die_at: tuple[str, int] | None = None) -> None:
+        self._output = folder / f".output-{time.monotonic_ns()}"
+        self._output.touch()
+        self._process = _CONTEXT.Process(target=_main, args=(str(folder), str(self._output), arguments, die_at))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        return self._output.read_text(encoding="utf-8")
+
+    def until(self, there: str | Callable[[], object], seconds: float = 120) -> None:
+        """Wait until it has said ``there``, or until ``there()`` holds."""
+        end = time.monotonic() + seconds
+        while not (there in self.output if isinstance(there, str) else there()):
+            assert self._process.is_alive(), self.output
+            assert time.monotonic() < end, self.output
+            time.sleep(0.002)
+
+    def send(self, number: int) -> None:
+        """A signal, if it still runs."""
+        if self._process.is_alive():
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 120) -> int:
+        """The exit code; minus the signal's number where one killed it."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, self.output
+        return self._process.exitcode
+
+
+def _main(folder: str, output: str, arguments: tuple[str, ...], die_at: tuple[str, int] | None) -> None:
+    stream = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    import torch
+
+    from lrexport.cli import main
+
+    torch.set_num_threads(1)
+    if die_at is not None:
+        _die_at(*die_at)
+    sys.argv = ["lrexport", *arguments]
+    main.main()
+
+
+def _die_at(name: str, call: int) -> None:
+    wrapped, calls = getattr(os, name), iter(range(1, call))
+
+    def dying(*arguments: object, **named: object) -> object:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return wrapped(*arguments, **named)
+
+    setattr(os, name, dying)

@@ -1,0 +1,209 @@
+"""A run that was stopped, in whatever way, goes on as if it never had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrexport.artifacts import tensors
+from lrexport.cli.main import run
+from lrexport.record import load_record
+from tests.forked import Forked
+
+NETWORK = """
+from torch import nn
+
+def make(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Dropout(0.1),
+        nn.Conv2d(12, 16, 3, padding=1, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, num_classes),
+    )
+
+make.input_shape = (1, 8, 8)
+"""
+STAGES = ["--dense-epochs", "2", "--svd-epochs", "2", "--fine-tune-epochs", "2", "--baseline-epochs", "1"]
+MORE = ["--macs", "0.6", "--batch-size", "64", "--distill", "0.3", "--device", "cpu", "--precision", "float32"]
+COMMAND = ["compress", "resumed_network:make", "--data", "digits", *STAGES, *MORE]
+WEIGHTS = ("dense", "svd", "model", "baseline")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("resumed")
+    (path / "resumed_network.py").write_text(NETWORK, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """The run that was never stopped."""
+    run = Forked(folder, *COMMAND, "-o", "whole")
+    assert run.wait() == 0, run.output
+    return folder / "whole"
+
+
+def resume(folder: Path, name: str, *more: str) -> None:
+    run = Forked(folder, *COMMAND, "-o", name, "--resume", *more)
+    assert run.wait() == 0, run.output
+
+
+def same_but_for_time(found: Path, wanted: Path) -> None:
+    """Weights to the bit, record and log but for what depends on the clock."""
+    for name in WEIGHTS:
+        mine, theirs = (tensors.load(path / f"{name}.safetensors") for path in (found, wanted))
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            assert torch.equal(value, theirs[key]), (name, key)
+    one, other = load_record(found), load_record(wanted)
+    assert (one.plan, one.results, one.notes, one.config) == (other.plan, other.results, other.notes, other.config)
+    logs = []
+    for path in (found, wanted):
+        lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+        logs.append([{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines])
+    assert logs[0] == logs[1]
+    assert not list((found / "checkpoint").iterdir())
+    assert not (found / ".holder").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        (signal.SIGTERM, "dense training: epoch 1/"),
+        (signal.SIGINT, "SVD training: epoch 1/"),
+        (signal.SIGTERM, "plan: "),
+        (signal.SIGINT, "fine-tuning: epoch 2/"),
+    ],
+)
+def test_a_run_ended_by_a_signal_goes_on_to_the_bit(whole: Path, folder: Path, number: int, when: str) -> None:
+    name = f"signal-{number}-{when[:3]}"
+    stopped = Forked(folder, *COMMAND, "-o", name)
+    stopped.until(when)
+    stopped.send(number)
+    assert stopped.wait() == 128 + number
+    assert "Traceback" not in stopped.output
+    resume(folder, name)
+    same_but_for_time(folder / name, whole)
+
+
+def killed_until_done(folder: Path, name: str, moments: random.Random, most: int) -> int:
+    """How often a run was killed at random moments, each time to be taken up again, before it was done."""
+    for kills in range(most):
+        run = Forked(folder, *COMMAND, "-o", name, "--resume")
+        time.sleep(moments.uniform(0.05, 1.2))
+        run.send(signal.SIGKILL)
+        code = run.wait()
+        assert "lrexport:" not in run.output, run.output
+        if code == 0:
+            return kills
+        assert code == -signal.SIGKILL, run.output
+    resume(folder, name)
+    return most
+
+
+def test_a_run_killed_at_random_moments_goes_on_to_the_bit(whole: Path, folder: Path) -> None:
+    kills = killed_until_done(folder, "killed", random.Random(0), most=8)
+    assert kills > 1
+    same_but_for_time(folder / "killed", whole)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_change_no_bit(whole: Path, folder: Path) -> None:
+    moments, kills, number = random.Random(1), 0, 0
+    while kills < 50:
+        kills += killed_until_done(folder, f"fifty-{number}", moments, most=50 - kills)
+        same_but_for_time(folder / f"fifty-{number}", whole)
+        number += 1
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it(whole: Path, folder: Path) -> None:
+    """The process dies at every step of a save in turn: in the temporary file, before and after it is renamed."""
+    for name in ("fsync", "replace", "unlink"):
+        for call in (3, 4):
+            run = Forked(folder, *COMMAND, "-o", f"save-{name}", "--resume", die_at=(name, call))
+            assert run.wait() == -signal.SIGKILL, run.output
+        resume(folder, f"save-{name}")
+        same_but_for_time(folder / f"save-{name}", whole)
+
+
+def stop_in_svd_training(folder: Path, name: str, *command: str) -> None:
+    stopped = Forked(folder, *command, "-o", name)
+    stopped.until("SVD training: epoch 1/")
+    stopped.send(signal.SIGTERM)
+    assert stopped.wait() == 143
+
+
+def test_a_run_is_taken_up_with_what_it_was_begun_with_or_not_at_all(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_in_svd_training(folder, "changed", *COMMAND)
+    state = (folder / "changed" / "checkpoint" / "state.json").read_bytes()
+    assert run([*COMMAND, "-o", "changed"]) == 2
+    assert "changed holds a run that was stopped" in capsys.readouterr().err
+    assert run([*COMMAND, "-o", "changed", "--resume", "--lr", "0.5", "--seed", "4"]) == 2
+    refused = capsys.readouterr().err
+    assert "begun with other choices" in refused
+    assert "lr was 0.02, is 0.5" in refused
+    assert "seed was 0, is 4" in refused
+    assert "data-sha256" in refused  # another seed holds other images out
+    assert "--allow-changes" in refused
+    assert (folder / "changed" / "checkpoint" / "state.json").read_bytes() == state
+    resume(folder, "changed", "--lr", "0.05", "--allow-changes")
+    assert load_record(folder / "changed").config["lr"] == 0.05
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(whole: Path, folder: Path) -> None:
+    stop_in_svd_training(folder, "damaged", *COMMAND)
+    last = sorted((folder / "damaged" / "checkpoint").glob("svd-0*.safetensors"))[-1]
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(bytes(content))
+    resume(folder, "damaged")
+    same_but_for_time(folder / "damaged", whole)
+
+
+def test_two_runs_in_one_folder_are_refused_and_the_holder_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMAND[:4], "--macs", "0.6", "--dense-epochs", "2000", "-o", "held"]
+    first = Forked(folder, *command)
+    first.until("dense training: epoch 1/")
+    try:
+        assert run([*command, "--resume"]) == 2
+        assert f"held is in use by process {first.pid} on {os.uname().nodename} since 20" in capsys.readouterr().err
+    finally:
+        first.send(signal.SIGKILL)
+        first.wait()
+
+
+def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_last_checkpoint(folder: Path) -> None:
+    stopped = Forked(folder, *COMMAND[:4], "--dense-epochs", "3000", "--macs", "0.6", "-o", "twice")
+    stopped.until(lambda: list((folder / "twice" / "checkpoint").glob("dense-0001*.safetensors")))
+    for _ in range(2):
+        stopped.send(signal.SIGINT)
+    assert stopped.wait() == 130
+    assert "Traceback" not in stopped.output
+    assert list((folder / "twice" / "checkpoint").glob("dense-0*.safetensors"))
+
+
+def test_train_is_taken_up_too(whole: Path, folder: Path) -> None:
+    arguments = ["train", *COMMAND[1:8], *MORE[2:]]
+    stop_in_svd_training(folder, "trained", *arguments)
+    again = Forked(folder, *arguments, "-o", "trained", "--resume")
+    assert again.wait() == 0, again.output
+    for name in ("dense", "svd"):
+        mine, theirs = (path / f"{name}.safetensors" for path in (folder / "trained", whole))
+        assert mine.read_bytes() == theirs.read_bytes()
