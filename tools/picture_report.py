@@ -30,7 +30,7 @@ def main() -> None:
         for scheme in ("light", "dark"):
             shown = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme=scheme)
             shown.goto(page.as_uri())
-            shown.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 0")
+            shown.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length > 0")
             end = shown.locator("#run1-spectra .frame").bounding_box()
             height = round(end["y"] + end["height"] + 24)
             shown.screenshot(

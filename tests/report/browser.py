@@ -44,6 +44,6 @@ def visit(browser: Any, path: Path, **options: Any) -> Visit:
     found.page.on("dialog", lambda dialog: found.said.append(f"dialog: {dialog.message}"))
     found.page.on("request", lambda request: found.asked.append(request.url))
     found.page.goto(path.as_uri())
-    if options.get("java_script_enabled", True):
-        found.page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 0")
+    if options.get("java_script_enabled", True):  # a function, not an expression: the page allows no eval
+        found.page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length > 0")
     return found

@@ -64,7 +64,7 @@ def test_several_runs_show_their_fronts_and_each_run_when_it_is_opened(chromium:
     found = visit(chromium, pages["two"])
     assert _drawn(found.page) == 2
     found.page.locator("#run2 > summary").click()
-    found.page.wait_for_function("document.querySelectorAll('#run2 .js-plotly-plot').length == 4")
+    found.page.wait_for_function("() => document.querySelectorAll('#run2 .js-plotly-plot').length == 4")
     assert _drawn(found.page) == 6
     _quiet(found)
     found.page.close()
@@ -80,7 +80,7 @@ def test_colours_follow_the_scheme_while_the_page_is_open(chromium: Any, pages: 
 
     light = colours()
     found.page.emulate_media(color_scheme="dark")
-    found.page.wait_for_function("getComputedStyle(document.body).backgroundColor != 'rgb(255, 255, 255)'")
+    found.page.wait_for_function("() => getComputedStyle(document.body).backgroundColor != 'rgb(255, 255, 255)'")
     dark = colours()
     assert light[0] == "rgb(255, 255, 255)"
     assert light[0] != dark[0]
@@ -92,7 +92,7 @@ def test_hostile_names_are_shown_and_nothing_of_them_runs(chromium: Any, pages: 
     found = visit(chromium, pages["hostile"])
     for summary in found.page.locator("details.run > summary").all():
         summary.click()
-    found.page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length == {2 + 4 * len(HOSTILE)}")
+    found.page.wait_for_function(f"() => document.querySelectorAll('.js-plotly-plot').length == {2 + 4 * len(HOSTILE)}")
     assert found.page.evaluate("window.owned") is None
     assert found.page.locator("main a[href^='javascript'], main svg a, main img, main iframe").count() == 0
     shown = found.page.locator("#run1-ranks-chart .yaxislayer-above text, #run1-ranks-chart .ytick text").all_text_contents()
@@ -140,7 +140,7 @@ def test_it_is_worked_by_keyboard(chromium: Any, pages: dict[str, Path]) -> None
     assert scrolled.evaluate("frame => [frame.tabIndex, frame.scrollHeight > frame.clientHeight]") == [0, True]
     scrolled.focus()
     page.keyboard.press("End")
-    page.wait_for_function("document.querySelector('[data-frame=run1-costs-bytes]').scrollTop > 500")
+    page.wait_for_function("() => document.querySelector('[data-frame=run1-costs-bytes]').scrollTop > 500")
     _quiet(found)
     page.close()
 

@@ -292,5 +292,6 @@ def _front(front: Front, id: str, figures: _Figures) -> Section:
         return Section(id, title, missing=front.note)
     on = ", ".join(point.name for point in front.points if point.on_front)
     chart = figures.chart(f"{id}-chart", charts.front_figure(front), f"{title}. On the front: {on}.", front_table(front))
-    text = f"No other network beats those on the front: {on}. {front.note} Accuracy is on test images: choose by held-out ones, "
-    return Section(id, title, f"{text}as lrexport sweep does.", (chart,))
+    text = f"No other network beats those on the front: {on}. {front.note} "
+    text += "Accuracy is on test images: choose by held-out ones, as lrexport sweep does."
+    return Section(id, title, text, (chart,))
