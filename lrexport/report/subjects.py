@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError, UsageError
@@ -22,8 +22,8 @@ class Spectrum:
     """Singular values of a layer's matrix by ``scheme``, descending; ``trained`` None where there was no SVD training."""
 
     scheme: Scheme
-    dense: list[float]
-    trained: list[float] | None
+    dense: list[FiniteFloat]
+    trained: list[FiniteFloat] | None
 
     @property
     def last(self) -> list[float]:

@@ -44,6 +44,13 @@ def visit(browser: Any, path: Path, **options: Any) -> Visit:
     found.page.on("dialog", lambda dialog: found.said.append(f"dialog: {dialog.message}"))
     found.page.on("request", lambda request: found.asked.append(request.url))
     found.page.goto(path.as_uri())
-    if options.get("java_script_enabled", True):  # a function, not an expression: the page allows no eval
-        found.page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length > 0")
+    if options.get("java_script_enabled", True):
+        wait_until_drawn(found.page)
     return found
+
+
+def wait_until_drawn(page: Any) -> None:
+    """Every chart that can be seen has its lines or bars. A function, not an expression: the page allows no eval."""
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.chart')].every(chart => !chart.clientWidth || chart.querySelector('.trace'))"
+    )

@@ -10,7 +10,7 @@ import pytest
 
 from lrexport.report.page.render import render
 from lrexport.report.subjects import read_subjects
-from tests.report.browser import Visit, visit
+from tests.report.browser import Visit, visit, wait_until_drawn
 from tests.report.runs import HOSTILE, NAMES, write_run
 
 TEXTS = ("ink", "muted", "compressed")
@@ -53,6 +53,7 @@ def test_every_chart_is_drawn_without_an_error_or_a_request(
     assert _drawn(found.page) == 4
     for choice in ("Bytes", "Time", "Loss"):
         found.page.get_by_text(choice, exact=True).click()
+        wait_until_drawn(found.page)
         assert _drawn(found.page) == 4
     # Nothing is wider than the screen but what scrolls by itself.
     assert found.page.evaluate("document.documentElement.scrollWidth") == width
@@ -64,7 +65,7 @@ def test_several_runs_show_their_fronts_and_each_run_when_it_is_opened(chromium:
     found = visit(chromium, pages["two"])
     assert _drawn(found.page) == 2
     found.page.locator("#run2 > summary").click()
-    found.page.wait_for_function("() => document.querySelectorAll('#run2 .js-plotly-plot').length == 4")
+    wait_until_drawn(found.page)
     assert _drawn(found.page) == 6
     _quiet(found)
     found.page.close()
@@ -92,7 +93,8 @@ def test_hostile_names_are_shown_and_nothing_of_them_runs(chromium: Any, pages: 
     found = visit(chromium, pages["hostile"])
     for summary in found.page.locator("details.run > summary").all():
         summary.click()
-    found.page.wait_for_function(f"() => document.querySelectorAll('.js-plotly-plot').length == {2 + 4 * len(HOSTILE)}")
+    wait_until_drawn(found.page)
+    assert _drawn(found.page) == 2 + 4 * len(HOSTILE)
     assert found.page.evaluate("window.owned") is None
     assert found.page.locator("main a[href^='javascript'], main svg a, main img, main iframe").count() == 0
     shown = found.page.locator("#run1-ranks-chart .yaxislayer-above text, #run1-ranks-chart .ytick text").all_text_contents()
