@@ -90,7 +90,14 @@ def test_a_flipped_byte_in_the_singular_values_is_found(lrexport: Command, run: 
 
 
 @pytest.mark.parametrize(
-    "content", [b"[]", b'{"layers": 3}', b'{"layers": {"a": {"scheme": "odd", "dense": []}}}', b"[" * 5000]
+    "content",
+    [
+        b"[]",
+        b'{"layers": 3}',
+        b'{"layers": {"a": {"scheme": "odd", "dense": [], "trained": null}}}',
+        b'{"layers": {"a": {"scheme": "spatial", "dense": [NaN], "trained": null}}}',
+        b"[" * 5000,
+    ],
 )
 def test_singular_values_that_are_none_are_refused_also_with_the_right_hash(
     lrexport: Command, run: Path, content: bytes
