@@ -27,7 +27,7 @@ class Figures(_Strict):
     """One network's figures. Accuracies are shares in [0, 1]; trials are ranked by that on the held-out images.
 
     ``bytes`` is the ONNX file's size; ``latency_ratio`` and ``latency_ms``, a median, were measured on ``target`` beside the
-    dense network. They are there where they are what was asked for.
+    dense network, with ``latency_warning`` where little can be concluded. They are there where they were asked for.
     """
 
     heldout_top1: float
@@ -38,6 +38,7 @@ class Figures(_Strict):
     latency_ratio: float | None = None
     latency_ms: float | None = None
     target: str | None = None
+    latency_warning: str | None = None
 
 
 class Trial(_Strict):

@@ -69,12 +69,15 @@ def _trial(request: Request, number: int, point: Point, run: Path, dense: Path, 
     if request.objective == "size":
         sizes |= _sizes(run, record)
     latency = record.planned_latency
-    own = {} if latency is None else {"latency_ratio": latency.ratio, "latency_ms": latency.measured}
-    other = {} if latency is None else {"latency_ratio": 1.0, "latency_ms": latency.dense}
-    target = latency.target if latency is not None else None
+    own: dict[str, float | str | None] = {}
+    other: dict[str, float | str | None] = {}
+    if latency is not None:
+        own |= {"latency_ratio": latency.ratio, "latency_ms": latency.measured, "latency_warning": latency.warning}
+        own |= {"target": latency.target}
+        other |= {"latency_ratio": 1.0, "latency_ms": latency.dense, "target": latency.target}
     return (
-        _figures(record.results.compressed, bytes=sizes[MODEL_ONNX], target=target, **own),
-        _figures(record.results.dense, bytes=sizes[DENSE_ONNX], target=target, **other),
+        _figures(record.results.compressed, bytes=sizes[MODEL_ONNX], **own),
+        _figures(record.results.dense, bytes=sizes[DENSE_ONNX], **other),
     )
 
 

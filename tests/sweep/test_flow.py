@@ -49,6 +49,7 @@ def compressions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             measured=4 * share**0.5,
             ratio=share**0.5,
             ratio_iqr=(share**0.5, share**0.5),
+            warning="varies too much" if share > 0.3 else None,
         )
         results = Results(dense=result(1000, 0.9), compressed=result(round(1000 * share), share))
         model = ModelSource(source="x", input_shape=(1,))
@@ -75,6 +76,7 @@ def test_latency_is_that_of_the_trial_s_own_measurement_and_its_ratio_is_what_co
         assert figures.test_top1 == 0.5
         wanted = (None, None) if target is None else (pytest.approx(share**0.5), pytest.approx(4 * share**0.5))
         assert (figures.latency_ratio, figures.latency_ms) == wanted
+        assert figures.latency_warning == ("varies too much" if target and share > 0.3 else None)
     assert sweep.dense is not None
     assert (sweep.dense.latency_ratio, sweep.dense.latency_ms) == ((None, None) if target is None else (1.0, 4.0))
     assert sweep.front == front_of(objective, sweep.trials)

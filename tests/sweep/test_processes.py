@@ -97,7 +97,7 @@ def shared(folder: Path) -> tuple[Path, list[str], list[str]]:
     """A sweep that two processes made together: its folder, and what each wrote to stdout and to stderr."""
     arguments = ("--trials", "6", "--vary", "macs=0.3..0.8", "--vary", "scheme=spatial,channel", "-o", "both")
     processes = [start(folder, *arguments) for _ in range(2)]
-    told = [process.communicate(timeout=120) for process in processes]
+    told = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     return folder / "both", [out for out, _ in told], [err for _, err in told]
 
@@ -207,7 +207,7 @@ def test_sigterm_prints_the_front_so_far_and_queues_the_trial_again(folder: Path
     wait_for_line(process, "trial 1: macs")
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 143, err
     assert "Traceback" not in err
     assert "1 of 3 trials finished" in out
