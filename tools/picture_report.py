@@ -32,7 +32,7 @@ def main() -> None:
             shown.goto(page.as_uri())
             shown.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length > 0")
             end = shown.locator("#run1-spectra .frame").bounding_box()
-            height = round(end["y"] + end["height"] + 24)
+            height = round(end["y"] + end["height"] + 12)
             shown.screenshot(
                 path=ROOT / "docs" / f"report-{scheme}.png",
                 full_page=True,
