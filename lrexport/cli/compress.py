@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from lrexport.cli.goals import given_goal, goal_options, pruning_options
-from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, train_config, training_options
+from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, resume_options, train_config, training_options
 from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig, Goal
 from lrexport.errors import UsageError
 
@@ -18,6 +18,7 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
 
 @click.command("compress", short_help="Train in SVD form, prune, fold and fine-tune a network.")
 @training_options()
+@resume_options()
 @click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
 @goal_options()
 @pruning_options()

@@ -219,6 +219,12 @@ def training_options() -> Callable[[Command], Command]:
         _option(made, "workers", click.IntRange(0), "N", "Processes that read images from disk [default: one a core]."),
         number_option(made, "checkpoint_minutes", "Longest time between checkpoints; there is one after every epoch."),
         _option(made, "seed", int, "N", "Of weights, order and augmentation."),
+    )
+
+
+def resume_options() -> Callable[[Command], Command]:
+    """``--resume`` and ``--allow-changes``, of commands that make one run."""
+    return stacked(
         click.option("--resume", is_flag=True, help="Go on with a run that was stopped; otherwise begin."),
         click.option("--allow-changes", is_flag=True, help="With --resume: go on though other choices, data or devices."),
     )

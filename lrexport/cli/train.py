@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options
+from lrexport.cli.options import RUN, is_run, json_option, resume_options, train_config, training_options
 from lrexport.errors import UsageError
 
 
 @click.command("train", short_help="The SVD-training stage alone; compress RUN goes on from it.")
 @training_options()
+@resume_options()
 @click.option("-o", "--output", type=RUN, required=True, help="Folder of the run.")
 @json_option()
 def command(output: Path, json_to: str | None, resume: bool, allow_changes: bool, **options: Any) -> None:

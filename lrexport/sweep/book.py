@@ -16,6 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from lrexport.errors import InputError, LrexportError, UsageError
+from lrexport.progress import is_stopped
 from lrexport.report.sweeps import SWEEP, Figures, Sweep, cost, front_of, is_sweep, load_sweep
 from lrexport.sweep.locks import Process
 from lrexport.sweep.request import Request
@@ -156,8 +157,13 @@ class Book:
         )
 
     def _claim(self, trial: optuna.Trial) -> tuple[Point, str]:
-        """Sign a trial and settle its point."""
+        """Sign a trial, settle its point, and take over what an earlier life of it has left to go on with."""
         run = f"{TRIALS}/{trial.number:04d}"
+        known = self._study.get_trials(deepcopy=False)[trial.number]
+        for earlier in RetryHeartbeatStaleTrialCallback.retry_history(known)[-1:]:
+            before = self.folder / TRIALS / f"{earlier:04d}"
+            if is_stopped(before):
+                before.rename(self.folder / run)
         by = self._process
         for key, value in (("run", run), ("host", by.host), ("place", by.place), ("process", by.id)):
             trial.set_user_attr(key, value)
@@ -195,7 +201,7 @@ class Book:
             died = "reason" not in noted
             if died or (failed_by_environment and _failed_by_environment(trial)):
                 self._queue_again(trial, _MOST_DEATHS if died and "interrupted" not in noted else None)
-                if is_dead and "run" in noted:
+                if is_dead and "run" in noted and not is_stopped(self.folder / noted["run"]):
                     shutil.rmtree(self.folder / noted["run"], ignore_errors=True)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:

@@ -11,6 +11,7 @@ from lrexport.artifacts import files
 from lrexport.errors import DeviceError
 from lrexport.export.onnx_export import export_onnx
 from lrexport.job import OnEvent
+from lrexport.progress import is_stopped
 from lrexport.record import DENSE_ONNX, MODEL_ONNX, Record, Result
 from lrexport.report.sweeps import Figures, Sweep
 from lrexport.sweep.book import Book, Made
@@ -62,7 +63,7 @@ def _trial(request: Request, number: int, point: Point, run: Path, dense: Path, 
     on_event({"event": "trial", "number": number, "of": request.wanted, "point": point})
     config = request.config(point)
     start = svd_stage(request, config.train, dense, folder, on_event)
-    record = pipeline.compress(config, run, on_event, start)
+    record = pipeline.compress(config, run, on_event, start, is_stopped(run), allow_changes=True)
     assert record.results.dense is not None
     assert record.results.compressed is not None
     sizes: dict[str, int | None] = {DENSE_ONNX: None, MODEL_ONNX: None}

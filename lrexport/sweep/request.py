@@ -122,7 +122,7 @@ def make_request(
     if train.data is None and (record is None or record.data is None):
         hint = "Trials are ranked by their accuracy on held-out training images: give --data."
         raise UsageError("a sweep needs data", hint)
-    if getattr(train, "devices", 1) * getattr(train, "nodes", 1) > 1:
+    if train.devices * train.nodes > 1:
         hint = "Start the same command once for each device, with CUDA_VISIBLE_DEVICES=0, 1 and so on: they share the work."
         raise UsageError("a sweep trains each of its trials on one device", hint)
     chosen = dict(others)

@@ -12,6 +12,7 @@ from lrexport import pipeline
 from lrexport.config import TrainConfig
 from lrexport.errors import InputError
 from lrexport.job import OnEvent
+from lrexport.progress import is_stopped
 from lrexport.record import DENSE, SVD, load_record
 from lrexport.sweep.locks import exclusively
 from lrexport.sweep.request import Request
@@ -25,7 +26,7 @@ def dense_stage(request: Request, folder: Path, on_event: OnEvent) -> Path:
         return request.source
     name, config = f"dense-{request.dense_digest()}", replace(request.train, svd_epochs=0)
     waits = {"event": "sharing", "stage": "dense"}
-    return _once(folder / STAGES / name, DENSE, lambda: on_event(waits), lambda run: pipeline.train(config, run, on_event))
+    return _once(folder / STAGES / name, DENSE, lambda: on_event(waits), lambda run: _train(config, run, on_event))
 
 
 def svd_stage(request: Request, config: TrainConfig, dense: Path, folder: Path, on_event: OnEvent) -> Path:
@@ -34,20 +35,25 @@ def svd_stage(request: Request, config: TrainConfig, dense: Path, folder: Path, 
         return dense
     name = f"svd-{request.svd_digest(config)}"
     waits = {"event": "sharing", "stage": "svd"}
-    return _once(
-        folder / STAGES / name, SVD, lambda: on_event(waits), lambda run: pipeline.train(config, run, on_event, dense)
-    )
+    return _once(folder / STAGES / name, SVD, lambda: on_event(waits), lambda run: _train(config, run, on_event, dense))
 
 
 def _once(run: Path, wanted: str, on_wait: Callable[[], None], make: Callable[[Path], Any]) -> Path:
-    """The folder ``run``, filled by whoever comes first; the others wait, and make it anew should that process die."""
+    """The folder ``run``, filled by whoever comes first; the others wait, and go on with it should that process die."""
     if _has(run, wanted):
         return run
     with exclusively(run.parent.parent, run.name, on_wait):
         if not _has(run, wanted):
-            shutil.rmtree(run, ignore_errors=True)  # begun by a process that was stopped
             make(run)
     return run
+
+
+def _train(config: TrainConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> None:
+    """Train, or go on where a process was stopped; the folder's name holds all choices, so only the device may be new."""
+    resume = is_stopped(run)
+    if not resume:
+        shutil.rmtree(run, ignore_errors=True)
+    pipeline.train(config, run, on_event, source, resume, allow_changes=True)
 
 
 def _has(run: Path, wanted: str) -> bool:

@@ -102,7 +102,11 @@ def test_a_stopped_trial_is_queued_again_with_its_point(tmp_path: Path, signal: 
     def make(number: int, point: Point, run: Path) -> Made:
         points[number] = point
         if number == 2:
+            (run / "checkpoint").mkdir(parents=True)
+            (run / "checkpoint" / "state.json").write_text("of trial 2")
             raise signal
+        if number == 3:
+            assert (run / "checkpoint" / "state.json").read_text() == "of trial 2", "it goes on where that was stopped"
         return made(number, point, run)
 
     with pytest.raises(type(signal)):

@@ -38,7 +38,7 @@ def compressions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Compressions that only write down what they were asked for; their latency is the square root of their MACs."""
     asked: list[Any] = []
 
-    def compress(config: Any, folder: Path, on_event: object, source: Path, *more: object) -> Record:
+    def compress(config: Any, folder: Path, on_event: object, source: Path, *more: object, **options: bool) -> Record:
         asked.append((config, source))
         share = config.goal.macs
         took = PlannedLatency(
