@@ -153,6 +153,8 @@ def leave(job: Job) -> None:
 
 
 def _store_spectra(job: Job) -> None:
+    if not job.first:
+        return
     start = runs.load_start(job.run, job.record) if job.svd_epochs else None  # job.dense may have been trained on since
     found = spectra(job.svd, job.record.plan, start)
     files.write_bytes(job.run / SPECTRA, json.dumps(found, allow_nan=False).encode())  # indented, a line a number
