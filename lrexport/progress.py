@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,13 @@ _SHOWN = 10
 
 
 class Pruned(BaseModel):
-    """What choosing ranks came to; the folded network's weights are in a file of their own, with this sha256."""
+    """What choosing ranks came to, but for the folded network's weights, which are in a file of their own."""
 
     model_config = ConfigDict(extra="forbid")
 
     plan: Plan
     planned_latency: PlannedLatency | None
     notes: list[str]
-    sha256: str
 
 
 class _State(BaseModel):
@@ -38,6 +38,7 @@ class _State(BaseModel):
     asked: dict[str, Any]
     log_bytes: int | None = None  # of the log when choosing ranks began
     pruned: Pruned | None = None
+    pruned_sha256: str = ""
 
 
 class Progress:
@@ -61,24 +62,22 @@ class Progress:
         else:
             files.truncate(log, self._state.log_bytes)
 
-    def note_pruned(self, pruned: Pruned) -> None:
-        """Keep the plan; the weights must be there before."""
-        self._state = self._state.model_copy(update={"pruned": pruned})
+    def note_pruned(self, pruned: Pruned, weights: Mapping[str, torch.Tensor]) -> None:
+        """Keep the plan and the folded network's weights, these first."""
+        path = self.folder / PRUNED
+        tensors.save(path, weights)
+        self._state = self._state.model_copy(update={"pruned": pruned, "pruned_sha256": files.sha256(path)})
         self.save()
 
-    def reload_pruned(self) -> Pruned:
-        """The plan, as another process may have written it."""
-        self._state = _read(self.folder / STATE)
-        assert self._state.pruned is not None
-        return self._state.pruned
+    def read_pruned(self) -> tuple[Pruned, dict[str, torch.Tensor]]:
+        """The plan and the folded network's weights, as this or another process wrote them.
 
-    def pruned_weights(self) -> dict[str, torch.Tensor]:
-        """Weights of the folded network. Raises InputError where they are not what was written."""
-        path = self.folder / PRUNED
-        assert self._state.pruned is not None
-        if not path.is_file() or files.sha256(path) != self._state.pruned.sha256:
+        Raises InputError where the weights are not what was written.
+        """
+        self._state, path = _read(self.folder / STATE), self.folder / PRUNED
+        if self._state.pruned is None or not path.is_file() or files.sha256(path) != self._state.pruned_sha256:
             raise InputError(f"{path} is missing or was damaged", f"Remove {self.folder} and begin again.")
-        return tensors.load(path)
+        return self._state.pruned, tensors.load(path)
 
     def save(self) -> None:
         """Write it atomically."""

@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 
 from lrexport import runs
-from lrexport.artifacts import files, tensors
+from lrexport.artifacts import files
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.job import Event, Job, to_svd_form
 from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.spectra import spectra
-from lrexport.progress import PRUNED, Pruned
+from lrexport.progress import Pruned
 from lrexport.pruning import Pruning
 from lrexport.record import (
     BASELINE,
@@ -72,23 +72,23 @@ def train_svd(job: Job) -> None:
 
 
 def prune(job: Job, pruning: Pruning) -> nn.Module:
-    """Choose ranks, fold them, and repair what that broke; in the first of several processes, or in an earlier life."""
-    folder, network = job.run / CHECKPOINTS, None
-    if job.first and job.progress.pruned is None:
-        if job.splits is not None:  # else there is nothing that could be taken up
-            job.progress.begin_pruning(job.run / LOG)
+    """Choose ranks, fold them, and repair what that broke: in the first of several processes, once in a run's life.
+
+    Where training follows, the network is made from the plan and the weights as written, whoever wrote them: the same in
+    every process, and in a run that is taken up again.
+    """
+    if job.splits is None:
         network, pruned = _choose(job, pruning)
-        if job.splits is not None:
-            tensors.save(folder / PRUNED, network.state_dict())
-            job.progress.note_pruned(pruned.model_copy(update={"sha256": files.sha256(folder / PRUNED)}))
     else:
+        if job.first and job.progress.pruned is None:
+            job.progress.begin_pruning(job.run / LOG)
+            chosen, pruned = _choose(job, pruning)
+            job.progress.note_pruned(pruned, chosen.state_dict())
         job.fabric.barrier()
-        pruned = job.progress.reload_pruned()
+        pruned, weights = job.progress.read_pruned()
         network = fold_structure(job.recipe.build(), pruned.plan)
-        network.load_state_dict(job.progress.pruned_weights())
+        network.load_state_dict(weights)
         to_fast_layout(network.to(job.fabric.device)).eval()
-    if job.first:
-        job.fabric.barrier()
     job.record.plan = pruned.plan
     job.record.planned_latency = pruned.planned_latency
     job.record.notes += pruned.notes
@@ -107,7 +107,7 @@ def _choose(job: Job, pruning: Pruning) -> tuple[nn.Module, Pruned]:
         event["latency"] = selection.latency.model_dump(include={"predicted", "measured", "dense", "ratio", "target"})
     event |= {"macs": plan_macs(job.svd, selection.plan), "dense_macs": job.svd.dense_macs}
     job.on_event(event)
-    found = Pruned(plan=selection.plan, planned_latency=selection.latency, notes=list(selection.warnings), sha256="")
+    found = Pruned(plan=selection.plan, planned_latency=selection.latency, notes=list(selection.warnings))
     return network, found
 
 

@@ -19,8 +19,10 @@ class Augmentation:
     padding: int
     flip: bool
 
-    def __call__(self, images: Tensor, generator: torch.Generator, part: slice = slice(None), of: int = 0) -> Tensor:
-        """uint8 (B, C, H, W) → the same shape. ``images`` are the ``part`` of a batch of ``of``, by default all of it.
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, part: Tensor | slice = slice(None), of: int = 0
+    ) -> Tensor:
+        """uint8 (B, C, H, W) → the same shape. ``images`` have the places ``part`` in a batch of ``of``, by default all.
 
         It is drawn for the whole batch, on the CPU, so that a seed gives the same images everywhere.
         """

@@ -147,7 +147,7 @@ class StreamedSet:
         if order is None:
             index: Any = torch.arange(len(self)).split(size)
         else:
-            index = [part[order.part] for _, part in order.batches(len(self), size)]
+            index = [batch[order.part(len(batch))] for _, batch in order.batches(len(self), size)]
         workers = min(_workers() if self.workers is None else self.workers, len(index))
         loader: Any = torch.utils.data.DataLoader(
             _Streamed(self.files, transforms.Compose([*steps, transforms.PILToTensor()]), order),

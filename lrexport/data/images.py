@@ -90,14 +90,15 @@ class ArraySet:
         normalise = Normalisation(self.mean, self.std, device)
         if order is None:
             for start in range(0, len(self), size):
-                part = slice(start, start + size)
-                yield normalise(self.images[part]), self.labels[part].to(device)
+                end = start + size
+                yield normalise(self.images[start:end]), self.labels[start:end].to(device)
             return
         for step, index in order.batches(len(self), size):
-            mine = index[order.part].to(self.images.device)
+            part = order.part(len(index))
+            mine = index[part].to(self.images.device)
             images = self.images[mine].to(device)
             if augmentation is not None:
-                images = augmentation(images, order.generator(step), order.part, len(index))
+                images = augmentation(images, order.generator(step), part, len(index))
             yield normalise(images), self.labels[mine.to(self.labels.device)].to(device)
 
     def to(self, device: torch.device) -> ArraySet:

@@ -21,9 +21,9 @@ def seed_of(*numbers: int) -> int:
 class Order:
     """One epoch of training, from its batch ``first`` on, as the process ``rank`` of ``world`` sees it.
 
-    A batch is shared out among the processes, each of which takes every ``world``-th image. Order and augmentation of an
-    image depend on seed, epoch and place alone: any number of processes, and a run that was stopped and goes on, see the
-    same.
+    A batch goes through in ``portions``, each of which is shared out among the processes: every one takes every
+    ``world``-th image. Order and augmentation of an image depend on seed, epoch and place alone: any number of processes,
+    and a run that was stopped and goes on, see the same.
     """
 
     seed: int
@@ -31,6 +31,7 @@ class Order:
     first: int = 0
     rank: int = 0
     world: int = 1
+    portions: int = 1
 
     def batches(self, images: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """(number of the batch, its images' indices (≤ size,)), whole batches, whoever computes them."""
@@ -40,13 +41,16 @@ class Order:
 
     def steps(self, images: int, size: int) -> int:
         """Batches of an epoch. A last one of less than half the size is left out: BatchNorm's statistics over a few hurt."""
-        left_out = 0 < images % size < max(size // 2, self.world)
+        left_out = 0 < images % size < max(size // 2, self.world * self.portions)
         return max(1, math.ceil(images / size) - left_out)
 
-    @property
-    def part(self) -> slice:
-        """This process's part of a batch."""
-        return slice(self.rank, None, self.world)
+    def part(self, images: int) -> Tensor:
+        """This process's places in a batch of ``images``, portion by portion."""
+        return torch.cat([portion[self.rank :: self.world] for portion in torch.arange(images).chunk(self.portions)])
+
+    def sizes(self, images: int) -> list[int]:
+        """Images of each portion that are this process's."""
+        return [len(portion[self.rank :: self.world]) for portion in torch.arange(images).chunk(self.portions)]
 
     def generator(self, *place: int) -> torch.Generator:
         """Random numbers for a place in the epoch, on the CPU, so that a seed gives the same everywhere."""

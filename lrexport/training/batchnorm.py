@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -29,6 +28,22 @@ def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
             del norm.__dict__["forward"]
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; each one's loss depends on all that was summed, so gradients are summed, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 def _forward(norm: Any, x: Tensor) -> Tensor:
     """BatchNorm of x (B, C, …) by Ioffe & Szegedy 2015, with sums over all processes; running statistics as torch keeps."""
     if not norm.training and norm.running_mean is not None:
@@ -37,13 +52,12 @@ def _forward(norm: Any, x: Tensor) -> Tensor:
     axes = [axis for axis in range(x.ndim) if axis != 1]
     wide = x.float()
     count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
-    sums = torch.cat([wide.sum(axes), count])
-    sums = all_reduce(sums)
+    sums = _Sum.apply(torch.cat([wide.sum(axes), count]))
     total = sums[-1].detach()
     mean = sums[:-1] / total
     shape = [1, -1] + [1] * (x.ndim - 2)
     centred = wide - mean.view(shape)  # a second pass: a difference of squares would lose digits
-    variance = all_reduce(centred.square().sum(axes)) / total
+    variance = _Sum.apply(centred.square().sum(axes)) / total
     if norm.track_running_stats:
         _note(norm, mean.detach(), variance.detach() * total / (total - 1).clamp_min(1))
     scaled = centred * (variance + norm.eps).rsqrt().view(shape)

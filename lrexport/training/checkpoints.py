@@ -31,7 +31,7 @@ _NUMBERS = "lrexport"  # the metadata's key
 class StageState:
     """Where a stage stands: ``step`` steps of ``epoch`` (both from 0) are done, with their sums for the epoch's mean loss.
 
-    ``optimizer`` is that of torch's ``state_dict`` by parameter; ``best`` are the weights of the best epoch so far.
+    ``optimizer`` is what an optimiser keeps for each parameter, by its name; ``best`` are the weights of the best epoch.
     """
 
     epoch: int = 0
@@ -40,7 +40,7 @@ class StageState:
     images: int = 0
     best_top1: float = -1.0
     network: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[int, dict[str, Any]] = field(default_factory=dict)
+    optimizer: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Tensor] | None = None
     log_bytes: int = 0
 
@@ -87,12 +87,12 @@ class Checkpoints:
         best = self._save_best(state)
         held = {f"network.{name}": value for name, value in state.network.items()}
         scalars: dict[str, dict[str, Any]] = {}
-        for index, entries in state.optimizer.items():
-            for name, value in entries.items():
+        for name, entries in state.optimizer.items():
+            for entry, value in entries.items():
                 if isinstance(value, Tensor):
-                    held[f"optimizer.{index}.{name}"] = value
+                    held[f"optimizer.{entry}.{name}"] = value
                 else:
-                    scalars.setdefault(str(index), {})[name] = value
+                    scalars.setdefault(name, {})[entry] = value
         state.log_bytes = self.log.stat().st_size if self.log is not None and self.log.exists() else 0
         plain = {name: getattr(state, name) for name in ("epoch", "step", "loss_sum", "images", "best_top1", "log_bytes")}
         self._write(f"{state.epoch:04d}-{state.step:07d}", held, {**plain, "best": best, "optimizer": scalars})
@@ -141,24 +141,21 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
-    """By parameter, in the order of the groups."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return state
+def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, dict[str, Any]]:
+    """What the optimiser keeps for each parameter of the network, by its name."""
+    return {name: dict(optimizer.state[each]) for name, each in network.named_parameters() if each in optimizer.state}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Put ``state`` into an optimiser of the same parameters; its tensors get the layout of theirs.
+def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put ``state`` into an optimiser of the network's parameters; its tensors get the layout of theirs.
 
     Sums over tensors of another layout could round differently.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entries in state.items():
-        parameter = parameters[index]
-        for name, value in entries.items():
+    for name, parameter in network.named_parameters():
+        for entry, value in state.get(name, {}).items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            optimizer.state[parameter][name] = value
+            optimizer.state[parameter][entry] = value
 
 
 def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -173,10 +170,10 @@ def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return held, json.loads(metadata.get(_NUMBERS, "{}"))
 
 
-def _optimizer(held: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in scalars.items()}
-    for name, value in held.items():
-        if name.startswith("optimizer."):
-            _, index, entry = name.split(".", 2)
-            state.setdefault(int(index), {})[entry] = value
+def _optimizer(held: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    state: dict[str, dict[str, Any]] = {name: dict(entries) for name, entries in scalars.items()}
+    for full, value in held.items():
+        if full.startswith("optimizer."):
+            _, entry, name = full.split(".", 2)
+            state.setdefault(name, {})[entry] = value
     return state

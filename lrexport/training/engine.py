@@ -26,7 +26,6 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
     launched yet. Raises DeviceError when a device is not there.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
 
     accelerator = _available() if device == "auto" else device
     if accelerator == "cuda" and not torch.cuda.is_available():
@@ -42,9 +41,7 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
         raise DeviceError(f"{devices} GPUs were asked for, {torch.cuda.device_count()} found", "Give fewer --devices.")
     if accelerator == "mps" and devices * nodes > 1:
         raise DeviceError("training on several Apple GPUs is not possible", "Use --device cpu, or one device.")
-    several: Any = "auto"
-    if devices * nodes > 1:  # BatchNorm's statistics are those of all processes, so there is nothing to hand around
-        several = DDPStrategy(broadcast_buffers=False)
+    several = "ddp" if devices * nodes > 1 else "auto"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every process
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Fabric's advice on hardware that is present but not asked for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,6 +93,8 @@ def train_stage(
     state = checkpoints.load() if checkpoints is not None else None
     if state is not None:
         network.load_state_dict(state.network)
+    # Where a weight has one channel, channels_last and the usual layout are one, under two names.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     training = _Training(network, splits, stage, fabric, on_event, extra_loss, teacher)
     with global_statistics(network, fabric.world_size), heeding_signals() as stop:
         training.run(state, stop, checkpoints, after_epoch)
@@ -130,7 +133,7 @@ class _Training:
             nonlocal saved
             if checkpoints is not None:
                 fabric.barrier()  # nobody may still look for what an earlier life left
-                self.state.network, self.state.optimizer = network.state_dict(), optimizer_state(self.optimizer)
+                self.state.network, self.state.optimizer = network.state_dict(), optimizer_state(self.optimizer, network)
                 checkpoints.save(self.state)
                 fabric.barrier()
             saved = time.monotonic()
@@ -170,14 +173,15 @@ class _Training:
         self.wrapped, self.optimizer = fabric.setup(module, optimizer)
         if state is not None:
             self.state = state
-            restore_optimizer(self.optimizer, state.optimizer)
+            restore_optimizer(self.optimizer, self.network, state.optimizer)
         if self.teacher is not None:
             frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
             self.teacher = to_fast_layout(frozen).to(fabric.device)
         if fabric.device.type == "cuda":  # sets that are in memory stay on the device, augmentation happens there
             self.splits = self.splits.to(fabric.device)
         name = zlib.crc32(stage.name.encode())
-        self.order = Order(seed_of(stage.seed, name), rank=fabric.global_rank, world=fabric.world_size)
+        share = {"rank": fabric.global_rank, "world": fabric.world_size, "portions": stage.accumulate}
+        self.order = Order(seed_of(stage.seed, name), **share)
         self.steps = self.order.steps(len(self.splits.train), stage.batch_size)
         self.bad = 0
 
@@ -229,7 +233,8 @@ class _Training:
         The loss is summed up before any gradient is: a gradient of a loss that is not finite is of no use.
         """
         stage, fabric = self.stage, self.fabric
-        portions = list(zip(fast_layout(images).chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
+        sizes = self.order.sizes(size)
+        portions = list(zip(fast_layout(images).split(sizes), labels.split(sizes), strict=True))
         sums = torch.zeros(3, dtype=torch.float64)
         for number, (part, truth) in enumerate(portions):
             last = number + 1 == len(portions)

@@ -1,0 +1,111 @@
+"""Training in two processes is training in one: the same losses, ranks and scores to rounding, and one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lrexport.record import load_record
+
+NETWORK = """
+from torch import nn
+
+def make(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 16, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(16, momentum=None), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, num_classes), nn.BatchNorm1d(num_classes),
+    )
+
+make.input_shape = (1, 8, 8)
+"""
+# A batch that two processes share unevenly, and a last one of fewer images.
+COMMAND = ["compress", "shared_network:make", "--data", "digits", "--macs", "0.6", "--batch-size", "61", "--distill", "0.3"]
+COMMAND += ["--dense-epochs", "2", "--svd-epochs", "1", "--fine-tune-epochs", "1", "--accumulate", "3"]
+COMMAND += ["--device", "cpu", "--precision", "float32"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lrexport"]
+LREXPORT = [sys.executable, "-m", "lrexport"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shared")
+    (path / "shared_network.py").write_text(NETWORK, encoding="utf-8")
+    return path
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path, *command: str) -> str:
+    process = start(folder, *command)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    finish(folder, *LREXPORT, *COMMAND, "-o", "alone")
+    return folder / "alone"
+
+
+def epochs(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "epoch"]
+
+
+def same_to_rounding(found: Path, wanted: Path) -> None:
+    assert [(e["stage"], e["epoch"]) for e in epochs(found)] == [(e["stage"], e["epoch"]) for e in epochs(wanted)]
+    for mine, theirs in zip(epochs(found), epochs(wanted), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+        assert mine["heldout_top1"] == pytest.approx(theirs["heldout_top1"], abs=3 / 143)
+    assert epochs(found)[0]["loss"] == pytest.approx(epochs(wanted)[0]["loss"], rel=1e-5)
+    one, other = load_record(found), load_record(wanted)
+    assert one.files.keys() == other.files.keys()
+    assert not list((found / "checkpoint").iterdir())
+    assert one.environment["processes"] == "2"
+
+
+@pytest.mark.parametrize(
+    "way", [[*TORCHRUN, *COMMAND], [*LREXPORT, *COMMAND, "--devices", "2"]], ids=["torchrun", "devices"]
+)
+def test_two_processes_with_the_same_global_batch_train_as_one(alone: Path, folder: Path, way: list[str]) -> None:
+    name = f"two-{way[2][:5]}"
+    out = finish(folder, *way, "-o", name)
+    same_to_rounding(folder / name, alone)
+    assert out.count("top-1") == 1  # one table
+
+
+def test_a_signal_to_one_process_stops_both_and_both_go_on_but_not_one_alone(alone: Path, folder: Path) -> None:
+    process = start(folder, *LREXPORT, *COMMAND, "--devices", "2", "-o", "both")
+    while not (folder / "both" / "log.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "--resume goes on from there" in err
+    alone_now = start(folder, *LREXPORT, *COMMAND, "-o", "both", "--resume")
+    _, err = alone_now.communicate(timeout=60)
+    assert alone_now.returncode == 2
+    assert "processes was 2, is 1" in err
+    finish(folder, *LREXPORT, *COMMAND, "--devices", "2", "-o", "both", "--resume")
+    same_to_rounding(folder / "both", alone)
