@@ -11,8 +11,8 @@ from PIL import Image
 
 from lrexport.data.folder import load_folder
 from lrexport.data.images import MEAN, STD, ArraySet
-from lrexport.data.resolve import load_data
 from lrexport.data.order import Order
+from lrexport.data.resolve import load_data
 from lrexport.errors import InputError, UsageError
 
 SHAPE = (3, 16, 16)
