@@ -14,21 +14,23 @@ _PAGE = "report.html"
 
 
 @click.command("report", short_help="One self-contained HTML page on runs; or Markdown, or JSON.")
-@click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN|SWEEP...")
 @click.option("-o", "--output", metavar="FILE|-", help=f"Where to write [default: {_PAGE}; Markdown and JSON to stdout].")
 @click.option(
     "--format", "kind", type=click.Choice(("html", "markdown", "json")), help="[default: by the ending of -o, else html]"
 )
 @click.option("--no-front-matter", is_flag=True, help="Markdown without YAML at its head, as for a pull request.")
 def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_front_matter: bool) -> None:
-    """Show finished runs: ratios, singular values with their cut, ranks, cost and time by layer, training, how to repeat it.
+    """Show finished runs, or the front of a sweep.
 
+    Ratios, singular values with their cut, ranks, cost and time by layer, training, and how to repeat it.
     Several runs are compared as well, with the front of accuracy against MACs and against latency. The page needs no
     network and no other file.
 
     \b
     lrexport report run
     lrexport report run run-0.4 -o runs.html
+    lrexport report sweep -o sweep.html
     lrexport report run -o README.md
     lrexport report run --format markdown --no-front-matter -o comment.md
     """

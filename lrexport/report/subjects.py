@@ -13,6 +13,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from lrexport.artifacts import files
 from lrexport.errors import InputError, UsageError
 from lrexport.record import LOG, RECORD, SPECTRA, Record, Result, Scheme, load_record
+from lrexport.report.sweeps import is_sweep, load_sweep
 
 STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 
@@ -65,8 +66,21 @@ _Spectra: TypeAdapter[dict[str, Spectrum]] = TypeAdapter(dict[str, Spectrum])
 
 
 def read_subjects(paths: Sequence[Path]) -> list[Subject]:
-    """The runs, each once. Raises UsageError for a folder that is not there, and InputError as :func:`read_subject`."""
-    return [read_subject(path) for path in dict.fromkeys(paths)]
+    """The runs, each once, a sweep's being those of its front.
+
+    Raises UsageError for a folder that is not there and for a sweep that has no run yet; InputError as
+    :func:`read_subject`, and where a sweep is damaged.
+    """
+    runs = [run for path in paths for run in (_of_front(path) if is_sweep(path) else [path])]
+    return [read_subject(path) for path in dict.fromkeys(runs)]
+
+
+def _of_front(folder: Path) -> list[Path]:
+    sweep = load_sweep(folder)
+    runs = sweep.runs(folder, sweep.on_front())
+    if not runs:
+        raise UsageError(f"the sweep {folder} has no finished run yet", "Let lrexport sweep go on first.")
+    return runs
 
 
 def read_subject(path: Path) -> Subject:

@@ -28,7 +28,7 @@ def run(here: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "Missing argument 'RUN...'"),
+        ([], 2, "Missing argument 'RUN|SWEEP...'"),
         (["nowhere"], 2, "there is no run nowhere"),
         (["run/run.json"], 2, "run/run.json is a file, a run's folder was wanted"),
         (["."], 3, ". is no run: it has no run.json"),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lrexport.errors import UsageError
 from lrexport.record import LOG, SPECTRA
 from lrexport.report.subjects import read_subject, read_subjects
+from lrexport.report.sweeps import Figures, Sweep, Trial
 from tests.report.runs import NAMES, write_run
 
 
@@ -77,3 +79,22 @@ def test_a_run_of_before_spectra_and_logs_is_read_as_well(tmp_path: Path) -> Non
     subject = read_subject(tmp_path / "run")
     assert subject.spectra is None
     assert subject.curves == {}
+
+
+def test_a_sweep_stands_for_the_runs_of_its_front(tmp_path: Path) -> None:
+    figures = [
+        Figures(heldout_top1=top1, test_top1=top1, macs=macs, params=1) for top1, macs in ((0.9, 5), (0.8, 6), (0.95, 9))
+    ]
+    trials = [
+        Trial(number=number, state="finished", figures=each, run=f"trials/{number:04d}")
+        for number, each in enumerate(figures)
+    ]
+    sweep = Sweep(study="s", objective="macs", made_with={}, wanted=3, trials=trials, front=[0, 2])
+    sweep.save(tmp_path)
+    with pytest.raises(UsageError, match="has no finished run yet"):
+        read_subjects([tmp_path])
+    for trial in trials:
+        assert trial.run is not None
+        write_run(tmp_path / trial.run)
+    found = [subject.path.name for subject in read_subjects([tmp_path, tmp_path / "trials" / "0002"])]
+    assert found == ["0000", "0002"]
