@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,10 @@ Sparsity = Literal["hoyer", "l1", "none"]
 
 
 class _GramDefect(torch.autograd.Function):
-    """‖MᵀM − I‖²_F of M (n, r) or, summed, of (g, n, r). Its gradient 4·M·(MᵀM − I) is one product, autograd's two."""
+    """‖MᵀM − I‖²_F of M (n, r), summed over leading axes of (…, n, r).
+
+    Its gradient 4·M·(MᵀM − I) is one product, autograd's two.
+    """
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
@@ -35,13 +39,18 @@ def orthogonality(left: Tensor, right: Tensor) -> Tensor:
 
     Every group of a grouped layer, U (g, rows, r) and V (g, columns, r), counts like a layer of its own.
     """
-    rank = left.shape[-1]
-    with torch.autocast(left.device.type, enabled=False):  # I − MᵀM is a small difference: not for bfloat16
-        return (_GramDefect.apply(left) + _GramDefect.apply(right)) / rank**2
+    return _defect(left) + _defect(right)
+
+
+def _defect(side: Tensor) -> Tensor:
+    """One side's part of equation 1, ‖MᵀM − I‖²_F / r² of M (…, rows, r), summed over leading axes."""
+    with torch.autocast(side.device.type, enabled=False):  # I − MᵀM is a small difference: not for bfloat16
+        defect: Tensor = _GramDefect.apply(side) / side.shape[-1] ** 2
+    return defect
 
 
 def hoyer(singular: Tensor) -> Tensor:
-    """Equation 2: ‖s‖₁ / ‖s‖₂ of s (r,), from 1 (one value left) to √r (all equal); summed over the groups of (g, r)."""
+    """Equation 2: ‖s‖₁ / ‖s‖₂ of s (r,), from 1 (one value left) to √r (all equal); summed over leading axes of (…, r)."""
     length = torch.linalg.vector_norm(singular, dim=-1).clamp_min(torch.finfo(singular.dtype).tiny)
     return (singular.abs().sum(-1) / length).sum()
 
@@ -66,7 +75,21 @@ def losses(
     triples = [factors(svd.network.get_submodule(name)) for name in svd.layers]
     parts: list[Tensor] = []
     if orthogonality_strength:
-        parts += [orthogonality_strength * orthogonality(left, right) for left, _, right in triples]
+        sides = _batches(side for left, _, right in triples for side in (left, right))
+        parts += [orthogonality_strength * _defect(side) for side in sides]
     if sparsity_strength and sparsity != "none":
-        parts += [sparsity_strength * _SPARSITY[sparsity](singular) for _, singular, _ in triples]
+        values = _batches(singular for _, singular, _ in triples)
+        parts += [sparsity_strength * _SPARSITY[sparsity](singular) for singular in values]
     return torch.stack(parts).sum() if parts else torch.zeros(())
+
+
+def _batches(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Tensors of equal shapes as one, with an axis more: a network's layers are many and small, and alike.
+
+    All terms are sums over leading axes, so that they stay what they were; what falls is the number of kernels a step.
+    """
+    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+    for tensor in tensors:
+        by_shape.setdefault(tuple(tensor.shape), []).append(tensor)
+    for alike in by_shape.values():
+        yield torch.stack(alike) if len(alike) > 1 else alike[0]
