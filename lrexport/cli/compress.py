@@ -8,15 +8,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lrexport.cli.goals import given_goal, goal_options, pruning_options
-from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, resume_options, train_config, training_options
-from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig, Goal
+from lrexport.cli.goals import compress_config, goal_options, pruning_options
+from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, resume_options, training_options
+from lrexport.cli.recipes import RecipeCommand, recipe_options
+from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING
 from lrexport.errors import UsageError
 
 BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
 
 
-@click.command("compress", short_help="Train in SVD form, prune, fold and fine-tune a network.")
+@click.command("compress", cls=RecipeCommand, short_help="Train in SVD form, prune, fold and fine-tune a network.")
+@recipe_options()
 @training_options()
 @resume_options()
 @click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
@@ -36,6 +38,7 @@ def command(
     \b
     lrexport compress resnet20 --weights w.safetensors --data cifar10:data --macs 0.5 -o run
     lrexport compress torchvision:resnet18 --energy 0.05 -o run
+    lrexport compress resnet20 --recipe paper-cifar10 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
     from lrexport.cli.console import Progressing, latency_text, note, note_dense, print_result, print_table, write_json
@@ -50,8 +53,7 @@ def command(
     if source is not None:
         refuse_finished(source)
     _say_unused(options["data"], source)
-    goal = given_goal(options) or Goal()  # which says that there has to be one
-    config = CompressConfig(train=train_config(options), goal=goal, **options)
+    config = compress_config(options)
 
     from lrexport import pipeline
     from lrexport.lowrank.costs import plan_macs

@@ -1,12 +1,14 @@
-"""Defaults from ``[tool.lrexport]`` in pyproject.toml or from lrexport.toml, checked key by key.
+"""Defaults from ``[tool.lrexport]`` in pyproject.toml, from lrexport.toml or from a recipe, checked key by key.
 
-A key at the top is for every command that has such an option; a table named like a command is for that command alone.
+A key at the top is for every command that has such an option; a table named like a command is for that command alone. A
+recipe has no tables.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -14,11 +16,24 @@ import click
 from lrexport.artifacts.toml_files import BUDGET, Settings, kind, read_settings
 from lrexport.errors import UsageError
 
-Defaults = dict[str, dict[str, Any]]
+# Options of one call alone, which no recipe has.
+OF_ONE_CALL = {"output", "json_to", "dry_run", "resume", "allow_changes", "recipe", "print_config"}
 
 
-def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, click.Command]]) -> Defaults:
-    """click's default_map: command → parameter → value. Raises UsageError with file, line and the nearest known key.
+@dataclass
+class Defaults:
+    """What a file says for one command: by parameter the value, as click takes it, and where that stands."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+
+    def note(self, name: str, value: Any, place: str) -> None:
+        """The later of two goes before."""
+        self.values[name], self.places[name] = value, place
+
+
+def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, click.Command]]) -> dict[str, Defaults]:
+    """By command. Raises UsageError with file, line and the nearest known key.
 
     Commands are loaded only where there is an option to check.
     """
@@ -28,7 +43,7 @@ def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, c
     commands = load_commands()
     options = {name: _options(command) for name, command in commands.items()}
     everywhere = {key for known in options.values() for key in known}
-    result: Defaults = {name: {} for name in commands}
+    result = {name: Defaults() for name in commands}
     for key, value in settings.table.items():
         if key == BUDGET:
             continue
@@ -38,13 +53,29 @@ def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, c
             for inner, chosen in value.items():
                 if inner not in options[key]:
                     raise _unknown(settings, inner, set(options[key]), key)
-                result[key][options[key][inner].name or inner] = _checked(settings, inner, chosen, options[key][inner], key)
+                checked = _checked(settings, inner, chosen, options[key][inner], key)
+                result[key].note(options[key][inner].name or inner, checked, settings.place(key, inner))
         elif key in everywhere:
             for name, known in options.items():
                 if key in known:
-                    result[name][known[key].name or key] = _checked(settings, key, value, known[key])
+                    checked = _checked(settings, key, value, known[key])
+                    result[name].note(known[key].name or key, checked, settings.place(key))
         else:
             raise _unknown(settings, key, everywhere | {*commands, BUDGET})
+    return result
+
+
+def recipe_defaults(settings: Settings, command: click.Command, others: Iterable[click.Command]) -> Defaults:
+    """What a recipe says for ``command``; keys that only ``others`` have are checked and skipped. Raises UsageError."""
+    known, elsewhere = ({k: o for c in some for k, o in _options(c).items()} for some in ([command], others))
+    every = {key: option for key, option in {**elsewhere, **known}.items() if option.name not in OF_ONE_CALL}
+    result = Defaults()
+    for key, value in settings.table.items():
+        if key not in every:
+            raise _unknown(settings, key, set(every), where="the recipe")
+        checked = _checked(settings, key, value, every[key])
+        if key in known:
+            result.note(every[key].name or key, checked, settings.place(key))
     return result
 
 
@@ -55,7 +86,7 @@ def _options(command: click.Command) -> dict[str, click.Option]:
         if not isinstance(parameter, click.Option):
             continue
         for option in parameter.opts:
-            if option.startswith("--") and option != "--help":
+            if option.startswith("--") and option not in ("--help", "--print-config"):
                 found[option[2:]] = parameter
                 found[option[2:].replace("-", "_")] = parameter
     return found
@@ -82,11 +113,13 @@ def _checked(settings: Settings, key: str, value: Any, parameter: click.Option, 
     return str(given) if not isinstance(given, list) else ",".join(given)
 
 
-def _unknown(settings: Settings, key: str, known: set[str], command: str = "") -> UsageError:
+def _unknown(
+    settings: Settings, key: str, known: set[str], command: str = "", where: str = "the configuration"
+) -> UsageError:
     close = difflib.get_close_matches(key, sorted(known), 1)
     hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(k for k in known if '_' not in k))}."
-    where = f"[{command}]" if command else "the configuration"
-    return UsageError(f"{settings.place(command, key)}: unknown key {key!r} in {where}", hint)
+    within = f"[{command}]" if command else where
+    return UsageError(f"{settings.place(command, key)}: unknown key {key!r} in {within}", hint)
 
 
 def _wrong(settings: Settings, key: str, message: str, command: str = "") -> UsageError:

@@ -9,8 +9,7 @@ import click
 
 from lrexport.cli.options import RUN
 
-# The demo trains ResNet-20 on the embedded digits; the dense network gets as many epochs as the compressed one.
-_MACS = 0.5
+MODEL, RECIPE = "resnet20", "demo"
 DEFAULT = Path("lrexport-demo")
 
 
@@ -21,7 +20,7 @@ def command(output: Path) -> None:
     import shutil
 
     from lrexport.cli.console import Progressing, note, print_table
-    from lrexport.config import CompressConfig, Goal, TrainConfig
+    from lrexport.cli.recipes import recipe_config
     from lrexport.errors import UsageError
     from lrexport.report.tables import results_table
 
@@ -29,23 +28,12 @@ def command(output: Path) -> None:
         shutil.rmtree(output, ignore_errors=True)
     elif output.exists():
         raise UsageError(f"{output} exists already", "Choose another folder with -o.")
-    train = TrainConfig(
-        "resnet20",
-        data="digits",
-        dense_epochs=5,
-        svd_epochs=3,
-        sparsity_strength=0.1,
-        batch_size=32,
-        lr=0.05,
-        warmup_epochs=1.0,
-        distill=0.5,
-    )
-    config = CompressConfig(train, Goal(macs=_MACS), fine_tune_epochs=8, baseline_epochs="same")
+    config = recipe_config(MODEL, RECIPE)
 
     from lrexport import pipeline, shipping
 
     began = time.perf_counter()
-    note(f"lrexport compress resnet20 --data digits --macs {_MACS}: dense training, SVD training, pruning, fine-tuning")
+    note(f"lrexport compress {MODEL} --recipe {RECIPE}: dense training, SVD training, pruning, fine-tuning")
     with Progressing() as progress:
         pipeline.compress(config, output, progress)
         note("lrexport onnx: export, verify, score, measure")

@@ -20,8 +20,11 @@ from lrexport.cli.options import (
     stacked,
     switch_option,
     target_option,
+    train_config,
 )
 from lrexport.config import CompressConfig, Goal
+
+GOALS = tuple(field.name for field in fields(Goal) if field.name != "latency_ms")  # which --latency gives
 
 
 def goal_options() -> Callable[[Command], Command]:
@@ -72,16 +75,28 @@ def given_goal(options: dict[str, Any]) -> Goal | None:
 
     The options of goals are taken out of ``options``. Raises UsageError for two goals in the same place.
     """
+    here = nearest_goals({name: options.pop(name) for name in GOALS if name in options})
+    if not here:
+        return None
+    value, is_ms = here.get("latency", (None, False))
+    if is_ms:
+        here["latency_ms"] = here.pop("latency")[0]
+    elif value is not None:
+        here["latency"] = value
+    return Goal(**here)
+
+
+def nearest_goals(given: dict[str, Any]) -> dict[str, Any]:
+    """Of options of goals those that stand nearest to the user: more than one is a mistake."""
     context = click.get_current_context()
-    given = {field.name: options.pop(field.name) for field in fields(Goal) if field.name in options}
-    order = [ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP]
-    for place in order:
+    for place in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):
         here = {name: value for name, value in given.items() if context.get_parameter_source(name) is place}
         if here:
-            value, is_ms = here.get("latency", (None, False))
-            if is_ms:
-                here["latency_ms"] = here.pop("latency")[0]
-            elif value is not None:
-                here["latency"] = value
-            return Goal(**here)
-    return None
+            return here
+    return {}
+
+
+def compress_config(options: dict[str, Any]) -> CompressConfig:
+    """CompressConfig from all options of a compression. Raises UsageError where there is no goal, or more than one."""
+    goal = given_goal(options) or Goal()  # which says that there has to be one
+    return CompressConfig(train=train_config(options), goal=goal, **options)

@@ -59,7 +59,9 @@ def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
     """
     name = ctx.invoked_subcommand
     if name is not None:
-        ctx.default_map = configuration.defaults(config_file, lambda: _all_commands(ctx))
+        found = configuration.defaults(config_file, lambda: _all_commands(ctx))
+        ctx.default_map = {command: said.values for command, said in found.items()}
+        ctx.obj = {command: said.places for command, said in found.items()}  # for --print-config
 
 
 def _all_commands(ctx: click.Context) -> dict[str, click.Command]:

@@ -8,15 +8,17 @@ from typing import Any
 import click
 
 from lrexport.cli.options import RUN, is_run, json_option, resume_options, train_config, training_options
+from lrexport.cli.recipes import RecipeCommand, recipe_options
 from lrexport.errors import UsageError
 
 
-@click.command("train", short_help="The SVD-training stage alone; compress RUN goes on from it.")
+@click.command("train", cls=RecipeCommand, short_help="The SVD-training stage alone; compress RUN goes on from it.")
+@recipe_options()
 @training_options()
 @resume_options()
-@click.option("-o", "--output", type=RUN, required=True, help="Folder of the run.")
+@click.option("-o", "--output", type=RUN, help="Folder of the run.")
 @json_option()
-def command(output: Path, json_to: str | None, resume: bool, allow_changes: bool, **options: Any) -> None:
+def command(output: Path | None, json_to: str | None, resume: bool, allow_changes: bool, **options: Any) -> None:
     """Train MODEL in SVD form at full rank; ``lrexport compress RUN`` then prunes it to any goal.
 
     \b
@@ -25,6 +27,8 @@ def command(output: Path, json_to: str | None, resume: bool, allow_changes: bool
     """
     from lrexport.cli.console import Progressing, note, write_json
 
+    if output is None:
+        raise UsageError("no folder for the run", "Give one with -o RUN.")
     if is_run(options["model"]):
         raise UsageError(f"{options['model']} is a run already", "Give a model here, or prune the run with compress.")
     config = train_config(options)

@@ -142,3 +142,41 @@ def test_an_option_without_a_match_names_layers_that_there_are(lrexport: Command
     assert done.code == 2
     assert "no layer matches 'body.*', to be kept dense" in done.err
     assert nothing_made()
+
+
+BAD_RECIPES = {
+    "unknown key": ("seed = 1\nmacz = 0.5\n", "mine.toml:2: unknown key 'macz' in the recipe", "Did you mean 'macs'?"),
+    "wrong type": ('seed = 1\nbatch-size = "large"\n', "mine.toml:2: batch-size = 'large'", "integer"),
+    "a table": ("seed = 1\n[compress]\nmacs = 0.5\n", "mine.toml:2: unknown key 'compress' in the recipe", ""),
+    "another recipe": ('recipe = "fast"\n', "mine.toml:1: unknown key 'recipe' in the recipe", ""),
+    "an option of one call": ('output = "run"\n', "mine.toml:1: unknown key 'output' in the recipe", ""),
+    "an option of another command": ("rounds = 50\n", "mine.toml:1: unknown key 'rounds' in the recipe", ""),
+    "two goals": ("macs = 0.5\nenergy = 0.1\n", "give one goal", ""),
+    "no TOML": ("macs = = 0.5\n", "mine.toml is no valid TOML", "line 1"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_RECIPES)
+def test_a_mistake_in_a_recipe_is_told_with_file_and_line(lrexport: Command, what: str) -> None:
+    text, message, hint = BAD_RECIPES[what]
+    Path("mine.toml").write_text(text)
+    for more in ((), ("--print-config",)):
+        done = lrexport(*COMMAND, "--recipe", "mine.toml", *more)
+        assert done.code == 2
+        assert message in done.err
+        assert hint in done.err
+        assert nothing_made()
+
+
+def test_train_checks_the_keys_of_a_recipe_that_it_skips(lrexport: Command) -> None:
+    Path("mine.toml").write_text('seed = 1\nmacs = "half"\n')
+    done = lrexport("train", *COMMAND[1:], "--recipe", "mine.toml")
+    assert done.code == 2
+    assert "mine.toml:2: macs = 'half'" in done.err
+
+
+def test_a_recipe_that_is_not_there_is_refused_with_the_nearest_name(lrexport: Command) -> None:
+    done = lrexport(*COMMAND, "--recipe", "paper-cifar")
+    assert done.code == 2
+    assert "there is no recipe 'paper-cifar'" in done.err
+    assert "Did you mean 'paper-cifar10'?" in done.err
