@@ -36,14 +36,18 @@ TRAINING = (
     "download",
     "dense_epochs",
     "svd_epochs",
+    "falling_ranks",
     "orthogonality",
     "sparsity_strength",
     "sparsity",
     "batch_size",
+    "accumulate",
+    "optimizer",
     "lr",
     "dense_lr",
     "weight_decay",
     "schedule",
+    "milestones",
     "warmup_epochs",
     "distill",
     "heldout",
@@ -137,6 +141,7 @@ class TrainConfig:
 class CompressConfig:
     """SVD training as in ``train``, then the goal, fine-tuning and the dense network's training for comparison.
 
+    ``falling_ranks`` lets the ranks fall to the goal, of MACs, parameters or latency, while SVD training goes on.
     ``rule`` "global" minimises what all layers lose together within the goal, "threshold" is the paper's one e for all.
     ``weighting`` and ``reconstruct`` use ``calibration_images`` training images to weight the energy and to refit pairs.
     ``target`` is where speed is measured with ``threads`` threads, for a goal of latency and for ranks on the grain of the
@@ -146,6 +151,7 @@ class CompressConfig:
 
     train: TrainConfig
     goal: Goal
+    falling_ranks: bool = False
     rule: Literal["global", "threshold"] = "global"
     target: str | None = None
     threads: int = 1
@@ -155,6 +161,10 @@ class CompressConfig:
     batchnorm_images: int = 1000
     fine_tune_epochs: int = 4
     baseline_epochs: int | Literal["same"] = 0
+
+    def __post_init__(self) -> None:
+        if self.falling_ranks and not (self.goal.macs or self.goal.params or self.goal.is_latency):
+            raise UsageError("ranks fall to a budget", "--falling-ranks needs --macs, --params or --latency.")
 
     def to_record(self) -> dict[str, Any]:
         own = {key: value for key, value in asdict(self).items() if key != "train"}

@@ -34,6 +34,8 @@ def compress(
     With ``resume`` a run that was stopped is taken up where it was, as long as the same is asked of it, or with
     ``allow_changes`` whatever is asked. Of several processes the first writes, and its record alone is whole.
     """
+    if config.falling_ranks and source is not None:
+        raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model anew for that.")
     choices = _choices(config.goal)
     asked = {"command": "compress", "source": str(source) if source else None, **config.to_record()}
     opening = Opening(asked, resume, allow_changes)
@@ -45,12 +47,15 @@ def compress(
         if job.first and job.progress.pruned is None:
             # Before any training, too: an unreachable target is found out at once, and the machine is still quiet.
             speed = _speed(config, job.svd, shape, on_event)
+        device = with_float64(job.fabric.device)
+
+        def pruning() -> Pruning:  # of the network as it is by then
+            return Pruning(job.svd, replace(config, train=job.config), shape, job.splits, device, choices, speed)
+
         if source is None:
             stages.train_dense(job)
-            stages.train_svd(job)
-        config = replace(config, train=job.config)
-        device = with_float64(job.fabric.device)
-        network = stages.prune(job, Pruning(job.svd, config, shape, job.splits, device, choices, speed))
+            stages.train_svd(job, pruning() if config.falling_ranks else None)
+        network = stages.prune(job, pruning())
         stages.fine_tune(job, network, config.fine_tune_epochs)
         stages.train_baseline(job, config)
         stages.finish(job, network, config)

@@ -80,6 +80,16 @@ class Pruning:
             return selection
         return replace(selection, latency=self._confirm(self.speed, selection))
 
+    def predict(self) -> Selection:
+        """The plan for the goal as the target's table predicts it, with nothing measured. Raises as :meth:`select`."""
+        self.svd.network.to(self.device)
+        moments, goal = self._moments(), self.config.goal
+        if self.speed is None or goal.latency is None:
+            return self._select(moments)
+        found = truncations(self.svd, moments, self._schemes())
+        dense = self.speed.latency.dense
+        return within_latency(self.svd, found, self.speed.latency, goal.latency * dense, self.config.rule)
+
     def _select(self, moments: Moments | None) -> Selection:
         goal = self.config.goal
         if self.choices is not None:

@@ -9,6 +9,7 @@ from torch import nn
 from lrexport.artifacts import tensors
 from lrexport.errors import InputError
 from lrexport.lowrank.fold import fold_structure
+from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.models.resolve import from_record
 from lrexport.record import BASELINE, DENSE, MODEL, Record, load_record
 
@@ -42,6 +43,7 @@ def load_baseline(run: Path, record: Record) -> nn.Module:
 def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:
     """Put weights of the run into ``network``, in place. Raises InputError where they do not belong together."""
     weights = tensors.load(record.check(run, name))
+    fit_ranks(network, weights)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

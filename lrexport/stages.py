@@ -13,11 +13,13 @@ from torch import nn
 from lrexport import runs
 from lrexport.artifacts import files
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
+from lrexport.falling_ranks import FallingRanks
 from lrexport.job import Event, Job, to_svd_form
 from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.spectra import spectra
+from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.progress import Pruned
 from lrexport.pruning import Pruning
 from lrexport.record import (
@@ -57,15 +59,18 @@ def train_dense(job: Job) -> None:
     _save(job, svd_epochs=0)
 
 
-def train_svd(job: Job) -> None:
-    """Full-rank SVD training with the regularisers of equation 3."""
+def train_svd(job: Job, pruning: Pruning | None = None) -> None:
+    """SVD training with the regularisers of equation 3: at full rank, or with ``pruning`` at ranks that fall to its goal."""
     config = job.config
     if job.splits is None or config.svd_epochs == 0:
         return
     extra = partial(losses, job.svd, config.orthogonality, config.sparsity_strength, config.sparsity)
     # The last epoch, not the best: sparsity grows along training, and the best held-out epoch is an early, dense one.
     stage = replace(_stage(job, "svd", config.svd_epochs, config.lr), keep_best=False)
-    _train(job, stage, job.svd.network, extra_loss=extra, teacher=job.dense)
+    falling = None
+    if pruning is not None:
+        falling = FallingRanks(pruning, config.svd_epochs, job.fabric, job.on_event)
+    _train(job, stage, job.svd.network, extra_loss=extra, teacher=job.dense, before_epoch=falling)
     job.svd_epochs = config.svd_epochs
     job.store(SVD, job.svd.network)
     _save(job)
@@ -192,6 +197,7 @@ def _train(job: Job, stage: Stage, network: nn.Module, **more: Any) -> None:
     kept = job.checkpoints(stage.name)
     done = kept.finished()
     if done is not None:
+        fit_ranks(network, done)
         to_fast_layout(network.to(job.fabric.device)).eval().load_state_dict(done)
         return
     if job.first:

@@ -71,7 +71,8 @@ def _main(folder: str, output: str, arguments: tuple[str, ...], die_at: tuple[st
     torch.set_num_threads(1)
     if die_at is not None:
         _die_at(*die_at)
-    sys.argv = ["lrexport", *arguments]
+    sys.argv = [str(Path(sys.executable).with_name("lrexport")), *arguments]  # what further processes are started by
+    os.environ["PYTHONPATH"] = folder
     main.main()
 
 

@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 
 from lrexport.cli.goals import compress_config, goal_options, pruning_options
-from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, resume_options, training_options
+from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, resume_options, switch_option, training_options
 from lrexport.cli.recipes import RecipeCommand, recipe_options
-from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING
+from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig
 from lrexport.errors import UsageError
 
 BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
@@ -24,6 +24,7 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
 @click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
 @goal_options()
 @pruning_options()
+@switch_option(CompressConfig, "falling_ranks", "Let ranks fall to --macs, --params or --latency during SVD training.")
 @click.option("--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option()

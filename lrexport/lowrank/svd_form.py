@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -132,8 +132,8 @@ def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V of the layer's matrix by ``scheme``: those of its SVD form where that has the scheme, else decomposed."""
-    if is_attached(layer) and form_of(layer).scheme == scheme:
+    """U, s, V of the layer's matrix by ``scheme`` at full rank: those of its SVD form where it has them, else decomposed."""
+    if is_attached(layer) and form_of(layer).scheme == scheme and not is_cut(layer):
         return factors(layer)
     return exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))[:3]
 
@@ -145,9 +145,42 @@ def redecompose(layer: nn.Module) -> None:
     if _is_exact(*held):
         return
     exact = exact_svd(compose(*held))
+    rank = held[1].shape[-1]
     for parameter, value in zip(held, exact[:3], strict=True):
-        parameter.copy_(value)
+        parameter.copy_(value[..., :rank])
     form_of(layer).retried |= exact.retried
+
+
+def is_cut(layer: Any) -> bool:
+    """Whether a layer in SVD form has less than full rank."""
+    left, singular, right = factors(layer)
+    return singular.shape[-1] < min(left.shape[-2], right.shape[-2])
+
+
+@torch.no_grad()
+def cut(layer: Any, left: Tensor, right: Tensor) -> None:
+    """Replace U, s, V by the SVD of left · right, left (…, rows, r) and right (…, r, columns): r values from now on.
+
+    They are new parameters, which an optimiser must be told of.
+    """
+    rank = left.shape[-1]
+    _put_factors(layer, *(value[..., :rank].contiguous() for value in exact_svd(left @ right)[:3]))
+
+
+def fit_ranks(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give the layers in SVD form the ranks that they have in ``weights``, a state dict that is loaded next."""
+    for name, module in network.named_modules():
+        if not is_attached(module):
+            continue
+        keys = [f"{name}.parametrizations.weight.original{index}".lstrip(".") for index in range(3)]
+        if all(key in weights for key in keys) and weights[keys[1]].shape != factors(module)[1].shape:
+            _put_factors(module, *(torch.empty_like(weights[key]).to(factors(module)[1]) for key in keys))
+
+
+def _put_factors(layer: Any, *values: Tensor) -> None:
+    held = layer.parametrizations.weight
+    for index, value in enumerate(values):
+        setattr(held, f"original{index}", nn.Parameter(value))
 
 
 def _is_exact(left: Tensor, singular: Tensor, right: Tensor) -> bool:

@@ -147,13 +147,16 @@ def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dic
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put ``state`` into an optimiser of the network's parameters; its tensors get the layout of theirs.
+    """Put ``state`` into an optimiser of the network's parameters, but for parameters that have another shape now.
 
-    Sums over tensors of another layout could round differently.
+    Its tensors get the layout of theirs: sums over tensors of another layout could round differently.
     """
     for name, parameter in network.named_parameters():
-        for entry, value in state.get(name, {}).items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+        entries = state.get(name, {})
+        if any(isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape for value in entries.values()):
+            continue
+        for entry, value in entries.items():
+            if isinstance(value, Tensor) and value.ndim:
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             optimizer.state[parameter][entry] = value
 

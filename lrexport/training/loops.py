@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import time
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +20,12 @@ from torch import Tensor, nn
 from lrexport.data.images import Splits
 from lrexport.data.order import Order, seed_of
 from lrexport.errors import InputError, Stopped, UsageError
+from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.lowrank.tracing import fast_layout
 from lrexport.training.batchnorm import global_statistics
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
 from lrexport.training.engine import to_fast_layout
+from lrexport.training.memory import naming_the_batch
 from lrexport.training.optimizers import Optimizer, make_optimizer
 from lrexport.training.schedules import MILESTONES, Schedule, learning_rate
 from lrexport.training.scoring import score
@@ -72,15 +76,19 @@ def train_stage(
     on_event: OnEvent,
     extra_loss: Callable[[], Tensor] | None = None,
     teacher: nn.Module | None = None,
+    before_epoch: Callable[[int], bool] | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> None:
     """Train ``network`` in place for ``stage.epochs``, ending with the epoch that is best on the held-out images.
 
     ``extra_loss`` is added to the loss (equation 3); ``teacher`` gives distillation with ``stage.distill`` as its share;
-    ``stage.keep_best`` False keeps the last epoch instead. With ``checkpoints`` it goes on from the last of them, on the
-    CPU to the bit as if it had never stopped. Raises InputError when the loss stops being finite, Stopped after SIGTERM or
-    Ctrl-C, UsageError where a batch has fewer images than there are processes.
+    ``stage.keep_best`` False keeps the last epoch instead. ``before_epoch`` is told the epoch, from 0, and may put other
+    parameters into the network, as its answer says: those that stay keep what the optimiser knows of them. With
+    ``checkpoints`` it goes on from the last of them, on the CPU to the bit as if it had never stopped.
+
+    Raises InputError when the loss stops being finite, Stopped after SIGTERM or Ctrl-C, UsageError where a batch has fewer
+    images than there are processes.
     """
     if stage.epochs == 0:
         return
@@ -92,12 +100,16 @@ def train_stage(
         )
     state = checkpoints.load() if checkpoints is not None else None
     if state is not None:
+        fit_ranks(network, state.network)
         network.load_state_dict(state.network)
     # Where a weight has one channel, channels_last and the usual layout are one, under two names.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     training = _Training(network, splits, stage, fabric, on_event, extra_loss, teacher)
-    with global_statistics(network, fabric.world_size), heeding_signals() as stop:
-        training.run(state, stop, checkpoints, after_epoch)
+    memory = naming_the_batch(
+        f"{fabric.device} in {stage.name} training", stage.batch_size, stage.accumulate, fabric.world_size
+    )
+    with memory, global_statistics(network, fabric.world_size), heeding_signals() as stop:
+        training.run(state, stop, checkpoints, before_epoch, after_epoch)
     network.eval()
 
 
@@ -113,12 +125,14 @@ class _Training:
     extra_loss: Callable[[], Tensor] | None
     teacher: nn.Module | None
     state: StageState = field(default_factory=StageState)
+    has_teacher: bool = False  # whether the teacher is ready
 
     def run(
         self,
         state: StageState | None,
         stop: StopRequest,
         checkpoints: Checkpoints | None,
+        before_epoch: Callable[[int], bool] | None,
         after_epoch: Callable[[int, nn.Module], None] | None,
     ) -> None:
         """All epochs that are left."""
@@ -141,6 +155,8 @@ class _Training:
         if state is None:
             save()
         for epoch in range(self.state.epoch, stage.epochs):
+            if before_epoch is not None and self.state.step == 0:
+                self._change(partial(before_epoch, epoch))
             started, before = time.perf_counter(), self.state.images
             self.wrapped.train()
             for step, images, labels in self._batches(epoch):
@@ -165,6 +181,15 @@ class _Training:
         if self.state.best is not None:
             network.load_state_dict(self.state.best)
 
+    def _change(self, change: Callable[[], bool]) -> None:
+        """Let ``change`` put other parameters into the network; the optimiser goes on with those that stay."""
+        known = optimizer_state(self.optimizer, self.network)
+        if change():
+            self.state.optimizer = known
+            del self.wrapped, self.optimizer  # before there is another wrapper of the same network
+            gc.collect()
+            self._set_up(self.state)
+
     def _set_up(self, state: StageState | None) -> None:
         fabric, stage = self.fabric, self.stage
         to_fast_layout(self.network)
@@ -174,7 +199,8 @@ class _Training:
         if state is not None:
             self.state = state
             restore_optimizer(self.optimizer, self.network, state.optimizer)
-        if self.teacher is not None:
+        if self.teacher is not None and not self.has_teacher:
+            self.has_teacher = True
             frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
             self.teacher = to_fast_layout(frozen).to(fabric.device)
         if fabric.device.type == "cuda":  # sets that are in memory stay on the device, augmentation happens there
@@ -277,7 +303,13 @@ class _Training:
 
     def _tell(self, top1: float, trained: float, seconds: float, images: int) -> None:
         state, stage = self.state, self.stage
-        event = {"event": "epoch", "stage": stage.name, "epoch": state.epoch + 1, "epochs": stage.epochs}
+        event = {
+            "event": "epoch",
+            "stage": stage.name,
+            "epoch": state.epoch + 1,
+            "epochs": stage.epochs,
+            "steps": self.steps,
+        }
         event |= {"loss": state.loss_sum / max(1, state.images), "heldout_top1": top1, "lr": self.rate}
         self.on_event({**event, "seconds": round(seconds, 3), "images_per_second": round(images / max(trained, 1e-9), 1)})
 

@@ -1,0 +1,63 @@
+"""Ranks that fall while SVD training goes on, so that it lands on the budget that was asked for, by itself.
+
+Singular values that matter least to the budget go at the start of every epoch, and training heals what that cost while
+there is still a learning rate to heal with. Composing the kernels, and the regularisers, get cheaper with the ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lrexport.config import Goal
+from lrexport.job import OnEvent
+from lrexport.lowrank.costs import plan_macs
+from lrexport.lowrank.svd_form import cut
+from lrexport.pruning import Pruning
+from lrexport.record import FactorisedLayer
+
+
+@dataclass(frozen=True)
+class FallingRanks:
+    """Cuts the layers of ``pruning.svd`` at the start of each of ``epochs``; the last time to its goal.
+
+    In between the reduction, dense ÷ budget, rises by equal steps. The first of several processes chooses for all.
+    """
+
+    pruning: Pruning
+    epochs: int
+    fabric: Any
+    on_event: OnEvent
+
+    def __call__(self, epoch: int) -> bool:
+        """Cut for ``epoch``, from 0; whether any layer was."""
+        factors: dict[str, Any] = {}
+        if self.fabric.is_global_zero:
+            config = replace(self.pruning.config, goal=self._goal(epoch))
+            selection = replace(self.pruning, config=config).predict()
+            for name, planned in selection.plan.items():
+                if isinstance(planned, FactorisedLayer) and planned.scheme == self.pruning.svd.layers[name].scheme:
+                    factors[name] = selection.truncations[name][planned.scheme].factors(planned.rank)
+            share = plan_macs(self.pruning.svd, selection.plan) / self.pruning.svd.dense_macs
+            self.on_event({"event": "cut", "epoch": epoch + 1, "layers": len(factors), "macs_share": share})
+        if self.fabric.world_size > 1:
+            factors = self.fabric.broadcast(factors, src=0)
+        for name, (left, right) in factors.items():
+            layer = self.pruning.svd.network.get_submodule(name)
+            cut(layer, left.to(self.fabric.device), right.to(self.fabric.device))
+        self.pruning.svd.network.to(self.fabric.device)
+        return bool(factors)
+
+    def _goal(self, epoch: int) -> Goal:
+        """The epoch's budget, which is never below the goal's."""
+        goal, speed = self.pruning.config.goal, self.pruning.speed
+        if goal.macs is not None:
+            return Goal(macs=self._share(goal.macs, epoch))
+        if goal.params is not None:
+            return Goal(params=self._share(goal.params, epoch))
+        assert speed is not None
+        final = goal.latency or (goal.latency_ms or 0.0) / speed.latency.dense
+        return Goal(latency=self._share(final, epoch))
+
+    def _share(self, final: float, epoch: int) -> float:
+        return 1 / (1 + (1 / min(final, 1.0) - 1) * (epoch + 1) / self.epochs)
