@@ -17,8 +17,8 @@ _TEXTS = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memo
 def naming_the_batch(where: str, batch_size: int, accumulate: int, processes: int) -> Iterator[None]:
     """Inside the block: out of memory becomes a DeviceError with the batch's size and what to try. Nothing is changed.
 
-    ``batch_size`` images, of all ``processes`` together, go through in ``accumulate`` portions. ``where`` names the device and
-    the stage.
+    ``batch_size`` images, of all ``processes`` together, go through in ``accumulate`` portions. ``where`` names the device
+    and the stage.
     """
     try:
         yield
