@@ -14,7 +14,7 @@ from lrexport import runs
 from lrexport.artifacts import files
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.falling_ranks import FallingRanks
-from lrexport.job import Event, Job, to_svd_form
+from lrexport.job import Event, Job, OnEvent, to_svd_form
 from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.regularisers import losses
@@ -38,7 +38,7 @@ from lrexport.record import (
 )
 from lrexport.training import checkpoints
 from lrexport.training.engine import to_fast_layout
-from lrexport.training.loops import Stage, train_stage
+from lrexport.training.loops import Stage, step_milliseconds, train_stage
 
 
 def train_dense(job: Job) -> None:
@@ -70,7 +70,16 @@ def train_svd(job: Job, pruning: Pruning | None = None) -> None:
     falling = None
     if pruning is not None:
         falling = FallingRanks(pruning, config.svd_epochs, job.fabric, job.on_event)
-    _train(job, stage, job.svd.network, extra_loss=extra, teacher=job.dense, before_epoch=falling)
+    dense_ms = 0.0
+    if not job.checkpoints(stage.name).finished():
+        dense_ms = step_milliseconds(job.dense, job.splits, stage, job.fabric)
+
+    def tell(event: Event) -> None:
+        if event["event"] == "epoch" and dense_ms:
+            event = {**event, "step_over_dense": round(event["step_ms"] / dense_ms, 3)}
+        job.on_event(event)
+
+    _train(job, stage, job.svd.network, tell, extra_loss=extra, teacher=job.dense, before_epoch=falling)
     job.svd_epochs = config.svd_epochs
     job.store(SVD, job.svd.network)
     _save(job)
@@ -191,7 +200,7 @@ def _stage(job: Job, name: str, epochs: int, lr: float) -> Stage:
     )
 
 
-def _train(job: Job, stage: Stage, network: nn.Module, **more: Any) -> None:
+def _train(job: Job, stage: Stage, network: nn.Module, tell: OnEvent | None = None, **more: Any) -> None:
     """Train, or take what an earlier life of the run ended this stage with."""
     assert job.splits is not None
     kept = job.checkpoints(stage.name)
@@ -204,5 +213,5 @@ def _train(job: Job, stage: Stage, network: nn.Module, **more: Any) -> None:
         job.progress.save()
     if not stage.distill:
         more.pop("teacher", None)
-    train_stage(network, job.splits, stage, job.fabric, job.on_event, checkpoints=kept, **more)
+    train_stage(network, job.splits, stage, job.fabric, tell or job.on_event, checkpoints=kept, **more)
     kept.finish(network)

@@ -190,6 +190,8 @@ class Progressing:
             self.say(_int8_line(event))
             if event["in_float"]:
                 self.say(f"note: {event['file']} has nodes that stay in float32: {', '.join(event['in_float'])}")
+        elif kind == "warning":
+            self.say(f"warning: {event['text']}")
         elif kind == "ort":
             self.say(_ort_line(event))
         elif kind == "removed":
@@ -229,9 +231,11 @@ class Progressing:
     def _epoch(self, event: dict[str, Any]) -> None:
         left = (event["epochs"] - event["epoch"]) * event["seconds"]
         remaining = f", {format_duration(left)} left" if left else ""
+        over = f", a step {event['step_over_dense']:.2f}× a dense one" if "step_over_dense" in event else ""
         self.say(
             f"{_STAGES[event['stage']]}: epoch {event['epoch']}/{event['epochs']}  loss {event['loss']:.4f}  "
-            f"held-out top-1 {format_percent(event['heldout_top1'])}  {event['images_per_second']:.0f} images/s{remaining}"
+            f"held-out top-1 {format_percent(event['heldout_top1'])}  {event['images_per_second']:.0f} images/s"
+            f"{over}{remaining}"
         )
 
     def say(self, text: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import math
+import statistics
 import time
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 _MOST_BAD_STEPS = 3  # steps in a row without a finite loss, before a stage gives up
+_TIMED_STEPS = 5
 _SAVE = 0.5  # asked for beside the numbers of signals: a checkpoint
 
 
@@ -112,6 +115,18 @@ def train_stage(
     network.eval()
 
 
+def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: Fabric) -> float:
+    """Median time of a step of the stage, on a copy of ``network`` that is thrown away."""
+    plain = replace(stage, epochs=1, distill=0.0)
+    training = _Training(copy.deepcopy(network), splits, plain, fabric, lambda _event: None, None, None)
+    with global_statistics(training.network, fabric.world_size):
+        training._set_up(None)
+        training.wrapped.train()
+        for step, images, labels in itertools.islice(training._batches(0), _TIMED_STEPS):
+            training._step(step, images, labels, 0.0)
+    return training.median_ms()
+
+
 @dataclass
 class _Training:
     """A stage under way."""
@@ -125,6 +140,12 @@ class _Training:
     teacher: nn.Module | None
     state: StageState = field(default_factory=StageState)
     has_teacher: bool = False  # whether the teacher is ready
+    seconds: list[float] = field(default_factory=list)  # of the steps of this epoch
+
+    def median_ms(self) -> float:
+        """Median of the steps since the last call, in milliseconds."""
+        taken, self.seconds = self.seconds, []
+        return 1e3 * statistics.median(taken) if taken else 0.0
 
     def run(
         self,
@@ -221,19 +242,20 @@ class _Training:
     def _step(self, step: int, images: Tensor, labels: Tensor, asked: float) -> float:
         """One step of the optimiser, or none where the loss is not finite; the most that any process asks for."""
         epoch, stage, network, fabric = self.state.epoch, self.stage, self.network, self.fabric
+        began = time.perf_counter()
         progress = (epoch + step / self.steps) / stage.epochs
         warmup = stage.warmup_epochs / stage.epochs
         rate = learning_rate(stage.lr, stage.schedule, progress, warmup, stage.milestones)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(seed_of(self.order.seed, epoch, step, fabric.global_rank))  # dropout's
-        statistics = [buffer.clone() for buffer in network.buffers()]
+        buffers = [buffer.clone() for buffer in network.buffers()]
         size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
         task, value, of_all = self._backward(images, labels, size, asked)
         if not math.isfinite(value):  # one bad batch must reach neither weights nor statistics; a row is divergence
             self.bad += 1
             self.optimizer.zero_grad(set_to_none=True)
-            for buffer, before in zip(network.buffers(), statistics, strict=True):
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             if self.bad > _MOST_BAD_STEPS or (step + 1 == self.steps and not self.state.images):
                 raise InputError(
@@ -248,6 +270,7 @@ class _Training:
             self.state.images += size
         self.state.step = step + 1
         self.rate = rate
+        self.seconds.append(time.perf_counter() - began)
         where = {"stage": stage.name, "epoch": epoch, "epochs": stage.epochs, "step": step, "steps": self.steps}
         self.on_event({"event": "step", **where, "loss": value})
         return of_all
@@ -304,7 +327,8 @@ class _Training:
         state, stage = self.state, self.stage
         event = {"event": "epoch", "stage": stage.name, "epoch": state.epoch + 1, "epochs": stage.epochs}
         event |= {"steps": self.steps, "loss": state.loss_sum / max(1, state.images), "heldout_top1": top1, "lr": self.rate}
-        self.on_event({**event, "seconds": round(seconds, 3), "images_per_second": round(images / max(trained, 1e-9), 1)})
+        event |= {"seconds": round(seconds, 3), "images_per_second": round(images / max(trained, 1e-9), 1)}
+        self.on_event({**event, "step_ms": round(self.median_ms(), 3)})
 
 
 def _stopped(number: int, stage: Stage, state: StageState, saved: bool) -> Stopped:
