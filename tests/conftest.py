@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as lrexport's entry point does, before torch is imported
+
 import signal
 from collections.abc import Iterator
 from pathlib import Path
