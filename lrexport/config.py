@@ -48,6 +48,7 @@ TRAINING = (
     "weight_decay",
     "schedule",
     "milestones",
+    "log_to",
     "warmup_epochs",
     "distill",
     "heldout",
@@ -98,7 +99,7 @@ class TrainConfig:
 
     ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
     the kind of sparsity are those of equation 3. ``keep`` are patterns of layers that stay dense. ``lr`` drives SVD
-    training and fine-tuning, ``dense_lr`` dense training.
+    training and fine-tuning, ``dense_lr`` dense training. ``log_to`` are services that training is logged to as well.
     """
 
     model: str
@@ -130,6 +131,7 @@ class TrainConfig:
     compile: bool = False
     workers: int | None = None
     checkpoint_minutes: float = 30.0
+    log_to: tuple[str, ...] = ()
     seed: int = 0
     heldout: float = 0.1
 

@@ -27,6 +27,7 @@ from lrexport.progress import Progress, is_stopped, take_up
 from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Earlier, Record, Result, load_record
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import make_fabric
+from lrexport.training.loggers import Loggers, check_installed
 from lrexport.training.scoring import score
 
 Event = dict[str, Any]
@@ -60,6 +61,7 @@ class Job:
     on_event: OnEvent
     progress: Progress
     lock: RunLock | None
+    loggers: Loggers
     dense_epochs: int = 0
     svd_epochs: int = 0
     fine_tune_epochs: int = 0
@@ -69,6 +71,7 @@ class Job:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.loggers.close(done=exception[0] is None)
         if self.lock is not None:
             self.lock.release()
 
@@ -107,7 +110,7 @@ class Job:
 
 def open_job(config: TrainConfig, run: Path, on_event: OnEvent, opening: Opening) -> Job:
     """A new run of a model. The folder, the model, the weights and the data are checked before any training."""
-    fabric = make_fabric(config.device, config.precision, config.devices, config.nodes)
+    fabric = _begin(config)
     _check_free(run, fabric, opening)
     recipe, splits, network = _from_model(config)
     svd = to_svd_form(copy.deepcopy(network), recipe, config)
@@ -127,7 +130,7 @@ def reopen_job(
 
     From the dense one, the choices ``anew`` are ``config``'s; all others of finished stages stay what they were.
     """
-    fabric = make_fabric(config.device, config.precision, config.devices, config.nodes)
+    fabric = _begin(config)
     before = load_record(source)
     recipe = from_record(before.model)
     if run.resolve() != source.resolve():
@@ -193,6 +196,12 @@ def torch_result(network: nn.Module, input_shape: tuple[int, ...], notes: list[s
     return Result(macs=counted.total, macs_counted_on="torch", params=params)
 
 
+def _begin(config: TrainConfig) -> Any:
+    """Where it is going to train, and that whatever it needs there is installed."""
+    check_installed(config.log_to)
+    return make_fabric(config.device, config.precision, config.devices, config.nodes)
+
+
 def _job(
     config: TrainConfig,
     run: Path,
@@ -210,6 +219,7 @@ def _job(
             return
         if event["event"] not in ("step", "pruning"):  # these are for who watches
             files.append_json_line(run / LOG, event)
+        loggers(event)
         on_event(event)
 
     if fabric.world_size > 1 and splits is None:
@@ -227,12 +237,14 @@ def _job(
             lock.release()
         raise
     fabric.launch()
+    watched = config.log_to if fabric.is_global_zero and splits else ()
+    loggers = Loggers(watched, run, config.to_record(), on_event)
     record.data = splits.to_record() if splits else None
     ran = {"device": str(fabric.device), "precision": str(fabric.strategy.precision.precision)}
     if fabric.world_size > 1:
         ran["processes"] = str(fabric.world_size)
     record.environment = {**environment(), **ran}
-    return Job(run, config, recipe, record, splits, dense, svd, fabric, log, progress, lock)
+    return Job(run, config, recipe, record, splits, dense, svd, fabric, log, progress, lock, loggers)
 
 
 def _check_free(run: Path, fabric: Any, opening: Opening) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STATE, PRUNED = "state.json", "pruned.safetensors"
 # What may be another when a run is taken up again: none of it changes a result.
-_FREE = ("workers", "checkpoint_minutes", "download")
+_FREE = ("workers", "checkpoint_minutes", "download", "log_to")
 _SHOWN = 10
 
 

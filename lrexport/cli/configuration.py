@@ -93,24 +93,30 @@ def _options(command: click.Command) -> dict[str, click.Option]:
 
 
 def _checked(settings: Settings, key: str, value: Any, parameter: click.Option, command: str = "") -> Any:
-    given = [str(item) for item in value] if isinstance(value, list) else value
-    wanted = parameter.type
     if parameter.multiple:
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items):
             raise _wrong(settings, key, f"{key} is {value!r}, text or a list of texts was wanted", command)
+        for item in items:
+            _converted(settings, key, item, parameter, command)
         return items
     if parameter.is_flag:
         if not isinstance(value, bool):
             raise _wrong(settings, key, f"{key} is a {kind(value)}, true or false was wanted", command)
         return value
     if isinstance(value, bool | dict):
-        raise _wrong(settings, key, f"{key} is a {kind(value)}, one value ({wanted.name}) was wanted", command)
+        raise _wrong(settings, key, f"{key} is a {kind(value)}, one value ({parameter.type.name}) was wanted", command)
+    return _converted(settings, key, value, parameter, command)
+
+
+def _converted(settings: Settings, key: str, value: Any, parameter: click.Option, command: str) -> str:
+    """The value as the command line would have it, which the option takes."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     try:
-        wanted.convert(str(given) if not isinstance(given, list) else ",".join(given), parameter, None)
+        parameter.type.convert(text, parameter, None)
     except (click.BadParameter, UsageError) as error:
         raise _wrong(settings, key, f"{key} = {value!r}: {error}", command) from error
-    return str(given) if not isinstance(given, list) else ",".join(given)
+    return text
 
 
 def _unknown(

@@ -218,6 +218,12 @@ def training_options() -> Callable[[Command], Command]:
         switch_option(made, "compile", "Train through torch.compile."),
         _option(made, "workers", click.IntRange(0), "N", "Processes that read images from disk [default: one a core]."),
         number_option(made, "checkpoint_minutes", "Longest time between checkpoints; there is one after every epoch."),
+        click.option(
+            "--log-to",
+            multiple=True,
+            type=click.Choice(("tensorboard", "mlflow", "wandb")),
+            help="Log training there as well as to log.jsonl; repeatable.",
+        ),
         _option(made, "seed", int, "N", "Of weights, order and augmentation."),
     )
 

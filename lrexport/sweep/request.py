@@ -20,7 +20,7 @@ DEFAULT_SPACE = "macs=0.2..0.8"
 # SVD training also has these of the choices that fine-tuning has.
 _SHARED_WITH_FINE_TUNING = ("lr", "distill")
 # What may differ between the machines of a sweep.
-_NOT_COMPARED = ("download", "device", "devices", "nodes", "workers", "checkpoint_minutes")
+_NOT_COMPARED = ("download", "device", "devices", "nodes", "workers", "checkpoint_minutes", "log_to")
 _TRAIN = {field.name for field in fields(TrainConfig)}
 
 

@@ -1,0 +1,173 @@
+"""Where training can be watched besides log.jsonl: TensorBoard, MLflow, Weights & Biases; each is an extra of its own.
+
+Every stage has its own axis, its optimiser steps from 1. At each epoch's last step stand ``loss``, ``heldout_top1``, ``lr``
+and ``images_per_second``; ``step_loss`` every STEPS steps.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from lrexport.artifacts import files
+from lrexport.errors import DeviceError
+
+LOGS = "logs"  # the folder in a run
+STEPS = 20
+PROJECT = "lrexport"
+_OF_EPOCH = ("loss", "heldout_top1", "lr", "images_per_second")
+
+
+class Logger(Protocol):
+    """One of the services. ``step`` is the stage's."""
+
+    def log(self, stage: str, values: Mapping[str, float], step: int) -> None: ...
+
+    def close(self, done: bool) -> None: ...
+
+
+class TensorBoard:
+    """Event files in ``RUN/logs/tensorboard/STAGE``, by Lightning Fabric's logger.
+
+    A stage that goes on takes back what an earlier life logged beyond the step that it goes on from.
+    """
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        self._root = run / LOGS
+        self._stages: dict[str, Any] = {}
+
+    def log(self, stage: str, values: Mapping[str, float], step: int) -> None:
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+        if stage not in self._stages:
+            self._stages[stage] = TensorBoardLogger(self._root, name="tensorboard", version=stage, purge_step=step)
+        self._stages[stage].log_metrics(dict(values), step)
+        self._stages[stage].save()  # what a process that is killed has logged is there
+
+    def close(self, done: bool) -> None:
+        for logger in self._stages.values():
+            logger.finalize("success" if done else "stopped")
+
+
+class MLflow:
+    """A run of MLflow's where MLFLOW_TRACKING_URI says, in MLFLOW_EXPERIMENT_NAME or ``lrexport``; resumed by its id."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self._client, kept = mlflow.MlflowClient(), run / LOGS / "mlflow.id"
+        if kept.is_file():
+            self._id = kept.read_text(encoding="utf-8").strip()
+            self._client.update_run(self._id, status="RUNNING")
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = mlflow.set_experiment(name).experiment_id
+        self._id = self._client.create_run(experiment, run_name=run.name).info.run_id
+        _keep(kept, self._id)
+        for key, value in config.items():
+            self._client.log_param(self._id, key, value)
+
+    def log(self, stage: str, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._id, f"{stage}/{name}", value, step=step)
+
+    def close(self, done: bool) -> None:
+        self._client.set_terminated(self._id, "FINISHED" if done else "KILLED")
+
+
+class WandB:
+    """A run of Weights & Biases, in WANDB_PROJECT or ``lrexport``; resumed by its id."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        kept = run / LOGS / "wandb.id"
+        known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
+        name = os.environ.get("WANDB_PROJECT", PROJECT)
+        made = known or secrets.token_hex(8)
+        files.make_run_folder(run / LOGS)
+        self._run = wandb.init(
+            project=name, name=run.name, id=made, resume="allow", dir=str(run / LOGS), config=dict(config)
+        )
+        if not known:
+            _keep(kept, made)
+        self._stages: set[str] = set()
+
+    def log(self, stage: str, values: Mapping[str, float], step: int) -> None:
+        if stage not in self._stages:  # the service's own steps may never go back, as those of a new stage do
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            self._stages.add(stage)
+        self._run.log({**{f"{stage}/{name}": value for name, value in values.items()}, f"{stage}/step": step})
+
+    def close(self, done: bool) -> None:
+        self._run.finish(exit_code=0 if done else 1)
+
+
+_KINDS: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
+}
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises DeviceError with the pip command for the first of the services whose package is missing."""
+    for name in names:
+        missing = None
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            missing = error.name or name
+        else:
+            if module.__file__ is None:  # a folder of that name, as wandb and mlflow leave one, passes for a package
+                missing = name
+        if missing is not None:
+            raise DeviceError(f"--log-to {name} needs {missing}", f"Install it with: pip install 'lrexport[{name}]'")
+
+
+class Loggers:
+    """Hands a run's events on to the services ``names``. One that fails is told of and left out: training goes on."""
+
+    def __init__(
+        self, names: Sequence[str], run: Path, config: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._on_event = on_event
+        self._loggers: dict[str, Logger] = {}
+        for name in dict.fromkeys(names):
+            self._try(name, partial(self._begin, name, run, config))
+
+    def _begin(self, name: str, run: Path, config: Mapping[str, Any]) -> None:
+        self._loggers[name] = _KINDS[name](run, config)
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Log epochs and some steps; other events are log.jsonl's alone."""
+        if event["event"] == "epoch":
+            values, step = {name: event[name] for name in _OF_EPOCH}, event["epoch"] * event["steps"]
+        elif event["event"] == "step":
+            values, step = {"step_loss": event["loss"]}, event["epoch"] * event["steps"] + event["step"] + 1
+        if event["event"] == "epoch" or (event["event"] == "step" and step % STEPS == 0):
+            for name, logger in list(self._loggers.items()):
+                self._try(name, partial(logger.log, event["stage"], values, step))
+
+    def close(self, done: bool) -> None:
+        """Write what is left; ``done`` says whether the run came to its end."""
+        for name, logger in list(self._loggers.items()):
+            self._try(name, partial(logger.close, done))
+
+    def _try(self, name: str, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever a service, its network or its disk come up with
+            self._loggers.pop(name, None)
+            first = next(iter(str(error).splitlines()), "")
+            self._on_event({"event": "warning", "text": f"{name} is left out from here on: {type(error).__name__}: {first}"})
+
+
+def _keep(path: Path, name: str) -> None:
+    files.make_run_folder(path.parent)
+    files.write_bytes(path, name.encode())
