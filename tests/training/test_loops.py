@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
-from lrexport.errors import InputError
+from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.svd_form import factors
 from lrexport.training.engine import make_fabric, to_fast_layout
@@ -170,3 +171,26 @@ def test_the_fast_layout_is_for_weights_of_four_axes_and_changes_no_value() -> N
     assert not net.flat.weight.is_contiguous()
     assert net.deep.weight.is_contiguous()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_the_same() -> None:
+    plain, compiled = network(), network()
+    one = train(plain, Stage("dense", epochs=1, lr=0.05, batch_size=64))
+    other = train(compiled, Stage("dense", epochs=1, lr=0.05, batch_size=64, compile=True))
+    assert other[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=1e-4)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_portions_of_a_batch_give_the_gradients_of_the_whole() -> None:
+    whole, portions = network(), network()
+    one = train(whole, Stage("dense", epochs=2, lr=0.05, batch_size=50))
+    other = train(portions, Stage("dense", epochs=2, lr=0.05, batch_size=50, accumulate=4))
+    losses = [[event["loss"] for event in events if event["event"] == "step"] for events in (one, other)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_batch_that_cannot_be_portioned_is_refused() -> None:
+    with pytest.raises(UsageError, match="a batch of 2 images cannot be shared by 1 processes in 3 portions"):
+        train(network(), Stage("dense", epochs=1, lr=0.05, batch_size=2, accumulate=3))

@@ -1,0 +1,42 @@
+"""How a stage of training trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lrexport.training.optimizers import Optimizer
+from lrexport.training.schedules import MILESTONES, Schedule, learning_rate
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage trains. ``weight_decay`` acts on ordinary weights, never on U, s, V.
+
+    ``batch_size`` images make a step, whatever the number of processes that share them, in ``accumulate`` portions.
+    ``milestones`` are shares of the stage. ``checkpoint_minutes`` is the longest time between two checkpoints; there is one
+    after every epoch in any case.
+    """
+
+    name: str
+    epochs: int
+    lr: float
+    batch_size: int = 128
+    optimizer: Optimizer = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Schedule = "cosine"
+    milestones: tuple[float, ...] = MILESTONES
+    warmup_epochs: float = 0.0
+    distill: float = 0.0
+    temperature: float = 4.0
+    keep_best: bool = True
+    seed: int = 0
+    accumulate: int = 1
+    compile: bool = False
+    checkpoint_minutes: float = math.inf
+
+    def rate(self, progress: float) -> float:
+        """The learning rate at ``progress`` in [0, 1] of the stage."""
+        warmup = self.warmup_epochs / self.epochs
+        return learning_rate(self.lr, self.schedule, progress, warmup, self.milestones)

@@ -1,0 +1,258 @@
+"""A stage of training under way: its steps, what it keeps, when it stops."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrexport.data.images import Splits
+from lrexport.data.order import Order, seed_of
+from lrexport.errors import InputError, Stopped
+from lrexport.lowrank.tracing import fast_layout
+from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
+from lrexport.training.engine import to_fast_layout
+from lrexport.training.optimizers import make_optimizer
+from lrexport.training.scoring import score
+from lrexport.training.stage import Stage
+from lrexport.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+_MOST_BAD_STEPS = 3  # steps in a row without a finite loss, before a stage gives up
+_SAVE = 0.5  # asked for beside the numbers of signals: a checkpoint
+
+
+@dataclass
+class StageRun:
+    """One stage, as :func:`lrexport.training.loops.train_stage` describes it."""
+
+    network: nn.Module
+    splits: Splits
+    stage: Stage
+    fabric: Fabric
+    on_event: OnEvent
+    extra_loss: Callable[[], Tensor] | None
+    teacher: nn.Module | None
+    state: StageState = field(default_factory=StageState)
+    has_teacher: bool = False  # whether the teacher is ready
+    seconds: list[float] = field(default_factory=list)  # of the steps of this epoch
+
+    def median_ms(self) -> float:
+        """Median of the steps since the last call, in milliseconds."""
+        taken, self.seconds = self.seconds, []
+        return 1e3 * statistics.median(taken) if taken else 0.0
+
+    def run(
+        self,
+        state: StageState | None,
+        stop: StopRequest,
+        checkpoints: Checkpoints | None,
+        before_epoch: Callable[[int], bool] | None,
+        after_epoch: Callable[[int, nn.Module], None] | None,
+    ) -> None:
+        """All epochs that are left."""
+        stage, network, fabric = self.stage, self.network, self.fabric
+        self.set_up(state)
+        if state is None and stage.keep_best:  # training must not end worse than it began
+            self.state.best_top1 = self._score()
+            self.state.best = copy.deepcopy(network.state_dict())
+        saved = time.monotonic()
+
+        def save() -> None:
+            nonlocal saved
+            if checkpoints is not None:
+                fabric.barrier()  # nobody may still look for what an earlier life left
+                self.state.network, self.state.optimizer = network.state_dict(), optimizer_state(self.optimizer, network)
+                checkpoints.save(self.state)
+                fabric.barrier()
+            saved = time.monotonic()
+
+        if state is None:
+            save()
+        for epoch in range(self.state.epoch, stage.epochs):
+            if before_epoch is not None and self.state.step == 0:
+                self._change(partial(before_epoch, epoch))
+            started, before = time.perf_counter(), self.state.images
+            self.wrapped.train()
+            for step, images, labels in self.batches(epoch):
+                due = checkpoints is not None and time.monotonic() - saved > 60 * stage.checkpoint_minutes
+                asked = self.step(step, images, labels, stop.number or due * _SAVE)
+                if asked:
+                    save()
+                if asked > _SAVE:
+                    raise _stopped(int(asked), stage, self.state, checkpoints is not None)
+            trained = time.perf_counter() - started
+            top1 = self._score()
+            self._tell(top1, trained, time.perf_counter() - started, self.state.images - before)
+            if after_epoch is not None:
+                after_epoch(epoch + 1, network)
+            if stage.keep_best and top1 > self.state.best_top1:  # NaN is never larger
+                self.state.best_top1, self.state.best = top1, copy.deepcopy(network.state_dict())
+            self.state.epoch, self.state.step, self.state.loss_sum, self.state.images = epoch + 1, 0, 0.0, 0
+            save()
+            late = int(self._most(torch.tensor([float(stop.number)])))
+            if late:  # asked while the epoch was scored and saved
+                raise _stopped(late, stage, self.state, checkpoints is not None)
+        if self.state.best is not None:
+            network.load_state_dict(self.state.best)
+
+    def _change(self, change: Callable[[], bool]) -> None:
+        """Let ``change`` put other parameters into the network; the optimiser goes on with those that stay."""
+        known = optimizer_state(self.optimizer, self.network)
+        if change():
+            self.state.optimizer = known
+            del self.wrapped, self.optimizer  # before there is another wrapper of the same network
+            gc.collect()
+            self.set_up(self.state)
+
+    def set_up(self, state: StageState | None) -> None:
+        """Optimiser, wrapped network and order of images; ``state`` is where an earlier life of the stage was."""
+        fabric, stage = self.fabric, self.stage
+        to_fast_layout(self.network)
+        optimizer = make_optimizer(self.network, stage.optimizer, stage.lr, stage.momentum, stage.weight_decay)
+        module: Any = torch.compile(self.network) if stage.compile else self.network
+        self.wrapped, self.optimizer = fabric.setup(module, optimizer)
+        if state is not None:
+            self.state = state
+            restore_optimizer(self.optimizer, self.network, state.optimizer)
+        if self.teacher is not None and not self.has_teacher:
+            self.has_teacher = True
+            frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
+            self.teacher = to_fast_layout(frozen).to(fabric.device)
+        if fabric.device.type == "cuda":  # sets that are in memory stay on the device, augmentation happens there
+            self.splits = self.splits.to(fabric.device)
+        name = zlib.crc32(stage.name.encode())
+        share = {"rank": fabric.global_rank, "world": fabric.world_size, "portions": stage.accumulate}
+        self.order = Order(seed_of(stage.seed, name), **share)
+        self.steps = self.order.steps(len(self.splits.train), stage.batch_size)
+        self.bad = 0
+
+    def batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(step, images, labels) of what is left of an epoch, this process's part."""
+        train, first = self.splits.train, self.state.step
+        order = self.order.of(epoch, first)
+        batches = train.batches(self.stage.batch_size, self.fabric.device, order, self.splits.data.augmentation)
+        for step, (images, labels) in enumerate(batches, first):
+            yield step, images, labels
+
+    def step(self, step: int, images: Tensor, labels: Tensor, asked: float) -> float:
+        """One step of the optimiser, or none where the loss is not finite; the most that any process asks for."""
+        epoch, stage, network, fabric = self.state.epoch, self.stage, self.network, self.fabric
+        began = time.perf_counter()
+        rate = self._rate(epoch, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(seed_of(self.order.seed, epoch, step, fabric.global_rank))  # dropout's
+        buffers = [buffer.clone() for buffer in network.buffers()]
+        size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
+        task, value, of_all = self._backward(images, labels, size, asked)
+        if not math.isfinite(value):  # one bad batch must reach neither weights nor statistics; a row is divergence
+            self.bad += 1
+            self.optimizer.zero_grad(set_to_none=True)
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            if self.bad > _MOST_BAD_STEPS or (step + 1 == self.steps and not self.state.images):
+                raise InputError(
+                    f"the loss is {value} at step {step + 1} of epoch {epoch + 1} ({stage.name}, learning rate {rate:.2g})",
+                    "Try a lower learning rate: with --resume --allow-changes it goes on from the last whole epoch.",
+                )
+        else:
+            self.bad = 0
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.state.loss_sum += task * size
+            self.state.images += size
+        self.state.step = step + 1
+        self.seconds.append(time.perf_counter() - began)
+        where = {"stage": stage.name, "epoch": epoch, "epochs": stage.epochs, "step": step, "steps": self.steps}
+        self.on_event({"event": "step", **where, "loss": value})
+        return of_all
+
+    def _backward(self, images: Tensor, labels: Tensor, size: int, asked: float) -> tuple[float, float, float]:
+        """Gradients of the global batch's mean loss. (task loss, whole loss, asked), the same in all processes.
+
+        The loss is summed up before any gradient is: a gradient of a loss that is not finite is of no use.
+        """
+        stage, fabric = self.stage, self.fabric
+        sizes = self.order.sizes(size)
+        portions = list(zip(fast_layout(images).split(sizes), labels.split(sizes), strict=True))
+        sums = torch.zeros(3, dtype=torch.float64)
+        for number, (part, truth) in enumerate(portions):
+            last = number + 1 == len(portions)
+            with fabric.no_backward_sync(self.wrapped, enabled=not last and fabric.world_size > 1):
+                logits = self.wrapped(part)
+                task = F.cross_entropy(logits, truth)
+                loss = task
+                if self.teacher is not None and stage.distill:
+                    loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, self.teacher(part), stage)
+                # Gradients are averaged over the processes, whose parts of the batch may differ by an image.
+                loss = loss * (len(truth) * fabric.world_size / size)
+                if last and self.extra_loss is not None:
+                    loss = loss + self.extra_loss()
+                sums[0] += float(task.detach()) * len(truth) / size
+                sums[1] += float(loss.detach()) / fabric.world_size
+                if last:
+                    sums = self._sum(sums, asked)
+                if math.isfinite(float(sums[1])) if last else math.isfinite(float(loss.detach())):
+                    fabric.backward(loss)
+                elif not last:
+                    sums[1] = math.nan  # and what came before it is thrown away
+        return float(sums[0]), float(sums[1]), float(sums[2])
+
+    def _sum(self, sums: Tensor, asked: float) -> Tensor:
+        """Over the processes; of what they ask for the largest."""
+        sums[2] = asked
+        if self.fabric.world_size == 1:
+            return sums
+        total: Any = self.fabric.all_reduce(sums[:2].to(self.fabric.device), reduce_op="sum")
+        return torch.cat([total.cpu(), self._most(sums[2:])])
+
+    def _most(self, asked: Tensor) -> Tensor:
+        """The largest over the processes."""
+        most: Any = self.fabric.all_reduce(asked.to(self.fabric.device), reduce_op="max")
+        found: Tensor = most.cpu()
+        return found
+
+    def _rate(self, epoch: int, step: int) -> float:
+        return self.stage.rate((epoch + step / self.steps) / self.stage.epochs)
+
+    def _score(self) -> float:
+        return score(self.wrapped, self.splits.heldout, self.fabric.device, "heldout", fabric=self.fabric).top1
+
+    def _tell(self, top1: float, trained: float, seconds: float, images: int) -> None:
+        state, stage = self.state, self.stage
+        event = {"event": "epoch", "stage": stage.name, "epoch": state.epoch + 1, "epochs": stage.epochs}
+        event |= {
+            "steps": self.steps,
+            "loss": state.loss_sum / max(1, state.images),
+            "heldout_top1": top1,
+            "lr": self._rate(state.epoch, state.step - 1),
+        }
+        event |= {"seconds": round(seconds, 3), "images_per_second": round(images / max(trained, 1e-9), 1)}
+        self.on_event({**event, "step_ms": round(self.median_ms(), 3)})
+
+
+def _stopped(number: int, stage: Stage, state: StageState, saved: bool) -> Stopped:
+    where = f"stopped in {stage.name} training, after step {state.step} of epoch {state.epoch + 1}"
+    return Stopped(number, where, "The same command with --resume goes on from there." if saved else None)
+
+
+def _distillation(logits: Tensor, teacher_logits: Tensor, stage: Stage) -> Tensor:
+    """Hinton et al. 2015 (arXiv 1503.02531): KL divergence of softened outputs, scaled by T² to keep the gradient's size."""
+    soft, target = (F.log_softmax(z / stage.temperature, dim=1) for z in (logits, teacher_logits))
+    return F.kl_div(soft, target, reduction="batchmean", log_target=True) * stage.temperature**2
