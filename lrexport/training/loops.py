@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Stage", "step_milliseconds", "train_stage"]
-_TIMED_STEPS = 5
+_WARM_UP_STEPS, _TIMED_STEPS = 3, 7
 
 
 def train_stage(
@@ -79,6 +79,8 @@ def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: 
     with global_statistics(training.network, fabric.world_size):
         training.set_up(None)
         training.wrapped.train()
-        for step, images, labels in itertools.islice(training.batches(0), _TIMED_STEPS):
+        for step, images, labels in itertools.islice(training.batches(0), _WARM_UP_STEPS + _TIMED_STEPS):
+            if step == _WARM_UP_STEPS:
+                training.median_ms()
             training.step(step, images, labels, 0.0)
     return training.median_ms()
