@@ -16,11 +16,12 @@ from lrexport.errors import DeviceError, InputError
 from lrexport.units import format_bytes
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], size_bytes: int | None = None) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it over ``path``.
 
     Temp file, fsync, rename, fsync of the folder: after a crash at any moment ``path`` holds either the old content or
-    the new, whole. Raises DeviceError when the disk is full or the folder cannot be written; the temporary file is gone.
+    the new, whole. Raises DeviceError when the disk is full, with ``size_bytes`` as what is needed, or the folder cannot be
+    written; the temporary file is gone.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -37,14 +38,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _write_failed(path, error) from error
+        temporary.unlink(missing_ok=True)  # before the free space is looked at
+        raise _write_failed(path, error, size_bytes) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` atomically."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), len(content))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,12 +60,16 @@ def append_json_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a file, which need not be there yet. Raises DeviceError."""
+    """Append to a file, which need not be there yet, all or nothing. Raises DeviceError."""
+    content = text.encode()
+    before = path.stat().st_size if path.exists() else 0
     try:
-        with open(path, "a", encoding="utf-8") as stream:
-            stream.write(text)
+        with open(path, "ab") as stream:
+            stream.write(content)
     except OSError as error:
-        raise _write_failed(path, error) from error
+        if path.exists():
+            os.truncate(path, before)
+        raise _write_failed(path, error, len(content)) from error
 
 
 def truncate(path: Path, size_bytes: int) -> None:
@@ -106,10 +112,14 @@ def make_run_folder(path: Path) -> Path:
     return path
 
 
-def _write_failed(path: Path, error: OSError) -> DeviceError:
-    if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(path.parent).free
-        return DeviceError(f"disk full while writing {path}: {format_bytes(free)} free", "The previous file was kept.")
+def _write_failed(path: Path, error: OSError, size_bytes: int | None = None) -> DeviceError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        needed = "" if size_bytes is None else f"{format_bytes(size_bytes)} needed, "
+        free = format_bytes(shutil.disk_usage(path.parent).free)
+        return DeviceError(
+            f"disk full while writing {path}: {needed}{free} free",
+            "What was there before was kept. Make room; training then goes on with --resume.",
+        )
     return DeviceError(f"cannot write {path}: {error.strerror}", "Choose a folder that this user may write with -o.")
 
 

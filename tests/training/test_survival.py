@@ -1,0 +1,115 @@
+"""A stage that was stopped goes on as if it never had been; what is never the best; memory that runs out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
+from lrexport.errors import DeviceError, Stopped
+from lrexport.lowrank.decompose import decompose
+from lrexport.lowrank.regularisers import losses
+from lrexport.training.checkpoints import Checkpoints
+from lrexport.training.engine import make_fabric
+from lrexport.training.loops import Stage, train_stage
+
+STAGE = Stage("svd", epochs=3, lr=0.01, batch_size=32, keep_best=False)
+
+
+def splits() -> Splits:
+    labels = torch.arange(200) % 2
+    noise = torch.randint(0, 120, (200, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+    part = ArraySet((noise + 100 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+    return hold_out(ImageData("bright", ["dark", "bright"], part, part), 0.2)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(12, 12, 3), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(48, 2))
+
+
+def train(stage: Stage, on_event: Callable[[dict[str, Any]], None], folder: Path | None = None) -> nn.Module:
+    """SVD training with the regularisers of equation 3, as ``compress`` does it."""
+    svd = decompose(network(), (3, 6, 6))
+    extra = partial(losses, svd, 1.0, 0.1, "hoyer")
+    kept = Checkpoints(folder, stage.name) if folder is not None else None
+    train_stage(svd.network, splits(), stage, make_fabric("cpu", "float32"), on_event, extra, checkpoints=kept)
+    return svd.network
+
+
+def ignore(event: dict[str, Any]) -> None: ...
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_two_epochs_a_checkpoint_and_one_more_are_three_to_the_bit(optimizer: Any, schedule: Any, tmp_path: Path) -> None:
+    stage = Stage("svd", 3, 0.01, batch_size=32, keep_best=False, optimizer=optimizer, schedule=schedule)
+    whole = train(stage, ignore)
+
+    def stop_after_two(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="after step 0 of epoch 3"):
+        train(stage, stop_after_two, tmp_path)
+    later: list[dict[str, Any]] = []
+    again = train(stage, later.append, tmp_path)
+    assert [event["epoch"] for event in later if event["event"] == "epoch"] == [3]
+    for (name, mine), theirs in zip(again.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_a_metric_that_is_not_a_number_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = itertools.chain([0.1, math.nan, 0.6, math.nan])
+    monkeypatch.setattr("lrexport.training.stage_run.score", lambda *_, **__: SimpleNamespace(top1=next(scores)))
+    states: list[dict[str, torch.Tensor]] = []
+    net = network()
+
+    def remember(epoch: int, trained: nn.Module) -> None:
+        states.append({name: value.clone() for name, value in trained.state_dict().items()})
+
+    train_stage(net, splits(), Stage("dense", 3, 0.01, 32), make_fabric("cpu", "float32"), ignore, after_epoch=remember)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, states[1][name])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+        MemoryError(),
+    ],
+    ids=["CUDA", "CPU", "Apple", "Python"],
+)
+def test_memory_that_runs_out_is_said_with_the_batch_and_what_to_try(error: Exception) -> None:
+    def extra() -> torch.Tensor:
+        raise error
+
+    stage = Stage("dense", 1, 0.01, batch_size=32, accumulate=2)
+    with pytest.raises(DeviceError) as said:
+        train_stage(network(), splits(), stage, make_fabric("cpu", "float32"), ignore, extra)
+    assert said.value.message == "out of memory on cpu in dense training, with --batch-size 32 in 2 portions"
+    assert "--accumulate 4" in str(said.value.hint)
+    assert "smaller --batch-size" in str(said.value.hint)
+
+
+def test_any_other_error_of_a_step_is_left_as_it_is() -> None:
+    def extra() -> torch.Tensor:
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        train_stage(network(), splits(), STAGE, make_fabric("cpu", "float32"), ignore, extra)
