@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from lrexport import stages
 from lrexport.config import BY_SVD_TRAINING, SVD_TRAINING, CompressConfig, Goal, TrainConfig
@@ -16,7 +17,8 @@ from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plans import Choice, read_choices
 from lrexport.pruning import Pruning, schemes_considered
-from lrexport.record import Record
+from lrexport.progress import is_stopped
+from lrexport.record import RECORD, SVD, Record, load_record
 from lrexport.speed import Speed, measure_speed
 from lrexport.training.engine import make_fabric, with_float64
 
@@ -32,10 +34,12 @@ def compress(
     """Everything up to the fine-tuned folded network; from the run ``source`` on, where one is given.
 
     With ``resume`` a run that was stopped is taken up where it was, as long as the same is asked of it, or with
-    ``allow_changes`` whatever is asked. Of several processes the first writes, and its record alone is whole.
+    ``allow_changes`` whatever is asked; one that is finished is left as it is. Of several processes the first writes, and its record alone is whole.
     """
     if config.falling_ranks and source is not None:
         raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model anew for that.")
+    if resume and source is None and (finished := _finished(run, on_event, "compressed")):
+        return finished
     choices = _choices(config.goal)
     asked = {"command": "compress", "source": str(source) if source else None, **config.to_record()}
     opening = Opening(asked, resume, allow_changes)
@@ -77,6 +81,8 @@ def train(
     """
     if config.data is None:
         raise UsageError("train needs data", "Give --data; without data, compress alone is training-free.")
+    if resume and (finished := _finished(run, on_event, "svd")):
+        return finished
     asked = {"command": "train", "source": str(source) if source else None, **config.to_record()}
     opening = Opening(asked, resume, allow_changes)
     with _open(config, run, on_event, source, opening, anew=SVD_TRAINING) as job:
@@ -85,6 +91,17 @@ def train(
         stages.train_svd(job)
         stages.leave(job)
         return job.record
+
+
+def _finished(run: Path, on_event: OnEvent, what: Literal["compressed", "svd"]) -> Record | None:
+    """The record of a run that has come to its end, so that a job that is started once more has nothing to do."""
+    if is_stopped(run) or not (run / RECORD).is_file():
+        return None
+    record = load_record(run)
+    if (record.results.compressed if what == "compressed" else record.files.get(SVD)) is None:
+        return None
+    on_event({"event": "finished", "run": str(run)})
+    return record
 
 
 def _open(

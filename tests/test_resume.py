@@ -140,6 +140,15 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it(whole: Pa
         same_but_for_time(folder / f"save-{name}", whole)
 
 
+def test_a_run_that_is_finished_is_left_as_it_is(whole: Path, folder: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
+    again = Forked(folder, *COMMAND, "-o", "whole", "--resume")
+    assert again.wait() == 0
+    assert "whole is finished: there is nothing to resume" in again.output
+    assert "top-1" in again.output
+    assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
 def stop_in_svd_training(folder: Path, name: str, *command: str) -> None:
     stopped = Forked(folder, *command, "-o", name)
     stopped.until("SVD training: epoch 1/")

@@ -174,6 +174,8 @@ class Progressing:
             self.say(f"the dense network takes {format_ms(event['dense'])} on {event['target']}; table in {event['table']}")
         elif kind == "pruning":
             self.say(f"choosing ranks, with {event['images']} training images without their labels")
+        elif kind == "finished":
+            self.say(f"{event['run']} is finished: there is nothing to resume")
         elif kind == "cut":
             share = format_percent(event["macs_share"])
             self.say(f"SVD training: {event['layers']} layers cut to {share} of the MACs")
