@@ -16,8 +16,8 @@ from lrexport.lowrank.selection import Selection
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plans import Choice, read_choices
-from lrexport.pruning import Pruning, schemes_considered
 from lrexport.progress import is_stopped
+from lrexport.pruning import Pruning, schemes_considered
 from lrexport.record import RECORD, SVD, Record, load_record
 from lrexport.speed import Speed, measure_speed
 from lrexport.training.engine import make_fabric, with_float64
