@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lrexport.data.augment import Augmentation
 from lrexport.data.folder import load_folder
 from lrexport.data.images import MEAN, STD, ArraySet
 from lrexport.data.order import Order
@@ -57,6 +59,24 @@ def test_a_streamed_set_gives_what_the_one_in_memory_gives(root: Path) -> None:
     assert streamed.train.subset(torch.tensor([5])).labels.tolist() == [1]
     shuffled = list(streamed.train.batches(4, torch.device("cpu"), Order(0), streamed.augmentation))
     assert [tuple(images.shape) for images, _ in shuffled] == [(4, 3, 16, 16)] * 2
+
+
+def test_streamed_crops_depend_on_the_image_alone_not_on_who_reads_it(root: Path) -> None:
+    train = load_folder("x", root, SHAPE, in_memory=False).train
+
+    def batches(order: Order, workers: int) -> list[torch.Tensor]:
+        part = replace(train, workers=workers)
+        return [images for images, _ in part.batches(4, torch.device("cpu"), order, Augmentation(0, flip=True))]
+
+    whole = batches(Order(3, epoch=1), workers=2)
+    for found, wanted in zip(batches(Order(3, epoch=1), workers=0), whole, strict=True):
+        assert torch.equal(found, wanted)
+    (late,) = batches(Order(3, epoch=1, first=1), workers=1)  # as a run that was stopped goes on
+    assert torch.equal(late, whole[1])
+    for rank in (0, 1):  # as two processes share a batch
+        for found, wanted in zip(batches(Order(3, 1, rank=rank, world=2), workers=0), whole, strict=True):
+            assert torch.equal(found, wanted[rank::2])
+    assert not torch.equal(batches(Order(3, epoch=2), workers=0)[0], whole[0])
 
 
 def test_a_damaged_image_is_named(root: Path) -> None:

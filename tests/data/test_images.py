@@ -95,3 +95,23 @@ def test_the_embedded_digits_fit_the_network_that_asks() -> None:
     assert load_data("digits", (1, 8, 8)).train.images.shape[1:] == (1, 8, 8)
     assert digits.augmentation is not None
     assert not digits.augmentation.flip
+
+
+@given(images=st.integers(1, 90), size=st.integers(1, 40), world=st.integers(1, 4), portions=st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_processes_share_the_batches_of_one_and_nothing_else(images: int, size: int, world: int, portions: int) -> None:
+    pixels = torch.randint(0, 256, (images, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    part, vary = ArraySet(pixels, torch.arange(images)), Augmentation(padding=2, flip=True)
+    orders = [Order(1, 2, rank=rank, world=world, portions=portions) for rank in range(world)]
+    alone = list(part.batches(size, CPU, Order(1, 2), vary))
+    for rank, order in enumerate(orders):
+        mine = list(part.batches(size, CPU, order, vary))
+        assert len(mine) == order.steps(images, size) <= len(alone)
+        for (varied, labels), (all_varied, all_labels) in zip(mine, alone, strict=False):
+            places = order.part(len(all_labels))
+            assert torch.equal(labels, all_labels[places])
+            assert torch.equal(varied, all_varied[places])
+            assert order.sizes(len(all_labels)) == [len(p[rank::world]) for p in all_labels.chunk(portions)]
+    for number in range(orders[0].steps(images, size)):
+        together = torch.cat([order.part(len(alone[number][1])) for order in orders])
+        assert together.sort().values.tolist() == list(range(len(alone[number][1])))
