@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUDGETS = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
 REPORTS = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def test_the_training_loop_runs_as_written_in_under_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +54,14 @@ class _Late:
         self.model.zero_grad()
 
 
-@pytest.mark.parametrize(("text", "least"), [(README, 8), (BUDGETS, 5), (REPORTS, 5)], ids=["README", "budgets", "reports"])
-def test_every_command_parses(text: str, least: int) -> None:
+@pytest.mark.parametrize(
+    ("text", "least"),
+    [(README, 8), (BUDGETS, 5), (REPORTS, 5), (TRAINING, 8)],
+    ids=["README", "budgets", "reports", "training"],
+)
+def test_every_command_parses(text: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").touch()
     found = commands(text)
     assert len(found) >= least
     for line in found:
