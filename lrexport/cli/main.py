@@ -102,14 +102,26 @@ def _unexpected(error: Exception) -> int:
     """Whatever no one foresaw: memory that ran out, or a fault of ours."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         _complain("out of memory", "Try a smaller --batch-size, or --device cpu.")
+    elif _process() is not None and "by peer" in str(error):  # gloo: connection closed, or reset, by peer
+        _complain("another process of this run ended", "What that one said is the reason.")
     else:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         _complain(f"unexpected {type(error).__name__}: {first}", "--debug before the command shows where.")
     return 4
 
 
+def _process() -> int | None:
+    """Which of several processes this is, None where there is one. torch is asked only where it is in use."""
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    rank: int = distributed.get_rank()
+    return rank
+
+
 def _complain(message: str, hint: str | None) -> None:
-    click.echo(f"lrexport: {plain_lines(message)}", err=True)
+    who = f"process {_process()}: " if _process() else ""  # not the first, which speaks for all where all fail alike
+    click.echo(f"lrexport: {who}{plain_lines(message)}", err=True)
     if hint:
         click.echo(f"  {plain_lines(hint)}", err=True)
 

@@ -189,3 +189,34 @@ def test_the_command_itself_ends_with_4_when_memory_runs_out_elsewhere(
     monkeypatch.setattr("lrexport.pipeline.train", out_of_memory)
     assert run(list(TRAIN)) == 4
     assert "out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "who"), [(0, "lrexport: "), (3, "lrexport: process 3: ")])
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            RuntimeError("pair.cc:553] Connection closed by peer [10.0.0.1]:29621. GLHF!"),
+            4,
+            "another process of this run ended",
+        ),
+        (DeviceError("disk full"), 4, "disk full"),
+    ],
+)
+def test_of_several_processes_it_is_said_which_one_failed_and_which_only_followed(
+    error: Exception,
+    code: int,
+    words: str,
+    rank: int,
+    who: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lrexport.pipeline.train", fail)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    assert run(list(TRAIN)) == code
+    assert capsys.readouterr().err.startswith(f"{who}{words}")
