@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from lrexport.cli.goals import compress_config, goal_options, pruning_options
 from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, resume_options, switch_option, training_options
-from lrexport.cli.recipes import RecipeCommand, recipe_options
+from lrexport.cli.recipes import RECIPE, RecipeCommand, recipe_options
 from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig
 from lrexport.errors import UsageError
 
@@ -102,6 +102,10 @@ def _say_unused(data: str | None, source: Path | None) -> None:
         return
     context = click.get_current_context()
     unused = ["--" + n.replace("_", "-") for n in TRAINING if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    if context.meta.get(RECIPE) and any(
+        context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in TRAINING
+    ):
+        unused.append(f"what the recipe {context.meta[RECIPE]} says of training")
     if unused:
         note(f"note: without --data nothing is trained; these do nothing: {', '.join(unused)}")
 

@@ -25,7 +25,8 @@ from lrexport.config import CompressConfig
 from lrexport.escape import visible
 
 TAKERS = ("compress", "train")  # the commands with --recipe
-_PLACES = "lrexport.places"  # in a context's meta
+# In a context's meta: the recipe that is followed, and where each value stands.
+RECIPE, _PLACES = "lrexport.recipe", "lrexport.places"
 
 
 class RecipeCommand(click.Command):
@@ -74,7 +75,7 @@ def _follow(context: click.Context, parameter: click.Parameter, recipe: str | No
     of_files = replace(of_files, places=context.meta[_PLACES])
     named_in_file = context.get_parameter_source("recipe") is ParameterSource.DEFAULT_MAP
     both = _merged(said, of_files) if named_in_file else _merged(of_files, said)
-    context.default_map, context.meta[_PLACES] = both.values, both.places
+    context.default_map, context.meta[_PLACES], context.meta[RECIPE] = both.values, both.places, recipe
     return recipe
 
 

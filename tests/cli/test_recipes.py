@@ -168,6 +168,15 @@ def test_all_that_a_recipe_may_say_is_printed(printed: Callable[..., str]) -> No
         assert known <= {line.split(" ")[0] for line in lines}
 
 
+def test_a_recipe_of_training_without_data_is_said_to_do_little(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compress", "resnet20", "--dry-run", "--recipe"]
+    assert run([*arguments, "fast"]) == 0
+    assert "without --data nothing is trained; these do nothing: what the recipe fast says" in capsys.readouterr().err
+    Path("mine.toml").write_text("macs = 0.4\n")
+    assert run([*arguments, "mine.toml"]) == 0
+    assert "without --data" not in capsys.readouterr().err
+
+
 def test_a_recipe_is_followed_by_the_command_itself(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.toml").write_text('input-shape = [3, 32, 32]\nscheme = "channel"\nmacs = 0.4\n')
     assert run(["compress", "resnet20", "--recipe", "mine.toml", "--dry-run"]) == 0
