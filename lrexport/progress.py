@@ -54,11 +54,15 @@ class Progress:
         return self._state.pruned
 
     def begin_pruning(self, log: Path) -> None:
-        """Keep the log's length; where ranks were being chosen when the run was stopped, cut it back to that."""
+        """Keep the log's length; where ranks were being chosen when the run was stopped, cut it back to that.
+
+        Where nothing was trained yet nothing is written: a goal that is out of reach leaves no run that was stopped.
+        """
         if self._state.log_bytes is None:
             size = log.stat().st_size if log.exists() else 0
             self._state = self._state.model_copy(update={"log_bytes": size})
-            self.save()
+            if (self.folder / STATE).is_file():
+                self.save()
         else:
             files.truncate(log, self._state.log_bytes)
 

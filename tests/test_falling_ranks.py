@@ -16,20 +16,8 @@ from lrexport.lowrank.svd_form import cut, factors, factors_by, fit_ranks, is_cu
 from lrexport.record import FactorisedLayer, load_record
 from tests.conftest import SmallNet
 from tests.forked import Forked
+from tests.test_flow import NETWORK
 
-NETWORK = """
-from torch import nn
-
-def make(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, num_classes),
-    )
-
-make.input_shape = (1, 8, 8)
-"""
 COMMAND = ["compress", "falling_network:make", "--data", "digits", "--macs", "0.4", "--falling-ranks", "--batch-size", "64"]
 COMMAND += ["--dense-epochs", "3", "--svd-epochs", "4", "--fine-tune-epochs", "1", "--device", "cpu"]
 COMMAND += ["--precision", "float32", "--optimizer", "adam", "--lr", "0.003", "--dense-lr", "0.003"]

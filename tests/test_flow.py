@@ -69,7 +69,7 @@ def compressed(folder: Path) -> Path:
 
 def test_a_finished_run_holds_what_its_record_says(compressed: Path) -> None:
     record = load_record(compressed)
-    names = {"dense.safetensors", "svd.safetensors", "model.safetensors", "model.onnx", "dense.onnx"}
+    names = {"dense.safetensors", "svd.safetensors", "model.safetensors", "model.onnx", "dense.onnx", "spectra.json"}
     assert set(record.files) == names
     for name in names:
         record.check(compressed, name)
@@ -152,6 +152,7 @@ def test_a_goal_out_of_reach_leaves_a_finished_run_as_it_was(compressed: Path, c
     assert run(["compress", "run 1", "--macs", "0.01"]) == 2
     assert "out of reach" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in compressed.iterdir() if path.is_file()} == before
+    assert not list((compressed / "checkpoint").iterdir())  # nothing to take up either
 
 
 @pytest.mark.parametrize("option", [["--seed", "3"], ["--svd-epochs", "9"], ["--scheme", "channel"], ["--heldout", "0.2"]])
