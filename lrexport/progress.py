@@ -68,7 +68,7 @@ class Progress:
 
     def note_pruned(self, pruned: Pruned, weights: Mapping[str, torch.Tensor]) -> None:
         """Keep the plan and the folded network's weights, these first."""
-        path = self.folder / PRUNED
+        path = files.make_run_folder(self.folder) / PRUNED
         tensors.save(path, weights)
         self._state = self._state.model_copy(update={"pruned": pruned, "pruned_sha256": files.sha256(path)})
         self.save()
