@@ -30,23 +30,24 @@ class FallingRanks:
     on_event: OnEvent
 
     def __call__(self, epoch: int) -> bool:
-        """Cut for ``epoch``, from 0; whether any layer was."""
+        """Cut for ``epoch``, from 0. True: even a layer that was not cut has its exact SVD in place of U, s, V."""
         factors: dict[str, Any] = {}
         if self.fabric.is_global_zero:
             config = replace(self.pruning.config, goal=self._goal(epoch))
             selection = replace(self.pruning, config=config).predict()
             for name, planned in selection.plan.items():
                 if isinstance(planned, FactorisedLayer) and planned.scheme == self.pruning.svd.layers[name].scheme:
-                    factors[name] = selection.truncations[name][planned.scheme].factors(planned.rank)
+                    left, right = selection.truncations[name][planned.scheme].factors(planned.rank)
+                    factors[name] = left.cpu(), right.cpu()
             share = plan_macs(self.pruning.svd, selection.plan) / self.pruning.svd.dense_macs
             self.on_event({"event": "cut", "epoch": epoch + 1, "layers": len(factors), "macs_share": share})
         if self.fabric.world_size > 1:
             factors = self.fabric.broadcast(factors, src=0)
         for name, (left, right) in factors.items():
             layer = self.pruning.svd.network.get_submodule(name)
-            cut(layer, left.to(self.fabric.device), right.to(self.fabric.device))
+            cut(layer, left, right)
         self.pruning.svd.network.to(self.fabric.device)
-        return bool(factors)
+        return True
 
     def _goal(self, epoch: int) -> Goal:
         """The epoch's budget, which is never below the goal's."""

@@ -231,7 +231,9 @@ def _job(
     data = splits.digest() if splits else None
     asked = {**opening.asked, "data_sha256": data, "processes": fabric.world_size}
     try:
-        progress = take_up(run, asked, opening.resume or not fabric.is_global_zero, opening.allow_changes)
+        progress = take_up(
+            run, asked, opening.resume or not fabric.is_global_zero, opening.allow_changes, fabric.is_global_zero
+        )
     except LrexportError:
         if lock is not None:
             lock.release()
@@ -248,8 +250,13 @@ def _job(
 
 
 def _check_free(run: Path, fabric: Any, opening: Opening) -> None:
-    """That nothing finished would be written over; a run that was stopped is another matter."""
-    if fabric.is_global_zero and (run / RECORD).exists() and not is_stopped(run):
+    """That nothing finished would be written over; a run that was stopped is another matter, and so is one that was killed
+    before its first checkpoint, where it is to go on: it has a record, and no more than its dense network.
+    """
+    if not fabric.is_global_zero or not (run / RECORD).exists() or is_stopped(run):
+        return
+    record = load_record(run)
+    if not opening.resume or SVD in record.files or record.results.compressed is not None:
         raise UsageError(f"{run} already holds a run", "Choose another folder with -o, or remove it first.")
 
 

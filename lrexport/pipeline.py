@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from lrexport import stages
-from lrexport.config import BY_SVD_TRAINING, SVD_TRAINING, CompressConfig, Goal, TrainConfig
+from lrexport.config import BY_SVD_TRAINING, FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
 from lrexport.job import Job, OnEvent, Opening, look, open_job, reopen_job
 from lrexport.lowrank.decompose import SVDNetwork
@@ -16,7 +15,7 @@ from lrexport.lowrank.selection import Selection
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plans import Choice, read_choices
-from lrexport.progress import is_stopped
+from lrexport.progress import is_stopped, other_choices
 from lrexport.pruning import Pruning, schemes_considered
 from lrexport.record import RECORD, SVD, Record, load_record
 from lrexport.speed import Speed, measure_speed
@@ -34,12 +33,13 @@ def compress(
     """Everything up to the fine-tuned folded network; from the run ``source`` on, where one is given.
 
     With ``resume`` a run that was stopped is taken up where it was, as long as the same is asked of it, or with
-    ``allow_changes`` whatever is asked; one that is finished is left as it is. Of several processes the first writes, and
+    ``allow_changes`` whatever is asked; one that is finished is left as it is, but for
+    ``source`` itself, which is compressed again. Of several processes the first writes, and
     its record alone is whole.
     """
     if config.falling_ranks and source is not None:
         raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model anew for that.")
-    if resume and source is None and (finished := _finished(run, on_event, "compressed")):
+    if resume and run != source and (finished := _finished(run, on_event, config, FINISHED if source else ())):
         return finished
     choices = _choices(config.goal)
     asked = {"command": "compress", "source": str(source) if source else None, **config.to_record()}
@@ -82,7 +82,7 @@ def train(
     """
     if config.data is None:
         raise UsageError("train needs data", "Give --data; without data, compress alone is training-free.")
-    if resume and (finished := _finished(run, on_event, "svd")):
+    if resume and (finished := _finished(run, on_event, config)):
         return finished
     asked = {"command": "train", "source": str(source) if source else None, **config.to_record()}
     opening = Opening(asked, resume, allow_changes)
@@ -94,13 +94,20 @@ def train(
         return job.record
 
 
-def _finished(run: Path, on_event: OnEvent, what: Literal["compressed", "svd"]) -> Record | None:
-    """The record of a run that has come to its end, so that a job that is started once more has nothing to do."""
+def _finished(
+    run: Path, on_event: OnEvent, config: CompressConfig | TrainConfig, without: tuple[str, ...] = ()
+) -> Record | None:
+    """The record of a run that has come to its end, so that a job that is started once more has nothing to do.
+
+    Raises UsageError where it was made with other choices than ``config``'s, but for those ``without``.
+    """
     if is_stopped(run) or not (run / RECORD).is_file():
         return None
     record = load_record(run)
-    if (record.results.compressed if what == "compressed" else record.files.get(SVD)) is None:
+    if (record.results.compressed if isinstance(config, CompressConfig) else record.files.get(SVD)) is None:
         return None
+    if others := other_choices(record, config.to_record(), without):
+        raise UsageError(f"{run} is finished, with other choices: {'; '.join(others)}", "Choose another folder with -o.")
     on_event({"event": "finished", "run": str(run)})
     return record
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lrexport.artifacts import files, tensors
 from lrexport.errors import InputError, UsageError
-from lrexport.record import CHECKPOINTS, Plan, PlannedLatency
+from lrexport.record import CHECKPOINTS, Plan, PlannedLatency, Record
 
 if TYPE_CHECKING:
     import torch
 
 STATE, PRUNED = "state.json", "pruned.safetensors"
 # What may be another when a run is taken up again: none of it changes a result.
+_NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights")
+# What ranks are chosen and pairs repaired by.
+_PRUNING = ("goal", "rule", "target", "threads", "weighting", "reconstruct", "calibration_images", "batchnorm_images")
 _FREE = ("workers", "checkpoint_minutes", "download", "log_to")
 _SHOWN = 10
 
@@ -94,14 +97,19 @@ def is_stopped(run: Path) -> bool:
     return (run / CHECKPOINTS / STATE).is_file()
 
 
-def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_changes: bool = False) -> Progress:
-    """The progress of a run that begins, or with ``resume`` goes on.
+def take_up(
+    run: Path, asked: dict[str, Any], resume: bool = False, allow_changes: bool = False, writes: bool = True
+) -> Progress:
+    """The progress of a run that begins, or with ``resume`` goes on. Of several processes one ``writes``.
 
     Raises UsageError where there is one that was stopped and ``resume`` is not given, and where it was asked for something
     else, unless ``allow_changes``; InputError where its state is damaged.
     """
     asked = json.loads(json.dumps(asked))
     if not is_stopped(run):
+        if writes:  # without that file they are what a finished run's last moment left
+            for stale in (run / CHECKPOINTS).glob("*"):
+                stale.unlink(missing_ok=True)
         return Progress(run, _State(asked=asked))
     path = run / CHECKPOINTS / STATE
     if not resume:
@@ -111,16 +119,18 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
         )
     state = _read(path)
     changes = _changes(state.asked, asked)
-    if changes and not allow_changes:
+    fixed = _fixed(run, state.asked)
+    if changes and not (allow_changes and fixed.isdisjoint(changes)):
+        settled = f" Settled by now: {', '.join(fixed & changes.keys())}." if allow_changes else ""
         raise UsageError(
-            f"{run} was begun with other choices: {'; '.join(changes[:_SHOWN])}",
-            "Give those it was begun with, or --allow-changes to go on with the new ones.",
+            f"{run} was begun with other choices: {'; '.join(list(changes.values())[:_SHOWN])}",
+            f"Give those it was begun with, or --allow-changes to go on with new ones where that is possible.{settled}",
         )
-    if state.asked.get("goal") != asked.get("goal"):  # ranks are chosen anew, and what came after them begins again
+    if not changes.keys().isdisjoint(_PRUNING):  # ranks are chosen anew, and what came after them begins again
         state = state.model_copy(update={"pruned": None})
-        for stage in ("fine-tune", "baseline"):
+        for stage in ("fine-tune", "baseline") if writes else ():
             for stale in (run / CHECKPOINTS).glob(f"{stage}-*"):
-                stale.unlink()
+                stale.unlink(missing_ok=True)
     return Progress(run, state.model_copy(update={"asked": asked}))
 
 
@@ -132,6 +142,31 @@ def _read(path: Path) -> _State:
         raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", hint) from error
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _fixed(run: Path, before: dict[str, Any]) -> set[str]:
+    """What cannot be another any more: the network itself, and the choices of stages that are done."""
+    done = {path.name.split("-done.")[0] for path in (run / CHECKPOINTS).glob("*-done.*")}
+    fixed = {*_NETWORK}
+    if "dense" in done:
+        fixed |= {"dense_epochs", "dense_lr"}
+    if "svd" in done:
+        fixed |= {"svd_epochs", "orthogonality", "sparsity", "sparsity_strength", "falling_ranks"}
+        fixed |= {"goal"} if before.get("falling_ranks") else set()
+    if "fine-tune" in done:
+        fixed |= {"fine_tune_epochs"}
+    return fixed
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What differs, by name, in words."""
     names = [name for name in {**before, **now} if name not in _FREE and before.get(name) != now.get(name)]
-    return [f"{name.replace('_', '-')} was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
+    return {name: f"{name.replace('_', '-')} was {before.get(name)!r}, is {now.get(name)!r}" for name in names}
+
+
+def other_choices(record: Record, asked: dict[str, Any], without: Collection[str] = ()) -> list[str]:
+    """In what a finished run's choices differ from those ``asked`` for, in words; what was left open is no difference."""
+    open_choices = {name for name, value in asked.items() if value is None}
+    if record.data is None:  # nothing was trained, whatever was asked
+        open_choices.add("svd_epochs")
+    held = {name: value for name, value in record.config.items() if name in asked}
+    changes = _changes(held, json.loads(json.dumps(asked)))
+    return [text for name, text in changes.items() if name not in open_choices and name not in without]

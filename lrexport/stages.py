@@ -37,7 +37,7 @@ from lrexport.record import (
     Results,
 )
 from lrexport.training import checkpoints
-from lrexport.training.engine import to_fast_layout
+from lrexport.training.engine import to_fast_layout, with_float64
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 
 
@@ -148,8 +148,13 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
         dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs),
         compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs),
     )
-    if not job.first:
-        return
+    if job.first:
+        _replace(job, network, config)
+    leave(job)
+
+
+def _replace(job: Job, network: nn.Module, config: CompressConfig) -> None:
+    """Write network and record over those of an earlier compression of the run."""
     for stale in (MODEL_ONNX, DENSE_ONNX, MODEL_INT8, DENSE_INT8, BASELINE):  # of an earlier compression
         (job.run / stale).unlink(missing_ok=True)
     if job.baseline_epochs:
@@ -157,16 +162,17 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
     job.store(MODEL, network)
     _store_spectra(job)
     _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})
-    leave(job)
 
 
 def leave(job: Job) -> None:
     """Everything is done: what only a run that was stopped would need goes."""
+    job.fabric.barrier()  # nobody may still look for it
     if job.first:
         checkpoints.clear(job.run / CHECKPOINTS)
 
 
 def _store_spectra(job: Job) -> None:
+    job.svd.network.to(with_float64(job.fabric.device))
     if not job.first:
         return
     start = runs.load_start(job.run, job.record) if job.svd_epochs else None  # job.dense may have been trained on since

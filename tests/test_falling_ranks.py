@@ -93,6 +93,11 @@ def test_another_compression_goes_on_from_a_network_whose_ranks_have_fallen(
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     assert run(["compress", "fallen", "--macs", "0.3", "--fine-tune-epochs", "0", "-o", "further"]) == 0
+    assert run(["compress", "fallen", "--macs", "0.9", "--fine-tune-epochs", "0", "-o", "wider"]) == 0
+    wider, held = load_record(folder / "wider"), tensors.load(fallen / "svd.safetensors")
+    for name, layer in wider.plan.items():  # a larger budget buys no rank that is not there
+        if isinstance(layer, FactorisedLayer):
+            assert layer.rank <= len(held[f"{name}.parametrizations.weight.original1"])
     assert run(["compress", "fallen", "--macs", "0.3", "--falling-ranks", "-o", "again"]) == 2
     assert "ranks fall in SVD training, which fallen has behind it" in capsys.readouterr().err
     assert run([*COMMAND[:4], "--energy", "0.1", "--falling-ranks", "-o", "energy"]) == 2

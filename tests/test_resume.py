@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -173,6 +174,35 @@ def test_a_run_is_taken_up_with_what_it_was_begun_with_or_not_at_all(
     assert (folder / "changed" / "checkpoint" / "state.json").read_bytes() == state
     resume(folder, "changed", "--lr", "0.05", "--allow-changes")
     assert load_record(folder / "changed").config["lr"] == 0.05
+
+
+def test_what_a_finished_stage_was_made_with_cannot_be_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop_in_svd_training(folder, "settled", *COMMAND)
+    for changed in (["--dense-epochs", "9"], ["--scheme", "channel"], ["--keep", "0"]):
+        assert run([*COMMAND, *changed, "-o", "settled", "--resume", "--allow-changes"]) == 2
+        assert f"Settled by now: {changed[0][2:].replace('-', '_')}." in capsys.readouterr().err
+    resume(folder, "settled", "--batch-size", "32", "--allow-changes")  # as after memory ran out
+
+
+def test_a_finished_run_is_not_taken_for_one_with_other_choices(
+    whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*COMMAND, "--lr", "0.5", "-o", "whole", "--resume"]) == 2
+    assert "whole is finished, with other choices: lr was 0.02, is 0.5" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_first_checkpoint_or_in_its_last_moment_is_no_dead_end(whole: Path, folder: Path) -> None:
+    early = [*COMMAND[:4], *MORE, "--dense-epochs", "0", "--svd-epochs", "1", "--fine-tune-epochs", "0", "-o", "early"]
+    killed = Forked(folder, *early, die_at=("replace", 4))  # .holder, dense, run.json, state.json
+    assert killed.wait() == -signal.SIGKILL
+    assert (folder / "early" / "run.json").is_file()
+    assert not list((folder / "early").glob("checkpoint/*.json"))
+    again = Forked(folder, *early, "--resume")
+    assert again.wait() == 0, again.output
+    shutil.copytree(whole, folder / "late")
+    (folder / "late" / "checkpoint" / "fine-tune-done.0123456789abcdef.safetensors").write_bytes(b"stale")
+    assert run([*COMMAND, "-o", "late", "--resume"]) == 0
+    assert run(["compress", "late", "--macs", "0.5", "--fine-tune-epochs", "1", "-o", "late"]) == 0
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(whole: Path, folder: Path) -> None:

@@ -40,6 +40,7 @@ class RunLock:
                 ) from error
             return
         self._descriptor = descriptor
+        os.register_at_fork(after_in_child=self._forget)  # a child that outlives this process would hold it on
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
         files.write_bytes(self._note, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
 
@@ -53,5 +54,9 @@ class RunLock:
         """Let others have the folder."""
         if self._descriptor is not None:
             self._note.unlink(missing_ok=True)
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -168,7 +168,7 @@ class StreamedSet:
         """Of names, sizes and labels: to read every image would take hours."""
         found = hashlib.sha256(repr(self.input_shape).encode())
         for path, label in self.files:
-            found.update(f"{path.parent.name}/{path.name} {path.stat().st_size} {label}\n".encode())
+            found.update(os.fsencode(f"{path.parent.name}/{path.name} {path.stat().st_size} {label}\n"))
         return found.hexdigest()
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed of several numbers: like ones give unlike seeds (numpy's SeedSequence, O'Neill 2015)."""
-    (word,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    """One seed of several numbers, as many each time: like ones give unlike seeds (numpy's SeedSequence, O'Neill 2015)."""
+    (word,) = np.random.SeedSequence([number % (1 << 64) for number in numbers]).generate_state(1, np.uint64)
     return int(word) >> 1  # torch takes 63 bits and a sign
 
 
@@ -46,11 +46,11 @@ class Order:
 
     def part(self, images: int) -> Tensor:
         """This process's places in a batch of ``images``, portion by portion."""
-        return torch.cat([portion[self.rank :: self.world] for portion in torch.arange(images).chunk(self.portions)])
+        return torch.cat([portion[self.rank :: self.world] for portion in torch.arange(images).tensor_split(self.portions)])
 
     def sizes(self, images: int) -> list[int]:
         """Images of each portion that are this process's."""
-        return [len(portion[self.rank :: self.world]) for portion in torch.arange(images).chunk(self.portions)]
+        return [len(portion[self.rank :: self.world]) for portion in torch.arange(images).tensor_split(self.portions)]
 
     def generator(self, *place: int) -> torch.Generator:
         """Random numbers for a place in the epoch, on the CPU, so that a seed gives the same everywhere."""

@@ -13,11 +13,13 @@ from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.moments import Moments, Schemes, own_schemes_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.svd_form import factors_by, redecompose
+from lrexport.lowrank.svd_form import factors_by, is_attached, is_cut, redecompose
 from lrexport.record import Scheme
 
 # Keeps directions that the data never showed in the order of their own energy, and the full rank exact.
 _FLOOR = 1e-6
+# Of a matrix of float32 numbers, as a share of its largest energy.
+_ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
     else:
         basis, singular, _ = factors_by(module, scheme)
         energy = singular.double().square()
+    if is_attached(module) and is_cut(module):  # what is left beyond its rank is rounding, which no rank is worth
+        energy = torch.where(energy < _ROUNDING * energy.amax(-1, keepdim=True), 0, energy)
     energy = energy if energy.ndim == 1 else energy.sum(0)  # one rank for all groups: what they drop together
     return Truncation(_share_dropped(energy.cpu()), basis.detach(), matrix.detach())
 

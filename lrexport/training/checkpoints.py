@@ -25,17 +25,21 @@ _KEPT = 2
 _HASH = 16  # hex digits in a name
 _SUFFIX = ".safetensors"
 _NUMBERS = "lrexport"  # the metadata's key
+_PLAIN = ("epoch", "step", "batch_size", "loss_sum", "images", "best_top1", "log_bytes")
 
 
 @dataclass
 class StageState:
-    """Where a stage stands: ``step`` steps of ``epoch`` (both from 0) are done, with their sums for the epoch's mean loss.
+    """Where a stage stands: ``step`` steps of ``batch_size`` images of ``epoch``, from 0, are done.
+
+    ``loss_sum`` over ``images`` is the epoch's mean loss so far.
 
     ``optimizer`` is what an optimiser keeps for each parameter, by its name; ``best`` are the weights of the best epoch.
     """
 
     epoch: int = 0
     step: int = 0
+    batch_size: int = 0
     loss_sum: float = 0.0
     images: int = 0
     best_top1: float = -1.0
@@ -74,7 +78,7 @@ class Checkpoints:
                 self._best = (numbers["best_top1"], numbers["best"])
             if self.log is not None and self.writes:
                 files.truncate(self.log, numbers["log_bytes"])
-            plain = {name: numbers[name] for name in ("epoch", "step", "loss_sum", "images", "best_top1", "log_bytes")}
+            plain = {name: numbers[name] for name in _PLAIN}
             network = {name.removeprefix("network."): value for name, value in held.items() if name.startswith("network.")}
             return StageState(**plain, network=network, optimizer=_optimizer(held, numbers["optimizer"]), best=best)
         return None
@@ -94,7 +98,7 @@ class Checkpoints:
                 else:
                     scalars.setdefault(name, {})[entry] = value
         state.log_bytes = self.log.stat().st_size if self.log is not None and self.log.exists() else 0
-        plain = {name: getattr(state, name) for name in ("epoch", "step", "loss_sum", "images", "best_top1", "log_bytes")}
+        plain = {name: getattr(state, name) for name in _PLAIN}
         self._write(f"{state.epoch:04d}-{state.step:07d}", held, {**plain, "best": best, "optimizer": scalars})
         for old in sorted(self.folder.glob(f"{self.stage}-[0-9]*{_SUFFIX}"))[:-_KEPT]:
             old.unlink()
@@ -136,9 +140,9 @@ class Checkpoints:
 
 
 def clear(folder: Path) -> None:
-    """Remove everything from the checkpoint folder of a run that is finished."""
-    for path in folder.glob("*"):
-        path.unlink()
+    """Remove everything from the checkpoint folder of a run that is finished, what names it a stopped run first."""
+    for path in sorted(folder.glob("*"), key=lambda path: path.suffix != ".json"):
+        path.unlink(missing_ok=True)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, dict[str, Any]]:

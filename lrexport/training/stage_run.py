@@ -114,6 +114,8 @@ class StageRun:
     def _change(self, change: Callable[[], bool]) -> None:
         """Let ``change`` put other parameters into the network; the optimiser goes on with those that stay."""
         known = optimizer_state(self.optimizer, self.network)
+        # Other singular vectors may stand in the columns of U and V, even where their number is the same.
+        known = {name: entries for name, entries in known.items() if ".parametrizations." not in f".{name}"}
         if change():
             self.state.optimizer = known
             del self.wrapped, self.optimizer  # before there is another wrapper of the same network
@@ -129,7 +131,10 @@ class StageRun:
         self.wrapped, self.optimizer = fabric.setup(module, optimizer)
         if state is not None:
             self.state = state
+            if state.step and state.batch_size != stage.batch_size:  # steps of another size: the epoch begins again
+                state.step, state.loss_sum, state.images = 0, 0.0, 0
             restore_optimizer(self.optimizer, self.network, state.optimizer)
+        self.state.batch_size = stage.batch_size
         if self.teacher is not None and not self.has_teacher:
             self.has_teacher = True
             frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
@@ -186,7 +191,7 @@ class StageRun:
     def _backward(self, images: Tensor, labels: Tensor, size: int, asked: float) -> tuple[float, float, float]:
         """Gradients of the global batch's mean loss. (task loss, whole loss, asked), the same in all processes.
 
-        The loss is summed up before any gradient is: a gradient of a loss that is not finite is of no use.
+        Where the loss is not finite the gradients are of no use, and thrown away by the caller.
         """
         stage, fabric = self.stage, self.fabric
         sizes = self.order.sizes(size)
@@ -208,10 +213,9 @@ class StageRun:
                 sums[1] += float(loss.detach()) / fabric.world_size
                 if last:
                     sums = self._sum(sums, asked)
-                if math.isfinite(float(sums[1])) if last else math.isfinite(float(loss.detach())):
+                # Before the last portion in any case, as all processes must go through BatchNorm's exchange together.
+                if not last or math.isfinite(float(sums[1])):
                     fabric.backward(loss)
-                elif not last:
-                    sums[1] = math.nan  # and what came before it is thrown away
         return float(sums[0]), float(sums[1]), float(sums[2])
 
     def _sum(self, sums: Tensor, asked: float) -> Tensor:

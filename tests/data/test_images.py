@@ -111,7 +111,7 @@ def test_processes_share_the_batches_of_one_and_nothing_else(images: int, size: 
             places = order.part(len(all_labels))
             assert torch.equal(labels, all_labels[places])
             assert torch.equal(varied, all_varied[places])
-            assert order.sizes(len(all_labels)) == [len(p[rank::world]) for p in all_labels.chunk(portions)]
+            assert order.sizes(len(all_labels)) == [len(p[rank::world]) for p in all_labels.tensor_split(portions)]
     for number in range(orders[0].steps(images, size)):
         together = torch.cat([order.part(len(alone[number][1])) for order in orders])
         assert together.sort().values.tolist() == list(range(len(alone[number][1])))
