@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 STATE, PRUNED = "state.json", "pruned.safetensors"
-# What may be another when a run is taken up again: none of it changes a result.
+# What cannot be another when a run is taken up again.
 _NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights")
 # What ranks are chosen and pairs repaired by.
 _PRUNING = ("goal", "rule", "target", "threads", "weighting", "reconstruct", "calibration_images", "batchnorm_images")
+# What may be another without a word: none of it changes a result.
 _FREE = ("workers", "checkpoint_minutes", "download", "log_to")
 _SHOWN = 10
 
@@ -97,6 +98,12 @@ def is_stopped(run: Path) -> bool:
     return (run / CHECKPOINTS / STATE).is_file()
 
 
+def clear(run: Path) -> None:
+    """Remove what only a run that was stopped would need, what names it one first."""
+    for path in sorted((run / CHECKPOINTS).glob("*"), key=lambda path: path.name != STATE):
+        path.unlink(missing_ok=True)
+
+
 def take_up(
     run: Path, asked: dict[str, Any], resume: bool = False, allow_changes: bool = False, writes: bool = True
 ) -> Progress:
@@ -108,8 +115,7 @@ def take_up(
     asked = json.loads(json.dumps(asked))
     if not is_stopped(run):
         if writes:  # without that file they are what a finished run's last moment left
-            for stale in (run / CHECKPOINTS).glob("*"):
-                stale.unlink(missing_ok=True)
+            clear(run)
         return Progress(run, _State(asked=asked))
     path = run / CHECKPOINTS / STATE
     if not resume:

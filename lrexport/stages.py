@@ -20,11 +20,10 @@ from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.spectra import spectra
 from lrexport.lowrank.svd_form import fit_ranks
-from lrexport.progress import Pruned
+from lrexport.progress import Pruned, clear
 from lrexport.pruning import Pruning
 from lrexport.record import (
     BASELINE,
-    CHECKPOINTS,
     DENSE,
     DENSE_INT8,
     DENSE_ONNX,
@@ -36,7 +35,6 @@ from lrexport.record import (
     SVD,
     Results,
 )
-from lrexport.training import checkpoints
 from lrexport.training.engine import to_fast_layout, with_float64
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 
@@ -168,7 +166,7 @@ def leave(job: Job) -> None:
     """Everything is done: what only a run that was stopped would need goes."""
     job.fabric.barrier()  # nobody may still look for it
     if job.first:
-        checkpoints.clear(job.run / CHECKPOINTS)
+        clear(job.run)
 
 
 def _store_spectra(job: Job) -> None:

@@ -139,12 +139,6 @@ class Checkpoints:
         return full
 
 
-def clear(folder: Path) -> None:
-    """Remove everything from the checkpoint folder of a run that is finished, what names it a stopped run first."""
-    for path in sorted(folder.glob("*"), key=lambda path: path.suffix != ".json"):
-        path.unlink(missing_ok=True)
-
-
 def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, dict[str, Any]]:
     """What the optimiser keeps for each parameter of the network, by its name."""
     return {name: dict(optimizer.state[each]) for name, each in network.named_parameters() if each in optimizer.state}
