@@ -98,8 +98,9 @@ class TrainConfig:
     """MODEL, data and the schedule of all stages.
 
     ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
-    the kind of sparsity are those of equation 3. ``keep`` are patterns of layers that stay dense. ``lr`` drives SVD
-    training and fine-tuning, ``dense_lr`` dense training. ``log_to`` are services that training is logged to as well.
+    the kind of sparsity are those of equation 3; a λ_s of "auto" is steered, layer by layer, to a budget. ``keep`` are
+    patterns of layers that stay dense. ``lr`` drives SVD training and fine-tuning, ``dense_lr`` dense training. ``log_to``
+    are services that training is logged to as well.
     """
 
     model: str
@@ -112,7 +113,7 @@ class TrainConfig:
     dense_epochs: int | None = None
     svd_epochs: int = 6
     orthogonality: float = 1.0
-    sparsity_strength: float = 0.03
+    sparsity_strength: float | Literal["auto"] = 0.03
     sparsity: Literal["hoyer", "l1", "none"] = "hoyer"
     batch_size: int = 128
     accumulate: int = 1
@@ -134,6 +135,10 @@ class TrainConfig:
     log_to: tuple[str, ...] = ()
     seed: int = 0
     heldout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.sparsity_strength == "auto" and self.sparsity == "none":
+            raise UsageError("without sparsity there is no λ_s to steer", "Give --sparsity hoyer or l1.")
 
     def to_record(self) -> dict[str, Any]:
         return _plain(asdict(self))
@@ -165,8 +170,13 @@ class CompressConfig:
     baseline_epochs: int | Literal["same"] = 0
 
     def __post_init__(self) -> None:
-        if self.falling_ranks and not (self.goal.macs or self.goal.params or self.goal.is_latency):
+        if self.goal.macs or self.goal.params or self.goal.is_latency:
+            return
+        if self.falling_ranks:
             raise UsageError("ranks fall to a budget", "--falling-ranks needs --macs, --params or --latency.")
+        if self.train.sparsity_strength == "auto":
+            hint = "--sparsity-strength auto needs --macs, --params or --latency."
+            raise UsageError("λ_s is steered to a budget", hint)
 
     def to_record(self) -> dict[str, Any]:
         own = {key: value for key, value in asdict(self).items() if key != "train"}

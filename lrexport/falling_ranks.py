@@ -16,6 +16,8 @@ from lrexport.lowrank.svd_form import cut
 from lrexport.pruning import Pruning
 from lrexport.record import FactorisedLayer
 
+FALL = 1.0  # share of SVD training's epochs in which ranks fall
+
 
 @dataclass(frozen=True)
 class FallingRanks:
@@ -31,6 +33,8 @@ class FallingRanks:
 
     def __call__(self, epoch: int) -> bool:
         """Cut for ``epoch``, from 0. True: even a layer that was not cut has its exact SVD in place of U, s, V."""
+        if epoch >= self.epochs:
+            return False
         factors: dict[str, Any] = {}
         if self.fabric.is_global_zero:
             config = replace(self.pruning.config, goal=self._goal(epoch))

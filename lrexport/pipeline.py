@@ -59,7 +59,7 @@ def compress(
 
         if source is None:
             stages.train_dense(job)
-            stages.train_svd(job, pruning() if config.falling_ranks else None)
+            stages.train_svd(job, pruning())
         network = stages.prune(job, pruning())
         stages.fine_tune(job, network, config.fine_tune_epochs)
         stages.train_baseline(job, config)
@@ -82,6 +82,9 @@ def train(
     """
     if config.data is None:
         raise UsageError("train needs data", "Give --data; without data, compress alone is training-free.")
+    if config.sparsity_strength == "auto":
+        hint = "Give --sparsity-strength X, or compress to a budget."
+        raise UsageError("λ_s is steered to a budget, and train knows none", hint)
     if resume and (finished := _finished(run, on_event, config)):
         return finished
     asked = {"command": "train", "source": str(source) if source else None, **config.to_record()}

@@ -84,11 +84,11 @@ class Pruning:
         """The plan for the goal as the target's table predicts it, with nothing measured. Raises as :meth:`select`."""
         self.svd.network.to(self.device)
         moments, goal = self._moments(), self.config.goal
-        if self.speed is None or goal.latency is None:
+        if self.speed is None or not goal.is_latency:
             return self._select(moments)
         found = truncations(self.svd, moments, self._schemes())
-        dense = self.speed.latency.dense
-        return within_latency(self.svd, found, self.speed.latency, goal.latency * dense, self.config.rule)
+        budget = goal.latency_ms or (goal.latency or 0.0) * self.speed.latency.dense
+        return within_latency(self.svd, found, self.speed.latency, budget, self.config.rule)
 
     def _select(self, moments: Moments | None) -> Selection:
         goal = self.config.goal

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,12 +13,13 @@ from torch import nn
 from lrexport import runs
 from lrexport.artifacts import files
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
-from lrexport.falling_ranks import FallingRanks
+from lrexport.falling_ranks import FALL, FallingRanks
 from lrexport.job import Event, Job, OnEvent, to_svd_form
 from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.fold import fold_structure
-from lrexport.lowrank.regularisers import losses
+from lrexport.lowrank.regularisers import Regularisers
 from lrexport.lowrank.spectra import spectra
+from lrexport.lowrank.steering import SteeredRegularisers
 from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.progress import Pruned, clear
 from lrexport.pruning import Pruning
@@ -33,6 +34,7 @@ from lrexport.record import (
     MODEL_ONNX,
     SPECTRA,
     SVD,
+    FactorisedLayer,
     Results,
 )
 from lrexport.training.engine import to_fast_layout, with_float64
@@ -58,29 +60,55 @@ def train_dense(job: Job) -> None:
 
 
 def train_svd(job: Job, pruning: Pruning | None = None) -> None:
-    """SVD training with the regularisers of equation 3: at full rank, or with ``pruning`` at ranks that fall to its goal."""
+    """SVD training with the regularisers of equation 3; by ``pruning`` ranks fall to its goal, or λ_s is steered to it."""
     config = job.config
     if job.splits is None or config.svd_epochs == 0:
         return
-    extra = partial(losses, job.svd, config.orthogonality, config.sparsity_strength, config.sparsity)
     # The last epoch, not the best: sparsity grows along training, and the best held-out epoch is an early, dense one.
     stage = replace(_stage(job, "svd", config.svd_epochs, config.lr), keep_best=False)
     falling = None
-    if pruning is not None:
-        falling = FallingRanks(pruning, config.svd_epochs, job.fabric, job.on_event)
-    dense_ms = 0.0
+    if pruning is not None and pruning.config.falling_ranks:
+        falling = FallingRanks(pruning, math.ceil(FALL * config.svd_epochs), job.fabric, job.on_event)
+    dense_ms, extra = 0.0, None
     if not job.checkpoints(stage.name).finished():
         dense_ms = step_milliseconds(job.dense, job.splits, stage, job.fabric)
+        extra = _regularisers(job, pruning, stage)
 
     def tell(event: Event) -> None:
         if event["event"] == "epoch" and dense_ms:
             event = {**event, "step_over_dense": round(event["step_ms"] / dense_ms, 3)}
+        if event["event"] == "epoch" and isinstance(extra, SteeredRegularisers):
+            event = {**event, "steered": extra.summary()}
         job.on_event(event)
 
     _train(job, stage, job.svd.network, tell, extra_loss=extra, teacher=job.dense, before_epoch=falling)
     job.svd_epochs = config.svd_epochs
     job.store(SVD, job.svd.network)
     _save(job)
+
+
+def _regularisers(job: Job, pruning: Pruning | None, stage: Stage) -> Regularisers:
+    """Those of equation 3; λ_s steered to the ranks that one e for all layers leaves within the budget now, by equation 4.
+
+    The global rule would rather give one layer up, which pays where nothing can be done about what is dropped.
+    """
+    config = job.config
+    if config.sparsity_strength != "auto":
+        made = Regularisers(job.svd, config.orthogonality, config.sparsity_strength, config.sparsity)
+        return made.to(job.fabric.device)
+    assert job.splits is not None
+    assert pruning is not None
+    ranks: dict[str, int] = {}
+    if job.first:
+        even = replace(pruning, config=replace(pruning.config, rule="threshold", weighting=False))
+        for name, planned in even.predict().plan.items():
+            if isinstance(planned, FactorisedLayer) and planned.scheme == job.svd.layers[name].scheme:
+                ranks[name] = planned.rank
+    if job.fabric.world_size > 1:
+        ranks = job.fabric.broadcast(ranks, src=0)
+    steps = stage.epochs * math.ceil(len(job.splits.train) / stage.batch_size)
+    job.svd.network.to(job.fabric.device)
+    return SteeredRegularisers(job.svd, ranks, steps, config.orthogonality, config.sparsity).to(job.fabric.device)
 
 
 def prune(job: Job, pruning: Pruning) -> nn.Module:

@@ -239,6 +239,10 @@ class Progressing:
             f"held-out top-1 {format_percent(event['heldout_top1'])}  {event['images_per_second']:.0f} images/s"
             f"{over}{remaining}"
         )
+        if "steered" in event:
+            steered = event["steered"]
+            dropped = f"pruning would drop up to {format_percent(steered['energy_dropped'])} of a layer's energy"
+            self.say(f"SVD training: λ_s {steered['weakest']:.2g} to {steered['strongest']:.2g}, {dropped}")
 
     def say(self, text: str) -> None:
         """A line for people, above the live one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from fractions import Fraction
@@ -83,6 +84,23 @@ class MilestonesType(click.ParamType[tuple[float, ...]]):
             found = ()
         if not found or not all(0 < share <= 1 for share in found):
             self.fail(f"{value!r} are no shares of a stage; write them as 1/2,3/4 or 0.5,0.75", param, ctx)
+        return found
+
+
+class StrengthType(click.ParamType[float | str]):
+    """A number of at least 0, or ``auto``."""
+
+    name = "X|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value == "auto":
+            return "auto"
+        try:
+            found = float(value)
+        except ValueError:
+            found = math.nan
+        if not 0 <= found < math.inf:
+            self.fail(f"{value!r} is neither a number of at least 0 nor 'auto'", param, ctx)
         return found
 
 
@@ -192,7 +210,9 @@ def training_options() -> Callable[[Command], Command]:
         count_option(made, "dense_epochs", "Epochs of dense training first [default: 0 with weights, 20 without]."),
         count_option(made, "svd_epochs", "Epochs in SVD form."),
         number_option(made, "orthogonality", "λ_o of the paper's equation 3."),
-        number_option(made, "sparsity_strength", "λ_s of equation 3."),
+        _option(
+            made, "sparsity_strength", StrengthType(), "X|auto", "λ_s of equation 3; auto: steered to the budget, by layer."
+        ),
         choice_option(made, "sparsity", ("hoyer", "l1", "none"), "What λ_s weighs."),
         count_option(made, "batch_size", "Images in a training step, of all devices together.", least=1),
         count_option(made, "accumulate", "Portions that a batch goes through in, for memory's sake.", least=1),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrexport.errors import UsageError
 from lrexport.lowrank.decompose import SVDNetwork
@@ -51,45 +51,72 @@ def _defect(side: Tensor) -> Tensor:
 
 def hoyer(singular: Tensor) -> Tensor:
     """Equation 2: ‖s‖₁ / ‖s‖₂ of s (r,), from 1 (one value left) to √r (all equal); summed over leading axes of (…, r)."""
+    return _hoyer(singular).sum()
+
+
+def _hoyer(singular: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(singular, dim=-1).clamp_min(torch.finfo(singular.dtype).tiny)
-    return (singular.abs().sum(-1) / length).sum()
+    return singular.abs().sum(-1) / length
 
 
 def l1(singular: Tensor) -> Tensor:
     """Σ|s|."""
-    return singular.abs().sum()
+    return _l1(singular).sum()
 
 
-_SPARSITY = {"hoyer": hoyer, "l1": l1}
+def _l1(singular: Tensor) -> Tensor:
+    return singular.abs().sum(-1)
+
+
+_SPARSITY = {"hoyer": _hoyer, "l1": _l1}  # of each spectrum, (…, r) → (…)
 
 
 def losses(
-    svd: SVDNetwork, orthogonality_strength: float = 1.0, sparsity_strength: float = 0.0, sparsity: Sparsity = "hoyer"
+    svd: SVDNetwork,
+    orthogonality_strength: float = 1.0,
+    sparsity_strength: float | Tensor = 0.0,
+    sparsity: Sparsity = "hoyer",
 ) -> Tensor:
-    """λ_o Σ orthogonality + λ_s Σ sparsity over the layers: what equation 3 adds to the training loss. A scalar.
+    """λ_o Σ orthogonality + Σ λ_s · sparsity over the layers: what equation 3 adds to the training loss. A scalar.
 
-    Raises UsageError for an unknown kind of sparsity.
+    λ_s is one for all, or (layers,), one for each in the order of ``svd.layers``. Raises UsageError for an unknown kind of
+    sparsity.
     """
     if sparsity not in (*_SPARSITY, "none"):
         raise UsageError(f"unknown sparsity {sparsity!r}", f"Known: {', '.join(_SPARSITY)}, none.")
     triples = [factors(svd.network.get_submodule(name)) for name in svd.layers]
     parts: list[Tensor] = []
     if orthogonality_strength:
-        sides = _batches(side for left, _, right in triples for side in (left, right))
-        parts += [orthogonality_strength * _defect(side) for side in sides]
-    if sparsity_strength and sparsity != "none":
-        values = _batches(singular for _, singular, _ in triples)
-        parts += [sparsity_strength * _SPARSITY[sparsity](singular) for singular in values]
+        sides = [side for left, _, right in triples for side in (left, right)]
+        parts += [orthogonality_strength * _defect(alike) for alike, _ in _batches(sides)]
+    if sparsity != "none" and (isinstance(sparsity_strength, Tensor) or sparsity_strength):
+        batches = _batches([singular for _, singular, _ in triples])
+        found = torch.cat([_SPARSITY[sparsity](alike).reshape(len(alike), -1).sum(1) for alike, _ in batches])
+        if isinstance(sparsity_strength, Tensor):
+            sparsity_strength = sparsity_strength[[number for _, numbers in batches for number in numbers]]
+        parts.append((sparsity_strength * found).sum())
     return torch.stack(parts).sum() if parts else torch.zeros(())
 
 
-def _batches(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Tensors of equal shapes as one, with an axis more: a network's layers are many and small, and alike.
+class Regularisers(nn.Module):
+    """:func:`losses` of a network, with a λ_s for each layer: the buffer ``strengths`` (layers,), which may be steered."""
 
-    All terms are sums over leading axes, so that they stay what they were; what falls is the number of kernels a step.
-    """
-    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
-    for tensor in tensors:
-        by_shape.setdefault(tuple(tensor.shape), []).append(tensor)
-    for alike in by_shape.values():
-        yield torch.stack(alike) if len(alike) > 1 else alike[0]
+    strengths: Tensor
+
+    def __init__(
+        self, svd: SVDNetwork, orthogonality_strength: float, sparsity_strength: float, sparsity: Sparsity = "hoyer"
+    ) -> None:
+        super().__init__()
+        self.svd, self.orthogonality_strength, self.sparsity = svd, orthogonality_strength, sparsity
+        self.register_buffer("strengths", torch.full((len(svd.layers),), sparsity_strength))
+
+    def forward(self) -> Tensor:
+        return losses(self.svd, self.orthogonality_strength, self.strengths, self.sparsity)
+
+
+def _batches(tensors: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:
+    """Tensors of equal shapes as one, with an axis more, and which these are: the fewer kernels a step, the better."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for number, tensor in enumerate(tensors):
+        by_shape.setdefault(tuple(tensor.shape), []).append(number)
+    return [(torch.stack([tensors[number] for number in numbers]), numbers) for numbers in by_shape.values()]

@@ -34,7 +34,8 @@ class StageState:
 
     ``loss_sum`` over ``images`` is the epoch's mean loss so far.
 
-    ``optimizer`` is what an optimiser keeps for each parameter, by its name; ``best`` are the weights of the best epoch.
+    ``optimizer`` is what an optimiser keeps for each parameter, by its name; ``best`` are the weights of the best epoch;
+    ``extra`` is what the loss that is added to the task's keeps.
     """
 
     epoch: int = 0
@@ -46,6 +47,7 @@ class StageState:
     network: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Tensor] | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
     log_bytes: int = 0
 
 
@@ -79,8 +81,9 @@ class Checkpoints:
             if self.log is not None and self.writes:
                 files.truncate(self.log, numbers["log_bytes"])
             plain = {name: numbers[name] for name in _PLAIN}
-            network = {name.removeprefix("network."): value for name, value in held.items() if name.startswith("network.")}
-            return StageState(**plain, network=network, optimizer=_optimizer(held, numbers["optimizer"]), best=best)
+            network, extra = _under("network.", held), _under("extra.", held)
+            kept_by_optimizer = _optimizer(held, numbers["optimizer"])
+            return StageState(**plain, network=network, optimizer=kept_by_optimizer, best=best, extra=extra)
         return None
 
     def save(self, state: StageState) -> None:
@@ -90,6 +93,7 @@ class Checkpoints:
         files.make_run_folder(self.folder)
         best = self._save_best(state)
         held = {f"network.{name}": value for name, value in state.network.items()}
+        held |= {f"extra.{name}": value for name, value in state.extra.items()}
         scalars: dict[str, dict[str, Any]] = {}
         for name, entries in state.optimizer.items():
             for entry, value in entries.items():
@@ -169,6 +173,10 @@ def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
     held, metadata = tensors.unpacked(content)
     return held, json.loads(metadata.get(_NUMBERS, "{}"))
+
+
+def _under(prefix: str, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(prefix)}
 
 
 def _optimizer(held: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

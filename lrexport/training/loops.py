@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from lrexport.data.images import Splits
 from lrexport.errors import UsageError
@@ -34,7 +34,7 @@ def train_stage(
     stage: Stage,
     fabric: Fabric,
     on_event: OnEvent,
-    extra_loss: Callable[[], Tensor] | None = None,
+    extra_loss: nn.Module | None = None,
     teacher: nn.Module | None = None,
     before_epoch: Callable[[int], bool] | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
@@ -42,7 +42,8 @@ def train_stage(
 ) -> None:
     """Train ``network`` in place for ``stage.epochs``, ending with the epoch that is best on the held-out images.
 
-    ``extra_loss`` is added to the loss (equation 3); ``teacher`` gives distillation with ``stage.distill`` as its share;
+    ``extra_loss``, a module without input, is added to the loss (equation 3); ``teacher`` gives distillation with
+    ``stage.distill`` as its share;
     ``stage.keep_best`` False keeps the last epoch instead. ``before_epoch`` is told the epoch, from 0, and may put other
     parameters into the network, as its answer says: those that stay keep what the optimiser knows of them. With
     ``checkpoints`` it goes on from the last of them, on the CPU to the bit as if it had never stopped.
@@ -62,6 +63,8 @@ def train_stage(
     if state is not None:
         fit_ranks(network, state.network)
         network.load_state_dict(state.network)
+        if extra_loss is not None:
+            extra_loss.load_state_dict(state.extra)
     # Where a weight has one channel, channels_last and the usual layout are one, under two names.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     training = StageRun(network, splits, stage, fabric, on_event, extra_loss, teacher)

@@ -46,7 +46,7 @@ class StageRun:
     stage: Stage
     fabric: Fabric
     on_event: OnEvent
-    extra_loss: Callable[[], Tensor] | None
+    extra_loss: nn.Module | None
     teacher: nn.Module | None
     state: StageState = field(default_factory=StageState)
     has_teacher: bool = False  # whether the teacher is ready
@@ -78,6 +78,7 @@ class StageRun:
             if checkpoints is not None:
                 fabric.barrier()  # nobody may still look for what an earlier life left
                 self.state.network, self.state.optimizer = network.state_dict(), optimizer_state(self.optimizer, network)
+                self.state.extra = self.extra_loss.state_dict() if self.extra_loss is not None else {}
                 checkpoints.save(self.state)
                 fabric.barrier()
             saved = time.monotonic()

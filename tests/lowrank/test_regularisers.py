@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from lrexport.errors import UsageError
 from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.regularisers import hoyer, l1, losses, orthogonality
+from lrexport.lowrank.regularisers import Regularisers, hoyer, l1, losses, orthogonality
 from lrexport.lowrank.svd_form import factors
 from tests.conftest import SmallNet
+
+
+class GroupedNet(nn.Sequential):
+    """Two layers alike, one with groups, which have an axis more, and one of another shape; in no order of shapes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=2, padding=2)
+        )
 
 
 def test_orthogonal_factors_cost_nothing() -> None:
@@ -76,6 +87,21 @@ def test_the_losses_sum_both_terms_over_all_layers_with_their_strengths() -> Non
     torch.testing.assert_close(losses(svd, 2.0, 0.5, "hoyer"), wanted)
     torch.testing.assert_close(losses(svd, 0.0, 0.5, "l1"), sum(0.5 * s.abs().sum() for _, s, _ in triples))
     assert losses(svd, 0.0, 0.5, "none").item() == 0
+
+
+@pytest.mark.parametrize("kind", ["hoyer", "l1"])
+def test_each_layer_has_a_strength_of_its_own(kind: Literal["hoyer", "l1"]) -> None:
+    svd = decompose(GroupedNet(), (4, 8, 8))
+    strengths = torch.arange(1.0, 1 + len(svd.layers))
+    of_one = {"hoyer": hoyer, "l1": l1}[kind]
+    spectra = [factors(svd.network.get_submodule(name))[1] for name in svd.layers]
+    wanted = sum(strength * of_one(singular) for strength, singular in zip(strengths, spectra, strict=True))
+    torch.testing.assert_close(losses(svd, 0.0, strengths, kind), wanted)
+    regularisers = Regularisers(svd, 0.0, 0.3, kind)
+    torch.testing.assert_close(regularisers(), losses(svd, 0.0, 0.3, kind))
+    regularisers.load_state_dict({"strengths": strengths})
+    torch.testing.assert_close(regularisers(), wanted)
+    assert list(regularisers.state_dict()) == ["strengths"]
 
 
 def test_every_group_counts_like_a_layer_of_its_own() -> None:

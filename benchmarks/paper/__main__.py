@@ -1,0 +1,62 @@
+"""The tables of Yang et al. 2020 by lrexport, and lrexport's own recipe beside them.
+
+    python -m benchmarks.paper TABLE --data folder:DIR --weights-dir DIR [--model resnet20] [--schedule short] [--times 2]
+
+TABLE is table1, table2, table3, recipe, ablation, others, or plot. Runs lie under --work; a command that was stopped goes
+on where it was, and one that is finished only writes its table again. Every accuracy is compared with the dense network
+trained from the same start for as many epochs; all choices are made on held-out training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.paper import elsewhere, tables
+from benchmarks.paper.render import markdown, plot
+from benchmarks.paper.study import OUT, SCHEDULES, Study
+
+TABLES = {
+    "table1": tables.orthogonality,
+    "table2": elsewhere.from_scratch,
+    "table3": tables.sparsity,
+    "recipe": tables.recipe,
+    "ablation": tables.ablation,
+    "others": elsewhere.other_tools,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", choices=(*TABLES, "plot"))
+    parser.add_argument("--data", required=True, help="folder:DIR, or cifar10[:ROOT] for the original images")
+    parser.add_argument("--weights-dir", type=Path, help="holds cifar10_resnet20.safetensors and so on")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="short")
+    parser.add_argument("--times", type=int, default=1, help="Multiplies the epochs of SVD training and fine-tuning.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("paper-runs"))
+    options = parser.parse_args()
+    if SCHEDULES[options.schedule].weights and options.weights_dir is None:
+        parser.error("--schedule short starts from published weights: give --weights-dir")
+
+    study = Study.of(options)
+    label = study.label
+    if options.table != "plot":
+        rows = []
+        for row in TABLES[options.table](study):
+            rows.append(row)
+            study.keep(options.table, rows)
+        command = f"python -m benchmarks.paper {options.table} --model {study.model} --schedule {options.schedule}"
+        command += f" --times {options.times} --seed {study.seed} --data … --weights-dir …"
+        text = markdown(options.table, label, command)
+        (OUT / f"{options.table}-{label}.md").write_text(text, encoding="utf-8")
+        print(text)
+    else:
+        plot(label, OUT / f"{label}.png")
+
+
+if __name__ == "__main__":
+    main()

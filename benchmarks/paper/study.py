@@ -1,0 +1,182 @@
+"""What all tables of the paper's study share: its schedule, its runs, and where their figures are kept.
+
+A row is one run of `lrexport`, in a folder of its own under WORK. A run that was stopped goes on, one that is finished is
+only read, so that the same command takes up a study wherever it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, machine
+from lrexport.progress import is_stopped
+from lrexport.record import DENSE, LOG, RECORD, SVD, Record, load_record
+
+OUT = RESULTS / "paper"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs of each stage and how they train; ``start`` epochs of dense training come before anything else."""
+
+    name: str
+    start: int
+    svd: int
+    fine_tune: int
+    options: tuple[str, ...]
+    start_options: tuple[str, ...] = ()
+    weights: bool = True  # start from the published weights
+
+    @property
+    def epochs(self) -> int:
+        """Of SVD training and fine-tuning together: what the dense network gets as well."""
+        return self.svd + self.fine_tune
+
+    def times(self, factor: int) -> Schedule:
+        """With so many times the epochs behind the start."""
+        return replace(self, svd=factor * self.svd, fine_tune=factor * self.fine_tune)
+
+
+SCHEDULES = {
+    "short": Schedule(
+        "short",
+        start=6,
+        svd=3,
+        fine_tune=2,
+        options=("--lr", "0.03", "--batch-size", "128", "--checkpoint-minutes", "5"),
+        start_options=("--dense-lr", "0.02"),
+    ),
+    "paper": Schedule(
+        "paper",
+        start=164,
+        svd=164,
+        fine_tune=164,
+        options=(
+            *("--optimizer", "adam", "--lr", "0.001", "--weight-decay", "0", "--batch-size", "100"),
+            *("--schedule", "step", "--milestones", "81/164,122/164"),
+        ),
+        start_options=("--dense-lr", "0.001"),
+        weights=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One network on one data set by one schedule and one seed, all of whose runs lie under ``work``."""
+
+    model: str
+    data: str
+    work: Path
+    schedule: Schedule
+    weights: Path | None
+    seed: int
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Study:
+        schedule, weights = SCHEDULES[options.schedule].times(options.times), None
+        if schedule.weights:
+            weights = options.weights_dir / f"cifar10_{options.model}.safetensors"
+        work = options.work / f"{options.model}-{schedule.name}-{options.seed}"
+        return cls(options.model, options.data, work, schedule, weights, options.seed)
+
+    @property
+    def label(self) -> str:
+        return f"{self.model}-{self.schedule.name}-{self.schedule.epochs}-{self.seed}"
+
+    def start(self) -> Path:
+        """Weights that every row starts from: the dense network, trained on this data."""
+        given = ("--weights", str(self.weights)) if self.weights is not None else ()
+        epochs = ("--dense-epochs", str(self.schedule.start), *self.schedule.start_options)
+        self.run("start", (*given, *epochs, *_DENSE_ONLY))
+        return self.work / "start" / DENSE
+
+    def dense(self, epochs: int) -> dict[str, Any]:
+        """The dense network with ``epochs`` more from the start: what rows of as many epochs are compared with."""
+        if epochs == 0:
+            self.start()
+            return self.row("start")
+        name = f"dense-{epochs}"
+        self.run(name, ("--weights", str(self.start()), "--baseline-epochs", str(epochs), *_DENSE_ONLY))
+        return self.row(name)
+
+    def compress(self, name: str, *options: str) -> dict[str, Any]:
+        """One compression from the start. ``options`` say what differs from the schedule, its epochs included."""
+        self.run(name, ("--weights", str(self.start()), *options))
+        return self.row(name)
+
+    def go_on(self, name: str, source: str, *options: str) -> dict[str, Any]:
+        """Prune a run of :meth:`compress` or :meth:`train` anew, in a folder of its own."""
+        self._lrexport("compress", str(self.work / source), name, options)
+        return self.row(name)
+
+    def train(self, name: str, *options: str) -> None:
+        """SVD training alone, from the start."""
+        self._lrexport("train", self.model, name, ("--data", self.data, "--weights", str(self.start()), *options))
+
+    def run(self, name: str, options: Sequence[str]) -> None:
+        """`lrexport compress` of the model on the data."""
+        self._lrexport("compress", self.model, name, ("--data", self.data, *options))
+
+    def _lrexport(self, command: str, model: str, name: str, options: Sequence[str]) -> None:
+        run = self.work / name
+        if (run / RECORD).is_file() and not is_stopped(run):
+            record = load_record(run)
+            if record.results.compressed or (command == "train" and SVD in record.files):
+                return
+        words = [command, model, *self.schedule.options, "--seed", str(self.seed), *options]
+        words += ["-o", str(self.work / name), "--resume"]
+        print("lrexport", shlex.join(words), flush=True)
+        done_process = subprocess.run([sys.executable, "-m", "lrexport", *words], check=False)
+        if done_process.returncode:
+            raise SystemExit(f"{name}: lrexport ended with {done_process.returncode}; the same command goes on")
+
+    def record(self, name: str) -> Record:
+        return load_record(self.work / name)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Figures of a finished run."""
+        record = self.record(name)
+        dense, small = record.results.dense, record.results.compressed
+        assert dense is not None
+        assert small is not None
+        shown = dense if name == "start" or name.startswith("dense-") else small
+        assert shown.accuracy is not None
+        assert shown.heldout_accuracy is not None
+        log = (self.work / name / LOG).read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in log]
+        plan = next((event for event in events if event["event"] == "plan"), {})
+        return {
+            "name": name,
+            "model": self.model,
+            "schedule": self.schedule.name,
+            "seed": self.seed,
+            "top1": shown.accuracy.top1,
+            "n": shown.accuracy.n,
+            "heldout_top1": shown.heldout_accuracy.top1,
+            "macs": shown.macs,
+            "dense_macs": dense.macs,
+            "params": shown.params,
+            "epochs": sum(event["event"] == "epoch" for event in events),
+            "hours": round(sum(event["seconds"] for event in events if event["event"] == "epoch") / 3600, 3),
+            "pruned": {key: value for key, value in plan.items() if key.startswith(("heldout", "threshold"))},
+            "machine": machine(),
+        }
+
+    def keep(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Write a table's rows so far."""
+        OUT.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"data": self.data.split(":")[0], "rows": list(rows)}, indent=1)
+        (OUT / f"{table}-{self.label}.json").write_text(text + "\n", encoding="utf-8")
+
+
+# The dense network alone, which `compress` scores beside a compressed one that nobody looks at.
+_DENSE_ONLY = ("--svd-epochs", "0", "--fine-tune-epochs", "0", "--macs", "0.9")
