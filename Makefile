@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/lrexport demo
 
 test: $(VENV)/.test lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow

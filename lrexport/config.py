@@ -43,6 +43,7 @@ TRAINING = (
     "batch_size",
     "accumulate",
     "optimizer",
+    "scale_gradients",
     "lr",
     "dense_lr",
     "weight_decay",
@@ -99,8 +100,8 @@ class TrainConfig:
 
     ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
     the kind of sparsity are those of equation 3; a λ_s of "auto" is steered, layer by layer, to a budget. ``keep`` are
-    patterns of layers that stay dense. ``lr`` drives SVD training and fine-tuning, ``dense_lr`` dense training. ``log_to``
-    are services that training is logged to as well.
+    patterns of layers that stay dense. ``scale_gradients`` makes steps of SGD in U and V as long as dense ones. ``lr``
+    drives SVD training and fine-tuning, ``dense_lr`` dense training. ``log_to`` are services that training is logged to.
     """
 
     model: str
@@ -118,6 +119,7 @@ class TrainConfig:
     batch_size: int = 128
     accumulate: int = 1
     optimizer: Literal["sgd", "adam"] = "sgd"
+    scale_gradients: bool = True
     lr: float = 0.02
     dense_lr: float = 0.1
     weight_decay: float = 1e-4

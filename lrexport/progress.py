@@ -156,7 +156,7 @@ def _fixed(run: Path, before: dict[str, Any]) -> set[str]:
         fixed |= {"dense_epochs", "dense_lr"}
     if "svd" in done:
         fixed |= {"svd_epochs", "orthogonality", "sparsity", "sparsity_strength", "falling_ranks"}
-        fixed |= {"goal"} if before.get("falling_ranks") else set()
+        fixed |= {"goal"} if before.get("falling_ranks") or before.get("sparsity_strength") == "auto" else set()
     if "fine-tune" in done:
         fixed |= {"fine_tune_epochs"}
     return fixed

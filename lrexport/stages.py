@@ -221,6 +221,7 @@ def _stage(job: Job, name: str, epochs: int, lr: float) -> Stage:
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         optimizer=config.optimizer,
+        scale_gradients=config.scale_gradients,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
         milestones=config.milestones,

@@ -23,6 +23,7 @@ class Stage:
     lr: float
     batch_size: int = 128
     optimizer: Optimizer = "sgd"
+    scale_gradients: bool = True
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"

@@ -127,7 +127,8 @@ class StageRun:
         """Optimiser, wrapped network and order of images; ``state`` is where an earlier life of the stage was."""
         fabric, stage = self.fabric, self.stage
         to_fast_layout(self.network)
-        optimizer = make_optimizer(self.network, stage.optimizer, stage.lr, stage.momentum, stage.weight_decay)
+        settings = stage.optimizer, stage.lr, stage.momentum, stage.weight_decay, stage.scale_gradients
+        optimizer = make_optimizer(self.network, *settings)
         module: Any = torch.compile(self.network) if stage.compile else self.network
         self.wrapped, self.optimizer = fabric.setup(module, optimizer)
         if state is not None:
