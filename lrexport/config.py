@@ -100,7 +100,7 @@ class TrainConfig:
 
     ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
     the kind of sparsity are those of equation 3; a λ_s of "auto" is steered, layer by layer, to a budget. ``keep`` are
-    patterns of layers that stay dense. ``scale_gradients`` makes steps of SGD in U and V as long as dense ones. ``lr``
+    patterns of layers that stay dense. ``scale_gradients`` makes steps of SGD in factors as long as dense ones. ``lr``
     drives SVD training and fine-tuning, ``dense_lr`` dense training. ``log_to`` are services that training is logged to.
     """
 

@@ -217,7 +217,7 @@ def training_options() -> Callable[[Command], Command]:
         count_option(made, "batch_size", "Images in a training step, of all devices together.", least=1),
         count_option(made, "accumulate", "Portions that a batch goes through in, for memory's sake.", least=1),
         choice_option(made, "optimizer", ("sgd", "adam"), "SGD with momentum 0.9, or Adam."),
-        switch_option(made, "scale_gradients", "Let steps of SGD in U and V move a kernel as far as dense ones do."),
+        switch_option(made, "scale_gradients", "Let steps of SGD in factors move a kernel as far as dense ones do."),
         number_option(made, "lr", "Learning rate of SVD training and fine-tuning.", min_open=True),
         number_option(made, "dense_lr", "Learning rate of dense training.", min_open=True),
         number_option(made, "weight_decay", "Of ordinary weights, never of U, s, V."),

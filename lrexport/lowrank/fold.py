@@ -19,6 +19,8 @@ from lrexport.lowrank.schemes import SCHEMES, schemes_of
 from lrexport.lowrank.truncation import Truncations
 from lrexport.record import FactorisedLayer, Plan, Scheme
 
+_HALVES = ["first", "second"]  # of a pair, in the order in which they run
+
 
 @parametrize.cached()  # a layer's settings are read off its weight, too, and composing that is a large product
 def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) -> nn.Module:
@@ -92,6 +94,11 @@ def build_pair(layer: Any, scheme: Scheme, left: Tensor, right: Tensor) -> nn.Se
     return pair
 
 
+def is_pair(module: nn.Sequential) -> bool:
+    """Whether it is one that a layer was folded into."""
+    return [name for name, _ in module.named_children()] == _HALVES and all(isinstance(half, WEIGHTED) for half in module)
+
+
 def _check_admitted(name: str, layer: nn.Module, planned: FactorisedLayer) -> None:
     """Plans are also written by hand."""
     if not isinstance(layer, WEIGHTED):
@@ -123,4 +130,4 @@ def _untrained(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
     first, second = SCHEMES[scheme].pair(layer, rank)
     if layer.bias is not None:
         second.bias = nn.Parameter(layer.bias.detach().clone())
-    return nn.Sequential(OrderedDict(first=first, second=second)).train(layer.training)
+    return nn.Sequential(OrderedDict(zip(_HALVES, (first, second), strict=True))).train(layer.training)

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.svd_form import factors
-from lrexport.training.optimizers import make_optimizer, scale_gradients
+from lrexport.lowrank.fold import fold_layer
+from lrexport.lowrank.kernels import spec_of
+from lrexport.lowrank.schemes import SCHEMES, Scheme, schemes_of
+from lrexport.lowrank.svd_form import exact_svd, factors
+from lrexport.training.optimizers import make_optimizer
+from lrexport.training.scaling import scale_gradients
+from tests.lowrank.layers import layers
 
 RATE = 1e-4
 
@@ -107,6 +112,32 @@ def test_where_plain_sgd_diverges_scaled_steps_find_the_kernel() -> None:
         ends[scaled] = (layer.weight - wanted).norm().item()
     assert ends[True] < 1e-3
     assert not ends[False] < 1e-3  # NaN, too
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers(), st.data())
+def test_halves_of_a_pair_are_scaled_by_what_the_other_half_has_in_each_rank(drawn: tuple[Any, Tensor], data: Any) -> None:
+    layer = drawn[0].double()
+    scheme: Scheme = data.draw(st.sampled_from(schemes_of(spec_of(layer))))
+    values = exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))[1].detach()
+    values = values if values.ndim == 2 else values[None]
+    pair = fold_layer(layer, scheme, values.shape[-1])
+    net = nn.Sequential(pair, nn.Conv2d(3, 3, 1).double())
+    for parameter in net.parameters():
+        parameter.grad = parameter.detach().clone()
+    untouched = net[1].weight.grad.clone()
+    scale_gradients(net)
+    # With the root of s on either side both halves have energy s in a rank.
+    wanted = values / (values + values.mean(-1, keepdim=True)).clamp_min(1).square()
+    for half, is_first in zip(pair, (True, False), strict=True):
+        spec = spec_of(half)
+        gradient = half.weight.grad.square().unflatten(0, (spec.groups, -1))
+        channels = (1 if spec.transposed else 0) if is_first else (0 if spec.transposed else 1)
+        others = [axis for axis in range(1, gradient.ndim) if axis != channels + 1]
+        torch.testing.assert_close(gradient.sum(others) if others else gradient, wanted)
+    assert torch.equal(net[1].weight.grad, untouched)
+    if layer.bias is not None:
+        assert torch.equal(pair.second.bias.grad, layer.bias)
 
 
 @pytest.mark.parametrize("scaled", [True, False])

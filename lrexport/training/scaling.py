@@ -1,0 +1,73 @@
+"""Steps of SGD in factors that move the kernel about as far as steps on the kernel itself would.
+
+Where a kernel is a product L · R, a step in L moves it by dL · R, and the gradient of L has the factor R as well: along
+each rank plain SGD goes as many times further as R has energy there. Singular values of trained layers are 1 to 6, so a
+learning rate that suits the dense network tears its factors apart. Scaled gradient descent (Tong, Ma and Chi 2021, arXiv
+2005.08898) divides by that energy; damped by its mean, and never below 1, no step gets longer than plain SGD's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.lowrank.fold import is_pair
+from lrexport.lowrank.kernels import spec_of
+from lrexport.lowrank.svd_form import factors, is_attached
+
+
+@torch.no_grad()
+def scale_gradients(network: nn.Module) -> None:
+    """Scale the gradients of U and V of layers in SVD form, and of both halves of pairs, rank by rank, in place."""
+    seen: set[int] = set()  # tied layers share their parameters
+    for module in network.modules():
+        if is_attached(module):
+            left, singular, right = factors(module)
+            if id(left) not in seen:
+                _scale_columns(left, singular, right)
+            seen.add(id(left))
+        elif isinstance(module, nn.Sequential) and is_pair(module):
+            first, second = module
+            if id(first.weight) not in seen:
+                _scale_pair(first, second)
+            seen.add(id(first.weight))
+
+
+def _scale_columns(left: Tensor, singular: Tensor, right: Tensor) -> None:
+    scale = _damped(singular.square()).unsqueeze(-2)
+    for side in (left, right):
+        if side.grad is not None:
+            side.grad.mul_(scale)
+
+
+def _scale_pair(first: nn.Module, second: nn.Module) -> None:
+    scales = _damped(_energies(second, False)), _damped(_energies(first, True))
+    for half, is_first, scale in ((first, True, scales[0]), (second, False, scales[1])):
+        if isinstance(half.weight, Tensor) and half.weight.grad is not None:
+            half.weight.grad.mul_(_spread(half, is_first, scale))
+
+
+def _damped(energies: Tensor) -> Tensor:
+    """What gradients are multiplied by, of the energies of the other side, (…, r)."""
+    return (energies + energies.mean(-1, keepdim=True)).clamp_min(1).reciprocal()
+
+
+def _energies(half: nn.Module, is_first: bool) -> Tensor:
+    """Σ of squares of a half's weight for each rank, (groups, r): the channels that it gives if ``is_first``, else takes."""
+    spec, weight = spec_of(half), half.weight
+    assert isinstance(weight, Tensor)
+    if is_first != spec.transposed:  # these channels are the weight's first axis
+        return weight.square().flatten(1).sum(1).view(spec.groups, -1)
+    grouped = weight.square().reshape(spec.groups, -1, *weight.shape[1:])
+    return grouped.flatten(3).sum((1, 3)) if grouped.ndim > 3 else grouped.sum(1)
+
+
+def _spread(half: nn.Module, is_first: bool, scale: Tensor) -> Tensor:
+    """A scale for each rank, (groups, r), in a shape that multiplies the half's weight."""
+    spec, weight = spec_of(half), half.weight
+    assert isinstance(weight, Tensor)
+    ones = (1,) * (weight.ndim - 2)
+    if is_first != spec.transposed:
+        return scale.reshape(-1, 1, *ones)
+    rows = weight.shape[0] // spec.groups
+    return scale.unsqueeze(1).expand(-1, rows, -1).reshape(weight.shape[0], -1, *ones)
