@@ -1,7 +1,7 @@
 """Ranks that fall while SVD training goes on, so that it lands on the budget that was asked for, by itself.
 
-Singular values that matter least to the budget go at the start of every epoch, and training heals what that cost while
-there is still a learning rate to heal with. Composing the kernels, and the regularisers, get cheaper with the ranks.
+Singular values that matter least to the budget go at the start of an epoch, and training heals what that cost while there
+is still a learning rate to heal with. Composing the kernels, and the regularisers, get cheaper with the ranks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from lrexport.lowrank.svd_form import cut
 from lrexport.pruning import Pruning
 from lrexport.record import FactorisedLayer
 
-FALL = 1.0  # share of SVD training's epochs in which ranks fall
+FALL = 0.6  # share of SVD training's epochs in which ranks fall: the others heal what the last cut cost
 
 
 @dataclass(frozen=True)
 class FallingRanks:
-    """Cuts the layers of ``pruning.svd`` at the start of each of ``epochs``; the last time to its goal.
+    """Cuts the layers of ``pruning.svd`` at the start of each of the first ``epochs``; the last time to its goal.
 
     In between the reduction, dense ÷ budget, rises by equal steps. The first of several processes chooses for all.
     """

@@ -25,7 +25,11 @@ OUT = RESULTS / "paper"
 
 @dataclass(frozen=True)
 class Schedule:
-    """Epochs of each stage and how they train; ``start`` epochs of dense training come before anything else."""
+    """Epochs of each stage and how they train; ``start`` epochs of dense training come before anything else.
+
+    ``whole`` are options of networks that are not pruned, the dense one and those at full rank: what is trained already
+    wants a smaller learning rate than what pruning has just cut. Found on held-out images.
+    """
 
     name: str
     start: int
@@ -33,6 +37,7 @@ class Schedule:
     fine_tune: int
     options: tuple[str, ...]
     start_options: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     weights: bool = True  # start from the published weights
 
     @property
@@ -51,8 +56,9 @@ SCHEDULES = {
         start=6,
         svd=3,
         fine_tune=2,
-        options=("--lr", "0.03", "--batch-size", "128", "--checkpoint-minutes", "5"),
+        options=("--lr", "0.1", "--batch-size", "128", "--checkpoint-minutes", "5"),
         start_options=("--dense-lr", "0.02"),
+        whole=("--lr", "0.03"),
     ),
     "paper": Schedule(
         "paper",
@@ -105,7 +111,8 @@ class Study:
             self.start()
             return self.row("start")
         name = f"dense-{epochs}"
-        self.run(name, ("--weights", str(self.start()), "--baseline-epochs", str(epochs), *_DENSE_ONLY))
+        options = ("--baseline-epochs", str(epochs), *_DENSE_ONLY, *self.schedule.whole)
+        self.run(name, ("--weights", str(self.start()), *options))
         return self.row(name)
 
     def compress(self, name: str, *options: str) -> dict[str, Any]:
@@ -114,7 +121,7 @@ class Study:
         return self.row(name)
 
     def go_on(self, name: str, source: str, *options: str) -> dict[str, Any]:
-        """Prune a run of :meth:`compress` or :meth:`train` anew, in a folder of its own."""
+        """Prune a run of :meth:`train`, in a folder of its own."""
         self._lrexport("compress", str(self.work / source), name, options)
         return self.row(name)
 

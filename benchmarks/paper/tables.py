@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.paper.study import Study
 
 # Yang et al. 2020 as they prune: one e for all layers (equation 4), nothing weighted, nothing repaired but by fine-tuning.
 PAPER_RULE = ("--rule", "threshold", "--no-weighting", "--no-reconstruct", "--batchnorm-images", "0")
+# And as they train: their optimiser, and their λ_s for ResNet-20 with spatial.
+PAPER = ("--optimizer", "adam", "--lr", "0.001", "--weight-decay", "0", "--sparsity-strength", "0.1", *PAPER_RULE)
 # Everything of ours; each is switched off in turn by the ablation.
-OURS = ("--falling-ranks", "--sparsity-strength", "auto", "--distill", "0.5")
+OURS = ("--sparsity-strength", "auto", "--distill", "0.5")
 SHARES = (0.5, 0.303, 0.25)  # of the MACs: 2, 3.3 and 4 times fewer
 GOALS = SHARES[1:]
 SCHEMES = ("channel", "spatial")
@@ -27,7 +29,7 @@ def orthogonality(study: Study) -> Iterator[Row]:
     for scheme in SCHEMES:
         for strength in (1, 0):
             name = f"svd-{scheme}-none-{strength}-{epochs}"
-            study.train(name, *_svd(study, scheme, "none", 0.0, strength))
+            study.train(name, *_svd(study, scheme, "none", 0.0, strength), *study.schedule.whole)
             row = study.go_on(f"{name}-whole", name, "--energy", "0", *PAPER_RULE, "--fine-tune-epochs", "0")
             pruned = study.go_on(f"{name}-half", name, "--macs", "0.5", *PAPER_RULE, "--fine-tune-epochs", "0")
             yield row | {"scheme": scheme, "orthogonality": strength, "half_top1": pruned["top1"], "epochs": epochs}
@@ -48,7 +50,7 @@ def sparsity(study: Study) -> Iterator[Row]:
 
 
 def recipe(study: Study) -> Iterator[Row]:
-    """Ours against the paper's and against pruning at once, at equal MACs and epochs."""
+    """Ours against the paper's, pruning at once and ranks that fall, at equal MACs and epochs."""
     yield study.dense(study.schedule.epochs) | {"method": "dense"}
     for share in GOALS:
         for method, options in METHODS.items():
@@ -80,12 +82,12 @@ def _epochs(study: Study, fine_tune: int) -> tuple[str, ...]:
     return ("--svd-epochs", str(study.schedule.epochs - fine_tune), "--fine-tune-epochs", str(fine_tune))
 
 
-METHODS = {
-    "paper": lambda study: (*_epochs(study, study.schedule.fine_tune), "--sparsity-strength", "0.1", *PAPER_RULE),
-    "at once": lambda study: _epochs(study, study.schedule.epochs),
+METHODS: dict[str, Callable[[Study], tuple[str, ...]]] = {
+    "paper": lambda study: (*_epochs(study, study.schedule.fine_tune), *PAPER),
+    "at once": lambda study: (*_epochs(study, study.schedule.epochs), "--distill", "0.5"),
+    "falling": lambda study: (*_epochs(study, 0), "--falling-ranks", "--sparsity", "none", "--distill", "0.5"),
     "ours": lambda study: (*_epochs(study, study.schedule.fine_tune), *OURS),
 }
-# λ_s as a user would leave it, for those that are not steered.
 PARTS = {
     "weighting": ("--no-weighting",),
     "global budget": ("--rule", "threshold"),
@@ -93,6 +95,6 @@ PARTS = {
     "BatchNorm": ("--batchnorm-images", "0"),
     "distillation": ("--distill", "0"),
     "cosine": ("--schedule", "step"),
-    "falling ranks": ("--no-falling-ranks",),
     "λ control": ("--sparsity-strength", "0.03"),
+    "scaled gradients": ("--no-scale-gradients",),
 }
