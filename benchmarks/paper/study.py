@@ -127,11 +127,12 @@ class Study:
 
     def train(self, name: str, *options: str) -> None:
         """SVD training alone, from the start."""
-        self._lrexport("train", self.model, name, ("--data", self.data, "--weights", str(self.start()), *options))
+        start = ("--data", self.data, "--weights", str(self.start()), "--seed", str(self.seed))
+        self._lrexport("train", self.model, name, (*start, *options))
 
     def run(self, name: str, options: Sequence[str]) -> None:
         """`lrexport compress` of the model on the data."""
-        self._lrexport("compress", self.model, name, ("--data", self.data, *options))
+        self._lrexport("compress", self.model, name, ("--data", self.data, "--seed", str(self.seed), *options))
 
     def _lrexport(self, command: str, model: str, name: str, options: Sequence[str]) -> None:
         run = self.work / name
@@ -139,7 +140,7 @@ class Study:
             record = load_record(run)
             if record.results.compressed or (command == "train" and SVD in record.files):
                 return
-        words = [command, model, *self.schedule.options, "--seed", str(self.seed), *options]
+        words = [command, model, *self.schedule.options, *options]
         words += ["-o", str(self.work / name), "--resume"]
         print("lrexport", shlex.join(words), flush=True)
         done_process = subprocess.run([sys.executable, "-m", "lrexport", *words], check=False)
