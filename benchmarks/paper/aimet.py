@@ -62,12 +62,13 @@ def main() -> None:
 def compress(network: nn.Module, images: ImageSet, share: Decimal) -> nn.Module:
     """The network at no more than ``share`` of its MACs, by AIMET's defaults."""
     target = share
-    while True:
+    while target > 0:
         small, found = _searched(network, images, target)
         if found <= share:
             print(f"AIMET: {found} of the MACs", flush=True)
             return small
         target -= STEP
+    raise SystemExit(f"AIMET finds nothing at {share} of the MACs")
 
 
 def _searched(network: nn.Module, images: ImageSet, target: Decimal) -> tuple[nn.Module, Decimal]:

@@ -309,7 +309,7 @@ def _train(study: Study, name: str, make: Callable[[], nn.Module], like: Record,
             network, splits, stage, fabric, tell, teacher=_dense(study) if distill else None, checkpoints=checkpoints
         )
     except Stopped as stopped:
-        raise SystemExit(f"{name}: {stopped}; the same command goes on") from stopped
+        raise SystemExit(f"{name}: {stopped.message}; the same command goes on") from stopped
     tensors.save(folder / MODEL, network.state_dict())
     log = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
     row = {
