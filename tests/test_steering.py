@@ -16,7 +16,7 @@ from tests.test_flow import NETWORK
 
 COMMAND = ["compress", "steered_network:make", "--data", "digits", "--macs", "0.4", "--batch-size", "64", "--no-weighting"]
 COMMAND += ["--dense-epochs", "3", "--svd-epochs", "8", "--fine-tune-epochs", "0", "--device", "cpu"]
-COMMAND += ["--precision", "float32", "--lr", "0.03", "--dense-lr", "0.05"]
+COMMAND += ["--precision", "float32", "--lr", "0.03", "--dense-lr", "0.05", "--seed", "1"]
 AUTO = ["--sparsity-strength", "auto"]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import MEAN, STD, ArraySet, ImageData, ImageSet, Normalisation
-from lrexport.data.order import Order, seed_of
+from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError
 from lrexport.models.vision import torchvision
 
@@ -145,7 +145,7 @@ class StreamedSet:
             resize = round(min(height, width) * _RESIZE_OVER_CROP)
             steps = [transforms.Resize(resize, antialias=True), transforms.CenterCrop((height, width))]
         if order is None:
-            index: Any = torch.arange(len(self)).split(size)
+            index: Any = torch.arange(len(self)).split(size) if len(self) else ()  # split would give one empty batch
         else:
             index = [batch[order.part(len(batch))] for _, batch in order.batches(len(self), size)]
         workers = min(_workers() if self.workers is None else self.workers, len(index))
@@ -188,5 +188,5 @@ class _Streamed(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
         if self.order is not None:  # so that crops do not depend on which worker reads the image, or how many there are
-            torch.manual_seed(seed_of(self.order.seed, self.order.epoch, index))
+            torch.manual_seed(seed_of(Purpose.AUGMENTATION, self.order.seed, self.order.epoch, index))
         return self.transform(_read(path)), label

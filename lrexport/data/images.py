@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrexport.data.augment import Augmentation
-from lrexport.data.order import Order
+from lrexport.data.order import Order, Purpose
 from lrexport.errors import InputError
 from lrexport.record import DataSource
 
@@ -98,7 +98,7 @@ class ArraySet:
             mine = index[part].to(self.images.device)
             images = self.images[mine].to(device)
             if augmentation is not None:
-                images = augmentation(images, order.generator(step), part, len(index))
+                images = augmentation(images, order.generator(Purpose.AUGMENTATION, step), part, len(index))
             yield normalise(images), self.labels[mine.to(self.labels.device)].to(device)
 
     def to(self, device: torch.device) -> ArraySet:

@@ -5,15 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def seed_of(*numbers: int) -> int:
-    """One seed of several numbers, as many each time: like ones give unlike seeds (numpy's SeedSequence, O'Neill 2015)."""
-    (word,) = np.random.SeedSequence([number % (1 << 64) for number in numbers]).generate_state(1, np.uint64)
+class Purpose(IntEnum):
+    """What random numbers are for. Those of different purposes are independent."""
+
+    STAGE = 1
+    ORDER = 2
+    AUGMENTATION = 3
+    DROPOUT = 4
+
+
+def seed_of(purpose: Purpose, *numbers: int) -> int:
+    """One seed of several numbers, as many each time for a purpose: like ones give unlike seeds.
+
+    numpy's SeedSequence (O'Neill 2015), to which trailing zeros are nothing: the purpose comes first.
+    """
+    entropy = [int(purpose), *(number % (1 << 64) for number in numbers)]
+    (word,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(word) >> 1  # torch takes 63 bits and a sign
 
 
@@ -35,7 +49,7 @@ class Order:
 
     def batches(self, images: int, size: int) -> Iterator[tuple[int, Tensor]]:
         """(number of the batch, its images' indices (≤ size,)), whole batches, whoever computes them."""
-        order = torch.randperm(images, generator=self.generator())
+        order = torch.randperm(images, generator=self.generator(Purpose.ORDER))
         for step in range(self.first, self.steps(images, size)):
             yield step, order[step * size : (step + 1) * size]
 
@@ -52,9 +66,9 @@ class Order:
         """Images of each portion that are this process's."""
         return [len(portion[self.rank :: self.world]) for portion in torch.arange(images).tensor_split(self.portions)]
 
-    def generator(self, *place: int) -> torch.Generator:
+    def generator(self, purpose: Purpose, *place: int) -> torch.Generator:
         """Random numbers for a place in the epoch, on the CPU, so that a seed gives the same everywhere."""
-        return torch.Generator().manual_seed(seed_of(self.seed, self.epoch, *place))
+        return torch.Generator().manual_seed(seed_of(purpose, self.seed, self.epoch, *place))
 
     def of(self, epoch: int, first: int = 0) -> Order:
         """Another epoch, from its batch ``first`` on."""

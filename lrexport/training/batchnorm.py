@@ -46,7 +46,7 @@ class _Sum(torch.autograd.Function):
 
 def _forward(norm: Any, x: Tensor) -> Tensor:
     """BatchNorm of x (B, C, …) by Ioffe & Szegedy 2015, with sums over all processes; running statistics as torch keeps."""
-    if not norm.training and norm.running_mean is not None:
+    if not norm.training:  # each for itself, as batches are shared out in training alone
         result: Tensor = type(norm).forward(norm, x)
         return result
     axes = [axis for axis in range(x.ndim) if axis != 1]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrexport.data.images import Splits
-from lrexport.data.order import Order, seed_of
+from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
 from lrexport.lowrank.tracing import fast_layout
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
@@ -145,7 +145,7 @@ class StageRun:
             self.splits = self.splits.to(fabric.device)
         name = zlib.crc32(stage.name.encode())
         share = {"rank": fabric.global_rank, "world": fabric.world_size, "portions": stage.accumulate}
-        self.order = Order(seed_of(stage.seed, name), **share)
+        self.order = Order(seed_of(Purpose.STAGE, stage.seed, name), **share)
         self.steps = self.order.steps(len(self.splits.train), stage.batch_size)
         self.bad = 0
 
@@ -164,7 +164,7 @@ class StageRun:
         rate = self._rate(epoch, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(seed_of(self.order.seed, epoch, step, fabric.global_rank))  # dropout's
+        torch.manual_seed(seed_of(Purpose.DROPOUT, self.order.seed, epoch, step, fabric.global_rank))
         buffers = [buffer.clone() for buffer in network.buffers()]
         size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
         task, value, of_all = self._backward(images, labels, size, asked)
@@ -238,7 +238,9 @@ class StageRun:
         return self.stage.rate((epoch + step / self.steps) / self.stage.epochs)
 
     def _score(self) -> float:
-        return score(self.wrapped, self.splits.heldout, self.fabric.device, "heldout", fabric=self.fabric).top1
+        # Not the wrapped network, which speaks to the other processes in every batch: their parts may have fewer.
+        with self.fabric.autocast():
+            return score(self.network, self.splits.heldout, self.fabric.device, "heldout", fabric=self.fabric).top1
 
     def _tell(self, top1: float, trained: float, seconds: float, images: int) -> None:
         state, stage = self.state, self.stage

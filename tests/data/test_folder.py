@@ -57,6 +57,7 @@ def test_a_streamed_set_gives_what_the_one_in_memory_gives(root: Path) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     assert float(((found * std + mean).clamp(0, 1) - (found * std + mean)).abs().max()) < 1e-6
     assert streamed.train.subset(torch.tensor([5])).labels.tolist() == [1]
+    assert not list(streamed.train.subset(torch.tensor([], dtype=torch.int64)).batches(4, torch.device("cpu")))
     shuffled = list(streamed.train.batches(4, torch.device("cpu"), Order(0), streamed.augmentation))
     assert [tuple(images.shape) for images, _ in shuffled] == [(4, 3, 16, 16)] * 2
 

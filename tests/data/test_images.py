@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import ArraySet, ImageData, hold_out
-from lrexport.data.order import Order
+from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.data.resolve import load_data
 from lrexport.errors import InputError
 
@@ -63,6 +63,17 @@ def test_a_shuffled_epoch_shows_every_image_once_in_an_order_set_by_the_seed() -
 
     assert sorted(epoch(0)) == list(range(40))
     assert epoch(0) == epoch(0) != epoch(1)
+
+
+def test_no_two_purposes_share_random_numbers_not_even_at_the_first_step() -> None:
+    """To the generator of seeds trailing zeros are nothing: epoch 0, step 0 and process 0 are where they could meet."""
+    seeds = [seed_of(Purpose.STAGE, 0, 0), seed_of(Purpose.ORDER, 0, 0)]
+    seeds += [seed_of(Purpose.AUGMENTATION, 0, 0, 0), seed_of(Purpose.DROPOUT, 0, 0, 0, 0)]
+    assert len(set(seeds)) == len(seeds)
+    order, images = Order(0), torch.arange(16, dtype=torch.uint8).expand(4096, 3, 1, 16).contiguous()
+    shift = Augmentation(padding=2, flip=False)(images, order.generator(Purpose.AUGMENTATION, 0))[:, 0, 0, 8].double()
+    places = torch.cat([batch for _, batch in order.batches(4096, 4096)]).double()
+    assert abs(float(torch.corrcoef(torch.stack([shift, places]))[0, 1])) < 0.05
 
 
 def test_every_image_is_cropped_at_its_own_offset_and_is_a_window_of_the_padded_image() -> None:
