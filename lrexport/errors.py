@@ -37,7 +37,15 @@ class Stopped(LrexportError):
 
     def __init__(self, number: int, message: str, hint: str | None = None) -> None:
         super().__init__(message, hint)
-        self.exit_code = 128 + number
+        self.number, self.exit_code = number, 128 + number
+
+
+class FailedElsewhere(LrexportError):
+    """Another of several processes failed, which is what ended this one, too (that one's exit code)."""
+
+    def __init__(self, process: int, exit_code: int, message: str) -> None:
+        super().__init__(f"process {process} failed: {message}")
+        self.exit_code = exit_code
 
 
 class DeviceError(LrexportError):

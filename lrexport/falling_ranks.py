@@ -15,6 +15,7 @@ from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.svd_form import cut
 from lrexport.pruning import Pruning
 from lrexport.record import FactorisedLayer
+from lrexport.training.engine import failing_together
 
 FALL = 0.6  # share of SVD training's epochs in which ranks fall: the others heal what the last cut cost
 
@@ -36,15 +37,16 @@ class FallingRanks:
         if epoch >= self.epochs:
             return False
         factors: dict[str, Any] = {}
-        if self.fabric.is_global_zero:
-            config = replace(self.pruning.config, goal=self._goal(epoch))
-            selection = replace(self.pruning, config=config).predict()
-            for name, planned in selection.plan.items():
-                if isinstance(planned, FactorisedLayer) and planned.scheme == self.pruning.svd.layers[name].scheme:
-                    left, right = selection.truncations[name][planned.scheme].factors(planned.rank)
-                    factors[name] = left.cpu(), right.cpu()
-            share = plan_macs(self.pruning.svd, selection.plan) / self.pruning.svd.dense_macs
-            self.on_event({"event": "cut", "epoch": epoch + 1, "layers": len(factors), "macs_share": share})
+        with failing_together(self.fabric):
+            if self.fabric.is_global_zero:
+                config = replace(self.pruning.config, goal=self._goal(epoch))
+                selection = replace(self.pruning, config=config).predict()
+                for name, planned in selection.plan.items():
+                    if isinstance(planned, FactorisedLayer) and planned.scheme == self.pruning.svd.layers[name].scheme:
+                        left, right = selection.truncations[name][planned.scheme].factors(planned.rank)
+                        factors[name] = left.cpu(), right.cpu()
+                share = plan_macs(self.pruning.svd, selection.plan) / self.pruning.svd.dense_macs
+                self.on_event({"event": "cut", "epoch": epoch + 1, "layers": len(factors), "macs_share": share})
         if self.fabric.world_size > 1:
             factors = self.fabric.broadcast(factors, src=0)
         for name, (left, right) in factors.items():

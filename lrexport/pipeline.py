@@ -6,20 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrexport import stages
-from lrexport.config import BY_SVD_TRAINING, FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
+from lrexport.config import FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
-from lrexport.job import Job, OnEvent, Opening, look, open_job, reopen_job
+from lrexport.job import OnEvent, Opening, open_job
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.plans import check_choices
 from lrexport.lowrank.selection import Selection
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
-from lrexport.plans import Choice, read_choices
+from lrexport.plans import Choice, digest, read_choices
 from lrexport.progress import is_stopped, other_choices
 from lrexport.pruning import Pruning, schemes_considered
 from lrexport.record import RECORD, SVD, Record, load_record
 from lrexport.speed import Speed, measure_speed
-from lrexport.training.engine import make_fabric, with_float64
+from lrexport.starts import look
+from lrexport.training.engine import failing_together, make_fabric, with_float64
 
 
 def compress(
@@ -43,15 +44,17 @@ def compress(
         return finished
     choices = _choices(config.goal)
     asked = {"command": "compress", "source": str(source) if source else None, **config.to_record()}
+    asked["plan_sha256"] = digest(choices) if choices is not None else None
     opening = Opening(asked, resume, allow_changes)
-    with _open(config.train, run, on_event, source, opening) as job:
+    with open_job(config.train, run, on_event, opening, source) as job:
         if choices is not None:  # before any training
             check_choices(job.svd, choices, str(config.goal.plan))
         config = replace(config, train=job.config)
         shape, speed = job.recipe.input_shape, None
-        if job.first and job.progress.pruned is None:
-            # Before any training, too: an unreachable target is found out at once, and the machine is still quiet.
-            speed = _speed(config, job.svd, shape, on_event)
+        with failing_together(job.fabric):
+            if job.first and job.progress.pruned is None:
+                # Before any training, too: an unreachable target is found out at once, and the machine is still quiet.
+                speed = _speed(config, job.svd, shape, on_event)
         device = with_float64(job.fabric.device)
 
         def pruning() -> Pruning:  # of the network as it is by then
@@ -89,7 +92,7 @@ def train(
         return finished
     asked = {"command": "train", "source": str(source) if source else None, **config.to_record()}
     opening = Opening(asked, resume, allow_changes)
-    with _open(config, run, on_event, source, opening, anew=SVD_TRAINING) as job:
+    with open_job(config, run, on_event, opening, source, anew=SVD_TRAINING) as job:
         if source is None:
             stages.train_dense(job)
         stages.train_svd(job)
@@ -113,19 +116,6 @@ def _finished(
         raise UsageError(f"{run} is finished, with other choices: {'; '.join(others)}", "Choose another folder with -o.")
     on_event({"event": "finished", "run": str(run)})
     return record
-
-
-def _open(
-    config: TrainConfig,
-    run: Path,
-    on_event: OnEvent,
-    source: Path | None,
-    opening: Opening,
-    anew: tuple[str, ...] = BY_SVD_TRAINING,
-) -> Job:
-    if source is None:
-        return open_job(config, run, on_event, opening)
-    return reopen_job(config, source, run, on_event, opening, anew)
 
 
 def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = None) -> tuple[SVDNetwork, Selection]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lrexport.artifacts import files, tensors
+from lrexport.artifacts.run_files import OF_A_JOB
 from lrexport.errors import InputError, UsageError
 from lrexport.record import CHECKPOINTS, Plan, PlannedLatency, Record
 
@@ -20,10 +21,21 @@ STATE, PRUNED = "state.json", "pruned.safetensors"
 # What cannot be another when a run is taken up again.
 _NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights")
 # What ranks are chosen and pairs repaired by.
-_PRUNING = ("goal", "rule", "target", "threads", "weighting", "reconstruct", "calibration_images", "batchnorm_images")
+_PRUNING = (
+    "goal",
+    "plan_sha256",
+    "rule",
+    "target",
+    "threads",
+    "weighting",
+    "reconstruct",
+    "calibration_images",
+    "batchnorm_images",
+)
 # What may be another without a word: none of it changes a result.
 _FREE = ("workers", "checkpoint_minutes", "download", "log_to")
 _SHOWN = 10
+_SHA256 = "_sha256"  # how the name of a digest of what was read ends
 
 
 class Pruned(BaseModel):
@@ -104,18 +116,26 @@ def clear(run: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def take_up(
-    run: Path, asked: dict[str, Any], resume: bool = False, allow_changes: bool = False, writes: bool = True
-) -> Progress:
-    """The progress of a run that begins, or with ``resume`` goes on. Of several processes one ``writes``.
+def remove_temporaries(run: Path) -> None:
+    """Remove what jobs that were killed while they wrote left in the folder, which must be held."""
+    files.remove_temporaries(run, OF_A_JOB.__contains__)
+    files.remove_temporaries(run / CHECKPOINTS, lambda name: name == STATE or name.endswith(".safetensors"))
+
+
+def follow(run: Path) -> Progress:
+    """The progress of a run in a process that leaves its state to the first one."""
+    return Progress(run, _State(asked={}))
+
+
+def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_changes: bool = False) -> Progress:
+    """The progress of a run that begins, or with ``resume`` goes on.
 
     Raises UsageError where there is one that was stopped and ``resume`` is not given, and where it was asked for something
     else, unless ``allow_changes``; InputError where its state is damaged.
     """
     asked = json.loads(json.dumps(asked))
     if not is_stopped(run):
-        if writes:  # without that file they are what a finished run's last moment left
-            clear(run)
+        clear(run)  # without that file they are what a finished run's last moment left
         return Progress(run, _State(asked=asked))
     path = run / CHECKPOINTS / STATE
     if not resume:
@@ -134,7 +154,7 @@ def take_up(
         )
     if not changes.keys().isdisjoint(_PRUNING):  # ranks are chosen anew, and what came after them begins again
         state = state.model_copy(update={"pruned": None})
-        for stage in ("fine-tune", "baseline") if writes else ():
+        for stage in ("fine-tune", "baseline"):
             for stale in (run / CHECKPOINTS).glob(f"{stage}-*"):
                 stale.unlink(missing_ok=True)
     return Progress(run, state.model_copy(update={"asked": asked}))
@@ -152,8 +172,8 @@ def _fixed(run: Path, before: dict[str, Any]) -> set[str]:
     """What cannot be another any more: the network itself, and the choices of stages that are done."""
     done = {path.name.split("-done.")[0] for path in (run / CHECKPOINTS).glob("*-done.*")}
     fixed = {*_NETWORK}
-    if "dense" in done:
-        fixed |= {"dense_epochs", "dense_lr"}
+    # Dense training leaves nothing of the weights that it began with.
+    fixed |= {"dense_epochs", "dense_lr"} if "dense" in done else {"weights_sha256"}
     if "svd" in done:
         fixed |= {"svd_epochs", "orthogonality", "sparsity", "sparsity_strength", "falling_ranks"}
         fixed |= {"goal"} if before.get("falling_ranks") or before.get("sparsity_strength") == "auto" else set()
@@ -163,9 +183,17 @@ def _fixed(run: Path, before: dict[str, Any]) -> set[str]:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What differs, by name, in words."""
+    """What differs, by name, in words. A digest that an older lrexport did not note is no difference."""
     names = [name for name in {**before, **now} if name not in _FREE and before.get(name) != now.get(name)]
-    return {name: f"{name.replace('_', '-')} was {before.get(name)!r}, is {now.get(name)!r}" for name in names}
+    names = [name for name in names if name in before or not name.endswith(_SHA256)]
+    return {name: _change(name, before.get(name), now.get(name)) for name in names}
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    change = f"{name.replace('_', '-')} was {before!r}, is {now!r}"
+    if name.endswith(_SHA256) and before and now:
+        return f"the {name.removesuffix(_SHA256)} changed since ({change})"
+    return change
 
 
 def other_choices(record: Record, asked: dict[str, Any], without: Collection[str] = ()) -> list[str]:

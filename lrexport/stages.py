@@ -12,9 +12,10 @@ from torch import nn
 
 from lrexport import runs
 from lrexport.artifacts import files
+from lrexport.artifacts.run_files import EXPORTED
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.falling_ranks import FALL, FallingRanks
-from lrexport.job import Event, Job, OnEvent, to_svd_form
+from lrexport.job import Event, Job, OnEvent
 from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.regularisers import Regularisers
@@ -26,18 +27,15 @@ from lrexport.pruning import Pruning
 from lrexport.record import (
     BASELINE,
     DENSE,
-    DENSE_INT8,
-    DENSE_ONNX,
     LOG,
     MODEL,
-    MODEL_INT8,
-    MODEL_ONNX,
     SPECTRA,
     SVD,
     FactorisedLayer,
     Results,
 )
-from lrexport.training.engine import to_fast_layout, with_float64
+from lrexport.starts import to_svd_form
+from lrexport.training.engine import failing_together, to_fast_layout, with_float64
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 
 
@@ -99,11 +97,12 @@ def _regularisers(job: Job, pruning: Pruning | None, stage: Stage) -> Regularise
     assert job.splits is not None
     assert pruning is not None
     ranks: dict[str, int] = {}
-    if job.first:
-        even = replace(pruning, config=replace(pruning.config, rule="threshold", weighting=False))
-        for name, planned in even.predict().plan.items():
-            if isinstance(planned, FactorisedLayer) and planned.scheme == job.svd.layers[name].scheme:
-                ranks[name] = planned.rank
+    with failing_together(job.fabric):
+        if job.first:
+            even = replace(pruning, config=replace(pruning.config, rule="threshold", weighting=False))
+            for name, planned in even.predict().plan.items():
+                if isinstance(planned, FactorisedLayer) and planned.scheme == job.svd.layers[name].scheme:
+                    ranks[name] = planned.rank
     if job.fabric.world_size > 1:
         ranks = job.fabric.broadcast(ranks, src=0)
     steps = stage.epochs * math.ceil(len(job.splits.train) / stage.batch_size)
@@ -120,11 +119,11 @@ def prune(job: Job, pruning: Pruning) -> nn.Module:
     if job.splits is None:
         network, pruned = _choose(job, pruning)
     else:
-        if job.first and job.progress.pruned is None:
-            job.progress.begin_pruning(job.run / LOG)
-            chosen, pruned = _choose(job, pruning)
-            job.progress.note_pruned(pruned, chosen.state_dict())
-        job.fabric.barrier()
+        with failing_together(job.fabric):
+            if job.first and job.progress.pruned is None:
+                job.progress.begin_pruning(job.run / LOG)
+                chosen, pruned = _choose(job, pruning)
+                job.progress.note_pruned(pruned, chosen.state_dict())
         pruned, weights = job.progress.read_pruned()
         network = fold_structure(job.recipe.build(), pruned.plan)
         network.load_state_dict(weights)
@@ -181,7 +180,7 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
 
 def _replace(job: Job, network: nn.Module, config: CompressConfig) -> None:
     """Write network and record over those of an earlier compression of the run."""
-    for stale in (MODEL_ONNX, DENSE_ONNX, MODEL_INT8, DENSE_INT8, BASELINE):  # of an earlier compression
+    for stale in (*EXPORTED, BASELINE):  # of an earlier compression
         (job.run / stale).unlink(missing_ok=True)
     if job.baseline_epochs:
         job.store(BASELINE, job.dense)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -18,12 +18,20 @@ class Forked:
     """``lrexport ARGUMENTS`` in ``folder``, on one thread; stdout and stderr go to a file.
 
     With ``die_at`` (name, n) it is killed at the n-th call of that function of ``os``, before it takes effect.
+    ``environment`` is added to this process's.
     """
 
-    def __init__(self, folder: Path, *arguments: str, die_at: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        die_at: tuple[str, int] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._output = folder / f".output-{time.monotonic_ns()}"
         self._output.touch()
-        self._process = _CONTEXT.Process(target=_main, args=(str(folder), str(self._output), arguments, die_at))
+        arguments_of_main = (str(folder), str(self._output), arguments, die_at, dict(environment or {}))
+        self._process = _CONTEXT.Process(target=_main, args=arguments_of_main)
         self._process.start()
 
     @property
@@ -56,7 +64,9 @@ class Forked:
         return self._process.exitcode
 
 
-def _main(folder: str, output: str, arguments: tuple[str, ...], die_at: tuple[str, int] | None) -> None:
+def _main(
+    folder: str, output: str, arguments: tuple[str, ...], die_at: tuple[str, int] | None, environment: dict[str, str]
+) -> None:
     stream = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
@@ -72,7 +82,7 @@ def _main(folder: str, output: str, arguments: tuple[str, ...], die_at: tuple[st
     if die_at is not None:
         _die_at(*die_at)
     sys.argv = [str(Path(sys.executable).with_name("lrexport")), *arguments]  # what further processes are started by
-    os.environ["PYTHONPATH"] = folder
+    os.environ |= {"PYTHONPATH": folder, **environment}
     main.main()
 
 

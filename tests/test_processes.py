@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lrexport.record import load_record
+from tests.forked import Forked
 
 NETWORK = """
 from torch import nn
@@ -92,6 +93,46 @@ def test_two_processes_with_the_same_global_batch_train_as_one(alone: Path, fold
     out = finish(folder, *way, "-o", name)
     same_to_rounding(folder / name, alone)
     assert out.count("top-1") == 1  # one table
+
+
+def test_a_folder_that_holds_a_run_ends_all_processes_with_the_reason(alone: Path, folder: Path) -> None:
+    """Under torchrun the others are there and wait; with --devices they are not even started."""
+    for way, said in ((TORCHRUN, 2), (LREXPORT, 1)):
+        process = start(folder, *way, *COMMAND, *(["--devices", "2"] if way is LREXPORT else []), "-o", "alone")
+        _, err = process.communicate(timeout=200)
+        assert process.returncode != 0
+        assert err.count("alone already holds a run") == said, err
+        assert err.count("process 1: process 0 failed: alone already holds a run") == said - 1
+
+
+FEW = """
+import torch
+
+def pairs():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (24, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return [(image, index % 2) for index, image in enumerate(images)]
+
+def data():
+    return pairs(), pairs()[:2]
+"""
+
+
+def test_fewer_held_out_and_test_images_than_processes_are_scored_as_by_one(folder: Path) -> None:
+    """Two of each, by three processes: the third has none, and goes through fewer batches than the others."""
+    (folder / "few_images.py").write_text(FEW, encoding="utf-8")
+    command = ["compress", "shared_network:make", "--data", "few_images:data", *COMMAND[4:], "--batch-size", "12"]
+    for number in ("1", "3"):
+        done = Forked(folder, *command, "--accumulate", "1", "--devices", number, "-o", f"few-{number}")
+        assert done.wait(200) == 0, done.output
+    one, three = (load_record(folder / f"few-{number}") for number in ("1", "3"))
+    assert three.data is not None
+    assert (three.data.heldout, three.data.test) == (2, 2)
+    assert [event["epoch"] for event in epochs(folder / "few-3")] == [1, 2, 1, 1]
+    for mine, theirs in ((three.results.dense, one.results.dense), (three.results.compressed, one.results.compressed)):
+        assert mine is not None
+        assert theirs is not None
+        assert (mine.accuracy, mine.heldout_accuracy) == (theirs.accuracy, theirs.heldout_accuracy)
 
 
 def test_a_signal_to_one_process_stops_both_and_both_go_on_but_not_one_alone(alone: Path, folder: Path) -> None:

@@ -88,15 +88,19 @@ def same_but_for_time(found: Path, wanted: Path) -> None:
         (signal.SIGINT, "SVD training: epoch 1/"),
         (signal.SIGTERM, "plan: "),
         (signal.SIGINT, "fine-tuning: epoch 1/"),
+        # Between two stages, and while ranks are chosen.
+        (signal.SIGTERM, "dense-done."),
+        (signal.SIGINT, "svd-done."),
     ],
 )
 def test_a_run_ended_by_a_signal_goes_on_to_the_bit(whole: Path, folder: Path, number: int, when: str) -> None:
-    name = f"signal-{number}-{when[:3]}"
+    name = f"signal-{number}-{when.split(':')[0]}"
     stopped = Forked(folder, *COMMAND, "-o", name)
-    stopped.until(when)
+    stopped.until((lambda: list((folder / name / "checkpoint").glob(f"{when}*"))) if when.endswith(".") else when)
     stopped.send(number)
     assert stopped.wait() == 128 + number
     assert "Traceback" not in stopped.output
+    assert "The same command with --resume goes on from " in stopped.output
     resume(folder, name)
     same_but_for_time(folder / name, whole)
 
@@ -134,10 +138,16 @@ def test_fifty_kills_at_random_moments_change_no_bit(whole: Path, folder: Path) 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it(whole: Path, folder: Path) -> None:
     """The process dies at every step of a save in turn: in the temporary file, before and after it is renamed."""
     for name in ("fsync", "replace", "unlink"):
-        for call in (3, 4):
+        for call in (1, 3, 4):
             run = Forked(folder, *COMMAND, "-o", f"save-{name}", "--resume", die_at=(name, call))
             assert run.wait() == -signal.SIGKILL, run.output
+            left = list((folder / f"save-{name}").rglob(".*.tmp"))
+            assert left or name == "unlink" or call == 4
+        others = [folder / f"save-{name}" / other for other in (".notes.tmp", ".notes.abcdefgh.tmp", ".run.json.abc.tmp")]
+        for other in others:
+            other.write_bytes(b"not lrexport's")
         resume(folder, f"save-{name}")
+        assert sorted((folder / f"save-{name}").rglob(".*.tmp")) == sorted(others)
         same_but_for_time(folder / f"save-{name}", whole)
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from typing import Any
 
 from lrexport.errors import DeviceError, InputError
 from lrexport.units import format_bytes
+
+# As write_atomically has tempfile make them: eight of its own characters.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], size_bytes: int | None = None) -> None:
@@ -42,6 +46,14 @@ def write_atomically(path: Path, write: Callable[[Path], object], size_bytes: in
         raise _write_failed(path, error, size_bytes) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, written: Callable[[str], bool]) -> None:
+    """Remove what processes that were killed left in ``folder`` of writing files whose name is ``written``, and no more."""
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and written(match["name"]) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

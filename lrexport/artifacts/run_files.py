@@ -10,6 +10,15 @@ DENSE_INT8, MODEL_INT8 = "dense.int8.onnx", "model.int8.onnx"
 # In ONNX Runtime's own format, for x86 and for ARM.
 MODEL_ORT, MODEL_ARM_ORT = "model.ort", "model.arm.ort"
 MODEL_INT8_ORT, MODEL_INT8_ARM_ORT = "model.int8.ort", "model.int8.arm.ort"
+# All that an export writes.
+EXPORTED = (
+    *(DENSE_ONNX, MODEL_ONNX, DENSE_INT8, MODEL_INT8),
+    *(MODEL_ORT, MODEL_ARM_ORT, MODEL_INT8_ORT, MODEL_INT8_ARM_ORT),
+)
 # Singular values of the layers, before and after SVD training.
 SPECTRA = "spectra.json"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoint"
+# Who holds the run.
+HOLDER = ".holder"
+# All that a job writes in its folder, but for the log, which is only ever added to.
+OF_A_JOB = (RECORD, DENSE, BASELINE, SVD, MODEL, SPECTRA, HOLDER)

@@ -9,13 +9,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lrexport.artifacts import files
+from lrexport.artifacts.run_files import HOLDER
 from lrexport.errors import UsageError
-
-_HOLDER = ".holder"
 
 
 class RunLock:
-    """Holds ``folder``, which must be there, until it is released or the process ends, however it ends.
+    """Holds ``folder``, which must be there, inside a block, or until the process ends, however it ends.
 
     The lock is on the folder itself (flock), so that nothing is left by a process that was killed; who holds it stands in
     a file beside it. Raises UsageError with the holder where another process has it. Where the system or the file system
@@ -23,12 +22,15 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._note = folder / _HOLDER
+        self._folder, self._note = folder, folder / HOLDER
         self._descriptor: int | None = None
+
+    def __enter__(self) -> RunLock:
+        folder = self._folder
         try:
             import fcntl
         except ImportError:  # Windows
-            return
+            return self
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,23 +40,29 @@ class RunLock:
                 raise UsageError(
                     f"{folder} is in use by {self._holder()}", "Wait for it, or choose another folder with -o."
                 ) from error
-            return
+            return self
         self._descriptor = descriptor
         os.register_at_fork(after_in_child=self._forget)  # a child that outlives this process would hold it on
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        files.write_bytes(self._note, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+        try:
+            files.write_bytes(self._note, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+        except BaseException:
+            self._forget()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._descriptor is not None:
+            try:
+                self._note.unlink(missing_ok=True)
+            finally:
+                self._forget()
 
     def _holder(self) -> str:
         try:
             return self._note.read_text(encoding="utf-8").strip()
         except OSError:
             return "another process"
-
-    def release(self) -> None:
-        """Let others have the folder."""
-        if self._descriptor is not None:
-            self._note.unlink(missing_ok=True)
-            self._forget()
 
     def _forget(self) -> None:
         if self._descriptor is not None:

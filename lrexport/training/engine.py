@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lrexport.errors import DeviceError
+from lrexport.errors import DeviceError, FailedElsewhere, LrexportError
 from lrexport.lowrank.tracing import fast_layout
 
 if TYPE_CHECKING:
@@ -52,6 +54,54 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
 def is_first() -> bool:
     """Whether this is the process that writes files and talks to the user; the only one, where there is one."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+@contextmanager
+def failing_together(fabric: Fabric, launching: bool = False) -> Iterator[None]:
+    """What fails in one process inside the block fails in all of them at its end: none waits for one that is gone.
+
+    With ``launching`` it ends with their launch. Raises what failed here, or FailedElsewhere.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if not _is_awaited(fabric, launching):
+            raise
+        failure = error
+    try:
+        if launching:
+            fabric.launch()
+        failures = _failures(failure, fabric)
+    except Exception as error:  # the others went away meanwhile: what failed here says more
+        raise failure or error from None
+    if failure is not None:
+        raise failure
+    for process, other in enumerate(failures):
+        if other is not None:
+            raise FailedElsewhere(process, *other)
+
+
+def _is_awaited(fabric: Fabric, launching: bool) -> bool:
+    """Whether there are other processes, or will be whatever becomes of this one."""
+    strategy: Any = fabric.strategy
+    if fabric.world_size == 1:
+        return False
+    return not launching or strategy.num_nodes > 1 or strategy.cluster_environment.creates_processes_externally
+
+
+def _failures(failure: Exception | None, fabric: Fabric) -> list[tuple[int, str] | None]:
+    """Exit code and message of what failed in each of the processes."""
+    if fabric.world_size == 1:
+        return [None]
+    mine = None
+    if isinstance(failure, LrexportError):
+        mine = failure.exit_code, failure.message
+    elif failure is not None:
+        mine = DeviceError.exit_code, f"{type(failure).__name__}: {failure}"
+    found: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(found, mine)
+    return found
 
 
 def with_float64(device: torch.device) -> torch.device:

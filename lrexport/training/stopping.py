@@ -1,13 +1,15 @@
-"""SIGTERM and Ctrl-C in training: the step is finished and saved, then it ends; a second one ends it at once."""
+"""SIGTERM and Ctrl-C: in training the step is finished and saved, a second one ends it at once, as one does elsewhere."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from lrexport.errors import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -21,7 +23,10 @@ class StopRequest:
 
 @contextmanager
 def heeding_signals() -> Iterator[StopRequest]:
-    """Take SIGTERM and Ctrl-C as requests inside the block; outside of the main thread they are left to their handlers."""
+    """Take SIGTERM and Ctrl-C as requests inside the block; outside of the main thread they are left to their handlers.
+
+    One that came too late for the block to heed it is sent again at its end.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -48,3 +53,18 @@ def heeding_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if request.number:
+        signal.raise_signal(request.number)
+
+
+@contextmanager
+def saying_how_to_go_on(can_go_on: Callable[[], bool]) -> Iterator[None]:
+    """An interrupt that ends the block becomes Stopped, with what ``can_go_on`` says then of its work."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        number = signal.SIGINT if isinstance(interrupt, KeyboardInterrupt) else signal.SIGTERM
+        if isinstance(interrupt, SystemExit) and interrupt.code != 128 + number:
+            raise
+        hint = "The same command with --resume goes on from what was saved last." if can_go_on() else None
+        raise Stopped(number, "stopped", hint) from interrupt

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from lrexport.artifacts.run_files import EXPORTED
 from lrexport.cli.main import run
 from lrexport.record import load_record
 from tests.board import Board
@@ -50,6 +52,17 @@ def test_ort_files_are_written_for_both_platforms_sealed_measurable_and_go_with_
     assert "removed from an earlier export: model.arm.ort, model.ort" in capsys.readouterr().err
     assert not ORT & {path.name for path in Path("run").iterdir()}
     assert not ORT & set(load_record(Path("run")).files)
+
+
+def test_a_new_compression_of_a_run_removes_every_file_that_was_exported_of_the_old_one() -> None:
+    shutil.copytree("run", "again")
+    assert run(["onnx", "again", "--ort", "--rounds", "0"]) == 0
+    assert {path.name for path in Path("again").iterdir()} >= {*ORT, "model.onnx", "dense.onnx"}
+    for name in EXPORTED:  # of int8, which needs data
+        (Path("again") / name).touch()
+    assert run(["compress", "again", "--macs", "0.4"]) == 0
+    assert not set(EXPORTED) & {path.name for path in Path("again").iterdir()}
+    assert not set(EXPORTED) & set(load_record(Path("again")).files)
 
 
 def test_an_export_records_its_choices_and_the_time_of_every_layer_and_a_report_has_both(

@@ -3,23 +3,91 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from lrexport.artifacts.run_lock import RunLock
 from lrexport.record import load_record
+from tests.forked import Forked
 from tests.training.test_loggers import COMMAND, NETWORK, complete
 
+TWO = (*COMMAND, "--devices", "2", "-o", "run")
+RAISING = """
+import os
+from lrexport.data.resolve import load_data
 
-def test_two_processes_with_slurms_variables_make_one_run_and_one_log(tmp_path: Path) -> None:
+def data():
+    if os.environ["SLURM_PROCID"] == "1":
+        raise OSError("the disk with the images is not mounted")
+    return load_data("digits", (1, 8, 8))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "logged_network.py").write_text(NETWORK, encoding="utf-8")
+    return tmp_path
+
+
+def variables() -> dict[str, str]:
+    """Those of a job of two tasks on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     job = {"SLURM_JOB_NAME": "compress", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
-    job |= {"SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "lrexport", *COMMAND, "--devices", "2", "--log-to", "tensorboard", "-o", "run"]
+    return job | {"SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def refused(folder: Path, *arguments: str) -> list[str]:
+    """What two tasks say that both end with 2, neither of them waiting for the other."""
+    job = variables()
+    places = [{"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
+    tasks = [Forked(folder, *arguments, environment=job | place) for place in places]
+    assert [task.wait() for task in tasks] == [2, 2], [task.output for task in tasks]
+    return [task.output for task in tasks]
+
+
+def test_a_folder_that_holds_a_run_ends_all_tasks_with_the_reason(folder: Path) -> None:
+    alone = Forked(folder, *COMMAND, "-o", "run")
+    assert alone.wait() == 0, alone.output
+    first, second = refused(folder, *TWO)
+    assert "lrexport: run already holds a run" in first
+    assert second.splitlines() == ["lrexport: process 1: process 0 failed: run already holds a run"]
+
+
+def test_a_folder_that_is_in_use_ends_all_tasks_with_the_holder(folder: Path) -> None:
+    (folder / "run").mkdir()
+    with RunLock(folder / "run"):
+        first, second = refused(folder, *TWO)
+    assert f"lrexport: run is in use by process {os.getpid()} on " in first
+    assert second.startswith("lrexport: process 1: process 0 failed: run is in use by process")
+
+
+def test_a_run_that_was_stopped_ends_all_tasks_that_do_not_ask_to_go_on(folder: Path) -> None:
+    stopped = Forked(folder, *COMMAND, "--dense-epochs", "500", "-o", "run")
+    stopped.until("dense training: epoch 1/")
+    stopped.send(signal.SIGTERM)
+    assert stopped.wait() == 143
+    first, second = refused(folder, *TWO)
+    assert "lrexport: run holds a run that was stopped" in first
+    assert "process 0 failed: run holds a run that was stopped" in second
+
+
+def test_what_fails_in_another_task_than_the_first_ends_that_one_too(folder: Path) -> None:
+    (folder / "raising.py").write_text(RAISING, encoding="utf-8")
+    first, second = refused(folder, *TWO, "--data", "raising:data")
+    assert second.startswith("lrexport: process 1: --data 'raising:data' raised OSError: the disk with the images is not")
+    assert first.startswith("lrexport: process 1 failed: --data 'raising:data' raised OSError: the disk with the images")
+
+
+def test_two_processes_with_slurms_variables_make_one_run_and_one_log(folder: Path) -> None:
+    job, tmp_path = variables(), folder
+    command = [sys.executable, "-m", "lrexport", *TWO, "--log-to", "tensorboard"]
     processes = []
     for rank in ("0", "1"):
         place = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}

@@ -1,0 +1,138 @@
+"""What a job starts from: model, weights and data, or an earlier run, loaded and checked against each other."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lrexport import runs
+from lrexport.artifacts import files
+from lrexport.config import BY_SVD_TRAINING, FINISHED, TrainConfig
+from lrexport.data.images import Splits, hold_out
+from lrexport.data.resolve import check_fits, load_data
+from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
+from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.models.resolve import ModelRecipe, from_record, resolve
+from lrexport.models.weights import check_finite, load_weights
+from lrexport.record import SVD, Earlier, Record, load_record
+
+
+@dataclass
+class Start:
+    """Networks, data and the record as a job begins. ``trained`` says that SVD training is behind it.
+
+    ``digests`` tell whether what was read is still the same when the job is taken up again.
+    """
+
+    config: TrainConfig
+    recipe: ModelRecipe
+    record: Record
+    splits: Splits | None
+    dense: nn.Module
+    svd: SVDNetwork
+    trained: bool = False
+    digests: dict[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.digests["data_sha256"] = self.splits.digest() if self.splits else None
+        self.record.data = self.splits.to_record() if self.splits else None
+
+
+def from_model(config: TrainConfig) -> Start:
+    """The start of a new run: what ``config`` names."""
+    recipe, splits, network = _load(config)
+    svd = to_svd_form(copy.deepcopy(network), recipe, config)
+    weights = files.sha256(config.weights) if config.weights is not None else None
+    record = Record(model=recipe.to_record(), config=config.to_record())
+    return Start(config, recipe, record, splits, network, svd, digests={"weights_sha256": weights})
+
+
+def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...] = BY_SVD_TRAINING) -> Start:
+    """The start of a job in ``run`` that goes on from the run ``source``: its SVD-trained network, or its dense one.
+
+    From the dense one, the choices ``anew`` are ``config``'s; all others of finished stages stay what they were.
+    """
+    before = load_record(source)
+    recipe = from_record(before.model)
+    dense, svd = runs.load_start(source, before), load_svd(config, source)
+    # What the finished stages were trained with stays; the same held-out images above all.
+    done = {name: before.config[name] for name in FINISHED if name in before.config}
+    done["weights"] = Path(done["weights"]) if done.get("weights") else None
+    done["keep"] = tuple(done.get("keep", ()))
+    data = config.data or (before.data.source if before.data else None)
+    trained = SVD in before.files
+    if not trained:
+        done |= {name: getattr(config, name) for name in anew}
+    config = replace(config, **done, model=recipe.source, data=data)
+    splits = _load_splits(config, recipe)
+    _check_fits(splits, dense, recipe)
+    place = None if run.resolve() == source.resolve() else str(source)
+    record = Record(model=before.model, earlier=[*before.earlier, Earlier(run=place, config=before.config)])
+    return Start(config, recipe, record, splits, dense, svd, trained)
+
+
+def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
+    """What a plan is made from, of a model or of a run, with nothing written."""
+    if source is None:
+        recipe, splits, network = _load(config)
+        return recipe, to_svd_form(network, recipe, config), splits
+    record = load_record(source)
+    recipe = from_record(record.model)
+    data = config.data or (record.data.source if record.data else None)
+    kept = {name: record.config[name] for name in ("seed", "heldout") if name in record.config}
+    return recipe, load_svd(config, source), _load_splits(replace(config, **kept, data=data), recipe)
+
+
+def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
+    """The network of a run in SVD form, SVD-trained where it has that stage."""
+    record = load_record(source)
+    recipe = from_record(record.model)
+    if SVD not in record.files:
+        return to_svd_form(runs.load_start(source, record), recipe, config)
+    trained = {"scheme": record.config["scheme"], "keep": tuple(record.config.get("keep", ()))}
+    svd = to_svd_form(recipe.build(), recipe, replace(config, **trained))
+    runs.fill(svd.network, record, source, SVD)
+    return svd
+
+
+def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
+    """Put ``network`` into SVD form in place, with its MACs outside of layers counted."""
+    run_once(network, recipe.input_shape)  # before fvcore, whose own errors name no shape
+    total = count_torch_macs(network, recipe.input_shape).total
+    return decompose(network, recipe.input_shape, config.scheme, config.keep, total)
+
+
+def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:
+    if splits is not None:
+        check_fits(splits.data, recipe.input_shape, tuple(run_once(network, recipe.input_shape).shape))
+
+
+def _load(config: TrainConfig) -> tuple[ModelRecipe, Splits | None, nn.Module]:
+    """Recipe, data and network of a MODEL, checked against each other."""
+    recipe = resolve(config.model, config.input_shape)
+    splits = _load_splits(config, recipe)
+    if splits is not None:
+        recipe = recipe.with_classes(len(splits.data.classes))
+    torch.manual_seed(config.seed)  # fresh weights are part of what a seed decides
+    network = _load_network(recipe, config.weights)
+    _check_fits(splits, network, recipe)
+    return recipe, splits, network
+
+
+def _load_network(recipe: ModelRecipe, weights: Path | None) -> nn.Module:
+    network = recipe.build()
+    if weights is not None:
+        load_weights(network, weights)
+    check_finite(network.state_dict(), "the network")
+    return network
+
+
+def _load_splits(config: TrainConfig, recipe: ModelRecipe) -> Splits | None:
+    if config.data is None:
+        return None
+    data = load_data(config.data, recipe.input_shape, config.download, config.workers)
+    return hold_out(data, config.heldout, seed=config.seed)
