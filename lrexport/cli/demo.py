@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lrexport.cli.options import RUN
+from lrexport.cli.options import RUN, resume_options
 
 MODEL, RECIPE = "resnet20", "demo"
 DEFAULT = Path("lrexport-demo")
@@ -15,7 +15,8 @@ DEFAULT = Path("lrexport-demo")
 
 @click.command("demo", short_help="All of it on embedded data, in about three minutes.")
 @click.option("-o", "--output", type=RUN, default=DEFAULT, show_default=True, help="Folder of the run.")
-def command(output: Path) -> None:
+@resume_options()
+def command(output: Path, resume: bool, allow_changes: bool) -> None:
     """Train, compress, export, verify and measure a ResNet-20 on scikit-learn's handwritten digits."""
     import shutil
 
@@ -24,10 +25,10 @@ def command(output: Path) -> None:
     from lrexport.errors import UsageError
     from lrexport.report.tables import results_table
 
-    if output == DEFAULT:  # its own folder, made again every time
+    if output == DEFAULT and not resume:  # its own folder, made again every time
         shutil.rmtree(output, ignore_errors=True)
-    elif output.exists():
-        raise UsageError(f"{output} exists already", "Choose another folder with -o.")
+    elif output.exists() and not resume:
+        raise UsageError(f"{output} exists already", "Choose another folder with -o, or go on in this one with --resume.")
     config = recipe_config(MODEL, RECIPE)
 
     from lrexport import pipeline, shipping
@@ -35,7 +36,7 @@ def command(output: Path) -> None:
     began = time.perf_counter()
     note(f"lrexport compress {MODEL} --recipe {RECIPE}: dense training, SVD training, pruning, fine-tuning")
     with Progressing() as progress:
-        pipeline.compress(config, output, progress)
+        pipeline.compress(config, output, progress, None, resume, allow_changes)
         note("lrexport onnx: export, verify, score, measure")
         record = shipping.export_run(output, shipping.ExportOptions(), progress)
     print_table(results_table(record))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lrexport import pipeline, runs
 from lrexport.artifacts import files
-from lrexport.errors import DeviceError
+from lrexport.errors import DeviceError, Stopped
 from lrexport.export.onnx_export import export_onnx
 from lrexport.job import OnEvent
 from lrexport.progress import is_stopped
@@ -53,6 +53,8 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
                 book.make(lambda number, point, run: _trial(request, number, point, run, dense, folder, on_event))
                 on_event({"event": "trials", "sweep": book.save()})
             return book.save()
+    except Stopped as stopped:  # which speaks of the one run
+        raise Stopped(stopped.number, stopped.message, "The same command goes on with the sweep.") from stopped
     except optuna.exceptions.StorageInternalError as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise DeviceError(f"the storage failed: {cause}", "Trials that finished are kept; start the same again.") from error

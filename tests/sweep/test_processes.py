@@ -209,6 +209,7 @@ def test_sigterm_prints_the_front_so_far_and_queues_the_trial_again(folder: Path
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 143, err
+    assert "--resume" not in err
     assert "Traceback" not in err
     assert "1 of 3 trials finished" in out
     assert [trial.state for trial in load_sweep(folder / "stopped").trials] == ["finished", "waiting"]

@@ -6,8 +6,9 @@ import itertools
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,11 @@ from torch import nn
 from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import DeviceError, Stopped
 from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.regularisers import losses
+from lrexport.lowrank.regularisers import Regularisers
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
+from lrexport.training.stopping import saying_how_to_go_on
 
 STAGE = Stage("svd", epochs=3, lr=0.01, batch_size=32, keep_best=False)
 
@@ -43,7 +45,7 @@ def network() -> nn.Module:
 def train(stage: Stage, on_event: Callable[[dict[str, Any]], None], folder: Path | None = None) -> nn.Module:
     """SVD training with the regularisers of equation 3, as ``compress`` does it."""
     svd = decompose(network(), (3, 6, 6))
-    extra = partial(losses, svd, 1.0, 0.1, "hoyer")
+    extra = Regularisers(svd, 1.0, 0.1, "hoyer")
     kept = Checkpoints(folder, stage.name) if folder is not None else None
     train_stage(svd.network, splits(), stage, make_fabric("cpu", "float32"), on_event, extra, checkpoints=kept)
     return svd.network
@@ -69,6 +71,43 @@ def test_two_epochs_a_checkpoint_and_one_more_are_three_to_the_bit(optimizer: An
     assert [event["epoch"] for event in later if event["event"] == "epoch"] == [3]
     for (name, mine), theirs in zip(again.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize(("number", "interrupt"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_after_the_last_look_at_it_is_not_lost_and_the_stage_goes_on_to_the_bit(
+    number: int, interrupt: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the best epoch's weights are put back, with nothing of the stage left to do."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    fabric, stage = make_fabric("cpu", "float32"), replace(STAGE, keep_best=True)
+    whole, net = network(), network()
+    train_stage(whole, splits(), stage, fabric, ignore)
+    load = net.load_state_dict
+
+    def load_and_interrupt(state: dict[str, torch.Tensor]) -> None:
+        load(state)
+        os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(net, "load_state_dict", load_and_interrupt)
+        with pytest.raises(interrupt):
+            train_stage(net, splits(), stage, fabric, ignore, checkpoints=Checkpoints(tmp_path, stage.name))
+    signal.signal(signal.SIGTERM, before)
+    again = network()
+    train_stage(again, splits(), stage, fabric, ignore, checkpoints=Checkpoints(tmp_path, stage.name))
+    for (name, mine), theirs in zip(again.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_an_interrupt_says_how_to_go_on_only_where_there_is_something_to_go_on_with() -> None:
+    for can_go_on in (True, False):
+        with pytest.raises(Stopped) as said, saying_how_to_go_on(lambda held=can_go_on: held):
+            raise KeyboardInterrupt
+        assert (said.value.exit_code, said.value.message) == (130, "stopped")
+        assert ("--resume" in str(said.value.hint)) == can_go_on
+    with pytest.raises(SystemExit) as other, saying_how_to_go_on(lambda: True):
+        sys.exit(1)  # the reader of what is printed went away
+    assert other.value.code == 1
 
 
 def test_a_metric_that_is_not_a_number_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
