@@ -26,7 +26,14 @@ MEANT: dict[str, dict[str, Any]] = {
     | {"goal": Goal(energy=1e-4), "rule": "threshold", "heldout": 0.02}
     | {"weighting": False, "reconstruct": False, "batchnorm_images": 0},
     "paper-imagenet": dict.fromkeys(ALL_STAGES, 90)
-    | {"lr": 0.1, "batch_size": 256, "orthogonality": 2.0, "sparsity_strength": 0.003, "scheme": "channel"}
+    | {
+        "lr": 0.1,
+        "batch_size": 256,
+        "orthogonality": 2.0,
+        "sparsity_strength": 0.003,
+        "scheme": "channel",
+        "scale_gradients": False,
+    }
     | {"schedule": "step", "milestones": (31 / 90, 61 / 90), "goal": Goal(energy=1e-3), "rule": "threshold"}
     | {"heldout": 0.01, "weighting": False, "reconstruct": False, "batchnorm_images": 0},
     "fast": {"goal": Goal(macs=0.5), "svd_epochs": 2, "fine_tune_epochs": 3, "sparsity_strength": 0.1}
