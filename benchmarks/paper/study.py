@@ -159,8 +159,7 @@ class Study:
         shown = dense if name == "start" or name.startswith("dense-") else small
         assert shown.accuracy is not None
         assert shown.heldout_accuracy is not None
-        log = (self.work / name / LOG).read_text(encoding="utf-8").splitlines()
-        events = [json.loads(line) for line in log]
+        events = self._events(name)
         plan = next((event for event in events if event["event"] == "plan"), {})
         return {
             "name": name,
@@ -174,10 +173,18 @@ class Study:
             "dense_macs": dense.macs,
             "params": shown.params,
             "epochs": sum(event["event"] == "epoch" for event in events),
-            "hours": round(sum(event["seconds"] for event in events if event["event"] == "epoch") / 3600, 3),
+            "hours": self.hours(name),
             "pruned": {key: value for key, value in plan.items() if key.startswith(("heldout", "threshold"))},
             "machine": machine(),
         }
+
+    def hours(self, name: str) -> float:
+        """Of training in one run, without what it went on from."""
+        return round(sum(event["seconds"] for event in self._events(name) if event["event"] == "epoch") / 3600, 3)
+
+    def _events(self, name: str) -> list[dict[str, Any]]:
+        log = (self.work / name / LOG).read_text(encoding="utf-8")
+        return [json.loads(line) for line in log.splitlines()]
 
     def keep(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
         """Write a table's rows so far."""

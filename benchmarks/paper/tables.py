@@ -32,7 +32,8 @@ def orthogonality(study: Study) -> Iterator[Row]:
             study.train(name, *_svd(study, scheme, "none", 0.0, strength), *study.schedule.whole)
             row = study.go_on(f"{name}-whole", name, "--energy", "0", *PAPER_RULE, "--fine-tune-epochs", "0")
             pruned = study.go_on(f"{name}-half", name, "--macs", "0.5", *PAPER_RULE, "--fine-tune-epochs", "0")
-            yield row | {"scheme": scheme, "orthogonality": strength, "half_top1": pruned["top1"], "epochs": epochs}
+            own = {"half_top1": pruned["top1"], "epochs": epochs, "hours": study.hours(name)}
+            yield row | {"scheme": scheme, "orthogonality": strength, **own}
 
 
 def sparsity(study: Study) -> Iterator[Row]:
@@ -46,6 +47,8 @@ def sparsity(study: Study) -> Iterator[Row]:
             for share in SHARES:
                 fine = ("--fine-tune-epochs", str(study.schedule.fine_tune))
                 row = study.go_on(f"{name}-{share:g}", name, "--macs", f"{share:g}", *PAPER_RULE, *fine)
+                if share == SHARES[0]:  # they share their SVD training
+                    row["hours"] += study.hours(name)
                 yield row | {"scheme": scheme, "sparsity": kind, "strength": strength, "share": share, "epochs": epochs}
 
 
