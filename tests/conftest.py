@@ -83,5 +83,5 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def heed_ctrl_c() -> None:
-    """For a child before it starts: a shell's background job, as CI may be, ignores Ctrl-C, and so would its children."""
+    """A shell's background job, as CI may be, ignores Ctrl-C, and so do children unless this comes before they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

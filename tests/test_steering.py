@@ -96,3 +96,16 @@ def test_what_cannot_be_steered_is_refused(
     assert run([*words, "-o", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_fall_have_their_strengths_steered_as_well(folder: Path) -> None:
+    done = Forked(folder, *COMMAND, *AUTO, "--falling-ranks", "-o", "both ways")
+    assert done.wait() == 0, done.output
+    record = load_record(folder / "both ways")
+    assert record.results.compressed is not None
+    assert record.results.dense is not None
+    assert record.results.compressed.macs <= 0.4 * record.results.dense.macs
+    assert len(events(folder / "both ways", "cut")) == 5
+    assert all(
+        event["steered"]["energy_dropped"] < 1 for event in events(folder / "both ways", "epoch") if "steered" in event
+    )

@@ -25,6 +25,7 @@ from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
 from lrexport.training.stopping import saying_how_to_go_on
+from tests.conftest import heed_ctrl_c
 
 STAGE = Stage("svd", epochs=3, lr=0.01, batch_size=32, keep_best=False)
 
@@ -79,6 +80,7 @@ def test_a_signal_after_the_last_look_at_it_is_not_lost_and_the_stage_goes_on_to
 ) -> None:
     """It comes while the best epoch's weights are put back, with nothing of the stage left to do."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    heed_ctrl_c()
     fabric, stage = make_fabric("cpu", "float32"), replace(STAGE, keep_best=True)
     whole, net = network(), network()
     train_stage(whole, splits(), stage, fabric, ignore)
