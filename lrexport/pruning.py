@@ -87,8 +87,26 @@ class Pruning:
         if self.speed is None or not goal.is_latency:
             return self._select(moments)
         found = truncations(self.svd, moments, self._schemes())
-        budget = goal.latency_ms or (goal.latency or 0.0) * self.speed.latency.dense
-        return within_latency(self.svd, found, self.speed.latency, budget, self.config.rule)
+        return within_latency(self.svd, found, self.speed.latency, self._milliseconds(self.speed), self.config.rule)
+
+    def even_ranks(self) -> dict[str, int]:
+        """Of each layer what one e for all leaves within the goal by equation 4, in the scheme of its SVD form.
+
+        A goal of latency is taken as the target's table predicts it. Layers that would stay dense are left out. Raises as
+        :meth:`select`.
+        """
+        self.svd.network.to(self.device)
+        goal = self.config.goal
+        if self.speed is not None and goal.is_latency:
+            found, budget = truncations(self.svd), self._milliseconds(self.speed)
+            plan = within_latency(self.svd, found, self.speed.latency, budget, "threshold").plan
+        else:
+            plan = select(self.svd, macs=goal.macs, params=goal.params, rule="threshold", latency=self._latency).plan
+        return {name: layer.rank for name, layer in plan.items() if isinstance(layer, FactorisedLayer)}
+
+    def _milliseconds(self, speed: Speed) -> float:
+        goal = self.config.goal
+        return goal.latency_ms or (goal.latency or 0.0) * speed.latency.dense
 
     def _select(self, moments: Moments | None) -> Selection:
         goal = self.config.goal
@@ -166,7 +184,7 @@ class Pruning:
         are fast enough the slowest is taken, where none is, the fastest, with a warning.
         """
         goal, dense = self.config.goal, speed.latency.dense
-        asked = goal.latency or (goal.latency_ms or 0.0) / dense
+        asked = self._milliseconds(speed) / dense
         found = truncations(self.svd, moments, self._schemes())
         budget, tries = asked, list[tuple[float, Selection]]()
         while len(tries) < _LATENCY_TRIES:

@@ -31,7 +31,6 @@ from lrexport.record import (
     MODEL,
     SPECTRA,
     SVD,
-    FactorisedLayer,
     Results,
 )
 from lrexport.starts import to_svd_form
@@ -86,7 +85,7 @@ def train_svd(job: Job, pruning: Pruning | None = None) -> None:
 
 
 def _regularisers(job: Job, pruning: Pruning | None, stage: Stage) -> Regularisers:
-    """Those of equation 3; λ_s steered to the ranks that one e for all layers leaves within the budget now, by equation 4.
+    """Those of equation 3; a λ_s that is steered aims at the ranks that one e for all layers would leave now.
 
     The global rule would rather give one layer up, which pays where nothing can be done about what is dropped.
     """
@@ -99,10 +98,7 @@ def _regularisers(job: Job, pruning: Pruning | None, stage: Stage) -> Regularise
     ranks: dict[str, int] = {}
     with failing_together(job.fabric):
         if job.first:
-            even = replace(pruning, config=replace(pruning.config, rule="threshold", weighting=False))
-            for name, planned in even.predict().plan.items():
-                if isinstance(planned, FactorisedLayer) and planned.scheme == job.svd.layers[name].scheme:
-                    ranks[name] = planned.rank
+            ranks = pruning.even_ranks()
     if job.fabric.world_size > 1:
         ranks = job.fabric.broadcast(ranks, src=0)
     steps = stage.epochs * math.ceil(len(job.splits.train) / stage.batch_size)

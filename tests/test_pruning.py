@@ -16,11 +16,12 @@ from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import load_data
 from lrexport.errors import UsageError
 from lrexport.export.onnx_export import export_onnx
-from lrexport.lowrank.costs import plan_cost, whole_cost
+from lrexport.lowrank.costs import dense_cost, other_cost, pair_cost, plan_cost, whole_cost
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import fold
 from lrexport.lowrank.latencies import LayerLatency, NetworkLatency
 from lrexport.lowrank.selection import select
+from lrexport.lowrank.svd_form import factors
 from lrexport.measure.targets.local import Local
 from lrexport.pruning import Pruning
 from lrexport.record import DenseLayer, FactorisedLayer, Plan, PlannedLatency
@@ -114,6 +115,32 @@ def test_a_latency_is_met_as_measured_however_far_the_prediction_is_off(
     assert 0.9 * asked <= found.latency.ratio <= asked
     assert not found.warnings
     assert len(job.speed.environment["confirmed"]) <= 5
+
+
+@pytest.mark.parametrize("goal", [{"latency": 0.6}, {"latency_ms": 0.2}, {"macs": 0.4}, {"params": 0.5}])
+def test_even_ranks_drop_one_share_of_energy_in_all_layers_and_meet_the_goal(trained, goal: dict[str, float]) -> None:
+    job = pruning(trained, None, **goal)
+    if "latency" in next(iter(goal)):
+        job = replace(job, speed=speed_of(job, 1.0))
+    ranks = job.even_ranks()
+    assert ranks
+    beyond, within = [], []  # one rank fewer would drop too much, this one does not
+    for name, rank in ranks.items():
+        energies = factors(job.svd.network.get_submodule(name))[1].detach().square()
+        beyond.append(float(energies[rank - 1 :].sum() / energies.sum()))
+        within.append(float(energies[rank:].sum() / energies.sum()))
+    assert max(within) <= min(beyond)
+    # On a target that takes as long as the MACs say, a rank costs what its MACs do.
+    cost: Any = "params" if "params" in goal else "macs"
+    spent = float(other_cost(job.svd, cost))
+    for name, facts in job.svd.layers.items():
+        scheme: Any = "linear" if name == "head" else "spatial"
+        spent += pair_cost(facts, scheme, ranks[name], cost) if name in ranks else dense_cost(facts, cost)
+    if job.speed is not None:
+        asked = goal.get("latency") or goal["latency_ms"] / job.speed.latency.dense
+        assert 1e-6 * spent + 0.05 <= asked * job.speed.latency.dense
+    else:
+        assert spent <= next(iter(goal.values())) * whole_cost(job.svd, cost)
 
 
 def test_a_latency_that_measurement_denies_is_told(trained: nn.Module) -> None:
