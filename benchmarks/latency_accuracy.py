@@ -19,7 +19,6 @@ from common import machine, write_markdown
 import lrexport
 from lrexport import pipeline
 from lrexport.config import CompressConfig, Goal, TrainConfig
-from lrexport.job import look
 from lrexport.lowrank.fold import fold
 from lrexport.lowrank.moments import own_schemes_of
 from lrexport.lowrank.selection import select
@@ -27,6 +26,7 @@ from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets.local import Local
 from lrexport.record import Record
 from lrexport.speed import measure_speed
+from lrexport.starts import look
 
 
 def config(options: argparse.Namespace, goal: Goal, target: str | None) -> CompressConfig:

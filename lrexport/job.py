@@ -22,7 +22,6 @@ from lrexport.models.resolve import ModelRecipe
 from lrexport.progress import Progress, follow, is_stopped, remove_temporaries, take_up
 from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Record, Result, load_record
 from lrexport.starts import Start, from_model, from_run
-from lrexport.starts import look as look
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import failing_together, make_fabric
 from lrexport.training.loggers import Loggers, check_installed
