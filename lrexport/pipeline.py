@@ -34,9 +34,8 @@ def compress(
     """Everything up to the fine-tuned folded network; from the run ``source`` on, where one is given.
 
     With ``resume`` a run that was stopped is taken up where it was, as long as the same is asked of it, or with
-    ``allow_changes`` whatever is asked; one that is finished is left as it is, but for
-    ``source`` itself, which is compressed again. Of several processes the first writes, and
-    its record alone is whole.
+    ``allow_changes`` whatever is asked; one that is finished is left as it is, but for ``source`` itself, which is
+    compressed again. Of several processes the first writes, and its record alone is whole.
     """
     if config.falling_ranks and source is not None:
         raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model anew for that.")

@@ -15,7 +15,7 @@ from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.svd_form import cut, factors, factors_by, fit_ranks, is_cut, redecompose
 from lrexport.record import FactorisedLayer, load_record
 from tests.conftest import SmallNet
-from tests.forked import Forked
+from tests.forked import Forked, folder_with
 from tests.test_flow import NETWORK
 
 COMMAND = ["compress", "falling_network:make", "--data", "digits", "--macs", "0.4", "--falling-ranks", "--batch-size", "64"]
@@ -25,9 +25,7 @@ COMMAND += ["--precision", "float32", "--optimizer", "adam", "--lr", "0.003", "-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("falling")
-    (path / "falling_network.py").write_text(NETWORK, encoding="utf-8")
-    return path
+    return folder_with(tmp_path_factory, "falling_network", NETWORK)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lrexport.record import load_record
-from tests.forked import Forked
+from tests.forked import Forked, folder_with
 
 NETWORK = """
 from torch import nn
@@ -37,9 +37,7 @@ LREXPORT = [sys.executable, "-m", "lrexport"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("shared")
-    (path / "shared_network.py").write_text(NETWORK, encoding="utf-8")
-    return path
+    return folder_with(tmp_path_factory, "shared_network", NETWORK)
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen[str]:

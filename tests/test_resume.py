@@ -16,7 +16,7 @@ import torch
 from lrexport.artifacts import tensors
 from lrexport.cli.main import run
 from lrexport.record import load_record
-from tests.forked import Forked
+from tests.forked import Forked, folder_with
 
 NETWORK = """
 from torch import nn
@@ -39,9 +39,7 @@ WEIGHTS = ("dense", "svd", "model", "baseline")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("resumed")
-    (path / "resumed_network.py").write_text(NETWORK, encoding="utf-8")
-    return path
+    return folder_with(tmp_path_factory, "resumed_network", NETWORK)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from lrexport.cli.main import run
 from lrexport.record import FactorisedLayer, load_record
-from tests.forked import Forked
+from tests.forked import Forked, folder_with
 from tests.test_flow import NETWORK
 
 COMMAND = ["compress", "steered_network:make", "--data", "digits", "--macs", "0.4", "--batch-size", "64", "--no-weighting"]
@@ -22,9 +22,7 @@ AUTO = ["--sparsity-strength", "auto"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("steered")
-    (path / "steered_network.py").write_text(NETWORK, encoding="utf-8")
-    return path
+    return folder_with(tmp_path_factory, "steered_network", NETWORK)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import machine
 from benchmarks.paper.other_tools import SHAPE, TOOLS, ToolAbsentError, start_network
 from benchmarks.paper.study import Study
 from benchmarks.paper.tables import GOALS, Row
@@ -116,23 +115,16 @@ def _train(study: Study, name: str, make: Callable[[], nn.Module], like: Record,
     except Stopped as stopped:
         raise SystemExit(f"{name}: {stopped.message}; the same command goes on") from stopped
     tensors.save(folder / MODEL, network.state_dict())
-    log = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
-    row = {
-        "name": name,
-        "model": study.model,
-        "schedule": study.schedule.name,
-        "seed": study.seed,
+    figures = {
         "top1": score(network, splits.test, fabric.device, "test", fabric=fabric).top1,
         "n": len(splits.test),
         "heldout_top1": score(network, splits.heldout, fabric.device, "heldout", fabric=fabric).top1,
         "macs": count_torch_macs(network, SHAPE).total,
         "dense_macs": count_torch_macs(start_network(study), SHAPE).total,
         "params": sum(parameter.numel() for parameter in network.parameters()),
-        "epochs": len(log),
-        "hours": round(sum(event["seconds"] for event in log) / 3600, 3),
         "pruned": pruned,
-        "machine": machine(),
     }
+    row = study.described(name, figures)
     files.write_json(kept, row)
     for checkpoint in checkpoints.folder.iterdir():
         checkpoint.unlink()

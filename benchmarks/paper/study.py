@@ -107,9 +107,6 @@ class Study:
 
     def dense(self, epochs: int) -> dict[str, Any]:
         """The dense network with ``epochs`` more from the start: what rows of as many epochs are compared with."""
-        if epochs == 0:
-            self.start()
-            return self.row("start")
         name = f"dense-{epochs}"
         options = ("--baseline-epochs", str(epochs), *_DENSE_ONLY, *self.schedule.whole)
         self.run(name, ("--weights", str(self.start()), *options))
@@ -141,11 +138,11 @@ class Study:
             if record.results.compressed or (command == "train" and SVD in record.files):
                 return
         words = [command, model, *self.schedule.options, *options]
-        words += ["-o", str(self.work / name), "--resume"]
+        words += ["-o", str(run), "--resume"]
         print("lrexport", shlex.join(words), flush=True)
-        done_process = subprocess.run([sys.executable, "-m", "lrexport", *words], check=False)
-        if done_process.returncode:
-            raise SystemExit(f"{name}: lrexport ended with {done_process.returncode}; the same command goes on")
+        ended = subprocess.run([sys.executable, "-m", "lrexport", *words], check=False).returncode
+        if ended:
+            raise SystemExit(f"{name}: lrexport ended with {ended}; the same command goes on")
 
     def record(self, name: str) -> Record:
         return load_record(self.work / name)
@@ -156,27 +153,26 @@ class Study:
         dense, small = record.results.dense, record.results.compressed
         assert dense is not None
         assert small is not None
-        shown = dense if name == "start" or name.startswith("dense-") else small
+        shown = dense if name.startswith("dense-") else small
         assert shown.accuracy is not None
         assert shown.heldout_accuracy is not None
-        events = self._events(name)
-        plan = next((event for event in events if event["event"] == "plan"), {})
-        return {
-            "name": name,
-            "model": self.model,
-            "schedule": self.schedule.name,
-            "seed": self.seed,
+        plan = next((event for event in self._events(name) if event["event"] == "plan"), {})
+        figures = {
             "top1": shown.accuracy.top1,
             "n": shown.accuracy.n,
             "heldout_top1": shown.heldout_accuracy.top1,
             "macs": shown.macs,
             "dense_macs": dense.macs,
             "params": shown.params,
-            "epochs": sum(event["event"] == "epoch" for event in events),
-            "hours": self.hours(name),
             "pruned": {key: value for key, value in plan.items() if key.startswith(("heldout", "threshold"))},
-            "machine": machine(),
         }
+        return self.described(name, figures)
+
+    def described(self, name: str, figures: dict[str, Any]) -> dict[str, Any]:
+        """A row's figures with what was trained, how long, and where; by the log in its folder."""
+        study = {"name": name, "model": self.model, "schedule": self.schedule.name, "seed": self.seed}
+        epochs = sum(event["event"] == "epoch" for event in self._events(name))
+        return {**study, **figures, "epochs": epochs, "hours": self.hours(name), "machine": machine()}
 
     def hours(self, name: str) -> float:
         """Of training in one run, without what it went on from."""

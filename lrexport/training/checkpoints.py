@@ -32,10 +32,8 @@ _PLAIN = ("epoch", "step", "batch_size", "loss_sum", "images", "best_top1", "log
 class StageState:
     """Where a stage stands: ``step`` steps of ``batch_size`` images of ``epoch``, from 0, are done.
 
-    ``loss_sum`` over ``images`` is the epoch's mean loss so far.
-
-    ``optimizer`` is what an optimiser keeps for each parameter, by its name; ``best`` are the weights of the best epoch;
-    ``extra`` is what the loss that is added to the task's keeps.
+    ``loss_sum`` over ``images`` is the epoch's mean loss so far. ``optimizer`` is what an optimiser keeps for each
+    parameter, by its name; ``best`` are the weights of the best epoch; ``extra`` is what the loss that is added keeps.
     """
 
     epoch: int = 0

@@ -43,10 +43,10 @@ def train_stage(
     """Train ``network`` in place for ``stage.epochs``, ending with the epoch that is best on the held-out images.
 
     ``extra_loss``, a module without input, is added to the loss (equation 3); ``teacher`` gives distillation with
-    ``stage.distill`` as its share;
-    ``stage.keep_best`` False keeps the last epoch instead. ``before_epoch`` is told the epoch, from 0, and may put other
-    parameters into the network, as its answer says: those that stay keep what the optimiser knows of them. With
-    ``checkpoints`` it goes on from the last of them, on the CPU to the bit as if it had never stopped.
+    ``stage.distill`` as its share; ``stage.keep_best`` False keeps the last epoch instead. ``before_epoch`` is told the
+    epoch, from 0, and may put other parameters into the network, as its answer says: those that stay keep what the
+    optimiser knows of them. With ``checkpoints`` it goes on from the last of them, on the CPU to the bit as if it had
+    never stopped.
 
     Raises InputError when the loss stops being finite, Stopped after SIGTERM or Ctrl-C, UsageError where a batch has fewer
     images than there are processes.

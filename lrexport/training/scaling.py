@@ -41,10 +41,10 @@ def _scale_columns(left: Tensor, singular: Tensor, right: Tensor) -> None:
 
 
 def _scale_pair(first: nn.Module, second: nn.Module) -> None:
-    scales = _damped(_energies(second, False)), _damped(_energies(first, True))
-    for half, is_first, scale in ((first, True, scales[0]), (second, False, scales[1])):
+    of_first, of_second = _energies(first, True), _energies(second, False)
+    for half, is_first, others in ((first, True, of_second), (second, False, of_first)):
         if isinstance(half.weight, Tensor) and half.weight.grad is not None:
-            half.weight.grad.mul_(_spread(half, is_first, scale))
+            half.weight.grad.mul_(_spread(half, is_first, _damped(others)))
 
 
 def _damped(energies: Tensor) -> Tensor:
