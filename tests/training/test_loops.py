@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import InputError, UsageError
@@ -125,6 +125,21 @@ def test_distillation_alone_pulls_the_student_to_the_teacher() -> None:
     before = gap()
     train(student, Stage("fine-tune", epochs=4, lr=0.05, batch_size=32, distill=1.0), teacher=teacher)
     assert gap() < 0.5 * before
+
+
+def test_the_teacher_runs_in_the_precision_of_training() -> None:
+    student, teacher = network(), network()
+    with torch.no_grad():
+        teacher[0].weight.mul_(2)
+    seen: list[tuple[torch.dtype, bool]] = []
+
+    def look(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        seen.append((output.dtype, output.requires_grad))
+
+    teacher[0].register_forward_hook(look)
+    stage = Stage("fine-tune", epochs=1, lr=0.05, batch_size=32, distill=0.5)
+    train_stage(student, bright_and_dark(), stage, make_fabric("cpu", "bfloat16"), lambda _event: None, teacher=teacher)
+    assert set(seen) == {(torch.bfloat16, False)}
 
 
 @pytest.mark.parametrize(
