@@ -2,9 +2,10 @@
 
     python -m benchmarks.paper TABLE --data folder:DIR --weights-dir DIR [--model resnet20] [--schedule short] [--times 2]
 
-TABLE is table1, table2, table3, recipe, ablation, others, or plot. Runs lie under --work; a command that was stopped goes
-on where it was, and one that is finished only writes its table again. Every accuracy is compared with the dense network
-trained from the same start for as many epochs; all choices are made on held-out training images.
+TABLE is table1, table2, table3, recipe, ablation, others. Runs lie under --work; a command that was stopped goes on where
+it was, and one that is finished only writes its table again. Every accuracy is compared with the dense network trained
+from the same start for as many epochs; all choices are made on held-out training images. `latency` times the networks of
+all tables that are there, on a machine that should do nothing else, and writes the tables again; `plot` draws them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.paper import elsewhere, tables
+from benchmarks.paper import elsewhere, latency, tables
 from benchmarks.paper.render import markdown, plot
 from benchmarks.paper.study import OUT, SCHEDULES, Study
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", choices=(*TABLES, "plot"))
+    parser.add_argument("table", choices=(*TABLES, "latency", "plot"))
     parser.add_argument("--data", required=True, help="folder:DIR, or cifar10[:ROOT] for the original images")
     parser.add_argument("--weights-dir", type=Path, help="holds cifar10_resnet20.safetensors and so on")
     parser.add_argument("--model", default="resnet20")
@@ -43,19 +44,30 @@ def main() -> None:
         parser.error("--schedule short starts from published weights: give --weights-dir")
 
     study = Study.of(options)
-    label = study.label
-    if options.table != "plot":
+    if options.table == "plot":
+        plot(study.label, OUT / f"{study.label}.png")
+        return
+    made = list(TABLES)
+    if options.table == "latency":
+        latency.measure(study)
+    else:
         rows = []
         for row in TABLES[options.table](study):
             rows.append(row)
             study.keep(options.table, rows)
-        command = f"python -m benchmarks.paper {options.table} --model {study.model} --schedule {options.schedule}"
-        command += f" --times {options.times} --seed {study.seed} --data … --weights-dir …"
-        text = markdown(options.table, label, command)
-        (OUT / f"{options.table}-{label}.md").write_text(text, encoding="utf-8")
-        print(text)
-    else:
-        plot(label, OUT / f"{label}.png")
+        made = [options.table]
+    for table in made:
+        if (OUT / f"{table}-{study.label}.json").is_file():
+            _write(table, study)
+
+
+def _write(table: str, study: Study) -> None:
+    """A table's Markdown, from its rows as they were kept."""
+    command = f"python -m benchmarks.paper {table} --model {study.model} --schedule {study.schedule.name}"
+    command += f" --times {study.times} --seed {study.seed} --data … --weights-dir …"
+    text = markdown(table, study.label, command)
+    (OUT / f"{table}-{study.label}.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.paper.study import Study
+from benchmarks.paper.training import SHAPE, start_network
 from lrexport.artifacts import tensors
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import BasicBlock
-from lrexport.models.resolve import resolve
-from lrexport.models.weights import load_weights
 
-SHAPE = (3, 32, 32)
 _STEPS = 200  # in which Torch-Pruning would remove everything
 _HALVINGS = 10  # of the interval in which Tucker-2's share of channels is searched
 
@@ -206,10 +204,3 @@ TOOLS: dict[str, Callable[[Study, float], nn.Module]] = {
     "Tucker-2": tucker,
     "AIMET": aimet,
 }
-
-
-def start_network(study: Study) -> nn.Module:
-    """The dense network that all rows start from."""
-    network = resolve(study.model, SHAPE).build()
-    load_weights(network, study.start())
-    return network

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper.latency import latencies
 from benchmarks.paper.study import OUT
 
 Row = dict[str, Any]
+_GOALS = {"macs": "MACs", "latency": "latency"}
 SEEN = (
     "The published weights have seen the images that are held out here, in another encoding: held-out figures are too high, "
     "and where the dense network's best epoch by them is its start, that is the row."
@@ -34,11 +36,15 @@ OWN: dict[str, dict[str, Callable[[Row], str]]] = {
         "sparsity": lambda row: row.get("sparsity", "–"),
         "λ_s": lambda row: _given(row, "strength"),
     },
-    "recipe": {"method": lambda row: row["method"]},
+    "recipe": {
+        "method": lambda row: row["method"],
+        "goal": lambda row: f"{row['goal'][1]:g} of the {_GOALS[row['goal'][0]]}" if "goal" in row else "–",
+    },
     "ablation": {"without": lambda row: row["without"]},
     "table2": {"weights": lambda row: row["weights"]},
     "others": {
         "tool": lambda row: row["tool"],
+        "learning rate": lambda row: _given(row, "lr"),
         "distillation": lambda row: "–" if row.get("distill") is None else ("yes" if row["distill"] else "no"),
     },
 }
@@ -50,7 +56,7 @@ def markdown(table: str, label: str, command: str) -> str:
     title, key = TITLES[table]
     rows: list[Row] = held["rows"]
     dense = next((row for row in rows if row.get(key) == "dense"), None)
-    columns = {**OWN[table], **_common(dense)}
+    columns = {**OWN[table], **_common(dense, latencies(label))}
     lines = [f"## {title}: {label}", "", f"    {command}", "", _line(columns), _rule(columns, len(OWN[table]))]
     lines += [_line([show(row) for show in columns.values()]) for row in rows]
     hours = sum(row["hours"] for row in {row["name"]: row for row in rows}.values())
@@ -100,13 +106,20 @@ def _curve(row: Row) -> str:
     return "no sparsity" if row["sparsity"] == "none" else f"{row['sparsity']}, λ_s {row['strength']:g}"
 
 
-def _common(dense: Row | None) -> dict[str, Callable[[Row], str]]:
+def _common(dense: Row | None, times: dict[str, Any]) -> dict[str, Callable[[Row], str]]:
     def against(row: Row) -> str:
         return "" if dense is None else f"{100 * (row['top1'] - dense['top1']):+.2f}"
+
+    def latency(row: Row) -> str:
+        found = times.get(row["name"])
+        if found is None:
+            return "1.00" if row["macs"] == row["dense_macs"] else "–"
+        return f"{found['ratio']:.2f}"
 
     return {
         "MACs": lambda row: f"{row['macs'] / 1e6:.2f} M",
         "dense ÷ MACs": lambda row: f"{row['dense_macs'] / row['macs']:.2f}",
+        **({"latency, of dense": latency} if times else {}),
         "parameters": lambda row: f"{row['params'] / 1e3:.0f} k",
         "right after pruning, held-out": lambda row: _percent(_pruned(row)),
         "top-1": lambda row: _percent(row["top1"]),

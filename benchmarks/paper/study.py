@@ -85,6 +85,7 @@ class Study:
     schedule: Schedule
     weights: Path | None
     seed: int
+    times: int = 1  # by which the schedule was multiplied: how the command says it
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Study:
@@ -92,7 +93,7 @@ class Study:
         if schedule.weights:
             weights = options.weights_dir / f"cifar10_{options.model}.safetensors"
         work = options.work / f"{options.model}-{schedule.name}-{options.seed}"
-        return cls(options.model, options.data, work, schedule, weights, options.seed)
+        return cls(options.model, options.data, work, schedule, weights, options.seed, options.times)
 
     @property
     def label(self) -> str:
