@@ -14,6 +14,7 @@ from lrexport import runs
 from lrexport.artifacts import files
 from lrexport.artifacts.run_files import EXPORTED
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
+from lrexport.data.order import Order
 from lrexport.falling_ranks import FALL, FallingRanks
 from lrexport.job import Event, Job, OnEvent
 from lrexport.lowrank.costs import plan_macs
@@ -101,7 +102,8 @@ def _regularisers(job: Job, pruning: Pruning | None, stage: Stage) -> Regularise
             ranks = pruning.even_ranks()
     if job.fabric.world_size > 1:
         ranks = job.fabric.broadcast(ranks, src=0)
-    steps = stage.epochs * math.ceil(len(job.splits.train) / stage.batch_size)
+    order = Order(stage.seed, world=job.fabric.world_size, portions=stage.accumulate)
+    steps = stage.epochs * order.steps(len(job.splits.train), stage.batch_size)
     job.svd.network.to(job.fabric.device)
     return SteeredRegularisers(job.svd, ranks, steps, config.orthogonality, config.sparsity).to(job.fabric.device)
 

@@ -99,16 +99,25 @@ def losses(
 
 
 class Regularisers(nn.Module):
-    """:func:`losses` of a network, with a λ_s for each layer: the buffer ``strengths`` (layers,), which may be steered."""
+    """:func:`losses` of a network, with a λ_s for each layer: the buffer ``strengths`` (layers,), which may be steered.
+
+    Checkpoints hold it where it is: a fixed λ_s is what the command says, also where that was changed on the way.
+    """
 
     strengths: Tensor
 
     def __init__(
-        self, svd: SVDNetwork, orthogonality_strength: float, sparsity_strength: float, sparsity: Sparsity = "hoyer"
+        self,
+        svd: SVDNetwork,
+        orthogonality_strength: float,
+        sparsity_strength: float,
+        sparsity: Sparsity = "hoyer",
+        steered: bool = False,
     ) -> None:
         super().__init__()
-        self.svd, self.orthogonality_strength, self.sparsity = svd, orthogonality_strength, sparsity
-        self.register_buffer("strengths", torch.full((len(svd.layers),), sparsity_strength))
+        self.svd, self.orthogonality_strength = svd, orthogonality_strength
+        self.sparsity: Sparsity = sparsity if sparsity_strength else "none"
+        self.register_buffer("strengths", torch.full((len(svd.layers),), sparsity_strength), persistent=steered)
 
     def forward(self) -> Tensor:
         return losses(self.svd, self.orthogonality_strength, self.strengths, self.sparsity)

@@ -41,7 +41,7 @@ class SteeredRegularisers(Regularisers):
     def __init__(
         self, svd: SVDNetwork, ranks: Mapping[str, int], steps: int, orthogonality_strength: float, sparsity: Sparsity
     ) -> None:
-        super().__init__(svd, orthogonality_strength, INITIAL, sparsity)
+        super().__init__(svd, orthogonality_strength, INITIAL, sparsity, steered=True)
         self.ranks, self.steps = ranks, steps
         self.strengths[[name not in ranks for name in svd.layers]] = 0
         self.register_buffer("first", self.beyond().cpu())

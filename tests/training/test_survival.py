@@ -43,16 +43,34 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(48, 2))
 
 
-def train(stage: Stage, on_event: Callable[[dict[str, Any]], None], folder: Path | None = None) -> nn.Module:
+def train(
+    stage: Stage, on_event: Callable[[dict[str, Any]], None], folder: Path | None = None, strength: float = 0.1
+) -> nn.Module:
     """SVD training with the regularisers of equation 3, as ``compress`` does it."""
     svd = decompose(network(), (3, 6, 6))
-    extra = Regularisers(svd, 1.0, 0.1, "hoyer")
+    extra = Regularisers(svd, 1.0, strength, "hoyer")
     kept = Checkpoints(folder, stage.name) if folder is not None else None
     train_stage(svd.network, splits(), stage, make_fabric("cpu", "float32"), on_event, extra, checkpoints=kept)
     return svd.network
 
 
 def ignore(event: dict[str, Any]) -> None: ...
+
+
+def test_a_fixed_strength_that_was_changed_on_the_way_is_the_new_one(tmp_path: Path) -> None:
+    stage = Stage("svd", 2, 0.05, batch_size=32, keep_best=False)
+
+    def stop_after_one(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ends = []
+    for number, strength in enumerate((0.1, 3.0)):
+        with pytest.raises(Stopped):
+            train(stage, stop_after_one, tmp_path / str(number))
+        ends.append(train(stage, ignore, tmp_path / str(number), strength).state_dict())
+    first, second = (torch.cat([value for name, value in end.items() if name.endswith("original1")]) for end in ends)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
