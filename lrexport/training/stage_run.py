@@ -206,10 +206,7 @@ class StageRun:
                 task = F.cross_entropy(logits, truth)
                 loss = task
                 if self.teacher is not None and stage.distill:
-                    with (
-                        torch.no_grad(),
-                        fabric.autocast(),
-                    ):  # in float32 it would take as long as a whole step's forward pass
+                    with torch.no_grad(), fabric.autocast():  # float32 takes twice as long
                         taught = self.teacher(part).float()
                     loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, taught, stage)
                 # Gradients are averaged over the processes, whose parts of the batch may differ by an image.
