@@ -18,7 +18,8 @@ PAPER = (
     *PAPER_RULE,
 )
 # Everything of ours; each is switched off in turn by the ablation.
-OURS = ("--sparsity-strength", "auto", "--distill", "0.5")
+DISTILL = ("--distill", "0.5")
+OURS = ("--sparsity-strength", "auto", *DISTILL)
 SHARES = (0.5, 0.303, 0.25)  # of the MACs: 2, 3.3 and 4 times fewer
 GOALS = SHARES[1:]
 LATENCY = 0.6  # of the dense network's, measured: of ResNet-20 the latency that half its MACs take
@@ -79,7 +80,7 @@ def ablation(study: Study) -> Iterator[Row]:
     for part, options in PRUNING_PARTS.items():
         name = f"{_named(f'ours without {part}', share)}-{schedule.epochs}"
         fine = ("--fine-tune-epochs", str(schedule.fine_tune))
-        row = study.go_on(name, whole["name"], "--macs", f"{share:g}", *OURS, *fine, *options)
+        row = study.go_on(name, whole["name"], "--macs", f"{share:g}", *DISTILL, *fine, *options)
         yield row | {"without": part, "epochs": schedule.epochs}
     for part, options in TRAINING_PARTS.items():
         yield _at(study, f"ours without {part}", "macs", share, (*METHODS["ours"](study), *options)) | {"without": part}
@@ -117,8 +118,8 @@ def _epochs(study: Study, fine_tune: int) -> tuple[str, ...]:
 
 METHODS: dict[str, Callable[[Study], tuple[str, ...]]] = {
     "paper": lambda study: (*_epochs(study, study.schedule.fine_tune), *PAPER),
-    "at once": lambda study: (*_epochs(study, study.schedule.epochs), "--distill", "0.5"),
-    "falling": lambda study: (*_epochs(study, 0), "--falling-ranks", "--sparsity", "none", "--distill", "0.5"),
+    "at once": lambda study: (*_epochs(study, study.schedule.epochs), *DISTILL),
+    "falling": lambda study: (*_epochs(study, 0), "--falling-ranks", "--sparsity", "none", *DISTILL),
     "ours": lambda study: (*_epochs(study, study.schedule.fine_tune), *OURS),
 }
 AT_LATENCY = ("paper", "at once", "ours")

@@ -173,7 +173,8 @@ class Progressing:
         elif kind == "speed":
             self.say(f"the dense network takes {format_ms(event['dense'])} on {event['target']}; table in {event['table']}")
         elif kind == "pruning":
-            self.say(f"choosing ranks, with {event['images']} training images without their labels")
+            images = f", with {event['images']} training images without their labels" if event["images"] else ""
+            self.say(f"choosing ranks{images}")
         elif kind == "finished":
             self.say(f"{event['run']} is finished: there is nothing to resume")
         elif kind == "cut":
