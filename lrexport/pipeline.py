@@ -39,7 +39,7 @@ def compress(
     """
     if config.falling_ranks and source is not None:
         raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model anew for that.")
-    if resume and run != source and (finished := _finished(run, on_event, config, FINISHED if source else ())):
+    if resume and run != source and (finished := _finished(run, on_event, config, source, FINISHED)):
         return finished
     choices = _choices(config.goal)
     asked = {"command": "compress", "source": str(source) if source else None, **config.to_record()}
@@ -87,7 +87,7 @@ def train(
     if config.sparsity_strength == "auto":
         hint = "Give --sparsity-strength X, or compress to a budget."
         raise UsageError("λ_s is steered to a budget, and train knows none", hint)
-    if resume and (finished := _finished(run, on_event, config)):
+    if resume and (finished := _finished(run, on_event, config, source, tuple({*FINISHED} - {*SVD_TRAINING}))):
         return finished
     asked = {"command": "train", "source": str(source) if source else None, **config.to_record()}
     opening = Opening(asked, resume, allow_changes)
@@ -100,18 +100,23 @@ def train(
 
 
 def _finished(
-    run: Path, on_event: OnEvent, config: CompressConfig | TrainConfig, without: tuple[str, ...] = ()
+    run: Path, on_event: OnEvent, config: CompressConfig | TrainConfig, source: Path | None, of_source: tuple[str, ...]
 ) -> Record | None:
     """The record of a run that has come to its end, so that a job that is started once more has nothing to do.
 
-    Raises UsageError where it was made with other choices than ``config``'s, but for those ``without``.
+    Raises UsageError where it was made with other choices than ``config``'s, but for those that are ``of_source`` where
+    there is one, or where it went on from another run.
     """
     if is_stopped(run) or not (run / RECORD).is_file():
         return None
     record = load_record(run)
     if (record.results.compressed if isinstance(config, CompressConfig) else record.files.get(SVD)) is None:
         return None
-    if others := other_choices(record, config.to_record(), without):
+    others = other_choices(record, config.to_record(), (*of_source, "model") if source else ())
+    before = next((earlier.run for earlier in reversed(record.earlier) if earlier.run is not None), None)
+    if source is not None and run.resolve() != source.resolve() and before != str(source):
+        others.append(f"it went on from {before}" if before else "it went on from no other run")
+    if others:
         raise UsageError(f"{run} is finished, with other choices: {'; '.join(others)}", "Choose another folder with -o.")
     on_event({"event": "finished", "run": str(run)})
     return record

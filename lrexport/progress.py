@@ -190,10 +190,17 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    change = f"{name.replace('_', '-')} was {before!r}, is {now!r}"
+    change = f"{name.replace('_', '-')} was {_told(before)}, is {_told(now)}"
     if name.endswith(_SHA256) and before and now:
         return f"the {name.removesuffix(_SHA256)} changed since ({change})"
     return change
+
+
+def _told(value: Any) -> str:
+    """A choice in words; a goal as the command gives it."""
+    if isinstance(value, dict):
+        return " ".join(f"--{name.replace('_', '-')} {found}" for name, found in value.items() if found is not None)
+    return repr(value)
 
 
 def other_choices(record: Record, asked: dict[str, Any], without: Collection[str] = ()) -> list[str]:

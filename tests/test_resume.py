@@ -199,6 +199,22 @@ def test_a_finished_run_is_not_taken_for_one_with_other_choices(
     assert "whole is finished, with other choices: lr was 0.02, is 0.5" in capsys.readouterr().err
 
 
+def test_a_finished_run_that_went_on_from_another_is_left_as_it_is_too(
+    whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compress", "whole", "--macs", "0.5", "--fine-tune-epochs", "0", "-o", "further", "--resume"]
+    assert run(command) == 0
+    written = (folder / "further" / "run.json").read_bytes()
+    assert run(command) == 0
+    assert "further is finished" in capsys.readouterr().err
+    assert (folder / "further" / "run.json").read_bytes() == written
+    assert run([*command[:2], "--macs", "0.4", *command[4:]]) == 2
+    assert "with other choices: goal was --macs 0.5, is --macs 0.4" in capsys.readouterr().err
+    shutil.copytree(folder / "whole", folder / "like-whole")
+    assert run(["compress", "like-whole", *command[2:]]) == 2
+    assert "with other choices: it went on from whole" in capsys.readouterr().err
+
+
 def test_a_run_killed_before_its_first_checkpoint_or_in_its_last_moment_is_no_dead_end(whole: Path, folder: Path) -> None:
     early = [*COMMAND[:4], *MORE, "--dense-epochs", "0", "--svd-epochs", "1", "--fine-tune-epochs", "0", "-o", "early"]
     killed = Forked(folder, *early, die_at=("replace", 4))  # .holder, dense, run.json, state.json
