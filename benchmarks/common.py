@@ -9,14 +9,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lrexport.measure.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def machine() -> str:
-    facts = environment()
+def machine(facts: dict[str, Any] | None = None) -> str:
+    """A machine in one line: this one, or that of a record's ``environment``."""
+    facts = facts or environment()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "onnxruntime") if name in facts)
     return f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}; {versions}"
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
-from benchmarks.paper import latency, render
+from benchmarks.paper import latency, render, tables
+from benchmarks.paper import study as study_module
 from benchmarks.paper.other_tools import Selection, with_followed_shortcuts, with_free_shortcuts
+from benchmarks.paper.study import Study
+from lrexport.cli.main import cli
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import CifarResNet
 
@@ -52,24 +57,87 @@ def test_a_shortcut_whose_channels_were_pruned_still_takes_each_from_where_it_wa
 
 def row(name: str, top1: float, macs: int, **more: Any) -> dict[str, Any]:
     figures = {"name": name, "top1": top1, "macs": macs, "dense_macs": 40_000_000, "params": 90_000, "pruned": {}}
-    return {**figures, "epochs": 5, "hours": 0.25, "schedule": "short", "machine": "a machine", **more}
+    return {**figures, "n": 10_000, "distill": 0.5, "epochs": 5, "hours": 0.25, "machine": "a machine", **more}
 
 
-def test_tables_say_what_the_rows_say_and_latency_once_it_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(render, "OUT", tmp_path)
-    monkeypatch.setattr(latency, "OUT", tmp_path)
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """One whose results lie in ``tmp_path / "results"``."""
+    for module in (latency, render, study_module):
+        monkeypatch.setattr(module, "OUT", tmp_path / "results")
+    options = argparse.Namespace(model="resnet20", data="folder:images", schedule="short", times=1, seed=3, work=tmp_path)
+    return Study.of(argparse.Namespace(**vars(options), weights_dir=Path("weights")))
+
+
+def test_tables_say_what_the_rows_say_and_latency_once_it_was_measured(study: Study, tmp_path: Path) -> None:
     rows = [
-        row("dense-5", 0.88, 40_000_000, method="dense"),
-        row("ours-0.5-5", 0.875, 20_000_000, method="ours", goal=["macs", 0.5]),
+        row("start", 0.88, 40_000_000, method="dense, at the start", reference="dense, at the start", epochs=0),
+        row("dense-5", 0.89, 40_000_000, method="dense, trained on", reference="dense, trained on"),
+        row("steered-0.5-5", 0.875, 20_000_000, method="steered", goal=["macs", 0.5]),
     ]
-    (tmp_path / "recipe-r.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
-    lines = render.markdown("recipe", "r", "the command").splitlines()
-    assert "| ours | 0.5 of the MACs | 20.00 M | 2.00 | 90 k | – | 87.50 % | -0.50 | 5 |" in lines
-    assert any("0.5 hours" in line for line in lines)
-    times = {"latency": {"ours-0.5-5": {"ratio": 0.714}}}
-    (tmp_path / "latency-r.json").write_text(json.dumps(times), encoding="utf-8")
-    lines = render.markdown("recipe", "r", "the command").splitlines()
-    assert "| dense | – | 40.00 M | 1.00 | 1.00 | 90 k | – | 88.00 % | +0.00 | 5 |" in lines
-    assert "| ours | 0.5 of the MACs | 20.00 M | 2.00 | 0.71 | 90 k | – | 87.50 % | -0.50 | 5 |" in lines
+    study.keep("recipe", rows, done=True)
+    lines = render.markdown("recipe", study).splitlines()
+    assert "| steered | 0.5 of the MACs | yes | 20.00 M | 2.00 | 90 k | – | 87.50 % | -1.50 | 5 | 0.25 |" in lines
+    assert "| dense, at the start | – | no | 40.00 M | 1.00 | 90 k | – | 88.00 % | -1.00 | 0 | 0.25 |" in lines
+    of_one = {"ratio": 0.714, "ratio_iqr": [0.68, 0.75], "warning": "inconclusive: so it is"}
+    times = {"machine": "another machine", "rounds": 200, "latency": {"steered-0.5-5": of_one}}
+    (tmp_path / "results" / f"latency-{study.label}.json").write_text(json.dumps(times), encoding="utf-8")
+    text = render.markdown("recipe", study)
+    assert "| 0.71 (0.68–0.75), inconclusive | 90 k |" in text
+    assert "another machine" in text
+
+
+def test_rows_so_far_do_not_take_the_place_of_a_whole_table(study: Study, tmp_path: Path) -> None:
+    path = tmp_path / "results" / f"recipe-{study.label}.json"
+    rows = [row(str(number), 0.8, 1) for number in range(3)]
+    study.keep("recipe", rows[:2], done=False)
+    study.keep("recipe", rows, done=True)
+    whole = path.read_text(encoding="utf-8")
+    study.keep("recipe", rows[1:2], done=False)
+    assert path.read_text(encoding="utf-8") == whole
+    study.keep("recipe", rows[1:2], done=True)
+    assert len(json.loads(path.read_text(encoding="utf-8"))["rows"]) == 1
+
+
+def test_what_was_made_otherwise_is_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Study, "_start_digest", "one start")
+    study.note("row", {"lr": 0.1})
+    study.note("row", {"lr": 0.1})
+    with pytest.raises(SystemExit, match=r"row was made otherwise.*\n.*lr: 0.1, now 0.3"):
+        study.note("row", {"lr": 0.3})
+    monkeypatch.setattr(Study, "_start_digest", "another start")
+    with pytest.raises(SystemExit, match="start: 'one start', now 'another start'"):
+        study.note("row", {"lr": 0.1})
+
+
+def test_commands_are_told_without_the_places_of_this_machine(study: Study) -> None:
+    words = ["compress", "resnet20", "--data", "folder:images", "--weights", str(study.work / "start" / "dense.safetensors")]
+    assert study.told(words) == "lrexport compress resnet20 --data folder:CIFAR --weights WORK/start/dense.safetensors"
+
+
+def test_each_row_asks_lrexport_for_something_of_its_own(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options that do not exist, or that change nothing, would make rows that are not what they say."""
+    asked: dict[str, set[str]] = {}
+
+    def compress(_study: Study, name: str, *options: str) -> dict[str, Any]:
+        given = [*study.schedule.options, "--data", "digits", *options, "--print-config"]
+        output = CliRunner().invoke(cli, ["compress", "resnet20", *given])
+        assert output.exit_code == 0, output.output
+        config = {line.partition("  #")[0] for line in output.output.splitlines() if " = " in line}
+        assert config not in asked.values() or asked.get(name) == config, name
+        asked[name] = config
+        return row(name, 0.8, 1)
+
+    def go_on(_study: Study, name: str, _source: str, *options: str) -> dict[str, Any]:
+        return compress(_study, name, *options)
+
+    monkeypatch.setattr(Study, "compress", compress)
+    monkeypatch.setattr(Study, "go_on", go_on)
+    monkeypatch.setattr(Study, "hours", lambda *_arguments: 0.1)
+    monkeypatch.setattr(tables, "dense", lambda _study, _epochs: iter(()))
+    recipe = {each["name"] for each in tables.recipe(study)}
+    assert len(recipe) == 9
+    ablation = {each["name"] for each in tables.ablation(study)}
+    assert len(ablation | recipe) == len(asked) == 9 + len(ablation - recipe)
+    assert 'sparsity-strength = "auto"' in asked["steered-0.303-5"]
+    assert "latency = 0.7" in asked["at-once-latency-0.7-5"]

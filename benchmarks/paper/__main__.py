@@ -45,7 +45,7 @@ def main() -> None:
 
     study = Study.of(options)
     if options.table == "plot":
-        plot(study.label, OUT / f"{study.label}.png")
+        plot(study, OUT / f"{study.label}.png")
         return
     made = list(TABLES)
     if options.table == "latency":
@@ -54,7 +54,8 @@ def main() -> None:
         rows = []
         for row in TABLES[options.table](study):
             rows.append(row)
-            study.keep(options.table, rows)
+            study.keep(options.table, rows, done=False)
+        study.keep(options.table, rows, done=True)
         made = [options.table]
     for table in made:
         if (OUT / f"{table}-{study.label}.json").is_file():
@@ -63,9 +64,7 @@ def main() -> None:
 
 def _write(table: str, study: Study) -> None:
     """A table's Markdown, from its rows as they were kept."""
-    command = f"python -m benchmarks.paper {table} --model {study.model} --schedule {study.schedule.name}"
-    command += f" --times {study.times} --seed {study.seed} --data … --weights-dir …"
-    text = markdown(table, study.label, command)
+    text = markdown(table, study)
     (OUT / f"{table}-{study.label}.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -6,11 +6,12 @@ Measured apart from training, on a machine that does nothing else; tables show i
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine
-from benchmarks.paper.study import OUT, Study
+from benchmarks.paper.study import OUT, Row, Study
 from benchmarks.paper.training import SHAPE, start_network
 from lrexport import runs
 from lrexport.artifacts import files
@@ -27,27 +28,34 @@ _EXPORTED = "onnx"  # under WORK: not in the runs, whose records know of no such
 def measure(study: Study) -> None:
     """Time the networks of all rows that are in tables of the study, and write their figures beside these."""
     (study.work / _EXPORTED).mkdir(exist_ok=True)
-    networks = {name: _onnx(study, name) for name in sorted(_rows(study.label)) if not name.startswith(DENSE)}
     dense = study.work / _EXPORTED / f"{DENSE}.onnx"
-    if not dense.is_file():
-        export_onnx(start_network(study), dense, SHAPE)
-    found = measure_latency({DENSE: dense, **networks}, DENSE, Job((), rounds=ROUNDS))
+    export_onnx(start_network(study), dense, SHAPE)
+    networks = {DENSE: dense}
+    for row in _rows(study.label):
+        if "reference" in row:
+            continue
+        if (study.work / row["name"]).is_dir():
+            networks[row["name"]] = _onnx(study, row["name"])
+        else:
+            print(f"{row['name']} is not under {study.work}: not measured", file=sys.stderr)
+    found = measure_latency(networks, DENSE, Job((), rounds=ROUNDS))
     figures = {name: latency.model_dump(mode="json") for name, latency in found.items()}
     files.write_json(_path(study.label), {"machine": machine(), "rounds": ROUNDS, "latency": figures})
 
 
-def latencies(label: str) -> dict[str, Any]:
-    """Figures by the name of a row, as :class:`lrexport.record.Latency`; none where nothing was measured."""
+def measured(label: str) -> dict[str, Any]:
+    """``latency``, figures by the name of a row as in :class:`lrexport.record.Latency`, ``machine`` and ``rounds``.
+
+    Empty where nothing was measured.
+    """
     path = _path(label)
-    if not path.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["latency"]
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 
-def _rows(label: str) -> set[str]:
-    tables = [path for path in OUT.glob(f"*-{label}.json") if path != _path(label)]
-    return {row["name"] for path in tables for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+def _rows(label: str) -> list[Row]:
+    tables = [path for path in sorted(OUT.glob(f"*-{label}.json")) if path != _path(label)]
+    return [row for path in tables for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
 
 
 def _onnx(study: Study, name: str) -> Path:
@@ -55,8 +63,7 @@ def _onnx(study: Study, name: str) -> Path:
     other, own = study.work / name / MODEL_ONNX, study.work / _EXPORTED / f"{name}.onnx"
     if other.is_file():
         return other
-    if not own.is_file():
-        export_onnx(runs.load(study.work / name), own, SHAPE)
+    export_onnx(runs.load(study.work / name), own, SHAPE)
     return own
 
 

@@ -170,6 +170,7 @@ def _tucker_layers(layer: nn.Conv2d, given: int, taken: int) -> nn.Sequential:
 
 def aimet(study: Study, share: float) -> nn.Module:
     """Spatial SVD by AIMET, ranks by its greedy search; made once, by the Python of an environment of its own."""
+    study.note("aimet", {})
     made = study.work / "aimet" / f"{share:g}.safetensors"
     if not made.is_file():
         python = os.environ.get("AIMET_PYTHON")
@@ -199,6 +200,7 @@ def _spatial_pair(layer: Any, rank: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(first=first, second=second))
 
 
+Make = Callable[[], nn.Module]
 TOOLS: dict[str, Callable[[Study, float], nn.Module]] = {
     "Torch-Pruning": torch_pruning,
     "Tucker-2": tucker,

@@ -1,7 +1,7 @@
 """What all tables of the paper's study share: its schedule, its runs, and where their figures are kept.
 
 A row is one run of `lrexport`, in a folder of its own under WORK. A run that was stopped goes on, one that is finished is
-only read, so that the same command takes up a study wherever it was.
+only read, so that the same command takes up a study wherever it was; one that was made with other options is refused.
 """
 
 from __future__ import annotations
@@ -9,41 +9,56 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, machine
+from lrexport.artifacts import files
 from lrexport.progress import is_stopped
-from lrexport.record import DENSE, LOG, RECORD, SVD, Record, load_record
+from lrexport.record import DENSE, LOG, RECORD, SVD, Record, Result, load_record
 
 OUT = RESULTS / "paper"
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Epochs of each stage and how they train; ``start`` epochs of dense training come before anything else.
 
-    ``whole`` are options of networks that are not pruned, the dense one and those at full rank: what is trained already
-    wants a smaller learning rate than what pruning has just cut. Found on held-out images.
+    ``whole_lr`` is the learning rate of networks at full rank, the dense one and those in SVD form that are pruned later if
+    at all: what is trained already wants a smaller one than what pruning has just cut. ``strengths`` are the λ_s of table 3.
     """
 
     name: str
     start: int
     svd: int
     fine_tune: int
-    options: tuple[str, ...]
-    start_options: tuple[str, ...] = ()
-    whole: tuple[str, ...] = ()
+    lr: float
+    whole_lr: float
+    start_lr: float
+    scratch_lr: float
+    strengths: Mapping[str, Sequence[float]]
+    more: tuple[str, ...]
     weights: bool = True  # start from the published weights
 
     @property
     def epochs(self) -> int:
         """Of SVD training and fine-tuning together: what the dense network gets as well."""
         return self.svd + self.fine_tune
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return "--lr", f"{self.lr:g}", *self.more
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        return "--lr", f"{self.whole_lr:g}"
 
     def times(self, factor: int) -> Schedule:
         """With so many times the epochs behind the start."""
@@ -56,20 +71,29 @@ SCHEDULES = {
         start=6,
         svd=3,
         fine_tune=2,
-        options=("--lr", "0.1", "--batch-size", "128", "--checkpoint-minutes", "5"),
-        start_options=("--dense-lr", "0.02"),
-        whole=("--lr", "0.03"),
+        lr=0.1,
+        whole_lr=0.03,
+        start_lr=0.02,
+        scratch_lr=0.1,
+        # What makes spectra sparse in so few steps at this learning rate; L1's gradient is that much larger than Hoyer's.
+        strengths={"hoyer": (0.03, 0.1), "l1": (0.003, 0.01)},
+        more=("--batch-size", "128", "--checkpoint-minutes", "5"),
     ),
     "paper": Schedule(
         "paper",
         start=164,
         svd=164,
         fine_tune=164,
-        options=(
-            *("--optimizer", "adam", "--lr", "0.001", "--weight-decay", "0", "--batch-size", "100"),
+        lr=0.001,
+        whole_lr=0.001,
+        start_lr=0.001,
+        scratch_lr=0.001,
+        # Around the authors' own for ResNet-20: 0.07 and 0.1 by Hoyer, 0.3 by L1.
+        strengths={"hoyer": (0.07, 0.1), "l1": (0.1, 0.3)},
+        more=(
+            *("--optimizer", "adam", "--weight-decay", "0", "--batch-size", "100"),
             *("--schedule", "step", "--milestones", "81/164,122/164"),
         ),
-        start_options=("--dense-lr", "0.001"),
         weights=False,
     ),
 }
@@ -92,103 +116,161 @@ class Study:
         schedule, weights = SCHEDULES[options.schedule].times(options.times), None
         if schedule.weights:
             weights = options.weights_dir / f"cifar10_{options.model}.safetensors"
-        work = options.work / f"{options.model}-{schedule.name}-{options.seed}"
-        return cls(options.model, options.data, work, schedule, weights, options.seed, options.times)
+        study = cls(options.model, options.data, options.work, schedule, weights, options.seed, options.times)
+        return replace(study, work=options.work / f"{study._prefix}-{study.seed}")
 
     @property
     def label(self) -> str:
-        return f"{self.model}-{self.schedule.name}-{self.schedule.epochs}-{self.seed}"
+        return f"{self._prefix}-{self.schedule.epochs}-{self.seed}"
+
+    @property
+    def kind(self) -> str:
+        """Of the data: ``folder``, or the original ``cifar10``."""
+        return self.data.split(":")[0]
+
+    @property
+    def _prefix(self) -> str:
+        kind = "" if self.kind == "folder" else f"{self.kind}-"
+        return f"{self.model}-{kind}{self.schedule.name}"
 
     def start(self) -> Path:
         """Weights that every row starts from: the dense network, trained on this data."""
         given = ("--weights", str(self.weights)) if self.weights is not None else ()
-        epochs = ("--dense-epochs", str(self.schedule.start), *self.schedule.start_options)
-        self.run("start", (*given, *epochs, *_DENSE_ONLY))
+        epochs = ("--dense-epochs", str(self.schedule.start), "--dense-lr", f"{self.schedule.start_lr:g}")
+        # Nobody looks at the compressed network of this run.
+        alone = ("--svd-epochs", "0", "--fine-tune-epochs", "0", "--macs", "0.9")
+        self._lrexport("compress", self.model, "start", (*self._common, *given, *epochs, *alone))
         return self.work / "start" / DENSE
 
-    def dense(self, epochs: int) -> dict[str, Any]:
-        """The dense network with ``epochs`` more from the start: what rows of as many epochs are compared with."""
-        name = f"dense-{epochs}"
-        options = ("--baseline-epochs", str(epochs), *_DENSE_ONLY, *self.schedule.whole)
-        self.run(name, ("--weights", str(self.start()), *options))
-        return self.row(name)
+    def start_row(self) -> Row:
+        """The row of the start itself."""
+        self.start()
+        dense = self.record("start").results.dense
+        assert dense is not None
+        return self._described("start", dense) | {"epochs": 0}
 
-    def compress(self, name: str, *options: str) -> dict[str, Any]:
+    def compress(self, name: str, *options: str) -> Row:
         """One compression from the start. ``options`` say what differs from the schedule, its epochs included."""
-        self.run(name, ("--weights", str(self.start()), *options))
+        self._lrexport("compress", self.model, name, (*self._common, "--weights", str(self.start()), *options))
         return self.row(name)
 
-    def go_on(self, name: str, source: str, *options: str) -> dict[str, Any]:
-        """Prune a run of :meth:`train`, in a folder of its own."""
+    def go_on(self, name: str, source: str, *options: str) -> Row:
+        """Prune a run of :meth:`train` or :meth:`compress`, in a folder of its own."""
         self._lrexport("compress", str(self.work / source), name, options)
         return self.row(name)
 
     def train(self, name: str, *options: str) -> None:
         """SVD training alone, from the start."""
-        start = ("--data", self.data, "--weights", str(self.start()), "--seed", str(self.seed))
-        self._lrexport("train", self.model, name, (*start, *options))
+        self._lrexport("train", self.model, name, (*self._common, "--weights", str(self.start()), *options))
 
-    def run(self, name: str, options: Sequence[str]) -> None:
-        """`lrexport compress` of the model on the data."""
-        self._lrexport("compress", self.model, name, ("--data", self.data, "--seed", str(self.seed), *options))
+    @property
+    def _common(self) -> tuple[str, ...]:
+        return "--data", self.data, "--seed", str(self.seed)
 
     def _lrexport(self, command: str, model: str, name: str, options: Sequence[str]) -> None:
+        words = [command, model, *self.schedule.options, *options]
+        self.note(name, {"command": self.told(words)})
         run = self.work / name
         if (run / RECORD).is_file() and not is_stopped(run):
             record = load_record(run)
             if record.results.compressed or (command == "train" and SVD in record.files):
                 return
-        words = [command, model, *self.schedule.options, *options]
         words += ["-o", str(run), "--resume"]
         print("lrexport", shlex.join(words), flush=True)
-        ended = subprocess.run([sys.executable, "-m", "lrexport", *words], check=False).returncode
+        ended = _waited_for([sys.executable, "-m", "lrexport", *words])
         if ended:
-            raise SystemExit(f"{name}: lrexport ended with {ended}; the same command goes on")
+            goes_on = "; the same command goes on" if ended in (130, 143) else ""
+            raise SystemExit(f"{name}: lrexport ended with {ended}{goes_on}")
+
+    def told(self, words: Sequence[str]) -> str:
+        """A command of lrexport as anyone may read it: with names for what lies elsewhere on other machines."""
+        places = {self.work: Path("WORK"), **({self.weights.parent: Path("WEIGHTS")} if self.weights is not None else {})}
+
+        def tell(word: str) -> str:
+            if word == self.data:
+                return f"{self.kind}:CIFAR"
+            found = next((place for place in places if Path(word).is_relative_to(place)), None)
+            return word if found is None else str(places[found] / Path(word).relative_to(found))
+
+        return shlex.join(["lrexport", *map(tell, words)])
+
+    def note(self, name: str, asked: dict[str, Any]) -> None:
+        """Note how ``name`` is made, before it is. Raises SystemExit where it was made otherwise, or from another start."""
+        path = self.work / "asked" / f"{name}.json"
+        asked = {**asked, "start": None if name == "start" else self._start_digest}
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(path, asked)
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before != json.loads(json.dumps(asked)):
+            wrong = "\n".join(f"  {key}: {before.get(key)!r}, now {asked.get(key)!r}" for key in {**before, **asked})
+            raise SystemExit(f"{name} was made otherwise; remove {path} and {self.work / name} to make it anew\n{wrong}")
+
+    @cached_property
+    def _start_digest(self) -> str:
+        return files.sha256(self.start())
 
     def record(self, name: str) -> Record:
         return load_record(self.work / name)
 
-    def row(self, name: str) -> dict[str, Any]:
-        """Figures of a finished run."""
+    def row(self, name: str) -> Row:
+        """Figures of the compressed network of a finished run."""
+        compressed = self.record(name).results.compressed
+        assert compressed is not None
+        plan = next((event for event in self._events(name) if event["event"] == "plan"), {})
+        pruned = {key: value for key, value in plan.items() if key.startswith(("heldout", "threshold"))}
+        return self._described(name, compressed) | {"pruned": pruned}
+
+    def _described(self, name: str, shown: Result) -> Row:
         record = self.record(name)
-        dense, small = record.results.dense, record.results.compressed
-        assert dense is not None
-        assert small is not None
-        shown = dense if name.startswith("dense-") else small
+        assert record.results.dense is not None
         assert shown.accuracy is not None
         assert shown.heldout_accuracy is not None
-        plan = next((event for event in self._events(name) if event["event"] == "plan"), {})
         figures = {
             "top1": shown.accuracy.top1,
             "n": shown.accuracy.n,
             "heldout_top1": shown.heldout_accuracy.top1,
             "macs": shown.macs,
-            "dense_macs": dense.macs,
+            "dense_macs": record.results.dense.macs,
             "params": shown.params,
-            "pruned": {key: value for key, value in plan.items() if key.startswith(("heldout", "threshold"))},
+            "lr": record.config["lr"],
+            "distill": record.config["distill"],
         }
-        return self.described(name, figures)
+        return self.described(name, figures) | {"machine": machine(record.environment)}
 
-    def described(self, name: str, figures: dict[str, Any]) -> dict[str, Any]:
-        """A row's figures with what was trained, how long, and where; by the log in its folder."""
+    def described(self, name: str, figures: Row) -> Row:
+        """A row's figures with what was trained, how long, by which command; by the log in its folder."""
         study = {"name": name, "model": self.model, "schedule": self.schedule.name, "seed": self.seed}
+        asked = json.loads((self.work / "asked" / f"{name}.json").read_text(encoding="utf-8"))
         epochs = sum(event["event"] == "epoch" for event in self._events(name))
-        return {**study, **figures, "epochs": epochs, "hours": self.hours(name), "machine": machine()}
+        made = {"epochs": epochs, "hours": self.hours(name), "machine": machine(), "asked": asked}
+        return {**study, "pruned": {}, **figures, **made}
 
-    def hours(self, name: str) -> float:
-        """Of training in one run, without what it went on from."""
-        return round(sum(event["seconds"] for event in self._events(name) if event["event"] == "epoch") / 3600, 3)
+    def hours(self, name: str, stage: str = "") -> float:
+        """Of training in one run, or one of its stages; an epoch that was stopped on the way counts what came after that."""
+        epochs = [event for event in self._events(name) if event["event"] == "epoch" and stage in event["stage"]]
+        return round(sum(event["seconds"] for event in epochs) / 3600, 3)
 
     def _events(self, name: str) -> list[dict[str, Any]]:
         log = (self.work / name / LOG).read_text(encoding="utf-8")
         return [json.loads(line) for line in log.splitlines()]
 
-    def keep(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write a table's rows so far."""
+    def keep(self, table: str, rows: Sequence[Row], done: bool) -> None:
+        """Write a table's rows so far; where an earlier life got further, only once all are ``done``."""
+        path = OUT / f"{table}-{self.label}.json"
+        if not done and path.is_file() and len(json.loads(path.read_text(encoding="utf-8"))["rows"]) > len(rows):
+            return
         OUT.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"data": self.data.split(":")[0], "rows": list(rows)}, indent=1)
-        (OUT / f"{table}-{self.label}.json").write_text(text + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"data": self.kind, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
 
 
-# The dense network alone, which `compress` scores beside a compressed one that nobody looks at.
-_DENSE_ONLY = ("--svd-epochs", "0", "--fine-tune-epochs", "0", "--macs", "0.9")
+def _waited_for(words: Sequence[str]) -> int:
+    """Exit status of a command, which gets the SIGTERM that ends this process too: it saves where it is."""
+    process = subprocess.Popen(words)
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal has told both
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
