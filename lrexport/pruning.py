@@ -134,7 +134,8 @@ class Pruning:
             return network, {}
         to_fast_layout(network.to(self.device))
         scores = {"heldout_top1": self._heldout(network)}
-        for name, repair in (("reconstruction", self._reconstruct), ("batchnorm", self._reestimate_batchnorm)):
+        first = "reconstruction" if self.config.reconstruct else "bias_correction"
+        for name, repair in ((first, self._reconstruct), ("batchnorm", self._reestimate_batchnorm)):
             before = copy.deepcopy(network.state_dict())
             best = max(scores.values())
             if repair(network, selection):
@@ -144,7 +145,7 @@ class Pruning:
         return network, scores
 
     def _reconstruct(self, network: nn.Module, selection: Selection) -> bool:
-        """Refit pairs and biases; whether there were images to do it with."""
+        """Refit pairs and biases, or biases and BatchNorm's statistics alone; whether there were images to do it with."""
         images = self._images(self.config.calibration_images)
         if len(images) < 2:  # BatchNorm behind a global pooling has no variance over one image
             return False

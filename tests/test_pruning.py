@@ -290,6 +290,13 @@ def test_a_budget_of_everything_stays_dense(trained: nn.Module, splits: Splits) 
     assert {layer.kind for layer in plan.values() if isinstance(layer, DenseLayer)} <= {"chosen", "costly"}
 
 
+def test_without_reconstruction_means_are_corrected_and_called_that(trained: nn.Module, splits: Splits) -> None:
+    job = pruning(trained, splits, macs=0.25, reconstruct=False)
+    _, scores = job.fold(job.select())
+    assert list(scores) == ["heldout_top1", "heldout_top1_after_bias_correction", "heldout_top1_after_batchnorm"]
+    assert scores["heldout_top1_after_bias_correction"] > scores["heldout_top1"]
+
+
 def test_a_repair_that_does_not_help_is_taken_back(trained: nn.Module, splits: Splits) -> None:
     # One image, twice: statistics that nothing else would want.
     same = replace(splits, train=splits.train.subset(torch.zeros(2, dtype=torch.int64)))

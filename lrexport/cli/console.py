@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 28  # of a first column that is longer, when a terminal is too narrow for everything
 _REPAIRS = {
     "heldout_top1_after_reconstruction": "reconstructed",
+    "heldout_top1_after_bias_correction": "with means corrected",
     "heldout_top1_after_batchnorm": "with BatchNorm re-estimated",
 }
 _STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
