@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.paper import latency, render, tables
 from benchmarks.paper import study as study_module
-from benchmarks.paper.other_tools import Selection, with_followed_shortcuts, with_free_shortcuts
+from benchmarks.paper.other_tools import Selection, spatial_pair, with_followed_shortcuts, with_free_shortcuts
 from benchmarks.paper.study import Study
 from lrexport.cli.main import cli
 from lrexport.measure.torch_macs import count_torch_macs
@@ -53,6 +53,21 @@ def test_a_shortcut_whose_channels_were_pruned_still_takes_each_from_where_it_wa
     torch.testing.assert_close(taken, pruned(images))
     assert taken.shape == (1, 4, 4, 4)
     assert bool((taken[:, [0, 3]] == 0).all())
+
+
+def test_the_pair_that_aimets_weights_go_into_is_the_layer_at_full_rank() -> None:
+    layer = nn.Conv2d(5, 7, 3, stride=2, padding=1)
+    matrix = layer.weight.detach().permute(1, 2, 0, 3).reshape(15, 21)  # in and height × out and width
+    left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
+    pair = spatial_pair(layer, 15)
+    weights = {
+        "first.weight": (left * singular).T.reshape(15, 5, 3, 1),
+        "second.weight": right.reshape(15, 7, 3).permute(1, 0, 2).unsqueeze(2),
+        "second.bias": layer.bias,
+    }
+    pair.load_state_dict(weights)
+    images = torch.randn(2, 5, 9, 9)
+    torch.testing.assert_close(pair(images), layer(images))
 
 
 def row(name: str, top1: float, macs: int, **more: Any) -> dict[str, Any]:

@@ -184,12 +184,12 @@ def aimet(study: Study, share: float) -> nn.Module:
     network, weights = start_network(study), tensors.load(made)
     for name, layer in list(network.named_modules()):
         if f"{name}.first.weight" in weights:
-            network.set_submodule(name, _spatial_pair(layer, len(weights[f"{name}.first.weight"])))
+            network.set_submodule(name, spatial_pair(layer, len(weights[f"{name}.first.weight"])))
     network.load_state_dict(weights)
     return network
 
 
-def _spatial_pair(layer: Any, rank: int) -> nn.Sequential:
+def spatial_pair(layer: Any, rank: int) -> nn.Sequential:
     """The pair that AIMET puts in a layer's place, k×1 then 1×k, to be filled.
 
     Its halves have the names of lrexport's own, by which training takes steps in factors that are as long as dense ones.
