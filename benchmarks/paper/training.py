@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks.paper.study import Row, Study
 from lrexport.artifacts import files, tensors
+from lrexport.config import TrainConfig
 from lrexport.data.images import Splits, draw, hold_out
 from lrexport.data.resolve import load_data
 from lrexport.errors import Stopped
@@ -90,7 +91,7 @@ def trained(study: Study, name: str, training: Training) -> Row:
     study.note(name, {key: value for key, value in vars(training).items() if key != "make"})
     if (folder / _ROW).is_file():
         return _read(folder)
-    config = study.record("start").config
+    config = {**vars(TrainConfig(study.model)), **study.record("start").config}
     network = training.make()
     files.make_run_folder(folder)
     fabric, splits = make_fabric(), _splits(study)
