@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.paper.study import Row, Study
-from benchmarks.paper.training import dense
+from benchmarks.paper.training import dense, truncated_as_trained
 
 # Yang et al. 2020 as they prune: one e for all layers (equation 4), nothing weighted, nothing repaired but by fine-tuning.
 NO_REPAIR = ("--calibration-images", "0", "--batchnorm-images", "0")  # without images biases are not corrected either
@@ -33,7 +33,9 @@ def orthogonality(study: Study) -> Iterator[Row]:
             study.train(name, *_svd(study, scheme, "none", 0.0, strength))
             row = study.go_on(f"{name}-whole", name, "--energy", "0", *PAPER_RULE, "--fine-tune-epochs", "0")
             pruned = study.go_on(f"{name}-half", name, "--macs", "0.5", *PAPER_RULE, "--fine-tune-epochs", "0")
-            own = {"half_top1": pruned["top1"], "epochs": epochs, "hours": study.hours(name)}
+            as_trained = truncated_as_trained(study, name, study.record(pruned["name"]).plan)
+            halves = {"half_top1": pruned["top1"], "half_as_trained_top1": as_trained}
+            own = {**halves, "epochs": epochs, "hours": study.hours(name)}
             yield row | {"scheme": scheme, "orthogonality": strength, **own}
 
 

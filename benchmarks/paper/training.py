@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks.paper.study import Row, Study
@@ -23,10 +24,12 @@ from lrexport.data.images import Splits, draw, hold_out
 from lrexport.data.resolve import load_data
 from lrexport.errors import Stopped
 from lrexport.export.onnx_export import export_onnx
+from lrexport.lowrank.fold import fold
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import resolve
 from lrexport.models.weights import load_weights
-from lrexport.record import CHECKPOINTS, LOG, MODEL, MODEL_ONNX
+from lrexport.record import CHECKPOINTS, LOG, MODEL, MODEL_ONNX, Plan
+from lrexport.starts import load_svd
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import make_fabric, to_fast_layout
 from lrexport.training.loops import train_stage
@@ -127,6 +130,16 @@ def trained(study: Study, name: str, training: Training) -> Row:
     for checkpoint in checkpoints.folder.iterdir():
         checkpoint.unlink()
     return _read(folder)
+
+
+def truncated_as_trained(study: Study, source: str, plan: Plan) -> float:
+    """Test top-1 of an SVD-trained run pruned to a plan's ranks by the s that training left, U and V orthogonal or not.
+
+    That is the paper's truncation. lrexport's own decomposes the composed kernels anew, exactly, and cannot tell what
+    orthogonality is for.
+    """
+    svd = load_svd(TrainConfig(study.model), study.work / source)
+    return score(fold(svd, plan).eval(), _splits(study).test, torch.device("cpu"), "test").top1
 
 
 def _read(folder: Path) -> Row:
