@@ -139,7 +139,7 @@ def _common(rows: Sequence[Row], times: dict[str, Any]) -> Columns:
         return f"{found['ratio']:.2f} ({low:.2f}–{high:.2f})" + (", inconclusive" if found["warning"] else "")
 
     return {
-        "distilled": lambda row: "yes" if row["distill"] and "reference" not in row else "no",
+        "distilled": lambda row: "yes" if row["distill"] else "no",
         "MACs": lambda row: f"{row['macs'] / 1e6:.2f} M",
         "dense ÷ MACs": lambda row: f"{row['dense_macs'] / row['macs']:.2f}",
         **({"latency, of dense": latency} if times else {}),

@@ -147,7 +147,7 @@ class Study:
         self.start()
         dense = self.record("start").results.dense
         assert dense is not None
-        return self._described("start", dense) | {"epochs": 0}
+        return self._described("start", dense) | {"epochs": 0, "lr": None, "distill": 0.0}
 
     def compress(self, name: str, *options: str) -> Row:
         """One compression from the start. ``options`` say what differs from the schedule, its epochs included."""
