@@ -101,7 +101,7 @@ def losses(
 class Regularisers(nn.Module):
     """:func:`losses` of a network, with a λ_s for each layer: the buffer ``strengths`` (layers,), which may be steered.
 
-    Checkpoints hold it where it is ``steered``. A fixed λ_s is what the command says, also where that was changed on the way.
+    Checkpoints hold it where it is ``steered``; a fixed λ_s is what the command says, also if that was changed on the way.
     """
 
     strengths: Tensor
