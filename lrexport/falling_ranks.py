@@ -63,8 +63,7 @@ class FallingRanks:
         if goal.params is not None:
             return Goal(params=self._share(goal.params, epoch))
         assert speed is not None
-        final = goal.latency or (goal.latency_ms or 0.0) / speed.latency.dense
-        return Goal(latency=self._share(final, epoch))
+        return Goal(latency=self._share(self.pruning.milliseconds(speed) / speed.latency.dense, epoch))
 
     def _share(self, final: float, epoch: int) -> float:
         return 1 / (1 + (1 / min(final, 1.0) - 1) * (epoch + 1) / self.epochs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,12 @@ from torch import nn
 from lrexport.artifacts import files, tensors
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config import BY_SVD_TRAINING, TrainConfig
-from lrexport.data.images import Splits
 from lrexport.errors import UsageError
-from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.measure.environment import environment
 from lrexport.measure.torch_macs import count_torch_macs
-from lrexport.models.resolve import ModelRecipe
 from lrexport.progress import Progress, follow, is_stopped, remove_temporaries, take_up
-from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Record, Result, load_record
-from lrexport.starts import Start, from_model, from_run
+from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Result, load_record
+from lrexport.starts import Start, Subject, from_model, from_run
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import failing_together, make_fabric
 from lrexport.training.loggers import Loggers, check_installed
@@ -42,19 +39,13 @@ class Opening:
 
 
 @dataclass
-class Job:
-    """The run's folder and record, the networks, and where training happens. Epochs count what each has seen here.
+class Job(Subject):
+    """The subject, the run's folder, and where training happens. Epochs count what each network has seen here.
 
     Of several processes the ``first`` writes.
     """
 
     run: Path
-    config: TrainConfig
-    recipe: ModelRecipe
-    record: Record
-    splits: Splits | None
-    dense: nn.Module
-    svd: SVDNetwork
     fabric: Any
     on_event: OnEvent
     progress: Progress
@@ -135,8 +126,8 @@ def open_job(
         if fabric.world_size > 1:
             ran["processes"] = str(fabric.world_size)
         start.record.environment = {**environment(), **ran}
-        networks = start.dense, start.svd
-        job = Job(run, start.config, start.recipe, start.record, start.splits, *networks, fabric, log, progress)
+        subject = {field.name: getattr(start, field.name) for field in fields(Subject)}
+        job = Job(**subject, run=run, fabric=fabric, on_event=log, progress=progress)
         if source is not None:
             job.dense_epochs, job.svd_epochs = int(start.config.dense_epochs or 0), start.config.svd_epochs
             with failing_together(fabric):

@@ -87,7 +87,7 @@ class Pruning:
         if self.speed is None or not goal.is_latency:
             return self._select(moments)
         found = truncations(self.svd, moments, self._schemes())
-        return within_latency(self.svd, found, self.speed.latency, self._milliseconds(self.speed), self.config.rule)
+        return within_latency(self.svd, found, self.speed.latency, self.milliseconds(self.speed), self.config.rule)
 
     def even_ranks(self) -> dict[str, int]:
         """Of each layer what one e for all leaves within the goal by equation 4, in the scheme of its SVD form.
@@ -98,13 +98,14 @@ class Pruning:
         self.svd.network.to(self.device)
         goal = self.config.goal
         if self.speed is not None and goal.is_latency:
-            found, budget = truncations(self.svd), self._milliseconds(self.speed)
+            found, budget = truncations(self.svd), self.milliseconds(self.speed)
             plan = within_latency(self.svd, found, self.speed.latency, budget, "threshold").plan
         else:
             plan = select(self.svd, macs=goal.macs, params=goal.params, rule="threshold", latency=self._latency).plan
         return {name: layer.rank for name, layer in plan.items() if isinstance(layer, FactorisedLayer)}
 
-    def _milliseconds(self, speed: Speed) -> float:
+    def milliseconds(self, speed: Speed) -> float:
+        """The goal of latency on a target."""
         goal = self.config.goal
         return goal.latency_ms or (goal.latency or 0.0) * speed.latency.dense
 
@@ -185,7 +186,7 @@ class Pruning:
         are fast enough the slowest is taken, where none is, the fastest, with a warning.
         """
         goal, dense = self.config.goal, speed.latency.dense
-        asked = self._milliseconds(speed) / dense
+        asked = self.milliseconds(speed) / dense
         found = truncations(self.svd, moments, self._schemes())
         budget, tries = asked, list[tuple[float, Selection]]()
         while len(tries) < _LATENCY_TRIES:

@@ -22,11 +22,8 @@ from lrexport.record import SVD, Earlier, Record, load_record
 
 
 @dataclass
-class Start:
-    """Networks, data and the record as a job begins. ``trained`` says that SVD training is behind it.
-
-    ``digests`` tell whether what was read is still the same when the job is taken up again.
-    """
+class Subject:
+    """What a job is about: its choices, where the network comes from, the record, the data, and the networks themselves."""
 
     config: TrainConfig
     recipe: ModelRecipe
@@ -34,6 +31,15 @@ class Start:
     splits: Splits | None
     dense: nn.Module
     svd: SVDNetwork
+
+
+@dataclass
+class Start(Subject):
+    """The subject as a job begins. ``trained`` says that SVD training is behind it.
+
+    ``digests`` tell whether what was read is still the same when the job is taken up again.
+    """
+
     trained: bool = False
     digests: dict[str, str | None] = field(default_factory=dict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from benchmarks.paper.other_tools import TOOLS, Make, ToolAbsentError
 from benchmarks.paper.study import Row, Study
-from benchmarks.paper.tables import GOALS, at
+from benchmarks.paper.tables import GOALS, TAUGHT, at
 from benchmarks.paper.training import SHAPE, Training, dense, finished, trained
 from lrexport.lowrank.fold import fold_structure
 from lrexport.models.resolve import resolve
@@ -20,7 +21,6 @@ from lrexport.record import Plan
 # By what the study's learning rate is multiplied; each tool's network gets the one that is best on held-out images. The
 # next smaller one is tried as long as it is better.
 FACTORS = (1.0, 0.3, 0.1)
-DISTILL = 0.5
 
 
 def from_scratch(study: Study) -> Iterator[Row]:
@@ -30,8 +30,7 @@ def from_scratch(study: Study) -> Iterator[Row]:
     all the epochs behind it that the published weights had, so that its rows from scratch say little; the paper's is fair.
     """
     share, epochs = GOALS[0], study.schedule.start + study.schedule.epochs
-    for row in dense(study, study.schedule.epochs):
-        yield row | {"weights": row["reference"]}
+    yield from dense(study, study.schedule.epochs)
     kept = at(study, "at once, no distillation", share)
     yield kept | {"weights": "pruned, kept"}
     networks = {"pruned, drawn anew": study.record(kept["name"]).plan, "dense, drawn anew": {}}
@@ -44,8 +43,7 @@ def from_scratch(study: Study) -> Iterator[Row]:
 def other_tools(study: Study) -> Iterator[Row]:
     """Torch-Pruning, tensorly's Tucker-2 and AIMET, from the same start, to the same MACs, with the same fine-tuning."""
     epochs, share = study.schedule.epochs, GOALS[0]
-    for row in dense(study, epochs):
-        yield row | {"tool": row["reference"]}
+    yield from dense(study, epochs)
     for method in ("at once, no distillation", "at once"):
         yield at(study, method, share) | {"tool": "lrexport, pruned at once"}
     yield at(study, "steered", share) | {"tool": "lrexport, SVD training"}
@@ -55,24 +53,20 @@ def other_tools(study: Study) -> Iterator[Row]:
         except ToolAbsentError as absent:
             print(f"{tool} is left out: {absent}", file=sys.stderr)
             continue
-        best, name = max(tried.items(), key=lambda each: float(trained(study, each[1], each[0])["heldout_top1"]))
-        own = {"tool": tool, "tried": {name: trained(study, name, each)["heldout_top1"] for each, name in tried.items()}}
-        yield finished(study, name, best) | own
-        taught = Training(best.make, epochs, best.lr, distill=DISTILL)
-        yield finished(study, f"{name}-distilled", taught) | own
+        best, row = max(tried, key=lambda each: float(each[1]["heldout_top1"]))
+        own = {"tool": tool, "tried": {each["name"]: each["heldout_top1"] for _, each in tried}}
+        yield finished(study, row["name"], best) | own
+        yield finished(study, f"{row['name']}-distilled", replace(best, distill=TAUGHT)) | own
 
 
-def _tried(study: Study, name: str, make: Make) -> dict[Training, str]:
-    """A tool's network trained at falling learning rates, until the next is worse, and the names of their folders."""
-    tried: dict[Training, str] = {}
-    best = -1.0
+def _tried(study: Study, name: str, make: Make) -> list[tuple[Training, Row]]:
+    """A tool's network trained at falling learning rates, until the next is worse, and the rows of that."""
+    tried: list[tuple[Training, Row]] = []
     for factor in FACTORS:
         training = Training(make, study.schedule.epochs, factor * study.schedule.lr)
-        tried[training] = f"{name}-lr-{training.lr:g}"
-        heldout = float(trained(study, tried[training], training)["heldout_top1"])
-        if heldout < best:
+        tried.append((training, trained(study, f"{name}-lr-{training.lr:g}", training)))
+        if len(tried) > 1 and tried[-1][1]["heldout_top1"] < tried[-2][1]["heldout_top1"]:
             break
-        best = heldout
     return tried
 
 

@@ -50,14 +50,17 @@ def markdown(table: str, study: Study) -> str:
     command = f"python -m benchmarks.paper {table} --model {study.model} --schedule {study.schedule.name}"
     command += f" --times {study.times} --seed {study.seed} --data {study.kind}:CIFAR --weights-dir WEIGHTS"
     lines = [f"## {TITLES[table]}: {study.label}", "", f"    {command}", "", _line(columns), _rule(columns, len(OWN[table]))]
-    lines += [_line([show(row) for show in columns.values()]) for row in rows]
-    lines += ["", *_notes(rows, study), ""]
+    lines += [_line(_cells(row, columns)) for row in rows]
+    lines += ["", *_notes(rows, study)]
     if times:
-        lines[-1:] = [
-            f"Latency: {times['machine']}; one thread, {times['rounds']} interleaved rounds, quartiles in brackets.",
-            "",
-        ]
-    return "\n".join(lines)
+        lines += [f"- Latency: {times['machine']}; one thread, {times['rounds']} interleaved rounds, quartiles in brackets."]
+    return "\n".join([*lines, ""])
+
+
+def _cells(row: Row, columns: Columns) -> list[str]:
+    """A row's cells; the dense ones have their name first, whatever the table is about."""
+    first, *others = columns.values()
+    return [row.get("reference") or first(row), *(show(row) for show in others)]
 
 
 def _notes(rows: Sequence[Row], study: Study) -> list[str]:

@@ -15,7 +15,8 @@ ADAM = ("--optimizer", "adam", "--lr", "0.001", "--weight-decay", "0")
 PAPER = ("--scheme", "spatial", "--sparsity-strength", "0.1", *PAPER_RULE)
 # lrexport's own training, whatever the schedule's is.
 SGD = ("--optimizer", "sgd", "--lr", "0.1", "--weight-decay", "0.0001", "--schedule", "cosine")
-DISTILL = ("--distill", "0.5")
+TAUGHT = 0.5  # share of distillation in the loss
+DISTILL = ("--distill", f"{TAUGHT:g}")
 SHARES = (0.5, 0.303, 0.25)  # of the MACs: 2, 3.3 and 4 times fewer
 GOALS = SHARES[1:]
 LATENCY = 0.7  # of the dense network's: what the paper's ResNet-20 takes at 3.3 times fewer MACs (0.71, measured)
@@ -25,8 +26,7 @@ SCHEMES = ("channel", "spatial")
 def orthogonality(study: Study) -> Iterator[Row]:
     """Table 1: the SVD-trained network at full rank, with and without orthogonality, and the dense one of equal epochs."""
     epochs = study.schedule.svd
-    for row in dense(study, epochs):
-        yield row | {"scheme": row["reference"]}
+    yield from dense(study, epochs)
     for scheme in SCHEMES:
         for strength in (1, 0):
             name = f"svd-{scheme}-none-{strength}-{epochs}"
@@ -42,8 +42,7 @@ def orthogonality(study: Study) -> Iterator[Row]:
 def sparsity(study: Study) -> Iterator[Row]:
     """Figures 2 and 3, table 3: accuracy against MACs by scheme, kind of sparsity and its strength, by the paper's rule."""
     schedule = study.schedule
-    for row in dense(study, schedule.epochs):
-        yield row | {"scheme": row["reference"]}
+    yield from dense(study, schedule.epochs)
     kinds = [("none", 0.0), *((kind, each) for kind, those in schedule.strengths.items() for each in those)]
     for scheme in SCHEMES:
         for kind, strength in kinds:
@@ -60,8 +59,7 @@ def sparsity(study: Study) -> Iterator[Row]:
 
 def recipe(study: Study) -> Iterator[Row]:
     """The paper's method and lrexport's, at equal epochs and equal MACs, or at the paper's latency."""
-    for row in dense(study, study.schedule.epochs):
-        yield row | {"method": row["reference"]}
+    yield from dense(study, study.schedule.epochs)
     goals = [*(("macs", share) for share in GOALS), ("latency", LATENCY)]
     for goal, share in goals:
         for method in ("paper", "at once", "falling", "steered") if goal == "macs" else ("at once",):
@@ -71,8 +69,7 @@ def recipe(study: Study) -> Iterator[Row]:
 def ablation(study: Study) -> Iterator[Row]:
     """SVD training to 3.3 times fewer MACs with each of its parts switched off in turn, and all the way to the paper's."""
     share, schedule = GOALS[0], study.schedule
-    for row in dense(study, schedule.epochs):
-        yield row | {"without": row["reference"]}
+    yield from dense(study, schedule.epochs)
     whole = at(study, "steered", share)
     yield whole | {"without": "nothing"}
     for part, options in PRUNING_PARTS.items():
