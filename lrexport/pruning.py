@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,7 @@ class Pruning:
             return network, {}
         to_fast_layout(network.to(self.device))
         scores = {"heldout_top1": self._heldout(network)}
-        first = "reconstruction" if self.config.reconstruct else "bias_correction"
-        for name, repair in ((first, self._reconstruct), ("batchnorm", self._reestimate_batchnorm)):
+        for name, repair in self._repairs().items():
             before = copy.deepcopy(network.state_dict())
             best = max(scores.values())
             if repair(network, selection):
@@ -145,8 +144,16 @@ class Pruning:
                     network.load_state_dict(before)
         return network, scores
 
+    def _repairs(self) -> dict[str, Callable[[nn.Module, Selection], bool]]:
+        """By name, in their order; each says whether there were images to do it with."""
+        if self.config.reconstruct:
+            return {"reconstruction": self._reconstruct, "batchnorm": self._reestimate_batchnorm}
+        if self.config.batchnorm_images:
+            return {"bias_correction": self._reconstruct, "batchnorm": self._reestimate_batchnorm}
+        return {}
+
     def _reconstruct(self, network: nn.Module, selection: Selection) -> bool:
-        """Refit pairs and biases, or biases and BatchNorm's statistics alone; whether there were images to do it with."""
+        """Refit pairs and biases, or biases and BatchNorm's statistics alone."""
         images = self._images(self.config.calibration_images)
         if len(images) < 2:  # BatchNorm behind a global pooling has no variance over one image
             return False

@@ -303,6 +303,17 @@ def test_without_reconstruction_means_are_corrected_and_called_that(trained: nn.
             assert torch.equal(mine.weight, theirs.weight)
 
 
+def test_with_neither_refitting_nor_statistics_the_network_stays_as_folded(trained: nn.Module, splits: Splits) -> None:
+    job = pruning(trained, splits, macs=0.25, reconstruct=False, batchnorm_images=0)
+    selection = job.select()
+    network, scores = job.fold(selection)
+    folded = fold(job.svd, selection.plan, selection.truncations).state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, folded[name])
+    assert list(scores) == ["heldout_top1"]
+    assert selection.plan != pruning(trained, splits, macs=0.25, weighting=False).select().plan  # images still weight
+
+
 def test_a_repair_that_does_not_help_is_taken_back(trained: nn.Module, splits: Splits) -> None:
     # One image, twice: statistics that nothing else would want.
     same = replace(splits, train=splits.train.subset(torch.zeros(2, dtype=torch.int64)))

@@ -120,12 +120,12 @@ METHODS: dict[str, tuple[str, ...]] = {
     "falling": (*SGD, "--falling-ranks", "--sparsity", "none", *DISTILL),
     "steered": (*SGD, "--sparsity-strength", "auto", *DISTILL),
 }
-# Of pruning: SVD training is that of the whole recipe, and done once for all. Reconstruction also corrects biases and
-# re-estimates BatchNorm, and goes on doing so where it is told to leave weights alone.
+# Of pruning: SVD training is that of the whole recipe, and done once for all.
 PRUNING_PARTS = {
     "weighting": ("--no-weighting",),
     "global budget": ("--rule", "threshold"),
     "refitted weights": ("--no-reconstruct",),
+    "refitted weights and BatchNorm re-estimated": ("--no-reconstruct", "--batchnorm-images", "0"),
     "weighting and every repair": NO_REPAIR,
 }
 TRAINING_PARTS = {
