@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lrexport.artifacts import files
 from lrexport.errors import UsageError
 
 if TYPE_CHECKING:  # --help takes its defaults from here, and must not wait for the record's validation library
@@ -144,6 +145,10 @@ class TrainConfig:
 
     def to_record(self) -> dict[str, Any]:
         return _plain(asdict(self))
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the file behind ``weights`` as it is now, where there is one: by it runs tell that it changed since."""
+        return {"weights_sha256": files.sha256(self.weights)} if self.weights and self.weights.is_file() else {}
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _hold(run: Path, start: Start, fabric: Any, opening: Opening, fresh: bool, h
     held.enter_context(RunLock(run))
     if fresh:
         _check_free(run, fabric, opening)
-    asked = {**opening.asked, **start.digests, "processes": fabric.world_size}
+    asked = {**opening.asked, **start.record.digests, "processes": fabric.world_size}
     progress = take_up(run, asked, opening.resume, opening.allow_changes)
     remove_temporaries(run)
     return progress

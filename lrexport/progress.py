@@ -208,6 +208,6 @@ def other_choices(record: Record, asked: dict[str, Any], without: Collection[str
     open_choices = {name for name, value in asked.items() if value is None}
     if record.data is None:  # nothing was trained, whatever was asked
         open_choices.add("svd_epochs")
-    held = {name: value for name, value in record.config.items() if name in asked}
+    held = {name: value for name, value in {**record.config, **record.digests}.items() if name in asked}
     changes = _changes(held, json.loads(json.dumps(asked)))
     return [text for name, text in changes.items() if name not in open_choices and name not in without]

@@ -203,6 +203,7 @@ class Record(BaseModel):
     model: ModelSource
     data: DataSource | None = None
     config: dict[str, Any] = {}
+    digests: dict[str, str] = {}
     earlier: list[Earlier] = []
     export: dict[str, Any] = {}
     environment: dict[str, Any] = {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lrexport import runs
-from lrexport.artifacts import files
 from lrexport.config import BY_SVD_TRAINING, FINISHED, TrainConfig
 from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import check_fits, load_data
@@ -35,26 +34,22 @@ class Subject:
 
 @dataclass
 class Start(Subject):
-    """The subject as a job begins. ``trained`` says that SVD training is behind it.
-
-    ``digests`` tell whether what was read is still the same when the job is taken up again.
-    """
+    """The subject as a job begins. ``trained`` says that SVD training is behind it."""
 
     trained: bool = False
-    digests: dict[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.digests["data_sha256"] = self.splits.digest() if self.splits else None
-        self.record.data = self.splits.to_record() if self.splits else None
+        if self.splits is not None:
+            self.record.data = self.splits.to_record()
+            self.record.digests["data_sha256"] = self.splits.digest()
 
 
 def from_model(config: TrainConfig) -> Start:
     """The start of a new run: what ``config`` names."""
     recipe, splits, network = _load(config)
     svd = to_svd_form(copy.deepcopy(network), recipe, config)
-    weights = files.sha256(config.weights) if config.weights is not None else None
-    record = Record(model=recipe.to_record(), config=config.to_record())
-    return Start(config, recipe, record, splits, network, svd, digests={"weights_sha256": weights})
+    record = Record(model=recipe.to_record(), config=config.to_record(), digests=config.digests())
+    return Start(config, recipe, record, splits, network, svd)
 
 
 def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...] = BY_SVD_TRAINING) -> Start:
@@ -77,7 +72,9 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     splits = _load_splits(config, recipe)
     _check_fits(splits, dense, recipe)
     place = None if run.resolve() == source.resolve() else str(source)
-    record = Record(model=before.model, earlier=[*before.earlier, Earlier(run=place, config=before.config)])
+    weights = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
+    earlier = [*before.earlier, Earlier(run=place, config=before.config)]
+    record = Record(model=before.model, digests=weights, earlier=earlier)
     return Start(config, recipe, record, splits, dense, svd, trained)
 
 

@@ -64,6 +64,34 @@ def test_other_weights_behind_the_same_path_are_refused_unless_dense_training_ma
     go_on(folder, *WEIGHTS, "--dense-epochs", "0", "-o", "straight")
 
 
+@pytest.mark.parametrize("changed", ["weights", "plan"])
+def test_a_finished_run_is_not_left_alone_where_its_weights_or_its_plan_changed_since(
+    changed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_weights()
+    write_plan(rank=4)
+    command = [
+        *COMMAND[:2],
+        "--weights",
+        "start.safetensors",
+        "--plan",
+        "plan.json",
+        "-o",
+        f"finished-{changed}",
+        "--resume",
+    ]
+    for _ in range(2):
+        assert run(command) == 0
+    assert f"finished-{changed} is finished: there is nothing to resume" in capsys.readouterr().err
+    if changed == "weights":
+        write_weights(0.9)
+    else:
+        write_plan(rank=6)
+    assert run(command) == 2
+    wanted = f"finished-{changed} is finished, with other choices: the {changed} changed since ({changed}-sha256 was '"
+    assert wanted in capsys.readouterr().err
+
+
 def test_another_plan_behind_the_same_path_is_refused_and_taken_where_changes_are_allowed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +109,6 @@ def test_another_plan_behind_the_same_path_is_refused_and_taken_where_changes_ar
 def test_a_run_that_was_begun_before_there_were_digests_goes_on(folder: Path) -> None:
     state = Path("older/checkpoint/state.json")
     held = json.loads(state.read_text(encoding="utf-8"))
-    for name in ("weights_sha256", "plan_sha256"):
-        del held["asked"][name]
+    del held["asked"]["plan_sha256"]
     state.write_text(json.dumps(held), encoding="utf-8")
     go_on(folder, *PLAN, "-o", "older")

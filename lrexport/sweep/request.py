@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lrexport.artifacts import files
 from lrexport.config import BY_SVD_TRAINING, FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
 from lrexport.record import DENSE, SVD, Record, load_record
@@ -83,8 +82,7 @@ class Request:
         """Hashes of the weights that everything starts from, where they come from files."""
         if self.source is not None:
             return {"start_sha256": start_of(load_record(self.source))[1]}
-        weights = self.train.weights
-        return {"weights_sha256": files.sha256(weights)} if weights is not None and weights.is_file() else {}
+        return self.train.digests()
 
 
 def start_of(record: Record) -> tuple[str, str]:
