@@ -114,6 +114,11 @@ def test_rows_so_far_do_not_take_the_place_of_a_whole_table(study: Study, tmp_pa
     assert len(json.loads(path.read_text(encoding="utf-8"))["rows"]) == 1
 
 
+def test_a_plot_of_no_tables_says_which_to_make(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nothing to plot of resnet20-short-5-3: make table3 or recipe first"):
+        render.plot(study, tmp_path / "plot.png")
+
+
 def test_what_was_made_otherwise_is_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "_start_digest", "one start")
     study.note("row", {"lr": 0.1})

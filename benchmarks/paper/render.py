@@ -85,12 +85,10 @@ def _notes(rows: Sequence[Row], study: Study) -> list[str]:
 
 
 def plot(study: Study, path: Path) -> None:
-    """Figures 2 and 3: accuracy against MACs by scheme and sparsity, of table3's rows; ours and the paper's, of recipe's."""
-    import matplotlib
+    """Figures 2 and 3: accuracy against MACs by scheme and sparsity, of table3's rows; ours and the paper's, of recipe's.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    Raises SystemExit where there is neither table.
+    """
     panels = {
         "channel, the paper's rule": ("table3", lambda row: row["scheme"] == "channel", _curve),
         "spatial, the paper's rule": ("table3", lambda row: row["scheme"] == "spatial", _curve),
@@ -98,6 +96,13 @@ def plot(study: Study, path: Path) -> None:
     }
     held = {table: OUT / f"{table}-{study.label}.json" for table in ("table3", "recipe")}
     shown = {title: panel for title, panel in panels.items() if held[panel[0]].is_file()}
+    if not shown:
+        raise SystemExit(f"there is nothing to plot of {study.label}: make table3 or recipe first")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(
         1, len(shown), figsize=(4.8 * len(shown), 4.4), sharey=True, squeeze=False, layout="constrained"
     )
