@@ -127,7 +127,7 @@ class TrainConfig:
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
     warmup_epochs: float = 0.0
-    distill: float = 0.0
+    distill: float = 0.5
     device: str = "auto"
     devices: int = 1
     nodes: int = 1

@@ -54,7 +54,7 @@ class Schedule:
 
     @property
     def options(self) -> tuple[str, ...]:
-        return "--lr", f"{self.lr:g}", *self.more
+        return "--lr", f"{self.lr:g}", "--distill", "0", *self.more
 
     @property
     def whole(self) -> tuple[str, ...]:
