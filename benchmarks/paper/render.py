@@ -94,8 +94,13 @@ def plot(study: Study, path: Path) -> None:
         "spatial, the paper's rule": ("table3", lambda row: row["scheme"] == "spatial", _curve),
         "the paper's method and lrexport's": ("recipe", lambda row: row["goal"][0] == "macs", lambda row: row["method"]),
     }
-    held = {table: OUT / f"{table}-{study.label}.json" for table in ("table3", "recipe")}
-    shown = {title: panel for title, panel in panels.items() if held[panel[0]].is_file()}
+    tables = {table: OUT / f"{table}-{study.label}.json" for table in ("table3", "recipe")}
+    held = {table: json.loads(path.read_text(encoding="utf-8"))["rows"] for table, path in tables.items() if path.is_file()}
+    shown = {
+        title: (held[table], rows, curve)
+        for title, (table, belongs, curve) in panels.items()
+        if (rows := [row for row in held.get(table, []) if "reference" not in row and belongs(row)])
+    }
     if not shown:
         raise SystemExit(f"there is nothing to plot of {study.label}: make table3 or recipe first")
     import matplotlib
@@ -104,18 +109,16 @@ def plot(study: Study, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        1, len(shown), figsize=(4.8 * len(shown), 4.4), sharey=True, squeeze=False, layout="constrained"
+        1, len(shown), figsize=(4.8 * len(shown), 4.4), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, (title, (table, belongs, curve)) in zip(axes[0], shown.items(), strict=True):
-        rows: list[Row] = json.loads(held[table].read_text(encoding="utf-8"))["rows"]
-        best = max((row for row in rows if "reference" in row), key=lambda row: float(row["top1"]))
+    for axis, (title, (every, rows, curve)) in zip(axes[0], shown.items(), strict=True):
+        best = max((row for row in every if "reference" in row), key=lambda row: float(row["top1"]))
         axis.axhline(
             100 * best["top1"], color="0.4", linestyle="--", linewidth=1, label=f"dense ({best['macs'] / 1e6:.1f} M MACs)"
         )
         lines: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
-            if "reference" not in row and belongs(row):
-                lines.setdefault(curve(row), []).append((row["macs"] / 1e6, 100 * row["top1"]))
+            lines.setdefault(curve(row), []).append((row["macs"] / 1e6, 100 * row["top1"]))
         for name, points in lines.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name)
         axis.set_xlabel("MACs (millions, FC included)")
