@@ -70,16 +70,8 @@ def test_a_finished_run_is_not_left_alone_where_its_weights_or_its_plan_changed_
 ) -> None:
     write_weights()
     write_plan(rank=4)
-    command = [
-        *COMMAND[:2],
-        "--weights",
-        "start.safetensors",
-        "--plan",
-        "plan.json",
-        "-o",
-        f"finished-{changed}",
-        "--resume",
-    ]
+    files = ("--weights", "start.safetensors", "--plan", "plan.json")
+    command = [*COMMAND[:2], *files, "-o", f"finished-{changed}", "--resume"]
     for _ in range(2):
         assert run(command) == 0
     assert f"finished-{changed} is finished: there is nothing to resume" in capsys.readouterr().err
