@@ -31,7 +31,8 @@ from lrexport.starts import look
 
 def config(options: argparse.Namespace, goal: Goal, target: str | None) -> CompressConfig:
     weights = options.weights / f"cifar10_{options.model}.safetensors"
-    train = TrainConfig(options.model, options.data, weights, dense_epochs=0, svd_epochs=0, seed=options.seed)
+    plain = {"dense_epochs": 0, "svd_epochs": 0, "distill": 0.0}  # labels alone, as in the results that are there
+    train = TrainConfig(options.model, options.data, weights, seed=options.seed, **plain)
     return CompressConfig(train, goal, target=target, fine_tune_epochs=options.epochs)
 
 

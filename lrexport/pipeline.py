@@ -41,8 +41,7 @@ def compress(
         raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model anew for that.")
     choices = _choices(config.goal)
     planned = {"plan_sha256": digest(choices)} if choices is not None else {}
-    digests = {**config.train.digests(), **planned}
-    if resume and run != source and (finished := _finished(run, on_event, config, digests, source, FINISHED)):
+    if resume and run != source and (finished := _finished(run, on_event, config, planned, source, FINISHED)):
         return finished
     asked = {"command": "compress", "source": str(source) if source else None, **config.to_record(), **planned}
     opening = Opening(asked, resume, allow_changes)
@@ -90,7 +89,7 @@ def train(
         hint = "Give --sparsity-strength X, or compress to a budget."
         raise UsageError("λ_s is steered to a budget, and train knows none", hint)
     of_source = tuple({*FINISHED} - {*SVD_TRAINING})
-    if resume and (finished := _finished(run, on_event, config, config.digests(), source, of_source)):
+    if resume and (finished := _finished(run, on_event, config, {}, source, of_source)):
         return finished
     asked = {"command": "train", "source": str(source) if source else None, **config.to_record()}
     opening = Opening(asked, resume, allow_changes)
@@ -106,21 +105,23 @@ def _finished(
     run: Path,
     on_event: OnEvent,
     config: CompressConfig | TrainConfig,
-    digests: dict[str, str],
+    planned: dict[str, str],
     source: Path | None,
     of_source: tuple[str, ...],
 ) -> Record | None:
     """The record of a run that has come to its end, so that a job that is started once more has nothing to do.
 
     Raises UsageError where it was made with other choices than ``config``'s, but for those that are ``of_source`` where
-    there is one, where it read files of other ``digests``, and where it went on from another run.
+    there is one, from other weights or the plan of another digest than ``planned``, or where it went on from another run.
     """
     if is_stopped(run) or not (run / RECORD).is_file():
         return None
     record = load_record(run)
     if (record.results.compressed if isinstance(config, CompressConfig) else record.files.get(SVD)) is None:
         return None
-    others = other_choices(record, {**config.to_record(), **digests}, (*of_source, "model") if source else ())
+    train = config.train if isinstance(config, CompressConfig) else config
+    asked = {**config.to_record(), **train.digests(), **planned}
+    others = other_choices(record, asked, (*of_source, "model") if source else ())
     before = next((earlier.run for earlier in reversed(record.earlier) if earlier.run is not None), None)
     if source is not None and run.resolve() != source.resolve() and before != str(source):
         others.append(f"it went on from {before}" if before else "it went on from no other run")

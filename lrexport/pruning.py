@@ -146,11 +146,10 @@ class Pruning:
 
     def _repairs(self) -> dict[str, Callable[[nn.Module, Selection], bool]]:
         """By name, in their order; each says whether there were images to do it with."""
-        if self.config.reconstruct:
-            return {"reconstruction": self._reconstruct, "batchnorm": self._reestimate_batchnorm}
-        if self.config.batchnorm_images:
-            return {"bias_correction": self._reconstruct, "batchnorm": self._reestimate_batchnorm}
-        return {}
+        if not self.config.reconstruct and not self.config.batchnorm_images:
+            return {}
+        first = "reconstruction" if self.config.reconstruct else "bias_correction"
+        return {first: self._reconstruct, "batchnorm": self._reestimate_batchnorm}
 
     def _reconstruct(self, network: nn.Module, selection: Selection) -> bool:
         """Refit pairs and biases, or biases and BatchNorm's statistics alone."""
