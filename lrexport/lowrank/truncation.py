@@ -91,12 +91,24 @@ def weighted_basis(matrix: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
         energy, basis = energy.flip(-1), basis.flip(-1)
     else:
         # The smaller side's eigenvectors, carried over; QR keeps those of tiny singular values orthonormal.
-        root = torch.linalg.cholesky(moment)
-        weighted = precise @ root
+        weighted = precise @ _root(moment, floor)
         energy, right = torch.linalg.eigh(weighted.mT @ weighted)
         energy = energy.flip(-1)
         basis, _ = torch.linalg.qr(weighted @ right.flip(-1))
     return basis[..., :rank].to(matrix), energy[..., :rank].clamp_min(0)
+
+
+def _root(moment: Tensor, floor: Tensor) -> Tensor:
+    """A root R of R Rᵀ = ``moment``, whose eigenvalues are at least ``floor`` but for rounding.
+
+    Sums of float32 numbers round by a share of the largest eigenvalue, which is many times the mean where inputs are alike:
+    as much as leaves others below zero.
+    """
+    root, failed = torch.linalg.cholesky_ex(moment)
+    if not failed.any():
+        return root
+    values, vectors = torch.linalg.eigh(moment)
+    return vectors * values.clamp_min(floor.squeeze(-1)).sqrt().unsqueeze(-2)
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

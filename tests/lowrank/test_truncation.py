@@ -89,6 +89,20 @@ def test_inputs_that_never_vary_do_no_harm() -> None:
     assert torch.isfinite(weighted_basis(matrix, torch.zeros(9, 9))[0]).all()
 
 
+@pytest.mark.parametrize("shape", [(12, 8), (3, 12, 8)], ids=str)
+def test_a_moment_that_rounding_left_with_negative_eigenvalues_does_no_harm(shape: tuple[int, ...]) -> None:
+    """Inputs that are all alike: what float32 rounds off the one large eigenvalue is more than the floor of the others."""
+    matrix, alike = torch.randn(shape, dtype=torch.float64), torch.randn(*shape[:-2], 8, 1, dtype=torch.float64)
+    moment = alike @ alike.mT
+    rounded = moment - 1e-4 * moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(8)
+    basis, energy = weighted_basis(matrix, rounded)
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(8, dtype=torch.float64).expand(*shape[:-2], 8, 8))
+    first = basis[..., :1]
+    torch.testing.assert_close(first @ first.mT @ matrix @ alike, matrix @ alike, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(energy[..., 0], (matrix @ alike).square().sum((-2, -1)), rtol=1e-3, atol=0)
+    assert bool((energy[..., 1:] < 1e-3 * energy[..., :1]).all())
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("scheme", ["channel", "input-channel", "spatial"])
 def test_weighting_with_the_data_lowers_the_error_of_the_layer_s_output(scheme: str, groups: int) -> None:
