@@ -14,6 +14,7 @@ from torch import nn
 
 from lrexport.errors import DeviceError, FailedElsewhere, LrexportError
 from lrexport.lowrank.tracing import fast_layout
+from lrexport.training.memory import hold_freed_memory
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -25,11 +26,13 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
     """A Fabric on ``devices`` devices of each of ``nodes`` machines: ``auto``, ``cpu``, ``cuda``, ``mps``.
 
     Precision is ``auto``, ``float32`` or ``bfloat16``. Under torchrun there are as many processes as it started. Nothing is
-    launched yet. Raises DeviceError when a device is not there.
+    launched yet. On the CPU this process keeps freed memory from now on. Raises DeviceError when a device is not there.
     """
     from lightning_fabric import Fabric
 
     accelerator = _available() if device == "auto" else device
+    if accelerator == "cpu":
+        hold_freed_memory()
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise DeviceError("no CUDA device was found", "Use --device cpu, or install a build of torch for this GPU.")
     if accelerator == "mps" and not torch.backends.mps.is_available():
