@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lrexport.artifacts import files
+from lrexport.artifacts.run_files import DENSE
 from lrexport.errors import UsageError
 
 if TYPE_CHECKING:  # --help takes its defaults from here, and must not wait for the record's validation library
     from lrexport.record import AskedScheme
 
 DEFAULT_DENSE_EPOCHS = 20
+TEACHER_DIGEST = "teacher_sha256"
 # Choices that belong to the first stages: going on from a run keeps what those were made with.
 FINISHED = (
     "weights",
@@ -53,6 +55,8 @@ TRAINING = (
     "log_to",
     "warmup_epochs",
     "distill",
+    "teacher",
+    "teacher_weights",
     "heldout",
     "fine_tune_epochs",
     "baseline_epochs",
@@ -102,7 +106,9 @@ class TrainConfig:
     ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
     the kind of sparsity are those of equation 3; a λ_s of "auto" is steered, layer by layer, to a budget. ``keep`` are
     patterns of layers that stay dense. ``scale_gradients`` makes steps of SGD in factors as long as dense ones. ``lr``
-    drives SVD training and fine-tuning, ``dense_lr`` dense training. ``log_to`` are services that training is logged to.
+    drives SVD training and fine-tuning, ``dense_lr`` dense training. ``distill`` is the share of the loss that follows the
+    outputs of ``teacher`` in SVD training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or
+    where there is none of this run. ``log_to`` are services that training is logged to.
     """
 
     model: str
@@ -128,6 +134,8 @@ class TrainConfig:
     milestones: tuple[float, ...] = (0.5, 0.75)
     warmup_epochs: float = 0.0
     distill: float = 0.5
+    teacher: str | None = None
+    teacher_weights: Path | None = None
     device: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -142,13 +150,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.sparsity_strength == "auto" and self.sparsity == "none":
             raise UsageError("without sparsity there is no λ_s to steer", "Give --sparsity hoyer or l1.")
+        if self.teacher is None and self.teacher_weights is not None:
+            raise UsageError("there are weights for a teacher and no teacher", "Give --teacher MODEL.")
+        if self.teacher is not None and not self.distill:
+            raise UsageError("with a share of 0 nothing is learned from the teacher", "Leave --teacher or --distill 0 out.")
 
     def to_record(self) -> dict[str, Any]:
         return _plain(asdict(self))
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the file behind ``weights`` as it is now, where there is one: by it runs tell that it changed since."""
-        return {"weights_sha256": files.sha256(self.weights)} if self.weights and self.weights.is_file() else {}
+        """SHA-256 of the files behind ``weights`` and ``teacher`` as they are now, where there are any.
+
+        By these runs tell that they changed since.
+        """
+        teacher = Path(self.teacher) / DENSE if self.teacher and self.teacher_weights is None else self.teacher_weights
+        read = {"weights_sha256": self.weights, TEACHER_DIGEST: teacher}
+        return {name: files.sha256(path) for name, path in read.items() if path and path.is_file()}
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def train_svd(job: Job, pruning: Pruning | None = None) -> None:
             event = {**event, "steered": extra.summary()}
         job.on_event(event)
 
-    _train(job, stage, job.svd.network, tell, extra_loss=extra, teacher=job.dense, before_epoch=falling)
+    _train(job, stage, job.svd.network, tell, extra_loss=extra, teacher=job.teacher, before_epoch=falling)
     job.svd_epochs = config.svd_epochs
     job.store(SVD, job.svd.network)
     _save(job)
@@ -151,7 +151,7 @@ def _choose(job: Job, pruning: Pruning) -> tuple[nn.Module, Pruned]:
 def fine_tune(job: Job, network: nn.Module, epochs: int) -> None:
     """Low-rank fine-tuning: the plain pairs, λ_s = 0."""
     if job.splits is not None and epochs:
-        _train(job, _stage(job, "fine-tune", epochs, job.config.lr), network, teacher=job.dense)
+        _train(job, _stage(job, "fine-tune", epochs, job.config.lr), network, teacher=job.teacher)
         job.fine_tune_epochs = epochs
 
 

@@ -10,19 +10,23 @@ import torch
 from torch import nn
 
 from lrexport import runs
-from lrexport.config import BY_SVD_TRAINING, FINISHED, TrainConfig
+from lrexport.config import BY_SVD_TRAINING, FINISHED, TEACHER_DIGEST, TrainConfig
 from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import check_fits, load_data
+from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
-from lrexport.record import SVD, Earlier, Record, load_record
+from lrexport.record import RECORD, SVD, Earlier, Record, load_record
 
 
 @dataclass
 class Subject:
-    """What a job is about: its choices, where the network comes from, the record, the data, and the networks themselves."""
+    """What a job is about: its choices, where the network comes from, the record, the data, and the networks themselves.
+
+    ``teacher`` is what distillation follows, the dense network itself where no other is named.
+    """
 
     config: TrainConfig
     recipe: ModelRecipe
@@ -30,6 +34,7 @@ class Subject:
     splits: Splits | None
     dense: nn.Module
     svd: SVDNetwork
+    teacher: nn.Module
 
 
 @dataclass
@@ -49,7 +54,7 @@ def from_model(config: TrainConfig) -> Start:
     recipe, splits, network = _load(config)
     svd = to_svd_form(copy.deepcopy(network), recipe, config)
     record = Record(model=recipe.to_record(), config=config.to_record(), digests=config.digests())
-    return Start(config, recipe, record, splits, network, svd)
+    return Start(config, recipe, record, splits, network, svd, _load_teacher(config, splits) or network)
 
 
 def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...] = BY_SVD_TRAINING) -> Start:
@@ -72,10 +77,11 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     splits = _load_splits(config, recipe)
     _check_fits(splits, dense, recipe)
     place = None if run.resolve() == source.resolve() else str(source)
-    weights = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
+    digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
+    digests |= {name: value for name, value in config.digests().items() if name == TEACHER_DIGEST}
     earlier = [*before.earlier, Earlier(run=place, config=before.config)]
-    record = Record(model=before.model, digests=weights, earlier=earlier)
-    return Start(config, recipe, record, splits, dense, svd, trained)
+    record = Record(model=before.model, digests=digests, earlier=earlier)
+    return Start(config, recipe, record, splits, dense, svd, _load_teacher(config, splits) or dense, trained)
 
 
 def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
@@ -131,6 +137,31 @@ def _load_network(recipe: ModelRecipe, weights: Path | None) -> nn.Module:
     if weights is not None:
         load_weights(network, weights)
     check_finite(network.state_dict(), "the network")
+    return network
+
+
+def _load_teacher(config: TrainConfig, splits: Splits | None) -> nn.Module | None:
+    """The network that ``config`` names as the teacher, where there is one and data to learn from it with.
+
+    Raises InputError where it does not fit the data, UsageError where it has random weights.
+    """
+    if config.teacher is None or splits is None:
+        return None
+    run, shape = Path(config.teacher), splits.data.train.image_shape
+    if (run / RECORD).is_file() and config.teacher_weights is None:
+        recipe = from_record((record := load_record(run)).model)
+        network = runs.load_start(run, record)
+    else:
+        recipe = resolve(config.teacher, shape).with_classes(len(splits.data.classes))
+        if recipe.is_named and config.teacher_weights is None and not recipe.kwargs.get("weights"):
+            raise UsageError(
+                f"the teacher {config.teacher} has random weights", "Give --teacher-weights FILE, or a run as the teacher."
+            )
+        network = _load_network(recipe, config.teacher_weights)
+    try:
+        check_fits(splits.data, recipe.input_shape, tuple(run_once(network, recipe.input_shape).shape))
+    except InputError as error:
+        raise InputError(f"the teacher {config.teacher} does not fit the data: {error.message}", error.hint) from error
     return network
 
 

@@ -230,7 +230,11 @@ def training_options() -> Callable[[Command], Command]:
             help="Shares of a stage at which the schedule step divides the learning rate by ten.",
         ),
         number_option(made, "warmup_epochs", "Epochs in which the learning rate rises."),
-        number_option(made, "distill", "Share of the loss that follows the dense network's outputs.", max=1),
+        number_option(made, "distill", "Share of the loss that follows the teacher's outputs.", max=1),
+        click.option(
+            "--teacher", metavar="MODEL|RUN", help="Network to follow, say a larger one [default: the dense network itself]."
+        ),
+        click.option("--teacher-weights", type=FILE, help="Weights of the teacher, where it is no run."),
         number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
         choice_option(made, "device", ("auto", "cpu", "cuda", "mps"), "Where to train."),
         count_option(made, "devices", "Devices of this machine to train on, a process each.", least=1),

@@ -17,7 +17,7 @@ from lrexport.sweep.space import GOALS, Dimension, Point, parse_space, size_of
 
 DEFAULT_SPACE = "macs=0.2..0.8"
 # SVD training also has these of the choices that fine-tuning has.
-_SHARED_WITH_FINE_TUNING = ("lr", "distill")
+_SHARED_WITH_FINE_TUNING = ("lr", "distill", "teacher", "teacher_weights")
 # What may differ between the machines of a sweep.
 _NOT_COMPARED = ("download", "device", "devices", "nodes", "workers", "checkpoint_minutes", "log_to")
 _TRAIN = {field.name for field in fields(TrainConfig)}
