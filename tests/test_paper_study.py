@@ -95,7 +95,7 @@ def test_tables_say_what_the_rows_say_and_latency_once_it_was_measured(study: St
     assert "| steered | 0.5 of the MACs | yes | 20.00 M | 2.00 | 90 k | – | 87.50 % | -1.50 | 5 | 0.25 |" in lines
     assert "| dense, at the start | – | no | 40.00 M | 1.00 | 90 k | – | 88.00 % | -1.00 | 0 | 0.25 |" in lines
     of_one = {"ratio": 0.714, "ratio_iqr": [0.68, 0.75], "warning": "inconclusive: so it is"}
-    times = {"machine": "another machine", "rounds": 200, "latency": {"steered-0.5-5": of_one}}
+    times = {"steered-0.5-5": {**of_one, "machine": "another machine", "rounds": 200}, "not-in-this-table": {}}
     (tmp_path / "results" / f"latency-{study.label}.json").write_text(json.dumps(times), encoding="utf-8")
     text = render.markdown("recipe", study)
     assert "| 0.71 (0.68–0.75), inconclusive | 90 k |" in text
@@ -115,7 +115,7 @@ def test_rows_so_far_do_not_take_the_place_of_a_whole_table(study: Study, tmp_pa
 
 
 def test_a_plot_of_no_tables_says_which_to_make(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="nothing to plot of resnet20-short-5-3: make table3 or recipe first"):
+    with pytest.raises(SystemExit, match="nothing to plot of resnet20-short-5-3: make table3-channel, table3"):
         render.plot(study, tmp_path / "plot.png")
 
 

@@ -2,15 +2,17 @@
 
     python -m benchmarks.paper TABLE --data folder:DIR --weights-dir DIR [--model resnet20] [--schedule short] [--times 2]
 
-TABLE is table1, table2, table3, recipe, ablation, others. Runs lie under --work; a command that was stopped goes on where
-it was, and one that is finished only writes its table again. Every accuracy is compared with the dense network trained
-from the same start for as many epochs; all choices are made on held-out training images. `latency` times the networks of
-all tables that are there, on a machine that should do nothing else, and writes the tables again; `plot` draws them.
+TABLE is table1, table2, table3-channel, table3-spatial, recipe, goals, ablation, others. Runs lie under --work; a command
+that was stopped goes on where it was, and one that is finished only writes its table again. Every accuracy is compared
+with the dense network trained from the same start for as many epochs; all choices are made on held-out training images.
+`latency` times the networks of all tables that are there, on a machine that should do nothing else, and writes the tables
+again; `plot` draws them.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from benchmarks.paper import elsewhere, latency, tables
@@ -20,8 +22,9 @@ from benchmarks.paper.study import OUT, SCHEDULES, Study
 TABLES = {
     "table1": tables.orthogonality,
     "table2": elsewhere.from_scratch,
-    "table3": tables.sparsity,
+    **{f"table3-{scheme}": partial(tables.sparsity, scheme=scheme) for scheme in tables.SCHEMES},
     "recipe": tables.recipe,
+    "goals": tables.goals,
     "ablation": tables.ablation,
     "others": elsewhere.other_tools,
 }

@@ -39,14 +39,14 @@ def measure(study: Study) -> None:
         else:
             print(f"{row['name']} is not under {study.work}: not measured", file=sys.stderr)
     found = measure_latency(networks, DENSE, Job((), rounds=ROUNDS))
-    figures = {name: latency.model_dump(mode="json") for name, latency in found.items()}
-    files.write_json(_path(study.label), {"machine": machine(), "rounds": ROUNDS, "latency": figures})
+    figures = {name: {**latency.model_dump(mode="json"), "machine": machine()} for name, latency in found.items()}
+    files.write_json(_path(study.label), {**measured(study.label), **figures})
 
 
 def measured(label: str) -> dict[str, Any]:
-    """``latency``, figures by the name of a row as in :class:`lrexport.record.Latency`, ``machine`` and ``rounds``.
+    """By the name of a row the figures of :class:`lrexport.record.Latency`, and the ``machine`` they were measured on.
 
-    Empty where nothing was measured.
+    Those of networks that are not here any more stay: a ratio is one to the dense network in the same measurement.
     """
     path = _path(label)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

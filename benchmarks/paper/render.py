@@ -13,13 +13,23 @@ from benchmarks.paper.study import OUT, Row, Study
 Columns = dict[str, Callable[[Row], str]]
 TITLES = {
     "table1": "SVD training at full rank, with and without orthogonality",
-    "table3": "Schemes, kinds of sparsity and strengths, by the paper's rule",
+    "table3-channel": "Channel scheme: kinds of sparsity and strengths, by the paper's rule",
+    "table3-spatial": "Spatial scheme: kinds of sparsity and strengths, by the paper's rule",
     "recipe": "The paper's method and lrexport's",
+    "goals": "lrexport's methods against the dense network of equal epochs",
     "ablation": "SVD training steered to 3.3 times fewer MACs, each part switched off in turn",
     "table2": "Pruned architecture: weights kept, and drawn anew",
     "others": "What else a user would take",
 }
 _GOALS = {"macs": "MACs", "latency": "latency"}
+_SPARSITY: Columns = {
+    "sparsity": lambda row: row["sparsity"],
+    "λ_s": lambda row: _given(row, "strength"),
+}
+_METHODS: Columns = {
+    "method": lambda row: row["method"],
+    "goal": lambda row: f"{row['goal'][1]:g} of the {_GOALS[row['goal'][0]]}" if "goal" in row else "–",
+}
 OWN: dict[str, Columns] = {
     "table1": {
         "scheme": lambda row: row["scheme"],
@@ -27,15 +37,8 @@ OWN: dict[str, Columns] = {
         "half the MACs, s cut off as trained": lambda row: _percent(row.get("half_as_trained_top1")),
         "half the MACs, decomposed anew": lambda row: _percent(row.get("half_top1")),
     },
-    "table3": {
-        "scheme": lambda row: row["scheme"],
-        "sparsity": lambda row: row.get("sparsity", "–"),
-        "λ_s": lambda row: _given(row, "strength"),
-    },
-    "recipe": {
-        "method": lambda row: row["method"],
-        "goal": lambda row: f"{row['goal'][1]:g} of the {_GOALS[row['goal'][0]]}" if "goal" in row else "–",
-    },
+    **dict.fromkeys(("table3-channel", "table3-spatial"), _SPARSITY),
+    **dict.fromkeys(("recipe", "goals"), _METHODS),
     "ablation": {"without": lambda row: row["without"]},
     "table2": {"weights": lambda row: row["weights"]},
     "others": {"tool": lambda row: row["tool"], "learning rate": lambda row: _given(row, "lr")},
@@ -46,15 +49,13 @@ def markdown(table: str, study: Study) -> str:
     """One table of one study, from its JSON."""
     rows: list[Row] = json.loads((OUT / f"{table}-{study.label}.json").read_text(encoding="utf-8"))["rows"]
     times = measured(study.label)
-    columns = {**OWN[table], **_common(rows, times.get("latency", {}))}
+    times = {row["name"]: times[row["name"]] for row in rows if row["name"] in times}
+    columns = {**OWN[table], **_common(rows, times)}
     command = f"python -m benchmarks.paper {table} --model {study.model} --schedule {study.schedule.name}"
     command += f" --times {study.times} --seed {study.seed} --data {study.kind}:CIFAR --weights-dir WEIGHTS"
     lines = [f"## {TITLES[table]}: {study.label}", "", f"    {command}", "", _line(columns), _rule(columns, len(OWN[table]))]
     lines += [_line(_cells(row, columns)) for row in rows]
-    lines += ["", *_notes(rows, study)]
-    if times:
-        lines += [f"- Latency: {times['machine']}; one thread, {times['rounds']} interleaved rounds, quartiles in brackets."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_notes(rows, study, times), ""])
 
 
 def _cells(row: Row, columns: Columns) -> list[str]:
@@ -63,7 +64,7 @@ def _cells(row: Row, columns: Columns) -> list[str]:
     return [row.get("reference") or first(row), *(show(row) for show in others)]
 
 
-def _notes(rows: Sequence[Row], study: Study) -> list[str]:
+def _notes(rows: Sequence[Row], study: Study, times: dict[str, Any]) -> list[str]:
     """What the figures mean and how they were made, a bullet each."""
     schedule, images = study.schedule, max(row["n"] for row in rows)
     start = "the published weights" if schedule.weights else "random weights"
@@ -81,28 +82,30 @@ def _notes(rows: Sequence[Row], study: Study) -> list[str]:
             "The published weights have seen the images that are held out here, in another encoding: held-out figures are "
             "too high, and choices by them (epochs, repairs, other tools' learning rates) lean towards what is near it."
         )
+    for machine, rounds in sorted({(found["machine"], found["rounds"]) for found in times.values()}):
+        notes.append(f"Latency: {machine}; one thread, {rounds} interleaved rounds, quartiles in brackets.")
     return [f"- {note}" for note in notes]
 
 
 def plot(study: Study, path: Path) -> None:
-    """Figures 2 and 3: accuracy against MACs by scheme and sparsity, of table3's rows; ours and the paper's, of recipe's.
+    """Figures 2 and 3, accuracy against MACs by kind of sparsity, a scheme each; and the rows of recipe.
 
     Raises SystemExit where there is neither table.
     """
     panels = {
-        "channel, the paper's rule": ("table3", lambda row: row["scheme"] == "channel", _curve),
-        "spatial, the paper's rule": ("table3", lambda row: row["scheme"] == "spatial", _curve),
-        "the paper's method and lrexport's": ("recipe", lambda row: row["goal"][0] == "macs", lambda row: row["method"]),
+        "channel, the paper's rule": ("table3-channel", _curve),
+        "spatial, the paper's rule": ("table3-spatial", _curve),
+        "the paper's method and lrexport's": ("recipe", lambda row: row["method"]),
     }
-    tables = {table: OUT / f"{table}-{study.label}.json" for table in ("table3", "recipe")}
+    tables = {table: OUT / f"{table}-{study.label}.json" for table, _ in panels.values()}
     held = {table: json.loads(path.read_text(encoding="utf-8"))["rows"] for table, path in tables.items() if path.is_file()}
     shown = {
         title: (held[table], rows, curve)
-        for title, (table, belongs, curve) in panels.items()
-        if (rows := [row for row in held.get(table, []) if "reference" not in row and belongs(row)])
+        for title, (table, curve) in panels.items()
+        if (rows := [row for row in held.get(table, []) if "reference" not in row and row["goal"][0] == "macs"])
     }
     if not shown:
-        raise SystemExit(f"there is nothing to plot of {study.label}: make table3 or recipe first")
+        raise SystemExit(f"there is nothing to plot of {study.label}: make {', '.join(list(tables)[:-1])} or recipe first")
     import matplotlib
 
     matplotlib.use("Agg")

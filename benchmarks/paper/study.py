@@ -101,23 +101,26 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Study:
-    """One network on one data set by one schedule and one seed, all of whose runs lie under ``work``."""
+    """One network on one data set by one schedule and one seed; its runs lie under ``work``, those of others beside it."""
 
     model: str
     data: str
-    work: Path
+    studies: Path
     schedule: Schedule
-    weights: Path | None
+    weights_dir: Path | None
     seed: int
     times: int = 1  # by which the schedule was multiplied: how the command says it
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Study:
-        schedule, weights = SCHEDULES[options.schedule].times(options.times), None
-        if schedule.weights:
-            weights = options.weights_dir / f"cifar10_{options.model}.safetensors"
-        study = cls(options.model, options.data, options.work, schedule, weights, options.seed, options.times)
-        return replace(study, work=options.work / f"{study._prefix}-{study.seed}")
+        schedule = SCHEDULES[options.schedule].times(options.times)
+        weights_dir = options.weights_dir if schedule.weights else None
+        return cls(options.model, options.data, options.work, schedule, weights_dir, options.seed, options.times)
+
+    @property
+    def work(self) -> Path:
+        """The folder of its runs."""
+        return self.studies / f"{self._prefix}-{self.seed}"
 
     @property
     def label(self) -> str:
@@ -135,7 +138,9 @@ class Study:
 
     def start(self) -> Path:
         """Weights that every row starts from: the dense network, trained on this data."""
-        given = ("--weights", str(self.weights)) if self.weights is not None else ()
+        given: tuple[str, ...] = ()
+        if self.weights_dir is not None:
+            given = ("--weights", str(self.weights_dir / f"cifar10_{self.model}.safetensors"))
         epochs = ("--dense-epochs", str(self.schedule.start), "--dense-lr", f"{self.schedule.start_lr:g}")
         # Nobody looks at the compressed network of this run.
         alone = ("--svd-epochs", "0", "--fine-tune-epochs", "0", "--macs", "0.9")
@@ -184,7 +189,9 @@ class Study:
 
     def told(self, words: Sequence[str]) -> str:
         """A command of lrexport as anyone may read it: with names for what lies elsewhere on other machines."""
-        places = {self.work: Path("WORK"), **({self.weights.parent: Path("WEIGHTS")} if self.weights is not None else {})}
+        places = {self.work: Path("WORK"), self.studies: Path("STUDIES")}
+        if self.weights_dir is not None:
+            places[self.weights_dir] = Path("WEIGHTS")
 
         def tell(word: str) -> str:
             if word == self.data:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from benchmarks.paper.study import Row, Study
 from benchmarks.paper.training import dense, truncated_as_trained
+from lrexport.record import Scheme
 
 # Yang et al. 2020 as they prune: one e for all layers (equation 4), nothing weighted, nothing repaired but by fine-tuning.
 NO_REPAIR = ("--calibration-images", "0", "--batchnorm-images", "0")  # without images biases are not corrected either
@@ -20,7 +22,9 @@ DISTILL = ("--distill", f"{TAUGHT:g}")
 SHARES = (0.5, 0.303, 0.25)  # of the MACs: 2, 3.3 and 4 times fewer
 GOALS = SHARES[1:]
 LATENCY = 0.7  # of the dense network's: what the paper's ResNet-20 takes at 3.3 times fewer MACs (0.71, measured)
-SCHEMES = ("channel", "spatial")
+GOAL_OF = {"resnet56": (0.266,)}  # 3.75 times fewer
+LARGER = {"resnet20": "resnet56"}  # a network to learn from
+SCHEMES: tuple[Scheme, ...] = ("channel", "spatial")
 
 
 def orthogonality(study: Study) -> Iterator[Row]:
@@ -39,22 +43,21 @@ def orthogonality(study: Study) -> Iterator[Row]:
             yield row | {"scheme": scheme, "orthogonality": strength, **own}
 
 
-def sparsity(study: Study) -> Iterator[Row]:
-    """Figures 2 and 3, table 3: accuracy against MACs by scheme, kind of sparsity and its strength, by the paper's rule."""
+def sparsity(study: Study, scheme: Scheme) -> Iterator[Row]:
+    """Figures 2 and 3, table 3: accuracy against MACs by kind of sparsity and its strength, by the paper's rule."""
     schedule = study.schedule
     yield from dense(study, schedule.epochs)
     kinds = [("none", 0.0), *((kind, each) for kind, those in schedule.strengths.items() for each in those)]
-    for scheme in SCHEMES:
-        for kind, strength in kinds:
-            # Without sparsity it is table 1's, with orthogonality.
-            name = f"svd-{scheme}-{kind}-{f'{strength:g}' if strength else 1}-{schedule.svd}"
-            study.train(name, *_svd(study, scheme, kind, strength, 1))
-            for share in SHARES:
-                fine = ("--fine-tune-epochs", str(schedule.fine_tune))
-                row = study.go_on(f"{name}-{share:g}", name, "--macs", f"{share:g}", *PAPER_RULE, *fine)
-                hours = row["hours"] + study.hours(name)
-                own = {"scheme": scheme, "sparsity": kind, "strength": strength, "hours": hours}
-                yield row | own | {"epochs": schedule.epochs, "goal": ["macs", share]}
+    for kind, strength in kinds:
+        # Without sparsity it is table 1's, with orthogonality.
+        name = f"svd-{scheme}-{kind}-{f'{strength:g}' if strength else 1}-{schedule.svd}"
+        study.train(name, *_svd(study, scheme, kind, strength, 1))
+        for share in SHARES:
+            fine = ("--fine-tune-epochs", str(schedule.fine_tune))
+            row = study.go_on(f"{name}-{share:g}", name, "--macs", f"{share:g}", *PAPER_RULE, *fine)
+            hours = row["hours"] + study.hours(name)
+            own = {"scheme": scheme, "sparsity": kind, "strength": strength, "hours": hours}
+            yield row | own | {"epochs": schedule.epochs, "goal": ["macs", share]}
 
 
 def recipe(study: Study) -> Iterator[Row]:
@@ -64,6 +67,19 @@ def recipe(study: Study) -> Iterator[Row]:
     for goal, share in goals:
         for method in ("paper", "at once", "falling", "steered") if goal == "macs" else ("at once",):
             yield at(study, method, share, goal=goal) | {"method": method}
+
+
+def goals(study: Study) -> Iterator[Row]:
+    """How near lrexport's own methods come to the dense network of equal epochs: the goals, at any length of training."""
+    yield from dense(study, study.schedule.epochs)
+    shares = GOAL_OF.get(study.model, GOALS)
+    for share in shares:
+        yield at(study, "at once", share) | {"method": "at once"}
+    if study.model in LARGER:
+        larger = replace(study, model=LARGER[study.model])
+        larger.start()
+        method, options = f"at once, taught by {larger.model}", ("--teacher", str(larger.work / "start"))
+        yield at(study, method, shares[0], options=(*METHODS["at once"], *options)) | {"method": method}
 
 
 def ablation(study: Study) -> Iterator[Row]:
