@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrexport import runs
 from lrexport.config import BY_SVD_TRAINING, FINISHED, TEACHER_DIGEST, TrainConfig
@@ -116,8 +116,16 @@ def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) ->
 
 
 def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:
-    if splits is not None:
-        check_fits(splits.data, recipe.input_shape, tuple(run_once(network, recipe.input_shape).shape))
+    # Without data, too: weights that a hook computes have to be there before the network can be copied.
+    output: object = run_once(network, recipe.input_shape)
+    if splits is None:
+        return
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"the network returns a {type(output).__name__}; one tensor, (batch, classes), was wanted",
+            "Give a callable that returns a network with one output, say a module that calls yours and picks it.",
+        )
+    check_fits(splits.data, recipe.input_shape, tuple(output.shape))
 
 
 def _load(config: TrainConfig) -> tuple[ModelRecipe, Splits | None, nn.Module]:
@@ -159,7 +167,7 @@ def _load_teacher(config: TrainConfig, splits: Splits | None) -> nn.Module | Non
             )
         network = _load_network(recipe, config.teacher_weights)
     try:
-        check_fits(splits.data, recipe.input_shape, tuple(run_once(network, recipe.input_shape).shape))
+        _check_fits(splits, network, recipe)
     except InputError as error:
         raise InputError(f"the teacher {config.teacher} does not fit the data: {error.message}", error.hint) from error
     return network

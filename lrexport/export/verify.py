@@ -23,6 +23,8 @@ from lrexport.training.scoring import count_correct
 RELATIVE_TOLERANCE = 1e-4
 # Cohen's κ up to which agreement counts as slight (Landis and Koch 1977, doi:10.2307/2529310).
 _LEAST_KAPPA = 0.2
+# Agreement that is good whatever κ is: where almost all images are of one class, κ tells nothing.
+_GOOD_AGREEMENT = 0.9
 _READ_AT_ONCE = 250
 # Share of images whose predicted class may differ for near-ties before an export counts as wrong.
 _TIES = 0.001
@@ -87,8 +89,8 @@ def score_onnx(path: Path, images: ImageSet, split: str) -> Accuracy:
 def compare_predictions(reference: Path, model: onnx.ModelProto, images: ImageSet) -> float:
     """Share of ``images`` that ``model`` puts in the same class as ``reference``, the float32 file it was quantised from.
 
-    Raises InputError where it declares another input or output, gives what is not finite, or agrees hardly more often
-    than two files that know nothing of each other.
+    Raises InputError where it declares another input or output, gives what is not finite, or agrees on fewer than nine of
+    ten images and hardly more often than two files that know nothing of each other.
     """
     check_model(model)
     wanted, found = _declared(onnx.load(str(reference))), _declared(model)
@@ -103,7 +105,7 @@ def compare_predictions(reference: Path, model: onnx.ModelProto, images: ImageSe
                 raise InputError(f"{reference.name} gives NaN or infinity" + (" in int8" if runtime is runtimes[1] else ""))
             named.append(logits.argmax(1))
     agreement, kappa = _agreement(torch.cat(classes[0]), torch.cat(classes[1]))
-    if kappa < _LEAST_KAPPA:
+    if kappa < _LEAST_KAPPA and agreement < _GOOD_AGREEMENT:
         raise InputError(
             f"in int8 {reference.name} names the same class on {100 * agreement:.1f} % of {len(images)} calibration images, "
             f"which is hardly more than chance (Cohen's κ {kappa:.2f})",

@@ -144,7 +144,9 @@ class _Layers:
         if parametrize.is_parametrized(layer):
             return "its weight has a parametrisation already"
         base: Any = next(kind for kind in type(layer).__mro__ if kind in WEIGHTED)
-        if any(getattr(layer, name).__func__ is not getattr(base, name) for name in _COMPUTES if hasattr(base, name)):
+        # What was put on the layer itself may be any callable, and no method.
+        methods = [(getattr(layer, name), getattr(base, name)) for name in _COMPUTES if hasattr(base, name)]
+        if any(getattr(found, "__func__", None) is not usual for found, usual in methods):
             return f"{type(layer).__name__} may compute something else than {base.__name__}"
         if not isinstance(layer.weight, nn.Parameter):
             return "its weight is computed by a hook"

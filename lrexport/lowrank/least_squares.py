@@ -13,8 +13,12 @@ from lrexport.lowrank.truncation import weighted_basis
 
 # Strength of the pull to the dense kernel, relative to the mean second moment: what few samples leave open stays as it was.
 RIDGE = 1e-3
+# Of the inputs' mean square: what they vary by less is rounding, and no reason to leave the dense kernel.
+_ROUNDING = 1e-10
 _ROUNDS = 2  # of refitting the first half, then the second; a third changes ResNet-20 by less than 0.3 points
 _STEPS = 15  # of conjugate gradients for a first half
+_SOLVED = 1e-28  # share of the squared residual that is left when float64 has no more to give
+_CHUNK = 2048  # samples summed up at a time: what is centred is never there as a whole
 
 
 def fit_pair(patches: Tensor, wanted: Tensor, dense: Tensor, rank: int, centred: bool = False) -> tuple[Tensor, Tensor]:
@@ -44,17 +48,26 @@ def _statistics(patches: Tensor, wanted: Tensor, dense: Tensor, centred: bool) -
     """E[x xᵀ] (g, c, s, c, s) and E[y xᵀ] (g, o, c, s), with the pull to ``dense`` (g, o, s, c)."""
     count, taps, columns = patches.shape[1:]
     flat = patches.flatten(2)
-    moment, cross = (flat.mT @ flat).double() / count, (wanted.mT @ flat).double() / count
-    if centred:
-        mean = flat.mean(1).double()
-        moment -= mean.unsqueeze(2) * mean.unsqueeze(1)
-        cross -= wanted.mean(1).double().unsqueeze(2) * mean.unsqueeze(1)
-    pull = RIDGE * moment.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(torch.float32).tiny
+    # Means are taken off the samples, not off their moments: there rounding would outweigh inputs that hardly vary.
+    means = [_mean(side) if centred else side.new_zeros(()) for side in (flat, wanted)]
+    moment = flat.new_zeros(len(flat), taps * columns, taps * columns, dtype=torch.float64)
+    cross = flat.new_zeros(len(flat), wanted.shape[2], taps * columns, dtype=torch.float64)
+    for samples, outputs in zip(flat.split(_CHUNK, 1), wanted.split(_CHUNK, 1), strict=True):
+        samples = samples - means[0]
+        moment += (samples.mT @ samples).double() / count
+        cross += ((outputs - means[1]).mT @ samples).double() / count
+    square = torch.linalg.vector_norm(flat, dim=(1, 2)).double().square() / flat[0].numel()
+    pull = RIDGE * moment.diagonal(dim1=-2, dim2=-1).mean(-1) + _ROUNDING * square + torch.finfo(torch.float32).tiny
     moment.diagonal(dim1=-2, dim2=-1).add_(pull.unsqueeze(-1))
     cross += pull[:, None, None] * dense.flatten(2).double()
     # Columns before taps, as the sums have them; the small moments are turned around, not the many patches.
     by_taps = moment.unflatten(2, (taps, columns)).unflatten(1, (taps, columns))
     return by_taps.permute(0, 2, 1, 4, 3).contiguous(), cross.unflatten(2, (taps, columns)).transpose(2, 3).contiguous()
+
+
+def _mean(samples: Tensor) -> Tensor:
+    """(g, 1, …) of (g, n, …): of samples that are all alike their very value."""
+    return samples.mean(1, keepdim=True, dtype=torch.float64).to(samples)
 
 
 def _fit_first(moment: Tensor, cross: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -67,8 +80,9 @@ def _fit_first(moment: Tensor, cross: Tensor, first: Tensor, second: Tensor) -> 
 
     rest = torch.einsum("gocs,gosr->grc", cross, second) - normal(first)
     direction, size = rest, rest.square().sum()
+    solved = _SOLVED * float(size)
     for _ in range(_STEPS):
-        if size == 0:
+        if size <= solved:
             break
         moved = normal(direction)
         step = size / (direction * moved).sum()

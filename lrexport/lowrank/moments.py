@@ -13,7 +13,7 @@ from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.patches import draw, patches_at, positions, sizes_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.tracing import eval_mode, fast_layout
+from lrexport.lowrank.tracing import eval_mode, fast_layout, given_to
 from lrexport.record import Scheme
 
 # Outputs looked at per layer: a second moment of a few thousand columns needs no more.
@@ -52,9 +52,9 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
     most = _MOST_SAMPLES // max(1, len(batches))
 
     def watch(name: str) -> Any:
-        def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             numbers = draw(positions(output, layer), most, generator)
-            patches = patches_at(layer, args[0], sizes_of(output, layer), numbers)
+            patches = patches_at(layer, given_to(args, kwargs), sizes_of(output, layer), numbers)
             for scheme in wanted[name]:
                 columns = columns_of(layer, patches, scheme).flatten(1, 2)
                 moment = columns.mT @ columns
@@ -66,7 +66,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
     with ExitStack() as hooks, eval_mode(svd.network):
         for name, layer in svd.layers.items():
             for module in dict.fromkeys(svd.network.get_submodule(place) for place in layer.names):
-                hooks.callback(module.register_forward_hook(watch(name)).remove)
+                hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
         for images, _ in batches:
             svd.network(fast_layout(images))
     return {

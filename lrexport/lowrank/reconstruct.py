@@ -7,6 +7,7 @@ arXiv 1505.06798, section 3.3: asymmetric reconstruction). Both halves are fitte
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from lrexport.lowrank.least_squares import fit_pair
 from lrexport.lowrank.moments import columns_of
 from lrexport.lowrank.patches import draw, outputs_at, patches_at, positions, sizes_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.tracing import eval_mode, fast_layout
+from lrexport.lowrank.tracing import eval_mode, fast_layout, given_to
 from lrexport.lowrank.truncation import balanced
 from lrexport.record import FactorisedLayer, Plan
 
@@ -51,24 +52,28 @@ def reconstruct(
     def refit(name: str) -> Callable[..., None]:
         layer, planned = svd.network.get_submodule(name), plan[name]
 
-        def before(pair: nn.Module, args: tuple[Tensor, ...]) -> None:  # the pass goes on with the pair as it is then
+        # The pass goes on with the pair as it is then.
+        def before(pair: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             assert isinstance(planned, FactorisedLayer)
-            found[name] = _refit(layer, planned, pair, args[0], targets[name], name in absorbed, weights)
+            found[name] = _refit(layer, planned, pair, given_to(args, kwargs), targets[name], name in absorbed, weights)
 
         return before
 
     with ExitStack() as hooks, eval_mode(network), batch_statistics(network):
         for name in targets:
-            hooks.callback(network.get_submodule(name).register_forward_pre_hook(refit(name)).remove)
+            hooks.callback(network.get_submodule(name).register_forward_pre_hook(refit(name), with_kwargs=True).remove)
         network(images)
     return found
 
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
-    """Every BatchNorm starts anew and averages what it is given; yields them. The rest of the network stays as it is."""
+    """Every BatchNorm starts anew and averages what it is given; yields them. The rest of the network stays as it is.
+
+    One that is given nothing keeps what it had.
+    """
     norms = [module for module in network.modules() if isinstance(module, BatchNorm) and module.track_running_stats]
-    before = [(norm.momentum, norm.training) for norm in norms]
+    before = [(norm.momentum, norm.training, copy.deepcopy(dict(norm.named_buffers()))) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
@@ -76,8 +81,11 @@ def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
     try:
         yield list(norms)
     finally:
-        for norm, (momentum, training) in zip(norms, before, strict=True):
+        for norm, (momentum, training, buffers) in zip(norms, before, strict=True):
             norm.momentum, norm.training = momentum, training
+            if not norm.num_batches_tracked:
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
 
 
 @dataclass(frozen=True)
@@ -116,13 +124,17 @@ def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> s
     """The layers whose output goes into a BatchNorm, which takes away whatever mean it has."""
     outputs: dict[str, Tensor] = {}
     given: list[Tensor] = []
+
+    def note(_norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        given.append(given_to(args, kwargs))
+
     with ExitStack() as hooks, eval_mode(network):
         for name in names:
             layer = network.get_submodule(name)
             hooks.callback(layer.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: out})).remove)
         for module in network.modules():
             if isinstance(module, BatchNorm):
-                hooks.callback(module.register_forward_pre_hook(lambda _m, args: given.append(args[0])).remove)
+                hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
         network(images)
     identities = {id(tensor) for tensor in given}
     return {name for name, output in outputs.items() if id(output) in identities}
@@ -159,6 +171,5 @@ def _refit(
 
 
 def _power(values: Tensor, centred: bool) -> float:
-    """Σ squares, without the mean's where ``centred``."""
-    square = values.square().sum()
-    return float(square - values.mean(1).square().sum() * values.shape[1] if centred else square)
+    """Σ squares of values (g, n, o), of what they differ from their mean where ``centred``."""
+    return float((values - values.mean(1, keepdim=True) if centred else values).square().sum())

@@ -85,6 +85,8 @@ def losses(
     if sparsity not in (*_SPARSITY, "none"):
         raise UsageError(f"unknown sparsity {sparsity!r}", f"Known: {', '.join(_SPARSITY)}, none.")
     triples = [factors(svd.network.get_submodule(name)) for name in svd.layers]
+    if not triples:
+        return torch.zeros(())
     parts: list[Tensor] = []
     if orthogonality_strength:
         sides = [side for left, _, right in triples for side in (left, right)]

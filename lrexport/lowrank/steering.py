@@ -65,7 +65,7 @@ class SteeredRegularisers(Regularisers):
             energies = (singular.square() * left.square().sum(-2) * right.square().sum(-2)).sort(descending=True).values
             rank = self.ranks.get(name, energies.shape[-1])
             shares.append(energies[..., rank:].sum() / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
-        return torch.stack(shares)
+        return torch.stack(shares) if shares else torch.zeros(0)
 
     def _steer(self) -> None:
         done = min(1.0, float(self.step) / (_PATH * self.steps))
@@ -77,6 +77,9 @@ class SteeredRegularisers(Regularisers):
 
     def summary(self) -> dict[str, float]:
         """The weakest and the strongest λ_s, and the largest share of energy that pruning would drop in a layer now."""
-        steered = self.strengths[self.strengths > 0]
-        weakest, strongest = (steered.min(), steered.max()) if len(steered) else (0.0, 0.0)
-        return {"weakest": float(weakest), "strongest": float(strongest), "energy_dropped": float(self.beyond().max())}
+        steered = self.strengths[self.strengths > 0].tolist() or [0.0]
+        return {
+            "weakest": min(steered),
+            "strongest": max(steered),
+            "energy_dropped": max(self.beyond().tolist(), default=0.0),
+        }

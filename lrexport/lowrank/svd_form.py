@@ -99,8 +99,12 @@ def _gram_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def compose(left: Tensor, singular: Tensor, right: Tensor) -> Tensor:
-    """The matrix U · diag(|s|) · Vᵀ, (rows, columns) or (g, rows, columns)."""
-    return (left * singular.abs().unsqueeze(-2)) @ right.mT
+    """The matrix U · diag(|s|) · Vᵀ, (rows, columns) or (g, rows, columns).
+
+    Where s is 0 the derivative of |s| counts as 1, not as 0, with which a layer of zeros could never train.
+    """
+    magnitude = torch.where(singular < 0, -singular, singular)
+    return (left * magnitude.unsqueeze(-2)) @ right.mT
 
 
 def attach(layer: Any, scheme: Scheme, tied: Iterable[Any] = ()) -> None:

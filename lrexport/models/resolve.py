@@ -40,7 +40,11 @@ class ModelRecipe:
     is_named: bool = False
 
     def build(self) -> nn.Module:
-        """A new network with fresh weights, in eval mode. Raises UsageError where the builder fails."""
+        """A new network with fresh weights, in eval mode, in float32, all of its weights trainable.
+
+        Parameters that the builder froze train, too: what compression breaks has to heal everywhere. Raises UsageError where
+        the builder fails.
+        """
         try:
             network = self.build_with(**self.kwargs)
         except (Exception, SystemExit) as error:
@@ -52,6 +56,9 @@ class ModelRecipe:
                 f"MODEL {self.source!r} returned {type(network).__name__}, a torch.nn.Module was wanted",
                 "The callable must return the network itself.",
             )
+        network = network.float()
+        for parameter in network.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
         return network.eval()
 
     def with_classes(self, classes: int) -> ModelRecipe:

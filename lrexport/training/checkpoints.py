@@ -101,8 +101,11 @@ class Checkpoints:
                     scalars.setdefault(name, {})[entry] = value
         state.log_bytes = self.log.stat().st_size if self.log is not None and self.log.exists() else 0
         plain = {name: getattr(state, name) for name in _PLAIN}
-        self._write(f"{state.epoch:04d}-{state.step:07d}", held, {**plain, "best": best, "optimizer": scalars})
-        for old in sorted(self.folder.glob(f"{self.stage}-[0-9]*{_SUFFIX}"))[:-_KEPT]:
+        written = self._write(f"{state.epoch:04d}-{state.step:07d}", held, {**plain, "best": best, "optimizer": scalars})
+        # What an earlier life left further on was damaged, or of an epoch that began again with batches of another size.
+        there = sorted(self.folder.glob(f"{self.stage}-[0-9]*{_SUFFIX}"))
+        further = [path for path in there if _place(path.name) >= _place(written) and path.name != written]
+        for old in (*further, *[path for path in there if path not in further][:-_KEPT]):
             old.unlink()
         # The best of before stays for the checkpoint of before.
         bests = sorted(self.folder.glob(f"{self.stage}-best.*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
@@ -149,16 +152,22 @@ def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dic
 def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> None:
     """Put ``state`` into an optimiser of the network's parameters, but for parameters that have another shape now.
 
-    Its tensors get the layout of theirs: sums over tensors of another layout could round differently.
+    Its tensors get the layout of theirs: sums over tensors of another layout could round differently. Adam's count of steps
+    stays where it was.
     """
     for name, parameter in network.named_parameters():
         entries = state.get(name, {})
         if any(isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape for value in entries.values()):
             continue
         for entry, value in entries.items():
-            if isinstance(value, Tensor) and value.ndim:
+            if isinstance(value, Tensor) and value.shape == parameter.shape and entry != "step":
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             optimizer.state[parameter][entry] = value
+
+
+def _place(name: str) -> str:
+    """Stage, epoch and step in a checkpoint's name."""
+    return name.split(".")[0]
 
 
 def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -203,6 +203,11 @@ class StageRun:
             last = number + 1 == len(portions)
             with fabric.no_backward_sync(self.wrapped, enabled=not last and fabric.world_size > 1):
                 logits = self.wrapped(part)
+                if not isinstance(logits, Tensor):
+                    raise InputError(
+                        f"in training mode the network returns a {type(logits).__name__}, not the one tensor of eval mode",
+                        "Build it without its auxiliary outputs.",
+                    )
                 task = F.cross_entropy(logits, truth)
                 loss = task
                 if self.teacher is not None and stage.distill:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 from lrexport.data.images import ArraySet, hold_out
 from lrexport.data.resolve import load_data
 from lrexport.errors import InputError
+from lrexport.export import verify
 from lrexport.export.onnx_export import export_onnx
 from lrexport.export.quantise import Quantised, quantise_onnx
 from lrexport.export.verify import _agreement, feed
@@ -263,6 +265,19 @@ def test_images_are_fed_once_each_in_batches_of_the_files_size(
     assert torch.equal(torch.cat([part for _, part in fed]), labels)
     filling = np.concatenate([array[len(labels) :] for array, labels in fed])
     assert all((image == real[-1]).all() for image in filling)
+
+
+def test_files_that_agree_are_not_refused_where_almost_all_images_are_of_one_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """κ is 0 where one of the two names a single class, whatever the other says."""
+    network, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), torch.zeros(40, 3, 2, 2, dtype=torch.uint8)
+    export_onnx(network, tmp_path / "dense.onnx", (3, 2, 2))
+    model = onnx.load(str(tmp_path / "dense.onnx"))
+    said = itertools.chain([0, 1], itertools.repeat(0))  # by both in turn, image by image
+    monkeypatch.setattr(verify, "_logits", lambda *_: nn.functional.one_hot(torch.tensor([next(said)]), 2).float())
+    part = ArraySet(images, torch.zeros(40, dtype=torch.long))
+    assert verify.compare_predictions(tmp_path / "dense.onnx", model, part) == 39 / 40
 
 
 def test_agreement_beyond_chance_is_cohens_kappa() -> None:

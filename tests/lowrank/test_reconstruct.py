@@ -51,6 +51,25 @@ def test_with_one_tap_the_fit_is_reduced_rank_regression() -> None:
     torch.testing.assert_close((left @ right)[0].T, ordinary @ kept @ kept.T, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.7, 0.1 + torch.rand(4)], ids=["zero", "alike", "constant"])
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_inputs_that_never_vary_leave_the_pair_as_truncation_has_it(value: float | Tensor, taps: int, groups: int) -> None:
+    dense = torch.randn(groups, 6 * taps, 4)
+    patches = torch.zeros(groups, 5000, taps, 4) + value
+    wanted = torch.einsum("gnsc,gosc->gno", patches, dense.unflatten(1, (-1, taps)))
+    left, right = fit_pair(patches, wanted, dense, 2, centred=True)
+    u, s, v = torch.linalg.svd(dense, full_matrices=False)
+    torch.testing.assert_close((left @ right).float(), u[..., :2] * s[..., None, :2] @ v[..., :2, :], atol=1e-4, rtol=1e-4)
+
+
+def test_a_mean_far_above_the_spread_of_the_inputs_changes_nothing() -> None:
+    spread, dense = torch.randn(1, 5000, 3, 4), torch.randn(1, 18, 4)
+    wanted = torch.einsum("gnsc,gosc->gno", spread, dense.unflatten(1, (-1, 3)))
+    fits = [fit_pair(spread + mean, wanted, dense, 2, centred=True) for mean in (0.0, 3000.0)]
+    torch.testing.assert_close(fits[1][0] @ fits[1][1], fits[0][0] @ fits[0][1], atol=1e-2, rtol=1e-2)
+
+
 @pytest.mark.parametrize("scheme", ["spatial", "input-channel", "channel"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_refitted_pair_is_better_than_the_truncated_one_and_no_small_change_betters_it(
@@ -158,6 +177,16 @@ def test_layers_of_every_kind_are_refitted(layer: nn.Module) -> None:
     before = error(folded, images, wanted)
     reconstruct(folded, svd, plan, images)
     assert error(folded, images, wanted) < before
+
+
+def test_a_batchnorm_that_is_given_nothing_keeps_its_statistics() -> None:
+    used, unused = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    for norm in (used, unused):
+        norm.running_mean.fill_(5.0)
+    with batch_statistics(nn.ModuleList([used, unused])):
+        used(torch.randn(8, 3))
+    assert float(unused.running_mean.mean()) == 5.0
+    assert abs(float(used.running_mean.mean())) < 2
 
 
 def test_momentum_and_mode_come_back_also_after_a_failure() -> None:

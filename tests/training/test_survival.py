@@ -21,7 +21,7 @@ from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import DeviceError, Stopped
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.regularisers import Regularisers
-from lrexport.training.checkpoints import Checkpoints
+from lrexport.training.checkpoints import Checkpoints, optimizer_state, restore_optimizer
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
 from lrexport.training.stopping import saying_how_to_go_on
@@ -90,6 +90,40 @@ def test_two_epochs_a_checkpoint_and_one_more_are_three_to_the_bit(optimizer: An
     assert [event["epoch"] for event in later if event["event"] == "epoch"] == [3]
     for (name, mine), theirs in zip(again.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+def test_an_epoch_that_began_again_with_larger_batches_is_taken_up_where_it_was_stopped_next(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+
+    def life(batch: int, most: int) -> None:
+        steps.clear()
+
+        def stop(event: dict[str, Any]) -> None:
+            if event["event"] == "step":
+                steps.append((event["epoch"], event["step"]))
+                if len(steps) == most:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(Stopped):
+            train(replace(STAGE, batch_size=batch), stop, tmp_path)
+
+    life(10, most=12)  # of 16 steps
+    life(40, most=1)  # of 4, from the first; the step after the signal is finished
+    assert steps == [(0, 0), (0, 1)]
+    life(40, most=1)
+    assert steps == [(0, 2), (0, 3)]
+
+
+def test_a_parameter_without_axes_gets_back_what_the_optimiser_knew_of_it() -> None:
+    net = nn.Module()
+    net.temperature = nn.Parameter(torch.tensor(2.0))
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        first = kind(net.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+        net.temperature.square().backward()
+        first.step()
+        again = kind(net.parameters(), lr=0.1)
+        restore_optimizer(again, net, optimizer_state(first, net))
+        assert dict(again.state[net.temperature]) == dict(first.state[net.temperature])
 
 
 @pytest.mark.parametrize(("number", "interrupt"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])

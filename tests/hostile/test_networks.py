@@ -1,0 +1,183 @@
+"""Networks as they are in the wild: dead, frozen, of another precision, called and built in unusual ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrexport.artifacts import tensors
+from lrexport.record import FactorisedLayer, load_record
+from tests.hostile.support import Command, Outcome, write_module
+
+NETWORKS = """
+    import functools
+    import torch
+    from torch import nn
+
+    def network(make):
+        def seeded(num_classes=10):
+            torch.manual_seed(0)
+            return make()
+        seeded.input_shape = (1, 8, 8)
+        return seeded
+
+    def block(given, out, size=3):
+        return [nn.Conv2d(given, out, size, padding=size // 2), nn.BatchNorm2d(out), nn.ReLU()]
+
+    def plain():
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10)]
+        return nn.Sequential(*block(1, 16), *block(16, 24), *block(24, 24), *head)
+
+    class Bottleneck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Sequential(*block(1, 32)), nn.Linear(32, 10)
+            self.inner = nn.Sequential(*block(32, 16, 1), *block(16, 16), nn.Conv2d(16, 32, 1))
+            self.inner[4].weight.data.zero_()
+            self.inner[4].bias.data.uniform_(0.1, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(torch.relu(x + self.inner(x)).mean((2, 3)))
+
+    constant = network(Bottleneck)  # its last convolution is given the same everywhere
+
+    @network
+    def dead():  # and here the second one nothing but zeros
+        made = nn.Sequential(*block(1, 4), *block(4, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+        made[1].bias.data.fill_(-100.0)
+        return made
+
+    @network
+    def zero_head():
+        made = plain()
+        nn.init.zeros_(made[-1].weight)
+        return made
+
+    frozen = network(lambda: plain().requires_grad_(False))
+    double = network(lambda: plain().double())
+    half = network(lambda: plain().half())
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
+            self.second, self.head = nn.Conv2d(16, 32, 3, padding=1), nn.Linear(32, 10)
+
+        def forward(self, x):
+            x = torch.relu(self.norm(input=self.first(input=x)))
+            return self.head(input=torch.relu(self.second(input=x)).mean((2, 3)))
+
+    named = network(Named)
+
+    @network
+    def patched():  # as wrapper libraries do it
+        made = plain()
+        made[3].forward = functools.partial(type(made[3]).forward, made[3])
+        return made
+
+    @network
+    def hooked():
+        made = plain()
+        nn.utils.weight_norm(made[3])
+        return made
+
+    class Two(nn.Module):
+        def __init__(self, always):
+            super().__init__()
+            self.made, self.always = plain(), always
+
+        def forward(self, x):
+            logits = self.made(x)
+            return (logits, logits.softmax(1)) if self.always or self.training else logits
+
+    two = network(lambda: Two(True))
+    two_in_training = network(lambda: Two(False))
+"""
+DATA = ("--data", "digits", "--precision", "float32", "--batch-size", "64", "--heldout", "0.5")
+UNTRAINED = ("--dense-epochs", "0", "--svd-epochs", "0", "--fine-tune-epochs", "0")
+
+
+@pytest.fixture
+def prune(here: Path, compress: Command) -> Command:
+    write_module("networks", NETWORKS)
+
+    def command(name: str, *arguments: str | Path) -> Outcome:
+        return compress(*arguments, model=f"networks:{name}")
+
+    return command
+
+
+@pytest.mark.usefixtures("prune")
+@pytest.mark.parametrize(("name", "goal"), [("constant", ("--macs", "0.3")), ("dead", ("--energy", "0.1"))])
+def test_layers_that_are_given_constants_are_pruned_like_others(name: str, goal: tuple[str, str], lrexport: Command) -> None:
+    output = lrexport("compress", f"networks:{name}", *DATA, *UNTRAINED, *goal, "-o", "out")
+    assert output.code == 0, output.err
+    assert any(isinstance(layer, FactorisedLayer) for layer in load_record(Path("out")).plan.values())
+    assert all(bool(value.isfinite().all()) for value in tensors.load(Path("out/model.safetensors")).values())
+
+
+def test_a_head_of_zeros_trains_in_svd_form(prune: Command) -> None:
+    options = ("--dense-epochs", "0", "--svd-epochs", "2", "--fine-tune-epochs", "0", "--distill", "0", "--lr", "0.05")
+    output = prune("zero_head", *DATA, *options)
+    assert output.code == 0, output.err
+    assert float(tensors.load(Path("out/svd.safetensors"))["11.parametrizations.weight.original1"].abs().max()) > 0.01
+
+
+def test_frozen_weights_heal_like_others(prune: Command) -> None:
+    options = ("--dense-epochs", "0", "--svd-epochs", "1", "--fine-tune-epochs", "1", "--distill", "0")
+    output = prune("frozen", *DATA, *options)
+    assert output.code == 0, output.err
+    dense, svd = (tensors.load(Path(f"out/{name}.safetensors")) for name in ("dense", "svd"))
+    assert not torch.equal(dense["0.bias"], svd["0.bias"])
+
+
+@pytest.mark.parametrize("name", ["double", "half"])
+@pytest.mark.parametrize("data", [DATA, ()], ids=["data", "no data"])
+def test_networks_of_another_precision_become_float32(
+    name: str, data: tuple[str, ...], prune: Command, lrexport: Command
+) -> None:
+    output = prune(name, *data, *(UNTRAINED if data else ()))
+    assert output.code == 0, output.err
+    assert {value.dtype for value in tensors.load(Path("out/model.safetensors")).values()} <= {torch.float32, torch.int64}
+    output = lrexport("onnx", "out", "--rounds", "0")
+    assert output.code == 0, output.err
+
+
+def test_layers_that_are_called_by_the_name_of_their_argument_are_factorised_and_refitted(prune: Command) -> None:
+    output = prune("named", *DATA, *UNTRAINED)
+    assert output.code == 0, output.err
+    assert isinstance(load_record(Path("out")).plan["second"], FactorisedLayer)
+
+
+@pytest.mark.parametrize("name", ["patched", "hooked"])
+def test_a_layer_that_somebody_changed_stays_as_it_is_and_the_others_do_not(name: str, prune: Command) -> None:
+    output = prune(name)
+    assert output.code == 0, output.err
+    plan = load_record(Path("out")).plan
+    assert not isinstance(plan.get("3"), FactorisedLayer)
+    assert isinstance(plan["6"], FactorisedLayer)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("two", UNTRAINED, "the network returns a tuple; one tensor, (batch, classes), was wanted"),
+        ("two_in_training", ("--dense-epochs", "1"), "in training mode the network returns a tuple, not the one tensor"),
+    ],
+)
+def test_networks_with_several_outputs_are_refused_with_what_was_wanted(
+    name: str, options: tuple[str, ...], said: str, prune: Command
+) -> None:
+    output = prune(name, *DATA, *options)
+    assert output.code == 3
+    assert said in output.err
+
+
+def test_where_nothing_can_be_factorised_training_goes_on_all_the_same(prune: Command, lrexport: Command) -> None:
+    output = lrexport(
+        "train", "networks:zero_head", *DATA, "--svd-epochs", "1", "--keep", "*", "--distill", "0", "-o", "kept"
+    )
+    assert output.code == 0, output.err
