@@ -154,13 +154,16 @@ def _hold(run: Path, start: Start, fabric: Any, opening: Opening, fresh: bool, h
 
 
 def _check_free(run: Path, fabric: Any, opening: Opening) -> None:
-    """That nothing finished would be written over; a run that was stopped is another matter, and so is one that was killed
-    before its first checkpoint, where it is to go on: it has a record, and no more than its dense network.
+    """That nothing that took training would be written over.
+
+    A run that was stopped is another matter. One without a result has a record and its dense network: it was killed before
+    its first checkpoint, where it is to go on, or ended by a goal out of reach, which may be given anew.
     """
     if not fabric.is_global_zero or not (run / RECORD).exists() or is_stopped(run):
         return
     record = load_record(run)
-    if not opening.resume or SVD in record.files or record.results.compressed is not None:
+    trained = SVD in record.files or record.results.compressed is not None
+    if trained or (record.config.get("dense_epochs") and not opening.resume):
         raise UsageError(f"{run} already holds a run", "Choose another folder with -o, or remove it first.")
 
 

@@ -198,14 +198,19 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 def _told(value: Any) -> str:
     """A choice in words; a goal as the command gives it."""
+    if value is None:
+        return "not given"
     if isinstance(value, dict):
         return " ".join(f"--{name.replace('_', '-')} {found}" for name, found in value.items() if found is not None)
     return repr(value)
 
 
 def other_choices(record: Record, asked: dict[str, Any], without: Collection[str] = ()) -> list[str]:
-    """In what a finished run's choices differ from those ``asked`` for, in words; what was left open is no difference."""
-    open_choices = {name for name, value in asked.items() if value is None}
+    """In what a finished run's choices differ from those ``asked`` for, in words; what was left open is no difference.
+
+    Without a teacher it is the dense network that teaches: nothing is open there.
+    """
+    open_choices = {name for name, value in asked.items() if value is None} - {"teacher", "teacher_weights"}
     if record.data is None:  # nothing was trained, whatever was asked
         open_choices.add("svd_epochs")
     held = {name: value for name, value in {**record.config, **record.digests}.items() if name in asked}

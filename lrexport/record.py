@@ -24,6 +24,7 @@ from lrexport.artifacts.run_files import SVD as SVD
 from lrexport.errors import InputError
 
 SCHEMA_VERSION = 1
+RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # among the notes
 Scheme = Literal["spatial", "channel", "input-channel", "linear"]
 AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
 

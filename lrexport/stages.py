@@ -30,6 +30,7 @@ from lrexport.record import (
     DENSE,
     LOG,
     MODEL,
+    RANDOM,
     SPECTRA,
     SVD,
     Results,
@@ -51,7 +52,7 @@ def train_dense(job: Job) -> None:
         job.dense_epochs = epochs
         job.svd = to_svd_form(copy.deepcopy(job.dense), job.recipe, job.config)
     elif untrained:
-        job.record.notes.append("the network has random weights: MACs and latency are real, accuracy is not")
+        job.record.notes.append(RANDOM)
     job.config = replace(job.config, dense_epochs=job.dense_epochs)
     job.store(DENSE, job.dense)
     _save(job, svd_epochs=0)

@@ -18,7 +18,7 @@ from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
-from lrexport.record import RECORD, SVD, Earlier, Record, load_record
+from lrexport.record import RANDOM, RECORD, SVD, Earlier, Record, load_record
 
 
 @dataclass
@@ -80,7 +80,7 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
     digests |= {name: value for name, value in config.digests().items() if name == TEACHER_DIGEST}
     earlier = [*before.earlier, Earlier(run=place, config=before.config)]
-    record = Record(model=before.model, digests=digests, earlier=earlier)
+    record = Record(model=before.model, digests=digests, earlier=earlier, notes=[RANDOM] if RANDOM in before.notes else [])
     return Start(config, recipe, record, splits, dense, svd, _load_teacher(config, splits) or dense, trained)
 
 
@@ -88,6 +88,7 @@ def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetw
     """What a plan is made from, of a model or of a run, with nothing written."""
     if source is None:
         recipe, splits, network = _load(config)
+        _load_teacher(config, splits)  # for its errors: what is only looked at is checked as well
         return recipe, to_svd_form(network, recipe, config), splits
     record = load_record(source)
     recipe = from_record(record.model)
@@ -151,26 +152,32 @@ def _load_network(recipe: ModelRecipe, weights: Path | None) -> nn.Module:
 def _load_teacher(config: TrainConfig, splits: Splits | None) -> nn.Module | None:
     """The network that ``config`` names as the teacher, where there is one and data to learn from it with.
 
-    Raises InputError where it does not fit the data, UsageError where it has random weights.
+    Raises what loading it raises, InputError where it does not fit the data, UsageError where it has random weights.
     """
     if config.teacher is None or splits is None:
         return None
-    run, shape = Path(config.teacher), splits.data.train.image_shape
-    if (run / RECORD).is_file() and config.teacher_weights is None:
-        recipe = from_record((record := load_record(run)).model)
-        network = runs.load_start(run, record)
-    else:
-        recipe = resolve(config.teacher, shape).with_classes(len(splits.data.classes))
-        if recipe.is_named and config.teacher_weights is None and not recipe.kwargs.get("weights"):
-            raise UsageError(
-                f"the teacher {config.teacher} has random weights", "Give --teacher-weights FILE, or a run as the teacher."
-            )
-        network = _load_network(recipe, config.teacher_weights)
     try:
+        recipe, network = _teacher(config.teacher, config.teacher_weights, splits)
         _check_fits(splits, network, recipe)
-    except InputError as error:
-        raise InputError(f"the teacher {config.teacher} does not fit the data: {error.message}", error.hint) from error
+    except (InputError, UsageError) as error:
+        raise type(error)(f"the teacher {config.teacher}: {error.message}", error.hint) from error
     return network
+
+
+def _teacher(teacher: str, weights: Path | None, splits: Splits) -> tuple[ModelRecipe, nn.Module]:
+    """A run's dense network, or a MODEL with ``weights`` where it does not come with its own."""
+    run = Path(teacher)
+    if (run / RECORD).is_file():
+        if weights is not None:
+            raise UsageError("it is a run, and has weights of its own", "Leave --teacher-weights out.")
+        record = load_record(run)
+        if RANDOM in record.notes:
+            raise UsageError("the dense network of this run has random weights", "Give one that was trained.")
+        return from_record(record.model), runs.load_start(run, record)
+    recipe = resolve(teacher, splits.data.train.image_shape).with_classes(len(splits.data.classes))
+    if recipe.is_named and weights is None and not recipe.kwargs.get("weights"):
+        raise UsageError("it has random weights", "Give --teacher-weights FILE, or a run as the teacher.")
+    return recipe, _load_network(recipe, weights)
 
 
 def _load_splits(config: TrainConfig, recipe: ModelRecipe) -> Splits | None:

@@ -114,17 +114,31 @@ def test_weights_of_a_teacher_with_a_known_name_are_loaded(folder: Path, taught_
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--teacher", "resnet32"], 2, "the teacher resnet32 has random weights"),
-        (["--teacher", "resnet33"], 2, "unknown MODEL 'resnet33'"),
-        (["--teacher", "teachers:none"], 2, "none"),
+        (["--teacher", "resnet32"], 2, "the teacher resnet32: it has random weights"),
+        (["--teacher", "resnet33"], 2, "the teacher resnet33: unknown MODEL 'resnet33'"),
+        (["--teacher", "teachers:none"], 2, "the teacher teachers:none: "),
+        (["--teacher", "own", "--teacher-weights", "own/dense.safetensors"], 2, "it is a run, and has weights of its own"),
+        (["--teacher", "untrained"], 2, "the teacher untrained: the dense network of this run has random weights"),
+        (["--teacher", "untrained-on"], 2, "the teacher untrained-on: the dense network of this run has random weights"),
         (["--teacher", "teachers:threes", "--distill", "0"], 2, "with a share of 0 nothing is learned from the teacher"),
         (["--teacher-weights", "w.safetensors"], 2, "there are weights for a teacher and no teacher"),
-        (["--teacher", "teachers:two_classes"], 3, "the teacher teachers:two_classes does not fit the data: digits has 10"),
+        (["--teacher", "teachers:two_classes"], 3, "the teacher teachers:two_classes: digits has 10 classes"),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused_before_any_training(
     options: list[str], code: int, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if options[1].startswith("untrained") and not Path("untrained").exists():
+        small = ["resnet20", "--input-shape", "3,8,8", "--macs", "0.5"]
+        assert (
+            run(["compress", *small, "-o", "untrained"])
+            == run(["compress", "untrained", *small[3:], "-o", "untrained-on"])
+            == 0
+        )
+    if "own" in options and not Path("own").exists():
+        assert run([*SHORT, "-o", "own"]) == 0
+    assert run([*SHORT, *options, "--dry-run"]) == code
+    assert said in capsys.readouterr().err
     assert run([*SHORT, *options, "-o", "refused"]) == code
     assert said in capsys.readouterr().err
     assert not (folder / "refused" / "run.json").exists()
@@ -138,6 +152,8 @@ def test_a_finished_run_is_not_left_alone_where_its_teacher_changed_since(
     assert run(command) == run(command) == 0
     weights = {name: 0.9 * value for name, value in tensors.load(Path("school/dense.safetensors")).items()}
     tensors.save(Path("school/dense.safetensors"), weights)
+    assert run([word for word in command if word not in ("--teacher", "school")]) == 2
+    assert "teacher was 'school', is not given" in capsys.readouterr().err
     assert run(command) == 2
     assert "the teacher changed since (teacher-sha256 was '" in capsys.readouterr().err
     assert run([*command[:-3], "-o", "damaged"]) == 3  # the record of the teacher's run says otherwise

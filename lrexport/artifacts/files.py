@@ -132,7 +132,9 @@ def _write_failed(path: Path, error: OSError, size_bytes: int | None = None) -> 
             f"disk full while writing {path}: {needed}{free} free",
             "What was there before was kept. Make room; training then goes on with --resume.",
         )
-    return DeviceError(f"cannot write {path}: {error.strerror}", "Choose a folder that this user may write with -o.")
+    return DeviceError(
+        f"cannot write {path}: {error.strerror}", "Choose a folder that is there and that this user may write."
+    )
 
 
 def _umask() -> int:

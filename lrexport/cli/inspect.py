@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lrexport.artifacts.run_files import RECORD
 from lrexport.cli.options import FILE, json_option
 from lrexport.errors import UsageError
 
@@ -33,8 +34,8 @@ def command(path: Path, other: Path | None, json_to: str | None) -> None:
             raise UsageError(f"there is no {given}")
     if other is not None:
         _compare(path, other, json_to)
-    elif path.is_dir():
-        _inspect_run(path, json_to)
+    elif path.is_dir() or path.name == RECORD:
+        _inspect_run(path.parent if path.name == RECORD else path, json_to)
     elif _is_onnx(path):
         _inspect_onnx(path, json_to)
     else:

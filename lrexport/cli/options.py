@@ -144,8 +144,17 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 
 def json_option() -> Callable[[Command], Command]:
-    """``--json FILE|-``, passed as ``json_to``."""
-    return click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON to a file, or - for stdout.")
+    """``--json FILE|-``, passed as ``json_to``. Its folder must be there: work must not be done for nothing."""
+
+    def check(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
+        if given is not None and given != "-" and not Path(given).parent.is_dir():
+            raise UsageError(
+                f"--json {given}: there is no folder {Path(given).parent}", "Make it first, or give another FILE."
+            )
+        return given
+
+    text = "Write the result as JSON to a file, or - for stdout."
+    return click.option("--json", "json_to", metavar="FILE|-", callback=check, help=text)
 
 
 def target_option(text: str = "Where to measure.", default: str | None = "local") -> Callable[[Command], Command]:
@@ -232,9 +241,11 @@ def training_options() -> Callable[[Command], Command]:
         number_option(made, "warmup_epochs", "Epochs in which the learning rate rises."),
         number_option(made, "distill", "Share of the loss that follows the teacher's outputs.", max=1),
         click.option(
-            "--teacher", metavar="MODEL|RUN", help="Network to follow, say a larger one [default: the dense network itself]."
+            "--teacher",
+            metavar="MODEL|RUN",
+            help="Network to follow, say a larger one, or a run's dense network [default: the dense network itself].",
         ),
-        click.option("--teacher-weights", type=FILE, help="Weights of the teacher, where it is no run."),
+        click.option("--teacher-weights", type=FILE, help="Weights of --teacher, needed unless it is a run."),
         number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
         choice_option(made, "device", ("auto", "cpu", "cuda", "mps"), "Where to train."),
         count_option(made, "devices", "Devices of this machine to train on, a process each.", least=1),

@@ -33,7 +33,7 @@ Rule = Literal["global", "threshold"]
 # The global rule's loss of a layer is its share of energy dropped to this power. Between the energy (1) and its root (0.5)
 # it spares the layers that lose most; found on held-out training images of two networks (benchmarks/training_free.py).
 _LOSS_POWER = 0.75
-_CHOSEN = "the budget loses least with it whole"
+_CHOSEN = "the budget is better spent on other layers"
 _SLOW = "no pair is faster on the target"
 
 
@@ -143,7 +143,11 @@ def within_latency(
         )
     if rule == "threshold":  # at e = 1 every layer has its fastest pair: within the budget
         return _least_threshold(svd, found, latency.of_plan, budget, latency)
-    return _least_loss(svd, found, options, budget - latency.other)
+    selection = _least_loss(svd, found, options, budget - latency.other)
+    if any(isinstance(entry, FactorisedLayer) for entry in selection.plan.values()):
+        return selection
+    met = f"the dense network takes {format_ms(latency.dense)}, within the {format_ms(budget)} asked for: nothing is pruned"
+    return replace(selection, warnings=(*selection.warnings, met))
 
 
 def _least_loss(svd: SVDNetwork, found: Truncations, options: Mapping[str, list[_Choice]], budget: float) -> Selection:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lrexport import pipeline, runs
 from lrexport.artifacts import files
-from lrexport.errors import DeviceError, Stopped
+from lrexport.errors import DeviceError, Stopped, UsageError
 from lrexport.export.onnx_export import export_onnx
 from lrexport.job import OnEvent
 from lrexport.progress import is_stopped
-from lrexport.record import DENSE_ONNX, MODEL_ONNX, Record, Result
+from lrexport.record import DENSE_ONNX, MODEL_ONNX, RECORD, Record, Result
 from lrexport.report.sweeps import Figures, Sweep
 from lrexport.sweep.book import Book, Made
 from lrexport.sweep.extras import need_optuna
@@ -39,6 +39,8 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
     training raises; errors of trials are recorded in their place.
     """
     optuna = need_optuna()
+    if (place.folder / RECORD).exists():
+        raise UsageError(f"{place.folder} holds a run, not a sweep", "Choose another folder with -o.")
     folder = files.make_run_folder(place.folder)
     try:
         with Process(folder) as process:

@@ -143,6 +143,9 @@ def test_the_plan_file_alone_is_shown_with_its_figures_and_the_file_that_was_edi
 def test_a_run_shows_bytes_of_four_a_parameter(plan: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     assert run([*COMPRESS, "--plan", "plan.json", "-o", "run"]) == 0
     capsys.readouterr()
+    assert run(["inspect", "run/run.json"]) == run(["inspect", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown[: len(shown) // 2] == shown[len(shown) // 2 :]
     assert run(["inspect", "run"]) == 0
     captured = capsys.readouterr()
     layer = plan["plan"]["4"]

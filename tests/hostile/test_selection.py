@@ -117,3 +117,5 @@ def test_a_budget_out_of_reach_is_told_with_the_smallest_plan(lrexport: Command,
     assert not Path("out/model.safetensors").exists()
     if dry:
         assert nothing_made()
+    again = lrexport("compress", "tiny:make", "--macs", "0.6", "-o", "out", "--device", "cpu")
+    assert again.code == 0, again.err

@@ -25,6 +25,15 @@ def sweep(lrexport: Command, *arguments: str, model: str = "tiny:make") -> Outco
     return lrexport("sweep", model, *QUICK, "-o", "out", *arguments)
 
 
+def test_a_sweep_does_not_move_into_a_run(lrexport: Command, finished: Path) -> None:
+    before = listing(finished)
+    write_module("users", DATA)
+    done = lrexport("sweep", "tiny:make", *QUICK, "--trials", "1", "-o", finished)
+    assert done.code == 2
+    assert "run holds a run, not a sweep" in done.err
+    assert listing(finished) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -97,6 +97,15 @@ def test_the_plan_is_the_best_of_all_within_the_latency(draw: st.DataObject, sha
     assert loss == pytest.approx(min(fitting), abs=1e-6)
 
 
+def test_a_latency_that_the_dense_network_has_already_prunes_nothing_and_says_so() -> None:
+    svd = three_layers()
+    fast = {name: LayerLatency(1.0, {"spatial": {1: 0.3, 4: 0.6}}) for name in svd.layers}
+    found = within_latency(svd, truncations(svd), NetworkLatency(3.5, fast), 5.0)
+    assert "the dense network takes 3.50 ms, within the 5.00 ms asked for: nothing is pruned" in found.warnings
+    assert not any(isinstance(entry, FactorisedLayer) for entry in found.plan.values())
+    assert not within_latency(svd, truncations(svd), NetworkLatency(3.5, fast), 3.0).warnings
+
+
 def test_where_no_pair_is_faster_the_network_stays_dense_and_says_so() -> None:
     svd = three_layers()
     slow = {name: LayerLatency(1.0, {"spatial": {1: 1.1, 4: 1.4}}) for name in svd.layers}
