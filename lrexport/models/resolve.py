@@ -58,7 +58,8 @@ class ModelRecipe:
             )
         network = network.float()
         for parameter in network.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+            if parameter.is_floating_point() and not parameter.requires_grad:
+                parameter.requires_grad_()
         return network.eval()
 
     def with_classes(self, classes: int) -> ModelRecipe:
