@@ -20,7 +20,8 @@ def machine(facts: dict[str, Any] | None = None) -> str:
     """A machine in one line: this one, or that of a record's ``environment``."""
     facts = facts or environment()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "onnxruntime") if name in facts)
-    return f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}; {versions}"
+    cores = "1 core" if facts["cores"] == 1 else f"{facts['cores']} cores"
+    return f"{facts['cpu']}, {cores}, {facts['system']}; {versions}"
 
 
 def interleaved(every: dict[str, Callable[[], object]], rounds: int, warm_up: int) -> dict[str, list[float]]:
