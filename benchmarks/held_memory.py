@@ -27,7 +27,7 @@ from lrexport.measure.statistics import spread
 from lrexport.models.resolve import resolve
 from lrexport.training.memory import hold_freed_memory
 
-_WARM_UP_STEPS, _STEPS = 3, 12
+_WARM_UP_STEPS, _STEPS = 3, 8
 _SHARE = 0.3  # of the MACs, which the low-rank network has
 
 
@@ -79,7 +79,7 @@ def main() -> None:
         case, low_rank, held = options.one
         print(json.dumps(one(case, bool(low_rank), bool(held), options.threads)))
         return
-    lines = [f"Medians of {options.rounds} processes of {_STEPS} steps each, {options.threads} threads, float32.", ""]
+    lines = [f"Medians of {options.rounds} processes of {_STEPS} steps each, threads: {options.threads}, float32.", ""]
     lines += ["| step | given back, ms | held, ms | held ÷ given back | IQR of the ratio | given back, MiB | held, MiB |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     lines += [
