@@ -24,7 +24,8 @@ def hold_freed_memory() -> bool:
 
     By default it gives large tensors back to the system and takes them anew, page by page and zeroed, in every step:
     measured 5 to 26 % of a step on a virtual machine, for 1 to 7 % more memory (benchmarks/results/held_memory.md). Tensors
-    above 1 GiB are given back as before. False, and nothing is changed, where there is no glibc or the user has settings of malloc's.
+    above 1 GiB are given back as before. False, and nothing is changed, where there is no glibc or the user has settings of
+    malloc's.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if not hasattr(libc, "gnu_get_libc_version") or any(key.startswith(("MALLOC_", "GLIBC_TUNABLES")) for key in os.environ):
