@@ -94,7 +94,9 @@ def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetw
     recipe = from_record(record.model)
     data = config.data or (record.data.source if record.data else None)
     kept = {name: record.config[name] for name in ("seed", "heldout") if name in record.config}
-    return recipe, load_svd(config, source), _load_splits(replace(config, **kept, data=data), recipe)
+    splits = _load_splits(replace(config, **kept, data=data), recipe)
+    _load_teacher(config, splits)
+    return recipe, load_svd(config, source), splits
 
 
 def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:

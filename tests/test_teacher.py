@@ -96,6 +96,7 @@ def test_a_run_teaches_with_its_dense_network_and_nothing_is_taught_before_svd_t
     # A run that goes on has the teacher that it is given, not the one that it had.
     assert run(["compress", "taught", "--macs", "0.5", "--fine-tune-epochs", "1", "-o", "alone"]) == 0
     assert "teacher_sha256" not in load_record(folder / "alone").digests
+    assert run(["compress", "taught", "--macs", "0.5", "--teacher", "resnet32", "--dry-run"]) == 2
     assert not torch.equal(taught_by["fine-tune"].state_dict()["0.weight"], teacher.state_dict()["0.weight"])
 
 
