@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # --help takes its defaults from here, and must not wait for 
     from lrexport.record import AskedScheme
 
 DEFAULT_DENSE_EPOCHS = 20
-TEACHER_DIGEST = "teacher_sha256"
 # Choices that belong to the first stages: going on from a run keeps what those were made with.
 FINISHED = (
     "weights",
@@ -163,9 +162,12 @@ class TrainConfig:
 
         By these runs tell that they changed since.
         """
-        teacher = Path(self.teacher) / DENSE if self.teacher and self.teacher_weights is None else self.teacher_weights
-        read = {"weights_sha256": self.weights, TEACHER_DIGEST: teacher}
-        return {name: files.sha256(path) for name, path in read.items() if path and path.is_file()}
+        return _digest("weights_sha256", self.weights) | self.teacher_digest()
+
+    def teacher_digest(self) -> dict[str, str]:
+        """The part of :meth:`digests` that is the teacher's."""
+        of_run = Path(self.teacher) / DENSE if self.teacher else None
+        return _digest("teacher_sha256", self.teacher_weights or of_run)
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,10 @@ class CompressConfig:
         own = {key: value for key, value in asdict(self).items() if key != "train"}
         goal = {key: value for key, value in _plain(asdict(self.goal)).items() if value is not None}
         return {**self.train.to_record(), **own, "goal": goal}
+
+
+def _digest(name: str, path: Path | None) -> dict[str, str]:
+    return {name: files.sha256(path)} if path and path.is_file() else {}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,7 @@ from lrexport.training.loops import Stage, step_milliseconds, train_stage
 
 def train_dense(job: Job) -> None:
     """Train the dense network first, where it has no weights of its own or epochs are asked for."""
-    # A callable of the user's own may well come with weights; a named network comes with none unless asked.
-    untrained = job.recipe.is_named and job.config.weights is None and not job.recipe.kwargs.get("weights")
+    untrained = job.recipe.is_random(job.config.weights)
     epochs = job.config.dense_epochs
     if epochs is None:
         epochs = DEFAULT_DENSE_EPOCHS if untrained else 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport import runs
-from lrexport.config import BY_SVD_TRAINING, FINISHED, TEACHER_DIGEST, TrainConfig
+from lrexport.config import BY_SVD_TRAINING, FINISHED, TrainConfig
 from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import InputError, UsageError
@@ -78,7 +78,7 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     _check_fits(splits, dense, recipe)
     place = None if run.resolve() == source.resolve() else str(source)
     digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
-    digests |= {name: value for name, value in config.digests().items() if name == TEACHER_DIGEST}
+    digests |= config.teacher_digest()
     earlier = [*before.earlier, Earlier(run=place, config=before.config)]
     record = Record(model=before.model, digests=digests, earlier=earlier, notes=[RANDOM] if RANDOM in before.notes else [])
     return Start(config, recipe, record, splits, dense, svd, _load_teacher(config, splits) or dense, trained)
@@ -177,7 +177,7 @@ def _teacher(teacher: str, weights: Path | None, splits: Splits) -> tuple[ModelR
             raise UsageError("the dense network of this run has random weights", "Give one that was trained.")
         return from_record(record.model), runs.load_start(run, record)
     recipe = resolve(teacher, splits.data.train.image_shape).with_classes(len(splits.data.classes))
-    if recipe.is_named and weights is None and not recipe.kwargs.get("weights"):
+    if recipe.is_random(weights):
         raise UsageError("it has random weights", "Give --teacher-weights FILE, or a run as the teacher.")
     return recipe, _load_network(recipe, weights)
 

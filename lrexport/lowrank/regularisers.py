@@ -85,13 +85,11 @@ def losses(
     if sparsity not in (*_SPARSITY, "none"):
         raise UsageError(f"unknown sparsity {sparsity!r}", f"Known: {', '.join(_SPARSITY)}, none.")
     triples = [factors(svd.network.get_submodule(name)) for name in svd.layers]
-    if not triples:
-        return torch.zeros(())
     parts: list[Tensor] = []
     if orthogonality_strength:
         sides = [side for left, _, right in triples for side in (left, right)]
         parts += [orthogonality_strength * _defect(alike) for alike, _ in _batches(sides)]
-    if sparsity != "none" and (isinstance(sparsity_strength, Tensor) or sparsity_strength):
+    if triples and sparsity != "none" and (isinstance(sparsity_strength, Tensor) or sparsity_strength):
         batches = _batches([singular for _, singular, _ in triples])
         found = torch.cat([_SPARSITY[sparsity](alike).reshape(len(alike), -1).sum(1) for alike, _ in batches])
         if isinstance(sparsity_strength, Tensor):

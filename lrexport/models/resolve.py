@@ -68,6 +68,13 @@ class ModelRecipe:
             return self
         return replace(self, kwargs={**self.kwargs, "num_classes": classes})
 
+    def is_random(self, weights: Path | None) -> bool:
+        """Whether the network has random weights: it has a known name, and neither ``weights`` nor its options give any.
+
+        A callable of the user's own may well come with weights.
+        """
+        return self.is_named and weights is None and not self.kwargs.get("weights")
+
     def to_record(self) -> ModelSource:
         return ModelSource(source=self.source, kwargs=self.kwargs, input_shape=self.input_shape)
 

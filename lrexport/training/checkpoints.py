@@ -104,9 +104,11 @@ class Checkpoints:
         written = self._write(f"{state.epoch:04d}-{state.step:07d}", held, {**plain, "best": best, "optimizer": scalars})
         # What an earlier life left further on was damaged, or of an epoch that began again with batches of another size.
         there = sorted(self.folder.glob(f"{self.stage}-[0-9]*{_SUFFIX}"))
-        further = [path for path in there if _place(path.name) >= _place(written) and path.name != written]
-        for old in (*further, *[path for path in there if path not in further][:-_KEPT]):
-            old.unlink()
+        before = [path.name for path in there if _place(path.name) < _place(written)]
+        kept = {written, *before[::-1][: _KEPT - 1]}
+        for old in there:
+            if old.name not in kept:
+                old.unlink()
         # The best of before stays for the checkpoint of before.
         bests = sorted(self.folder.glob(f"{self.stage}-best.*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
         for old in bests[:-_KEPT]:
