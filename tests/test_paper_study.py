@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,24 @@ def test_each_row_asks_lrexport_for_something_of_its_own(study: Study, monkeypat
     assert len(ablation | recipe | goals) == len(asked) == 10 + len(ablation - recipe)
     assert 'sparsity-strength = "auto"' in asked["steered-0.303-5"]
     assert "latency = 0.7" in asked["at-once-latency-0.7-5"]
+
+
+def test_table_3_of_larger_networks_has_the_strengths_that_did_best_for_resnet20(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(Study, "train", lambda _study, name, *_options: trained.append(name))
+    monkeypatch.setattr(Study, "go_on", lambda _study, name, _source, *_options: row(name, 0.8, 1))
+    monkeypatch.setattr(Study, "hours", lambda *_arguments: 0.1)
+    monkeypatch.setattr(tables, "dense", lambda _study, _epochs: iter(()))
+
+    def strengths(made: Study) -> set[tuple[str, float]]:
+        trained.clear()
+        rows = list(tables.sparsity(made, "spatial"))
+        assert len(rows) == len({each["name"] for each in rows}) == 3 * len(trained)
+        return {(each["sparsity"], each["strength"]) for each in rows}
+
+    some, larger = strengths(study), strengths(replace(study, model="resnet32"))
+    assert larger < some
+    assert {kind for kind, _ in larger} == {kind for kind, _ in some} == {"none", "hoyer", "l1"}
+    assert len(larger) == 3

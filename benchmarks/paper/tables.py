@@ -47,7 +47,7 @@ def sparsity(study: Study, scheme: Scheme) -> Iterator[Row]:
     """Figures 2 and 3, table 3: accuracy against MACs by kind of sparsity and its strength, by the paper's rule."""
     schedule = study.schedule
     yield from dense(study, schedule.epochs)
-    kinds = [("none", 0.0), *((kind, each) for kind, those in schedule.strengths.items() for each in those)]
+    kinds = [("none", 0.0), *((kind, each) for kind, those in study.strengths.items() for each in those)]
     for kind, strength in kinds:
         # Without sparsity it is table 1's, with orthogonality.
         name = f"svd-{scheme}-{kind}-{f'{strength:g}' if strength else 1}-{schedule.svd}"

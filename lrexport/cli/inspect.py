@@ -29,17 +29,22 @@ def command(path: Path, other: Path | None, json_to: str | None) -> None:
     lrexport inspect plan.json run
     lrexport inspect run/dense.onnx run/model.onnx
     """
-    for given in (path, other):
-        if given is not None and not given.exists():
-            raise UsageError(f"there is no {given}")
+    path = _given(path)
     if other is not None:
-        _compare(path, other, json_to)
-    elif path.is_dir() or path.name == RECORD:
-        _inspect_run(path.parent if path.name == RECORD else path, json_to)
+        _compare(path, _given(other), json_to)
+    elif path.is_dir():
+        _inspect_run(path, json_to)
     elif _is_onnx(path):
         _inspect_onnx(path, json_to)
     else:
         _inspect_plan(path, json_to)
+
+
+def _given(path: Path) -> Path:
+    """What is there; a run for its record. Raises UsageError."""
+    if not path.exists():
+        raise UsageError(f"there is no {path}")
+    return path.parent if path.name == RECORD and path.is_file() else path
 
 
 def _is_onnx(path: Path) -> bool:

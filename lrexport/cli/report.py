@@ -65,7 +65,10 @@ def _kind_of(output: str | None) -> str:
     ending = Path(output).suffix.lower()
     if ending not in _ENDINGS:
         raise UsageError(
-            f"{output!r} has no ending to tell the format by", f"Known: {', '.join(_ENDINGS)}. --format says it otherwise."
+            f"{output!r}: no format has the ending {ending!r}"
+            if ending
+            else f"{output!r} has no ending to tell the format by",
+            f"Known: {', '.join(_ENDINGS)}. --format says it otherwise.",
         )
     return _ENDINGS[ending]
 

@@ -177,7 +177,10 @@ def _shape(given: Any, batch: int, is_first: bool) -> list[int]:
     if not all(isinstance(size, int) for size in shape):
         raise ValueError(f"input {given.name!r} has the shape {given.shape}; only the batch, its first size, may be open")
     if is_first and batch and shape and shape[0] != batch:
-        raise ValueError(f"input {given.name!r} has a fixed batch of {shape[0]}, {batch} was asked for")
+        raise ValueError(
+            f"input {given.name!r} has a fixed batch of {shape[0]}, {batch} was asked for; ask for none, or export the "
+            f"network with --batch {batch}"
+        )
     return shape
 
 

@@ -74,9 +74,14 @@ def test_from_a_dry_run_by_hand_to_a_run_that_has_exactly_the_plan(
         assert changed.split()[:5] == ["4", "spatial", f"{rank}/48", "spatial", f"{rank - 1}/48"]
         assert totals.split()[-1] == f"{record.results.compressed.macs / plan['macs']:.2f}×"
         assert caption.startswith(f"From plan.json to {second}: 3 layers are the same in both; parameters ")
-    for first, second in (("edited.json", "run"), ("run", "run"), ("run", "run/run.json")):
+    for first, second in (("edited.json", "run"), ("run", "run"), ("run", "run/run.json"), ("run/run.json", "run")):
         assert run(["inspect", first, second]) == 0
         assert capsys.readouterr().out == "The plans are identical: 4 layers.\n"
+    for given in (["run", "plan.json"], ["plan.json", "run"]):
+        assert run(["inspect", *given]) == 0
+        by_run = capsys.readouterr().out
+        assert run(["inspect", *(path.replace("run", "run/run.json") for path in given)]) == 0
+        assert capsys.readouterr().out == by_run
     assert run([*COMPRESS, "--plan", "run", "-o", "again"]) == 0
     assert load_record(Path("again")).plan == record.plan
     assert (Path("again") / "model.safetensors").read_bytes() == (Path("run") / "model.safetensors").read_bytes()
