@@ -13,9 +13,15 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks.paper import latency, render, tables
+from benchmarks.paper import elsewhere, latency, render, tables
 from benchmarks.paper import study as study_module
-from benchmarks.paper.other_tools import Selection, spatial_pair, with_followed_shortcuts, with_free_shortcuts
+from benchmarks.paper.other_tools import (
+    Selection,
+    ToolAbsentError,
+    spatial_pair,
+    with_followed_shortcuts,
+    with_free_shortcuts,
+)
 from benchmarks.paper.study import Study
 from lrexport.cli.main import cli
 from lrexport.measure.torch_macs import count_torch_macs
@@ -73,7 +79,8 @@ def test_the_pair_that_aimets_weights_go_into_is_the_layer_at_full_rank() -> Non
 
 def row(name: str, top1: float, macs: int, **more: Any) -> dict[str, Any]:
     figures = {"name": name, "top1": top1, "macs": macs, "dense_macs": 40_000_000, "params": 90_000, "pruned": {}}
-    return {**figures, "n": 10_000, "distill": 0.5, "epochs": 5, "hours": 0.25, "machine": "a machine", **more}
+    trained = {"epochs": 5, "fine_tune_epochs": 2, "lr": 0.1, "optimizer": "sgd", "distill": 0.5, "hours": 0.25}
+    return {**figures, **trained, "n": 10_000, "heldout_top1": 0.9, "machine": "a machine", **more}
 
 
 @pytest.fixture
@@ -87,20 +94,52 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 def test_tables_say_what_the_rows_say_and_latency_once_it_was_measured(study: Study, tmp_path: Path) -> None:
     rows = [
-        row("start", 0.88, 40_000_000, reference="dense, at the start", epochs=0, distill=0.0),
+        row("start", 0.88, 40_000_000, reference="dense, at the start", epochs=0, fine_tune_epochs=0, lr=None, distill=0.0),
         row("dense-5", 0.89, 40_000_000, reference="dense, trained on", distill=0.0),
         row("steered-0.5-5", 0.875, 20_000_000, method="steered", goal=["macs", 0.5]),
+        row("paper-0.5-5", 0.86, 20_000_000, method="paper", goal=["macs", 0.5], lr=0.001, optimizer="adam", distill=0.0),
     ]
     study.keep("recipe", rows, done=True)
     lines = render.markdown("recipe", study).splitlines()
-    assert "| steered | 0.5 of the MACs | yes | 20.00 M | 2.00 | 90 k | – | 87.50 % | -1.50 | 5 | 0.25 |" in lines
-    assert "| dense, at the start | – | no | 40.00 M | 1.00 | 90 k | – | 88.00 % | -1.00 | 0 | 0.25 |" in lines
+    assert "| steered | 0.5 of the MACs | 0.1 | yes | 20.00 M | 2.00 | 90 k | – | 87.50 % | -1.50 | 5 | 0.25 |" in lines
+    assert "| paper | 0.5 of the MACs | 0.001, Adam | no | 20.00 M | 2.00 | 90 k | – | 86.00 % | -3.00 | 5 | 0.25 |" in lines
+    assert "| dense, at the start | – | – | no | 40.00 M | 1.00 | 90 k | – | 88.00 % | -1.00 | 0 | 0.25 |" in lines
     of_one = {"ratio": 0.714, "ratio_iqr": [0.68, 0.75], "warning": "inconclusive: so it is"}
-    times = {"steered-0.5-5": {**of_one, "machine": "another machine", "rounds": 200}, "not-in-this-table": {}}
+    where = {"machine": "another machine", "date": "2026-11-22", "dense_p50": 0.974, "rounds": 200}
+    times = {"steered-0.5-5": {**of_one, **where}, "not-in-this-table": {}}
     (tmp_path / "results" / f"latency-{study.label}.json").write_text(json.dumps(times), encoding="utf-8")
     text = render.markdown("recipe", study)
     assert "| 0.71 (0.68–0.75), inconclusive | 90 k |" in text
-    assert "another machine" in text
+    assert "Latency, 2026-11-22: another machine; one thread, 200 interleaved rounds" in text
+    assert "the dense network took 0.97 ms" in text
+
+
+def test_rows_that_fine_tuning_did_not_help_are_named(study: Study) -> None:
+    pruned = {"heldout_top1": 0.9}
+    rows = [
+        row("helped", 0.8, 1, tool="a", pruned={"heldout_top1": 0.5}),
+        row("as-pruned", 0.8, 1, tool="b", pruned=pruned),
+        row("never-fine-tuned", 0.8, 1, tool="c", pruned=pruned, fine_tune_epochs=0),
+    ]
+    study.keep("others", rows, done=True)
+    (note,) = (line for line in render.markdown("others", study).splitlines() if "as pruned" in line)
+    assert note.endswith("these are as pruned: as-pruned.")
+
+
+def test_rows_of_a_tool_that_is_not_installed_any_more_stay_if_they_have_this_start(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_arguments: object) -> nn.Module:
+        raise ToolAbsentError("not installed")
+
+    monkeypatch.setattr(Study, "_start_digest", "this start")
+    monkeypatch.setattr(elsewhere, "dense", lambda _study, _epochs: iter(()))
+    monkeypatch.setattr(elsewhere, "at", lambda _study, method, _share: row(method, 0.8, 1))
+    monkeypatch.setattr(elsewhere, "_tried", absent)
+    made = [row("one", 0.8, 1, tool="AIMET", asked={"start": "this start"})]
+    made += [row("two", 0.8, 1, tool="Tucker-2", asked={"start": "another start"})]
+    study.keep("others", made, done=True)
+    assert [each["name"] for each in elsewhere.other_tools(study)][3:] == ["one"]
 
 
 def test_rows_so_far_do_not_take_the_place_of_a_whole_table(study: Study, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from torch import nn
 
 from benchmarks.paper.other_tools import TOOLS, Make, ToolAbsentError
 from benchmarks.paper.study import Row, Study
-from benchmarks.paper.tables import GOALS, TAUGHT, at
+from benchmarks.paper.tables import GOALS, OWN, TAUGHT, at
 from benchmarks.paper.training import SHAPE, Training, dense, finished, trained
 from lrexport.lowrank.fold import fold_structure
 from lrexport.models.resolve import resolve
 from lrexport.record import Plan
 
-# By what the study's learning rate is multiplied; each tool's network gets the one that is best on held-out images. The
+# By what lrexport's own learning rate is multiplied; each tool's network gets the one that is best on held-out images. The
 # next smaller one is tried as long as it is better.
 FACTORS = (1.0, 0.3, 0.1)
 
@@ -51,7 +51,8 @@ def other_tools(study: Study) -> Iterator[Row]:
         try:
             tried = _tried(study, f"{tool}-{share:g}-{epochs}", partial(make, study, share))
         except ToolAbsentError as absent:
-            print(f"{tool} is left out: {absent}", file=sys.stderr)
+            print(f"{tool} is left out, or stays as it was: {absent}", file=sys.stderr)
+            yield from (row for row in study.kept("others") if row.get("tool") == tool)
             continue
         best, row = max(tried, key=lambda each: float(each[1]["heldout_top1"]))
         own = {"tool": tool, "tried": {each["name"]: each["heldout_top1"] for _, each in tried}}
@@ -62,8 +63,9 @@ def other_tools(study: Study) -> Iterator[Row]:
 def _tried(study: Study, name: str, make: Make) -> list[tuple[Training, Row]]:
     """A tool's network trained at falling learning rates, until the next is worse, and the rows of that."""
     tried: list[tuple[Training, Row]] = []
+    options = {option: value for option, value in OWN.items() if option != "lr"}
     for factor in FACTORS:
-        training = Training(make, study.schedule.epochs, factor * study.schedule.lr)
+        training = Training(make, study.schedule.epochs, factor * OWN["lr"], options=options)
         tried.append((training, trained(study, f"{name}-lr-{training.lr:g}", training)))
         if len(tried) > 1 and tried[-1][1]["heldout_top1"] < tried[-2][1]["heldout_top1"]:
             break

@@ -5,6 +5,7 @@ Measured apart from training, on a machine that does nothing else; tables show i
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ _EXPORTED = "onnx"  # under WORK: not in the runs, whose records know of no such
 
 def measure(study: Study) -> None:
     """Time the networks of all rows that are in tables of the study, and write their figures beside these."""
-    (study.work / _EXPORTED).mkdir(exist_ok=True)
+    (study.work / _EXPORTED).mkdir(parents=True, exist_ok=True)
     dense = study.work / _EXPORTED / f"{DENSE}.onnx"
     export_onnx(start_network(study), dense, SHAPE)
     networks = {DENSE: dense}
@@ -39,14 +40,16 @@ def measure(study: Study) -> None:
         else:
             print(f"{row['name']} is not under {study.work}: not measured", file=sys.stderr)
     found = measure_latency(networks, DENSE, Job((), rounds=ROUNDS))
-    figures = {name: {**latency.model_dump(mode="json"), "machine": machine()} for name, latency in found.items()}
+    where = {"machine": machine(), "date": datetime.date.today().isoformat(), "dense_p50": found[DENSE].p50}
+    figures = {name: {**latency.model_dump(mode="json"), **where} for name, latency in found.items() if name != DENSE}
     files.write_json(_path(study.label), {**measured(study.label), **figures})
 
 
 def measured(label: str) -> dict[str, Any]:
-    """By the name of a row the figures of :class:`lrexport.record.Latency`, and the ``machine`` they were measured on.
+    """By the name of a row the figures of :class:`lrexport.record.Latency`, and how they were measured: the ``machine``, the
+    ``date`` and ``dense_p50``, milliseconds of the dense network in the same measurement, which ratios are to.
 
-    Those of networks that are not here any more stay: a ratio is one to the dense network in the same measurement.
+    Those of networks that are not here any more stay.
     """
     path = _path(label)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

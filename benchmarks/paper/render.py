@@ -41,7 +41,7 @@ OWN: dict[str, Columns] = {
     **dict.fromkeys(("recipe", "goals"), _METHODS),
     "ablation": {"without": lambda row: row["without"]},
     "table2": {"weights": lambda row: row["weights"]},
-    "others": {"tool": lambda row: row["tool"], "learning rate": lambda row: _given(row, "lr")},
+    "others": {"tool": lambda row: row["tool"]},
 }
 
 
@@ -71,19 +71,26 @@ def _notes(rows: Sequence[Row], study: Study, times: dict[str, Any]) -> list[str
     notes = [
         f"{'; '.join(sorted({row['machine'] for row in rows}))}.",
         "Basic blocks with option-A shortcuts; MACs include the fully connected layer.",
-        f"{schedule.start} dense epochs from {start} come before every row, then SVD training for {schedule.svd} and "
-        f"fine-tuning for {schedule.fine_tune}, or as many of one of them, at learning rate {schedule.lr:g}; dense "
-        f"training, and SVD training in tables 1 and 3, at {schedule.whole_lr:g}. The JSON has the command of every run.",
+        f"{schedule.start} dense epochs from {start} come before every row that is not drawn anew, then SVD training for "
+        f"{schedule.svd} and fine-tuning for {schedule.fine_tune}, or as many of one of them. SVD training in tables 1 and "
+        f"3 is at learning rate {schedule.whole_lr:g}. The JSON has the command of every run.",
         f"Seed {study.seed} alone. One standard deviation of top-1 over {images:,} images is 0.3 points at 88 %. "
         "“Against dense” is against the better of the dense rows.",
     ]
+    as_pruned = [row["name"] for row in rows if row["fine_tune_epochs"] and row["heldout_top1"] == _pruned(row)]
+    if as_pruned:
+        notes.append(f"No epoch of fine-tuning was better on held-out images; these are as pruned: {', '.join(as_pruned)}.")
     if schedule.weights:
         notes.append(
             "The published weights have seen the images that are held out here, in another encoding: held-out figures are "
             "too high, and choices by them (epochs, repairs, other tools' learning rates) lean towards what is near it."
         )
-    for machine, rounds in sorted({(found["machine"], found["rounds"]) for found in times.values()}):
-        notes.append(f"Latency: {machine}; one thread, {rounds} interleaved rounds, quartiles in brackets.")
+    measurements = {(each["date"], each["machine"], each["rounds"], each["dense_p50"]) for each in times.values()}
+    for date, machine, rounds, dense in sorted(measurements):
+        notes.append(
+            f"Latency, {date}: {machine}; one thread, {rounds} interleaved rounds, quartiles in brackets; the dense network "
+            f"took {dense:.2f} ms. Ratios of other machines or days may be others."
+        )
     return [f"- {note}" for note in notes]
 
 
@@ -153,6 +160,7 @@ def _common(rows: Sequence[Row], times: dict[str, Any]) -> Columns:
         return f"{found['ratio']:.2f} ({low:.2f}–{high:.2f})" + (", inconclusive" if found["warning"] else "")
 
     return {
+        "learning rate": _learning_rate,
         "distilled": lambda row: "yes" if row["distill"] else "no",
         "MACs": lambda row: f"{row['macs'] / 1e6:.2f} M",
         "dense ÷ MACs": lambda row: f"{row['dense_macs'] / row['macs']:.2f}",
@@ -170,6 +178,10 @@ def _pruned(row: Row) -> float | None:
     """Repaired, where there was a repair."""
     found = [value for key, value in row["pruned"].items() if key.startswith("heldout_top1") and not key.endswith("before")]
     return max(found, default=None)
+
+
+def _learning_rate(row: Row) -> str:
+    return _given(row, "lr") + (f", {row['optimizer'].capitalize()}" if row["optimizer"] != "sgd" else "")
 
 
 def _given(row: Row, key: str) -> str:

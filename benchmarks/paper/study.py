@@ -171,7 +171,7 @@ class Study:
     def go_on(self, name: str, source: str, *options: str) -> Row:
         """Prune a run of :meth:`train` or :meth:`compress`, in a folder of its own."""
         self._lrexport("compress", str(self.work / source), name, options)
-        return self.row(name)
+        return self.row(name) | {"source": self.asked(source)}
 
     def train(self, name: str, *options: str) -> None:
         """SVD training alone, from the start."""
@@ -217,10 +217,15 @@ class Study:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, asked)
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = self.asked(name)
         if before != json.loads(json.dumps(asked)):
             wrong = "\n".join(f"  {key}: {before.get(key)!r}, now {asked.get(key)!r}" for key in {**before, **asked})
             raise SystemExit(f"{name} was made otherwise; remove {path} and {self.work / name} to make it anew\n{wrong}")
+
+    def asked(self, name: str) -> dict[str, Any]:
+        """What :meth:`note` noted."""
+        found: dict[str, Any] = json.loads((self.work / "asked" / f"{name}.json").read_text(encoding="utf-8"))
+        return found
 
     @cached_property
     def _start_digest(self) -> str:
@@ -250,6 +255,7 @@ class Study:
             "dense_macs": record.results.dense.macs,
             "params": shown.params,
             "lr": record.config["lr"],
+            "optimizer": record.config["optimizer"],
             "distill": record.config["distill"],
         }
         return self.described(name, figures) | {"machine": machine(record.environment)}
@@ -257,9 +263,10 @@ class Study:
     def described(self, name: str, figures: Row) -> Row:
         """A row's figures with what was trained, how long, by which command; by the log in its folder."""
         study = {"name": name, "model": self.model, "schedule": self.schedule.name, "seed": self.seed}
-        asked = json.loads((self.work / "asked" / f"{name}.json").read_text(encoding="utf-8"))
-        epochs = sum(event["event"] == "epoch" for event in self._events(name))
-        made = {"epochs": epochs, "hours": self.hours(name), "machine": machine(), "asked": asked}
+        asked = self.asked(name)
+        stages = [event["stage"] for event in self._events(name) if event["event"] == "epoch"]
+        epochs = {"epochs": len(stages), "fine_tune_epochs": stages.count("fine-tune")}
+        made = {**epochs, "hours": self.hours(name), "machine": machine(), "asked": asked}
         return {**study, "pruned": {}, **figures, **made}
 
     def hours(self, name: str, stage: str = "") -> float:
@@ -270,6 +277,12 @@ class Study:
     def _events(self, name: str) -> list[dict[str, Any]]:
         log = (self.work / name / LOG).read_text(encoding="utf-8")
         return [json.loads(line) for line in log.splitlines()]
+
+    def kept(self, table: str) -> list[Row]:
+        """Rows that :meth:`keep` kept, of this start; none where there are none."""
+        path = OUT / f"{table}-{self.label}.json"
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+        return [row for row in rows if row["asked"]["start"] in (None, self._start_digest)]
 
     def keep(self, table: str, rows: Sequence[Row], done: bool) -> None:
         """Write a table's rows so far; where an earlier life got further, only once all are ``done``."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from lrexport.training.stage import Stage
 SHAPE = (3, 32, 32)
 _BATCH = 250  # images at a time for BatchNorm, as in lrexport
 _ROW = "row.json"
+_TRUNCATED = "as-trained"  # under WORK: not in the runs, whose records know of no such file
 # What a stage takes over from the record of the study's start.
 _OPTIONS = ("batch_size", "optimizer", "scale_gradients", "weight_decay", "schedule", "warmup_epochs", "checkpoint_minutes")
 
@@ -54,7 +55,8 @@ def start_network(study: Study) -> nn.Module:
 class Training:
     """How ``make`` is trained. It must give the same network each time: a training that was stopped goes on in another one.
 
-    ``repair`` re-estimates BatchNorm first, as after pruning; without ``keep_best`` the last epoch counts.
+    ``repair`` re-estimates BatchNorm first, as after pruning; without ``keep_best`` the last epoch counts. ``options`` say
+    what differs from the study's start.
     """
 
     make: Callable[[], nn.Module]
@@ -63,6 +65,13 @@ class Training:
     distill: float = 0.0
     keep_best: bool = True
     repair: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What may not change while a training goes on."""
+        asked = {name: value for name, value in vars(self).items() if name not in ("make", "options")}
+        return {**asked, **self.options}
 
 
 def dense(study: Study, epochs: int) -> Iterator[Row]:
@@ -91,10 +100,10 @@ def finished(study: Study, name: str, training: Training) -> Row:
 def trained(study: Study, name: str, training: Training) -> Row:
     """Train, or read what an earlier life has finished; the row sees held-out images only."""
     folder, epochs = study.work / name, training.epochs
-    study.note(name, {key: value for key, value in vars(training).items() if key != "make"})
+    study.note(name, training.asked)
     if (folder / _ROW).is_file():
         return _read(folder)
-    config = {**vars(TrainConfig(study.model)), **study.record("start").config}
+    config = {**vars(TrainConfig(study.model)), **study.record("start").config, **training.options}
     network = training.make()
     files.make_run_folder(folder)
     fabric, splits = make_fabric(), _splits(study)
@@ -124,6 +133,7 @@ def trained(study: Study, name: str, training: Training) -> Row:
         "params": sum(parameter.numel() for parameter in network.parameters()),
         "pruned": pruned,
         "lr": training.lr,
+        "optimizer": config["optimizer"],
         "distill": training.distill,
     }
     files.write_json(folder / _ROW, study.described(name, figures))
@@ -136,10 +146,15 @@ def truncated_as_trained(study: Study, source: str, plan: Plan) -> float:
     """Test top-1 of an SVD-trained run pruned to a plan's ranks by the s that training left, U and V orthogonal or not.
 
     That is the paper's truncation. lrexport's own decomposes the composed kernels anew, exactly, and cannot tell what
-    orthogonality is for.
+    orthogonality is for. The test images are looked at the first time only.
     """
-    svd = load_svd(TrainConfig(study.model), study.work / source)
-    return score(fold(svd, plan).eval(), _splits(study).test, torch.device("cpu"), "test").top1
+    kept = study.work / _TRUNCATED / f"{source}.json"
+    if not kept.is_file():
+        svd = load_svd(TrainConfig(study.model), study.work / source)
+        top1 = score(fold(svd, plan).eval(), _splits(study).test, torch.device("cpu"), "test").top1
+        kept.parent.mkdir(exist_ok=True)
+        files.write_json(kept, {"top1": top1})
+    return float(json.loads(kept.read_text(encoding="utf-8"))["top1"])
 
 
 def _read(folder: Path) -> Row:
