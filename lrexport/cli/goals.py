@@ -57,7 +57,8 @@ def pruning_options() -> Callable[[Command], Command]:
     made = CompressConfig
     return stacked(
         target_option(
-            "Where speed is measured: for --latency [default: local]; with any other goal ranks are then on its grain.",
+            "Where speed is measured: for --latency [default: local]; with any other goal ranks are then those that are "
+            "faster there than every higher one.",
             default=None,
         ),
         count_option(made, "threads", "Threads of inference on the target.", least=1),

@@ -106,7 +106,9 @@ def rank_table(rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]
-    caption = "Energy kept is weighted by what the layer is given where there was data."
+    caption = (
+        "Energy kept is weighted by what the layer is given where there was data, but with --energy and --no-weighting."
+    )
     columns: tuple[str, ...] = ("layer", "weight", "scheme", "rank", "energy kept", "why whole")
     if not any(row[-1] for row in cells):
         columns, cells = columns[:-1], [row[:-1] for row in cells]

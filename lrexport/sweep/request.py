@@ -123,6 +123,11 @@ def make_request(
     if train.devices * train.nodes > 1:
         hint = "Start the same command once for each device, with CUDA_VISIBLE_DEVICES=0, 1 and so on: they share the work."
         raise UsageError("a sweep trains each of its trials on one device", hint)
+    names = [dimension.name for dimension in space]
+    trained_here = source is None and (train.svd_epochs or "svd_epochs" in names)
+    if trained_here and train.sparsity_strength == "auto" and "sparsity_strength" not in names:
+        hint = "Give --sparsity-strength X, or vary it."
+        raise UsageError("λ_s is steered to one budget, and the trials of a sweep share their SVD training", hint)
     chosen = dict(others)
     if objective == "latency":
         chosen["target"] = chosen.get("target") or "local"  # ranks on its grain, and every trial measured there

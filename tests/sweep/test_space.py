@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -179,6 +180,15 @@ def test_a_goal_given_and_varied_and_a_sweep_without_data_are_refused() -> None:
         request("macs=0.2..0.7", goal=Goal(macs=0.5))
     with pytest.raises(UsageError, match="needs data"):
         make_request(TrainConfig("resnet20"), None, {}, (), "macs", 3)
+
+
+def test_strength_is_not_steered_where_trials_of_many_budgets_share_svd_training() -> None:
+    steered = replace(TRAIN, sparsity_strength="auto")
+    for train, vary in ((steered, ()), (replace(steered, svd_epochs=0), ("svd-epochs=0,2",))):
+        with pytest.raises(UsageError, match="the trials of a sweep share their SVD training"):
+            make_request(train, None, {}, vary, "macs", 3)
+    assert make_request(replace(steered, svd_epochs=0), None, {}, (), "macs", 3).wanted == 3
+    assert make_request(steered, None, {}, ("sparsity-strength=0.01..0.1",), "macs", 3).wanted == 3
 
 
 def test_latency_is_measured_on_this_machine_unless_another_is_given() -> None:
