@@ -17,7 +17,8 @@ from pathlib import Path
 
 from benchmarks.paper import elsewhere, latency, tables
 from benchmarks.paper.render import markdown, plot
-from benchmarks.paper.study import OUT, SCHEDULES, Study
+from benchmarks.paper.schedules import SCHEDULES
+from benchmarks.paper.study import OUT, Study
 
 TABLES = {
     "table1": tables.orthogonality,
