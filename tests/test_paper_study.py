@@ -105,13 +105,18 @@ def test_tables_say_what_the_rows_say_and_latency_once_it_was_measured(study: St
     assert "| paper | 0.5 of the MACs | 0.001, Adam | no | 20.00 M | 2.00 | 90 k | – | 86.00 % | -3.00 | 5 | 0.25 |" in lines
     assert "| dense, at the start | – | – | no | 40.00 M | 1.00 | 90 k | – | 88.00 % | -1.00 | 0 | 0.25 |" in lines
     of_one = {"ratio": 0.714, "ratio_iqr": [0.68, 0.75], "warning": "inconclusive: so it is"}
-    where = {"machine": "another machine", "date": "2026-11-22", "dense_p50": 0.974, "rounds": 200}
-    times = {"steered-0.5-5": {**of_one, **where}, "not-in-this-table": {}}
+    where = {"machine": "another machine", "date": "2026-11-22", "dense_p50": 0.974, "rounds": 200, "networks": 2}
+    times = {
+        "steered-0.5-5": {**of_one, **where},
+        "paper-0.5-5": {**of_one, **where, "dense_p50": 1.0},
+        "not-in-this-table": {},
+    }
     (tmp_path / "results" / f"latency-{study.label}.json").write_text(json.dumps(times), encoding="utf-8")
     text = render.markdown("recipe", study)
     assert "| 0.71 (0.68–0.75), inconclusive | 90 k |" in text
-    assert "Latency, 2026-11-22: another machine; one thread, 200 interleaved rounds" in text
-    assert "the dense network took 0.97 ms" in text
+    (note,) = (line for line in text.splitlines() if "another machine" in line)
+    assert note.startswith("- Latency, 2026-11-22: another machine; one thread, 2 networks interleaved, 200 rounds")
+    assert "The dense network took 0.97 to 1.00 ms." in note
 
 
 def test_rows_that_fine_tuning_did_not_help_are_named(study: Study) -> None:

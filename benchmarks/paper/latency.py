@@ -1,5 +1,6 @@
-"""Latency of every network of a study beside the dense one: ONNX Runtime, one thread, all interleaved in one process.
+"""Latency of every network of a study beside the dense one: ONNX Runtime, one thread, the two interleaved in one process.
 
+Two at a time, as `lrexport onnx` measures them: the more networks take turns, the less of each is still in the caches.
 Measured apart from training, on a machine that does nothing else; tables show it once it is there.
 """
 
@@ -31,23 +32,21 @@ def measure(study: Study) -> None:
     (study.work / _EXPORTED).mkdir(parents=True, exist_ok=True)
     dense = study.work / _EXPORTED / f"{DENSE}.onnx"
     export_onnx(start_network(study), dense, SHAPE)
-    networks = {DENSE: dense}
-    for row in _rows(study.label):
-        if "reference" in row:
+    where = {"machine": machine(), "date": datetime.date.today().isoformat(), "networks": 2}
+    for name in dict.fromkeys(row["name"] for row in _rows(study.label) if "reference" not in row):
+        if not (study.work / name).is_dir():
+            print(f"{name} is not under {study.work}: not measured", file=sys.stderr)
             continue
-        if (study.work / row["name"]).is_dir():
-            networks[row["name"]] = _onnx(study, row["name"])
-        else:
-            print(f"{row['name']} is not under {study.work}: not measured", file=sys.stderr)
-    found = measure_latency(networks, DENSE, Job((), rounds=ROUNDS))
-    where = {"machine": machine(), "date": datetime.date.today().isoformat(), "dense_p50": found[DENSE].p50}
-    figures = {name: {**latency.model_dump(mode="json"), **where} for name, latency in found.items() if name != DENSE}
-    files.write_json(_path(study.label), {**measured(study.label), **figures})
+        found = measure_latency({DENSE: dense, name: _onnx(study, name)}, DENSE, Job((), rounds=ROUNDS))
+        figures = {**found[name].model_dump(mode="json"), **where, "dense_p50": found[DENSE].p50}
+        files.write_json(_path(study.label), {**measured(study.label), name: figures})
+        print(f"{name}: {found[name].ratio:.2f} of the dense latency", flush=True)
 
 
 def measured(label: str) -> dict[str, Any]:
     """By the name of a row the figures of :class:`lrexport.record.Latency`, and how they were measured: the ``machine``, the
-    ``date`` and ``dense_p50``, milliseconds of the dense network in the same measurement, which ratios are to.
+    ``date``, how many ``networks`` were interleaved, the dense one included, and ``dense_p50``, milliseconds of the dense
+    network in the same measurement, which ratios are to.
 
     Those of networks that are not here any more stay.
     """

@@ -85,11 +85,15 @@ def _notes(rows: Sequence[Row], study: Study, times: dict[str, Any]) -> list[str
             "The published weights have seen the images that are held out here, in another encoding: held-out figures are "
             "too high, and choices by them (epochs, repairs, other tools' learning rates) lean towards what is near it."
         )
-    measurements = {(each["date"], each["machine"], each["rounds"], each["dense_p50"]) for each in times.values()}
-    for date, machine, rounds, dense in sorted(measurements):
+    measurements: dict[tuple[str, str, int, int], list[float]] = {}
+    for each in times.values():
+        kind = each["date"], each["machine"], each["rounds"], each["networks"]
+        measurements.setdefault(kind, []).append(each["dense_p50"])
+    for (date, machine, rounds, networks), dense in sorted(measurements.items()):
+        took = " to ".join(dict.fromkeys(f"{milliseconds:.2f}" for milliseconds in (min(dense), max(dense))))
         notes.append(
-            f"Latency, {date}: {machine}; one thread, {rounds} interleaved rounds, quartiles in brackets; the dense network "
-            f"took {dense:.2f} ms. Ratios of other machines or days may be others."
+            f"Latency, {date}: {machine}; one thread, {networks} networks interleaved, {rounds} rounds, quartiles in brackets. "
+            f"The dense network took {took} ms. Ratios of other days, machines or numbers of networks are not comparable."
         )
     return [f"- {note}" for note in notes]
 
