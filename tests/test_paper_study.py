@@ -115,7 +115,7 @@ def test_tables_say_what_the_rows_say_and_latency_once_it_was_measured(study: St
     text = render.markdown("recipe", study)
     assert "| 0.71 (0.68–0.75), inconclusive | 90 k |" in text
     (note,) = (line for line in text.splitlines() if "another machine" in line)
-    assert note.startswith("- Latency, 2026-11-22: another machine; one thread, 2 networks interleaved, 200 rounds")
+    assert note.startswith("- Latency, 2026-11-22: another machine; one thread, 2 networks interleaved in 200 rounds")
     assert "The dense network took 0.97 to 1.00 ms." in note
 
 

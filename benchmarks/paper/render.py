@@ -92,8 +92,9 @@ def _notes(rows: Sequence[Row], study: Study, times: dict[str, Any]) -> list[str
     for (date, machine, rounds, networks), dense in sorted(measurements.items()):
         took = " to ".join(dict.fromkeys(f"{milliseconds:.2f}" for milliseconds in (min(dense), max(dense))))
         notes.append(
-            f"Latency, {date}: {machine}; one thread, {networks} networks interleaved, {rounds} rounds, quartiles in brackets. "
-            f"The dense network took {took} ms. Ratios of other days, machines or numbers of networks are not comparable."
+            f"Latency, {date}: {machine}; one thread, {networks} networks interleaved in {rounds} rounds; quartiles in "
+            f"brackets. The dense network took {took} ms. Ratios of other days, machines or numbers of networks are not "
+            "comparable."
         )
     return [f"- {note}" for note in notes]
 
