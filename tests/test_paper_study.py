@@ -86,7 +86,7 @@ def row(name: str, top1: float, macs: int, **more: Any) -> dict[str, Any]:
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """One whose results lie in ``tmp_path / "results"``."""
-    for module in (latency, render, study_module):
+    for module in (latency, study_module):
         monkeypatch.setattr(module, "OUT", tmp_path / "results")
     options = argparse.Namespace(model="resnet20", data="folder:images", schedule="short", times=1, seed=3, work=tmp_path)
     return Study.of(argparse.Namespace(**vars(options), weights_dir=Path("weights")))
@@ -145,6 +145,13 @@ def test_rows_of_a_tool_that_is_not_installed_any_more_stay_if_they_have_this_st
     made += [row("two", 0.8, 1, tool="Tucker-2", asked={"start": "another start"})]
     study.keep("others", made, done=True)
     assert [each["name"] for each in elsewhere.other_tools(study)][3:] == ["one"]
+    rows = []
+    for each in elsewhere.other_tools(
+        study
+    ):  # as the command does, which has kept as many rows before it comes to the tools
+        rows.append(each)
+        study.keep("others", rows, done=False)
+    assert rows[3:] == made[:1]
 
 
 def test_rows_so_far_do_not_take_the_place_of_a_whole_table(study: Study, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def main() -> None:
         study.keep(options.table, rows, done=True)
         made = [options.table]
     for table in made:
-        if (OUT / f"{table}-{study.label}.json").is_file():
+        if study.kept(table):
             _write(table, study)
 
 

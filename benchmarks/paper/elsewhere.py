@@ -43,6 +43,7 @@ def from_scratch(study: Study) -> Iterator[Row]:
 def other_tools(study: Study) -> Iterator[Row]:
     """Torch-Pruning, tensorly's Tucker-2 and AIMET, from the same start, to the same MACs, with the same fine-tuning."""
     epochs, share = study.schedule.epochs, GOALS[0]
+    earlier = study.kept("others")  # as long as no row of this life has been kept in their place
     yield from dense(study, epochs)
     for method in ("at once, no distillation", "at once"):
         yield at(study, method, share) | {"tool": "lrexport, pruned at once"}
@@ -52,7 +53,7 @@ def other_tools(study: Study) -> Iterator[Row]:
             tried = _tried(study, f"{tool}-{share:g}-{epochs}", partial(make, study, share))
         except ToolAbsentError as absent:
             print(f"{tool} is left out, or stays as it was: {absent}", file=sys.stderr)
-            yield from (row for row in study.kept("others") if row.get("tool") == tool)
+            yield from (row for row in earlier if row.get("tool") == tool and study.has_this_start(row))
             continue
         best, row = max(tried, key=lambda each: float(each[1]["heldout_top1"]))
         own = {"tool": tool, "tried": {each["name"]: each["heldout_top1"] for _, each in tried}}
@@ -63,9 +64,8 @@ def other_tools(study: Study) -> Iterator[Row]:
 def _tried(study: Study, name: str, make: Make) -> list[tuple[Training, Row]]:
     """A tool's network trained at falling learning rates, until the next is worse, and the rows of that."""
     tried: list[tuple[Training, Row]] = []
-    options = {option: value for option, value in OWN.items() if option != "lr"}
     for factor in FACTORS:
-        training = Training(make, study.schedule.epochs, factor * OWN["lr"], options=options)
+        training = Training(make, study.schedule.epochs, factor * OWN["lr"], options=OWN)
         tried.append((training, trained(study, f"{name}-lr-{training.lr:g}", training)))
         if len(tried) > 1 and tried[-1][1]["heldout_top1"] < tried[-2][1]["heldout_top1"]:
             break

@@ -32,14 +32,15 @@ def measure(study: Study) -> None:
     (study.work / _EXPORTED).mkdir(parents=True, exist_ok=True)
     dense = study.work / _EXPORTED / f"{DENSE}.onnx"
     export_onnx(start_network(study), dense, SHAPE)
+    every = measured(study.label)
     where = {"machine": machine(), "date": datetime.date.today().isoformat(), "networks": 2}
     for name in dict.fromkeys(row["name"] for row in _rows(study.label) if "reference" not in row):
         if not (study.work / name).is_dir():
             print(f"{name} is not under {study.work}: not measured", file=sys.stderr)
             continue
         found = measure_latency({DENSE: dense, name: _onnx(study, name)}, DENSE, Job((), rounds=ROUNDS))
-        figures = {**found[name].model_dump(mode="json"), **where, "dense_p50": found[DENSE].p50}
-        files.write_json(_path(study.label), {**measured(study.label), name: figures})
+        every[name] = {**found[name].model_dump(mode="json"), **where, "dense_p50": found[DENSE].p50}
+        files.write_json(_path(study.label), every)
         print(f"{name}: {found[name].ratio:.2f} of the dense latency", flush=True)
 
 

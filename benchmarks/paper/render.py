@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.latency import measured
-from benchmarks.paper.study import OUT, Row, Study
+from benchmarks.paper.study import Row, Study
 
 Columns = dict[str, Callable[[Row], str]]
 TITLES = {
@@ -47,7 +46,7 @@ OWN: dict[str, Columns] = {
 
 def markdown(table: str, study: Study) -> str:
     """One table of one study, from its JSON."""
-    rows: list[Row] = json.loads((OUT / f"{table}-{study.label}.json").read_text(encoding="utf-8"))["rows"]
+    rows = study.kept(table)
     times = measured(study.label)
     times = {row["name"]: times[row["name"]] for row in rows if row["name"] in times}
     columns = {**OWN[table], **_common(rows, times)}
@@ -109,15 +108,14 @@ def plot(study: Study, path: Path) -> None:
         "spatial, the paper's rule": ("table3-spatial", _curve),
         "the paper's method and lrexport's": ("recipe", lambda row: row["method"]),
     }
-    tables = {table: OUT / f"{table}-{study.label}.json" for table, _ in panels.values()}
-    held = {table: json.loads(path.read_text(encoding="utf-8"))["rows"] for table, path in tables.items() if path.is_file()}
+    held = {table: study.kept(table) for table, _ in panels.values()}
     shown = {
         title: (held[table], rows, curve)
         for title, (table, curve) in panels.items()
-        if (rows := [row for row in held.get(table, []) if "reference" not in row and row["goal"][0] == "macs"])
+        if (rows := [row for row in held[table] if "reference" not in row and row["goal"][0] == "macs"])
     }
     if not shown:
-        raise SystemExit(f"there is nothing to plot of {study.label}: make {', '.join(list(tables)[:-1])} or recipe first")
+        raise SystemExit(f"there is nothing to plot of {study.label}: make {', '.join(list(held)[:-1])} or recipe first")
     import matplotlib
 
     matplotlib.use("Agg")

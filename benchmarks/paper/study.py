@@ -204,19 +204,24 @@ class Study:
         log = (self.work / name / LOG).read_text(encoding="utf-8")
         return [json.loads(line) for line in log.splitlines()]
 
+    def has_this_start(self, row: Row) -> bool:
+        """Whether a row, from whatever machine, goes on from the weights that are this study's start."""
+        return bool(row["asked"]["start"] == self._start_digest)
+
     def kept(self, table: str) -> list[Row]:
-        """Rows that :meth:`keep` kept, of this start; none where there are none."""
+        """Rows that :meth:`keep` kept; none where there is no such table."""
         path = OUT / f"{table}-{self.label}.json"
         rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-        return [row for row in rows if row["asked"]["start"] in (None, self._start_digest)]
+        return rows
 
     def keep(self, table: str, rows: Sequence[Row], done: bool) -> None:
         """Write a table's rows so far; where an earlier life got further, only once all are ``done``."""
-        path = OUT / f"{table}-{self.label}.json"
-        if not done and path.is_file() and len(json.loads(path.read_text(encoding="utf-8"))["rows"]) > len(rows):
+        if not done and len(self.kept(table)) > len(rows):
             return
         OUT.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"data": self.kind, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+        (OUT / f"{table}-{self.label}.json").write_text(
+            json.dumps({"data": self.kind, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def _waited_for(words: Sequence[str]) -> int:

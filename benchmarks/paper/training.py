@@ -56,7 +56,7 @@ class Training:
     """How ``make`` is trained. It must give the same network each time: a training that was stopped goes on in another one.
 
     ``repair`` re-estimates BatchNorm first, as after pruning; without ``keep_best`` the last epoch counts. ``options`` say
-    what differs from the study's start.
+    what else differs from the study's start.
     """
 
     make: Callable[[], nn.Module]
@@ -70,8 +70,8 @@ class Training:
     @property
     def asked(self) -> dict[str, Any]:
         """What may not change while a training goes on."""
-        asked = {name: value for name, value in vars(self).items() if name not in ("make", "options")}
-        return {**asked, **self.options}
+        own = {name: value for name, value in vars(self).items() if name not in ("make", "options")}
+        return {**self.options, **own}
 
 
 def dense(study: Study, epochs: int) -> Iterator[Row]:
