@@ -16,7 +16,16 @@ from lrexport.record import load_record
 from tests.forked import Forked, folder_with
 
 NETWORK = """
+import atexit
+from pathlib import Path
+
 from torch import nn
+
+def say_threads():
+    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    print(f"threads of gloo's at exit: {sum('gloo' in name for name in names)}", flush=True)
+
+atexit.register(say_threads)
 
 def make(num_classes=10):
     return nn.Sequential(
@@ -91,6 +100,7 @@ def test_two_processes_with_the_same_global_batch_train_as_one(alone: Path, fold
     out = finish(folder, *way, "-o", name)
     same_to_rounding(folder / name, alone)
     assert out.count("top-1") == 1  # one table
+    assert out.count("threads of gloo's at exit: 0") == 2, out  # one that outlives the interpreter may end it with SIGABRT
 
 
 def test_a_folder_that_holds_a_run_ends_all_processes_with_the_reason(alone: Path, folder: Path) -> None:

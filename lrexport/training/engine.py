@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import warnings
@@ -75,6 +76,7 @@ def failing_together(fabric: Fabric, launching: bool = False) -> Iterator[None]:
     try:
         if launching:
             fabric.launch()
+            atexit.register(_leave_the_others)
         failures = _failures(failure, fabric)
     except Exception as error:  # the others went away meanwhile: what failed here says more
         raise failure or error from None
@@ -83,6 +85,16 @@ def failing_together(fabric: Fabric, launching: bool = False) -> Iterator[None]:
     for process, other in enumerate(failures):
         if other is not None:
             raise FailedElsewhere(process, *other)
+
+
+def _leave_the_others() -> None:
+    """Close what connects this process to the others, where it was one of several.
+
+    Done at exit, as is_first is asked until then, but before the interpreter goes: a thread of gloo's that has a tensor
+    left to free would ask for the interpreter's lock, get none, and take the process down with SIGABRT.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _is_awaited(fabric: Fabric, launching: bool) -> bool:
