@@ -21,7 +21,8 @@ def machine(facts: dict[str, Any] | None = None) -> str:
     facts = facts or environment()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "onnxruntime") if name in facts)
     cores = "1 core" if facts["cores"] == 1 else f"{facts['cores']} cores"
-    return f"{facts['cpu']}, {cores}, {facts['system']}; {versions}"
+    accelerator = f", {facts['accelerator']}" if "accelerator" in facts else ""
+    return f"{facts['cpu']}, {cores}{accelerator}, {facts['system']}; {versions}"
 
 
 def interleaved(every: dict[str, Callable[[], object]], rounds: int, warm_up: int) -> dict[str, list[float]]:

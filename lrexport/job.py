@@ -20,7 +20,7 @@ from lrexport.progress import Progress, follow, is_stopped, remove_temporaries, 
 from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Result, load_record
 from lrexport.starts import Start, Subject, from_model, from_run
 from lrexport.training.checkpoints import Checkpoints
-from lrexport.training.engine import failing_together, make_fabric
+from lrexport.training.engine import failing_together, make_fabric, ran_on
 from lrexport.training.loggers import Loggers, check_installed
 from lrexport.training.scoring import score
 from lrexport.training.stopping import saying_how_to_go_on
@@ -122,10 +122,7 @@ def open_job(
             loggers(event)
             on_event(event)
 
-        ran = {"device": str(fabric.device), "precision": str(fabric.strategy.precision.precision)}
-        if fabric.world_size > 1:
-            ran["processes"] = str(fabric.world_size)
-        start.record.environment = {**environment(), **ran}
+        start.record.environment = environment() | ran_on(fabric)
         subject = {field.name: getattr(start, field.name) for field in fields(Subject)}
         job = Job(**subject, run=run, fabric=fabric, on_event=log, progress=progress)
         if source is not None:

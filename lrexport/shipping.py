@@ -39,6 +39,7 @@ from lrexport.record import (
     Results,
     load_record,
 )
+from lrexport.training.engine import LASTING
 from lrexport.training.scoring import score
 
 _IN_INT8 = {DENSE_ONNX: DENSE_INT8, MODEL_ONNX: MODEL_INT8}
@@ -119,7 +120,7 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
         compressed_int8=results.get(MODEL_INT8),
     )
     record.seal(run, *written)
-    training = {name: value for name, value in record.environment.items() if name in ("device", "precision")}
+    training = {name: value for name, value in record.environment.items() if name in LASTING}
     targets = {"targets": {target.name: machine}} if options.rounds and target.name != "local" else {}
     record.environment = environment() | training | targets
     record.save(run)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.common import machine
 from benchmarks.paper.study import Row, Study
 from lrexport.artifacts import files, tensors
 from lrexport.config import TrainConfig
@@ -25,13 +26,14 @@ from lrexport.data.resolve import load_data
 from lrexport.errors import Stopped
 from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.fold import fold
+from lrexport.measure.environment import environment
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import resolve
 from lrexport.models.weights import load_weights
 from lrexport.record import CHECKPOINTS, LOG, MODEL, MODEL_ONNX, Plan
 from lrexport.starts import load_svd
 from lrexport.training.checkpoints import Checkpoints
-from lrexport.training.engine import make_fabric, to_fast_layout
+from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
 from lrexport.training.loops import train_stage
 from lrexport.training.scoring import reestimate_batchnorm, score
 from lrexport.training.stage import Stage
@@ -136,7 +138,8 @@ def trained(study: Study, name: str, training: Training) -> Row:
         "optimizer": config["optimizer"],
         "distill": training.distill,
     }
-    files.write_json(folder / _ROW, study.described(name, figures))
+    ran = {"machine": machine(environment() | ran_on(fabric))}
+    files.write_json(folder / _ROW, study.described(name, figures) | ran)
     for checkpoint in checkpoints.folder.iterdir():
         checkpoint.unlink()
     return _read(folder)

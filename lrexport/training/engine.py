@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+LASTING = ("device", "accelerator", "precision")  # what a record keeps of :func:`ran_on` once the network was exported
 
 
 def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
@@ -53,6 +54,17 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
         warnings.simplefilter("ignore")  # Fabric's advice on hardware that is present but not asked for
         plugin: Any = PRECISIONS[precision]
         return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=several, precision=plugin)
+
+
+def ran_on(fabric: Fabric) -> dict[str, str]:
+    """What a record's environment says of training: device, the GPU's name, precision, processes where there are several."""
+    facts = {"device": str(fabric.device)}
+    if fabric.device.type == "cuda":
+        facts["accelerator"] = torch.cuda.get_device_name(fabric.device)
+    facts["precision"] = str(fabric.strategy.precision.precision)
+    if fabric.world_size > 1:
+        facts["processes"] = str(fabric.world_size)
+    return facts
 
 
 def is_first() -> bool:

@@ -14,7 +14,7 @@ from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.svd_form import factors
-from lrexport.training.engine import make_fabric, to_fast_layout
+from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
 from lrexport.training.loops import Stage, train_stage
 from lrexport.training.optimizers import parameter_groups
 from lrexport.training.schedules import learning_rate
@@ -209,3 +209,11 @@ def test_portions_of_a_batch_give_the_gradients_of_the_whole() -> None:
 def test_a_batch_that_cannot_be_portioned_is_refused() -> None:
     with pytest.raises(UsageError, match="a batch of 2 images cannot be shared by 1 processes in 3 portions"):
         train(network(), Stage("dense", epochs=1, lr=0.05, batch_size=2, accumulate=3))
+
+
+def test_a_record_names_the_gpu_that_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = make_fabric("cpu", "bfloat16")
+    assert ran_on(fabric) == {"device": "cpu", "precision": "bf16-mixed"}
+    monkeypatch.setattr(type(fabric), "device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", {torch.device("cuda", 0): "a GPU"}.get)
+    assert ran_on(fabric) == {"device": "cuda:0", "accelerator": "a GPU", "precision": "bf16-mixed"}
