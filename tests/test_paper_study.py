@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from benchmarks.paper import __main__ as command
 from benchmarks.paper import elsewhere, latency, render, tables
 from benchmarks.paper import study as study_module
 from benchmarks.paper.other_tools import (
@@ -164,6 +166,32 @@ def test_rows_so_far_do_not_take_the_place_of_a_whole_table(study: Study, tmp_pa
     assert path.read_text(encoding="utf-8") == whole
     study.keep("recipe", rows[1:2], done=True)
     assert len(json.loads(path.read_text(encoding="utf-8"))["rows"]) == 1
+
+
+def test_a_command_that_was_stopped_writes_the_rows_that_it_made_and_says_that_there_are_more(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [row(name, 0.8, 1, method="paper", goal=["macs", share]) for name, share in (("one", 0.5), ("two", 0.25))]
+
+    def stopped(_study: Study) -> Iterator[dict[str, Any]]:
+        yield made[0]
+        raise SystemExit("two: lrexport ended with 143; the same command goes on")
+
+    monkeypatch.setattr(command, "OUT", tmp_path / "results")
+    where = ["--data", study.data, "--seed", "3", "--work", str(tmp_path), "--weights-dir", "weights"]
+    monkeypatch.setattr("sys.argv", ["benchmarks.paper", "recipe", *where])
+    monkeypatch.setitem(command.TABLES, "recipe", stopped)
+    table = tmp_path / "results" / f"recipe-{study.label}.md"
+    with pytest.raises(SystemExit, match="goes on"):
+        command.main()
+    text = table.read_text(encoding="utf-8")
+    assert text.count("| paper |") == 1
+    assert "- Unfinished: these are the rows made so far" in text
+    monkeypatch.setitem(command.TABLES, "recipe", lambda _study: iter(made))
+    command.main()
+    text = table.read_text(encoding="utf-8")
+    assert text.count("| paper |") == 2
+    assert "Unfinished" not in text
 
 
 def test_a_plot_of_no_tables_says_which_to_make(study: Study, tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
     python -m benchmarks.paper TABLE --data folder:DIR --weights-dir DIR [--model resnet20] [--schedule short] [--times 2]
 
 TABLE is table1, table2, table3-channel, table3-spatial, recipe, goals, ablation, others. Runs lie under --work; a command
-that was stopped goes on where it was, and one that is finished only writes its table again. Every accuracy is compared
-with the dense network trained from the same start for as many epochs; all choices are made on held-out training images.
-`latency` times the networks of all tables that are there, on a machine that should do nothing else, and writes the tables
-again; `plot` draws them.
+that was stopped writes the rows that it made and goes on where it was, and one that is finished only writes its table again.
+Every accuracy is compared with the dense network trained from the same start for as many epochs; all choices are made on
+held-out training images. `latency` times the networks of all tables that are there, on a machine that should do nothing
+else, and writes the tables again; `plot` draws them.
 """
 
 from __future__ import annotations
@@ -51,23 +51,25 @@ def main() -> None:
     if options.table == "plot":
         plot(study, OUT / f"{study.label}.png")
         return
-    made = list(TABLES)
     if options.table == "latency":
         latency.measure(study)
-    else:
+        for table in TABLES:
+            _write(table, study)
+        return
+    try:
         rows = []
         for row in TABLES[options.table](study):
             rows.append(row)
             study.keep(options.table, rows, done=False)
         study.keep(options.table, rows, done=True)
-        made = [options.table]
-    for table in made:
-        if study.kept(table):
-            _write(table, study)
+    finally:  # of a command that was stopped, the rows that it made
+        _write(options.table, study)
 
 
 def _write(table: str, study: Study) -> None:
-    """A table's Markdown, from its rows as they were kept."""
+    """A table's Markdown, from its rows as they were kept, if any were."""
+    if not study.kept(table):
+        return
     text = markdown(table, study)
     (OUT / f"{table}-{study.label}.md").write_text(text, encoding="utf-8")
     print(text)

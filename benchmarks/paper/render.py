@@ -54,7 +54,10 @@ def markdown(table: str, study: Study) -> str:
     command += f" --times {study.times} --seed {study.seed} --data {study.kind}:CIFAR --weights-dir WEIGHTS"
     lines = [f"## {TITLES[table]}: {study.label}", "", f"    {command}", "", _line(columns), _rule(columns, len(OWN[table]))]
     lines += [_line(_cells(row, columns)) for row in rows]
-    return "\n".join([*lines, "", *_notes(rows, study, times), ""])
+    notes = _notes(rows, study, times)
+    if not study.is_done(table):
+        notes = ["Unfinished: these are the rows made so far, and the command goes on with the others.", *notes]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
 
 
 def _cells(row: Row, columns: Columns) -> list[str]:
@@ -64,7 +67,7 @@ def _cells(row: Row, columns: Columns) -> list[str]:
 
 
 def _notes(rows: Sequence[Row], study: Study, times: dict[str, Any]) -> list[str]:
-    """What the figures mean and how they were made, a bullet each."""
+    """What the figures mean and how they were made."""
     schedule, images = study.schedule, max(row["n"] for row in rows)
     start = "the published weights" if schedule.weights else "random weights"
     notes = [
@@ -95,7 +98,7 @@ def _notes(rows: Sequence[Row], study: Study, times: dict[str, Any]) -> list[str
             f"brackets. The dense network took {took} ms. Ratios of other days, machines or numbers of networks are not "
             "comparable."
         )
-    return [f"- {note}" for note in notes]
+    return notes
 
 
 def plot(study: Study, path: Path) -> None:

@@ -210,9 +210,12 @@ class Study:
 
     def kept(self, table: str) -> list[Row]:
         """Rows that :meth:`keep` kept; none where there is no such table."""
-        path = OUT / f"{table}-{self.label}.json"
-        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+        rows: list[Row] = self._table(table).get("rows", [])
         return rows
+
+    def is_done(self, table: str) -> bool:
+        """Whether a table has all rows that its command made."""
+        return bool(self._table(table).get("done", True))
 
     def keep(self, table: str, rows: Sequence[Row], done: bool) -> None:
         """Write a table's rows so far; where an earlier life got further, only once all are ``done``."""
@@ -220,8 +223,13 @@ class Study:
             return
         OUT.mkdir(parents=True, exist_ok=True)
         (OUT / f"{table}-{self.label}.json").write_text(
-            json.dumps({"data": self.kind, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8"
+            json.dumps({"data": self.kind, "done": done, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8"
         )
+
+    def _table(self, table: str) -> dict[str, Any]:
+        path = OUT / f"{table}-{self.label}.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found
 
 
 def _waited_for(words: Sequence[str]) -> int:

@@ -66,7 +66,7 @@ def recipe(study: Study) -> Iterator[Row]:
     yield from dense(study, study.schedule.epochs)
     goals = [*(("macs", share) for share in GOALS), ("latency", LATENCY)]
     for goal, share in goals:
-        for method in ("paper", "at once", "falling", "steered") if goal == "macs" else ("at once",):
+        for method in ("paper", "at once", "steered", "falling") if goal == "macs" else ("at once",):
             yield at(study, method, share, goal=goal) | {"method": method}
 
 
