@@ -239,10 +239,10 @@ def test_each_row_asks_lrexport_for_something_of_its_own(study: Study, monkeypat
     assert len(recipe) == 9
     monkeypatch.setattr(Study, "start", lambda made: made.work / "start" / "dense.safetensors")
     goals = {each["name"] for each in tables.goals(study)}
-    assert goals - recipe == {"at-once-taught-by-resnet56-0.303-5"}
+    assert goals - recipe == {"at-once-taught-by-resnet56-0.303-5", "at-once-taught-by-resnet56-0.25-5"}
     assert f'teacher = "{study.studies}/resnet56-short-3/start"' in asked["at-once-taught-by-resnet56-0.303-5"]
     ablation = {each["name"] for each in tables.ablation(study)}
-    assert len(ablation | recipe | goals) == len(asked) == 10 + len(ablation - recipe)
+    assert len(ablation | recipe | goals) == len(asked) == 11 + len(ablation - recipe)
     assert 'sparsity-strength = "auto"' in asked["steered-0.303-5"]
     assert "latency = 0.7" in asked["at-once-latency-0.7-5"]
 

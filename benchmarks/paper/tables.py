@@ -80,7 +80,8 @@ def goals(study: Study) -> Iterator[Row]:
         larger = replace(study, model=LARGER[study.model])
         larger.start()
         method, options = f"at once, taught by {larger.model}", ("--teacher", str(larger.work / "start"))
-        yield at(study, method, shares[0], options=(*METHODS["at once"], *options)) | {"method": method}
+        for share in shares:
+            yield at(study, method, share, options=(*METHODS["at once"], *options)) | {"method": method}
 
 
 def ablation(study: Study) -> Iterator[Row]:
