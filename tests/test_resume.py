@@ -30,6 +30,16 @@ def make(num_classes=10):
 
 make.input_shape = (1, 8, 8)
 """
+# Python cannot pass on what is raised in __del__, nor in what C code asks it.
+INTERRUPTED = """
+import os, signal
+
+class Interrupting:
+    def __del__(self):
+        signal.raise_signal(int(os.environ["NUMBER"]))
+
+Interrupting()
+"""
 STAGES = ["--dense-epochs", "2", "--svd-epochs", "2", "--fine-tune-epochs", "2", "--baseline-epochs", "1"]
 MORE = ["--macs", "0.6", "--batch-size", "64", "--distill", "0.3", "--device", "cpu", "--precision", "float32"]
 COMMAND = ["compress", "resumed_network:make", "--data", "digits", *STAGES, *MORE]
@@ -101,6 +111,16 @@ def test_a_run_ended_by_a_signal_goes_on_to_the_bit(whole: Path, folder: Path, n
     assert "The same command with --resume goes on from " in stopped.output
     resume(folder, name)
     same_but_for_time(folder / name, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_where_nothing_can_be_raised_ends_a_run_all_the_same(folder: Path, number: int) -> None:
+    (folder / "interrupted_network.py").write_text(f"{NETWORK}\n{INTERRUPTED}", encoding="utf-8")
+    command = ("compress", "interrupted_network:make", *COMMAND[2:], "-o", f"interrupted-{int(number)}")
+    stopped = Forked(folder, *command, environment={"NUMBER": str(int(number))})
+    assert stopped.wait() == 128 + number, stopped.output
+    assert "Exception ignored" not in stopped.output
+    assert "lrexport: stopped" in stopped.output
 
 
 def killed_until_done(folder: Path, name: str, moments: random.Random, most: int) -> int:

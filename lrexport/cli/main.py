@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -28,6 +29,8 @@ COMMANDS = {
     "report": ("lrexport.cli.report", "One self-contained HTML page on runs; or Markdown, or JSON."),
     "demo": ("lrexport.cli.demo", "All of it on embedded data, in about three minutes."),
 }
+
+_MOMENT = 0.01  # seconds, after which C code will have its answer
 
 
 class LazyGroup(click.Group):
@@ -139,10 +142,26 @@ def _terminated(number: int, frame: Any) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _send_again(lost: Any) -> None:
+    """What Python does with an exception that nobody can catch: one that a signal raised becomes the signal once more.
+
+    It came where C code had asked Python something, as pydantic does to write a record, and would be printed and forgotten.
+    """
+    code = getattr(lost.exc_value, "code", None)
+    number = signal.SIGINT if issubclass(lost.exc_type, KeyboardInterrupt) else signal.SIGTERM
+    if number == signal.SIGTERM and code != 128 + number:
+        sys.__unraisablehook__(lost)
+        return
+    later = threading.Timer(_MOMENT, os.kill, (os.getpid(), number))
+    later.daemon = True
+    later.start()
+
+
 def main() -> NoReturn:
     """Entry point."""
     # Before torch is there: threads that wait for one another by spinning take the cores from whatever else runs, and
     # beside one busy process a training step then takes up to several times as long; asleep they cost nothing measurable.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)
+    sys.unraisablehook = _send_again
     sys.exit(run(sys.argv[1:]))
