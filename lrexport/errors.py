@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class LrexportError(Exception):
     """Base of everything lrexport raises on purpose.
@@ -52,3 +54,11 @@ class DeviceError(LrexportError):
     """The environment failed: no space, no permission, no device, no library (exit code 4)."""
 
     exit_code = 4
+
+
+def signal_of(error: BaseException | None) -> signal.Signals | None:
+    """Which signal raised it, as Python does for Ctrl-C and lrexport's commands do for SIGTERM; None for anything else."""
+    if isinstance(error, KeyboardInterrupt):
+        return signal.SIGINT
+    terminated = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+    return signal.SIGTERM if terminated else None

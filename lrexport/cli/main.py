@@ -14,7 +14,7 @@ import click
 
 from lrexport import __version__
 from lrexport.cli import configuration
-from lrexport.errors import LrexportError
+from lrexport.errors import LrexportError, signal_of
 from lrexport.escape import plain_lines
 
 # Command → (module, help line). The help lines stand here so that --help imports none of them.
@@ -147,9 +147,8 @@ def _send_again(lost: Any) -> None:
 
     It came where C code had asked Python something, as pydantic does to write a record, and would be printed and forgotten.
     """
-    code = getattr(lost.exc_value, "code", None)
-    number = signal.SIGINT if issubclass(lost.exc_type, KeyboardInterrupt) else signal.SIGTERM
-    if number == signal.SIGTERM and code != 128 + number:
+    number = signal_of(lost.exc_value)
+    if number is None:
         sys.__unraisablehook__(lost)
         return
     later = threading.Timer(_MOMENT, os.kill, (os.getpid(), number))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from lrexport.errors import Stopped
+from lrexport.errors import Stopped, signal_of
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -63,8 +63,8 @@ def saying_how_to_go_on(can_go_on: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as interrupt:
-        number = signal.SIGINT if isinstance(interrupt, KeyboardInterrupt) else signal.SIGTERM
-        if isinstance(interrupt, SystemExit) and interrupt.code != 128 + number:
+        number = signal_of(interrupt)
+        if number is None:
             raise
         hint = "The same command with --resume goes on from what was saved last." if can_go_on() else None
         raise Stopped(number, "stopped", hint) from interrupt
