@@ -7,7 +7,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lrexport.measure.environment import environment
 RESULTS = Path(__file__).parent / "results"
 
 
-def machine(facts: dict[str, Any] | None = None) -> str:
+def machine(facts: Mapping[str, Any] | None = None) -> str:
     """A machine in one line: this one, or that of a record's ``environment``."""
     facts = facts or environment()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "onnxruntime") if name in facts)

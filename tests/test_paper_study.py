@@ -147,10 +147,8 @@ def test_rows_of_a_tool_that_is_not_installed_any_more_stay_if_they_have_this_st
     made += [row("two", 0.8, 1, tool="Tucker-2", asked={"start": "another start"})]
     study.keep("others", made, done=True)
     assert [each["name"] for each in elsewhere.other_tools(study)][3:] == ["one"]
-    rows = []
-    for each in elsewhere.other_tools(
-        study
-    ):  # as the command does, which has kept as many rows before it comes to the tools
+    rows = []  # as the command does, which has kept as many of them before it comes to the tools
+    for each in elsewhere.other_tools(study):
         rows.append(each)
         study.keep("others", rows, done=False)
     assert rows[3:] == made[:1]

@@ -7,13 +7,12 @@ Measured apart from training, on a machine that does nothing else; tables show i
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine
-from benchmarks.paper.study import OUT, Row, Study
+from benchmarks.paper.study import OUT, Row, Study, read_kept
 from benchmarks.paper.training import SHAPE, start_network
 from lrexport import runs
 from lrexport.artifacts import files
@@ -51,14 +50,12 @@ def measured(label: str) -> dict[str, Any]:
 
     Those of networks that are not here any more stay.
     """
-    path = _path(label)
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    return read_kept(_path(label))
 
 
 def _rows(label: str) -> list[Row]:
     tables = [path for path in sorted(OUT.glob(f"*-{label}.json")) if path != _path(label)]
-    return [row for path in tables for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    return [row for path in tables for row in read_kept(path)["rows"]]
 
 
 def _onnx(study: Study, name: str) -> Path:

@@ -184,15 +184,15 @@ class Study:
             "optimizer": record.config["optimizer"],
             "distill": record.config["distill"],
         }
-        return self.described(name, figures) | {"machine": machine(record.environment)}
+        return self.described(name, figures, record.environment)
 
-    def described(self, name: str, figures: Row) -> Row:
-        """A row's figures with what was trained, how long, by which command; by the log in its folder."""
+    def described(self, name: str, figures: Row, environment: Mapping[str, Any]) -> Row:
+        """A row's figures with what was trained, how long, where, by which command; by the log in its folder."""
         study = {"name": name, "model": self.model, "schedule": self.schedule.name, "seed": self.seed}
         asked = self.asked(name)
         stages = [event["stage"] for event in self._events(name) if event["event"] == "epoch"]
         epochs = {"epochs": len(stages), "fine_tune_epochs": stages.count("fine-tune")}
-        made = {**epochs, "hours": self.hours(name), "machine": machine(), "asked": asked}
+        made = {**epochs, "hours": self.hours(name), "machine": machine(environment), "asked": asked}
         return {**study, "pruned": {}, **figures, **made}
 
     def hours(self, name: str, stage: str = "") -> float:
@@ -222,14 +222,20 @@ class Study:
         if not done and len(self.kept(table)) > len(rows):
             return
         OUT.mkdir(parents=True, exist_ok=True)
-        (OUT / f"{table}-{self.label}.json").write_text(
-            json.dumps({"data": self.kind, "done": done, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8"
-        )
+        text = json.dumps({"data": self.kind, "done": done, "rows": list(rows)}, indent=1) + "\n"
+        self._path(table).write_text(text, encoding="utf-8")
 
     def _table(self, table: str) -> dict[str, Any]:
-        path = OUT / f"{table}-{self.label}.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return found
+        return read_kept(self._path(table))
+
+    def _path(self, table: str) -> Path:
+        return OUT / f"{table}-{self.label}.json"
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """What was kept in a JSON file; nothing where there is none."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def _waited_for(words: Sequence[str]) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import machine
 from benchmarks.paper.study import Row, Study
 from lrexport.artifacts import files, tensors
 from lrexport.config import TrainConfig
@@ -138,8 +137,7 @@ def trained(study: Study, name: str, training: Training) -> Row:
         "optimizer": config["optimizer"],
         "distill": training.distill,
     }
-    ran = {"machine": machine(environment() | ran_on(fabric))}
-    files.write_json(folder / _ROW, study.described(name, figures) | ran)
+    files.write_json(folder / _ROW, study.described(name, figures, environment() | ran_on(fabric)))
     for checkpoint in checkpoints.folder.iterdir():
         checkpoint.unlink()
     return _read(folder)
