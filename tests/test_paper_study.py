@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import nn
 
 from benchmarks.paper import __main__ as command
@@ -26,8 +27,11 @@ from benchmarks.paper.other_tools import (
 )
 from benchmarks.paper.study import Study
 from lrexport.cli.main import cli
+from lrexport.data.images import hold_out
+from lrexport.data.resolve import load_data
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import CifarResNet
+from lrexport.record import Record
 
 SHAPE = (3, 32, 32)
 
@@ -175,7 +179,6 @@ def test_a_command_that_was_stopped_writes_the_rows_that_it_made_and_says_that_t
         yield made[0]
         raise SystemExit("two: lrexport ended with 143; the same command goes on")
 
-    monkeypatch.setattr(command, "OUT", tmp_path / "results")
     where = ["--data", study.data, "--seed", "3", "--work", str(tmp_path), "--weights-dir", "weights"]
     monkeypatch.setattr("sys.argv", ["benchmarks.paper", "recipe", *where])
     monkeypatch.setitem(command.TABLES, "recipe", stopped)
@@ -206,6 +209,29 @@ def test_what_was_made_otherwise_is_refused(study: Study, monkeypatch: pytest.Mo
     monkeypatch.setattr(Study, "_start_digest", "another start")
     with pytest.raises(SystemExit, match="start: 'one start', now 'another start'"):
         study.note("row", {"lr": 0.1})
+
+
+def test_images_that_the_start_was_not_trained_on_are_refused_before_hours_of_training(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, shade in (("these", 10), ("others", 20)):
+        for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+            (tmp_path / name / place).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (32, 32), (shade, number, 0)).save(tmp_path / name / place / f"{number}.png")
+    these, others = (replace(study, data=f"folder:{tmp_path / name}") for name in ("these", "others"))
+    digest = hold_out(load_data(these.data, SHAPE), 0.3, seed=study.seed).digest()
+    start = Record(
+        model={"source": "resnet20", "input_shape": SHAPE}, config={"heldout": 0.3}, digests={"data_sha256": digest}
+    )
+    monkeypatch.setattr(Study, "record", lambda _study, _name: start)
+    monkeypatch.setattr(Study, "start", lambda made: made.work / "start" / "dense.safetensors")
+    monkeypatch.setattr(Study, "_start_digest", "a start")
+    assert len(these.splits().test) == 6
+    for name, train in (("compressed", others.compress), ("trained", others.train)):
+        with pytest.raises(SystemExit, match=r"others has other images than .*start was trained on: give another --work"):
+            train(name)
+        assert not (others.work / name).exists()
 
 
 def test_commands_are_told_without_the_places_of_this_machine(study: Study) -> None:
@@ -239,6 +265,9 @@ def test_each_row_asks_lrexport_for_something_of_its_own(study: Study, monkeypat
     goals = {each["name"] for each in tables.goals(study)}
     assert goals - recipe == {"at-once-taught-by-resnet56-0.303-5", "at-once-taught-by-resnet56-0.25-5"}
     assert f'teacher = "{study.studies}/resnet56-short-3/start"' in asked["at-once-taught-by-resnet56-0.303-5"]
+    alone, taught = (asked.pop(each["name"]) for each in tables.goals(replace(study, model="resnet56")))
+    teacher = {'teacher = "resnet56"', f'teacher-weights = "{study.studies}/resnet56-short-3/dense-5/model.safetensors"'}
+    assert taught - alone == teacher
     ablation = {each["name"] for each in tables.ablation(study)}
     assert len(ablation | recipe | goals) == len(asked) == 11 + len(ablation - recipe)
     assert 'sparsity-strength = "auto"' in asked["steered-0.303-5"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.paper import elsewhere, latency, tables
 from benchmarks.paper.render import markdown, plot
 from benchmarks.paper.schedules import SCHEDULES
-from benchmarks.paper.study import OUT, Study
+from benchmarks.paper.study import OUT, Study, result_file
 
 TABLES = {
     "table1": tables.orthogonality,
@@ -71,7 +71,7 @@ def _write(table: str, study: Study) -> None:
     if not study.kept(table):
         return
     text = markdown(table, study)
-    (OUT / f"{table}-{study.label}.md").write_text(text, encoding="utf-8")
+    result_file(table, study.label, ".md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from benchmarks.paper.other_tools import TOOLS, Make, ToolAbsentError
-from benchmarks.paper.study import Row, Study
+from benchmarks.paper.study import SHAPE, Row, Study
 from benchmarks.paper.tables import GOALS, OWN, TAUGHT, at
-from benchmarks.paper.training import SHAPE, Training, dense, finished, trained
+from benchmarks.paper.training import Training, dense, finished, trained
 from lrexport.lowrank.fold import fold_structure
 from lrexport.models.resolve import resolve
 from lrexport.record import Plan

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine
-from benchmarks.paper.study import OUT, Row, Study, read_kept
-from benchmarks.paper.training import SHAPE, start_network
+from benchmarks.paper.study import OUT, SHAPE, Row, Study, read_kept, result_file
+from benchmarks.paper.training import start_network
 from lrexport import runs
 from lrexport.artifacts import files
 from lrexport.export.onnx_export import export_onnx
@@ -68,4 +68,4 @@ def _onnx(study: Study, name: str) -> Path:
 
 
 def _path(label: str) -> Path:
-    return OUT / f"latency-{label}.json"
+    return result_file("latency", label)

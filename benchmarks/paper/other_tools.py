@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.paper.study import Study
-from benchmarks.paper.training import SHAPE, start_network
+from benchmarks.paper.study import SHAPE, Study
+from benchmarks.paper.training import start_network
 from lrexport.artifacts import tensors
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import BasicBlock

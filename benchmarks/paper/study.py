@@ -21,10 +21,13 @@ from typing import Any
 from benchmarks.common import RESULTS, machine
 from benchmarks.paper.schedules import SCHEDULES, Schedule
 from lrexport.artifacts import files
+from lrexport.data.images import Splits, hold_out
+from lrexport.data.resolve import load_data
 from lrexport.progress import is_stopped
 from lrexport.record import DENSE, LOG, RECORD, SVD, Record, Result, load_record
 
 OUT = RESULTS / "paper"
+SHAPE = (3, 32, 32)
 Row = dict[str, Any]
 
 
@@ -89,6 +92,14 @@ class Study:
         assert dense is not None
         return self._described("start", dense) | {"epochs": 0, "lr": None, "distill": 0.0}
 
+    def splits(self) -> Splits:
+        """Its images, some held out. Raises SystemExit where the start was trained on others."""
+        start = self.record("start")
+        splits = hold_out(load_data(self.data, SHAPE), start.config["heldout"], seed=self.seed)
+        if splits.digest() != start.digests["data_sha256"]:
+            raise SystemExit(f"{self.data} has other images than {self.work / 'start'} was trained on: give another --work")
+        return splits
+
     def compress(self, name: str, *options: str) -> Row:
         """One compression from the start. ``options`` say what differs from the schedule, its epochs included."""
         self._lrexport("compress", self.model, name, (*self._common, "--weights", str(self.start()), *options))
@@ -115,6 +126,8 @@ class Study:
             record = load_record(run)
             if record.results.compressed or (command == "train" and SVD in record.files):
                 return
+        if name != "start":
+            self.splits()  # for its error, before hours of training
         words += ["-o", str(run), "--resume"]
         print("lrexport", shlex.join(words), flush=True)
         ended = _waited_for([sys.executable, "-m", "lrexport", *words])
@@ -229,7 +242,12 @@ class Study:
         return read_kept(self._path(table))
 
     def _path(self, table: str) -> Path:
-        return OUT / f"{table}-{self.label}.json"
+        return result_file(table, self.label)
+
+
+def result_file(table: str, label: str, suffix: str = ".json") -> Path:
+    """Where a table of the study ``label`` is kept, or its latencies."""
+    return OUT / f"{table}-{label}{suffix}"
 
 
 def read_kept(path: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.paper.study import Row, Study
-from benchmarks.paper.training import dense, truncated_as_trained
-from lrexport.record import Scheme
+from benchmarks.paper.training import dense, dense_name, truncated_as_trained
+from lrexport.record import MODEL, Scheme
 
 # Yang et al. 2020 as they prune: one e for all layers (equation 4), nothing weighted, nothing repaired but by fine-tuning.
 NO_REPAIR = ("--calibration-images", "0", "--batchnorm-images", "0")  # without images biases are not corrected either
@@ -76,12 +76,20 @@ def goals(study: Study) -> Iterator[Row]:
     shares = GOAL_OF.get(study.model, GOALS)
     for share in shares:
         yield at(study, "at once", share) | {"method": "at once"}
+    teacher, options = _better_teacher(study)
+    method = f"at once, taught by {teacher}"
+    for share in shares:
+        yield at(study, method, share, options=(*METHODS["at once"], *options)) | {"method": method}
+
+
+def _better_teacher(study: Study) -> tuple[str, tuple[str, ...]]:
+    """A network to learn from, and how `lrexport` is told: a larger one, or the dense network after its last epoch."""
     if study.model in LARGER:
         larger = replace(study, model=LARGER[study.model])
         larger.start()
-        method, options = f"at once, taught by {larger.model}", ("--teacher", str(larger.work / "start"))
-        for share in shares:
-            yield at(study, method, share, options=(*METHODS["at once"], *options)) | {"method": method}
+        return larger.model, ("--teacher", str(larger.work / "start"))
+    weights = study.work / dense_name(study.schedule.epochs) / MODEL
+    return "dense, trained on", ("--teacher", study.model, "--teacher-weights", str(weights))
 
 
 def ablation(study: Study) -> Iterator[Row]:

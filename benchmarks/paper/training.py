@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.paper.study import Row, Study
+from benchmarks.paper.study import SHAPE, Row, Study
 from lrexport.artifacts import files, tensors
 from lrexport.config import TrainConfig
-from lrexport.data.images import Splits, draw, hold_out
-from lrexport.data.resolve import load_data
+from lrexport.data.images import Splits, draw
 from lrexport.errors import Stopped
 from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.fold import fold
@@ -37,7 +36,6 @@ from lrexport.training.loops import train_stage
 from lrexport.training.scoring import reestimate_batchnorm, score
 from lrexport.training.stage import Stage
 
-SHAPE = (3, 32, 32)
 _BATCH = 250  # images at a time for BatchNorm, as in lrexport
 _ROW = "row.json"
 _TRUNCATED = "as-trained"  # under WORK: not in the runs, whose records know of no such file
@@ -82,7 +80,12 @@ def dense(study: Study, epochs: int) -> Iterator[Row]:
     """
     yield study.start_row() | {"reference": "dense, at the start"}
     like = Training(partial(start_network, study), epochs, study.schedule.whole_lr, keep_best=False, repair=False)
-    yield finished(study, f"dense-{epochs}", like) | {"reference": "dense, trained on"}
+    yield finished(study, dense_name(epochs), like) | {"reference": "dense, trained on"}
+
+
+def dense_name(epochs: int) -> str:
+    """The folder of the dense network after ``epochs`` more."""
+    return f"dense-{epochs}"
 
 
 def finished(study: Study, name: str, training: Training) -> Row:
@@ -92,7 +95,7 @@ def finished(study: Study, name: str, training: Training) -> Row:
         network, fabric = training.make(), make_fabric()
         network.load_state_dict(tensors.load(folder / MODEL))
         to_fast_layout(network.to(fabric.device)).eval()
-        found = score(network, _splits(study).test, fabric.device, "test")
+        found = score(network, study.splits().test, fabric.device, "test")
         row |= {"top1": found.top1, "n": found.n}
         files.write_json(folder / _ROW, row)
     return row
@@ -107,7 +110,7 @@ def trained(study: Study, name: str, training: Training) -> Row:
     config = {**vars(TrainConfig(study.model)), **study.record("start").config, **training.options}
     network = training.make()
     files.make_run_folder(folder)
-    fabric, splits = make_fabric(), _splits(study)
+    fabric, splits = make_fabric(), study.splits()
     to_fast_layout(network.to(fabric.device))
     pruned = _repaired(network, splits, config) if training.repair else {}
 
@@ -152,7 +155,7 @@ def truncated_as_trained(study: Study, source: str, plan: Plan) -> float:
     kept = study.work / _TRUNCATED / f"{source}.json"
     if not kept.is_file():
         svd = load_svd(TrainConfig(study.model), study.work / source)
-        top1 = score(fold(svd, plan).eval(), _splits(study).test, torch.device("cpu"), "test").top1
+        top1 = score(fold(svd, plan).eval(), study.splits().test, torch.device("cpu"), "test").top1
         kept.parent.mkdir(exist_ok=True)
         files.write_json(kept, {"top1": top1})
     return float(json.loads(kept.read_text(encoding="utf-8"))["top1"])
@@ -161,10 +164,6 @@ def truncated_as_trained(study: Study, source: str, plan: Plan) -> float:
 def _read(folder: Path) -> Row:
     row: Row = json.loads((folder / _ROW).read_text(encoding="utf-8"))
     return row
-
-
-def _splits(study: Study) -> Splits:
-    return hold_out(load_data(study.data, SHAPE), study.record("start").config["heldout"], seed=study.seed)
 
 
 def _repaired(network: nn.Module, splits: Splits, config: dict[str, Any]) -> dict[str, float]:
