@@ -12,10 +12,17 @@ _DIGITS = 14  # 0.7 ÷ 100 is to be 0.007, not 0.006999999999999999
 
 def parse_share(text: str) -> float:
     """A share of the dense network in (0, 1], from ``"0.5"`` or ``"50%"``. Raises UsageError."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*", text)
-    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not 0 < value <= 1:
+    value = _share(text)
+    if value is None or value <= 0:
         raise UsageError(f"{text!r} is no share of the dense network", "Give a number above 0 and at most 1, like 0.5.")
+    return value
+
+
+def parse_energy(text: str) -> float:
+    """The share of a layer's energy that may be dropped, in [0, 1], from ``"1e-2"`` or ``"1%"``. Raises UsageError."""
+    value = _share(text)
+    if value is None:
+        raise UsageError(f"{text!r} is no share of a layer's energy", "Give a number from 0 to 1, like 1e-2, or 1%.")
     return value
 
 
@@ -84,6 +91,13 @@ def parse_points(text: str) -> float:
     if unit not in ("point", "points", "pp"):
         raise UsageError(f"{text!r} is no number of points", "Give percentage points with their unit: 0.5 points.")
     return round(value / 100, _DIGITS)
+
+
+def _share(text: str) -> float | None:
+    """A number from 0 to 1, also as a percentage; None where it is none."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*", text)
+    value = float(match[1]) / (100 if match[2] else 1) if match else math.inf
+    return value if value <= 1 else None
 
 
 def _number_and_unit(text: str) -> tuple[float, str]:

@@ -19,6 +19,17 @@ def test_anything_that_is_no_share_is_refused(text: str) -> None:
         units.parse_share(text)
 
 
+@pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("1e-2", 0.01), ("5%", 0.05), ("1", 1.0), (".5 %", 0.005)])
+def test_energies(text: str, value: float) -> None:
+    assert units.parse_energy(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.1", "101%", "half", "nan", ""])
+def test_anything_that_is_no_share_of_energy_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="share of a layer's energy"):
+        units.parse_energy(text)
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("500KB", 500_000), ("1.5 MB", 1_500_000), ("64KiB", 65_536), ("12 b", 12), (".5 kb", 500)]
 )

@@ -13,7 +13,7 @@ import click
 
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
-from lrexport.units import parse_bytes, parse_latency, parse_share
+from lrexport.units import parse_bytes, parse_energy, parse_latency, parse_share
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,6 +40,18 @@ class ShareType(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             return parse_share(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class EnergyType(click.ParamType[float]):
+    """``1e-2`` or ``1%`` → 0.01; 0 drops nothing."""
+
+    name = "SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_energy(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
 

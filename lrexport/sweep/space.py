@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from lrexport.errors import UsageError
-from lrexport.units import parse_bytes, parse_latency, parse_share
+from lrexport.units import parse_bytes, parse_energy, parse_latency, parse_share
 
 Value: TypeAlias = float | int | str
 Point: TypeAlias = dict[str, Value]
@@ -126,6 +126,13 @@ def _latency(text: str) -> Value:
     return parse_latency(text)[0]
 
 
+def _energy(text: str) -> Value:
+    value = parse_energy(text)
+    if not value:  # drops nothing, and has no logarithm
+        raise ValueError
+    return value
+
+
 # How the values of each name are written; by the kind of it, ranges make sense or not.
 GOALS: Mapping[str, Callable[[str], Value]] = {
     "macs": parse_share,
@@ -133,7 +140,7 @@ GOALS: Mapping[str, Callable[[str], Value]] = {
     "size": parse_bytes,
     "latency": _latency,
     "latency_ms": _latency,
-    "energy": _number(0, 1, above=True),
+    "energy": _energy,
     "accuracy_drop": _number(0, 100),
 }
 _WORDS: Mapping[str, Callable[[str], Value]] = {
