@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lrexport import stages
+from lrexport.artifacts.run_files import HOLDER
+from lrexport.artifacts.run_lock import RunLock
 from lrexport.config import FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
-from lrexport.errors import UsageError
+from lrexport.errors import LrexportError, UsageError
 from lrexport.job import OnEvent, Opening, open_job
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.plans import check_choices
@@ -15,9 +18,9 @@ from lrexport.lowrank.selection import Selection
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plans import Choice, digest, read_choices
-from lrexport.progress import is_stopped, other_choices
+from lrexport.progress import clear, is_stopped, other_choices
 from lrexport.pruning import Pruning, schemes_considered
-from lrexport.record import RECORD, SVD, Record, load_record
+from lrexport.record import CHECKPOINTS, RECORD, SVD, Record, load_record
 from lrexport.speed import Speed, measure_speed
 from lrexport.starts import look
 from lrexport.training.engine import failing_together, make_fabric, with_float64
@@ -127,6 +130,10 @@ def _finished(
         others.append(f"it went on from {before}" if before else "it went on from no other run")
     if others:
         raise UsageError(f"{run} is finished, with other choices: {'; '.join(others)}", "Choose another folder with -o.")
+    if any((run / CHECKPOINTS).glob("*")) or (run / HOLDER).exists():
+        # A job that was killed in its last moment, unless another one is at work here or nothing can be changed.
+        with suppress(LrexportError, OSError), RunLock(run):
+            clear(run)
     on_event({"event": "finished", "run": str(run)})
     return record
 

@@ -153,6 +153,17 @@ def test_fifty_kills_at_random_moments_change_no_bit(whole: Path, folder: Path) 
         number += 1
 
 
+def test_what_a_job_killed_in_its_last_moment_left_goes_where_the_finished_run_is_asked_for_again(
+    whole: Path, folder: Path
+) -> None:
+    left = folder / "left"
+    shutil.copytree(whole, left)
+    (left / "checkpoint" / "fine-tune-done.0123456789abcdef.safetensors").write_bytes(b"state.json was removed before it")
+    (left / ".holder").write_text("process 1 on nowhere\n", encoding="utf-8")
+    resume(folder, "left")
+    same_but_for_time(left, whole)
+
+
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it(whole: Path, folder: Path) -> None:
     """The process dies at every step of a save in turn: in the temporary file, before and after it is renamed."""
     for name in ("fsync", "replace", "unlink"):
