@@ -56,7 +56,7 @@ def step(network: nn.Module, svd: SVDNetwork | None, images: torch.Tensor, label
 
 def steps(title: str, model: str, shape: tuple[int, ...], rounds: int) -> list[str]:
     """Table rows of one network."""
-    dense = to_fast_layout(resolve(model, shape).build()).train()
+    dense = to_fast_layout(resolve(model, shape).build(), shape).train()
     images, labels = torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))
     images = images.contiguous(memory_format=torch.channels_last)
     every = {"dense": lambda: step(dense, None, images, labels)}
@@ -65,7 +65,7 @@ def steps(title: str, model: str, shape: tuple[int, ...], rounds: int) -> list[s
         svd = decompose(network, shape)
         if share < 1:
             cut_to(svd, share)
-        to_fast_layout(network).train()
+        to_fast_layout(network, shape).train()
         every[f"{share} plain"] = lambda network=network: step(network, None, images, labels)
         every[f"{share}"] = lambda network=network, svd=svd: step(network, svd, images, labels)
     times = interleaved(every, rounds, warm_up=2)

@@ -89,7 +89,7 @@ def composed(network: nn.Module, shape: tuple[int, ...], scheme: Scheme) -> tupl
 
 
 def stepper(network: nn.Module, extra: Callable[[], Tensor] | None, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    to_fast_layout(network.train())
+    to_fast_layout(network, tuple(images.shape[1:])).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
     def step() -> None:

@@ -37,7 +37,6 @@ from lrexport.lowrank.fold import fold
 from lrexport.lowrank.moments import every_scheme_of, input_moments, own_schemes_of
 from lrexport.lowrank.reconstruct import reconstruct
 from lrexport.lowrank.selection import Rule, select
-from lrexport.lowrank.tracing import fast_layout
 from lrexport.models.resolve import resolve
 from lrexport.models.weights import load_weights
 from lrexport.record import load_record
@@ -82,13 +81,13 @@ def compress(
     """The repaired network, its share of the MACs, and the seconds it took."""
     calibration, batchnorm = (splits.train.subset(drawn[:count]) for count in (CALIBRATION, BATCHNORM))
     batches = list(calibration.batches(128, CPU))
-    images = fast_layout(torch.cat([batch for batch, _ in batches]))
+    images = torch.cat([batch for batch, _ in batches])
     began = time.perf_counter()
     svd = decompose(network, SHAPE, "auto" if method.every_scheme else "spatial")
     schemes = every_scheme_of(svd) if method.every_scheme else own_schemes_of(svd)
     moments = input_moments(svd, batches, schemes) if method.weighting else None
     chosen = select(svd, macs=1 / factor, rule=method.rule, moments=moments, every_scheme=method.every_scheme)
-    small = to_fast_layout(fold(svd, chosen.plan, chosen.truncations))
+    small = to_fast_layout(fold(svd, chosen.plan, chosen.truncations), SHAPE)
     if method.reconstruct:
         reconstruct(small, svd, chosen.plan, images)
     reestimate_batchnorm(small, batchnorm.batches(250, CPU))
@@ -150,7 +149,7 @@ def main() -> None:
 
 
 def top1(network: nn.Module, images: ImageSet) -> float:
-    return 100 * score(to_fast_layout(network), images, CPU, "test").top1
+    return 100 * score(to_fast_layout(network, SHAPE), images, CPU, "test").top1
 
 
 def table(found: dict[str, Any]) -> list[str]:

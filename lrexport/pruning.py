@@ -133,7 +133,7 @@ class Pruning:
         network = fold(self.svd, selection.plan, selection.truncations)
         if self.splits is None:
             return network, {}
-        to_fast_layout(network.to(self.device))
+        to_fast_layout(network.to(self.device), self.input_shape)
         scores = {"heldout_top1": self._heldout(network)}
         for name, repair in self._repairs().items():
             before = copy.deepcopy(network.state_dict())

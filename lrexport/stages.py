@@ -125,7 +125,7 @@ def prune(job: Job, pruning: Pruning) -> nn.Module:
         pruned, weights = job.progress.read_pruned()
         network = fold_structure(job.recipe.build(), pruned.plan)
         network.load_state_dict(weights)
-        to_fast_layout(network.to(job.fabric.device)).eval()
+        to_fast_layout(network.to(job.fabric.device), job.recipe.input_shape).eval()
     job.record.plan = pruned.plan
     job.record.planned_latency = pruned.planned_latency
     job.record.notes += pruned.notes
@@ -237,7 +237,7 @@ def _train(job: Job, stage: Stage, network: nn.Module, tell: OnEvent | None = No
     done = kept.finished()
     if done is not None:
         fit_ranks(network, done)
-        to_fast_layout(network.to(job.fabric.device)).eval().load_state_dict(done)
+        to_fast_layout(network.to(job.fabric.device), job.recipe.input_shape).eval().load_state_dict(done)
         return
     if job.first:
         job.progress.save()

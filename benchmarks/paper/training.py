@@ -94,7 +94,7 @@ def finished(study: Study, name: str, training: Training) -> Row:
     if "top1" not in row:
         network, fabric = training.make(), make_fabric()
         network.load_state_dict(tensors.load(folder / MODEL))
-        to_fast_layout(network.to(fabric.device)).eval()
+        to_fast_layout(network.to(fabric.device), SHAPE).eval()
         found = score(network, study.splits().test, fabric.device, "test")
         row |= {"top1": found.top1, "n": found.n}
         files.write_json(folder / _ROW, row)
@@ -111,7 +111,7 @@ def trained(study: Study, name: str, training: Training) -> Row:
     network = training.make()
     files.make_run_folder(folder)
     fabric, splits = make_fabric(), study.splits()
-    to_fast_layout(network.to(fabric.device))
+    to_fast_layout(network.to(fabric.device), SHAPE)
     pruned = _repaired(network, splits, config) if training.repair else {}
 
     def tell(event: dict[str, Any]) -> None:

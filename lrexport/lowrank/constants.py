@@ -47,8 +47,10 @@ def _given_the_same(network: nn.Module, layers: Collection[nn.Module], input_sha
     """Layers that are given the same for another input, too: a network may detach what depends on its input."""
     given: dict[nn.Module, list[Tensor]] = {}
     with _watching(layers, lambda module, tensor: given.setdefault(module, []).append(tensor.detach().clone())):
-        run_once(network, input_shape, fill=0.0)
-        run_once(network, input_shape, fill=1.0)
+        for seed in (0, 1):  # noise: an image of one value can be standardised away
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randn((1, *input_shape), generator=generator)
+            run_once(network, input_shape, noise.to(example_input(network, input_shape)))
     return {module for module, tensors in given.items() if _halves_are_equal(tensors)}
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,11 +13,10 @@ from lrexport.errors import InputError
 from lrexport.lowrank import svd_form
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import WEIGHTED, spec_of
+from lrexport.lowrank.pairs import put_pairs, untrained_pair
 from lrexport.lowrank.schemes import SCHEMES, schemes_of
 from lrexport.lowrank.truncation import Truncations
 from lrexport.record import FactorisedLayer, Plan, Scheme
-
-_HALVES = ["first", "second"]  # of a pair, in the order in which they run
 
 
 @parametrize.cached()  # a layer's settings are read off its weight, too, and composing that is a large product
@@ -40,7 +37,7 @@ def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) ->
                 pair = fold_layer(layer, planned.scheme, planned.rank)
             else:
                 pair = build_pair(layer, planned.scheme, *truncation.factors(planned.rank))
-            _put_pairs(network, facts.names, planned, pair)
+            put_pairs(network, facts.names, planned.scheme, planned.rank, pair)
         else:
             layer, *tied = dict.fromkeys(network.get_submodule(place) for place in facts.names)
             svd_form.detach(layer, tied)
@@ -61,7 +58,7 @@ def fold_structure(network: nn.Module, plan: Plan) -> nn.Module:
         layer: Any = modules[name]
         _check_admitted(name, layer, planned)
         places = [place for place, other in modules.items() if isinstance(other, WEIGHTED) and other.weight is layer.weight]
-        _put_pairs(network, places, planned, _untrained(layer, planned.scheme, planned.rank))
+        put_pairs(network, places, planned.scheme, planned.rank, untrained_pair(layer, planned.scheme, planned.rank))
     return network
 
 
@@ -86,17 +83,12 @@ def build_pair(layer: Any, scheme: Scheme, left: Tensor, right: Tensor) -> nn.Se
     put in. The layer gives stride, padding, dilation, groups, bias and mode; its weight's values, ordinary or in SVD form,
     are not looked at.
     """
-    pair = _untrained(layer, scheme, left.shape[-1])
+    pair = untrained_pair(layer, scheme, left.shape[-1])
     weights = SCHEMES[scheme].weights(left.to(layer.weight), right.to(layer.weight), spec_of(layer))
     for half, weight in zip(pair, weights, strict=True):
         # A fresh copy has the strides of a fresh layer also on axes of length 1, by which runtimes choose their kernels.
         half.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     return pair
-
-
-def is_pair(module: nn.Sequential) -> bool:
-    """Whether it is one that a layer was folded into."""
-    return [name for name, _ in module.named_children()] == _HALVES and all(isinstance(half, WEIGHTED) for half in module)
 
 
 def _check_admitted(name: str, layer: nn.Module, planned: FactorisedLayer) -> None:
@@ -110,24 +102,3 @@ def _check_admitted(name: str, layer: nn.Module, planned: FactorisedLayer) -> No
     full_rank = SCHEMES[planned.scheme].full_rank(spec)
     if planned.rank > full_rank:
         raise InputError(f"the plan gives {name!r} rank {planned.rank}, its full rank by {planned.scheme} is {full_rank}")
-
-
-def _put_pairs(network: nn.Module, places: Iterable[str], planned: FactorisedLayer, pair: nn.Sequential) -> None:
-    """Put ``pair`` in the place of a layer; of others with its weight each gets a pair with its own stride and bias."""
-    pairs: dict[nn.Module, nn.Sequential] = {}
-    for place in places:
-        layer = network.get_submodule(place)
-        if pairs and layer not in pairs:
-            pairs[layer] = _untrained(layer, planned.scheme, planned.rank)
-            for half, tied in zip(pair, pairs[layer], strict=True):
-                tied.weight = half.weight
-        parent, _, child = place.rpartition(".")
-        setattr(network.get_submodule(parent), child, pairs.setdefault(layer, pair))
-
-
-def _untrained(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
-    """A pair for the layer with weights still to be filled in, the layer's bias in the second half."""
-    first, second = SCHEMES[scheme].pair(layer, rank)
-    if layer.bias is not None:
-        second.bias = nn.Parameter(layer.bias.detach().clone())
-    return nn.Sequential(OrderedDict(zip(_HALVES, (first, second), strict=True))).train(layer.training)

@@ -17,6 +17,7 @@ from lrexport.lowrank.constants import constant_layers
 from lrexport.lowrank.kernels import WEIGHTED, LayerCall, dense_macs, spec_of
 from lrexport.lowrank.schemes import SCHEMES, scheme_for, schemes_of
 from lrexport.lowrank.tracing import trace
+from lrexport.lowrank.trial import misfits
 from lrexport.record import AskedScheme, DenseKind, DenseLayer, Scheme
 from lrexport.units import format_count
 
@@ -93,6 +94,10 @@ def inspect_layers(
             found[facts.names[0]] = facts
         else:
             found |= {layers.name(layer): layers.dense(layer, facts) for layer in tied}
+    factorisable = {name: facts for name, facts in found.items() if isinstance(facts, Factorisable)}
+    for name, why in misfits(network, input_shape, factorisable).items():
+        alike = dict.fromkeys(network.get_submodule(place) for place in factorisable[name].names)
+        found |= {layers.name(layer): layers.dense(layer, ("unsupported", why)) for layer in alike}
     return {name: found[name] for name in map(layers.name, layers.places) if name in found}
 
 
@@ -139,6 +144,8 @@ class _Layers:
         return ("unsupported", text) if text else None
 
     def _unsupported_itself(self, layer: Any) -> str | None:
+        if "" in self.places[layer]:
+            return "it is the whole network"
         if readers := [parent for parent in self.parents[layer] if isinstance(parent, _READS_CHILDREN)]:
             return f"{type(readers[0]).__name__} uses its weight without calling it"
         if parametrize.is_parametrized(layer):

@@ -13,7 +13,7 @@ from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.patches import draw, patches_at, positions, sizes_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.tracing import eval_mode, fast_layout, given_to
+from lrexport.lowrank.tracing import eval_mode, fast_layout, given_to, takes_channels_last
 from lrexport.record import Scheme
 
 # Outputs looked at per layer: a second moment of a few thousand columns needs no more.
@@ -49,6 +49,8 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
     counts: dict[tuple[str, Scheme], int] = {}
     generator = torch.Generator().manual_seed(0)
     batches = list(batches)
+    if batches:
+        takes_channels_last(svd.network, batches[0][0])  # found out before anything watches
     most = _MOST_SAMPLES // max(1, len(batches))
 
     def watch(name: str) -> Any:
@@ -68,7 +70,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
             for module in dict.fromkeys(svd.network.get_submodule(place) for place in layer.names):
                 hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
         for images, _ in batches:
-            svd.network(fast_layout(images))
+            svd.network(fast_layout(svd.network, images))
     return {
         name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in found.items()}
         for name, found in sums.items()

@@ -43,7 +43,7 @@ def reconstruct(
     images determine or than are worth it. A layer that is called more than once, or shares its weight, is left alone.
     Returns the squared output error of the layers that were looked at, relative to the variance of their output.
     """
-    images = fast_layout(images)
+    images = fast_layout(network, images)
     names = [name for name, layer in plan.items() if isinstance(layer, FactorisedLayer) and len(svd.layers[name].names) == 1]
     targets = _dense_outputs(svd, names, images, torch.Generator().manual_seed(seed))
     absorbed = _before_batchnorm(network, names, images[:2])
@@ -122,22 +122,31 @@ def _dense_outputs(svd: SVDNetwork, names: list[str], images: Tensor, generator:
 
 def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> set[str]:
     """The layers whose output goes into a BatchNorm, which takes away whatever mean it has."""
-    outputs: dict[str, Tensor] = {}
-    given: list[Tensor] = []
+    outputs: dict[str, tuple[int, int]] = {}
+    given: set[tuple[int, int]] = set()
+    alive: list[Tensor] = []
+
+    def put_out(name: str, output: Tensor) -> None:
+        outputs[name] = _identity(output)
+        alive.append(output)  # an identity is used again
 
     def note(_norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        given.append(given_to(args, kwargs))
+        given.add(_identity(given_to(args, kwargs)))
 
     with ExitStack() as hooks, eval_mode(network):
         for name in names:
             layer = network.get_submodule(name)
-            hooks.callback(layer.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: out})).remove)
+            hooks.callback(layer.register_forward_hook(lambda _m, _a, out, name=name: put_out(name, out)).remove)
         for module in network.modules():
             if isinstance(module, BatchNorm):
                 hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
         network(images)
-    identities = {id(tensor) for tensor in given}
-    return {name for name, output in outputs.items() if id(output) in identities}
+    return {name for name, output in outputs.items() if output in given}
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Of a tensor and of what it holds: functions in place change that."""
+    return id(tensor), tensor._version
 
 
 def _refit(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -115,18 +116,19 @@ def largest_output(network: nn.Module, input_shape: tuple[int, ...]) -> int:
     return max(sizes)
 
 
-def example_input(network: nn.Module, input_shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
-    """One input of ``fill``, (1, *input_shape), on the network's device and in its parameters' dtype."""
-    parameter = next(network.parameters(), torch.empty(0))
-    return torch.full((1, *input_shape), fill, device=parameter.device, dtype=parameter.dtype)
+def example_input(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """One input of zeros, (1, *input_shape), on the network's device and in its first floating-point parameter's dtype."""
+    parameters: list[Tensor] = [*network.parameters(), torch.empty(0)]
+    dtype = next(parameter.dtype for parameter in parameters if parameter.is_floating_point())
+    return torch.zeros((1, *input_shape), device=parameters[0].device, dtype=dtype)
 
 
 @torch.no_grad()
-def run_once(network: nn.Module, input_shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
-    """Output for one input of ``fill`` in eval mode. Raises InputError naming the shape where the network refuses it."""
+def run_once(network: nn.Module, input_shape: tuple[int, ...], images: Tensor | None = None) -> Tensor:
+    """Output for one input in eval mode, by default zeros. Raises InputError naming the shape where it is refused."""
     with eval_mode(network):
         try:
-            return network(example_input(network, input_shape, fill))
+            return network(example_input(network, input_shape) if images is None else images)
         except Exception as error:
             raise InputError(
                 f"the network does not take an input of shape {tuple(input_shape)}: {error}",
@@ -134,8 +136,40 @@ def run_once(network: nn.Module, input_shape: tuple[int, ...], fill: float = 0.0
             ) from error
 
 
-def fast_layout(tensor: Tensor) -> Tensor:
-    """channels_last where there are two spatial axes, (N, C, H, W); anything else as it is."""
+# Whether a network takes channels_last, once it is known; of one that was copied it is found out anew.
+_TAKES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def takes_channels_last(network: nn.Module, images: Tensor) -> bool:
+    """Whether the network takes ``images`` (N, C, H, W) in channels_last, in which convolutions are faster.
+
+    `x.view(len(x), -1)`, by which many a network flattens, is an error there.
+    """
+    if images.ndim != 4:
+        return False
+    if network not in _TAKES:
+        one = images[:1]
+        _TAKES[network] = _runs(network, channels_last(one)) or not _runs(network, one.contiguous())
+    return _TAKES[network]
+
+
+@torch.no_grad()
+def _runs(network: nn.Module, images: Tensor) -> bool:
+    with eval_mode(network):
+        try:
+            network(images)
+        except Exception:  # of whatever kind: the caller's own pass shows it
+            return False
+    return True
+
+
+def fast_layout(network: nn.Module, images: Tensor) -> Tensor:
+    """``images`` (N, …) in the layout in which the network is fastest: channels_last, where it has two axes and takes it."""
+    return channels_last(images) if takes_channels_last(network, images) else images.contiguous()
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """channels_last where there are four axes, anything else as it is."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 

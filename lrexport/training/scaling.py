@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.fold import is_pair
 from lrexport.lowrank.kernels import spec_of
+from lrexport.lowrank.pairs import is_pair
 from lrexport.lowrank.svd_form import factors, is_attached
 
 

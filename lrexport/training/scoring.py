@@ -39,7 +39,7 @@ def score(
     correct = torch.zeros(2, dtype=torch.int64)
     with eval_mode(network):
         for batch, labels in part.batches(batch_size, device):
-            correct += torch.tensor(count_correct(network(fast_layout(batch)), labels))
+            correct += torch.tensor(count_correct(network(fast_layout(network, batch)), labels))
     if fabric is not None and several:
         total: Any = fabric.all_reduce(correct.to(device), reduce_op="sum")
         correct = total.cpu()
@@ -62,5 +62,5 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
             if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
                 break
             size = len(images)
-            network(fast_layout(images))
+            network(fast_layout(network, images))
     return True

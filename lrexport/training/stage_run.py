@@ -126,7 +126,7 @@ class StageRun:
     def set_up(self, state: StageState | None) -> None:
         """Optimiser, wrapped network and order of images; ``state`` is where an earlier life of the stage was."""
         fabric, stage = self.fabric, self.stage
-        to_fast_layout(self.network)
+        to_fast_layout(self.network, self.splits.train.image_shape)
         settings = stage.optimizer, stage.lr, stage.momentum, stage.weight_decay, stage.scale_gradients
         optimizer = make_optimizer(self.network, *settings)
         module: Any = torch.compile(self.network) if stage.compile else self.network
@@ -140,7 +140,7 @@ class StageRun:
         if self.teacher is not None and not self.has_teacher:
             self.has_teacher = True
             frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
-            self.teacher = to_fast_layout(frozen).to(fabric.device)
+            self.teacher = to_fast_layout(frozen, self.splits.train.image_shape).to(fabric.device)
         if fabric.device.type == "cuda":  # sets that are in memory stay on the device, augmentation happens there
             self.splits = self.splits.to(fabric.device)
         name = zlib.crc32(stage.name.encode())
@@ -195,9 +195,9 @@ class StageRun:
 
         Where the loss is not finite the gradients are of no use, and thrown away by the caller.
         """
-        stage, fabric = self.stage, self.fabric
+        stage, network, fabric = self.stage, self.network, self.fabric
         sizes = self.order.sizes(size)
-        portions = list(zip(fast_layout(images).split(sizes), labels.split(sizes), strict=True))
+        portions = list(zip(fast_layout(network, images).split(sizes), labels.split(sizes), strict=True))
         sums = torch.zeros(3, dtype=torch.float64)
         for number, (part, truth) in enumerate(portions):
             last = number + 1 == len(portions)
@@ -212,7 +212,7 @@ class StageRun:
                 loss = task
                 if self.teacher is not None and stage.distill:
                     with torch.no_grad(), fabric.autocast():  # float32 takes twice as long
-                        taught = self.teacher(part).float()
+                        taught = self.teacher(fast_layout(self.teacher, part)).float()
                     loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, taught, stage)
                 # Gradients are averaged over the processes, whose parts of the batch may differ by an image.
                 loss = loss * (len(truth) * fabric.world_size / size)

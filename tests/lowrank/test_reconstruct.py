@@ -179,6 +179,18 @@ def test_layers_of_every_kind_are_refitted(layer: nn.Module) -> None:
     assert error(folded, images, wanted) < before
 
 
+def test_what_a_function_in_place_made_of_a_layers_output_is_not_what_the_layer_put_out() -> None:
+    errors = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(6, 10, 3, bias=False), nn.ReLU(inplace=inplace), nn.BatchNorm2d(10)]
+        network, images = nn.Sequential(*layers).eval(), smooth(50, 6, 9) + 3
+        svd = decompose(network, (6, 9, 9))
+        plan = at_rank(svd, 3)
+        errors.append(reconstruct(fold(svd, plan), svd, plan, images))
+    assert errors[0] == errors[1]
+
+
 def test_a_batchnorm_that_is_given_nothing_keeps_its_statistics() -> None:
     used, unused = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     for norm in (used, unused):
