@@ -1,4 +1,4 @@
-"""Networks that want more of a layer than a pair has, or that do not take channels_last, find their layers dense or just work."""
+"""Networks that want more of a layer than it does when called, or another layout than channels_last."""
 
 from __future__ import annotations
 
