@@ -6,6 +6,7 @@ normalisation, pooling and element-wise operators are not counted; 1 MAC = 2 FLO
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,14 +77,12 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
     """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that were left out, and why."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    graph = inferred.graph
-    shapes = {item.name: _shape(item) for item in (*graph.value_info, *graph.input, *graph.output)}
-    initial = {tensor.name: _constant(tensor) for tensor in graph.initializer}
-    shapes |= {name: constant.shape for name, constant in initial.items()}
-    origin = _weights(graph, initial)
-    given = [_shape(item) for item in graph.input if item.name not in initial]
-    batch = given[0][0] if given and given[0] else 1
+    graph = onnx.shape_inference.infer_shapes(_with_batch_of_one(model), data_prop=True).graph
+    shapes = {item.name: _shape(item) for item in (*graph.value_info, *graph.input, *graph.output) if _has_shape(item)}
+    constants = {name: _constant(tensor, name) for name, tensor in _stored(graph)}
+    shapes |= {name: constant.shape for name, constant in constants.items()}
+    origin = _weights(graph, constants)
+    batch = _batch(graph, shapes)
     nodes: list[NodeCost] = []
     uncounted: set[str] = set()
     for node in graph.node:
@@ -103,10 +102,10 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
         else:
             params = prod(weight) if weight else 0
             nodes.append(NodeCost(node.name, node.op_type, weight, macs // batch, params, size, name))
-    return GraphCost(tuple(nodes), _params(graph), tuple(sorted(uncounted)))
+    return GraphCost(tuple(nodes), _params(model), tuple(sorted(uncounted)))
 
 
-def _params(graph: Any) -> int:
+def _params(model: onnx.ModelProto) -> int:
     """Numbers in the constants that are weights: in floating point, in 8 bits, or of any type that is dequantised.
 
     Biases of a quantised graph have 32 bits. Its scales and zero points are no weights.
@@ -115,36 +114,106 @@ def _params(graph: Any) -> int:
 
     kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
     kinds |= {TensorProto.INT8, TensorProto.UINT8}
-    dequantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    scales = {name for node in graph.node if node.op_type in _SCALED for name in node.input[1:3]}
+    held = list(bodies(model))
+    nodes = [node for body in held for node in body.node]
+    dequantised = {node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    scales = {name for node in nodes if node.op_type in _SCALED for name in node.input[1:3]}
     return sum(
         prod(tensor.dims)
-        for tensor in graph.initializer
-        if tensor.dims and tensor.name not in scales and (tensor.data_type in kinds or tensor.name in dequantised)
+        for body in held
+        for name, tensor in _stored(body)
+        if tensor.dims and name not in scales and (tensor.data_type in kinds or name in dequantised)
     )
 
 
+def bodies(model: onnx.ModelProto) -> Iterator[Any]:
+    """All that holds nodes: the graph, the functions, and the graphs inside of both, such as the branches of an If."""
+    waiting: list[Any] = [model.graph, *model.functions]
+    while waiting:
+        body = waiting.pop()
+        yield body
+        for attribute in (attribute for node in body.node for attribute in node.attribute):
+            waiting += [attribute.g] if attribute.HasField("g") else attribute.graphs
+
+
+def _stored(body: Any) -> Iterator[tuple[str, Any]]:
+    """Constants with their names: initializers, which a function does not have, and what Constant nodes hold."""
+    for tensor in getattr(body, "initializer", ()):
+        yield tensor.name, tensor
+    for node in body.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            yield node.output[0], node.attribute[0].t
+
+
+def _inputs(graph: Any) -> list[Any]:
+    """What a user feeds: old files list their weights among the inputs, too."""
+    initial = {tensor.name for tensor in graph.initializer}
+    return [item for item in graph.input if item.name not in initial]
+
+
+def _first_axis(graph: Any) -> Any:
+    """The first size of the first input that has axes: the batch, as a rule. None without one."""
+    return next((sizes[0] for item in _inputs(graph) if (sizes := _sizes(item))), None)
+
+
+def _with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, or a copy with 1 for a dynamic batch.
+
+    Sizes that follow from it, such as four windows an image, are then inferred; any other unknown one stays unknown.
+    """
+    batch = _first_axis(model.graph)
+    if batch is None or batch.dim_value > 0:
+        return model
+    fixed = type(model)()
+    fixed.CopyFrom(model)
+    given = _inputs(fixed.graph)
+    if batch.dim_param:
+        everywhere = (*given, *fixed.graph.output, *fixed.graph.value_info)
+        same = [size for item in everywhere for size in _sizes(item) if size.dim_param == batch.dim_param]
+    else:  # a size without a name is the batch only where a batch is expected
+        first = [_sizes(item)[0] for item in given if _sizes(item)]
+        same = [size for size in first if size.dim_value <= 0 and not size.dim_param]
+    for size in same:
+        size.dim_value = 1
+    return fixed
+
+
+def _batch(graph: Any, shapes: dict[str, tuple[int, ...]]) -> int:
+    """The first axis of the input, where convolutions and an output have it first, too; else the input has no batch."""
+    axis = _first_axis(graph)
+    size = 1 if axis is None else axis.dim_value
+    samples = [shapes.get(node.output[0]) for node in graph.node if node.op_type in _CONVOLUTIONS]
+    results = [shapes.get(item.name) for item in graph.output]
+    is_batch = any(shape[0] in (0, size) for shape in results if shape)
+    return size if is_batch and all(shape[0] % size == 0 for shape in samples if shape) else 1
+
+
+def _sizes(item: Any) -> Any:
+    return item.type.tensor_type.shape.dim
+
+
+def _has_shape(item: Any) -> bool:
+    return item.type.tensor_type.HasField("shape")
+
+
 def _shape(item: Any) -> tuple[int, ...]:
-    """Sizes, with 1 for a dynamic batch (a first dimension without value) and 0 for any other unknown."""
-    dims = item.type.tensor_type.shape.dim
-    return tuple(max(dim.dim_value, 0) or (1 if index == 0 else 0) for index, dim in enumerate(dims))
+    """Sizes, 0 for an unknown one."""
+    return tuple(max(dim.dim_value, 0) for dim in _sizes(item))
 
 
-def _constant(tensor: Any, name: str | None = None) -> _Constant:
+def _constant(tensor: Any, name: str) -> _Constant:
     import onnx
 
     packed = tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
     bits = 4 if packed else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return _Constant(tuple(tensor.dims), (prod(tensor.dims) * bits + 7) // 8, name or tensor.name)
+    return _Constant(tuple(tensor.dims), (prod(tensor.dims) * bits + 7) // 8, name)
 
 
-def _weights(graph: Any, initial: dict[str, _Constant]) -> dict[str, _Constant]:
-    """Names that hold a constant weight, also behind DequantizeLinear, Transpose or a Constant node."""
-    origin = dict(initial)
+def _weights(graph: Any, constants: dict[str, _Constant]) -> dict[str, _Constant]:
+    """Names that hold a constant weight, also behind DequantizeLinear or Transpose."""
+    origin = dict(constants)
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            origin[node.output[0]] = _constant(node.attribute[0].t, node.output[0])
-        elif node.op_type in ("DequantizeLinear", "Identity") and node.input[0] in origin:
+        if node.op_type in ("DequantizeLinear", "Identity") and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Transpose" and node.input[0] in origin:
             shape, size, name = origin[node.input[0]]
@@ -163,7 +232,7 @@ def _node_macs(node: Any, shapes: dict[str, tuple[int, ...]], weight: tuple[int,
         equation = next(attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
         return einsum_macs(equation, [shapes.get(name, ()) for name in node.input])
     output = shapes.get(node.output[0])
-    if not output or 0 in output:
+    if output is None or 0 in output:
         return None
     second = weight or shapes.get(node.input[_weight_position(node)])
     if not second or 0 in second:

@@ -5,14 +5,13 @@ Neither onnx nor torch is imported here: the child does the work, and what it sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts import onnx_child
 from lrexport.artifacts.onnx_files import ask_child
-from lrexport.measure.onnx_macs import GraphCost, NodeCost, count_onnx
+from lrexport.measure.onnx_macs import GraphCost, NodeCost, bodies, count_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -54,20 +53,10 @@ def _tuple(shape: list[int] | None) -> tuple[int, ...] | None:
 
 
 def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
-    functions = (node for function in model.functions for node in _nodes(function.node))
-    operators = {_operator(node) for nodes in (_nodes(model.graph.node), functions) for node in nodes}
+    operators = {_operator(node) for body in bodies(model) for node in body.node}
     opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), None)
     cost = asdict(count_onnx(model))
     return {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
-
-
-def _nodes(nodes: Iterable[Any]) -> Iterator[Any]:
-    """Nodes and those of the graphs in their attributes, as the branches of an If have them."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph.node)
 
 
 def _operator(node: Any) -> str:

@@ -53,6 +53,69 @@ def test_an_operator_that_is_not_counted_is_reported() -> None:
     assert count_onnx(model).uncounted == ("Einsum of unknown shape",)
 
 
+def chain(
+    nodes: list[onnx.NodeProto], given: list[int | str], found: list[int | str], **weights: np.ndarray
+) -> onnx.ModelProto:
+    """``nodes`` from ``x`` of the shape ``given`` to ``y`` of ``found``."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, found)]
+    initializers = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    made = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize("batch", ["batch", None, 1, 5])
+def test_windows_of_an_input_count_each_whatever_the_batch(batch: int | str | None) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["p"])]
+    nodes += [helper.make_node("Reshape", ["p", "whole"], ["y"])]
+    weights = {"w": np.zeros((6, 7), np.float32), "shape": np.array([-1, 2, 6]), "whole": np.array([-1, 8, 7])}
+    cost = count_onnx(chain(nodes, [batch, 8, 6], [batch, 8, 7], **weights))
+    assert (cost.macs, cost.uncounted) == (8 * 6 * 7, ())
+
+
+def test_a_first_size_that_is_unknown_and_not_the_batch_is_reported() -> None:
+    model = chain(
+        [helper.make_node("MatMul", ["t", "w"], ["y"])], ["batch", 3], ["tokens", 7], w=np.zeros((6, 7), np.float32)
+    )
+    model.graph.input.append(helper.make_tensor_value_info("t", TensorProto.FLOAT, ["tokens", 6]))
+    assert (count_onnx(model).macs, count_onnx(model).uncounted) == (0, ("MatMul of unknown shape",))
+
+
+@pytest.mark.parametrize(("axis", "samples", "images"), [(0, 1, 1), (1, 3, 3)])
+def test_an_input_without_a_batch_axis_is_not_divided_by_its_first_size(axis: int, samples: int, images: int) -> None:
+    kernel = np.zeros((8, 3 // samples, 3, 3), np.float32)
+    nodes = [helper.make_node("Unsqueeze", ["x", "axis"], ["h"]), helper.make_node("Conv", ["h", "w"], ["y"])]
+    model = chain(nodes, [3, 8, 8], [samples, 8, 6, 6], w=kernel, axis=np.array([axis]))
+    assert count_onnx(model).macs == samples * kernel.size * 36 // images
+    clip = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("ReduceMean", ["h", "axis"], ["y"], keepdims=0)]
+    model = chain(clip, [16, 6], [7], w=np.zeros((6, 7), np.float32), axis=np.array([0]))
+    assert count_onnx(model).macs == 16 * 6 * 7
+
+
+def test_a_product_of_two_vectors_is_counted() -> None:
+    model = chain([helper.make_node("MatMul", ["x", "w"], ["y"])], [6], [], w=np.zeros(6, np.float32))
+    assert (count_onnx(model).macs, count_onnx(model).uncounted) == (6, ())
+
+
+def test_weights_in_constant_nodes_are_parameters_in_branches_too() -> None:
+    kernel = numpy_helper.from_array(np.zeros((8, 3, 3, 3), np.float32))
+    bias = numpy_helper.from_array(np.zeros(5, np.float32))
+    branch = helper.make_graph(
+        [helper.make_node("Constant", [], ["b"], value=bias)],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [5])],
+    )
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=kernel),
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+        helper.make_node("If", ["which"], ["z"], then_branch=branch, else_branch=branch),
+    ]
+    model = chain(nodes, ["batch", 3, 8, 8], ["batch", 8, 6, 6], which=np.array(True))
+    assert count_onnx(model).params == 216 + 2 * 5
+    assert count_onnx(model).nodes[0].params == 216
+
+
 def test_fvcore_is_asked_for_products_only_and_layers_sum_to_the_whole() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5))
     found = count_torch_macs(network.train(), (3, 9, 9))
@@ -94,6 +157,25 @@ def test_einsums_are_counted_to_the_last_digit_as_on_the_exported_graph(tmp_path
     assert found.total == 3 * 17 * 17 * 19
     assert found.uncounted == ()
     assert export_onnx(Einsums().eval(), tmp_path / "x.onnx", (3, 17, 19)).cost.macs == found.total
+
+
+class Windows(nn.Module):
+    """(B, 3, 8, 8) → (B, 5): attention inside of the four quarters of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).unflatten(2, (2, 4)).unflatten(4, (2, 4)).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, 8)
+        x = (self.query(x) @ x.transpose(1, 2)).softmax(-1) @ x
+        return self.head(x.reshape(-1, 64, 8).mean(1))
+
+
+def test_windows_are_counted_as_torch_does_in_an_export_with_a_dynamic_batch(tmp_path) -> None:
+    cost = export_onnx(Windows().eval(), tmp_path / "x.onnx", (3, 8, 8), batch=None).cost
+    assert (cost.macs, cost.uncounted) == (count_torch_macs(Windows(), (3, 8, 8)).total, ())
+    assert cost.macs == 64 * (3 * 8 + 8 * 8 + 2 * 16 * 8) + 40
 
 
 class Recurrent(nn.Module):
