@@ -8,10 +8,10 @@ constants alone: an exported graph holds their result.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
 import torch
@@ -22,10 +22,13 @@ from lrexport.lowrank.kernels import WEIGHTED
 from lrexport.lowrank.tracing import eval_mode, example_input
 from lrexport.measure.einsum import einsum_macs
 
-_ATTENTION = "scaled_dot_product_attention"
-_COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", _ATTENTION, "_convolution_mode")
+# Matrix products that sum over the last axis of one input, and the place of that input.
+_PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "inner": 0}
+_PRODUCTS |= {"addmm": 1, "addmv": 1, "baddbmm": 1}
 # Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
-_UNCOUNTED = {"lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "_trilinear", "deform_conv2d", "conv_tbc", "mv", "dot"}
+_UNCOUNTED = {"lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "_trilinear", "deform_conv2d", "conv_tbc", "cdist", "kron"}
+_UNCOUNTED |= {"chain_matmul", "linalg_multi_dot", "linalg_matrix_power", "linalg_matrix_exp", "linalg_vecdot"}
+_Handle = Callable[[list[Any], list[Any]], int]
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,8 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
     with eval_mode(network), _without_fused_attention(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, announces its retirement
         analysis = FlopCountAnalysis(network, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis = analysis.tracer_warnings("none").set_op_handle(
-            **{
-                f"aten::{_ATTENTION}": _attention_macs,
-                "aten::_convolution_mode": _string_padded_macs,
-                "aten::einsum": _einsum_macs,
-            }
-        )
+        handles = {f"aten::{operator}": handle for operator, handle in _HANDLES.items()}
+        analysis = analysis.tracer_warnings("none").set_op_handle(**handles)
         by_layer: dict[str, int] = {}
         modules = dict(network.named_modules())
         for name, counts in analysis.by_module_and_operator().items():
@@ -68,6 +66,30 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
     total = int(sum(operators[name] for name in _COUNTED if name in operators))
     total -= sum(by_layer.pop(name, 0) for name in constant)
     return TorchMacs(total, by_layer, tuple(sorted(left_out & _UNCOUNTED)))
+
+
+def _product_macs(summed: int) -> _Handle:
+    """One MAC for every output and every entry of the axis that is summed over, the last of input ``summed``.
+
+    fvcore's own count takes neither vectors nor, in full, operands of which the second is broadcast.
+    """
+
+    def handle(inputs: list[Any], outputs: list[Any]) -> int:
+        return prod(outputs[0].type().sizes()) * inputs[summed].type().sizes()[-1]
+
+    return handle
+
+
+def _summed_batch_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """(B, N, M) by (B, M, P), summed over the batch too."""
+    first, second = (given.type().sizes() for given in inputs[1:3])
+    return prod(first) * second[-1]
+
+
+def _contraction_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every axis of the two operands is either in the output or summed over, which both have."""
+    sizes = [prod(value.type().sizes()) for value in (*inputs[:2], outputs[0])]
+    return isqrt(prod(sizes))
 
 
 def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
@@ -89,6 +111,12 @@ def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> int:
     shapes = [tuple(value.type().sizes()) for value in inputs[1].node().inputs()]
     macs = einsum_macs(inputs[0].toIValue(), shapes)
     return int(einsum_flop_jit(inputs, outputs)) if macs is None else macs
+
+
+_HANDLES: dict[str, _Handle] = {operator: _product_macs(summed) for operator, summed in _PRODUCTS.items()}
+_HANDLES |= {"addbmm": _summed_batch_macs, "tensordot": _contraction_macs, "einsum": _einsum_macs}
+_HANDLES |= {"scaled_dot_product_attention": _attention_macs, "_convolution_mode": _string_padded_macs}
+_COUNTED = ("conv", *_HANDLES)
 
 
 @contextmanager

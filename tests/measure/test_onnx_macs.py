@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
@@ -176,6 +178,76 @@ def test_windows_are_counted_as_torch_does_in_an_export_with_a_dynamic_batch(tmp
     cost = export_onnx(Windows().eval(), tmp_path / "x.onnx", (3, 8, 8), batch=None).cost
     assert (cost.macs, cost.uncounted) == (count_torch_macs(Windows(), (3, 8, 8)).total, ())
     assert cost.macs == 64 * (3 * 8 + 8 * 8 + 2 * 16 * 8) + 40
+
+
+class Product(nn.Module):
+    """One product of (1, 4, 8) and a learned (8, 8)."""
+
+    def __init__(self, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+        self.multiply = multiply
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("multiply", "macs"),
+    [
+        (lambda x, w: x @ w[0], 4 * 8),
+        (lambda x, w: x[0, 0] @ w, 8 * 8),
+        (lambda x, w: x[None] @ torch.stack([w, w, w])[:, None], 3 * 4 * 8 * 8),
+        (lambda x, w: torch.mv(x[0], w[0]), 4 * 8),
+        (lambda x, w: torch.dot(x[0, 0], w[0]), 8),
+        (lambda x, w: torch.vdot(x[0, 0], w[0]), 8),
+        (lambda x, w: torch.inner(x, w), 4 * 8 * 8),
+        (lambda x, w: torch.addmv(x[0, 0], w, x[0, 1]), 8 * 8),
+        (lambda x, w: torch.addmm(w[0], x[0], w), 4 * 8 * 8),
+        (lambda x, w: torch.baddbmm(x, x, w[None]), 4 * 8 * 8),
+        (lambda x, w: torch.addbmm(x[0], torch.cat([x, x]), torch.stack([w, w])), 2 * 4 * 8 * 8),
+        (lambda x, w: torch.tensordot(x, w, 1), 4 * 8 * 8),
+        (lambda x, w: torch.tensordot(x, w.reshape(4, 8, 2), ([1, 2], [0, 1])), 4 * 8 * 2),
+    ],
+)
+def test_every_matrix_product_of_torch_is_counted(
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], macs: int
+) -> None:
+    found = count_torch_macs(Product(multiply), (4, 8))
+    assert (found.total, found.uncounted) == (macs, ())
+
+
+@pytest.mark.parametrize(
+    ("multiply", "operator"),
+    [
+        (lambda x, w: torch.linalg.multi_dot([x[0], w, w]), "linalg_multi_dot"),
+        (lambda x, w: torch.linalg.matrix_power(w, 3) + x.sum(), "linalg_matrix_power"),
+        (lambda x, w: torch.cdist(x, w[None]), "cdist"),
+        (lambda x, w: torch.kron(x[0], w), "kron"),
+    ],
+)
+def test_a_product_of_unknown_cost_is_reported(
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], operator: str
+) -> None:
+    assert count_torch_macs(Product(multiply), (4, 8)).uncounted == (operator,)
+
+
+class Pooled(nn.Module):
+    """(B, 16, 8) → (B, 5): positions pooled by a learned query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.head = nn.Linear(8, 8), nn.Parameter(torch.ones(8)), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        return self.head((x * (x @ self.query).softmax(1)[..., None]).sum(1))
+
+
+def test_attention_pooling_by_a_learned_vector_is_counted_as_on_the_exported_graph(tmp_path) -> None:
+    found = count_torch_macs(Pooled().eval(), (16, 8))
+    assert found.total == 16 * 8 * 8 + 16 * 8 + 40
+    assert export_onnx(Pooled().eval(), tmp_path / "x.onnx", (16, 8)).cost.macs == found.total
 
 
 class Recurrent(nn.Module):
