@@ -45,7 +45,8 @@ class FallingRanks:
                     if isinstance(planned, FactorisedLayer) and planned.scheme == self.pruning.svd.layers[name].scheme:
                         left, right = selection.truncations[name][planned.scheme].factors(planned.rank)
                         factors[name] = left.cpu(), right.cpu()
-                share = plan_macs(self.pruning.svd, selection.plan) / self.pruning.svd.dense_macs
+                dense_macs = self.pruning.svd.dense_macs
+                share = plan_macs(self.pruning.svd, selection.plan) / dense_macs if dense_macs else 1.0
                 self.on_event({"event": "cut", "epoch": epoch + 1, "layers": len(factors), "macs_share": share})
         if self.fabric.world_size > 1:
             factors = self.fabric.broadcast(factors, src=0)

@@ -42,7 +42,16 @@ def command(
     lrexport compress resnet20 --recipe paper-cifar10 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
-    from lrexport.cli.console import Progressing, latency_text, note, note_dense, print_result, print_table, write_json
+    from lrexport.cli.console import (
+        Progressing,
+        latency_text,
+        note,
+        note_dense,
+        print_result,
+        print_table,
+        share_text,
+        write_json,
+    )
     from lrexport.plans import digest
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
@@ -75,7 +84,8 @@ def command(
         note_dense(selection.plan)
         if json_to != "-":
             print_table(plan_table(selection.plan))
-            click.echo(f"{macs:,} of {svd.dense_macs:,} MACs ({macs / svd.dense_macs:.3f}), counted on the torch network.")
+            share = share_text(macs, svd.dense_macs)
+            click.echo(f"{macs:,} of {svd.dense_macs:,} MACs ({share}), counted on the torch network.")
             if selection.latency is not None:
                 click.echo(f"Measured: {latency_text(selection.latency.model_dump())}.")
         return

@@ -255,8 +255,8 @@ class Progressing:
 
 
 def _plan_line(event: dict[str, Any]) -> str:
-    share = event["macs"] / event["dense_macs"]
-    line = f"plan: {format_count(event['macs'])} of {format_count(event['dense_macs'])} MACs ({share:.3f})"
+    share = share_text(event["macs"], event["dense_macs"])
+    line = f"plan: {format_count(event['macs'])} of {format_count(event['dense_macs'])} MACs ({share})"
     if "latency" in event:
         line += f"; {latency_text(event['latency'])}"
     if event["threshold"] is not None:
@@ -271,6 +271,11 @@ def _plan_line(event: dict[str, Any]) -> str:
                 line += f", {format_percent(event[key])} {repair}" + (" (not kept)" if event[key] < best else "")
                 best = max(best, event[key])
     return line
+
+
+def share_text(macs: int, dense_macs: int) -> str:
+    """``0.303`` of the dense network's; a dash where that has none, as a network of BatchNorm alone."""
+    return f"{macs / dense_macs:.3f}" if dense_macs else "—"
 
 
 def latency_text(found: dict[str, Any]) -> str:

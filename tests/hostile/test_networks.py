@@ -93,6 +93,7 @@ NETWORKS = """
             logits = self.made(x)
             return (logits, logits.softmax(1)) if self.always or self.training else logits
 
+    normalised = network(lambda: nn.Sequential(nn.BatchNorm2d(1), nn.AdaptiveAvgPool2d((2, 5)), nn.Flatten()))
     two = network(lambda: Two(True))
     two_in_training = network(lambda: Two(False))
 """
@@ -181,3 +182,13 @@ def test_where_nothing_can_be_factorised_training_goes_on_all_the_same(prune: Co
         "train", "networks:zero_head", *DATA, "--svd-epochs", "1", "--keep", "*", "--distill", "0", "-o", "kept"
     )
     assert output.code == 0, output.err
+
+
+def test_a_network_without_macs_is_pruned_to_itself(prune: Command, lrexport: Command) -> None:
+    training = ("--dense-epochs", "0", "--svd-epochs", "2", "--falling-ranks", "--fine-tune-epochs", "0", "--distill", "0")
+    output = prune("normalised", *DATA, *training)
+    assert output.code == 0, output.err
+    assert "0 layers cut to 100.00 % of the MACs" in output.err
+    assert "plan: 0 of 0 MACs (—)" in output.err
+    output = lrexport("compress", "networks:normalised", "--macs", "0.5", "--dry-run")
+    assert (output.code, output.out) == (0, "0 of 0 MACs (—), counted on the torch network.\n")
