@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,6 +22,8 @@ from lrexport.lowrank.trial import misfits
 from lrexport.record import AskedScheme, DenseKind, DenseLayer, Scheme
 from lrexport.units import format_count
 
+# Modules that multiply by weights of their own and have no scheme.
+_WITHOUT_SCHEME = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 # These hand their children's weights to fused functions instead of calling the children.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 # Methods in which a subclass could compute something else.
@@ -77,6 +80,7 @@ def inspect_layers(
 ) -> dict[str, Factorisable | DenseLayer]:
     """Facts of every layer with a weight, by the first of its names, in the order of the network.
 
+    Modules with weights and without a scheme, such as recurrent layers and MultiheadAttention, are among the dense ones.
     ``keep`` are shell patterns of layers that stay dense. Raises InputError for NaN or infinity in a weight, and when the
     network does not take such an input.
     """
@@ -98,6 +102,7 @@ def inspect_layers(
     for name, why in misfits(network, input_shape, factorisable).items():
         alike = dict.fromkeys(network.get_submodule(place) for place in factorisable[name].names)
         found |= {layers.name(layer): layers.dense(layer, ("unsupported", why)) for layer in alike}
+    found |= {layers.name(module): layers.without_scheme(module) for module in layers.places if module not in layers.uses}
     return {name: found[name] for name in map(layers.name, layers.places) if name in found}
 
 
@@ -109,14 +114,39 @@ class _Layers:
         self.parents: dict[nn.Module, list[nn.Module]] = defaultdict(list)
         self.owners: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
         for name, module in network.named_modules(remove_duplicate=False):
-            if isinstance(module, WEIGHTED):
+            if isinstance(module, (*WEIGHTED, *_WITHOUT_SCHEME)):
                 self.places[module].append(name)
                 self.parents[module].append(network.get_submodule(name.rpartition(".")[0]))
         for name, owner in network.named_modules():
             for parameter in owner.parameters(recurse=False):
                 self.owners[id(parameter)].append((name, owner))
-        self.uses = trace(network, self.places, input_shape)
-        self.constant = constant_layers(network, self.places, input_shape)
+        self.layers = [module for module in self.places if isinstance(module, WEIGHTED)]
+        self.attention_macs: dict[nn.Module, int] = defaultdict(int)
+        with self._watching_attention() as outputs:
+            self.uses = trace(network, self.layers, input_shape)
+        for layer in self.uses:
+            self.uses[layer].calls += outputs[layer]
+        self.constant = constant_layers(network, self.layers, input_shape)
+
+    @contextmanager
+    def _watching_attention(self) -> Iterator[dict[nn.Module, list[LayerCall]]]:
+        """Note what MultiheadAttention multiplies by its own weights; yields how it uses its last layer, uncalled."""
+        outputs: dict[nn.Module, list[LayerCall]] = defaultdict(list)
+
+        def leave(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object) -> None:
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            values = sum(given[name].numel() for name in ("query", "key", "value"))
+            self.attention_macs[module] += values * module.embed_dim
+            outputs[module.out_proj].append(LayerCall(given["query"].numel() // module.embed_dim))
+
+        usual = nn.MultiheadAttention.forward  # a subclass may take other arguments, and multiply otherwise
+        attentions = [module for module in self.places if getattr(module.forward, "__func__", None) is usual]
+        hooks = [module.register_forward_hook(leave, with_kwargs=True) for module in attentions]
+        try:
+            yield outputs
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def name(self, layer: nn.Module) -> str:
         return self.places[layer][0]
@@ -124,7 +154,7 @@ class _Layers:
     def tied(self) -> Iterator[list[Any]]:
         """Every layer once, together with those that have the same weight and could have the same factors."""
         done: set[nn.Module] = set()
-        for layer in self.places:
+        for layer in self.layers:
             if layer in done:
                 continue
             others = [other for _, other in self.owners.get(id(layer.weight), []) if other is not layer]
@@ -212,6 +242,17 @@ class _Layers:
         params = sum(parameter.numel() for parameter in layer.parameters() if self._is_first_owner(layer, parameter))
         shape = tuple(layer.weight.shape)
         return DenseLayer(kind=kind, reason=reason, dense_macs=self.dense_macs(layer), dense_params=params, shape=shape)
+
+    def without_scheme(self, module: nn.Module) -> DenseLayer:
+        """MACs are those that are counted in the whole network's, so none of a recurrent layer."""
+        own = list(module.parameters(recurse=False))
+        shapes = [tuple(parameter.shape) for parameter in own if parameter.ndim == 2]
+        return DenseLayer(
+            reason=f"there is no scheme for {type(module).__name__}",
+            dense_macs=self.attention_macs[module],
+            dense_params=sum(parameter.numel() for parameter in own if self._is_first_owner(module, parameter)),
+            shape=shapes[0] if len(shapes) == 1 else (),
+        )
 
     def _is_first_owner(self, layer: nn.Module, parameter: nn.Parameter) -> bool:
         """A shared parameter counts where it first stands."""

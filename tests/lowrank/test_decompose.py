@@ -201,6 +201,45 @@ def test_attention_keeps_its_projections() -> None:
     assert found["linear1"] == "TransformerEncoderLayer uses its weight without calling it"
 
 
+class Attending(nn.Module):
+    """(B, 5, 16) → (B, 4): attention to half of the positions, a recurrent layer and a bilinear one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Linear(16, 16), nn.MultiheadAttention(16, 2, kdim=16, vdim=12, batch_first=True)
+        self.recur, self.compare = nn.LSTM(16, 8, batch_first=True), nn.Bilinear(8, 8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        last = self.recur(self.attend(x, value=x[:, 2:, :12], key=x[:, 2:])[0])[0][:, -1]
+        return self.compare(last, last)
+
+
+def test_modules_without_a_scheme_are_listed_and_attention_has_the_macs_that_torch_counts() -> None:
+    network = Attending()
+    total = count_torch_macs(network, (5, 16)).total
+    svd = decompose(network, (5, 16), total_macs=total)
+    assert list(svd.layers) == ["embed"]
+    assert {
+        name: (layer.reason, layer.shape, layer.dense_macs, layer.dense_params) for name, layer in svd.dense.items()
+    } == {
+        "attend": ("there is no scheme for MultiheadAttention", (), 16 * (5 * 16 + 3 * 16 + 3 * 12), 16 * 44 + 48),
+        "attend.out_proj": ("MultiheadAttention uses its weight without calling it", (16, 16), 5 * 256, 256 + 16),
+        "recur": ("there is no scheme for LSTM", (), 0, 4 * 8 * (16 + 8 + 2)),
+        "compare": ("there is no scheme for Bilinear", (), 0, 4 * 64 + 4),
+    }
+    assert (svd.dense_macs, svd.other_macs, svd.other_params) == (total, 2 * 5 * 3 * 16, 0)
+
+
+def test_attention_that_was_changed_by_its_user_is_listed_without_macs() -> None:
+    class Alone(nn.MultiheadAttention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, x, x)[0]
+
+    dense = decompose(nn.Sequential(nn.Linear(16, 16), Alone(16, 2, batch_first=True)), (5, 16)).dense
+    assert (dense["1"].reason, dense["1"].shape, dense["1"].dense_macs) == ("there is no scheme for Alone", (48, 16), 0)
+
+
 def test_every_dense_layer_has_its_kind_shape_and_costs() -> None:
     network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 1, 1), nn.Conv2d(1, 16, 3))
     dense = decompose(network, (8, 9, 9), keep=("2",)).dense
