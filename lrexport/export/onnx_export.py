@@ -17,10 +17,13 @@ from lrexport.export.quiet import quiet
 from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, compare_with_torch
 from lrexport.lowrank.decompose import eval_mode
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
+from lrexport.units import format_bytes
 
 # The oldest opset that torch's exporter has operators for; asked for less, it writes this one.
 FIRST_OPSET = 18
 INPUT, OUTPUT = "input", "output"
+# Of weights and nodes in one file: protobuf's 2 GiB, less room for names and shapes.
+_MOST_BYTES = (2 << 30) - (1 << 20)
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,20 @@ def export_onnx(
     """Write ``network`` to ``path`` as one self-contained ONNX file; input ``input``, output ``output``, float32.
 
     ``batch`` is the fixed batch size, or None for a dynamic one; ``samples`` (N, *input_shape) are real inputs to
-    compare on, beside random ones. The network is exported in eval mode and put back. Raises UsageError for an opset
-    that cannot be written or run, InputError when the graph differs from torch; then nothing is left at ``path``.
+    compare on, beside random ones. The network is exported in eval mode and put back; of one in another precision, or
+    on a GPU, a copy is exported. Raises UsageError for an opset that cannot be written or run, InputError when the graph
+    differs from torch or is too large for one file; then nothing is left at ``path``.
     """
     _check_opset(opset)
     path = Path(path)
-    # On the CPU: a GPU's convolutions may round to TF32, which is not what the file does.
-    if any(parameter.device.type != "cpu" for parameter in network.parameters()):
-        network = copy.deepcopy(network).cpu()
+    network = _in_float32_on_cpu(network)
+    _check_bytes(sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers())))
     with eval_mode(network):
         _check_output(network, input_shape, batch)
         model = _export(network, input_shape, batch, opset)
         _check_written(model, batch, opset)
         strip(model)
+        _check_bytes(_size_bytes(model))
         inputs = _comparison_inputs(input_shape, batch, samples)
         comparison = compare_with_torch(network, model, inputs)
         simpler = _simplify(model)
@@ -108,6 +112,32 @@ def _last_opset() -> int:
     return FIRST_OPSET
 
 
+def _in_float32_on_cpu(network: nn.Module) -> nn.Module:
+    """The network itself where it is so: a GPU's convolutions may round to TF32, which is not what the file does."""
+    tensors = (*network.parameters(), *network.buffers())
+    if all(tensor.device.type == "cpu" for tensor in tensors) and all(
+        tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()
+    ):
+        return network
+    return copy.deepcopy(network).cpu().float()
+
+
+def _size_bytes(model: onnx.ModelProto) -> int:
+    """Weights and nodes, one by one: protobuf itself counts no further than 2 GiB."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) + sum(
+        node.ByteSize() for node in model.graph.node
+    )
+
+
+def _check_bytes(size: int) -> None:
+    if size > _MOST_BYTES:
+        raise InputError(
+            f"the network takes {format_bytes(size)}; one ONNX file has at most {format_bytes(_MOST_BYTES)}",
+            "lrexport writes no external data; torch.onnx.export(…, external_data=True) does. Of a run whose compressed "
+            "network is smaller, lrexport.export_onnx(lrexport.load(RUN), …) writes that one alone.",
+        )
+
+
 def _example(network: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> Tensor:
     parameter = next(network.parameters(), torch.empty(0))
     # Two images: with one, torch.export takes a dynamic batch for the constant 1.
@@ -121,7 +151,7 @@ def _check_output(network: nn.Module, input_shape: tuple[int, ...], batch: int |
     try:
         output = network(example)
     except Exception as error:
-        raise InputError(f"the network does not take an input of shape {tuple(example.shape)}: {error}") from error
+        raise InputError(f"the network does not take a float32 input of shape {tuple(example.shape)}: {error}") from error
     if not isinstance(output, Tensor) or output.ndim == 0:
         found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise InputError(

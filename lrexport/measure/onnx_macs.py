@@ -182,7 +182,7 @@ def _batch(graph: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     """The first axis of the input, where convolutions and an output have it first, too; else the input has no batch."""
     axis = _first_axis(graph)
     size = 1 if axis is None else axis.dim_value
-    samples = [shapes.get(node.output[0]) for node in graph.node if node.op_type in _CONVOLUTIONS]
+    samples = [shapes.get(node.output[0]) for node in graph.node if node.op_type in _CONVOLUTIONS and node.output]
     results = [shapes.get(item.name) for item in graph.output]
     is_batch = any(shape[0] in (0, size) for shape in results if shape)
     return size if is_batch and all(shape[0] % size == 0 for shape in samples if shape) else 1

@@ -123,3 +123,27 @@ def test_real_inputs_of_any_number_of_axes_are_compared_and_repeated_to_fill_a_b
     done = export_onnx(network, tmp_path / "model.onnx", shape, batch=5, samples=1000 + torch.randn(2, *shape))
     images = torch.randn(5, *shape)
     np.testing.assert_allclose(run(done.path, images), network(images).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16])
+def test_a_network_of_another_precision_is_exported_in_float32_and_left_as_it_is(
+    tmp_path: Path, small_net: nn.Module, dtype: torch.dtype
+) -> None:
+    small_net.to(dtype).train()
+    done = export_onnx(small_net, tmp_path / "model.onnx", SHAPE)
+    assert onnx.load(done.path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert ({parameter.dtype for parameter in small_net.parameters()}, small_net.training) == ({dtype}, True)
+    images = torch.randn(1, *SHAPE)
+    found = small_net.eval().float()(images).detach().numpy()
+    np.testing.assert_allclose(run(done.path, images), found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [4 * 65 * 64 - 1, 4 * 65 * 64], ids=["weights", "graph"])
+def test_a_network_too_large_for_one_file_is_refused_with_what_to_do(
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrexport.export.onnx_export._MOST_BYTES", limit)
+    with pytest.raises(InputError, match=r"the network takes 1\d\.\d KB; one ONNX file has at most 16\.6 KB") as caught:
+        export_onnx(nn.Linear(64, 64), tmp_path / "model.onnx", (64,))
+    assert "external_data=True" in str(caught.value.hint)
+    assert not list(tmp_path.iterdir())

@@ -209,6 +209,19 @@ def test_a_single_file_of_more_than_two_gigabytes_is_refused_with_what_to_do(lre
     assert "save_as_external_data=True" in done.err
 
 
+def test_a_run_too_large_for_a_single_file_is_refused_before_the_export_and_left_as_it_was(
+    lrexport: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = listing(finished)
+    monkeypatch.setattr(onnx_export, "_MOST_BYTES", 2000)
+    done = lrexport("onnx", finished, "--rounds", "0")
+    assert done.code == 3
+    assert "the network takes" in done.err
+    assert "one ONNX file has at most 2 KB" in done.err
+    assert "external_data=True" in done.err
+    assert listing(finished) == before
+
+
 def test_modules_in_the_current_folder_are_not_what_the_check_imports(lrexport: Command, here: Path) -> None:
     onnx.save(_model(), "model.onnx")
     Path("json.py").write_text("raise SystemExit('the repository's own module ran')")
