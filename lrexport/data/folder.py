@@ -23,7 +23,7 @@ from lrexport.models.vision import torchvision
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
 _IN_MEMORY_BYTES = 2 << 30
-# torchvision's reference evaluation: the shorter side is 256 for a crop of 224.
+# torchvision's reference evaluation: a side of 256 for a crop of 224.
 _RESIZE_OVER_CROP = 256 / 224
 _MOST_WORKERS = 16
 _PREFETCHED = 4  # batches a worker prepares ahead
@@ -142,8 +142,7 @@ class StreamedSet:
         if order is not None and augmentation is not None:
             steps = [transforms.RandomResizedCrop((height, width), antialias=True), transforms.RandomHorizontalFlip()]
         else:
-            resize = round(min(height, width) * _RESIZE_OVER_CROP)
-            steps = [transforms.Resize(resize, antialias=True), transforms.CenterCrop((height, width))]
+            steps = [_ResizeAround(height, width), transforms.CenterCrop((height, width))]
         if order is None:
             index: Any = torch.arange(len(self)).split(size) if len(self) else ()  # split would give one empty batch
         else:
@@ -176,6 +175,26 @@ def _workers() -> int:
     """One process a core: decoding a JPEG takes milliseconds; the cores are shared by the training processes here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+@dataclass(frozen=True)
+class _ResizeAround:
+    """Resizes an image so that it is 256/224 of the crop along one axis and at least as much along the other.
+
+    For a square crop that is torchvision's Resize of the shorter side, to the pixel.
+    """
+
+    height: int
+    width: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if self.height * image.width >= self.width * image.height:
+            height = round(self.height * _RESIZE_OVER_CROP)
+            width = int(height * image.width / image.height)
+        else:
+            width = round(self.width * _RESIZE_OVER_CROP)
+            height = int(width * image.height / image.width)
+        return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 class _Streamed(torch.utils.data.Dataset[tuple[Tensor, int]]):

@@ -12,10 +12,11 @@ from PIL import Image
 
 from lrexport.data.augment import Augmentation
 from lrexport.data.folder import load_folder
-from lrexport.data.images import MEAN, STD, ArraySet
+from lrexport.data.images import MEAN, STD, ArraySet, Normalisation
 from lrexport.data.order import Order
 from lrexport.data.resolve import load_data
 from lrexport.errors import InputError, UsageError
+from lrexport.models.vision import torchvision
 
 SHAPE = (3, 16, 16)
 
@@ -80,6 +81,30 @@ def test_streamed_crops_depend_on_the_image_alone_not_on_who_reads_it(root: Path
     assert not torch.equal(batches(Order(3, epoch=2), workers=0)[0], whole[0])
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 64), (3, 64, 32), (3, 1, 7), (3, 16, 16)], ids=str)
+@pytest.mark.parametrize("size", [(40, 40), (64, 32), (32, 64), (300, 7), (5, 5)], ids=str)
+def test_a_crop_of_any_shape_lies_inside_the_image(root: Path, shape: tuple[int, int, int], size: tuple[int, int]) -> None:
+    for path in (root / "val").rglob("*.png"):
+        Image.new("RGB", size, (128, 128, 128)).save(path)
+    test = load_folder("x", root, shape, in_memory=False, workers=0).test
+    (images, _) = next(iter(test.batches(4, torch.device("cpu"))))
+    assert images.shape[1:] == shape
+    assert len(images.transpose(0, 1).flatten(1).unique(dim=1).T) == 1  # the grey of the image, and nothing beside it
+
+
+@pytest.mark.parametrize("size", [(40, 40), (61, 37), (37, 61), (500, 331), (9, 200)], ids=str)
+def test_a_square_crop_is_torchvision_s_resize_and_centre_crop(root: Path, size: tuple[int, int]) -> None:
+    transforms = torchvision("transforms.v2")
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "val" / "dog" / "1.png")
+    for side in (7, 16, 28):
+        test = load_folder("x", root, (3, side, side), in_memory=False, workers=0).test
+        (images, _) = next(iter(test.batches(4, torch.device("cpu"))))
+        steps = [transforms.Resize(round(side * 256 / 224)), transforms.CenterCrop(side), transforms.PILToTensor()]
+        wanted = transforms.Compose(steps)(Image.fromarray(pixels))
+        assert torch.equal(images[3], Normalisation(MEAN, STD, torch.device("cpu"))(wanted[None])[0])
+
+
 def test_a_damaged_image_is_named(root: Path) -> None:
     (root / "train" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     with pytest.raises(InputError, match=r"dog/2\.png"):
@@ -122,8 +147,6 @@ def test_cifar_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
 
 def test_cifar_in_torchvisions_own_format_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
-
-    from lrexport.models.vision import torchvision
 
     dataset = torchvision("datasets").CIFAR10
     folder = tmp_path / dataset.base_folder
