@@ -28,6 +28,7 @@ FINISHED = (
     "dense_lr",
     "seed",
     "heldout",
+    "max_bad",
 )
 # Of these, what only SVD training settles.
 BY_SVD_TRAINING = ("scheme", "keep")
@@ -57,6 +58,7 @@ TRAINING = (
     "teacher",
     "teacher_weights",
     "heldout",
+    "max_bad",
     "fine_tune_epochs",
     "baseline_epochs",
     "batchnorm_images",
@@ -108,6 +110,7 @@ class TrainConfig:
     drives SVD training and fine-tuning, ``dense_lr`` dense training. ``distill`` is the share of the loss that follows the
     outputs of ``teacher`` in SVD training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or
     where there is none of this run. ``log_to`` are services that training is logged to.
+    Up to ``max_bad`` images that cannot be read are left out.
     """
 
     model: str
@@ -145,6 +148,7 @@ class TrainConfig:
     log_to: tuple[str, ...] = ()
     seed: int = 0
     heldout: float = 0.1
+    max_bad: int = 0
 
     def __post_init__(self) -> None:
         if self.sparsity_strength == "auto" and self.sparsity == "none":

@@ -122,6 +122,9 @@ def open_job(
             loggers(event)
             on_event(event)
 
+        for text in start.splits.data.warnings if start.splits else ():
+            if first:
+                on_event({"event": "warning", "text": text})
         start.record.environment = environment() | ran_on(fabric)
         subject = {field.name: getattr(start, field.name) for field in fields(Subject)}
         job = Job(**subject, run=run, fabric=fabric, on_event=log, progress=progress)

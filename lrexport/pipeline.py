@@ -142,6 +142,8 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
     """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
     choices = _choices(config.goal)
     recipe, svd, splits = look(config.train, source)
+    for text in splits.data.warnings if splits else ():
+        on_event({"event": "warning", "text": text})
     device = with_float64(make_fabric(config.train.device).device)
     speed = _speed(config, svd, recipe.input_shape, on_event)
     return svd, Pruning(svd, config, recipe.input_shape, splits, device, choices, speed).select()

@@ -170,7 +170,10 @@ class ModelSource(_Strict):
 
 
 class DataSource(_Strict):
-    """``source`` as given to --data; ``heldout`` of the training images served every choice, ``test`` none."""
+    """``source`` as given to --data; ``heldout`` of the training images served every choice, ``test`` none.
+
+    ``skipped`` more could not be read and were left out.
+    """
 
     source: str
     classes: int
@@ -179,6 +182,7 @@ class DataSource(_Strict):
     test: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    skipped: int = 0
 
 
 class StoredFile(_Strict):

@@ -93,7 +93,7 @@ def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetw
     record = load_record(source)
     recipe = from_record(record.model)
     data = config.data or (record.data.source if record.data else None)
-    kept = {name: record.config[name] for name in ("seed", "heldout") if name in record.config}
+    kept = {name: record.config[name] for name in ("seed", "heldout", "max_bad") if name in record.config}
     splits = _load_splits(replace(config, **kept, data=data), recipe)
     _load_teacher(config, splits)
     return recipe, load_svd(config, source), splits
@@ -185,5 +185,5 @@ def _teacher(teacher: str, weights: Path | None, splits: Splits) -> tuple[ModelR
 def _load_splits(config: TrainConfig, recipe: ModelRecipe) -> Splits | None:
     if config.data is None:
         return None
-    data = load_data(config.data, recipe.input_shape, config.download, config.workers)
+    data = load_data(config.data, recipe.input_shape, config.download, config.workers, config.max_bad)
     return hold_out(data, config.heldout, seed=config.seed)

@@ -259,6 +259,7 @@ def training_options() -> Callable[[Command], Command]:
         ),
         click.option("--teacher-weights", type=FILE, help="Weights of --teacher, needed unless it is a run."),
         number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
+        count_option(made, "max_bad", "Images of a folder that may be left out because they cannot be read."),
         choice_option(made, "device", ("auto", "cpu", "cuda", "mps"), "Where to train."),
         count_option(made, "devices", "Devices of this machine to train on, a process each.", least=1),
         count_option(made, "nodes", "Machines to train on, where torchrun or SLURM starts the processes.", least=1),

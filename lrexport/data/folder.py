@@ -12,7 +12,7 @@ from PIL import Image
 
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import ArraySet, ImageData, ImageSet
-from lrexport.data.reading import Files, read_image
+from lrexport.data.reading import Bad, Files, check_few, find_bad, read_image
 from lrexport.data.streamed import StreamedSet
 from lrexport.errors import InputError
 
@@ -21,8 +21,13 @@ _IN_MEMORY_BYTES = 2 << 30
 Shape = tuple[int, int, int]
 
 
-def load_folder(source: str, root: Path, input_shape: Shape, in_memory: bool, workers: int | None = None) -> ImageData:
-    """Dataset of a folder. Raises InputError naming what is absent, empty, unreadable or different between the parts."""
+def load_folder(
+    source: str, root: Path, input_shape: Shape, in_memory: bool, workers: int | None = None, max_bad: int = 0
+) -> ImageData:
+    """Dataset of a folder, without images that cannot be read where there are at most ``max_bad``.
+
+    Raises InputError naming what is absent, empty, unreadable or different between the parts.
+    """
     if input_shape[0] != 3:
         raise InputError(f"image folders give RGB, the network takes {input_shape[0]} channels ({input_shape})")
     train_root = root / "train"
@@ -37,15 +42,20 @@ def load_folder(source: str, root: Path, input_shape: Shape, in_memory: bool, wo
         only = [f"{name} only in {train_root.name}" for name in classes if name not in other]
         only += [f"{name} only in {test_root.name}" for name in other if name not in classes]
         raise InputError(f"the classes of {train_root} and {test_root} differ: {', '.join(only[:10])}")
-    train_files, test_files = _list(train_root, classes), _list(test_root, classes)
-    size = input_shape[0] * input_shape[1] * input_shape[2] * (len(train_files) + len(test_files))
-    train: ImageSet
-    test: ImageSet
-    if in_memory and size <= _IN_MEMORY_BYTES:
-        train, test = _decode(train_files, input_shape), _decode(test_files, input_shape)
-        return ImageData(source, classes, train, test, Augmentation(max(1, input_shape[1] // 8), flip=True))
-    train, test = (StreamedSet.of(each, input_shape, workers) for each in (train_files, test_files))
-    return ImageData(source, classes, train, test, Augmentation(0, flip=True))
+    listed = {part: _list(part, classes) for part in (train_root, test_root)}
+    size = input_shape[0] * input_shape[1] * input_shape[2] * sum(map(len, listed.values()))
+    decoded = in_memory and size <= _IN_MEMORY_BYTES
+    (train, bad), (test, bad_test) = (
+        _decode(files, input_shape) if decoded else _stream(files, input_shape, workers, max_bad)
+        for files in listed.values()
+    )
+    bad = {**bad, **bad_test}
+    check_few(bad, max_bad)
+    for part, images in zip(listed, (train, test), strict=True):
+        _check_classes(part, classes, images)
+    augmentation = Augmentation(max(1, input_shape[1] // 8) if decoded else 0, flip=True)
+    skipped = tuple(str(path.relative_to(root)) for path in bad)
+    return ImageData(source, classes, train, test, augmentation, skipped=skipped)
 
 
 def _classes(root: Path) -> list[str]:
@@ -62,12 +72,35 @@ def _list(root: Path, classes: list[str]) -> Files:
     return found
 
 
-def _decode(files: Files, input_shape: Shape) -> ArraySet:
-    """Decode every file once; an image of another size has its shorter side resized, then the centre cropped."""
+def _check_classes(root: Path, classes: list[str], images: ImageSet) -> None:
+    counts = torch.bincount(images.labels, minlength=len(classes)).tolist()
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
+            raise InputError(f"class folder {root / name} has no image that can be read", "Replace its images.")
+
+
+def _stream(files: Files, input_shape: Shape, workers: int | None, max_bad: int) -> tuple[ImageSet, Bad]:
+    """The files as they are; where some may be left out, those that can be read, and the others.
+
+    That is found out by reading each of them once, so that which images there are, and in which order, does not depend on
+    when or by whom one of them is needed.
+    """
+    bad = find_bad(files) if max_bad else {}
+    return StreamedSet.of([file for file in files if file[0] not in bad], input_shape, workers), bad
+
+
+def _decode(files: Files, input_shape: Shape) -> tuple[ImageSet, Bad]:
+    """Decode every file once; an image of another size has its shorter side resized, then the centre cropped.
+
+    Also what could not be read, which the set is without.
+    """
     _, height, width = input_shape
 
-    def load(path: Path) -> np.ndarray:
-        image = read_image(path)
+    def load(path: Path) -> np.ndarray | InputError:
+        try:
+            image = read_image(path)
+        except InputError as error:
+            return error
         if image.size != (width, height):
             scale = max(width / image.width, height / image.height)
             resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
@@ -77,8 +110,14 @@ def _decode(files: Files, input_shape: Shape) -> ArraySet:
         return np.asarray(image)
 
     images = np.empty((len(files), height, width, 3), np.uint8)
+    labels: list[int] = []
+    bad: dict[Path, InputError] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, pixels in enumerate(pool.map(load, (path for path, _ in files), chunksize=64)):
-            images[index] = pixels
-    labels = torch.tensor([label for _, label in files])
-    return ArraySet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+        for (path, label), pixels in zip(files, pool.map(load, (path for path, _ in files), chunksize=64), strict=True):
+            if isinstance(pixels, InputError):
+                bad[path] = pixels
+                continue
+            images[len(labels)] = pixels
+            labels.append(label)
+    pixels_of = torch.from_numpy(images[: len(labels)]).permute(0, 3, 1, 2).contiguous()
+    return ArraySet(pixels_of, torch.tensor(labels, dtype=torch.int64)), bad

@@ -13,11 +13,13 @@ from torch import Tensor
 from lrexport.data.augment import Augmentation
 from lrexport.data.order import Order, Purpose
 from lrexport.errors import InputError
+from lrexport.escape import plain
 from lrexport.record import DataSource
 
 # ImageNet's statistics: what torchvision's networks and the usual CIFAR checkpoints were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+_NAMED = 10
 
 
 class ImageSet(Protocol):
@@ -51,6 +53,12 @@ class ImageSet(Protocol):
     def digest(self) -> str:
         """Hex sha256 that tells other images from these, or images that changed."""
         ...
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first ten of the names of files, safe to print, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(plain, names[:_NAMED])) + more
 
 
 def draw(images: ImageSet, most: int, seed: int) -> ImageSet:
@@ -125,7 +133,10 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A dataset: training and test images, the classes' names, and how training images may be varied."""
+    """A dataset: training and test images, the classes' names, and how training images may be varied.
+
+    ``skipped`` are the files that could not be read and were left out.
+    """
 
     source: str
     classes: Sequence[str]
@@ -134,6 +145,15 @@ class ImageData:
     augmentation: Augmentation | None = None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about it."""
+        if not self.skipped:
+            return ()
+        count = f"{len(self.skipped)} image{'s' if len(self.skipped) > 1 else ''}"
+        return (f"left out of {plain(self.source)}, as unreadable: {count}: {first_of(self.skipped)}",)
 
 
 @dataclass(frozen=True)
@@ -165,6 +185,7 @@ class Splits:
             test=len(self.test),
             mean=self.data.mean,
             std=self.data.std,
+            skipped=len(self.data.skipped),
         )
 
 

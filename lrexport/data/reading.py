@@ -1,14 +1,19 @@
-"""Image files as RGB pixels; what cannot be read is named."""
+"""Image files as RGB pixels; what cannot be read is named, and left out where that was asked for."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
+from lrexport.data.images import first_of
 from lrexport.errors import InputError
 
 Files = list[tuple[Path, int]]  # with their labels
+Bad = Mapping[Path, InputError]  # images that cannot be read, and why
 
 
 def read_image(path: Path) -> Image.Image:
@@ -18,6 +23,40 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise almost anything on a damaged file, IndexError and struct.error too
         raise _unreadable(path, error) from error
+
+
+def find_bad(files: Files) -> Bad:
+    """What of ``files`` cannot be read: each is, once, as training reads it."""
+
+    def failure(path: Path) -> InputError | None:
+        try:
+            read_image(path)
+        except InputError as error:
+            return error
+        return None
+
+    paths = [path for path, _ in files]
+    with ThreadPoolExecutor(cores_here()) as pool:
+        return {path: error for path, error in zip(paths, pool.map(failure, paths), strict=True) if error is not None}
+
+
+def check_few(bad: Bad, most: int) -> None:
+    """Raise InputError naming the first of the images in ``bad`` where there are more than ``most``."""
+    if len(bad) <= most:
+        return
+    first = next(iter(bad.values()))
+    if len(bad) == 1:
+        raise first
+    allowed = f", --max-bad allows {most}" if most else ""
+    names = first_of([str(path) for path in bad])
+    hint = f"Remove or replace them, or leave them out with --max-bad {len(bad)}. Of the first: {first.message}"
+    raise InputError(f"{len(bad)} images cannot be read{allowed}: {names}", hint)
+
+
+def cores_here() -> int:
+    """Cores of this process's share of the machine: those that train here together divide them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def size_of(path: Path) -> int:
@@ -30,4 +69,5 @@ def size_of(path: Path) -> int:
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return InputError(f"cannot read the image {path}: {reason}", "Remove or replace it.")
+    hint = "Remove or replace it, or leave out up to N such images with --max-bad N."
+    return InputError(f"cannot read the image {path}: {reason}", hint)

@@ -21,12 +21,18 @@ NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder")
 Shape = tuple[int, int, int]
 
 
-def load_data(source: str, input_shape: tuple[int, ...], download: bool = False, workers: int | None = None) -> ImageData:
+def load_data(
+    source: str,
+    input_shape: tuple[int, ...],
+    download: bool = False,
+    workers: int | None = None,
+    max_bad: int = 0,
+) -> ImageData:
     """Dataset of images for a network that takes ``input_shape``, which must be (C, H, W).
 
     Small sets are decoded once and kept in memory as uint8, others are read by ``workers`` processes, by default one a
-    core; ``download`` allows torchvision to fetch CIFAR. Raises UsageError for an unknown name, InputError for data that
-    is absent or does not fit.
+    core; ``download`` allows torchvision to fetch CIFAR; of a folder's images up to ``max_bad`` that cannot be read are left
+    out. Raises UsageError for an unknown name, InputError for data that is absent, does not fit or cannot be read.
     """
     if len(input_shape) != 3:
         raise InputError(
@@ -34,10 +40,10 @@ def load_data(source: str, input_shape: tuple[int, ...], download: bool = False,
             "Without --data compression is training-free, for inputs of any shape.",
         )
     channels, height, width = input_shape
-    return _load_images(source, (channels, height, width), download, workers)
+    return _load_images(source, (channels, height, width), download, workers, max_bad)
 
 
-def _load_images(source: str, input_shape: Shape, download: bool, workers: int | None) -> ImageData:
+def _load_images(source: str, input_shape: Shape, download: bool, workers: int | None, max_bad: int) -> ImageData:
     name, _, root = source.partition(":")
     if name == "digits" and not root:
         return _digits(input_shape)
@@ -46,7 +52,7 @@ def _load_images(source: str, input_shape: Shape, download: bool, workers: int |
     if name in ("folder", "imagenet"):
         if not root:
             raise UsageError(f"--data {name} needs a folder", f"Write {name}:PATH.")
-        return folder.load_folder(source, Path(root), input_shape, name == "folder", workers)
+        return folder.load_folder(source, Path(root), input_shape, name == "folder", workers, max_bad)
     if root:
         return _from_callable(source, input_shape)
     close = difflib.get_close_matches(name, NAMES, 1)

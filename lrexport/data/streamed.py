@@ -15,7 +15,7 @@ from torch import Tensor
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import MEAN, STD, Normalisation
 from lrexport.data.order import Order, Purpose, seed_of
-from lrexport.data.reading import Files, read_image, size_of
+from lrexport.data.reading import Files, cores_here, read_image, size_of
 from lrexport.errors import InputError
 from lrexport.models.vision import torchvision
 
@@ -74,7 +74,8 @@ class StreamedSet:
             index: Any = torch.arange(len(self)).split(size) if len(self) else ()  # split would give one empty batch
         else:
             index = [batch[order.part(len(batch))] for _, batch in order.batches(len(self), size)]
-        workers = min(_workers() if self.workers is None else self.workers, len(index))
+        # Decoding a JPEG takes milliseconds: a process a core.
+        workers = min(min(cores_here(), _MOST_WORKERS) if self.workers is None else self.workers, len(index))
         loader: Any = torch.utils.data.DataLoader(
             _Streamed(self.files, transforms.Compose([*steps, transforms.PILToTensor()]), order),
             batch_sampler=[part.tolist() for part in index],
@@ -100,12 +101,6 @@ class StreamedSet:
         for path, label in self.files:
             found.update(os.fsencode(f"{path.parent.name}/{path.name} {size_of(path)} {label}\n"))
         return found.hexdigest()
-
-
-def _workers() -> int:
-    """One process a core: decoding a JPEG takes milliseconds; the cores are shared by the training processes here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(frozen=True)

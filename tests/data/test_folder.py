@@ -15,6 +15,7 @@ from lrexport.data.folder import load_folder
 from lrexport.data.images import MEAN, STD, ArraySet, Normalisation
 from lrexport.data.order import Order
 from lrexport.data.resolve import load_data
+from lrexport.data.streamed import StreamedSet
 from lrexport.errors import InputError, UsageError
 from lrexport.models.vision import torchvision
 
@@ -109,6 +110,18 @@ def test_a_damaged_image_is_named(root: Path) -> None:
     (root / "train" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     with pytest.raises(InputError, match=r"dog/2\.png"):
         load_data(f"folder:{root}", SHAPE)
+
+
+def test_images_that_are_left_out_leave_the_order_of_the_others_in_memory_and_streamed(root: Path) -> None:
+    (root / "train" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    in_memory, streamed = (load_folder("x", root, SHAPE, in_memory=way, workers=0, max_bad=1) for way in (True, False))
+    for data in (in_memory, streamed):
+        assert data.skipped == ("train/dog/2.png",)
+        assert data.train.labels.tolist() == [0] * 4 + [1] * 3
+    assert isinstance(in_memory.train, ArraySet)
+    assert isinstance(streamed.train, StreamedSet)
+    for (path, _), pixels in zip(streamed.train.files, in_memory.train.images, strict=True):
+        assert torch.equal(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1), pixels)
 
 
 def test_an_empty_class_is_named(root: Path) -> None:

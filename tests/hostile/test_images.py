@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.hostile.support import Command, Outcome, write_module
+from lrexport.data.resolve import load_data
+from lrexport.errors import InputError
+from lrexport.record import load_record
+from tests.hostile.support import Command, Outcome, nothing_made, write_module
 
 # Two classes, and batches small enough that several workers have something to do.
 PAIR = """
@@ -110,3 +113,83 @@ def test_an_image_that_cannot_be_read_is_named_whoever_reads_it(
     assert "Remove or replace it" in done.err
     assert "worker" not in done.err
     assert not Path("out/model.safetensors").exists()
+
+
+@pytest.fixture
+def damaged(images: Path) -> Path:
+    """The folder ``images`` with three files that cannot be read."""
+    truncated(images / "train" / "cat" / "07.jpg")
+    bomb(images / "train" / "dog" / "03.jpg")
+    empty(images / "val" / "dog" / "00.jpg")
+    return images
+
+
+@pytest.mark.usefixtures("damaged")
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_images_that_cannot_be_read_are_left_out_where_that_is_asked_for(kind: str, train: Command) -> None:
+    done = train(kind, "--workers", "1", "--max-bad", "3")
+    assert done.code == 0, done.err
+    assert (
+        f"warning: left out of {kind}:images, as unreadable: 3 images: train/cat/07.jpg, train/dog/03.jpg, val/dog/00.jpg\n"
+    ) in done.err
+    data = load_record(Path("out")).data
+    assert data is not None
+    assert (data.skipped, data.train + data.heldout, data.test) == (3, 22, 7)
+
+
+@pytest.mark.usefixtures("damaged")
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_more_of_them_than_were_allowed_are_named(kind: str, train: Command) -> None:
+    done = train(kind, "--max-bad", "2")
+    assert done.code == 3
+    assert "3 images cannot be read, --max-bad allows 2: images/train/cat/07.jpg, images/train/dog/03.jpg" in done.err
+    assert "leave them out with --max-bad 3" in done.err
+    assert nothing_made()
+
+
+@pytest.mark.usefixtures("damaged")
+def test_a_dry_run_names_them_too(train: Command) -> None:
+    done = train("folder", "--max-bad", "5", "--dry-run")
+    assert done.code == 0
+    assert "3 images: train/cat/07.jpg" in done.err
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_a_class_of_which_nothing_is_left_is_named(kind: str, images: Path, train: Command) -> None:
+    for path in (images / "val" / "cat").iterdir():
+        no_image(path)
+    done = train(kind, "--max-bad", "100")
+    assert done.code == 3
+    assert "class folder images/val/cat has no image that can be read" in done.err
+    assert nothing_made()
+
+
+@pytest.mark.usefixtures("damaged")
+def test_a_run_without_some_images_is_not_taken_for_one_of_other_choices(train: Command, images: Path) -> None:
+    assert train("imagenet", "--max-bad", "3").code == 0
+    assert train("imagenet", "--max-bad", "3", "--resume").code == 0
+    assert "max-bad was 3, is 4" in train("imagenet", "--max-bad", "4", "--resume").err
+    done = train("imagenet", "--max-bad", "4", "-o", "other")
+    assert done.code == 0
+    once = load_record(Path("other")).digests["data_sha256"]
+    assert once == load_record(Path("out")).digests["data_sha256"]
+    truncated(images / "train" / "dog" / "05.jpg")
+    assert train("imagenet", "--max-bad", "4", "-o", "less").code == 0
+    assert load_record(Path("less")).digests["data_sha256"] != once
+
+
+def test_of_many_of_them_ten_are_named_and_names_are_made_visible(images: Path) -> None:
+    odd = images / "train" / "cat" / "\x1b[2J\n.jpg"
+    (images / "train" / "cat" / "00.jpg").rename(odd)
+    bad = [odd, *sorted((images / "train").rglob("0[1-6].jpg"))]
+    for path in bad:
+        empty(path)
+    (warning,) = load_data("folder:images", (3, 8, 8), max_bad=13).warnings
+    assert warning.startswith("left out of folder:images, as unreadable: 13 images: train/cat/")
+    assert warning.endswith("and 3 more")
+    assert "\\x1b[2J\\x0a.jpg" in warning
+    assert "\n" not in warning
+    with pytest.raises(
+        InputError, match=r"^13 images cannot be read, --max-bad allows 12: images/train/cat/.* and 3 more\n"
+    ):
+        load_data("folder:images", (3, 8, 8), max_bad=12)
