@@ -34,8 +34,8 @@ def fit_pair(patches: Tensor, wanted: Tensor, dense: Tensor, rank: int, centred:
     # Any rank: the normal equations of the whole kernel.
     best = torch.linalg.solve(moment.flatten(3, 4).flatten(1, 2), cross.flatten(2).mT).mT
     matrix = best.unflatten(2, (-1, taps)).transpose(2, 3).flatten(1, 2)
-    basis, _ = weighted_basis(matrix, torch.einsum("gcsds->gcd", moment))
-    second = basis[..., :rank]
+    weighted = weighted_basis(matrix, torch.einsum("gcsds->gcd", moment))
+    second = weighted.basis[..., :rank]
     first = second.mT @ matrix
     if taps > 1:
         for _ in range(_ROUNDS):

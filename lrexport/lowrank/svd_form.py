@@ -139,7 +139,10 @@ def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
     """U, s, V of the layer's matrix by ``scheme`` at full rank: those of its SVD form where it has them, else decomposed."""
     if is_attached(layer) and form_of(layer).scheme == scheme and not is_cut(layer):
         return factors(layer)
-    return exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))[:3]
+    exact = exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))
+    if is_attached(layer):
+        form_of(layer).retried |= exact.retried
+    return exact[:3]
 
 
 @torch.no_grad()

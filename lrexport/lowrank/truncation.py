@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lrexport.errors import InputError
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.moments import Moments, Schemes, own_schemes_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.svd_form import factors_by, is_attached, is_cut, redecompose
+from lrexport.lowrank.svd_form import factors_by, form_of, is_attached, is_cut, redecompose
 from lrexport.record import Scheme
 
 # Keeps directions that the data never showed in the order of their own energy, and the full rank exact.
@@ -47,7 +48,8 @@ Truncations = Mapping[str, Mapping[Scheme, Truncation]]
 def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Schemes | None = None) -> Truncations:
     """Truncation of each layer by ``schemes``, by default the one of its SVD form.
 
-    U, s, V are replaced by the exact SVD of the composed kernels first.
+    U, s, V are replaced by the exact SVD of the composed kernels first. Raises InputError naming the layer where a moment is
+    not finite.
     """
     schemes = schemes or own_schemes_of(svd)
     found: dict[str, dict[Scheme, Truncation]] = {}
@@ -55,6 +57,11 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
         module: Any = svd.network.get_submodule(name)
         redecompose(module)
         weighting = (moments or {}).get(name, {})
+        if not all(bool(moment.isfinite().all()) for moment in weighting.values()):
+            raise InputError(
+                f"what layer {name!r} is given is not finite, or too large to be squared in float32",
+                "Look at the weights of the layers before it and at the data.",
+            )
         found[name] = {scheme: _truncate(module, scheme, weighting.get(scheme)) for scheme in schemes[name]}
     return found
 
@@ -63,7 +70,8 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
 def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
     matrix = SCHEMES[scheme].matrix(module.weight, spec_of(module))
     if moment is not None:
-        basis, energy = weighted_basis(matrix, moment.to(matrix))
+        basis, energy, retried = weighted_basis(matrix, moment.to(matrix))
+        form_of(module).retried |= retried
     else:
         basis, singular, _ = factors_by(module, scheme)
         energy = singular.double().square()
@@ -73,11 +81,22 @@ def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
     return Truncation(_share_dropped(energy.cpu()), basis.detach(), matrix.detach())
 
 
-def weighted_basis(matrix: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (…, rows, r) and squared singular values (…, r), descending, of matrix · moment^½.
+class WeightedBasis(NamedTuple):
+    """Of matrix · moment^½ the left singular vectors ``basis`` (…, rows, r) and squared singular values ``energy`` (…, r).
 
-    Projecting the matrix on the first of them loses least of E‖matrix · x‖², x having this second moment: no root and no
-    inverse is taken, so directions without data do no harm.
+    Descending; ``retried`` says that a decomposition did not converge at first.
+    """
+
+    basis: Tensor
+    energy: Tensor
+    retried: bool
+
+
+def weighted_basis(matrix: Tensor, moment: Tensor) -> WeightedBasis:
+    """The basis of ``matrix`` (…, rows, columns) weighted by ``moment`` (…, columns, columns).
+
+    Projecting the matrix on the first of its vectors loses least of E‖matrix · x‖², x having this second moment: no root
+    and no inverse is taken, so directions without data do no harm.
     """
     rows, columns = matrix.shape[-2:]
     rank = min(rows, columns)
@@ -87,28 +106,44 @@ def weighted_basis(matrix: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     floor = (_FLOOR * mean + torch.finfo(torch.float32).tiny)[..., None, None]
     moment = moment + floor * torch.eye(columns, dtype=moment.dtype, device=moment.device)
     if rows <= columns:
-        energy, basis = torch.linalg.eigh(precise @ moment @ precise.mT)
+        energy, basis, retried = _eigh(precise @ moment @ precise.mT)
         energy, basis = energy.flip(-1), basis.flip(-1)
     else:
         # The smaller side's eigenvectors, carried over; QR keeps those of tiny singular values orthonormal.
-        weighted = precise @ _root(moment, floor)
-        energy, right = torch.linalg.eigh(weighted.mT @ weighted)
-        energy = energy.flip(-1)
+        root, root_retried = _root(moment, floor)
+        weighted = precise @ root
+        energy, right, retried = _eigh(weighted.mT @ weighted)
+        energy, retried = energy.flip(-1), retried or root_retried
         basis, _ = torch.linalg.qr(weighted @ right.flip(-1))
-    return basis[..., :rank].to(matrix), energy[..., :rank].clamp_min(0)
+    return WeightedBasis(basis[..., :rank].to(matrix), energy[..., :rank].clamp_min(0), retried)
 
 
-def _root(moment: Tensor, floor: Tensor) -> Tensor:
-    """A root R of R Rᵀ = ``moment``, whose eigenvalues are at least ``floor`` but for rounding.
+def _root(moment: Tensor, floor: Tensor) -> tuple[Tensor, bool]:
+    """A root R of R Rᵀ = ``moment``, whose eigenvalues are at least ``floor`` but for rounding, and if it was retried.
 
     Sums of float32 numbers round by a share of the largest eigenvalue, which is many times the mean where inputs are alike:
     as much as leaves others below zero.
     """
     root, failed = torch.linalg.cholesky_ex(moment)
     if not failed.any():
-        return root
-    values, vectors = torch.linalg.eigh(moment)
-    return vectors * values.clamp_min(floor.squeeze(-1)).sqrt().unsqueeze(-2)
+        return root, False
+    values, vectors, retried = _eigh(moment)
+    return vectors * values.clamp_min(floor.squeeze(-1)).sqrt().unsqueeze(-2), retried
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix (…, n, n) of float64 without large negative ones.
+
+    Where that does not converge, LAPACK's SVD on the CPU is taken, which is the same for such a matrix, and True returned.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # absent from the stub
+        left, _, _ = torch.linalg.svd(matrix.cpu())
+        vectors = left.flip(-1).to(matrix)
+        values = (vectors * (matrix @ vectors)).sum(-2)  # with their signs, which singular values have lost
+        return values, vectors, True
+    return values, vectors, False
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lrexport.errors import InputError
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import build_pair, fold
 from lrexport.lowrank.kernels import spec_of
@@ -71,7 +74,7 @@ def test_the_weighted_basis_loses_least_on_inputs_with_that_moment(shape: tuple[
     matrix = torch.randn(shape, dtype=torch.float64)
     inputs = torch.randn(*shape[:-2], 400, shape[-1], dtype=torch.float64) @ torch.randn(shape[-1], shape[-1]).double()
     moment = inputs.mT @ inputs / 400
-    basis, energy = weighted_basis(matrix, moment)
+    basis, energy, _ = weighted_basis(matrix, moment)
     assert bool((energy.diff(dim=-1) <= 0).all())
     for rank in (1, 3, 5):
         kept = basis[..., :rank]
@@ -84,7 +87,7 @@ def test_the_weighted_basis_loses_least_on_inputs_with_that_moment(shape: tuple[
 def test_inputs_that_never_vary_do_no_harm() -> None:
     matrix, moment = torch.randn(6, 9), torch.zeros(9, 9)
     moment[:2, :2] = torch.eye(2)
-    basis, _ = weighted_basis(matrix, moment)
+    basis, *_ = weighted_basis(matrix, moment)
     torch.testing.assert_close(basis @ (basis.mT @ matrix), matrix)  # exact at full rank all the same
     assert torch.isfinite(weighted_basis(matrix, torch.zeros(9, 9))[0]).all()
 
@@ -95,12 +98,61 @@ def test_a_moment_that_rounding_left_with_negative_eigenvalues_does_no_harm(shap
     matrix, alike = torch.randn(shape, dtype=torch.float64), torch.randn(*shape[:-2], 8, 1, dtype=torch.float64)
     moment = alike @ alike.mT
     rounded = moment - 1e-4 * moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(8)
-    basis, energy = weighted_basis(matrix, rounded)
+    basis, energy, _ = weighted_basis(matrix, rounded)
     torch.testing.assert_close(basis.mT @ basis, torch.eye(8, dtype=torch.float64).expand(*shape[:-2], 8, 8))
     first = basis[..., :1]
     torch.testing.assert_close(first @ first.mT @ matrix @ alike, matrix @ alike, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(energy[..., 0], (matrix @ alike).square().sum((-2, -1)), rtol=1e-3, atol=0)
     assert bool((energy[..., 1:] < 1e-3 * energy[..., :1]).all())
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (3, 10, 6)], ids=str)
+def test_a_basis_that_does_not_converge_is_found_by_an_svd(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, inputs = torch.randn(shape, dtype=torch.float64), torch.randn(*shape[:-2], 400, shape[-1], dtype=torch.float64)
+    for moment in (
+        inputs.mT @ inputs / 400,
+        -1e-3 * torch.eye(shape[-1]).double() + inputs[..., :1, :].mT @ inputs[..., :1, :],
+    ):
+        wanted = weighted_basis(matrix, moment)
+
+        def failing(_matrix: torch.Tensor) -> Any:
+            raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.linalg, "eigh", failing)
+            found = weighted_basis(matrix, moment)
+        assert (found.retried, wanted.retried) == (True, False)
+        torch.testing.assert_close(found.energy, wanted.energy, rtol=1e-9, atol=1e-9 * float(wanted.energy.max()))
+        for rank in (1, shape[-2] if shape[-2] < shape[-1] else shape[-1]):
+            kept, same = found.basis[..., :rank], wanted.basis[..., :rank]
+            torch.testing.assert_close(kept @ (kept.mT @ matrix), same @ (same.mT @ matrix), rtol=1e-5, atol=1e-5)
+
+
+def test_a_retry_is_noted_with_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    svd = decompose(network, (3, 9, 9))
+    moments = input_moments(svd, [(torch.randn(4, 3, 9, 9), torch.zeros(4))])
+    eigh, calls = torch.linalg.eigh, []
+
+    def failing_once(matrix: torch.Tensor) -> Any:
+        calls.append(matrix)
+        if len(calls) == 1:
+            raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing_once)
+    note = "the SVD of layer '0' did not converge and was done again in float64 on the CPU"
+    assert note in select(svd, macs=0.6, moments=moments).warnings
+
+
+def test_inputs_that_overflow_are_said_with_the_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    with torch.no_grad():
+        network[0].weight.mul_(1e25)
+    svd = decompose(network, (3, 9, 9))
+    moments = input_moments(svd, [(torch.randn(4, 3, 9, 9), torch.zeros(4))])
+    with pytest.raises(InputError, match="what layer '2' is given is not finite, or too large"):
+        select(svd, macs=0.6, moments=moments)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
