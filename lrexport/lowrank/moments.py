@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from itertools import islice
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.patches import draw, patches_at, positions, sizes_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.tracing import eval_mode, fast_layout, given_to, takes_channels_last
+from lrexport.lowrank.tracing import eval_mode, fast_layout, given_to
 from lrexport.record import Scheme
 
 # Outputs looked at per layer: a second moment of a few thousand columns needs no more.
@@ -39,19 +41,20 @@ def every_scheme_of(svd: SVDNetwork) -> Schemes:
 def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], schemes: Schemes | None = None) -> Moments:
     """E[x xᵀ] over the columns of a layer's matrix, (columns, columns) or (g, columns, columns), by layer and scheme.
 
-    ``schemes`` are by default those of the SVD form; ``batches`` are (images, labels), labels are not used. x is one
-    column's worth of the input: input channels times the taps of the pair's first half. Layers with too many columns are
-    left out.
+    ``schemes`` are by default those of the SVD form; ``batches`` are (images, labels), labels are not used, and of more than
+    10,000 the first. x is one column's worth of the input: input channels times the taps of the pair's first half. Layers
+    with too many columns are left out.
     """
     schemes = schemes or own_schemes_of(svd)
     wanted = {name: _not_too_wide(svd, name, schemes[name]) for name in svd.layers}
     sums: dict[str, dict[Scheme, Tensor]] = {name: {} for name in wanted}
     counts: dict[tuple[str, Scheme], int] = {}
     generator = torch.Generator().manual_seed(0)
-    batches = list(batches)
-    if batches:
-        takes_channels_last(svd.network, batches[0][0])  # found out before anything watches
-    most = _MOST_SAMPLES // max(1, len(batches))
+    count = length_hint(batches)
+    if not count:  # how many there are is known only once they have been read
+        batches = list(islice(batches, _MOST_SAMPLES))
+        count = len(batches)
+    most = max(1, _MOST_SAMPLES // max(1, count))
 
     def watch(name: str) -> Any:
         def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
@@ -65,12 +68,14 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
 
         return note
 
+    modules = {name: dict.fromkeys(map(svd.network.get_submodule, layer.names)) for name, layer in svd.layers.items()}
     with ExitStack() as hooks, eval_mode(svd.network):
-        for name, layer in svd.layers.items():
-            for module in dict.fromkeys(svd.network.get_submodule(place) for place in layer.names):
-                hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
-        for images, _ in batches:
-            svd.network(fast_layout(svd.network, images))
+        for number, (images, _) in enumerate(islice(batches, _MOST_SAMPLES)):
+            images = fast_layout(svd.network, images)
+            if not number:  # finding out which layout the network takes was not to be watched
+                for name, module in ((name, module) for name, alike in modules.items() for module in alike):
+                    hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
+            svd.network(images)
     return {
         name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in found.items()}
         for name, found in sums.items()

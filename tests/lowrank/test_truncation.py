@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -143,6 +144,34 @@ def test_a_retry_is_noted_with_the_layer(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.linalg, "eigh", failing_once)
     note = "the SVD of layer '0' did not converge and was done again in float64 on the CPU"
     assert note in select(svd, macs=0.6, moments=moments).warnings
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_of_very_many_batches_the_first_are_looked_at(sized: bool) -> None:
+    svd = decompose(nn.Sequential(nn.Linear(4, 4)), (4,))
+    images, labels, read = torch.randn(10_002, 1, 4), torch.zeros(1), []
+
+    class Batches:
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for image in images:
+                read.append(image)
+                yield image, labels
+
+    class Counted(Batches):
+        def __len__(self) -> int:
+            return len(images)
+
+    (moment,) = input_moments(svd, Counted() if sized else Batches())["0"].values()
+    assert len(read) == 10_000
+    torch.testing.assert_close(moment, images[:10_000, 0].mT @ images[:10_000, 0] / 10_000, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_looked_at_does_not_depend_on_whether_batches_are_counted() -> None:
+    svd = decompose(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 99, 99))
+    batches = [(torch.randn(2, 3, 99, 99), torch.zeros(2)) for _ in range(3)]
+    (listed,) = input_moments(svd, batches)["0"].values()
+    (yielded,) = input_moments(svd, (batch for batch in batches))["0"].values()
+    assert torch.equal(listed, yielded)
 
 
 def test_inputs_that_overflow_are_said_with_the_layer() -> None:
