@@ -30,7 +30,14 @@ def plan_macs(svd: SVDNetwork, plan: Plan) -> int:
 
 def plan_cost(svd: SVDNetwork, plan: Plan, cost: Cost) -> int:
     """Cost of the whole folded network, for one input."""
-    return other_cost(svd, cost) + sum(_planned_cost(layer, cost) for layer in plan.values())
+    return other_cost(svd, cost) + sum(planned_cost(layer, cost) for layer in plan.values())
+
+
+def planned_cost(layer: FactorisedLayer | DenseLayer, cost: Cost) -> int:
+    """Cost of one layer by its entry in a plan."""
+    if isinstance(layer, DenseLayer):
+        return dense_cost(layer, cost)
+    return layer.macs if cost == "macs" else layer.params
 
 
 def whole_cost(svd: SVDNetwork, cost: Cost) -> int:
@@ -70,9 +77,3 @@ def dense_layer(layer: Factorisable, kind: DenseKind, reason: str) -> DenseLayer
     """The entry for a layer that could be factorised and is not."""
     macs, params = layer.dense_macs, layer.dense_params
     return DenseLayer(kind=kind, reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)
-
-
-def _planned_cost(layer: FactorisedLayer | DenseLayer, cost: Cost) -> int:
-    if isinstance(layer, DenseLayer):
-        return dense_cost(layer, cost)
-    return layer.macs if cost == "macs" else layer.params

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from lrexport.errors import UsageError
 from lrexport.lowrank import knapsack
@@ -20,6 +20,7 @@ from lrexport.lowrank.costs import (
     pair_cost,
     plan_cost,
     plan_layer,
+    planned_cost,
     whole_cost,
 )
 from lrexport.lowrank.decompose import Factorisable, SVDNetwork
@@ -71,7 +72,7 @@ def select(
     the share of energy dropped, to the power of 0.75; "threshold" takes the smallest e for all layers that meets the
     budget. ``moments`` weight the energy by the data; ``every_scheme`` lets each layer have any scheme that it admits;
     by ``latency`` ranks are on the target's grain. U, s, V are replaced by the exact SVD of the composed kernels first.
-    Raises UsageError for a goal out of range or out of reach.
+    Raises UsageError for an unknown rule, and for a goal out of range or out of reach.
     """
     if sum(goal is not None for goal in (energy, macs, params)) != 1:
         raise UsageError("give one goal: energy, macs or params")
@@ -80,6 +81,7 @@ def select(
     for name, share in (("macs", macs), ("params", params)):
         if share is not None and not 0 < share <= 1:
             raise UsageError(f"{name} is {share}, a share of the dense network in (0, 1] was wanted")
+    _check_rule(rule)
     found = truncations(svd, moments, every_scheme_of(svd) if every_scheme else None)
     if energy is not None:
         return at_threshold(svd, found, energy, latency)
@@ -102,12 +104,9 @@ def within(
     With ``latency`` only pairs that are faster than their layer on the target, and than those of higher rank, are taken;
     where the budget cannot be met so, any, with a warning.
     """
+    _check_rule(rule)
     if rule == "threshold":
-        selection = _least_threshold(svd, found, lambda plan: plan_cost(svd, plan, cost), budget, latency)
-        cheapest = plan_cost(svd, selection.plan, cost)
-        if cheapest > budget:
-            raise _out_of_reach(svd, cost, budget, cheapest)
-        return selection
+        return _least_threshold(svd, found, cost, budget, latency)
     options = {
         name: _costed_choices(layer, found[name], cost, latency.layers[name] if latency else None)
         for name, layer in svd.layers.items()
@@ -131,6 +130,7 @@ def within_latency(
     The dense network, with a warning, where no pair is faster than its layer. Raises UsageError with the least that can be
     reached.
     """
+    _check_rule(rule)
     options = {name: _choices(found[name], latency.layers[name].dense, latency.layers[name].gaining) for name in svd.layers}
     if all(len(choices) == 1 for choices in options.values()):
         dense = _least_loss(svd, found, options, float("inf"))
@@ -141,8 +141,13 @@ def within_latency(
             f"The fastest plan is predicted to take {format_ms(latency.least)}, "
             f"{format_percent(latency.least / latency.dense)} of the dense network's {format_ms(latency.dense)}.",
         )
-    if rule == "threshold":  # at e = 1 every layer has its fastest pair: within the budget
-        return _least_threshold(svd, found, latency.of_plan, budget, latency)
+    if rule == "threshold":  # time falls as e rises, and at 1 every layer has its fastest pair: within the budget
+        steps = _steps(truncation for schemes in found.values() for truncation in schemes.values())
+
+        def at(step: int) -> Selection:
+            return at_threshold(svd, found, float(steps[step]), latency)
+
+        return at(first_true(len(steps) - 1, lambda step: latency.of_plan(at(step).plan) <= budget))
     selection = _least_loss(svd, found, options, budget - latency.other)
     if any(isinstance(entry, FactorisedLayer) for entry in selection.plan.values()):
         return selection
@@ -172,20 +177,24 @@ def at_threshold(svd: SVDNetwork, found: Truncations, threshold: float, latency:
     """
     plan: Plan = dict(svd.dense)
     for name, layer in svd.layers.items():
-        ranks = {scheme: _rank_for(truncation, threshold) for scheme, truncation in found[name].items()}
-        if latency is None:
-            scheme = min(ranks, key=lambda scheme: pair_cost(layer, scheme, ranks[scheme], "macs"))
-        else:
-            times = latency.layers[name]
-            rounded = {scheme: times.round_up(scheme, rank) for scheme, rank in ranks.items()}
-            ranks = {scheme: rank for scheme, rank in rounded.items() if rank is not None}
-            if not ranks:
-                plan[name] = dense_layer(layer, "slow", _SLOW)
-                continue
-            scheme = min(ranks, key=lambda scheme: times.gaining[scheme][ranks[scheme]])
-        dropped = float(found[name][scheme].energy_dropped[ranks[scheme]])
-        plan[name] = plan_layer(layer, ranks[scheme], 1 - dropped, scheme)
+        plan[name] = _at_threshold(layer, found[name], threshold, latency.layers[name] if latency else None)
     return Selection(in_order(svd, plan), threshold, (*svd.notes, *_warnings(plan, threshold)), found)
+
+
+def _at_threshold(
+    layer: Factorisable, found: Mapping[Scheme, Truncation], threshold: float, latency: LayerLatency | None
+) -> FactorisedLayer | DenseLayer:
+    ranks = {scheme: _rank_for(truncation, threshold) for scheme, truncation in found.items()}
+    if latency is None:
+        scheme = min(ranks, key=lambda scheme: pair_cost(layer, scheme, ranks[scheme], "macs"))
+    else:
+        rounded = {scheme: latency.round_up(scheme, rank) for scheme, rank in ranks.items()}
+        ranks = {scheme: rank for scheme, rank in rounded.items() if rank is not None}
+        if not ranks:
+            return dense_layer(layer, "slow", _SLOW)
+        scheme = min(ranks, key=lambda scheme: latency.gaining[scheme][ranks[scheme]])
+    dropped = float(found[scheme].energy_dropped[ranks[scheme]])
+    return plan_layer(layer, ranks[scheme], 1 - dropped, scheme)
 
 
 def smallest(svd: SVDNetwork, found: Truncations, cost: Cost) -> Selection:
@@ -246,19 +255,29 @@ def _rank_for(truncation: Truncation, threshold: float) -> int:
 
 
 def _least_threshold(
-    svd: SVDNetwork, found: Truncations, price: Callable[[Plan], float], budget: float, latency: NetworkLatency | None
+    svd: SVDNetwork, found: Truncations, cost: Cost, budget: float, latency: NetworkLatency | None
 ) -> Selection:
-    """The smallest threshold's plan within ``budget``; the largest one's, which costs least, where none is.
+    """The smallest threshold's plan within ``budget``. Raises UsageError with the least that can be reached.
 
-    Cost falls as the threshold rises, and only at these steps.
+    As the threshold rises cost can rise, too: of several schemes the one with the fewest MACs, or the fastest, may have more
+    parameters than the one before. So every step is looked at, layer by layer.
     """
-    every = [truncation.energy_dropped for schemes in found.values() for truncation in schemes.values()]
-    steps = torch.cat([torch.zeros(1, dtype=torch.float64), *every]).unique()
+    steps = _steps(truncation for schemes in found.values() for truncation in schemes.values())
+    costs = np.full(len(steps), plan_cost(svd, dict(svd.dense), cost))
+    for name, layer in svd.layers.items():
+        own, times = _steps(found[name].values()), latency.layers[name] if latency else None
+        prices = [planned_cost(_at_threshold(layer, found[name], float(step), times), cost) for step in own]
+        costs += np.array(prices)[np.searchsorted(own, steps, side="right") - 1]
+    within = np.flatnonzero(costs <= budget)
+    if not len(within):
+        raise _out_of_reach(svd, cost, budget, float(costs.min()))
+    return at_threshold(svd, found, float(steps[within[0]]), latency)
 
-    def plan(step: int) -> Selection:
-        return at_threshold(svd, found, float(steps[step]), latency)
 
-    return plan(first_true(len(steps) - 1, lambda step: price(plan(step).plan) <= budget))
+def _steps(found: Iterable[Truncation]) -> NDArray[np.float64]:
+    """The thresholds at which a rank changes, rising from 0."""
+    steps: NDArray[np.float64] = np.unique(np.concatenate([[0.0], *(each.energy_dropped.numpy() for each in found)]))
+    return steps
 
 
 def first_true(last: int, holds: Callable[[int], bool]) -> int:
@@ -268,6 +287,11 @@ def first_true(last: int, holds: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
     return low
+
+
+def _check_rule(rule: str) -> None:
+    if rule not in get_args(Rule):
+        raise UsageError(f"unknown rule {rule!r}", f"Known: {', '.join(get_args(Rule))}.")
 
 
 def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:

@@ -17,12 +17,15 @@ from lrexport.lowrank.costs import Cost, dense_cost, pair_cost, plan_cost, plan_
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import fold
 from lrexport.lowrank.kernels import spec_of
+from lrexport.lowrank.moments import every_scheme_of
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.selection import Rule, Selection, select
+from lrexport.lowrank.selection import Rule, Selection, at_threshold, select, within
 from lrexport.lowrank.svd_form import factors
+from lrexport.lowrank.truncation import truncations
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import CifarResNet
 from lrexport.record import DenseLayer, FactorisedLayer
+from lrexport.units import format_percent
 from tests.conftest import SmallNet
 
 
@@ -199,6 +202,32 @@ def test_a_budget_of_everything_leaves_everything_as_it_is() -> None:
 def test_the_plan_lists_the_layers_as_they_stand_in_the_network() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
     assert list(select(svd, macs=0.6).plan) == ["stem", "body", "depthwise", "pointwise", "head"]
+
+
+def test_a_params_goal_is_met_by_the_smallest_threshold_though_parameters_may_rise_with_it() -> None:
+    """Of several schemes the one with the fewest MACs is taken, which may have more parameters than another before."""
+    torch.manual_seed(15)
+    network = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 8, (5, 3), 1, 1))
+    svd = decompose(network, (8, 12, 12), "auto")
+    found, whole = truncations(svd, None, every_scheme_of(svd)), whole_cost(svd, "params")
+    every = torch.cat([each.energy_dropped for schemes in found.values() for each in schemes.values()]).unique().tolist()
+    costs = [plan_cost(svd, at_threshold(svd, found, step).plan, "params") for step in every]
+    assert any(after > before for before, after in itertools.pairwise(costs))
+    for budget in sorted(set(costs)):
+        wanted = next(step for step, cost in zip(every, costs, strict=True) if cost <= budget)
+        assert within(svd, found, "params", budget, "threshold").threshold == wanted
+    with pytest.raises(UsageError, match="out of reach") as caught:
+        within(svd, found, "params", min(costs) - 1, "threshold")
+    assert f"has {format_percent(min(costs) / whole)} of" in str(caught.value)
+
+
+def test_a_rule_that_is_none_is_refused_with_those_there_are() -> None:
+    svd = decompose(SmallNet(), (3, 12, 12))
+    for goal in ({"macs": 0.5}, {"energy": 0.1}):
+        with pytest.raises(UsageError, match=r"unknown rule 'threshhold'\nKnown: global, threshold\."):
+            select(svd, **goal, rule="threshhold")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="unknown rule"):
+        within(svd, truncations(svd), "macs", 1e9, "least")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
