@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import torch
 from torch import nn
 
 from lrexport.errors import InputError, UsageError
@@ -42,8 +43,9 @@ class ModelRecipe:
     def build(self) -> nn.Module:
         """A new network with fresh weights, in eval mode, in float32, all of its weights trainable.
 
-        Parameters that the builder froze train, too: what compression breaks has to heal everywhere. Raises UsageError where
-        the builder fails.
+        Parameters that the builder froze train, too: what compression breaks has to heal everywhere. Lazy layers get their
+        weights from one input. Raises UsageError where the builder fails or returns what is no network of plain layers,
+        InputError where lazy layers do not take the input.
         """
         try:
             network = self.build_with(**self.kwargs)
@@ -56,11 +58,13 @@ class ModelRecipe:
                 f"MODEL {self.source!r} returned {type(network).__name__}, a torch.nn.Module was wanted",
                 "The callable must return the network itself.",
             )
-        network = network.float()
+        _check_plain(network, self.source)
+        network = network.float().eval()
+        _fill_lazy_layers(network, self.input_shape)
         for parameter in network.parameters():
             if parameter.is_floating_point() and not parameter.requires_grad:
                 parameter.requires_grad_()
-        return network.eval()
+        return network
 
     def with_classes(self, classes: int) -> ModelRecipe:
         """The same network for another number of classes, unless the user chose it or the builder has no such option."""
@@ -181,6 +185,46 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
     if not callable(target):
         raise UsageError(f"{what} {path!r} is a {type(target).__name__}, not a callable")
     return target
+
+
+def _check_plain(network: nn.Module, source: str) -> None:
+    """Raise UsageError for what has layers that nobody can look into or change, or no weights."""
+    where = f"MODEL {source!r} returned a network"
+    for name, module in network.named_modules():
+        what = f"{where}: {name!r} is" if name else f"{where} that is"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{what} TorchScript, whose layers cannot be changed", "Return the network it was made from.")
+        # OptimizedModule, by what it wraps: importing its class would load the compiler.
+        if "_orig_mod" in dict(module.named_children()) or getattr(module, "_compiled_call_impl", None) is not None:
+            hint = "Return it without torch.compile; --compile trains through that."
+            raise UsageError(f"{what} compiled, so that its layers cannot be changed", hint)
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_meta:
+            raise UsageError(f"{where} without values: {name!r} is on the meta device", "Build it on the CPU.")
+
+
+def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:
+    """Let torch.nn's lazy layers find their sizes by one input, and become the plain layers that they stand for."""
+    if not _lazy_weights(network):
+        return
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *input_shape))
+    except Exception as error:
+        raise InputError(
+            f"the network does not take an input of shape {tuple(input_shape)}: {error}",
+            "Give the right one with --input-shape C,H,W.",
+        ) from error
+    if left := _lazy_weights(network):
+        raise InputError(
+            f"an input does not reach these lazy weights, whose sizes are not known: {', '.join(left[:10])}",
+            "Build their layers with the sizes, or leave them out.",
+        )
+
+
+def _lazy_weights(network: nn.Module) -> list[str]:
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]
 
 
 def _literal(text: str) -> Any:

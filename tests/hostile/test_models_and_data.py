@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from lrexport.record import load_record
 from tests.hostile.support import DATA, Command, nothing_made, write_module
 
 USERS = """
+    import dataclasses
+
     import torch
     from torch import nn
 
@@ -29,7 +32,72 @@ USERS = """
     def wrong_shape():
         return nn.Sequential(nn.Flatten(), nn.Linear(5, 2))
 
-    for function in (raising, exiting, returning, wrong_shape):
+    def plain():
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 4))
+
+    def scripted():
+        return torch.jit.script(plain())
+
+    def partly_scripted():
+        return nn.Sequential(nn.Conv2d(3, 3, 1), torch.jit.script(plain()))
+
+    def compiled():
+        return torch.compile(plain())
+
+    def compiled_in_place():
+        made = plain()
+        made[2].compile()
+        return made
+
+    def without_values():
+        with torch.device("meta"):
+            return plain()
+
+    class Lazy(nn.Module):
+        def __init__(self, spare=False):
+            super().__init__()
+            self.first, self.second, self.head = nn.LazyConv2d(16, 3), nn.LazyConv2d(16, 3), nn.LazyLinear(10)
+            self.spare = nn.LazyLinear(3) if spare else None
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x).relu()).mean((2, 3)))
+
+    def lazy():
+        return Lazy()
+
+    def lazy_and_unused():
+        return Lazy(True)
+
+    def lazy_for_sequences():
+        return nn.Sequential(nn.LazyConv1d(4, 3))
+
+    @dataclasses.dataclass
+    class Output:
+        logits: torch.Tensor
+
+    class Wrapping(nn.Module):
+        def __init__(self, wrap):
+            super().__init__()
+            self.made, self.wrap = plain(), wrap
+
+        def forward(self, x):
+            return self.wrap(self.made(x))
+
+    def dataclass():
+        return Wrapping(Output)
+
+    def with_a_number():
+        return Wrapping(lambda x: {"logits": (x, None, 3)})
+
+    def nothing():
+        return Wrapping(lambda x: None)
+
+    def with_none():
+        return Wrapping(lambda x: ({"logits": x, "loss": None}, [x]))
+
+    functions = [raising, exiting, returning, wrong_shape, scripted, partly_scripted, compiled, compiled_in_place]
+    functions += [without_values, lazy, lazy_and_unused, lazy_for_sequences, dataclass, with_a_number, nothing, with_none]
+    for function in functions:
         function.input_shape = (3, 8, 8)
 
     def one_number(): ...
@@ -69,6 +137,19 @@ MODELS = {
     "a callable that exits": ("users:exiting", "MODEL 'users:exiting' raised SystemExit: 0", ""),
     "a callable that does not know an option": ("tiny:make?depth=3", "MODEL 'tiny:make' raised TypeError", "'depth'"),
     "something else than a network": ("users:returning", "MODEL 'users:returning' returned str", "nn.Module was wanted"),
+    "TorchScript": (
+        "users:scripted",
+        "MODEL 'users:scripted' returned a network that is TorchScript, whose layers cannot be changed",
+        "Return the network it was made from",
+    ),
+    "TorchScript inside": ("users:partly_scripted", "returned a network: '1' is TorchScript", ""),
+    "a compiled network": ("users:compiled", "returned a network that is compiled, so that its layers", "--compile"),
+    "a layer compiled in place": ("users:compiled_in_place", "returned a network: '2' is compiled", "--compile"),
+    "a network without values": (
+        "users:without_values",
+        "returned a network without values: '0.weight' is on the meta device",
+        "Build it on the CPU",
+    ),
     "no input shape": ("users:shapeless", "the input shape of MODEL 'users:shapeless' is not known", "Give --input-shape"),
     "an input shape of one number": ("users:one_number", "input_shape of MODEL 'users:one_number' is 8", "numbers as in"),
     "an input shape of no numbers": ("users:no_numbers", "input_shape of MODEL 'users:no_numbers' is ()", "numbers as in"),
@@ -97,6 +178,60 @@ def test_a_network_that_refuses_its_input_shape_is_told_with_the_shape(compress:
     assert done.code == 3
     assert "the network does not take an input of shape (3, 8, 8)" in done.err
     assert "--input-shape C,H,W" in done.err
+    assert nothing_made()
+
+
+OUTPUTS = {
+    "a dataclass": (
+        "users:dataclass",
+        "the network returns a Output; tensors, in tuples or dictionaries at most, were wanted",
+    ),
+    "a number": ("users:with_a_number", "the network returns a dict with a int in it; tensors"),
+    "nothing": ("users:nothing", "the network returns a NoneType; tensors"),
+}
+
+
+@pytest.mark.parametrize("what", OUTPUTS)
+def test_an_output_that_no_graph_has_is_told_by_its_type(compress: Command, what: str) -> None:
+    write_module("users", USERS)
+    model, message = OUTPUTS[what]
+    done = compress(model=model)
+    assert done.code == 3
+    assert message in done.err
+    assert "a network with one output" in done.err
+    assert nothing_made()
+
+
+def test_none_beside_tensors_is_taken(compress: Command) -> None:
+    write_module("users", USERS)
+    assert compress(model="users:with_none").code == 0
+
+
+def test_lazy_layers_get_their_sizes_from_the_input_shape(compress: Command, lrexport: Command) -> None:
+    write_module("users", USERS)
+    write_module("mine", DATA)
+    untrained = ("--svd-epochs", "0", "--fine-tune-epochs", "0")
+    done = compress("--data", "mine:fitting", *untrained, model="users:lazy")
+    assert done.code == 0, done.err
+    assert {"first", "second", "head"} <= load_record(Path("out")).plan.keys()
+    assert lrexport("onnx", "out", "--rounds", "0").code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "lazy_and_unused",
+            "an input does not reach these lazy weights, whose sizes are not known: spare.weight, spare.bias",
+        ),
+        ("lazy_for_sequences", "the network does not take an input of shape (3, 8, 8)"),
+    ],
+)
+def test_lazy_layers_that_find_no_size_are_told(compress: Command, name: str, message: str) -> None:
+    write_module("users", USERS)
+    done = compress(model=f"users:{name}")
+    assert done.code == 3
+    assert message in done.err
     assert nothing_made()
 
 
