@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +16,7 @@ from torch import nn
 
 from lrexport.errors import InputError, UsageError
 from lrexport.models import cifar_resnet, zoo
+from lrexport.models.here import import_here
 from lrexport.models.vision import torchvision
 from lrexport.record import ModelSource
 
@@ -154,7 +153,7 @@ def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | 
 
 
 def import_callable(path: str, what: str) -> Callable[..., Any]:
-    """The object at ``package.module:attribute``; the current folder is importable, as with ``python -m``.
+    """The object at ``package.module:attribute``, which may be in the current folder.
 
     Raises UsageError, each case apart: the module is not found, it raises while importing, the attribute is missing, or
     it is no callable.
@@ -162,10 +161,8 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UsageError(f"{what} {path!r} is no import path", "Write package.module:callable.")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        module = importlib.import_module(module_name)
+        module = import_here(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UsageError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from lrexport.record import load_record
-from tests.hostile.support import DATA, Command, nothing_made, write_module
+from tests.hostile.support import DATA, TINY, Command, nothing_made, write_module
 
 USERS = """
     import dataclasses
@@ -179,6 +183,33 @@ def test_a_network_that_refuses_its_input_shape_is_told_with_the_shape(compress:
     assert "the network does not take an input of shape (3, 8, 8)" in done.err
     assert "--input-shape C,H,W" in done.err
     assert nothing_made()
+
+
+def test_a_folder_here_is_no_library_that_others_look_for(here: Path) -> None:
+    """As a run's folder of that name was one for torch, which takes z3 where it is there."""
+    Path("nets").mkdir()  # without __init__.py
+    Path("nets/blocks.py").write_text(textwrap.dedent(TINY))
+    write_module("users", "import nets.blocks\nfrom tiny import make\nimport absent_thing\n")
+    for folder in ("absent_thing", "json"):
+        Path(folder).mkdir()
+        Path(folder, "run.json").write_text("{}")
+    write_module("json", "1 / 0")
+    code = (
+        "import sys; sys.path = [place for place in sys.path if place]\n"  # as the command lrexport has it, not python -m
+        "from lrexport.models.resolve import import_callable\n"
+        "import_callable('nets.blocks:make', 'MODEL')\n"
+        "import json, tiny; json.dumps\n"
+        "import_callable('users:make', 'MODEL')"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "importing it raised ModuleNotFoundError: No module named 'absent_thing'" in done.stderr
+
+
+def test_a_module_here_is_taken_before_a_library_of_its_name(compress: Command) -> None:
+    write_module("this", TINY)  # the standard library has one, too
+    assert "wave has no 'make'" in compress(model="wave:make").err
+    assert compress(model="this:make").code == 0
 
 
 OUTPUTS = {
