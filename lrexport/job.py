@@ -20,7 +20,7 @@ from lrexport.progress import Progress, follow, is_stopped, remove_temporaries, 
 from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Result, load_record
 from lrexport.starts import Start, Subject, from_model, from_run
 from lrexport.training.checkpoints import Checkpoints
-from lrexport.training.engine import failing_together, make_fabric, ran_on
+from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
 from lrexport.training.loggers import Loggers, check_installed
 from lrexport.training.scoring import score
 from lrexport.training.stopping import saying_how_to_go_on
@@ -110,6 +110,7 @@ def open_job(
                 _check_free(run, fabric, opening)  # and again once it is held: loading may take long
             start = from_model(config) if source is None else from_run(config, source, run, anew)
             progress = _hold(run, start, fabric, opening, fresh, held)
+        check_same_images(fabric, start.record.digests.get("data_sha256"))
         first = fabric.is_global_zero
         loggers = Loggers(start.config.log_to if first and start.splits else (), run, start.config.to_record(), on_event)
         held.push(lambda kind, _error, _traceback: loggers.close(done=kind is None))

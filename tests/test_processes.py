@@ -143,6 +143,26 @@ def test_fewer_held_out_and_test_images_than_processes_are_scored_as_by_one(fold
         assert (mine.accuracy, mine.heldout_accuracy) == (theirs.accuracy, theirs.heldout_accuracy)
 
 
+OTHERS = """
+import os
+import torch
+
+def data():
+    images = torch.full((24, 1, 8, 8), int(os.environ["RANK"]), dtype=torch.uint8)
+    return [(image, index % 2) for index, image in enumerate(images)], [(images[0], 0), (images[1], 1)]
+"""
+
+
+def test_processes_that_find_other_images_do_not_train_together(folder: Path) -> None:
+    (folder / "other_images.py").write_text(OTHERS, encoding="utf-8")
+    command = ["compress", "shared_network:make", "--data", "other_images:data", *COMMAND[4:], "-o", "others"]
+    process = start(folder, *TORCHRUN, *command)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert err.count("the training images of process 1 are not those of process 0") == 2, err
+    assert not (folder / "others" / "run.json").exists()
+
+
 def test_a_signal_to_one_process_stops_both_and_both_go_on_but_not_one_alone(alone: Path, folder: Path) -> None:
     process = start(folder, *LREXPORT, *COMMAND, "--devices", "2", "-o", "both")
     while not (folder / "both" / "log.jsonl").exists():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lrexport.errors import DeviceError, FailedElsewhere, LrexportError
+from lrexport.errors import DeviceError, FailedElsewhere, InputError, LrexportError
 from lrexport.lowrank.tracing import channels_last, example_input, takes_channels_last
 from lrexport.training.memory import hold_freed_memory
 
@@ -97,6 +97,20 @@ def failing_together(fabric: Fabric, launching: bool = False) -> Iterator[None]:
     for process, other in enumerate(failures):
         if other is not None:
             raise FailedElsewhere(process, *other)
+
+
+def check_same_images(fabric: Fabric, digest: str | None) -> None:
+    """Raise InputError, in all processes, where the ``digest`` of what one trains on is not that of the first."""
+    if fabric.world_size == 1:
+        return
+    found: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(found, digest)
+    others = [str(process) for process, other in enumerate(found) if other != found[0]]
+    if others:
+        raise InputError(
+            f"the training images of process {', '.join(others)} are not those of process 0",
+            "All processes must find the same files, or be given the same ones by the callable of --data.",
+        )
 
 
 def _leave_the_others() -> None:
