@@ -1,4 +1,4 @@
-"""The current folder as a place of modules, without hiding a library by what else is in it."""
+"""The current folder as a place of modules, as with `python -m`, but for folders without any Python in them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from types import ModuleType
 
 
 class _Here(MetaPathFinder):
-    """Finds what nothing else finds in the current folder, whichever that is by then.
+    """Finds modules in the current folder, whichever that is by then.
 
-    It comes last, so no library is hidden. Nor is a folder without any Python in it a package, as it would be on sys.path:
-    libraries ask for others that may be missing, and a run's folder may have the name of one.
+    On sys.path any folder there would be a package, a run's too: libraries ask for others that may be missing, and torch,
+    which takes z3 where it finds it, ends in an error where a run is called that.
     """
 
     def find_spec(
@@ -23,40 +23,18 @@ class _Here(MetaPathFinder):
     ) -> ModuleSpec | None:
         if path is not None:  # a package knows where its modules are
             return None
-        spec = _spec_here(fullname)
+        spec = PathFinder.find_spec(fullname, [str(Path.cwd())])
         if spec is None or spec.loader is not None or any((Path.cwd() / fullname).rglob("*.py")):
             return spec
         return None
-
-
-class _Named(MetaPathFinder):
-    """Finds one module or package in the current folder, the one that the user named."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        spec = _spec_here(fullname) if fullname == self.name else None
-        return spec if spec is not None and spec.loader is not None else None
 
 
 _HERE = _Here()
 
 
 def import_here(name: str) -> ModuleType:
-    """Import the module ``name``, of the current folder rather than a library's; what it imports, now or later, is a
-    library's rather than the current folder's."""
+    """Import the module ``name``, of the current folder before a library's; so what it imports, now or later."""
     if _HERE not in sys.meta_path:
-        sys.meta_path.append(_HERE)
-    named = _Named(name.partition(".")[0])
-    sys.meta_path.insert(0, named)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.meta_path.remove(named)
-
-
-def _spec_here(name: str) -> ModuleSpec | None:
-    return PathFinder.find_spec(name, [str(Path.cwd())])
+        sys.meta_path.insert(0, _HERE)
+    importlib.invalidate_caches()  # it may have been written a moment ago
+    return importlib.import_module(name)
