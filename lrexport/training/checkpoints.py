@@ -1,5 +1,8 @@
 """Checkpoints of a run's training: whole files named by their content's hash, the last two and the best of each stage.
 
+While a stage's loss is not sound, the last checkpoint that sound losses followed stays beside them: it is what remains where
+training diverges, since weights are often blown up long before the loss is no number.
+
 ``STAGE-EPOCH-STEP.HASH.safetensors`` is everything that a stage needs to go on as if it had never stopped: weights,
 optimiser, and numbers in the file's metadata. Order, augmentation, dropout and learning rate are functions of epoch and
 step, so no random state is among it. ``STAGE-best.HASH.safetensors`` are the weights that are best so far, and
@@ -61,6 +64,9 @@ class Checkpoints:
     log: Path | None = None
     writes: bool = True
     _best: tuple[float, str] | None = None  # what was written last as the best
+    # Checkpoints with the best that they need: the one written or taken up last, and the last that sound losses followed.
+    _last: tuple[str, str | None] | None = None
+    _good: tuple[str, str | None] | None = None
 
     def load(self) -> StageState | None:
         """The last whole state, None where there is none."""
@@ -76,6 +82,8 @@ class Checkpoints:
                     continue
                 best = kept[0]
                 self._best = (numbers["best_top1"], numbers["best"])
+            self._last, good = (path.name, numbers["best"]), numbers.get("good")
+            self._good = (good[0], good[1]) if good else None
             if self.log is not None and self.writes:
                 files.truncate(self.log, numbers["log_bytes"])
             plain = {name: numbers[name] for name in _PLAIN}
@@ -84,12 +92,20 @@ class Checkpoints:
             return StageState(**plain, network=network, optimizer=kept_by_optimizer, best=best, extra=extra)
         return None
 
-    def save(self, state: StageState) -> None:
-        """Write ``state``, and only then remove what it makes superfluous. Raises DeviceError where the disk is full."""
+    def save(self, state: StageState, sound: bool = True) -> None:
+        """Write ``state``, and only then remove what it makes superfluous. Raises DeviceError where the disk is full.
+
+        ``sound`` says that the losses since the checkpoint before were: that one is good then, or where there is no other.
+        """
         if not self.writes:
             return
         files.make_run_folder(self.folder)
         best = self._save_best(state)
+        place = f"{state.epoch:04d}-{state.step:07d}"
+        if sound or self._good is None:
+            self._good = self._last
+        if self._good is not None and _place(self._good[0]) >= f"{self.stage}-{place}":
+            self._good = None  # of an epoch that began again, see below
         held = {f"network.{name}": value for name, value in state.network.items()}
         held |= {f"extra.{name}": value for name, value in state.extra.items()}
         scalars: dict[str, dict[str, Any]] = {}
@@ -101,18 +117,26 @@ class Checkpoints:
                     scalars.setdefault(name, {})[entry] = value
         state.log_bytes = self.log.stat().st_size if self.log is not None and self.log.exists() else 0
         plain = {name: getattr(state, name) for name in _PLAIN}
-        written = self._write(f"{state.epoch:04d}-{state.step:07d}", held, {**plain, "best": best, "optimizer": scalars})
+        numbers = {**plain, "best": best, "good": self._good, "optimizer": scalars}
+        written = self._write(place, held, numbers)
+        self._last = written, best
         # What an earlier life left further on was damaged, or of an epoch that began again with batches of another size.
         there = sorted(self.folder.glob(f"{self.stage}-[0-9]*{_SUFFIX}"))
         before = [path.name for path in there if _place(path.name) < _place(written)]
-        kept = {written, *before[::-1][: _KEPT - 1]}
-        for old in there:
-            if old.name not in kept:
-                old.unlink()
+        kept = {written, *before[::-1][: _KEPT - 1], *(self._good or ())}
         # The best of before stays for the checkpoint of before.
         bests = sorted(self.folder.glob(f"{self.stage}-best.*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
-        for old in bests[:-_KEPT]:
-            old.unlink()
+        for old in (*there, *bests[:-_KEPT]):
+            if old.name not in kept:
+                old.unlink()
+
+    def fall_back(self) -> None:
+        """Remove what came after the last good checkpoint: training diverged."""
+        if not self.writes or self._good is None:
+            return
+        for path in self.folder.glob(f"{self.stage}-*{_SUFFIX}"):
+            if _place(path.name) > _place(self._good[0]) and path.name != self._good[1]:
+                path.unlink()
 
     def _save_best(self, state: StageState) -> str | None:
         if state.best is None:

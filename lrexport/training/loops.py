@@ -67,11 +67,11 @@ def train_stage(
             extra_loss.load_state_dict(state.extra)
     # Where a weight has one channel, channels_last and the usual layout are one, under two names.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-    training = StageRun(network, splits, stage, fabric, on_event, extra_loss, teacher)
+    training = StageRun(network, splits, stage, fabric, on_event, extra_loss, teacher, checkpoints)
     where = f"{fabric.device} in {stage.name} training"
     memory = naming_the_batch(where, stage.batch_size, stage.accumulate, fabric.world_size)
     with memory, global_statistics(network, fabric.world_size), heeding_signals() as stop:
-        training.run(state, stop, checkpoints, before_epoch, after_epoch)
+        training.run(state, stop, before_epoch, after_epoch)
     network.eval()
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 _MOST_BAD_STEPS = 3  # steps in a row without a finite loss, before a stage gives up
+_MOST_SOUND = 10.0  # times the loss of guessing: beyond it weights are blowing up
 _SAVE = 0.5  # asked for beside the numbers of signals: a checkpoint
 
 
@@ -48,9 +49,11 @@ class StageRun:
     on_event: OnEvent
     extra_loss: nn.Module | None
     teacher: nn.Module | None
+    checkpoints: Checkpoints | None = None
     state: StageState = field(default_factory=StageState)
     has_teacher: bool = False  # whether the teacher is ready
     seconds: list[float] = field(default_factory=list)  # of the steps of this epoch
+    sound: bool = True  # whether all losses since the last checkpoint were
 
     def median_ms(self) -> float:
         """Median of the steps since the last call, in milliseconds."""
@@ -61,12 +64,11 @@ class StageRun:
         self,
         state: StageState | None,
         stop: StopRequest,
-        checkpoints: Checkpoints | None,
         before_epoch: Callable[[int], bool] | None,
         after_epoch: Callable[[int, nn.Module], None] | None,
     ) -> None:
         """All epochs that are left."""
-        stage, network, fabric = self.stage, self.network, self.fabric
+        stage, network, fabric, checkpoints = self.stage, self.network, self.fabric, self.checkpoints
         self.set_up(state)
         if state is None and stage.keep_best:  # training must not end worse than it began
             self.state.best_top1 = self._score()
@@ -79,9 +81,9 @@ class StageRun:
                 fabric.barrier()  # nobody may still look for what an earlier life left
                 self.state.network, self.state.optimizer = network.state_dict(), optimizer_state(self.optimizer, network)
                 self.state.extra = self.extra_loss.state_dict() if self.extra_loss is not None else {}
-                checkpoints.save(self.state)
+                checkpoints.save(self.state, self.sound)
                 fabric.barrier()
-            saved = time.monotonic()
+            saved, self.sound = time.monotonic(), True
 
         if state is None:
             save()
@@ -98,6 +100,8 @@ class StageRun:
                 if asked > _SAVE:
                     raise _stopped(int(asked), stage, self.state, checkpoints is not None)
             trained = time.perf_counter() - started
+            if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
+                self._give_up("weights are not finite any more", self.steps - 1)  # the gradients of a finite loss were not
             top1 = self._score()
             self._tell(top1, trained, time.perf_counter() - started, self.state.images - before)
             if after_epoch is not None:
@@ -168,16 +172,14 @@ class StageRun:
         buffers = [buffer.clone() for buffer in network.buffers()]
         size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
         task, value, of_all = self._backward(images, labels, size, asked)
+        self.sound &= task <= _MOST_SOUND * math.log(len(self.splits.data.classes))  # NaN never is
         if not math.isfinite(value):  # one bad batch must reach neither weights nor statistics; a row is divergence
             self.bad += 1
             self.optimizer.zero_grad(set_to_none=True)
             for buffer, before in zip(network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             if self.bad > _MOST_BAD_STEPS or (step + 1 == self.steps and not self.state.images):
-                raise InputError(
-                    f"the loss is {value} at step {step + 1} of epoch {epoch + 1} ({stage.name}, learning rate {rate:.2g})",
-                    "Try a lower learning rate: with --resume --allow-changes it goes on from the last whole epoch.",
-                )
+                self._give_up(f"the loss is {value}", step)
         else:
             self.bad = 0
             self.optimizer.step()
@@ -189,6 +191,16 @@ class StageRun:
         where = {"stage": stage.name, "epoch": epoch, "epochs": stage.epochs, "step": step, "steps": self.steps}
         self.on_event({"event": "step", **where, "loss": value})
         return of_all
+
+    def _give_up(self, what: str, step: int) -> NoReturn:
+        """Training diverged: what is kept is what it can go on from."""
+        if self.checkpoints is not None:
+            self.checkpoints.fall_back()
+        epoch, rate = self.state.epoch, self._rate(self.state.epoch, step)
+        raise InputError(
+            f"{what} at step {step + 1} of epoch {epoch + 1} ({self.stage.name}, learning rate {rate:.2g})",
+            "Try a lower learning rate: with --resume --allow-changes it goes on from where the loss was sound.",
+        )
 
     def _backward(self, images: Tensor, labels: Tensor, size: int, asked: float) -> tuple[float, float, float]:
         """Gradients of the global batch's mean loss. (task loss, whole loss, asked), the same in all processes.

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
-from lrexport.errors import DeviceError, Stopped
+from lrexport.errors import DeviceError, InputError, Stopped
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.regularisers import Regularisers
 from lrexport.training.checkpoints import Checkpoints, optimizer_state, restore_optimizer
@@ -112,6 +112,45 @@ def test_an_epoch_that_began_again_with_larger_batches_is_taken_up_where_it_was_
     assert steps == [(0, 0), (0, 1)]
     life(40, most=1)
     assert steps == [(0, 2), (0, 3)]
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_a_stage_that_diverged_goes_on_to_the_bit_from_the_last_checkpoint_that_sound_losses_followed(
+    keep_best: bool, tmp_path: Path
+) -> None:
+    """Weights blow up in the second epoch; the loss is no number only in the fourth, two checkpoints later."""
+    fabric, stage = make_fabric("cpu", "float32"), replace(STAGE, epochs=5, keep_best=keep_best)
+
+    def life(net: nn.Module, after: Callable[[int, nn.Module], None] | None = None, folder: Path = tmp_path) -> list[int]:
+        later: list[dict[str, Any]] = []
+        kept = Checkpoints(folder, stage.name)
+        train_stage(net, splits(), stage, fabric, later.append, after_epoch=after, checkpoints=kept)
+        return [event["epoch"] for event in later if event["event"] == "epoch"]
+
+    @torch.no_grad()
+    def blow_up(epoch: int, net: nn.Module) -> None:
+        if epoch > 1:
+            net[-1].weight.mul_(-1e3 if epoch == 2 else math.inf)
+
+    with pytest.raises(InputError, match="the loss is nan at step 4 of epoch 4"):
+        life(network(), blow_up)
+    whole, again = network(), network()
+    assert life(whole, folder=tmp_path / "whole") == [1, 2, 3, 4, 5]
+    assert life(again) == [2, 3, 4, 5]
+    for (name, mine), theirs in zip(again.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_weights_that_are_no_numbers_end_a_stage_even_where_its_last_loss_was_one() -> None:
+    net = network()
+
+    class RootOfNothing(nn.Module):
+        def forward(self) -> torch.Tensor:
+            return (net[-1].bias * 0).sum().sqrt()
+
+    stage = Stage("dense", 1, 0.01, batch_size=160)
+    with pytest.raises(InputError, match="weights are not finite any more at step 1 of epoch 1"):
+        train_stage(net, splits(), stage, make_fabric("cpu", "float32"), ignore, RootOfNothing())
 
 
 def test_a_parameter_without_axes_gets_back_what_the_optimiser_knew_of_it() -> None:
