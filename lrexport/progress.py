@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lrexport.artifacts import files, tensors
-from lrexport.artifacts.run_files import OF_A_JOB
+from lrexport.artifacts.run_files import OF_A_JOB, SCRATCH
 from lrexport.errors import InputError, UsageError
 from lrexport.record import CHECKPOINTS, Plan, PlannedLatency, Record
 
@@ -117,9 +117,10 @@ def clear(run: Path) -> None:
 
 
 def remove_temporaries(run: Path) -> None:
-    """Remove what jobs that were killed while they wrote left in the folder, which must be held."""
+    """Remove what jobs and exports that were killed while they wrote left in the folder, which must be held."""
     files.remove_temporaries(run, OF_A_JOB.__contains__)
     files.remove_temporaries(run / CHECKPOINTS, lambda name: name == STATE or name.endswith(".safetensors"))
+    files.remove_scratch(run, SCRATCH)
 
 
 def follow(run: Path) -> Progress:

@@ -14,7 +14,15 @@ from torch import nn
 
 from lrexport import runs
 from lrexport.artifacts import files
-from lrexport.artifacts.run_files import MODEL_ARM_ORT, MODEL_INT8_ARM_ORT, MODEL_INT8_ORT, MODEL_ORT
+from lrexport.artifacts.run_files import (
+    EXPORTED,
+    MODEL_ARM_ORT,
+    MODEL_INT8_ARM_ORT,
+    MODEL_INT8_ORT,
+    MODEL_ORT,
+    SCRATCH,
+)
+from lrexport.artifacts.run_lock import RunLock
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import UsageError
@@ -27,7 +35,8 @@ from lrexport.lowrank.decompose import run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
-from lrexport.measure.targets import Job, parse_target
+from lrexport.measure.targets import Job, Target, parse_target
+from lrexport.progress import remove_temporaries
 from lrexport.record import (
     DENSE_INT8,
     DENSE_ONNX,
@@ -41,6 +50,7 @@ from lrexport.record import (
 )
 from lrexport.training.engine import LASTING
 from lrexport.training.scoring import score
+from lrexport.training.stopping import heeding_signals
 
 _IN_INT8 = {DENSE_ONNX: DENSE_INT8, MODEL_ONNX: MODEL_INT8}
 _IN_ORT: dict[str, dict[Platform, str]] = {
@@ -82,18 +92,26 @@ class _Images:
 def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
     """Write model.onnx and dense.onnx of a run, and both in int8 where asked, and their figures into its record.
 
-    Raises InputError where a graph differs from torch or scores differently, or where in int8 little of the network is
-    left, UsageError where there is nothing to calibrate on; then none of the files is written.
+    The run is held meanwhile. Raises InputError where a graph differs from torch or scores differently, or where in int8
+    little of the network is left, UsageError where there is nothing to calibrate on or another process has the run; then
+    none of the files is written.
     """
     target = parse_target(options.target)
+    load_record(run)  # nothing is written into what is no run
+    files.make_run_folder(run)
+    with RunLock(run):
+        remove_temporaries(run)
+        return _export_held(run, options, target, on_event)
+
+
+def _export_held(run: Path, options: ExportOptions, target: Target, on_event: OnEvent) -> Record:
     record = load_record(run)
     # Also the first word with the target: one that is not there should not be noticed after minutes of work.
     machine = target.environment() if options.rounds else {}
     networks = {DENSE_ONNX: runs.load_baseline(run, record), MODEL_ONNX: runs.load_compressed(run, record)}
-    files.make_run_folder(run)
     images = _load_images(record, options, networks[DENSE_ONNX])
     results: dict[str, Result] = {}
-    with tempfile.TemporaryDirectory(dir=run, prefix=".export-") as scratch:
+    with tempfile.TemporaryDirectory(dir=run, prefix=SCRATCH) as scratch:
         for name, network in networks.items():
             before = record.result_of(name) or torch_result(network, record.model.input_shape, record.notes)
             results[name] = _export(network, Path(scratch) / name, before, record, options, images.test, on_event)
@@ -106,12 +124,15 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
             job = Job((), options.rounds, options.threads, options.batch or 1, profile=True)
             measured = measure(paths, DENSE_ONNX, job, target)
             results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
-        written = [*results, *in_ort]
-        for name in written:
-            (Path(scratch) / name).replace(run / name)
-    _forget(run, record, _OPTIONAL - set(written), on_event)
-    if images.test is not None and options.data and record.data is not None:
-        record.data = record.data.model_copy(update={"source": options.data, "test": len(images.test)})
+        if images.test is not None and options.data and record.data is not None:
+            record.data = record.data.model_copy(update={"source": options.data, "test": len(images.test)})
+        _note(record, options, results, {target.name: machine} if options.rounds and target.name != "local" else {})
+        _replace(run, record, Path(scratch), [*results, *in_ort], on_event)
+    return record
+
+
+def _note(record: Record, options: ExportOptions, results: dict[str, Result], targets: dict[str, dict[str, Any]]) -> None:
+    """Into the record, but for the files: how it was exported, what came out, and on which machines."""
     record.export = asdict(options)
     record.results = Results(
         dense=results[DENSE_ONNX],
@@ -119,12 +140,29 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
         dense_int8=results.get(DENSE_INT8),
         compressed_int8=results.get(MODEL_INT8),
     )
-    record.seal(run, *written)
     training = {name: value for name, value in record.environment.items() if name in LASTING}
-    targets = {"targets": {target.name: machine}} if options.rounds and target.name != "local" else {}
-    record.environment = environment() | training | targets
-    record.save(run)
-    return record
+    record.environment = environment() | training | ({"targets": targets} if targets else {})
+
+
+def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_event: OnEvent) -> None:
+    """Put the files ``written`` in the place of an earlier export's, then the record.
+
+    Optional ones of before go: they may be of other weights, opset or batch than what is there now. A kill in between
+    leaves a run that was not exported, none whose files are not what its record says.
+    """
+    weights = {name: stored for name, stored in record.files.items() if name not in EXPORTED}
+    stale = sorted(name for name in _OPTIONAL - {*written} if (run / name).exists())
+    before, record.files = load_record(run), dict(weights)
+    record.seal(scratch, *written)
+    with heeding_signals():
+        if before.files != weights:
+            before.model_copy(update={"files": weights}).save(run)
+        for name in stale:
+            (run / name).unlink()
+        files.move(written, scratch, run)
+        record.save(run)
+    if stale:
+        on_event({"event": "removed", "files": stale})
 
 
 def _export(
@@ -187,16 +225,6 @@ def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[
             on_event({**event, "relative_error": done.relative_error})
             names.append(name)
     return names
-
-
-def _forget(run: Path, record: Record, names: set[str], on_event: OnEvent) -> None:
-    """Remove optional files of an earlier export: they may be of other weights, opset or batch than what is there now."""
-    found = sorted(name for name in names if (run / name).exists())
-    for name in names:
-        (run / name).unlink(missing_ok=True)
-        record.files.pop(name, None)
-    if found:
-        on_event({"event": "removed", "files": found})
 
 
 def _load_images(record: Record, options: ExportOptions, network: nn.Module) -> _Images:

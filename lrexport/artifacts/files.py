@@ -9,15 +9,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from lrexport.errors import DeviceError, InputError
 from lrexport.units import format_bytes
 
-# As write_atomically has tempfile make them: eight of its own characters.
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+# As tempfile makes them: eight of its own characters.
+_RANDOM = re.compile(r"[a-z0-9_]{8}")
+_TEMPORARY = re.compile(rf"\.(?P<name>.+)\.{_RANDOM.pattern}\.tmp", re.DOTALL)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], size_bytes: int | None = None) -> None:
@@ -48,12 +49,32 @@ def write_atomically(path: Path, write: Callable[[Path], object], size_bytes: in
         temporary.unlink(missing_ok=True)
 
 
+def move(names: Iterable[str], source: Path, folder: Path) -> None:
+    """Synchronise files of ``source`` and rename them over those of ``folder``, on the same disk. Raises DeviceError."""
+    try:
+        for name in names:
+            with open(source / name, "rb+") as stream:
+                os.fsync(stream.fileno())
+        for name in names:
+            os.replace(source / name, folder / name)
+        _sync_folder(folder)
+    except OSError as error:
+        raise _write_failed(folder, error) from error
+
+
 def remove_temporaries(folder: Path, written: Callable[[str], bool]) -> None:
     """Remove what processes that were killed left in ``folder`` of writing files whose name is ``written``, and no more."""
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
         if match and written(match["name"]) and path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
+
+
+def remove_scratch(folder: Path, prefix: str) -> None:
+    """Remove the temporary folders with that prefix that processes that were killed left in ``folder``."""
+    for path in folder.glob(f"{prefix}*"):
+        if _RANDOM.fullmatch(path.name.removeprefix(prefix)) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

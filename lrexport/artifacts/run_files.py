@@ -18,6 +18,8 @@ EXPORTED = (
 # Singular values of the layers, before and after SVD training.
 SPECTRA = "spectra.json"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoint"
+# How the temporary folder of an export begins.
+SCRATCH = ".export-"
 # Who holds the run.
 HOLDER = ".holder"
 # All that a job writes in its folder, but for the log, which is only ever added to.

@@ -38,7 +38,7 @@ class RunLock:
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UsageError(
-                    f"{folder} is in use by {self._holder()}", "Wait for it, or choose another folder with -o."
+                    f"{folder} is in use by {self._holder()}", "Wait for it, or choose another folder."
                 ) from error
             return self
         self._descriptor = descriptor

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lrexport import shipping
+from lrexport.artifacts import files
 from lrexport.artifacts.run_files import EXPORTED
+from lrexport.artifacts.run_lock import RunLock
 from lrexport.cli.main import run
 from lrexport.record import load_record
 from tests.board import Board
 from tests.cli.test_inspect import NETWORK
+from tests.conftest import heed_ctrl_c
 
 ORT = {"model.ort", "model.arm.ort"}
 
@@ -103,3 +110,80 @@ def test_a_device_that_is_not_there_is_noticed_before_any_work(capsys: pytest.Ca
     assert "it cannot be reached" in err
     assert "model.onnx" not in err
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
+@pytest.fixture
+def mine() -> Path:
+    """A run that was exported, for one test."""
+    if not Path("exported").exists():
+        shutil.copytree("run", "exported")
+        assert run(["onnx", "exported", "--ort", "--rounds", "0"]) == 0
+    shutil.rmtree("mine", ignore_errors=True)
+    shutil.copytree("exported", "mine")
+    return Path("mine")
+
+
+def test_a_run_is_exported_by_one_process_while_no_other_changes_it(mine: Path, capsys: pytest.CaptureFixture) -> None:
+    with RunLock(mine):
+        assert run(["onnx", "mine", "--rounds", "0"]) == 2
+    assert f"mine is in use by process {os.getpid()} on " in capsys.readouterr().err
+    codes = []
+
+    def compress(event: dict[str, Any]) -> None:
+        if event["event"] == "export":
+            codes.append(run(["compress", "mine", "--macs", "0.4"]))
+
+    shipping.export_run(mine, shipping.ExportOptions(rounds=0), compress)
+    assert codes == [2, 2]
+    assert "mine is in use by process" in capsys.readouterr().err
+    record = load_record(mine)
+    for name in record.files:
+        record.check(mine, name)
+    assert not (mine / ".holder").exists()
+
+
+def test_an_export_killed_between_its_files_and_the_record_leaves_a_run_that_was_not_exported(
+    mine: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = files.move
+
+    def die(*arguments: Any) -> None:
+        move(*arguments)
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "move", die)
+        with pytest.raises(RuntimeError):
+            shipping.export_run(mine, shipping.ExportOptions(rounds=0, opset=20), lambda _event: None)
+    assert not set(EXPORTED) & set(load_record(mine).files)
+    assert run(["bench", "mine"]) == 2
+    assert "mine has no ONNX files yet" in capsys.readouterr().err
+    assert run(["onnx", "mine", "--rounds", "0"]) == 0
+    assert {*EXPORTED} & {*load_record(mine).files} == {"dense.onnx", "model.onnx"}
+
+
+def test_ctrl_c_between_the_files_of_an_export_and_the_record_comes_once_both_are_there(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heed_ctrl_c()
+    move = files.move
+
+    def interrupted(*arguments: Any) -> None:
+        move(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(files, "move", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shipping.export_run(mine, shipping.ExportOptions(rounds=0, opset=20), lambda _event: None)
+    record = load_record(mine)
+    assert record.export["opset"] == 20
+    assert record.check(mine, "model.onnx").is_file()
+
+
+def test_what_an_export_that_was_killed_left_goes_with_the_next_one_and_nothing_else(mine: Path) -> None:
+    left, others = mine / ".export-a1b2c3_d", [mine / ".export-notes", mine / ".export-mine.bak"]
+    for folder in (left, *others):
+        folder.mkdir()
+        (folder / "model.onnx").touch()
+    assert run(["onnx", "mine", "--rounds", "0"]) == 0
+    assert sorted(mine.glob(".export-*")) == sorted(others)
