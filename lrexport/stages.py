@@ -38,6 +38,7 @@ from lrexport.record import (
 from lrexport.starts import to_svd_form
 from lrexport.training.engine import failing_together, to_fast_layout, with_float64
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
+from lrexport.training.stopping import heeding_signals
 
 
 def train_dense(job: Job) -> None:
@@ -172,18 +173,21 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
         compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs),
     )
     if job.first:
-        _replace(job, network, config)
+        found = _spectra(job)
+        with heeding_signals():  # between the network and the record that knows it the run could not be loaded
+            _replace(job, network, found, config)
     leave(job)
 
 
-def _replace(job: Job, network: nn.Module, config: CompressConfig) -> None:
-    """Write network and record over those of an earlier compression of the run."""
+def _replace(job: Job, network: nn.Module, found: bytes, config: CompressConfig) -> None:
+    """Write network, spectra and record over those of an earlier compression of the run."""
     for stale in (*EXPORTED, BASELINE):  # of an earlier compression
         (job.run / stale).unlink(missing_ok=True)
     if job.baseline_epochs:
         job.store(BASELINE, job.dense)
+    files.write_bytes(job.run / SPECTRA, found)
+    job.record.seal(job.run, SPECTRA)
     job.store(MODEL, network)
-    _store_spectra(job)
     _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})
 
 
@@ -194,14 +198,12 @@ def leave(job: Job) -> None:
         clear(job.run)
 
 
-def _store_spectra(job: Job) -> None:
+def _spectra(job: Job) -> bytes:
+    """The layers' singular values, as the run keeps them."""
     job.svd.network.to(with_float64(job.fabric.device))
-    if not job.first:
-        return
     start = runs.load_start(job.run, job.record) if job.svd_epochs else None  # job.dense may have been trained on since
     found = spectra(job.svd, job.record.plan, start)
-    files.write_bytes(job.run / SPECTRA, json.dumps(found, allow_nan=False).encode())  # indented, a line a number
-    job.record.seal(job.run, SPECTRA)
+    return json.dumps(found, allow_nan=False).encode()  # indented, a line a number
 
 
 def _save(job: Job, **config: Any) -> None:

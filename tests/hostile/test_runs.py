@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lrexport import InputError, load
 from lrexport.artifacts import tensors
+from lrexport.record import load_record
+from tests.conftest import heed_ctrl_c
 from tests.hostile.support import DATA, TINY, Command, listing, nothing_made, write_module
 
 
@@ -187,3 +191,28 @@ def test_an_opset_that_cannot_be_written_or_run_is_refused_with_the_range(
     assert f"opset {opset} was asked for" in done.err
     assert re.search(r"from 18 to \d+", done.err)
     assert listing(finished) == before
+
+
+@pytest.mark.parametrize("moment", ["lrexport.stages.spectra", "lrexport.artifacts.tensors.save"])
+def test_a_run_compressed_again_in_its_place_loads_whenever_ctrl_c_comes(
+    moment: str, lrexport: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its network is replaced it stays the old one, once it is, the record follows."""
+    heed_ctrl_c()
+    before = load_record(finished)
+    module, name = moment.rsplit(".", 1)
+    really = getattr(sys.modules[module], name)
+
+    def interrupted(*arguments: Any) -> Any:
+        result = really(*arguments)
+        if name == "spectra" or arguments[0].name == "model.safetensors":
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(moment, interrupted)
+    assert lrexport("compress", finished, "--macs", "0.4").code == 130
+    load(finished)
+    record = load_record(finished)
+    assert (record == before) == (name == "spectra")
+    for file in record.files:
+        record.check(finished, file)
