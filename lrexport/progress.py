@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lrexport.artifacts import files, tensors
 from lrexport.artifacts.run_files import OF_A_JOB, SCRATCH
 from lrexport.errors import InputError, UsageError
-from lrexport.record import CHECKPOINTS, Plan, PlannedLatency, Record
+from lrexport.record import CHECKPOINTS, LOG, Plan, PlannedLatency, Record
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 STATE, PRUNED = "state.json", "pruned.safetensors"
 # What cannot be another when a run is taken up again.
 _NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights")
+# What decides which images are held out: others would be images that the network was trained on.
+_SPLIT = ("seed", "heldout", "data_sha256")
+# What belongs to a stage of training alone, in the stages' order.
+_OF_STAGES = {
+    "dense": ("dense_epochs", "dense_lr"),
+    "svd": ("svd_epochs", "orthogonality", "sparsity", "sparsity_strength", "falling_ranks"),
+    "fine-tune": ("fine_tune_epochs",),
+    "baseline": ("baseline_epochs",),
+}
 # What ranks are chosen and pairs repaired by.
 _PRUNING = (
     "goal",
@@ -146,9 +155,9 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
         )
     state = _read(path)
     changes = _changes(state.asked, asked)
-    fixed = _fixed(run, state.asked)
+    fixed = _fixed(run, state, asked)
     if changes and not (allow_changes and fixed.isdisjoint(changes)):
-        settled = f" Settled by now: {', '.join(fixed & changes.keys())}." if allow_changes else ""
+        settled = f" Settled by now: {', '.join(sorted(fixed & changes.keys()))}." if allow_changes else ""
         raise UsageError(
             f"{run} was begun with other choices: {'; '.join(list(changes.values())[:_SHOWN])}",
             f"Give those it was begun with, or --allow-changes to go on with new ones where that is possible.{settled}",
@@ -158,6 +167,9 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
         for stage in ("fine-tune", "baseline"):
             for stale in (run / CHECKPOINTS).glob(f"{stage}-*"):
                 stale.unlink(missing_ok=True)
+    if "svd_epochs" in changes and state.log_bytes is not None:  # its epochs come before what choosing ranks has logged
+        files.truncate(run / LOG, state.log_bytes)
+        state = state.model_copy(update={"log_bytes": None})
     return Progress(run, state.model_copy(update={"asked": asked}))
 
 
@@ -169,17 +181,29 @@ def _read(path: Path) -> _State:
         raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", hint) from error
 
 
-def _fixed(run: Path, before: dict[str, Any]) -> set[str]:
-    """What cannot be another any more: the network itself, and the choices of stages that are done."""
-    done = {path.name.split("-done.")[0] for path in (run / CHECKPOINTS).glob("*-done.*")}
-    fixed = {*_NETWORK}
-    # Dense training leaves nothing of the weights that it began with.
-    fixed |= {"dense_epochs", "dense_lr"} if "dense" in done else {"weights_sha256"}
-    if "svd" in done:
-        fixed |= {"svd_epochs", "orthogonality", "sparsity", "sparsity_strength", "falling_ranks"}
-        fixed |= {"goal"} if before.get("falling_ranks") or before.get("sparsity_strength") == "auto" else set()
-    if "fine-tune" in done:
-        fixed |= {"fine_tune_epochs"}
+def _fixed(run: Path, state: _State, asked: dict[str, Any]) -> set[str]:
+    """What cannot be another any more: the network itself, and the choices of stages that are done or were passed over.
+
+    A stage without epochs leaves no file: it is passed over once a later one has begun or, of those before it, the plan
+    is there.
+    """
+    before, folder = state.asked, run / CHECKPOINTS
+    done = {stage for stage in _OF_STAGES if any(folder.glob(f"{stage}-done.*"))}
+    begun = [stage for stage in _OF_STAGES if any(folder.glob(f"{stage}-*"))]
+    stages = [*_OF_STAGES]
+    passed = stages.index("fine-tune") if state.pruned is not None else 0
+    passed = max([passed, *(stages.index(stage) for stage in begun)])
+    behind = {*stages[:passed], *done}
+    fixed = {*_NETWORK, *(name for stage in behind for name in _OF_STAGES[stage])}
+    if "dense" not in done:  # which leaves nothing of the weights that it began with
+        fixed.add("weights_sha256")
+    if begun or state.pruned is not None:
+        fixed |= {*_SPLIT}
+    steered = "auto" in (before.get("sparsity_strength"), asked.get("sparsity_strength"))
+    if "svd" in done and (before.get("falling_ranks") or steered):
+        fixed.add("goal")
+    if "svd" in begun and steered:  # a checkpoint of a λ_s that is steered is none of a fixed one, and back
+        fixed.add("sparsity_strength")
     return fixed
 
 

@@ -28,6 +28,8 @@ _KEPT = 2
 _HASH = 16  # hex digits in a name
 _SUFFIX = ".safetensors"
 _NUMBERS = "lrexport"  # the metadata's key
+# By the optimiser's kind: what it keeps for a parameter.
+_KEEPS = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}}
 _PLAIN = ("epoch", "step", "batch_size", "loss_sum", "images", "best_top1", "log_bytes")
 
 
@@ -175,12 +177,15 @@ def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dic
     return {name: dict(optimizer.state[each]) for name, each in network.named_parameters() if each in optimizer.state}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> bool:
     """Put ``state`` into an optimiser of the network's parameters, but for parameters that have another shape now.
 
     Its tensors get the layout of theirs: sums over tensors of another layout could round differently. Adam's count of steps
-    stays where it was.
+    stays where it was. False, and nothing is changed, where ``state`` is another kind of optimiser's.
     """
+    keeps = next(names for kind, names in _KEEPS.items() if isinstance(optimizer, kind))
+    if any(not entries.keys() <= keeps for entries in state.values()):
+        return False
     for name, parameter in network.named_parameters():
         entries = state.get(name, {})
         if any(isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape for value in entries.values()):
@@ -189,6 +194,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, stat
             if isinstance(value, Tensor) and value.shape == parameter.shape and entry != "step":
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             optimizer.state[parameter][entry] = value
+    return True
 
 
 def _place(name: str) -> str:

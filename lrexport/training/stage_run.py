@@ -139,7 +139,9 @@ class StageRun:
             self.state = state
             if state.step and state.batch_size != stage.batch_size:  # steps of another size: the epoch begins again
                 state.step, state.loss_sum, state.images = 0, 0.0, 0
-            restore_optimizer(self.optimizer, self.network, state.optimizer)
+            if not restore_optimizer(self.optimizer, self.network, state.optimizer):
+                begins = "goes on with another optimizer, which begins without what the one before knew"
+                self.on_event({"event": "warning", "text": f"{stage.name} training {begins}"})
         self.state.batch_size = stage.batch_size
         if self.teacher is not None and not self.has_teacher:
             self.has_teacher = True
