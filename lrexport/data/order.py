@@ -54,8 +54,11 @@ class Order:
             yield step, order[step * size : (step + 1) * size]
 
     def steps(self, images: int, size: int) -> int:
-        """Batches of an epoch. A last one of less than half the size is left out: BatchNorm's statistics over a few hurt."""
-        left_out = 0 < images % size < max(size // 2, self.world * self.portions)
+        """Batches of an epoch. A last one of less than half the size is left out: BatchNorm's statistics over a few hurt.
+
+        So is one with a portion of a single image, of which they may not be taken at all, or with none for a process.
+        """
+        left_out = 0 < images % size < max(size // 2, max(2, self.world) * self.portions)
         return max(1, math.ceil(images / size) - left_out)
 
     def part(self, images: int) -> Tensor:

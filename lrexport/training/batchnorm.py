@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrexport.lowrank.tracing import run_once
 
 
 @contextmanager
@@ -26,6 +29,24 @@ def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
     finally:
         for norm in norms:
             del norm.__dict__["forward"]
+
+
+def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
+    """Names of BatchNorms with one value a channel in an image: there is no training these on one image at a time."""
+    found: list[str] = []
+
+    def look(name: str, _norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(inputs[0], Tensor) and inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
+            found.append(name)
+
+    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(partial(look, name)) for name, norm in norms]
+    try:
+        run_once(network, image_shape)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 class _Sum(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import nn
 from lrexport.data.images import Splits
 from lrexport.errors import UsageError
 from lrexport.lowrank.svd_form import fit_ranks
-from lrexport.training.batchnorm import global_statistics
+from lrexport.training.batchnorm import global_statistics, needing_several
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.memory import naming_the_batch
 from lrexport.training.stage import Stage
@@ -49,16 +49,11 @@ def train_stage(
     never stopped.
 
     Raises InputError when the loss stops being finite, Stopped after SIGTERM or Ctrl-C, UsageError where a batch has fewer
-    images than there are processes.
+    images than there are processes, or too few for BatchNorm.
     """
     if stage.epochs == 0:
         return
-    if min(stage.batch_size, len(splits.train)) < fabric.world_size * stage.accumulate:
-        raise UsageError(
-            f"a batch of {min(stage.batch_size, len(splits.train))} images cannot be shared by {fabric.world_size} processes"
-            f" in {stage.accumulate} portions",
-            "Give a larger --batch-size, fewer --devices or less --accumulate.",
-        )
+    _check_batch(network, splits, stage, fabric)
     state = checkpoints.load() if checkpoints is not None else None
     if state is not None:
         fit_ranks(network, state.network)
@@ -76,7 +71,8 @@ def train_stage(
 
 
 def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: Fabric) -> float:
-    """Median time of a step of the stage, on a copy of ``network`` that is thrown away."""
+    """Median time of a step of the stage, on a copy of ``network`` that is thrown away. Raises UsageError as above."""
+    _check_batch(network, splits, stage, fabric)
     plain = replace(stage, epochs=1, distill=0.0, lr=1e-12)  # at which a step takes as long, and none diverges
     training = StageRun(copy.deepcopy(network), splits, plain, fabric, lambda _event: None, None, None)
     with global_statistics(training.network, fabric.world_size):
@@ -87,3 +83,20 @@ def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: 
                 training.median_ms()
             training.step(step, images, labels, 0.0)
     return training.median_ms()
+
+
+def _check_batch(network: nn.Module, splits: Splits, stage: Stage, fabric: Fabric) -> None:
+    """That every process has an image of each portion, and BatchNorm several."""
+    size = min(stage.batch_size, len(splits.train))
+    if size < fabric.world_size * stage.accumulate:
+        raise UsageError(
+            f"a batch of {size} images cannot be shared by {fabric.world_size} processes in {stage.accumulate} portions",
+            "Give a larger --batch-size, fewer --devices or less --accumulate.",
+        )
+    alone = needing_several(network, splits.train.image_shape) if size < 2 * stage.accumulate else []
+    if alone:
+        raise UsageError(
+            f"{', '.join(alone[:3])}: BatchNorm cannot be trained on one image at a time, which a batch of {size} images in"
+            f" {stage.accumulate} portions comes to",
+            "Give a larger --batch-size or less --accumulate.",
+        )

@@ -15,7 +15,7 @@ from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.svd_form import factors
 from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
-from lrexport.training.loops import Stage, train_stage
+from lrexport.training.loops import Stage, step_milliseconds, train_stage
 from lrexport.training.optimizers import parameter_groups
 from lrexport.training.schedules import learning_rate
 
@@ -239,3 +239,30 @@ def test_a_record_names_the_gpu_that_trained(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(type(fabric), "device", torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", {torch.device("cuda", 0): "a GPU"}.get)
     assert ran_on(fabric) == {"device": "cuda:0", "accelerator": "a GPU", "precision": "bf16-mixed"}
+
+
+def with_norm_on_vectors() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize(("batch", "portions", "steps"), [(2, 1, 8), (6, 3, 2), (3, 1, 6)])
+def test_a_last_batch_with_a_single_image_in_a_portion_is_left_out(batch: int, portions: int, steps: int) -> None:
+    splits, events = bright_and_dark(21), []
+    assert len(splits.train) == 17
+    stage = Stage("dense", epochs=1, lr=0.01, batch_size=batch, accumulate=portions)
+    train_stage(with_norm_on_vectors(), splits, stage, make_fabric("cpu", "float32"), events.append)
+    assert sum(event["event"] == "step" for event in events) == steps
+
+
+@pytest.mark.parametrize(("batch", "portions"), [(1, 1), (8, 8), (8, 5)])
+def test_portions_of_one_image_are_refused_where_batchnorm_would_have_one_value_of_it(batch: int, portions: int) -> None:
+    stage = Stage("dense", epochs=1, lr=0.01, batch_size=batch, accumulate=portions)
+    message = f"3: BatchNorm cannot be trained on one image at a time, .* a batch of {batch} images in {portions} portions"
+    fabric, splits = make_fabric("cpu", "float32"), bright_and_dark(21)
+    with pytest.raises(UsageError, match=message):
+        train_stage(with_norm_on_vectors(), splits, stage, fabric, [].append)
+    with pytest.raises(UsageError, match=message):
+        step_milliseconds(with_norm_on_vectors(), splits, stage, fabric)
+    on_images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 2))
+    train_stage(on_images, splits, stage, fabric, [].append)
