@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], size_bytes: in
         temporary.unlink(missing_ok=True)
 
 
-def move(names: Iterable[str], source: Path, folder: Path) -> None:
+def move(names: Collection[str], source: Path, folder: Path) -> None:
     """Synchronise files of ``source`` and rename them over those of ``folder``, on the same disk. Raises DeviceError."""
     try:
         for name in names:

@@ -174,7 +174,7 @@ class StageRun:
         buffers = [buffer.clone() for buffer in network.buffers()]
         size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
         task, value, of_all = self._backward(images, labels, size, asked)
-        self.sound &= task <= _MOST_SOUND * math.log(len(self.splits.data.classes))  # NaN never is
+        self.sound &= math.isfinite(value) and task <= _MOST_SOUND * math.log(len(self.splits.data.classes))
         if not math.isfinite(value):  # one bad batch must reach neither weights nor statistics; a row is divergence
             self.bad += 1
             self.optimizer.zero_grad(set_to_none=True)
