@@ -238,7 +238,7 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module) -> 
     if source is None or not (options.rescore or options.int8):
         return _Images()
     shape = record.model.input_shape
-    data = load_data(source, shape)
+    data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)))
     check_fits(data, shape, tuple(run_once(network, shape).shape))
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
     return _Images(source, data.test if options.rescore else None, calibration)

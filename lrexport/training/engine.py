@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lrexport.errors import DeviceError, FailedElsewhere, InputError, LrexportError
-from lrexport.lowrank.tracing import channels_last, example_input, takes_channels_last
+from lrexport.lowrank.tracing import channels_last, example_input, fast_layout, takes_channels_last
 from lrexport.training.memory import hold_freed_memory
 
 if TYPE_CHECKING:
@@ -160,6 +160,25 @@ def to_fast_layout(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
         for tensor in (*network.parameters(), *network.buffers()):
             tensor.data = channels_last(tensor.data)
     return network
+
+
+def freeze_unused(network: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Take parameters that no output depends on out of training: several processes wait for the gradient of every other."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    images = example_input(network, input_shape).repeat(2, *(1 for _ in input_shape))  # one alone has no variance
+    images = fast_layout(network, images)
+    try:
+        output = network.train()(images)
+        gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+    finally:
+        for module, training in modes:
+            module.training = training
+        for buffer, before in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def _available() -> str:

@@ -22,7 +22,7 @@ from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
 from lrexport.lowrank.tracing import fast_layout
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
-from lrexport.training.engine import to_fast_layout
+from lrexport.training.engine import freeze_unused, to_fast_layout
 from lrexport.training.optimizers import make_optimizer
 from lrexport.training.scoring import score
 from lrexport.training.stage import Stage
@@ -131,6 +131,8 @@ class StageRun:
         """Optimiser, wrapped network and order of images; ``state`` is where an earlier life of the stage was."""
         fabric, stage = self.fabric, self.stage
         to_fast_layout(self.network, self.splits.train.image_shape)
+        if fabric.world_size > 1:
+            freeze_unused(self.network, self.splits.train.image_shape)
         settings = stage.optimizer, stage.lr, stage.momentum, stage.weight_decay, stage.scale_gradients
         optimizer = make_optimizer(self.network, *settings)
         module: Any = torch.compile(self.network) if stage.compile else self.network
