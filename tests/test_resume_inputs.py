@@ -98,9 +98,9 @@ def test_another_plan_behind_the_same_path_is_refused_and_taken_where_changes_ar
     assert layer.rank == 6
 
 
-def test_a_run_that_was_begun_before_there_were_digests_goes_on(folder: Path) -> None:
+def test_a_run_that_was_begun_before_there_were_digests_and_an_option_that_is_not_asked_for_goes_on(folder: Path) -> None:
     state = Path("older/checkpoint/state.json")
     held = json.loads(state.read_text(encoding="utf-8"))
-    del held["asked"]["plan_sha256"]
+    del held["asked"]["plan_sha256"], held["asked"]["max_bad"]
     state.write_text(json.dumps(held), encoding="utf-8")
     go_on(folder, *PLAN, "-o", "older")

@@ -165,6 +165,14 @@ def test_a_class_of_which_nothing_is_left_is_named(kind: str, images: Path, trai
 
 
 @pytest.mark.usefixtures("damaged")
+def test_the_export_of_a_run_without_some_images_leaves_them_out_too(train: Command, lrexport: Command) -> None:
+    assert train("folder", "--max-bad", "3").code == 0
+    done = lrexport("onnx", "out", "--rounds", "0")
+    assert done.code == 0, done.err
+    assert "accuracy on 7 test images" in done.out
+
+
+@pytest.mark.usefixtures("damaged")
 def test_a_run_without_some_images_is_not_taken_for_one_of_other_choices(train: Command, images: Path) -> None:
     assert train("imagenet", "--max-bad", "3").code == 0
     assert train("imagenet", "--max-bad", "3", "--resume").code == 0
