@@ -31,7 +31,7 @@ from lrexport.record import FactorisedLayer, PlannedLatency
 from lrexport.speed import Speed
 from lrexport.training.engine import to_fast_layout
 from lrexport.training.scoring import reestimate_batchnorm, score
-from lrexport.units import format_bytes
+from lrexport.units import format_bytes, format_ms
 
 _BATCH = 125  # images at a time where only sums are wanted
 _BATCHNORM_BATCH = 250
@@ -189,7 +189,8 @@ class Pruning:
         """The plan that is measured to be as fast as asked, with the least loss.
 
         Prediction is off by some percent, so the budget is corrected by networks that are really measured; of those that
-        are fast enough the slowest is taken, where none is, the fastest, with a warning.
+        are fast enough the slowest is taken, where none is, the fastest, with a warning. Only what was asked leaves the
+        network dense, never a budget that was corrected.
         """
         goal, dense = self.config.goal, speed.latency.dense
         asked = self.milliseconds(speed) / dense
@@ -208,12 +209,14 @@ class Pruning:
             whole = not any(isinstance(layer, FactorisedLayer) for layer in selection.plan.values())
             if whole or asked * (1 - _LATENCY_CLOSE) <= ratio <= asked:
                 return tries[-1][1]
-            budget *= asked * (1 - _LATENCY_CLOSE / 2) / ratio
+            # At 1 nothing would be pruned, which is not what was asked: half the way there at most.
+            budget = min(budget * asked * (1 - _LATENCY_CLOSE / 2) / ratio, (1 + budget) / 2)
         fitting = [each for each in tries if each[0] <= asked]
         if fitting:
             return max(fitting, key=lambda each: each[0])[1]
         ratio, fastest = min(tries, key=lambda each: each[0])
-        note = f"no plan was measured to be as fast as asked; this one takes {ratio:.3f} of the dense network's latency"
+        given = format_ms(goal.latency_ms) if goal.latency_ms is not None else f"{goal.latency:g}"
+        note = f"no plan was measured to be as fast as asked ({given}); this one takes {ratio:.3f} of the dense latency"
         return replace(fastest, warnings=(*fastest.warnings, note))
 
     def _confirm(self, speed: Speed, selection: Selection) -> PlannedLatency:

@@ -149,7 +149,7 @@ def test_a_latency_that_measurement_denies_is_told(trained: nn.Module) -> None:
     found = job.select()
     assert found.latency is not None
     assert found.latency.ratio == min(job.speed.environment["confirmed"])
-    assert any("no plan was measured to be as fast as asked" in warning for warning in found.warnings)
+    assert any("no plan was measured to be as fast as asked (0.5)" in warning for warning in found.warnings)
 
 
 def test_a_network_whose_pairs_are_all_slower_stays_dense(trained: nn.Module) -> None:
@@ -159,6 +159,19 @@ def test_a_network_whose_pairs_are_all_slower_stays_dense(trained: nn.Module) ->
     assert found.latency is not None
     assert found.latency.ratio == 1
     assert any("no pair is faster" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("in_ms", [False, True])
+def test_a_network_faster_than_predicted_is_pruned_to_what_was_asked_all_the_same(trained: nn.Module, in_ms: bool) -> None:
+    job = pruning(trained, None, latency=0.92)
+    speed = speed_of(job, bias=0.8)
+    if in_ms:
+        job = replace(job, config=replace(job.config, goal=Goal(latency_ms=0.92 * speed.latency.dense)))
+    found = replace(job, speed=speed).select()
+    assert found.latency is not None
+    assert found.latency.ratio == max(ratio for ratio in speed.environment["confirmed"] if ratio <= 0.92)
+    assert any(isinstance(layer, FactorisedLayer) for layer in found.plan.values())
+    assert not any("nothing is pruned" in warning for warning in found.warnings)
 
 
 def test_a_latency_out_of_reach_names_the_fastest_plan(trained: nn.Module) -> None:
