@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
 from lrexport.artifacts import tensors
-from lrexport.errors import InputError
+from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.models.resolve import from_record
@@ -49,3 +51,18 @@ def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:
     except RuntimeError as error:
         raise InputError(f"{run / name} does not fit the network in its record: {error}") from error
     return network.eval()
+
+
+@contextmanager
+def naming_recorded_data(record: Record, given: str | None) -> Iterator[None]:
+    """Where data cannot be had inside the block, say that the run's record names it and what replaces it.
+
+    ``given`` is what was asked for instead, which then is nobody's mistake but the user's.
+    """
+    try:
+        yield
+    except (InputError, UsageError) as error:
+        if given is not None or record.data is None:
+            raise
+        hint = f"The run was made with --data {record.data.source}; --data says where these images are now."
+        raise type(error)(error.message, f"{error.hint} {hint}" if error.hint else hint) from error

@@ -62,7 +62,7 @@ _OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name i
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency on ``target``; ``data`` overrides the record's.
+    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency on ``target``; ``data`` stands in for the record's.
 
     ``int8`` makes both files once more in int8, calibrated on at most ``calibration_images``; ``ort`` makes the compressed
     ones once more in ONNX Runtime's own format.
@@ -124,8 +124,6 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
             job = Job((), options.rounds, options.threads, options.batch or 1, profile=True)
             measured = measure(paths, DENSE_ONNX, job, target)
             results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
-        if images.test is not None and options.data and record.data is not None:
-            record.data = record.data.model_copy(update={"source": options.data, "test": len(images.test)})
         _note(record, options, results, {target.name: machine} if options.rounds and target.name != "local" else {})
         _replace(run, record, Path(scratch), [*results, *in_ort], on_event)
     return record
@@ -238,7 +236,8 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module) -> 
     if source is None or not (options.rescore or options.int8):
         return _Images()
     shape = record.model.input_shape
-    data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)))
+    with runs.naming_recorded_data(record, options.data):
+        data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)))
     check_fits(data, shape, tuple(run_once(network, shape).shape))
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
     return _Images(source, data.test if options.rescore else None, calibration)

@@ -76,8 +76,9 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     trained = SVD in before.files
     if not trained:
         done |= {name: getattr(config, name) for name in anew}
-    config = replace(config, **done, model=recipe.source, data=data)
-    splits = _load_splits(config, recipe)
+    given, config = config.data, replace(config, **done, model=recipe.source, data=data)
+    with runs.naming_recorded_data(before, given):
+        splits = _load_splits(config, recipe)
     _check_fits(splits, dense, recipe)
     place = None if run.resolve() == source.resolve() else str(source)
     digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
@@ -97,7 +98,8 @@ def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetw
     recipe = from_record(record.model)
     data = config.data or (record.data.source if record.data else None)
     kept = {name: record.config[name] for name in ("seed", "heldout", "max_bad") if name in record.config}
-    splits = _load_splits(replace(config, **kept, data=data), recipe)
+    with runs.naming_recorded_data(record, config.data):
+        splits = _load_splits(replace(config, **kept, data=data), recipe)
     _load_teacher(config, splits)
     return recipe, load_svd(config, source), splits
 

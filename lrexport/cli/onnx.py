@@ -50,7 +50,7 @@ class RoundsType(click.ParamType[int]):
 )
 @threads_option()
 @target_option("Where latency is measured.")
-@click.option("--data", metavar="DATA", help="Where the images are now, if not where the run found them.")
+@click.option("--data", metavar="DATA", help="Other images than the run's own, or where those are now.")
 @click.option("--int8", is_flag=True, help="Also model.int8.onnx and dense.int8.onnx: int8 weights and activations.")
 @click.option(
     "--calibration-images",

@@ -17,7 +17,7 @@ from lrexport.report.int8 import int8_table
 from lrexport.report.repeating import commands, shell_lines
 from lrexport.report.runs_table import front_table, runs_table
 from lrexport.report.subjects import Subject
-from lrexport.report.tables import Table, results_table
+from lrexport.report.tables import Table, data_name, results_table
 
 _TAGS = ("lrexport", "low-rank", "svd", "compression", "onnx")
 
@@ -57,9 +57,9 @@ def markdown_table(table: Table) -> str:
 
 def _index(subject: Subject) -> dict[str, Any]:
     """An entry of ``model-index``."""
-    accuracy, data = subject.compressed.accuracy, subject.record.data
+    accuracy = subject.compressed.accuracy
     assert accuracy is not None
-    source = visible(data.source) if data else "unnamed data"
+    source = visible(data_name(subject.record))
     metrics = [("top-1", accuracy.top1), ("top-5", accuracy.top5)]
     result = {
         "task": {"type": "image-classification", "name": "Image classification"},

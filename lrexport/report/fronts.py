@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lrexport.escape import visible
+from lrexport.report.tables import data_name
 
 if TYPE_CHECKING:
     from lrexport.record import Latency, Result
@@ -135,8 +136,8 @@ def _scored_differently(subjects: Sequence[Subject]) -> str:
 
 
 def _images(subject: Subject) -> str:
-    found, data = subject.compressed.accuracy, subject.record.data
-    return f"{found.n} {found.split} images of {data.source if data else 'unnamed data'}" if found else ""
+    found = subject.compressed.accuracy
+    return f"{found.n} {found.split} images of {data_name(subject.record)}" if found else ""
 
 
 def _top1(result: Result) -> float:

@@ -70,9 +70,12 @@ def _caption(record: Record, counted: str) -> str:
     parts = [f"MACs of one input, counted on the {counted}"]
     small = record.results.compressed
     if small and small.accuracy:
-        parts.append(f"accuracy on {small.accuracy.n:,} {small.accuracy.split} images of {_data_name(record)}")
+        parts.append(f"accuracy on {small.accuracy.n:,} {small.accuracy.split} images of {data_name(record)}")
     return "; ".join(parts) + "."
 
 
-def _data_name(record: Record) -> str:
+def data_name(record: Record) -> str:
+    """Of the test images that the results are about: those of an export's own ``--data`` where it scored on them."""
+    if record.export.get("data") and record.export.get("rescore"):
+        return str(record.export["data"])
     return record.data.source if record.data else "unnamed data"

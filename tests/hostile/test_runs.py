@@ -172,6 +172,43 @@ def test_other_data_that_does_not_fit_a_run_is_refused_before_anything_is_writte
     assert listing(finished) == before
 
 
+@pytest.fixture
+def scored(compress: Command) -> Path:
+    """A run with data, users:fitting, that nothing was trained on."""
+    write_module("users", DATA)
+    assert compress("--data", "users:fitting", "--svd-epochs", "0", "--fine-tune-epochs", "0").code == 0
+    return Path("out")
+
+
+def test_data_given_to_an_export_is_for_that_call_and_the_run_keeps_its_own(lrexport: Command, scored: Path) -> None:
+    write_module("moved", DATA)
+    done = lrexport("onnx", scored, "--rounds", "0", "--data", "moved:fitting")
+    assert done.code == 0
+    assert "accuracy on 20 test images of moved:fitting" in done.out
+    record = load_record(scored)
+    assert record.data is not None
+    assert (record.data.source, record.export["data"]) == ("users:fitting", "moved:fitting")
+    done = lrexport("onnx", scored, "--rounds", "0")
+    assert done.code == 0
+    assert "accuracy on 20 test images of users:fitting" in done.out
+
+
+def test_data_of_a_run_that_is_not_there_any_more_is_told_as_the_runs_own(lrexport: Command, scored: Path) -> None:
+    Path("users.py").unlink()
+    sys.modules.pop("users")
+    for command in (
+        ["onnx", scored],
+        ["compress", scored, "--macs", "0.5"],
+        ["compress", scored, "--macs", "0.5", "--dry-run"],
+    ):
+        done = lrexport(*command)
+        assert done.code == 2
+        assert "The run was made with --data users:fitting; --data says where these images are now." in done.err
+    done = lrexport("onnx", scored, "--data", "folder:images")
+    assert done.code == 3
+    assert "The run was made with" not in done.err
+
+
 def test_a_network_that_changed_since_its_run_is_refused(lrexport: Command, finished: Path) -> None:
     write_module("tiny", TINY.replace("nn.Linear(32, 10)", "nn.Linear(32, 11)"))
     sys.modules.pop("tiny", None)
