@@ -20,7 +20,7 @@ from lrexport.measure.targets import parse_target
 from lrexport.plans import Choice, digest, read_choices
 from lrexport.progress import clear, is_stopped, other_choices
 from lrexport.pruning import Pruning, schemes_considered
-from lrexport.record import CHECKPOINTS, RECORD, SVD, Record, load_record
+from lrexport.record import CHECKPOINTS, RANDOM, RECORD, SVD, Record, load_record
 from lrexport.speed import Speed, measure_speed
 from lrexport.starts import look
 from lrexport.training.engine import failing_together, make_fabric, with_float64
@@ -146,7 +146,9 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
         on_event({"event": "warning", "text": text})
     device = with_float64(make_fabric(config.train.device).device)
     speed = _speed(config, svd, recipe.input_shape, on_event)
-    return svd, Pruning(svd, config, recipe.input_shape, splits, device, choices, speed).select()
+    selection = Pruning(svd, config, recipe.input_shape, splits, device, choices, speed).select()
+    random = recipe.is_random(config.train.weights) if source is None else RANDOM in load_record(source).notes
+    return svd, replace(selection, warnings=(RANDOM, *selection.warnings)) if random else selection
 
 
 def _speed(config: CompressConfig, svd: SVDNetwork, input_shape: tuple[int, ...], on_event: OnEvent) -> Speed | None:

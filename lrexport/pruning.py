@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -76,6 +77,8 @@ class Pruning:
         if self.speed is not None and self.config.goal.is_latency:
             return self._within_latency(self.speed, self._moments())
         selection = self._select(self._moments())
+        if not any(isinstance(layer, FactorisedLayer) for layer in selection.plan.values()):
+            selection = replace(selection, warnings=(*selection.warnings, self._why_nothing(selection)))
         if self.speed is None:
             return selection
         return replace(selection, latency=self._confirm(self.speed, selection))
@@ -120,6 +123,23 @@ class Pruning:
         every = considers_every_scheme(self.config)
         options: dict[str, Any] = {"rule": self.config.rule, "moments": moments, "every_scheme": every}
         return select(self.svd, energy=goal.energy, macs=goal.macs, params=goal.params, latency=self._latency, **options)
+
+    def _why_nothing(self, selection: Selection) -> str:
+        """Of a plan without a pair what it would take to have one, where that is a threshold."""
+        energy = self.config.goal.energy
+        least = [
+            float(truncation.energy_dropped[min(facts.full_rank, (layer.dense_macs - 1) // facts.macs_per_rank)])
+            for name, layer in self.svd.layers.items()
+            for scheme, truncation in selection.truncations.get(name, {}).items()
+            for facts in [layer.schemes[scheme]]
+        ]
+        if energy is None or self.speed is not None or not least:
+            return "nothing is pruned: every layer stays dense"
+        enough = math.ceil(100 * min(least)) / 100  # percent, rounded to where a pair is
+        return (
+            f"nothing is pruned: with at most {energy:g} of a layer's energy dropped every pair costs more than its layer; "
+            f"--energy {enough:g} prunes the first"
+        )
 
     @property
     def _latency(self) -> NetworkLatency | None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from lrexport.cli.goals import compress_config, goal_options, pruning_options
+from lrexport.cli.notes import refuse_finished, say_as_made, say_left_behind, say_replaced, say_unused
 from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, resume_options, switch_option, training_options
-from lrexport.cli.recipes import RECIPE, RecipeCommand, recipe_options
-from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig
+from lrexport.cli.recipes import RecipeCommand, recipe_options
+from lrexport.config import CompressConfig
 from lrexport.errors import UsageError
 
 BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
@@ -62,8 +62,14 @@ def command(
         raise UsageError("no folder for the run", "Give one with -o RUN.")
     if source is not None:
         refuse_finished(source)
-    _say_unused(options["data"], source)
+    else:
+        say_as_made(options)
+    say_unused(options["data"], source)
     config = compress_config(options)
+    if source is not None:
+        say_left_behind(source, config)
+        if run is not None and not dry_run and run.resolve() == source.resolve():
+            say_replaced(source)
 
     from lrexport import pipeline
     from lrexport.lowrank.costs import plan_macs
@@ -101,34 +107,3 @@ def command(
     if record.planned_latency is not None and json_to != "-":
         click.echo(f"Measured after pruning: {latency_text(record.planned_latency.model_dump())}.")
     note(f"saved in {run}; next: lrexport onnx {run}")
-
-
-def _say_unused(data: str | None, source: Path | None) -> None:
-    """Options of training would do nothing without data; say so."""
-    from lrexport.cli.console import note
-    from lrexport.record import load_record
-
-    if data is not None or (source is not None and load_record(source).data is not None):
-        return
-    context = click.get_current_context()
-    unused = ["--" + n.replace("_", "-") for n in TRAINING if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
-    if context.meta.get(RECIPE) and any(
-        context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in TRAINING
-    ):
-        unused.append(f"what the recipe {context.meta[RECIPE]} says of training")
-    if unused:
-        note(f"note: without --data nothing is trained; these do nothing: {', '.join(unused)}")
-
-
-def refuse_finished(source: Path) -> None:
-    """Options of stages that a run has behind it would do nothing; say so."""
-    from lrexport.record import SVD
-
-    context = click.get_current_context()
-    trained = (source / SVD).is_file()
-    for name in FINISHED:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and (trained or name not in BY_SVD_TRAINING):
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{flag} belongs to a stage that {source} has behind it", "Compress the model anew to change it."
-            )

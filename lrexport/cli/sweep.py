@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from lrexport.cli.compress import refuse_finished
 from lrexport.cli.goals import given_goal, goal_options, pruning_options
+from lrexport.cli.notes import refuse_finished
 from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options
 from lrexport.config import CompressConfig
 from lrexport.errors import UsageError

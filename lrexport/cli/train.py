@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lrexport.cli.notes import say_as_made
 from lrexport.cli.options import RUN, is_run, json_option, resume_options, train_config, training_options
 from lrexport.cli.recipes import RecipeCommand, recipe_options
 from lrexport.errors import UsageError
@@ -31,6 +32,7 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
         raise UsageError("no folder for the run", "Give one with -o RUN.")
     if is_run(options["model"]):
         raise UsageError(f"{options['model']} is a run already", "Give a model here, or prune the run with compress.")
+    say_as_made(options)
     config = train_config(options)
 
     from lrexport import pipeline

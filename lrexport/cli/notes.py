@@ -1,0 +1,100 @@
+"""What options do not do, said before any work, or refused: of stages that are done or not made, and of an earlier run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from lrexport.artifacts.run_files import BASELINE, EXPORTED
+from lrexport.cli.recipes import RECIPE
+from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig
+from lrexport.errors import UsageError
+from lrexport.escape import plain
+
+# What decides a result where there is data, and what decides it always; a finished stage keeps its own.
+_WITH_DATA = ({*TRAINING} | {"precision"}) - {*FINISHED, "download", "log_to", "falling_ranks"}
+_ALWAYS = ("rule", "target", "threads")
+
+
+def refuse_finished(source: Path) -> None:
+    """Options of stages that a run has behind it would do nothing; say so."""
+    from lrexport.record import SVD
+
+    context = click.get_current_context()
+    trained = (source / SVD).is_file()
+    for name in FINISHED:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and (trained or name not in BY_SVD_TRAINING):
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} belongs to a stage that {source} has behind it", "Compress the model anew to change it."
+            )
+
+
+def say_unused(data: str | None, source: Path | None) -> None:
+    """Options of training would do nothing without data; say so."""
+    from lrexport.cli.console import note
+    from lrexport.record import load_record
+
+    if data is not None or (source is not None and load_record(source).data is not None):
+        return
+    context = click.get_current_context()
+    unused = ["--" + n.replace("_", "-") for n in TRAINING if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    if context.meta.get(RECIPE) and any(
+        context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in TRAINING
+    ):
+        unused.append(f"what the recipe {context.meta[RECIPE]} says of training")
+    if unused:
+        note(f"note: without --data nothing is trained; these do nothing: {', '.join(unused)}")
+
+
+def say_as_made(options: dict[str, Any]) -> None:
+    """Whether a callable of the user's own trained its network, lrexport cannot know; say what it goes by."""
+    from lrexport.cli.console import note
+
+    name = options["model"].partition("?")[0]
+    is_callable = ":" in name and not name.startswith("torchvision:")
+    if is_callable and options["weights"] is None and not (options["data"] and options["dense_epochs"]):
+        note(f"note: without --weights the weights are as {plain(name)} made them")
+
+
+def say_left_behind(source: Path, config: CompressConfig) -> None:
+    """Options that the run was made with and that are others now, without having been given: a run keeps to itself."""
+    from lrexport.cli.console import note
+    from lrexport.record import SVD, load_record
+
+    record = load_record(source)
+    names = {*_ALWAYS} | (_WITH_DATA if record.data is not None or config.train.data is not None else set())
+    if SVD not in record.files:
+        names |= {*BY_SVD_TRAINING}
+    now, context = json.loads(json.dumps(config.to_record())), click.get_current_context()
+    differ = [
+        f"--{name.replace('_', '-')} {_told(now[name])} (the run had {_told(before)})"
+        for name, before in record.config.items()
+        if name in names and before != now[name] and context.get_parameter_source(name) is not ParameterSource.COMMANDLINE
+    ]
+    if differ:
+        note(plain(f"note: not taken over from {source}: {', '.join(differ)}"))
+
+
+def say_replaced(run: Path) -> None:
+    """What a run that is compressed again in its own folder loses once the new network is done."""
+    from lrexport.cli.console import note
+    from lrexport.record import load_record
+
+    if load_record(run).results.compressed is None:
+        return
+    gone = [name for name in (*EXPORTED, BASELINE) if (run / name).exists()]
+    files = f", and removes what was made of it: {', '.join(gone)}" if gone else ""
+    note(plain(f"note: this replaces the compressed network in {run}{files}; -o RUN keeps it"))
+
+
+def _told(value: Any) -> str:
+    if value is None or value == []:
+        return "not given"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
