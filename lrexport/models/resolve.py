@@ -17,7 +17,7 @@ from torch import nn
 from lrexport.errors import InputError, UsageError
 from lrexport.models import cifar_resnet, zoo
 from lrexport.models.here import import_here
-from lrexport.models.vision import torchvision
+from lrexport.models.vision import torchvision, with_operators
 from lrexport.record import ModelSource
 
 CIFAR_NAMES = tuple(f"resnet{depth}" for depth in cifar_resnet.DEPTHS)
@@ -47,7 +47,7 @@ class ModelRecipe:
         InputError where lazy layers do not take the input.
         """
         try:
-            network = self.build_with(**self.kwargs)
+            network = with_operators(lambda: self.build_with(**self.kwargs))
         except (Exception, SystemExit) as error:
             if isinstance(error, InputError | UsageError):
                 raise
@@ -162,7 +162,7 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
     if not module_name or not attribute:
         raise UsageError(f"{what} {path!r} is no import path", "Write package.module:callable.")
     try:
-        module = import_here(module_name)
+        module = with_operators(lambda: import_here(module_name))
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UsageError(
