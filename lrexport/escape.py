@@ -6,6 +6,7 @@ import re
 
 # What GitHub's log takes for a command wherever a line begins with the first or holds the second.
 _COMMANDS = (("::", r":\x3a"), ("##[", r"#\x23["))
+_LEADING = re.compile(r"^(\s*)::")
 # Each has a meaning in CommonMark or in GitHub's and GitLab's own: tables, math, mentions, references, emoji, links, HTML.
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>#!|~@:$&]|(?<=www)\.", re.IGNORECASE)
 _REFERENCES = "@#!"
@@ -25,8 +26,11 @@ def plain(text: str) -> str:
 
 
 def plain_lines(text: str) -> str:
-    """:func:`plain` line by line, for a message of several lines."""
-    return "\n".join(plain(line) for line in text.split("\n"))
+    """:func:`visible` line by line, for a message of several lines in which no line is a command of a CI log.
+
+    Inside a line ``::`` is none, and stays: names in C++ have it.
+    """
+    return "\n".join(_LEADING.sub(r"\1:\\x3a", visible(line)).replace("##[", r"#\x23[") for line in text.split("\n"))
 
 
 def markdown(text: str) -> str:

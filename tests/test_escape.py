@@ -28,7 +28,16 @@ def test_an_ordinary_name_stays_as_it_is(text: str) -> None:
 
 def test_what_cannot_be_seen_is_shown_by_its_code() -> None:
     assert plain("a\n::error::b\x1b[31m\u202e\udc80\U000e0001") == r"a\x0a:\x3aerror:\x3ab\x1b[31m\u202e\udc80\U000e0001"
-    assert plain_lines("one\ntwo\r::x") == "one\ntwo\\x0d:\\x3ax"
+    assert plain_lines("one\n  ::two\r::x##[y") == "one\n  :\\x3atwo\\x0d::x#\\x23[y"
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_no_line_of_a_message_begins_with_a_command_of_a_ci_log_or_holds_one(text: str) -> None:
+    found = plain_lines(text)
+    assert found.count("\n") == text.count("\n")
+    assert not any(line.strip().startswith("::") or "##[" in line for line in found.split("\n"))
+    assert plain_lines("operator torchvision::nms") == "operator torchvision::nms"
 
 
 @settings(deadline=None)
