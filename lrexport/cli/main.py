@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -83,13 +84,13 @@ def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns the exit code and prints errors to stderr."""
+    """Run one command line; returns the exit code, with ``--debug`` the same, and prints errors to stderr."""
     debug = "--debug" in arguments
     try:
         done = cli.main(args=list(arguments), prog_name="lrexport", standalone_mode=False, auto_envvar_prefix="LREXPORT")
     except LrexportError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _complain(error.message, error.hint)
         return error.exit_code
     except click.ClickException as error:
@@ -105,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
         raise
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         return _unexpected(error)
     return done if isinstance(done, int) else 0  # what the command gave to ctx.exit
 

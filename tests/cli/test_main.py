@@ -77,3 +77,22 @@ def test_the_public_api_is_what_it_says() -> None:
         assert getattr(lrexport, name).__doc__
     with pytest.raises(AttributeError, match="nothing"):
         _ = lrexport.nothing
+
+
+def test_debug_adds_a_traceback_and_leaves_exit_code_and_message(capsys: pytest.CaptureFixture) -> None:
+    arguments = ["compress", "resnet20", "--macs", "0.5"]
+    assert run(["--debug", *arguments]) == run(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("Traceback (most recent call last)") == 1
+    assert err.count("lrexport: no folder for the run") == 2
+
+
+def test_debug_leaves_the_exit_code_of_what_nobody_foresaw(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(cli, "main", fail)
+    assert run(["--debug", "compress"]) == 4
+    assert "Traceback" in capsys.readouterr().err
