@@ -92,12 +92,16 @@ def resolve(model: str, input_shape: Shape | None = None) -> ModelRecipe:
 
 
 def from_record(source: ModelSource) -> ModelRecipe:
-    """Recipe of a run's network."""
+    """Recipe of a run's network. Raises UsageError where what it was made from is not there any more."""
     kwargs = dict(source.kwargs)
     if source.source.startswith("torchvision:") and (weights := kwargs.pop("weights", None)) is not None:
         # The run's own weights follow, but torchvision's may have set more than values.
         kwargs = {**zoo.options_of_weights(source.source.removeprefix("torchvision:"), weights), **kwargs}
-    return _resolve(source.source, kwargs, source.input_shape)
+    try:
+        return _resolve(source.source, kwargs, source.input_shape)
+    except UsageError as error:
+        hint = f"The run was made from {source.source}: start in the folder that it is importable from."
+        raise UsageError(error.message, f"{error.hint} {hint}" if error.hint else hint) from error
 
 
 def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
@@ -114,7 +118,11 @@ def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None) -> Mo
         return _from_torchvision(name, kwargs, input_shape)
     if ":" in name:
         return _from_import_path(name, kwargs, input_shape)
+    if name.endswith(".py"):
+        raise _a_file("MODEL", name)
     close = difflib.get_close_matches(name, CIFAR_NAMES, 3)
+    if name in torchvision("models").list_models():
+        close.insert(0, f"torchvision:{name}")
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     where = "It is a folder, but no run (it has no run.json). " if Path(name).is_dir() else ""
     raise UsageError(
@@ -137,6 +145,11 @@ def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | 
 
 def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
     build = import_callable(source, "MODEL")
+    if isinstance(build, nn.Module):
+        raise UsageError(
+            f"MODEL {source!r} is a network itself; a callable that returns one was wanted",
+            "It is built anew more than once: write a function or a class that makes it.",
+        )
     shape = input_shape or getattr(build, "input_shape", None)
     if shape is None:
         raise UsageError(
@@ -161,6 +174,8 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UsageError(f"{what} {path!r} is no import path", "Write package.module:callable.")
+    if module_name.endswith(".py"):
+        raise _a_file(what, path)
     try:
         module = with_operators(lambda: import_here(module_name))
     except ModuleNotFoundError as error:
@@ -222,6 +237,16 @@ def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:
 def _lazy_weights(network: nn.Module) -> list[str]:
     tensors = (*network.named_parameters(), *network.named_buffers())
     return [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]
+
+
+def _a_file(what: str, path: str) -> UsageError:
+    """For a file where a module was wanted: a run's record has to find it again by its name."""
+    file, _, attribute = path.partition(":")
+    where = "" if Path(file).resolve().parent == Path.cwd() else f", started in {Path(file).parent}"
+    return UsageError(
+        f"{what} {path!r} names a file; an import path was wanted",
+        f"Write {Path(file).stem}:{attribute or 'CALLABLE'}{where}.",
+    )
 
 
 def _literal(text: str) -> Any:

@@ -20,6 +20,7 @@ USERS = """
     from torch import nn
 
     number = 42
+    network = nn.Linear(4, 2)
 
     def raising():
         raise RuntimeError("the flux capacitor is missing")
@@ -116,6 +117,16 @@ USERS = """
 
 MODELS = {
     "no such name": ("resnet21", "unknown MODEL 'resnet21'", "Did you mean resnet"),
+    "a name of torchvision's": (
+        "resnet18",
+        "unknown MODEL 'resnet18'",
+        "Did you mean torchvision:resnet18 or resnet",
+    ),
+    "a file": ("users.py:shapeless", "MODEL 'users.py:shapeless' names a file", "Write users:shapeless.\n"),
+    "a file in this folder": ("./users.py:shapeless", "names a file", "Write users:shapeless.\n"),
+    "a file elsewhere": ("nets/users.py:make", "names a file", "Write users:make, started in nets.\n"),
+    "a file alone": ("users.py", "MODEL 'users.py' names a file", "Write users:CALLABLE.\n"),
+    "a network itself": ("users:network", "is a network itself; a callable that returns one was wanted", "a function"),
     "no such module": (
         "nowhere:make",
         "MODEL 'nowhere:make': there is no module 'nowhere'",
