@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lrexport.config import BY_SVD_TRAINING, FINISHED, TrainConfig
 from lrexport.data.images import Splits, hold_out
 from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import InputError, UsageError
+from lrexport.export.onnx_export import check_output
 from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
 from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
@@ -127,34 +127,12 @@ def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) 
     # Without data, too: weights that a hook computes have to be there before the network can be copied.
     output: object = run_once(network, recipe.input_shape)
     if splits is None:
-        _check_traceable(output)
+        check_output(output)  # now rather than when all is done
         return
     if not isinstance(output, Tensor):
         message = f"the network returns a {type(output).__name__}; one tensor, (batch, classes), was wanted"
         raise InputError(message, _ONE_OUTPUT)
     check_fits(splits.data, recipe.input_shape, tuple(output.shape))
-
-
-def _check_traceable(output: object) -> None:
-    """Raise InputError for an output that no graph has: MACs are counted on one, and it is what is exported."""
-    parts = list(_parts(output))
-    strange = next((part for part in parts if not isinstance(part, Tensor | str | None)), None)
-    if strange is None and any(isinstance(part, Tensor) for part in parts):
-        return
-    inside = "" if strange is None or strange is output else f" with a {type(strange).__name__} in it"
-    found = f"{type(output).__name__}{inside}"
-    raise InputError(f"the network returns a {found}; tensors, in tuples or dictionaries at most, were wanted", _ONE_OUTPUT)
-
-
-def _parts(output: object) -> Iterator[object]:
-    """What nested tuples, lists and dictionaries hold, keys too."""
-    if isinstance(output, dict):
-        output = [*output.keys(), *output.values()]
-    if isinstance(output, tuple | list):
-        for part in output:
-            yield from _parts(part)
-    else:
-        yield output
 
 
 def _load(config: TrainConfig) -> tuple[ModelRecipe, Splits | None, nn.Module]:

@@ -152,6 +152,11 @@ def _check_output(network: nn.Module, input_shape: tuple[int, ...], batch: int |
         output = network(example)
     except Exception as error:
         raise InputError(f"the network does not take a float32 input of shape {tuple(example.shape)}: {error}") from error
+    check_output(output)
+
+
+def check_output(output: object) -> None:
+    """Raise InputError unless this is what a network returns that can be exported: one tensor, the batch first."""
     if not isinstance(output, Tensor) or output.ndim == 0:
         found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise InputError(

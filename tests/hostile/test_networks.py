@@ -9,7 +9,7 @@ import torch
 
 from lrexport.artifacts import tensors
 from lrexport.record import FactorisedLayer, load_record
-from tests.hostile.support import Command, Outcome, write_module
+from tests.hostile.support import Command, Outcome, nothing_made, write_module
 
 NETWORKS = """
     import functools
@@ -175,6 +175,16 @@ def test_networks_with_several_outputs_are_refused_with_what_was_wanted(
     output = prune(name, *DATA, *options)
     assert output.code == 3
     assert said in output.err
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_without_data_too_a_network_of_several_outputs_is_refused_before_any_work(
+    prune: Command, options: tuple[str, ...]
+) -> None:
+    output = prune("two", *options)
+    assert output.code == 3
+    assert "the network returns a tuple, one tensor with the batch first was wanted" in output.err
+    assert nothing_made()
 
 
 def test_where_nothing_can_be_factorised_training_goes_on_all_the_same(prune: Command, lrexport: Command) -> None:
