@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from lrexport.errors import InputError
 from lrexport.lowrank.kernels import LayerCall
+
+# No shape of an input is behind these.
+_OF_THE_CODE = (AttributeError, ImportError, KeyError, NameError, TypeError)
+_OURS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 
 
 @dataclass
@@ -125,15 +132,27 @@ def example_input(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def run_once(network: nn.Module, input_shape: tuple[int, ...], images: Tensor | None = None) -> Tensor:
-    """Output for one input in eval mode, by default zeros. Raises InputError naming the shape where it is refused."""
+    """Output for one input in eval mode, by default zeros. Raises InputError naming the shape where it is refused.
+
+    What can only be a fault of the network's code is told with the line that it comes from.
+    """
     with eval_mode(network):
         try:
             return network(example_input(network, input_shape) if images is None else images)
         except Exception as error:
+            if isinstance(error, _OF_THE_CODE) and (place := _place(error)):
+                raise InputError(f"the network raised {type(error).__name__}: {error}", f"It comes from {place}.") from error
             raise InputError(
                 f"the network does not take an input of shape {tuple(input_shape)}: {error}",
                 "Give the right one with --input-shape C,H,W.",
             ) from error
+
+
+def _place(error: Exception) -> str | None:
+    """File and line of the innermost frame that is neither torch's nor lrexport's, where there is one."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    others = (frame for frame in frames if not frame.filename.startswith((*_OURS, "<frozen ")))
+    return next((f"{frame.filename}, line {frame.lineno}" for frame in others), None)
 
 
 # Whether a network takes channels_last, once it is known; of one that was copied it is found out anew.

@@ -268,6 +268,36 @@ def test_lazy_layers_that_find_no_size_are_told(compress: Command, name: str, me
     assert nothing_made()
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("torch.relu7(x)", "the network raised AttributeError: module 'torch' has no attribute 'relu7'"),
+        ("helper(x)", "the network raised NameError: name 'helper' is not defined"),
+        ("nn.functional.relu(x, number=3)", "the network raised TypeError: "),
+    ],
+)
+def test_a_fault_in_a_networks_own_code_is_told_with_its_line_and_not_as_a_wrong_shape(
+    compress: Command, here: Path, line: str, said: str
+) -> None:
+    write_module(
+        "faulty",
+        f"""
+        import torch
+        from torch import nn
+        class Net(nn.Module):
+            input_shape = (3, 8, 8)
+            def forward(self, x):
+                return {line}
+        """,
+    )
+    done = compress(model="faulty:Net")
+    assert done.code == 3
+    assert said in done.err
+    assert f"It comes from {here / 'faulty.py'}, line 7." in done.err
+    assert "--input-shape" not in done.err
+    assert nothing_made()
+
+
 MISFITS = {
     "other channels": ("users:grey", 3, "image 0 of users:grey is torch.uint8 (1, 8, 8), uint8 (3, 8, 8) was wanted"),
     "another size": ("users:large", 3, "image 0 of users:large is torch.uint8 (3, 16, 16), uint8 (3, 8, 8) was wanted"),
