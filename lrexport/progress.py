@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lrexport.artifacts import files, tensors
-from lrexport.artifacts.run_files import OF_A_JOB, SCRATCH
+from lrexport.artifacts.run_files import OF_A_JOB, SCRATCH, STATE
 from lrexport.errors import InputError, UsageError
 from lrexport.record import CHECKPOINTS, LOG, Plan, PlannedLatency, Record
 
 if TYPE_CHECKING:
     import torch
 
-STATE, PRUNED = "state.json", "pruned.safetensors"
+PRUNED = "pruned.safetensors"
 # What cannot be another when a run is taken up again.
 _NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights")
 # What decides which images are held out: others would be images that the network was trained on.

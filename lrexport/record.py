@@ -20,6 +20,7 @@ from lrexport.artifacts.run_files import MODEL_INT8 as MODEL_INT8
 from lrexport.artifacts.run_files import MODEL_ONNX as MODEL_ONNX
 from lrexport.artifacts.run_files import RECORD as RECORD
 from lrexport.artifacts.run_files import SPECTRA as SPECTRA
+from lrexport.artifacts.run_files import STATE as STATE
 from lrexport.artifacts.run_files import SVD as SVD
 from lrexport.errors import InputError
 
@@ -261,9 +262,18 @@ class Record(BaseModel):
         return path
 
 
+def uncompressed(run: Path) -> InputError:
+    """For a run that has no compressed network: what goes on from there."""
+    if (run / CHECKPOINTS / STATE).is_file():
+        return InputError(f"{run} holds a run that was stopped", "Give the command that began it with --resume to go on.")
+    return InputError(f"{run} has no compressed network yet", f"lrexport compress {run} --macs 0.5 goes on from it.")
+
+
 def load_record(run: Path) -> Record:
     """The record of a run. Raises InputError when it is absent, malformed or of a newer lrexport."""
     path = run / RECORD
+    if not path.is_file() and (run / CHECKPOINTS / STATE).is_file():
+        raise uncompressed(run)
     if not path.is_file():
         raise InputError(f"{run} is no run: it has no {RECORD}", "A run is the folder given to compress or train with -o.")
     try:

@@ -13,7 +13,7 @@ from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.models.resolve import from_record
-from lrexport.record import BASELINE, DENSE, MODEL, Record, load_record
+from lrexport.record import BASELINE, DENSE, MODEL, Record, load_record, uncompressed
 
 
 def load(run: str | Path) -> nn.Module:
@@ -28,6 +28,8 @@ def load(run: str | Path) -> nn.Module:
 
 def load_compressed(run: Path, record: Record) -> nn.Module:
     """As :func:`load`, with the record at hand."""
+    if MODEL not in record.files:
+        raise uncompressed(run)
     return fill(fold_structure(from_record(record.model).build(), record.plan), record, run, MODEL)
 
 

@@ -18,6 +18,8 @@ EXPORTED = (
 # Singular values of the layers, before and after SVD training.
 SPECTRA = "spectra.json"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoint"
+# In CHECKPOINTS: what a run that is under way was asked for. While it is there the run has not come to its end.
+STATE = "state.json"
 # How the temporary folder of an export begins.
 SCRATCH = ".export-"
 # Who holds the run.

@@ -57,7 +57,7 @@ def _is_onnx(path: Path) -> bool:
 
 def _inspect_run(run: Path, json_to: str | None) -> None:
     from lrexport.cli.console import note, note_dense, print_result
-    from lrexport.record import load_record
+    from lrexport.record import load_record, uncompressed
     from lrexport.report.int8 import int8_table
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
@@ -66,7 +66,8 @@ def _inspect_run(run: Path, json_to: str | None) -> None:
     tables = (plan_table(record.plan), results_table(record), int8_table(record))
     print_result(record.model_dump(mode="json"), json_to, *tables)
     if not record.plan:
-        note(f"no plan yet: {run} was only trained; next: lrexport compress {run} --macs 0.5")
+        why = uncompressed(run)
+        note(f"no plan yet: {why.message}. {why.hint}")
     note_dense(record.plan)
 
 

@@ -12,7 +12,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError, UsageError
-from lrexport.record import LOG, RECORD, SPECTRA, Record, Result, Scheme, load_record
+from lrexport.record import LOG, RECORD, SPECTRA, Record, Result, Scheme, load_record, uncompressed
 from lrexport.report.sweeps import is_sweep, load_sweep
 
 STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
@@ -92,7 +92,7 @@ def read_subject(path: Path) -> Subject:
     record = load_record(path)
     dense, compressed = record.results.dense, record.results.compressed
     if dense is None or compressed is None:
-        raise InputError(f"{path} has no compressed network yet", f"lrexport compress {path} --macs 0.5 goes on from it.")
+        raise uncompressed(path)
     curves, unread = _read_log(path / LOG)
     return Subject(path, record, dense, compressed, _read_spectra(path, record), curves, unread)
 

@@ -209,6 +209,36 @@ def test_data_of_a_run_that_is_not_there_any_more_is_told_as_the_runs_own(lrexpo
     assert "The run was made with" not in done.err
 
 
+def test_a_run_that_was_only_trained_is_told_with_what_goes_on_from_it(lrexport: Command) -> None:
+    write_module("users", DATA)
+    train = ("train", "tiny:make", "--data", "users:fitting", "--svd-epochs", "1", "--device", "cpu", "-o", "trained")
+    assert lrexport(*train).code == 0
+    for command in (["onnx", "trained"], ["report", "trained"], ["inspect", "trained"]):
+        done = lrexport(*command)
+        assert "trained has no compressed network yet" in done.err
+        assert "lrexport compress trained --macs 0.5 goes on from it." in done.err
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_a_run_that_was_stopped_is_told_as_one_with_how_to_go_on(
+    lrexport: Command, finished: Path, has_record: bool
+) -> None:
+    stopped = Path("stopped")
+    (stopped / "checkpoint").mkdir(parents=True)
+    (stopped / "checkpoint" / "state.json").write_text('{"asked": {}}')
+    if has_record:
+        record = json.loads((finished / "run.json").read_text())
+        del record["files"]["model.safetensors"]
+        record |= {"plan": {}, "results": {}}
+        (stopped / "run.json").write_text(json.dumps(record))
+        (stopped / "dense.safetensors").write_bytes((finished / "dense.safetensors").read_bytes())
+    for command in (["onnx", stopped], ["report", stopped], ["inspect", stopped]):
+        done = lrexport(*command)
+        assert "stopped holds a run that was stopped" in done.err
+        assert "--resume to go on" in done.err
+        assert done.code == (0 if has_record and command[0] == "inspect" else 3)
+
+
 def test_a_network_that_changed_since_its_run_is_refused(lrexport: Command, finished: Path) -> None:
     write_module("tiny", TINY.replace("nn.Linear(32, 10)", "nn.Linear(32, 11)"))
     sys.modules.pop("tiny", None)
