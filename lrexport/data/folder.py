@@ -30,6 +30,9 @@ def load_folder(
     """
     if input_shape[0] != 3:
         raise InputError(f"image folders give RGB, the network takes {input_shape[0]} channels ({input_shape})")
+    if not root.is_dir():
+        wanted = f"{root} needs the folders train and val (or test), one folder a class in each."
+        raise InputError(f"there is no folder {root}", wanted)
     train_root = root / "train"
     test_root = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if not train_root.is_dir() or test_root is None:

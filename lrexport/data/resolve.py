@@ -55,7 +55,7 @@ def _load_images(source: str, input_shape: Shape, download: bool, workers: int |
         return folder.load_folder(source, Path(root), input_shape, name == "folder", workers, max_bad)
     if root:
         return _from_callable(source, input_shape)
-    close = difflib.get_close_matches(name, NAMES, 1)
+    close = [f"folder:{name}"] if Path(name).is_dir() else difflib.get_close_matches(name, NAMES, 1)
     raise UsageError(
         f"unknown --data {source!r}",
         (f"Did you mean {close[0]}? " if close else "")

@@ -321,6 +321,8 @@ MISFITS = {
     "images without labels": ("users:unlabelled", 2, "at image 0"),
     "CIFAR for another size": ("cifar10", 3, "cifar10 images are (3, 32, 32), the network takes (3, 8, 8)"),
     "a name that is none": ("cifar11", 2, "unknown --data 'cifar11'"),
+    "a folder alone": ("pets", 2, "Did you mean folder:pets?"),
+    "a folder of a wrong name": ("folder:petz", 3, "there is no folder petz"),
     "a folder that is not there": ("folder:images", 3, "images needs the folders train and val (or test)"),
 }
 
@@ -328,6 +330,7 @@ MISFITS = {
 @pytest.mark.parametrize("what", MISFITS)
 def test_data_that_does_not_fit_is_told_before_any_training(compress: Command, what: str) -> None:
     write_module("users", DATA)
+    Path("pets").mkdir()
     data, code, message = MISFITS[what]
     done = compress("--data", data, "--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "1")
     assert done.code == code
