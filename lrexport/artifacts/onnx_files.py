@@ -68,5 +68,19 @@ def ask_child(module: str, path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no readable ONNX file: the parser crashed (exit {done.returncode})")
     found: dict[str, Any] = json.loads(lines[-1])
     if "error" in found:
-        raise InputError(f"{path} is no valid ONNX file: {found['error']}")
+        other = _seems(path)
+        hint = f"It seems to be {other}; a graph was wanted." if other else None
+        raise InputError(f"{path} is no valid ONNX file: {found['error']}", hint)
     return found
+
+
+def _seems(path: Path) -> str | None:
+    """What a file is that is no ONNX, where its beginning tells."""
+    with open(path, "rb") as stream:
+        head = stream.read(512)
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "weights that torch saved"
+    if head[8:9] == b"{":
+        return "weights in safetensors"
+    is_text = head.isascii() and head.decode("ascii").translate(dict.fromkeys(b"\t\n\r")).isprintable()
+    return "text" if is_text else None

@@ -105,6 +105,8 @@ def _read_graph(path: Path) -> Graph:
 def _compare(path: Path, other: Path, json_to: str | None) -> None:
     if _is_onnx(path) != _is_onnx(other):
         onnx, plan = (path, other) if _is_onnx(path) else (other, path)
+        if onnx.suffix != ".onnx":
+            _read_graph(onnx)  # it may be none either
         raise UsageError(
             f"{onnx} is an ONNX file, {plan} is none: they cannot be compared",
             "Give two runs or plan files, or two .onnx files.",

@@ -402,3 +402,19 @@ def test_an_output_that_is_no_batch_of_one_tensor_is_said(here: Path, what: str)
     assert f"the network returns {OUTPUTS[what][1]}" in raised.value.message
     assert "one tensor" in raised.value.message
     assert not (here / "model.onnx").exists()
+
+
+def test_a_file_that_is_no_graph_is_told_for_what_it_seems_to_be(
+    lrexport: Command, finished: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    torch.save(weights, "weights.pth")
+    for file, seems in (
+        (Path("weights.pth"), "weights that torch saved"),
+        (finished / "model.safetensors", "weights in safetensors"),
+        (Path("tiny.py"), "text"),
+    ):
+        for command in (["inspect", file], ["bench", file], ["inspect", finished, file]):
+            done = lrexport(*command)
+            assert done.code == 3
+            assert f"{file} is no valid ONNX file" in done.err
+            assert f"It seems to be {seems}; a graph was wanted." in done.err
