@@ -12,14 +12,16 @@ import torch
 
 from lrexport.artifacts.toml_files import read_settings
 from lrexport.budget.limits import read_budgets
-from lrexport.cli.main import cli
+from lrexport.cli.main import cli, run
 from lrexport.models.cifar_resnet import CifarResNet
+from lrexport.record import load_record
 from tools.run_readme import commands, configuration
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUDGETS = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
 REPORTS = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
@@ -56,8 +58,8 @@ class _Late:
 
 @pytest.mark.parametrize(
     ("text", "least"),
-    [(README, 8), (BUDGETS, 5), (REPORTS, 5), (TRAINING, 8)],
-    ids=["README", "budgets", "reports", "training"],
+    [(README, 8), (BUDGETS, 5), (REPORTS, 5), (TRAINING, 8), (MODELS, 4)],
+    ids=["README", "budgets", "reports", "training", "models"],
 )
 def test_every_command_parses(text: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,6 +72,17 @@ def test_every_command_parses(text: str, least: int, tmp_path: Path, monkeypatch
         command = cli.get_command(click.Context(cli), name)
         assert command is not None, line
         command.make_context(name, arguments)
+
+
+def test_the_network_of_ones_own_is_compressed_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (code,) = re.findall(r"```python\n(.*?)```", MODELS, re.DOTALL)
+    Path(code.splitlines()[0].removeprefix("# ")).write_text(code, encoding="utf-8")
+    own = [shlex.split(line)[1:] for line in commands(MODELS) if "mynet:make" in line]
+    assert [run(arguments) for arguments in own] == [0, 0]
+    assert load_record(Path("run")).model.kwargs == {"width": 32}
+    assert load_record(Path("run-64")).model.input_shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize("text", [README, BUDGETS], ids=["README", "budgets"])

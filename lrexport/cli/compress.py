@@ -38,7 +38,7 @@ def command(
 
     \b
     lrexport compress resnet20 --weights w.safetensors --data cifar10:data --macs 0.5 -o run
-    lrexport compress torchvision:resnet18 --energy 0.05 -o run
+    lrexport compress torchvision:resnet18 --weights w.safetensors --macs 0.6 -o run
     lrexport compress resnet20 --recipe paper-cifar10 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
