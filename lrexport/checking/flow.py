@@ -53,7 +53,16 @@ def check_settings(patterns: Sequence[str], settings: Settings, choices: Choices
     if not budgets:
         where = settings.path or f"{PYPROJECT} or {LREXPORT}, of which there is neither here"
         raise UsageError(f"no budget in {where}", f'Write one: [tool.lrexport.{BUDGET}], then max_bytes = "500 KB".')
-    return check(patterns, budgets, settings.path.parent if settings.path else Path(), choices)
+    return check(patterns, budgets, _root(settings), choices)
+
+
+def baseline_path(settings: Settings, choices: Choices) -> Path:
+    """The file that growth is measured against, and that ``update_baseline`` writes."""
+    return choices.baseline or _root(settings) / baselines.FILE
+
+
+def _root(settings: Settings) -> Path:
+    return settings.path.parent if settings.path else Path()
 
 
 def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choices: Choices) -> Report:

@@ -62,6 +62,11 @@ def command(
     settings = read_settings(context.find_root().params.get("config_file"))
     choices = Choices(baseline, update_baseline, allow_other_machine, strict, latencies)
     report = check_settings(models, settings, choices)
+    if update_baseline:
+        from lrexport.checking.flow import baseline_path
+        from lrexport.cli.console import note
+
+        note(f"written: {baseline_path(settings, choices)}")
     _write(report, outputs)
     _tell_github(report)
     context.exit(report.exit_code)

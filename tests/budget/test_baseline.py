@@ -87,14 +87,18 @@ def test_growth_is_accepted_by_an_update_which_leaves_other_models_alone(check: 
 
 def test_an_update_does_not_make_a_limit_of_another_kind_pass(check: Command) -> None:
     budget('max_macs_growth = "1%"\nmax_macs = "1K"')
-    assert check("--update-baseline").code == 1
+    done = check("--update-baseline")
+    assert done.code == 1
+    assert "written: lrexport-baseline.json" in done.err
     budget('max_macs_growth = "1%"')
     assert check().code == 0
 
 
 def test_the_first_baseline_may_have_any_name(check: Command) -> None:
     budget('max_bytes_growth = "0%"')
-    assert check("--baseline", "main.json", "--update-baseline").code == 0
+    done = check("--baseline", "main.json", "--update-baseline")
+    assert done.code == 0
+    assert done.err == "written: main.json\n"
     assert check("--baseline", "main.json").code == 0
     assert check().code == 1  # against the sample's own, an earlier state
 
