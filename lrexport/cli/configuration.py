@@ -7,6 +7,7 @@ recipe has no tables.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,10 @@ from lrexport.errors import UsageError
 
 # Options of one call alone, which no recipe has.
 OF_ONE_CALL = {"output", "json_to", "dry_run", "resume", "allow_changes", "recipe", "print_config"}
+
+_PREFIX = "LREXPORT"
+# Variables of lrexport's that are read elsewhere, and those of the options before the command.
+_NO_OPTIONS = {f"{_PREFIX}_{name}" for name in ("CACHE", "SSH_CONFIG", "CONFIG_FILE", "DEBUG")}
 
 
 @dataclass
@@ -77,6 +82,19 @@ def recipe_defaults(settings: Settings, command: click.Command, others: Iterable
         if key in known:
             result.note(every[key].name or key, checked, settings.place(key))
     return result
+
+
+def unknown_variables(name: str, command: click.Command, others: Iterable[str]) -> dict[str, str]:
+    """Environment variables written like those of options that are none, each with the nearest that is one, or "".
+
+    Those that belong to ``others`` are that command's business: its options are not loaded here.
+    """
+    own = f"{_PREFIX}_{name.upper()}_"
+    known = {f"{own}{(option.name or '').upper()}" for option in command.params if isinstance(option, click.Option)}
+    elsewhere = tuple(f"{_PREFIX}_{other.upper()}_" for other in others if other != name)
+    given = {variable for variable in os.environ if variable.startswith(f"{_PREFIX}_")} - known - _NO_OPTIONS
+    unknown = sorted(variable for variable in given if not variable.startswith(elsewhere))
+    return {variable: next(iter(difflib.get_close_matches(variable, known, 1, 0.8)), "") for variable in unknown}
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:

@@ -73,9 +73,19 @@ def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
     """
     name = ctx.invoked_subcommand
     if name is not None:
+        _say_unknown_variables(ctx, name)
         found = configuration.defaults(config_file, lambda: _all_commands(ctx))
         ctx.default_map = {command: said.values for command, said in found.items()}
         ctx.obj = {command: said.places for command, said in found.items()}  # for --print-config
+
+
+def _say_unknown_variables(ctx: click.Context, name: str) -> None:
+    command = cli.get_command(ctx, name)
+    if command is None:
+        return
+    for variable, near in configuration.unknown_variables(name, command, COMMANDS).items():
+        meant = f"; did you mean {near}?" if near else ""
+        click.echo(plain_lines(f"note: the environment's {variable} is no option of {name}{meant}"), err=True)
 
 
 def _all_commands(ctx: click.Context) -> dict[str, click.Command]:

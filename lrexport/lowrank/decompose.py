@@ -84,4 +84,5 @@ def _check_patterns(network: nn.Module, keep: Collection[str]) -> None:
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = get_close_matches(pattern, names, n=5, cutoff=0.3) or names[:5]
-            raise UsageError(f"no layer matches {pattern!r}, to be kept dense", f"Layers: {', '.join(near)}, …")
+            once = "--keep is given once for each pattern. " if "," in pattern else ""
+            raise UsageError(f"no layer matches {pattern!r}, to be kept dense", f"{once}Layers: {', '.join(near)}, …")

@@ -84,3 +84,23 @@ def test_a_threshold_at_which_nothing_is_pruned_names_the_least_that_prunes(lrex
 def test_a_plan_that_leaves_everything_dense_says_so(lrexport: Command) -> None:
     done = lrexport("compress", "tiny:make", "--macs", "1.0", "--dry-run")
     assert "warning: nothing is pruned: every layer stays dense" in done.err
+
+
+def test_a_variable_that_is_no_option_is_told_with_the_nearest_that_is(
+    lrexport: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("COMPRESS_MAC", "COMPRES_MACS", "ONNX_ROUNDS", "COMPRESS_MACS", "WHATEVER"):
+        monkeypatch.setenv(f"LREXPORT_{name}", "0.5")
+    done = lrexport("compress", finished, "--dry-run")
+    assert done.code == 0
+    assert [line for line in done.err.splitlines() if "the environment's" in line] == [
+        "note: the environment's LREXPORT_COMPRESS_MAC is no option of compress; did you mean LREXPORT_COMPRESS_MACS?",
+        "note: the environment's LREXPORT_COMPRES_MACS is no option of compress; did you mean LREXPORT_COMPRESS_MACS?",
+        "note: the environment's LREXPORT_WHATEVER is no option of compress",
+    ]
+
+
+def test_patterns_given_at_once_are_told_to_be_given_one_by_one(compress: Command) -> None:
+    done = compress("--keep", "0,2")
+    assert done.code == 2
+    assert "--keep is given once for each pattern." in done.err
