@@ -17,7 +17,7 @@ from lrexport.report.int8 import int8_table
 from lrexport.report.repeating import commands, shell_lines
 from lrexport.report.runs_table import front_table, runs_table
 from lrexport.report.subjects import Subject
-from lrexport.report.tables import Table, data_name, results_table
+from lrexport.report.tables import Table, data_name, has_top5, results_table
 
 _TAGS = ("lrexport", "low-rank", "svd", "compression", "onnx")
 
@@ -60,7 +60,7 @@ def _index(subject: Subject) -> dict[str, Any]:
     accuracy = subject.compressed.accuracy
     assert accuracy is not None
     source = visible(data_name(subject.record))
-    metrics = [("top-1", accuracy.top1), ("top-5", accuracy.top5)]
+    metrics = [("top-1", accuracy.top1), *([("top-5", accuracy.top5)] if has_top5(subject.record) else [])]
     result = {
         "task": {"type": "image-classification", "name": "Image classification"},
         "dataset": {"type": source, "name": source, "split": visible(accuracy.split)},

@@ -32,10 +32,10 @@ def results_table(record: Record) -> Table:
         return Table(("", "dense", "compressed"), ())
     rows: list[tuple[str, ...]] = []
     if dense.accuracy and small.accuracy:
-        for label, old, new in (
-            ("top-1", dense.accuracy.top1, small.accuracy.top1),
-            ("top-5", dense.accuracy.top5, small.accuracy.top5),
-        ):
+        accuracies = [("top-1", dense.accuracy.top1, small.accuracy.top1)]
+        if has_top5(record):
+            accuracies.append(("top-5", dense.accuracy.top5, small.accuracy.top5))
+        for label, old, new in accuracies:
             rows.append((label, format_percent(old), format_percent(new), f"{100 * (new - old):+.2f} points"))
     counted = "exported graph" if small.macs_counted_on == "onnx" else "torch network"
     rows.append(("MACs", format_count(dense.macs), format_count(small.macs), format_share(small.macs, dense.macs)))
@@ -72,6 +72,11 @@ def _caption(record: Record, counted: str) -> str:
     if small and small.accuracy:
         parts.append(f"accuracy on {small.accuracy.n:,} {small.accuracy.split} images of {data_name(record)}")
     return "; ".join(parts) + "."
+
+
+def has_top5(record: Record) -> bool:
+    """Whether top-5 tells anything: among at most five classes it is always 100 %."""
+    return record.data is None or record.data.classes > 5
 
 
 def data_name(record: Record) -> str:

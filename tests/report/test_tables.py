@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lrexport.record import Accuracy, Latency, ModelSource, Record, Result, Results
+import pytest
+
+from lrexport.record import Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
 from lrexport.report.tables import results_table
 
 
@@ -28,6 +30,13 @@ def test_ratios_are_derived_and_the_caption_says_where_macs_were_counted() -> No
     assert rows["latency p50 (local, 1 thread)"] == ("1.00 ms", "0.800 ms", "0.80×")
     assert "exported graph" in table.caption
     assert "100 test images" in table.caption
+
+
+@pytest.mark.parametrize(("classes", "has_top5"), [(5, False), (6, True)])
+def test_top5_among_at_most_five_classes_is_not_shown(classes: int, has_top5: bool) -> None:
+    data = DataSource(source="d", classes=classes, train=9, heldout=1, test=9, mean=(0.5,), std=(0.5,))
+    of_few = record(0.8).model_copy(update={"data": data})
+    assert ("top-5" in {row[0] for row in results_table(of_few).rows}) == has_top5
 
 
 def test_a_slower_network_is_called_slower() -> None:
