@@ -45,7 +45,7 @@ class Numbers:
             value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
             return round(value) if self.whole else min(max(value, self.low), self.high)
         if self.step is None or self.count is None:
-            return self.low + share * (self.high - self.low)
+            return min(max(round(self.low + share * (self.high - self.low), DIGITS), self.low), self.high)
         return self._nth(int(share * self.count))
 
     def values(self) -> tuple[Value, ...] | None:

@@ -120,6 +120,11 @@ def test_every_share_of_a_dimension_is_one_of_its_values(text: str, share: float
         assert domain.at(0.0) == pytest.approx(domain.low)
 
 
+def test_a_share_of_the_way_is_a_number_that_people_would_write() -> None:
+    assert Numbers(0.2, 0.8).at(0.25) == 0.35
+    assert Numbers(0.3, 0.9).at(0.5) == 0.6
+
+
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_a_step_gives_both_ends_whatever_floats_make_of_it(step: int, more: int) -> None:
     found = parse(f"orthogonality=0.1..{(10 + step * more) / 100}:step={step / 100}").domain
