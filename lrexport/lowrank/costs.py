@@ -58,7 +58,7 @@ def plan_layer(
     scheme = scheme or layer.scheme
     macs = pair_cost(layer, scheme, rank, "macs")
     if macs >= layer.dense_macs and not even_if_costly:
-        pair = f"a {scheme} pair of rank {rank} costs {format_count(macs)} MACs"
+        pair = f"{'an' if scheme[0] == 'i' else 'a'} {scheme} pair of rank {rank} costs {format_count(macs)} MACs"
         return dense_layer(layer, "costly", f"{pair}, the layer {format_count(layer.dense_macs)}")
     return FactorisedLayer(
         scheme=scheme,
