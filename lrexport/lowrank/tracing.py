@@ -140,19 +140,20 @@ def run_once(network: nn.Module, input_shape: tuple[int, ...], images: Tensor | 
         try:
             return network(example_input(network, input_shape) if images is None else images)
         except Exception as error:
-            if isinstance(error, _OF_THE_CODE) and (place := _place(error)):
-                raise InputError(f"the network raised {type(error).__name__}: {error}", f"It comes from {place}.") from error
+            if isinstance(error, _OF_THE_CODE):
+                raise InputError(f"the network raised {type(error).__name__}: {error}", _place(error)) from error
             raise InputError(
                 f"the network does not take an input of shape {tuple(input_shape)}: {error}",
                 "Give the right one with --input-shape C,H,W.",
             ) from error
 
 
-def _place(error: Exception) -> str | None:
-    """File and line of the innermost frame that is neither torch's nor lrexport's, where there is one."""
+def _place(error: Exception) -> str:
+    """The line that an error of a network's code comes from: the innermost that is neither torch's nor lrexport's."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
     others = (frame for frame in frames if not frame.filename.startswith((*_OURS, "<frozen ")))
-    return next((f"{frame.filename}, line {frame.lineno}" for frame in others), None)
+    found = next((f"It comes from {frame.filename}, line {frame.lineno}." for frame in others), None)
+    return found or "It was called with one tensor, the batch first."
 
 
 # Whether a network takes channels_last, once it is known; of one that was copied it is found out anew.

@@ -298,6 +298,24 @@ def test_a_fault_in_a_networks_own_code_is_told_with_its_line_and_not_as_a_wrong
     assert nothing_made()
 
 
+def test_a_network_that_wants_two_inputs_is_told_what_it_is_called_with(compress: Command) -> None:
+    write_module(
+        "pair",
+        """
+        from torch import nn
+        class Net(nn.Module):
+            input_shape = (3, 8, 8)
+            def forward(self, x, y):
+                return x + y
+        """,
+    )
+    done = compress(model="pair:Net")
+    assert done.code == 3
+    assert "missing 1 required positional argument: 'y'" in done.err
+    assert "It was called with one tensor, the batch first." in done.err
+    assert "--input-shape" not in done.err
+
+
 MISFITS = {
     "other channels": ("users:grey", 3, "image 0 of users:grey is torch.uint8 (1, 8, 8), uint8 (3, 8, 8) was wanted"),
     "another size": ("users:large", 3, "image 0 of users:large is torch.uint8 (3, 16, 16), uint8 (3, 8, 8) was wanted"),
