@@ -208,7 +208,7 @@ def _fixed(run: Path, state: _State, asked: dict[str, Any]) -> set[str]:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What differs, by name, in words. Of what an older lrexport did not know, a digest or an option at 0 is no difference."""
+    """What differs, by name, in words. A digest, or an option at 0, that an older lrexport did not note is no difference."""
     names = [name for name in {**before, **now} if name not in _FREE and before.get(name) != now.get(name)]
     names = [name for name in names if name in before or not (name.endswith(_SHA256) or now[name] == 0)]
     return {name: _change(name, before.get(name), now.get(name)) for name in names}
