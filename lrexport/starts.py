@@ -21,8 +21,6 @@ from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
 from lrexport.record import RANDOM, RECORD, SVD, Earlier, Record, load_record
 
-_ONE_OUTPUT = "Give a callable that returns a network with one output, say a module that calls yours and picks it."
-
 
 @dataclass
 class Subject:
@@ -130,8 +128,10 @@ def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) 
         check_output(output)  # now rather than when all is done
         return
     if not isinstance(output, Tensor):
-        message = f"the network returns a {type(output).__name__}; one tensor, (batch, classes), was wanted"
-        raise InputError(message, _ONE_OUTPUT)
+        raise InputError(
+            f"the network returns a {type(output).__name__}; one tensor, (batch, classes), was wanted",
+            "Give a callable that returns a network with one output, say a module that calls yours and picks it.",
+        )
     check_fits(splits.data, recipe.input_shape, tuple(output.shape))
 
 

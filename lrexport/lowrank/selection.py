@@ -296,10 +296,11 @@ def _check_rule(rule: str) -> None:
 
 def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
     whole, name = whole_cost(svd, cost), NAMES[cost]
-    return UsageError(
-        f"{format_percent(budget / whole)} of the {name} is out of reach",
-        f"The smallest plan, rank 1 in every layer, has {format_percent(least / whole)} of {format_count(whole)}.",
-    )
+    hint = f"The smallest plan, rank 1 in every layer, has {format_percent(least / whole)} of {format_count(whole)}."
+    if svd.dense:
+        place, layer = max(svd.dense.items(), key=lambda item: dense_cost(item[1], cost))
+        hint += f" The largest layer that stays dense is {place}, {format_count(dense_cost(layer, cost))}: {layer.reason}."
+    return UsageError(f"{format_percent(budget / whole)} of the {name} is out of reach", hint)
 
 
 def in_order(svd: SVDNetwork, plan: Plan) -> Plan:

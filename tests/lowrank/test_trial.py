@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lrexport.errors import UsageError
 from lrexport.lowrank.costs import plan_macs
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import fold, fold_structure
@@ -85,6 +86,9 @@ def test_layers_that_are_called_from_elsewhere_than_their_places_stay_dense() ->
     assert list(svd.layers) == ["last"]
     for name in ("conv0", "conv1"):
         assert svd.dense[name].reason == "the network calls it from elsewhere than its place"
+    with pytest.raises(UsageError) as caught:
+        select(svd, macs=0.5)
+    assert "The largest layer that stays dense is conv1, 147.46K: the network calls it from els" in (caught.value.hint or "")
     plan = select(svd, params=0.9).plan
     assert count_torch_macs(fold(svd, plan), SHAPE).total == plan_macs(svd, plan)
 
