@@ -265,7 +265,10 @@ class Record(BaseModel):
 def uncompressed(run: Path) -> InputError:
     """For a run that has no compressed network: what goes on from there."""
     if (run / CHECKPOINTS / STATE).is_file():
-        return InputError(f"{run} holds a run that was stopped", "Give the command that began it with --resume to go on.")
+        return InputError(
+            f"{run} holds a run that was stopped, or is under way",
+            "Wait for it, or give the command that began it with --resume to go on.",
+        )
     return InputError(f"{run} has no compressed network yet", f"lrexport compress {run} --macs 0.5 goes on from it.")
 
 

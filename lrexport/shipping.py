@@ -46,6 +46,7 @@ from lrexport.record import (
     Record,
     Result,
     Results,
+    StoredFile,
     load_record,
 )
 from lrexport.training.engine import LASTING
@@ -154,13 +155,24 @@ def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_ev
     record.seal(scratch, *written)
     with heeding_signals():
         if before.files != weights:
-            before.model_copy(update={"files": weights}).save(run)
+            _unexported(before, weights).save(run)
         for name in stale:
             (run / name).unlink()
         files.move(written, scratch, run)
         record.save(run)
     if stale:
         on_event({"event": "removed", "files": stale})
+
+
+def _unexported(record: Record, weights: dict[str, StoredFile]) -> Record:
+    """The record of a run of these files, without what is said of exported ones."""
+    without = {"bytes": None, "latency_ms": {}}
+    dense, compressed = (
+        each.model_copy(update=without) if each is not None else None
+        for each in (record.results.dense, record.results.compressed)
+    )
+    results = Results(dense=dense, compressed=compressed)
+    return record.model_copy(update={"files": weights, "export": {}, "results": results})
 
 
 def _export(

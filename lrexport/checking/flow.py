@@ -58,7 +58,11 @@ def check_settings(patterns: Sequence[str], settings: Settings, choices: Choices
 
 def baseline_path(settings: Settings, choices: Choices) -> Path:
     """The file that growth is measured against, and that ``update_baseline`` writes."""
-    return choices.baseline or _root(settings) / baselines.FILE
+    return _baseline_path(_root(settings), choices)
+
+
+def _baseline_path(root: Path, choices: Choices) -> Path:
+    return choices.baseline or root / baselines.FILE
 
 
 def _root(settings: Settings) -> Path:
@@ -74,7 +78,7 @@ def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choice
     if choices.update_baseline:
         # Against what it is about to become nothing has grown; limits of other kinds still hold.
         before |= {model.name: looked[0].facts for model, looked in zip(models, looks, strict=True)}
-        baselines.write_baseline(choices.baseline or root / baselines.FILE, before)
+        baselines.write_baseline(_baseline_path(root, choices), before)
     checked = [_judge(model, looked, before, choices) for model, looked in zip(models, looks, strict=True)]
     return Report(tuple(checked))
 
@@ -114,7 +118,7 @@ def _budgeted(budgets: Sequence[Budget], root: Path) -> list[_Model]:
 
 def _baseline(models: Sequence[_Model], root: Path, choices: Choices) -> dict[str, Facts]:
     """Figures of the baseline by model; empty where none is needed."""
-    path = choices.baseline or root / baselines.FILE
+    path = _baseline_path(root, choices)
     if is_model(path):
         if choices.update_baseline:
             raise UsageError(f"{path} is no file that --update-baseline writes", "Give another, or no --baseline.")

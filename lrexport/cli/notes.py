@@ -74,7 +74,7 @@ def say_left_behind(source: Path, config: CompressConfig) -> None:
     differ = [
         f"--{name.replace('_', '-')} {_told(now[name])} (the run had {_told(before)})"
         for name, before in record.config.items()
-        if name in names and before != now[name] and context.get_parameter_source(name) is not ParameterSource.COMMANDLINE
+        if name in names and before != now[name] and context.get_parameter_source(name) is ParameterSource.DEFAULT
     ]
     if differ:
         note(plain(f"note: not taken over from {source}: {', '.join(differ)}"))

@@ -40,7 +40,7 @@ class StreamedSet:
 
     @classmethod
     def of(cls, files: Files, input_shape: Shape, workers: int | None = None) -> StreamedSet:
-        return cls(files, torch.tensor([label for _, label in files]), input_shape, workers)
+        return cls(files, torch.tensor([label for _, label in files], dtype=torch.int64), input_shape, workers)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.tracing import eval_mode, example_input, given_to, run_once
+from lrexport.lowrank.tracing import eval_mode, example_input, given_to, noise, run_once
 
 
 def constant_layers(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
@@ -47,10 +47,8 @@ def _given_the_same(network: nn.Module, layers: Collection[nn.Module], input_sha
     """Layers that are given the same for another input, too: a network may detach what depends on its input."""
     given: dict[nn.Module, list[Tensor]] = {}
     with _watching(layers, lambda module, tensor: given.setdefault(module, []).append(tensor.detach().clone())):
-        for seed in (0, 1):  # noise: an image of one value can be standardised away
-            generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn((1, *input_shape), generator=generator)
-            run_once(network, input_shape, noise.to(example_input(network, input_shape)))
+        for seed in (0, 1):  # not of one value, which can be standardised away
+            run_once(network, input_shape, noise(network, input_shape, seed))
     return {module for module, tensors in given.items() if _halves_are_equal(tensors)}
 
 

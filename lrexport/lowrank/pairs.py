@@ -27,6 +27,11 @@ def untrained_pair(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
     first, second = SCHEMES[scheme].pair(layer, rank)
     if layer.bias is not None:
         second.bias = nn.Parameter(layer.bias.detach().clone())
+    return as_pair(layer, first, second)
+
+
+def as_pair(layer: Any, first: nn.Module, second: nn.Module) -> nn.Sequential:
+    """Two modules as the pair that stands for the layer, and answers for its sizes."""
     pair = nn.Sequential(OrderedDict(zip(_HALVES, (first, second), strict=True))).train(layer.training)
     for name in _SIZES:
         if hasattr(layer, name):
@@ -37,8 +42,8 @@ def untrained_pair(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
 def put_pairs(network: nn.Module, places: Iterable[str], scheme: Scheme, rank: int, pair: nn.Sequential) -> None:
     """Put ``pair`` in the place of a layer; of others with its weight each gets a pair with its own stride and bias."""
     pairs: dict[nn.Module, nn.Sequential] = {}
-    for place in places:
-        layer = network.get_submodule(place)
+    layers = {place: network.get_submodule(place) for place in places}  # all of them first: places may have one parent
+    for place, layer in layers.items():
         if pairs and layer not in pairs:
             pairs[layer] = untrained_pair(layer, scheme, rank)
             for half, tied in zip(pair, pairs[layer], strict=True):

@@ -131,7 +131,9 @@ def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> s
         alive.append(output)  # an identity is used again
 
     def note(_norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        given.add(_identity(given_to(args, kwargs)))
+        tensor = given_to(args, kwargs)
+        given.add(_identity(tensor))
+        alive.append(tensor)
 
     with ExitStack() as hooks, eval_mode(network):
         for name in names:
@@ -145,8 +147,8 @@ def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> s
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
-    """Of a tensor and of what it holds: functions in place change that."""
-    return id(tensor), tensor._version
+    """Of a tensor and of what it holds: functions in place change that, which inference mode does not count."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 def _refit(

@@ -297,9 +297,9 @@ def _check_rule(rule: str) -> None:
 def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
     whole, name = whole_cost(svd, cost), NAMES[cost]
     hint = f"The smallest plan, rank 1 in every layer, has {format_percent(least / whole)} of {format_count(whole)}."
-    if svd.dense:
-        place, layer = max(svd.dense.items(), key=lambda item: dense_cost(item[1], cost))
-        hint += f" The largest layer that stays dense is {place}, {format_count(dense_cost(layer, cost))}: {layer.reason}."
+    place, layer = max(svd.dense.items(), key=lambda item: dense_cost(item[1], cost), default=("", None))
+    if layer is not None and (own := dense_cost(layer, cost)):
+        hint += f" The largest layer that stays dense is {place} with {format_count(own)} of them: {layer.reason}."
     return UsageError(f"{format_percent(budget / whole)} of the {name} is out of reach", hint)
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,12 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lrexport.errors import InputError
+from lrexport.forward_errors import forward_error
 from lrexport.lowrank.kernels import LayerCall
-
-# No shape of an input is behind these.
-_OF_THE_CODE = (AttributeError, ImportError, KeyError, NameError, TypeError)
-_OURS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 
 
 @dataclass
@@ -130,30 +123,20 @@ def example_input(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     return torch.zeros((1, *input_shape), device=parameters[0].device, dtype=dtype)
 
 
+def noise(network: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """As :func:`example_input`, of normally distributed numbers, always the same for one seed."""
+    drawn = torch.randn((1, *input_shape), generator=torch.Generator().manual_seed(seed))
+    return drawn.to(example_input(network, input_shape))
+
+
 @torch.no_grad()
 def run_once(network: nn.Module, input_shape: tuple[int, ...], images: Tensor | None = None) -> Tensor:
-    """Output for one input in eval mode, by default zeros. Raises InputError naming the shape where it is refused.
-
-    What can only be a fault of the network's code is told with the line that it comes from.
-    """
+    """Output for one input in eval mode, by default zeros. Raises InputError where the network does not take it."""
     with eval_mode(network):
         try:
             return network(example_input(network, input_shape) if images is None else images)
         except Exception as error:
-            if isinstance(error, _OF_THE_CODE):
-                raise InputError(f"the network raised {type(error).__name__}: {error}", _place(error)) from error
-            raise InputError(
-                f"the network does not take an input of shape {tuple(input_shape)}: {error}",
-                "Give the right one with --input-shape C,H,W.",
-            ) from error
-
-
-def _place(error: Exception) -> str:
-    """The line that an error of a network's code comes from: the innermost that is neither torch's nor lrexport's."""
-    frames = reversed(traceback.extract_tb(error.__traceback__))
-    others = (frame for frame in frames if not frame.filename.startswith((*_OURS, "<frozen ")))
-    found = next((f"It comes from {frame.filename}, line {frame.lineno}." for frame in others), None)
-    return found or "It was called with one tensor, the batch first."
+            raise forward_error(error, input_shape) from error
 
 
 # Whether a network takes channels_last, once it is known; of one that was copied it is found out anew.
@@ -168,8 +151,8 @@ def takes_channels_last(network: nn.Module, images: Tensor) -> bool:
     if images.ndim != 4:
         return False
     if network not in _TAKES:
-        one = images[:1]
-        _TAKES[network] = _runs(network, channels_last(one)) or not _runs(network, one.contiguous())
+        one = images[:1]  # copied, as a network may change its input in place
+        _TAKES[network] = _runs(network, channels_last(one.clone())) or not _runs(network, one.clone().contiguous())
     return _TAKES[network]
 
 

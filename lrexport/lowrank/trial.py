@@ -1,4 +1,4 @@
-"""Whether a network runs with pairs in the places of its layers, tried out before hours are spent on them."""
+"""Whether a network stays what it is with pairs in the places of its layers, tried out before hours are spent on them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrexport.errors import InputError
-from lrexport.lowrank.pairs import put_pairs, untrained_pair
-from lrexport.lowrank.tracing import run_once
+from lrexport.lowrank.pairs import as_pair
+from lrexport.lowrank.tracing import noise, run_once
 
 if TYPE_CHECKING:
     from lrexport.lowrank.inspection import Factorisable
 
 
 def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[str, Factorisable]) -> dict[str, str]:
-    """Those of ``layers`` that cannot be pairs, with the reason: pairs of rank 1 are put in their places, and one input run.
+    """Those of ``layers`` that cannot be pairs, and why: what looks like one is put in their places, and one input run.
 
-    A network may want something of a layer that a pair has not, or call it from elsewhere than its place. The network is
-    left as it was.
+    A network may want something of a layer that a pair has not, call it from elsewhere than its place, or ask what kind of
+    a layer it is. It is left as it was.
     """
-    if _misfit(network, input_shape, layers) is None:
+    if not layers or _misfit(network, input_shape, layers) is None:
         return {}
     fitting: dict[str, Factorisable] = {}
     found: dict[str, str] = {}
@@ -38,28 +38,45 @@ def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[st
 
 
 def _misfit(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[str, Factorisable]) -> str | None:
-    wanted = Counter(name for layer in layers.values() for name, _ in layer.calls)
-    found: Counter[str] = Counter()
-    with _pairs_in_place(network, layers), ExitStack() as hooks:
-        for name in wanted:
+    images = noise(network, input_shape)
+    wanted, calls = run_once(network, input_shape, images.clone()), Counter[str]()
+    expected = Counter(name for layer in layers.values() for name, _ in layer.calls)
+    with _stand_ins(network, layers), ExitStack() as hooks:
+        for name in expected:
             pair = network.get_submodule(name)
-            hooks.callback(pair.register_forward_hook(lambda *_given, name=name: found.update([name])).remove)
+            hooks.callback(pair.register_forward_hook(lambda *_given, name=name: calls.update([name])).remove)
         try:
-            run_once(network, input_shape)
+            found = run_once(network, input_shape, images.clone())
         except InputError as error:
             return f"the network does not run with a pair in its place: {error.__cause__}"
-    return None if found == wanted else "the network calls it from elsewhere than its place"
+    if calls != expected:
+        return "the network calls it from elsewhere than its place"
+    if _same(found, wanted) or not _same(run_once(network, input_shape, images.clone()), wanted):  # it draws lots
+        return None
+    return "the network does something else with a pair in its place"
 
 
 @contextmanager
-def _pairs_in_place(network: nn.Module, layers: Mapping[str, Factorisable]) -> Iterator[None]:
+def _stand_ins(network: nn.Module, layers: Mapping[str, Factorisable]) -> Iterator[None]:
+    """What looks like a pair and computes what the layer does, in the places of ``layers``."""
     before = {place: network.get_submodule(place) for layer in layers.values() for place in layer.names}
+    pairs = {layer: as_pair(layer, layer, nn.Identity()) for layer in before.values()}
     try:
-        with torch.random.fork_rng(devices=()):  # their weights are drawn, and nobody else's are to be others for it
-            for name, layer in layers.items():
-                put_pairs(network, layer.names, layer.scheme, 1, untrained_pair(before[name], layer.scheme, 1))
+        for place, layer in before.items():
+            _put(network, place, pairs[layer])
         yield
     finally:
-        for place, module in before.items():
-            parent, _, child = place.rpartition(".")
-            setattr(network.get_submodule(parent), child, module)
+        for place, layer in before.items():
+            _put(network, place, layer)
+
+
+def _put(network: nn.Module, place: str, module: nn.Module) -> None:
+    parent, _, child = place.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def _same(found: object, wanted: object) -> bool:
+    """Whether two outputs are, as far as they are tensors."""
+    if not isinstance(found, Tensor) or not isinstance(wanted, Tensor):
+        return True
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-3, atol=1e-6, equal_nan=True)

@@ -12,11 +12,14 @@ from types import ModuleType
 
 
 class _Here(MetaPathFinder):
-    """Finds modules in the current folder, whichever that is by then.
+    """Finds what is in the current folder, whichever that is by then: modules and packages, or plain folders with modules.
 
     On sys.path any folder there would be a package, a run's too: libraries ask for others that may be missing, and torch,
     which takes z3 where it finds it, ends in an error where a run is called that.
     """
+
+    def __init__(self, plain_folders: bool) -> None:
+        self.plain_folders = plain_folders
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -24,17 +27,19 @@ class _Here(MetaPathFinder):
         if path is not None:  # a package knows where its modules are
             return None
         spec = PathFinder.find_spec(fullname, [str(Path.cwd())])
-        if spec is None or spec.loader is not None or any((Path.cwd() / fullname).rglob("*.py")):
-            return spec
-        return None
+        if spec is None or (spec.loader is None) != self.plain_folders:
+            return None
+        return spec if spec.loader is not None or any((Path.cwd() / fullname).rglob("*.py")) else None
 
 
-_HERE = _Here()
+# A package anywhere goes before a plain folder.
+_FIRST, _LAST = _Here(plain_folders=False), _Here(plain_folders=True)
 
 
 def import_here(name: str) -> ModuleType:
     """Import the module ``name``, of the current folder before a library's; so what it imports, now or later."""
-    if _HERE not in sys.meta_path:
-        sys.meta_path.insert(0, _HERE)
+    if _FIRST not in sys.meta_path:
+        sys.meta_path.insert(0, _FIRST)
+        sys.meta_path.append(_LAST)
     importlib.invalidate_caches()  # it may have been written a moment ago
     return importlib.import_module(name)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lrexport.errors import InputError, UsageError
+from lrexport.forward_errors import forward_error
 from lrexport.models import cifar_resnet, zoo
 from lrexport.models.here import import_here
 from lrexport.models.vision import torchvision, with_operators
@@ -100,6 +101,8 @@ def from_record(source: ModelSource) -> ModelRecipe:
     try:
         return _resolve(source.source, kwargs, source.input_shape)
     except UsageError as error:
+        if ":" not in source.source or source.source.startswith("torchvision:"):
+            raise
         hint = f"The run was made from {source.source}: start in the folder that it is importable from."
         raise UsageError(error.message, f"{error.hint} {hint}" if error.hint else hint) from error
 
@@ -223,10 +226,7 @@ def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:
         with torch.no_grad():
             network(torch.zeros(1, *input_shape))
     except Exception as error:
-        raise InputError(
-            f"the network does not take an input of shape {tuple(input_shape)}: {error}",
-            "Give the right one with --input-shape C,H,W.",
-        ) from error
+        raise forward_error(error, input_shape) from error
     if left := _lazy_weights(network):
         raise InputError(
             f"an input does not reach these lazy weights, whose sizes are not known: {', '.join(left[:10])}",

@@ -20,6 +20,8 @@ DEFAULT_SPACE = "macs=0.2..0.8"
 _SHARED_WITH_FINE_TUNING = ("lr", "distill", "teacher", "teacher_weights")
 # What may differ between the machines of a sweep.
 _NOT_COMPARED = ("download", "device", "devices", "nodes", "workers", "checkpoint_minutes", "log_to")
+# What came later than some sweeps: they know none, and at 0 it changes nothing.
+_ADDED = ("max_bad",)
 _TRAIN = {field.name for field in fields(TrainConfig)}
 
 
@@ -57,7 +59,7 @@ class Request:
 
     def made_with(self) -> dict[str, Any]:
         """All that has to be the same when a sweep is gone on with, as JSON has it."""
-        train = {name: value for name, value in self.train.to_record().items() if name not in _NOT_COMPARED}
+        train = _compared(self.train.to_record())
         goal = {field.name: getattr(self.goal, field.name) for field in fields(Goal)} if self.goal else {}
         given = {name: str(value) if isinstance(value, Path) else value for name, value in goal.items() if value is not None}
         made = {**train, **self.others, "objective": self.objective, "space": sorted(map(str, self.space))}
@@ -75,7 +77,7 @@ class Request:
         return self._digest(config.to_record())
 
     def _digest(self, choices: dict[str, Any]) -> str:
-        compared = {name: value for name, value in choices.items() if name not in _NOT_COMPARED} | self._fingerprint()
+        compared = _compared(choices) | self._fingerprint()
         return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:8]
 
     def _fingerprint(self) -> dict[str, str]:
@@ -83,6 +85,10 @@ class Request:
         if self.source is not None:
             return {"start_sha256": start_of(load_record(self.source))[1]}
         return self.train.digests()
+
+
+def _compared(choices: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in choices.items() if name not in _NOT_COMPARED and (name not in _ADDED or value)}
 
 
 def start_of(record: Record) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lrexport.lowrank.tracing import run_once
+from lrexport.lowrank.tracing import given_to, run_once
 
 
 @contextmanager
@@ -35,12 +35,13 @@ def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[st
     """Names of BatchNorms with one value a channel in an image: there is no training these on one image at a time."""
     found: list[str] = []
 
-    def look(name: str, _norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(inputs[0], Tensor) and inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
+    def look(name: str, _norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = given_to(args, kwargs)
+        if given.numel() == given.shape[0] * given.shape[1]:
             found.append(name)
 
     norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
-    hooks = [norm.register_forward_pre_hook(partial(look, name)) for name, norm in norms]
+    hooks = [norm.register_forward_pre_hook(partial(look, name), with_kwargs=True) for name, norm in norms]
     try:
         run_once(network, image_shape)
     finally:

@@ -155,7 +155,10 @@ def test_an_export_killed_between_its_files_and_the_record_leaves_a_run_that_was
         patch.setattr(files, "move", die)
         with pytest.raises(RuntimeError):
             shipping.export_run(mine, shipping.ExportOptions(rounds=0, opset=20), lambda _event: None)
-    assert not set(EXPORTED) & set(load_record(mine).files)
+    left = load_record(mine)
+    assert not set(EXPORTED) & set(left.files)
+    assert left.results.compressed is not None
+    assert (left.export, left.results.compressed.bytes, left.results.compressed.latency_ms) == ({}, None, {})
     assert run(["bench", "mine"]) == 2
     assert "mine has no ONNX files yet" in capsys.readouterr().err
     assert run(["onnx", "mine", "--rounds", "0"]) == 0

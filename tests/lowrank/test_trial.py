@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.errors import UsageError
-from lrexport.lowrank.costs import plan_macs
+from lrexport.lowrank.costs import plan_layer, plan_macs
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.fold import fold, fold_structure
 from lrexport.lowrank.moments import input_moments
@@ -88,9 +88,77 @@ def test_layers_that_are_called_from_elsewhere_than_their_places_stay_dense() ->
         assert svd.dense[name].reason == "the network calls it from elsewhere than its place"
     with pytest.raises(UsageError) as caught:
         select(svd, macs=0.5)
-    assert "The largest layer that stays dense is conv1, 147.46K: the network calls it from els" in (caught.value.hint or "")
+    assert "The largest layer that stays dense is conv1 with 147.46K of them: the network calls" in (caught.value.hint or "")
     plan = select(svd, params=0.9).plan
     assert count_torch_macs(fold(svd, plan), SHAPE).total == plan_macs(svd, plan)
+
+
+class Asking(nn.Module):
+    """One that does something else with what is no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+        self.last = nn.Linear(1024, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x) if isinstance(layer, nn.Conv2d) else 2 * layer(x)
+        return self.last(x.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_is_asked_of_what_kind_it_is_stays_dense() -> None:
+    network = Asking().eval()
+    images = torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        wanted = network(images)
+    svd = decompose(network, SHAPE)
+    assert list(svd.layers) == ["last"]
+    assert svd.dense["layers.0"].reason == "the network does something else with a pair in its place"
+    torch.testing.assert_close(fold(svd, {})(images), wanted, atol=1e-5, rtol=1e-4)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x))
+
+
+class Twice(nn.Module):
+    """A block at two places, with one layer at two names and of one parent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one = nn.Conv2d(3, 8, 3, padding=1), Block()
+        self.other = self.one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.one(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_a_block_at_two_places_is_factorised_once_and_folds_at_both() -> None:
+    network, images = Twice().eval(), torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        wanted = network(images)
+    svd = decompose(network, SHAPE)
+    assert svd.layers["one.conv"].names == ("one.conv", "other.conv")
+    layer = svd.layers["one.conv"]
+    folded = fold(svd, {"one.conv": plan_layer(layer, layer.full_rank, 1.0, even_if_costly=True)})
+    assert folded.get_submodule("one.conv") is folded.get_submodule("other.conv")
+    torch.testing.assert_close(folded(images), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_images_are_as_they_were_after_a_network_that_changes_its_input() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sub_(0.5).view(len(x), -1)
+
+    images = torch.ones(2, *SHAPE)
+    fast_layout(InPlace(), images)
+    assert bool((images == 1).all())
 
 
 @pytest.mark.parametrize("make", [Flattening, Striding, Listing])
