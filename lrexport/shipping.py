@@ -88,6 +88,7 @@ class _Images:
     source: str | None = None
     test: ImageSet | None = None
     calibration: ImageSet | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
@@ -111,6 +112,8 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     machine = target.environment() if options.rounds else {}
     networks = {DENSE_ONNX: runs.load_baseline(run, record), MODEL_ONNX: runs.load_compressed(run, record)}
     images = _load_images(record, options, networks[DENSE_ONNX])
+    for text in images.warnings:
+        on_event({"event": "warning", "text": text})
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory(dir=run, prefix=SCRATCH) as scratch:
         for name, network in networks.items():
@@ -252,7 +255,7 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module) -> 
         data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)))
     check_fits(data, shape, tuple(run_once(network, shape).shape))
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
-    return _Images(source, data.test if options.rescore else None, calibration)
+    return _Images(source, data.test if options.rescore else None, calibration, data.warnings)
 
 
 def _calibration_images(data: ImageData, record: Record, most: int) -> ImageSet:

@@ -69,5 +69,5 @@ def size_of(path: Path) -> int:
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    hint = "Remove or replace it, or leave out up to N such images with --max-bad N."
+    hint = "Remove or replace it; compress and train leave out up to N such images with --max-bad N."
     return InputError(f"cannot read the image {path}: {reason}", hint)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 LASTING = ("device", "accelerator", "precision")  # what a record keeps of :func:`ran_on` once the network was exported
+_PASSES = 4  # that show which parameters a network uses
 
 
 def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
@@ -163,22 +164,29 @@ def to_fast_layout(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
 
 
 def freeze_unused(network: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Take parameters that no output depends on out of training: several processes wait for the gradient of every other."""
+    """Take parameters that no output depends on out of training: several processes wait for the gradient of every other.
+
+    A network may skip layers by chance, so there are several passes, the same ones in all processes.
+    """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    used: set[nn.Parameter] = set()
     modes = [(module, module.training) for module in network.modules()]
     buffers = [buffer.clone() for buffer in network.buffers()]
     images = example_input(network, input_shape).repeat(2, *(1 for _ in input_shape))  # one alone has no variance
     images = fast_layout(network, images)
     try:
-        output = network.train()(images)
-        gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+        with torch.random.fork_rng(devices=()):
+            for seed in range(_PASSES):
+                torch.manual_seed(seed)
+                gradients = torch.autograd.grad(network.train()(images).sum(), parameters, allow_unused=True)
+                used |= {each for each, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     finally:
         for module, training in modes:
             module.training = training
         for buffer, before in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(before)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
+    for parameter in parameters:
+        parameter.requires_grad_(parameter in used)
 
 
 def _available() -> str:

@@ -170,6 +170,7 @@ def test_the_export_of_a_run_without_some_images_leaves_them_out_too(train: Comm
     done = lrexport("onnx", "out", "--rounds", "0")
     assert done.code == 0, done.err
     assert "accuracy on 7 test images" in done.out
+    assert "warning: left out of folder:images, as unreadable: 3 images" in done.err
 
 
 @pytest.mark.usefixtures("damaged")

@@ -215,6 +215,13 @@ def test_a_folder_here_is_no_library_that_others_look_for(here: Path) -> None:
     assert "importing it raised ModuleNotFoundError: No module named 'absent_thing'" in done.stderr
 
 
+def test_a_plain_folder_here_is_no_library_that_is_installed(compress: Command) -> None:
+    Path("wave/files").mkdir(parents=True)  # of the standard library
+    Path("wave/files/code.py").write_text("")
+    write_module("users", f"import wave\nwave.open\n{textwrap.dedent(TINY)}")
+    assert compress(model="users:make").code == 0
+
+
 def test_a_module_here_is_taken_before_a_library_of_its_name(compress: Command) -> None:
     write_module("this", TINY)  # the standard library has one, too
     assert "wave has no 'make'" in compress(model="wave:make").err

@@ -224,3 +224,11 @@ def test_a_logarithmic_count_is_whole() -> None:
     domain = parse("svd-epochs=1..64:log").domain
     assert [domain.at(share) for share in (0.0, 0.5, 0.999999)] == [1, 8, 64]
     assert math.isclose(len(domain.values() or ()), 64)
+
+
+def test_images_that_may_be_left_out_are_a_difference_only_where_there_may_be_some() -> None:
+    none = request("macs=0.5,0.6")
+    some = replace(none, train=replace(none.train, max_bad=3))
+    assert "max_bad" not in none.made_with()  # sweeps of before know no such option, and go on
+    assert some.made_with()["max_bad"] == 3
+    assert some.dense_digest() != none.dense_digest()
