@@ -169,7 +169,7 @@ def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_ev
 
 def _unexported(record: Record, weights: dict[str, StoredFile]) -> Record:
     """The record of a run of these files, without what is said of exported ones."""
-    without = {"bytes": None, "latency_ms": {}}
+    without: dict[str, Any] = {"bytes": None, "latency_ms": {}}
     dense, compressed = (
         each.model_copy(update=without) if each is not None else None
         for each in (record.results.dense, record.results.compressed)
