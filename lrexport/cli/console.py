@@ -144,6 +144,7 @@ class Progressing:
         self._task: Any = None
         self._stage: str | None = None
         self._began = time.perf_counter()
+        self._before: int | None = None  # steps of the stage that were done when it began here
 
     def __enter__(self) -> Progressing:
         if sys.stderr.isatty():
@@ -221,7 +222,7 @@ class Progressing:
         if self._task is not None:
             self._live.remove_task(self._task)
         self._task, self._stage = self._live.add_task(name, total=None, rate=""), stage
-        self._began = time.perf_counter()
+        self._began, self._before = time.perf_counter(), None
 
     def _step(self, event: dict[str, Any]) -> None:
         if self._live is None:
@@ -229,11 +230,14 @@ class Progressing:
         self._begin(event["stage"], _STAGES[event["stage"]])
         steps = event["steps"]
         done = event["epoch"] * steps + event["step"] + 1
-        rate = f"{done / (time.perf_counter() - self._began):.1f} steps/s, loss {event['loss']:.3f}"
+        if self._before is None:  # of an earlier life of the run
+            self._before = done - 1
+        rate = f"{(done - self._before) / (time.perf_counter() - self._began):.1f} steps/s, loss {event['loss']:.3f}"
         self._live.update(self._task, completed=done, total=event["epochs"] * steps, rate=rate)
 
     def _epoch(self, event: dict[str, Any]) -> None:
-        left = (event["epochs"] - event["epoch"]) * event["seconds"]
+        # Of an epoch that was taken up on the way the seconds are those of its rest.
+        left = (event["epochs"] - event["epoch"]) * max(event["seconds"], event["steps"] * event["step_ms"] / 1e3)
         remaining = f", {format_duration(left)} left" if left else ""
         over = f", a step {event['step_over_dense']:.2f}× a dense one" if "step_over_dense" in event else ""
         self.say(
