@@ -13,7 +13,7 @@ import click
 
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
-from lrexport.units import parse_bytes, parse_energy, parse_latency, parse_share
+from lrexport.units import parse_bytes, parse_latency, parse_share
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,25 +33,16 @@ class ShapeType(click.ParamType[tuple[int, ...]]):
 
 
 class ShareType(click.ParamType[float]):
-    """``0.5`` or ``50%`` → 0.5."""
+    """``0.5`` or ``50%`` → 0.5; ``parse`` says of what it is a share, and raises UsageError."""
 
     name = "SHARE"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return parse_share(str(value))
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-class EnergyType(click.ParamType[float]):
-    """``1e-2`` or ``1%`` → 0.01; 0 drops nothing."""
-
-    name = "SHARE"
+    def __init__(self, parse: Callable[[str], float] = parse_share) -> None:
+        self.parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return parse_energy(str(value))
+            return self.parse(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
 
