@@ -31,7 +31,9 @@ GOALS = tuple(field.name for field in fields(Goal) if field.name != "latency_ms"
 def goal_options() -> Callable[[Command], Command]:
     """One option for each kind of goal; :func:`given_goal` takes them."""
     return stacked(
-        click.option("--energy", type=ShareType(parse_energy), help="Largest share of a layer's energy to drop: 1e-2 or 1%."),
+        click.option(
+            "--energy", type=ShareType(parse_energy), help="Largest share of a layer's energy to drop: 1e-2 or 1%."
+        ),
         click.option("--macs", type=ShareType(), help="MACs to reach, as a share of the dense network's: 0.5 or 50%."),
         click.option("--params", type=ShareType(), help="Parameters to reach, as a share of the dense network's."),
         click.option("--size", type=SizeType(), help="Bytes of model.onnx to reach: 500KB, 1.5MB, 64KiB."),
