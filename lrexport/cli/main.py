@@ -95,7 +95,7 @@ def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code, with ``--debug`` the same, and prints errors to stderr."""
-    debug = "--debug" in arguments
+    debug = "--debug" in arguments or os.environ.get("LREXPORT_DEBUG", "0").lower() not in ("", "0", "false")
     try:
         done = cli.main(args=list(arguments), prog_name="lrexport", standalone_mode=False, auto_envvar_prefix="LREXPORT")
     except LrexportError as error:

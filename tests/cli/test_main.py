@@ -87,6 +87,15 @@ def test_debug_adds_a_traceback_and_leaves_exit_code_and_message(capsys: pytest.
     assert err.count("lrexport: no folder for the run") == 2
 
 
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
+def test_debug_may_be_asked_for_in_the_environment(
+    value: str, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("LREXPORT_DEBUG", value)
+    assert run(["compress", "nothing", "--macs", "0.5", "-o", "run"]) == 2
+    assert ("Traceback" in capsys.readouterr().err) is shown
+
+
 def test_debug_leaves_the_exit_code_of_what_nobody_foresaw(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
