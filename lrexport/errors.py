@@ -56,6 +56,11 @@ class DeviceError(LrexportError):
     exit_code = 4
 
 
+def with_hint(error: UsageError | InputError, hint: str) -> UsageError | InputError:
+    """The same error with one more hint behind its own."""
+    return type(error)(error.message, f"{error.hint} {hint}" if error.hint else hint)
+
+
 def signal_of(error: BaseException | None) -> signal.Signals | None:
     """Which signal raised it, as Python does for Ctrl-C and lrexport's commands do for SIGTERM; None for anything else."""
     if isinstance(error, KeyboardInterrupt):

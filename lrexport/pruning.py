@@ -77,7 +77,7 @@ class Pruning:
         if self.speed is not None and self.config.goal.is_latency:
             return self._within_latency(self.speed, self._moments())
         selection = self._select(self._moments())
-        if not any(isinstance(layer, FactorisedLayer) for layer in selection.plan.values()):
+        if not selection.has_pairs:
             selection = replace(selection, warnings=(*selection.warnings, self._why_nothing(selection)))
         if self.speed is None:
             return selection
@@ -226,8 +226,7 @@ class Pruning:
             latency = self._confirm(speed, selection)
             ratio = latency.ratio if goal.latency is not None else latency.measured / dense
             tries.append((ratio, replace(selection, latency=latency)))
-            whole = not any(isinstance(layer, FactorisedLayer) for layer in selection.plan.values())
-            if whole or asked * (1 - _LATENCY_CLOSE) <= ratio <= asked:
+            if not selection.has_pairs or asked * (1 - _LATENCY_CLOSE) <= ratio <= asked:
                 return tries[-1][1]
             # At 1 nothing would be pruned, which is not what was asked: half the way there at most.
             budget = min(budget * asked * (1 - _LATENCY_CLOSE / 2) / ratio, (1 + budget) / 2)

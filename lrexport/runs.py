@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from lrexport.artifacts import tensors
-from lrexport.errors import InputError, UsageError
+from lrexport.errors import InputError, UsageError, with_hint
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.models.resolve import from_record
@@ -67,4 +67,4 @@ def naming_recorded_data(record: Record, given: str | None) -> Iterator[None]:
         if given is not None or record.data is None:
             raise
         hint = f"The run was made with --data {record.data.source}; --data says where these images are now."
-        raise type(error)(error.message, f"{error.hint} {hint}" if error.hint else hint) from error
+        raise with_hint(error, hint) from error

@@ -28,9 +28,8 @@ def refuse_finished(source: Path) -> None:
     trained = (source / SVD).is_file()
     for name in FINISHED:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and (trained or name not in BY_SVD_TRAINING):
-            flag = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{flag} belongs to a stage that {source} has behind it", "Compress the model anew to change it."
+                f"{_flag(name)} belongs to a stage that {source} has behind it", "Compress the model anew to change it."
             )
 
 
@@ -42,7 +41,7 @@ def say_unused(data: str | None, source: Path | None) -> None:
     if data is not None or (source is not None and load_record(source).data is not None):
         return
     context = click.get_current_context()
-    unused = ["--" + n.replace("_", "-") for n in TRAINING if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    unused = [_flag(n) for n in TRAINING if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
     if context.meta.get(RECIPE) and any(
         context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in TRAINING
     ):
@@ -72,7 +71,7 @@ def say_left_behind(source: Path, config: CompressConfig) -> None:
         names |= {*BY_SVD_TRAINING}
     now, context = json.loads(json.dumps(config.to_record())), click.get_current_context()
     differ = [
-        f"--{name.replace('_', '-')} {_told(now[name])} (the run had {_told(before)})"
+        f"{_flag(name)} {_told(now[name])} (the run had {_told(before)})"
         for name, before in record.config.items()
         if name in names and before != now[name] and context.get_parameter_source(name) is ParameterSource.DEFAULT
     ]
@@ -90,6 +89,10 @@ def say_replaced(run: Path) -> None:
     gone = [name for name in (*EXPORTED, BASELINE) if (run / name).exists()]
     files = f", and removes what was made of it: {', '.join(gone)}" if gone else ""
     note(plain(f"note: this replaces the compressed network in {run}{files}; -o RUN keeps it"))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _told(value: Any) -> str:

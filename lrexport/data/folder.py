@@ -12,7 +12,7 @@ from PIL import Image
 
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import ArraySet, ImageData, ImageSet
-from lrexport.data.reading import Bad, Files, check_few, find_bad, read_image
+from lrexport.data.reading import Bad, Files, check_few, find_bad, try_image
 from lrexport.data.streamed import StreamedSet
 from lrexport.errors import InputError
 
@@ -100,10 +100,9 @@ def _decode(files: Files, input_shape: Shape) -> tuple[ImageSet, Bad]:
     _, height, width = input_shape
 
     def load(path: Path) -> np.ndarray | InputError:
-        try:
-            image = read_image(path)
-        except InputError as error:
-            return error
+        image = try_image(path)
+        if isinstance(image, InputError):
+            return image
         if image.size != (width, height):
             scale = max(width / image.width, height / image.height)
             resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))

@@ -25,15 +25,20 @@ def read_image(path: Path) -> Image.Image:
         raise _unreadable(path, error) from error
 
 
+def try_image(path: Path) -> Image.Image | InputError:
+    """:func:`read_image`, its error as a value."""
+    try:
+        return read_image(path)
+    except InputError as error:
+        return error
+
+
 def find_bad(files: Files) -> Bad:
     """What of ``files`` cannot be read: each is, once, as training reads it."""
 
-    def failure(path: Path) -> InputError | None:
-        try:
-            read_image(path)
-        except InputError as error:
-            return error
-        return None
+    def failure(path: Path) -> InputError | None:  # and not the pixels of thousands of others
+        image = try_image(path)
+        return image if isinstance(image, InputError) else None
 
     paths = [path for path, _ in files]
     with ThreadPoolExecutor(cores_here()) as pool:

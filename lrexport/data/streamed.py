@@ -15,7 +15,7 @@ from torch import Tensor
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import MEAN, STD, Normalisation
 from lrexport.data.order import Order, Purpose, seed_of
-from lrexport.data.reading import Files, cores_here, read_image, size_of
+from lrexport.data.reading import Files, cores_here, size_of, try_image
 from lrexport.errors import InputError
 from lrexport.models.vision import torchvision
 
@@ -136,11 +136,8 @@ class _Streamed(torch.utils.data.Dataset[tuple[Tensor, int] | InputError]):
         path, label = self.files[index]
         if self.order is not None:  # so that crops do not depend on which worker reads the image, or how many there are
             torch.manual_seed(seed_of(Purpose.AUGMENTATION, self.order.seed, self.order.epoch, index))
-        try:
-            image = read_image(path)
-        except InputError as error:
-            return error
-        return self.transform(image), label
+        image = try_image(path)
+        return image if isinstance(image, InputError) else (self.transform(image), label)
 
 
 def _collate(read: list[tuple[Tensor, int] | InputError]) -> Any:

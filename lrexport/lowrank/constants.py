@@ -5,14 +5,13 @@ Swin v2 computes its position bias so: by two Linear layers from a table of coor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.tracing import eval_mode, example_input, given_to, noise, run_once
+from lrexport.lowrank.tracing import eval_mode, example_input, noise, run_once, watching_inputs
 
 
 def constant_layers(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
@@ -33,10 +32,8 @@ def _reached_by_gradients(network: nn.Module, layers: Collection[nn.Module], inp
             reached.add(module)
 
     images = example_input(network, input_shape)
-    if not images.is_floating_point():
-        return reached
     try:
-        with _watching(layers, note), _frozen(network), torch.enable_grad():
+        with watching_inputs(layers, note), _frozen(network), torch.enable_grad():
             network(images.requires_grad_().clone())
     except Exception:  # what runs without gradients need not run with them (`out=`, `.numpy()`)
         return set()
@@ -46,25 +43,10 @@ def _reached_by_gradients(network: nn.Module, layers: Collection[nn.Module], inp
 def _given_the_same(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
     """Layers that are given the same for another input, too: a network may detach what depends on its input."""
     given: dict[nn.Module, list[Tensor]] = {}
-    with _watching(layers, lambda module, tensor: given.setdefault(module, []).append(tensor.detach().clone())):
+    with watching_inputs(layers, lambda module, tensor: given.setdefault(module, []).append(tensor.detach().clone())):
         for seed in (0, 1):  # not of one value, which can be standardised away
             run_once(network, input_shape, noise(network, input_shape, seed))
     return {module for module, tensors in given.items() if _halves_are_equal(tensors)}
-
-
-@contextmanager
-def _watching(layers: Collection[nn.Module], note: Callable[[nn.Module, Tensor], object]) -> Iterator[None]:
-    """Call ``note`` with each layer and its input."""
-
-    def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        note(layer, given_to(args, kwargs))
-
-    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _halves_are_equal(tensors: list[Tensor]) -> bool:

@@ -71,8 +71,7 @@ def decompose(
     dense = {name: fact for name, fact in found.items() if isinstance(fact, DenseLayer)}
     params = sum(parameter.numel() for parameter in network.parameters())
     for layer in layers.values():
-        # A module can stand at several places, and several modules can share the weight.
-        first, *tied = dict.fromkeys(network.get_submodule(name) for name in layer.names)
+        first, *tied = layer.modules(network)
         svd_form.attach(first, layer.scheme, tied)
     counted = sum(fact.dense_macs for fact in found.values())
     other_macs = max(0, total_macs - counted) if total_macs is not None else 0

@@ -37,9 +37,9 @@ def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) ->
                 pair = fold_layer(layer, planned.scheme, planned.rank)
             else:
                 pair = build_pair(layer, planned.scheme, *truncation.factors(planned.rank))
-            put_pairs(network, facts.names, planned.scheme, planned.rank, pair)
+            put_pairs(network, facts.names, planned, pair)
         else:
-            layer, *tied = dict.fromkeys(network.get_submodule(place) for place in facts.names)
+            layer, *tied = facts.modules(network)
             svd_form.detach(layer, tied)
     return network
 
@@ -58,7 +58,7 @@ def fold_structure(network: nn.Module, plan: Plan) -> nn.Module:
         layer: Any = modules[name]
         _check_admitted(name, layer, planned)
         places = [place for place, other in modules.items() if isinstance(other, WEIGHTED) and other.weight is layer.weight]
-        put_pairs(network, places, planned.scheme, planned.rank, untrained_pair(layer, planned.scheme, planned.rank))
+        put_pairs(network, places, planned, untrained_pair(layer, planned.scheme, planned.rank))
     return network
 
 

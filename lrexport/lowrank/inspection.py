@@ -59,6 +59,10 @@ class Factorisable:
     shape: tuple[int, ...]
     calls: tuple[tuple[str, LayerCall], ...] = ()
 
+    def modules(self, network: nn.Module) -> list[nn.Module]:
+        """Those that stand in its places, each once: a module can stand in several, and several can share the weight."""
+        return list(dict.fromkeys(network.get_submodule(place) for place in self.names))
+
     @property
     def full_rank(self) -> int:
         """Full rank by the SVD form's scheme."""
@@ -100,7 +104,7 @@ def inspect_layers(
             found |= {layers.name(layer): layers.dense(layer, facts) for layer in tied}
     factorisable = {name: facts for name, facts in found.items() if isinstance(facts, Factorisable)}
     for name, why in misfits(network, input_shape, factorisable).items():
-        alike = dict.fromkeys(network.get_submodule(place) for place in factorisable[name].names)
+        alike = factorisable[name].modules(network)
         found |= {layers.name(layer): layers.dense(layer, ("unsupported", why)) for layer in alike}
     found |= {layers.name(module): layers.without_scheme(module) for module in layers.places if module not in layers.uses}
     return {name: found[name] for name in map(layers.name, layers.places) if name in found}

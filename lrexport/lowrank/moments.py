@@ -68,13 +68,16 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
 
         return note
 
-    modules = {name: dict.fromkeys(map(svd.network.get_submodule, layer.names)) for name, layer in svd.layers.items()}
+    def watch_all(hooks: ExitStack) -> None:
+        for name, layer in svd.layers.items():
+            for module in layer.modules(svd.network):
+                hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
+
     with ExitStack() as hooks, eval_mode(svd.network):
         for number, (images, _) in enumerate(islice(batches, _MOST_SAMPLES)):
             images = fast_layout(svd.network, images)
             if not number:  # finding out which layout the network takes was not to be watched
-                for name, module in ((name, module) for name, alike in modules.items() for module in alike):
-                    hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
+                watch_all(hooks)
             svd.network(images)
     return {
         name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in found.items()}

@@ -10,7 +10,7 @@ from torch import nn
 
 from lrexport.lowrank.kernels import WEIGHTED
 from lrexport.lowrank.schemes import SCHEMES
-from lrexport.record import Scheme
+from lrexport.record import FactorisedLayer, Scheme
 
 _HALVES = ["first", "second"]  # in the order in which they run
 # What a network may ask a layer for, as in `x.view(-1, self.head.in_features)`.
@@ -39,14 +39,19 @@ def as_pair(layer: Any, first: nn.Module, second: nn.Module) -> nn.Sequential:
     return pair
 
 
-def put_pairs(network: nn.Module, places: Iterable[str], scheme: Scheme, rank: int, pair: nn.Sequential) -> None:
+def put(network: nn.Module, place: str, module: nn.Module) -> None:
+    """Put ``module`` in a place of the network, in place of what is there."""
+    parent, _, child = place.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def put_pairs(network: nn.Module, places: Iterable[str], planned: FactorisedLayer, pair: nn.Sequential) -> None:
     """Put ``pair`` in the place of a layer; of others with its weight each gets a pair with its own stride and bias."""
     pairs: dict[nn.Module, nn.Sequential] = {}
     layers = {place: network.get_submodule(place) for place in places}  # all of them first: places may have one parent
     for place, layer in layers.items():
         if pairs and layer not in pairs:
-            pairs[layer] = untrained_pair(layer, scheme, rank)
+            pairs[layer] = untrained_pair(layer, planned.scheme, planned.rank)
             for half, tied in zip(pair, pairs[layer], strict=True):
                 tied.weight = half.weight
-        parent, _, child = place.rpartition(".")
-        setattr(network.get_submodule(parent), child, pairs.setdefault(layer, pair))
+        put(network, place, pairs.setdefault(layer, pair))

@@ -53,6 +53,11 @@ class Selection:
     heldout_top1: float | None = None
     latency: PlannedLatency | None = None
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether anything is pruned."""
+        return any(isinstance(layer, FactorisedLayer) for layer in self.plan.values())
+
 
 def select(
     svd: SVDNetwork,
@@ -149,7 +154,7 @@ def within_latency(
 
         return at(first_true(len(steps) - 1, lambda step: latency.of_plan(at(step).plan) <= budget))
     selection = _least_loss(svd, found, options, budget - latency.other)
-    if any(isinstance(entry, FactorisedLayer) for entry in selection.plan.values()):
+    if selection.has_pairs:
         return selection
     met = f"the dense network takes {format_ms(latency.dense)}, within the {format_ms(budget)} asked for: nothing is pruned"
     return replace(selection, warnings=(*selection.warnings, met))

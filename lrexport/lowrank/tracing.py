@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -99,6 +99,21 @@ def _call(layer: nn.Module, given: Tensor, output: Tensor) -> LayerCall:
     return LayerCall(samples, tuple(given.shape[-axes:]), tuple(output.shape[-axes:]))
 
 
+@contextmanager
+def watching_inputs(layers: Iterable[nn.Module], note: Callable[[nn.Module, Tensor], object]) -> Iterator[None]:
+    """Inside the block ``note`` is called with each of ``layers`` that runs and with its input."""
+
+    def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        note(layer, given_to(args, kwargs))
+
+    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def largest_output(network: nn.Module, input_shape: tuple[int, ...]) -> int:
     """The most values that one module of the network puts out for one input of ``input_shape``."""
     sizes = [1]
@@ -176,13 +191,18 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
+def eval_mode(network: nn.Module) -> AbstractContextManager[None]:
     """Eval mode inside; every module back in its own mode afterwards."""
+    return in_mode(network, training=False)
+
+
+@contextmanager
+def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """Training or eval mode inside; every module back in its own mode afterwards."""
     modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    network.train(training)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, before in modes:
+            module.training = before

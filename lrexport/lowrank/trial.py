@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.errors import InputError
-from lrexport.lowrank.pairs import as_pair
+from lrexport.lowrank.pairs import as_pair, put
 from lrexport.lowrank.tracing import noise, run_once
 
 if TYPE_CHECKING:
@@ -24,12 +24,20 @@ def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[st
     A network may want something of a layer that a pair has not, call it from elsewhere than its place, or ask what kind of
     a layer it is. It is left as it was.
     """
-    if not layers or _misfit(network, input_shape, layers) is None:
+    if not layers:
+        return {}
+    images = noise(network, input_shape)
+
+    def run() -> Tensor:
+        return run_once(network, input_shape, images.clone())  # which a network may change in place
+
+    wanted = run()
+    if _misfit(network, layers, run, wanted) is None:
         return {}
     fitting: dict[str, Factorisable] = {}
     found: dict[str, str] = {}
     for name, layer in layers.items():
-        why = _misfit(network, input_shape, {**fitting, name: layer})
+        why = _misfit(network, {**fitting, name: layer}, run, wanted)
         if why is None:
             fitting[name] = layer
         else:
@@ -37,21 +45,21 @@ def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[st
     return found
 
 
-def _misfit(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[str, Factorisable]) -> str | None:
-    images = noise(network, input_shape)
-    wanted, calls = run_once(network, input_shape, images.clone()), Counter[str]()
+def _misfit(network: nn.Module, layers: Mapping[str, Factorisable], run: Callable[[], Tensor], wanted: Tensor) -> str | None:
+    """Why ``run``, with stand-ins for ``layers``, does not give what is ``wanted``; None where it does."""
+    calls = Counter[str]()
     expected = Counter(name for layer in layers.values() for name, _ in layer.calls)
     with _stand_ins(network, layers), ExitStack() as hooks:
         for name in expected:
             pair = network.get_submodule(name)
             hooks.callback(pair.register_forward_hook(lambda *_given, name=name: calls.update([name])).remove)
         try:
-            found = run_once(network, input_shape, images.clone())
+            found = run()
         except InputError as error:
             return f"the network does not run with a pair in its place: {error.__cause__}"
     if calls != expected:
         return "the network calls it from elsewhere than its place"
-    if _same(found, wanted) or not _same(run_once(network, input_shape, images.clone()), wanted):  # it draws lots
+    if _same(found, wanted) or not _same(run(), wanted):  # it draws lots
         return None
     return "the network does something else with a pair in its place"
 
@@ -63,16 +71,11 @@ def _stand_ins(network: nn.Module, layers: Mapping[str, Factorisable]) -> Iterat
     pairs = {layer: as_pair(layer, layer, nn.Identity()) for layer in before.values()}
     try:
         for place, layer in before.items():
-            _put(network, place, pairs[layer])
+            put(network, place, pairs[layer])
         yield
     finally:
         for place, layer in before.items():
-            _put(network, place, layer)
-
-
-def _put(network: nn.Module, place: str, module: nn.Module) -> None:
-    parent, _, child = place.rpartition(".")
-    setattr(network.get_submodule(parent), child, module)
+            put(network, place, layer)
 
 
 def _same(found: object, wanted: object) -> bool:

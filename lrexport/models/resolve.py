@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import torch
 from torch import nn
 
-from lrexport.errors import InputError, UsageError
+from lrexport.errors import InputError, UsageError, with_hint
 from lrexport.forward_errors import forward_error
 from lrexport.models import cifar_resnet, zoo
 from lrexport.models.here import import_here
@@ -104,7 +104,7 @@ def from_record(source: ModelSource) -> ModelRecipe:
         if ":" not in source.source or source.source.startswith("torchvision:"):
             raise
         hint = f"The run was made from {source.source}: start in the folder that it is importable from."
-        raise UsageError(error.message, f"{error.hint} {hint}" if error.hint else hint) from error
+        raise with_hint(error, hint) from error
 
 
 def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:

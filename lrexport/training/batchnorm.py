@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lrexport.lowrank.tracing import given_to, run_once
+from lrexport.lowrank.tracing import run_once, watching_inputs
 
 
 @contextmanager
@@ -35,18 +34,15 @@ def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[st
     """Names of BatchNorms with one value a channel in an image: there is no training these on one image at a time."""
     found: list[str] = []
 
-    def look(name: str, _norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = given_to(args, kwargs)
-        if given.numel() == given.shape[0] * given.shape[1]:
-            found.append(name)
+    modules = dict(network.named_modules())
+    norms: dict[nn.Module, str] = {module: name for name, module in modules.items() if isinstance(module, _BatchNorm)}
 
-    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
-    hooks = [norm.register_forward_pre_hook(partial(look, name), with_kwargs=True) for name, norm in norms]
-    try:
+    def look(norm: nn.Module, given: Tensor) -> None:
+        if given.numel() == given.shape[0] * given.shape[1]:
+            found.append(norms[norm])
+
+    with watching_inputs(norms, look):
         run_once(network, image_shape)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lrexport.errors import DeviceError, FailedElsewhere, InputError, LrexportError
-from lrexport.lowrank.tracing import channels_last, example_input, fast_layout, takes_channels_last
+from lrexport.lowrank.tracing import channels_last, example_input, fast_layout, in_mode, takes_channels_last
 from lrexport.training.memory import hold_freed_memory
 
 if TYPE_CHECKING:
@@ -170,19 +170,16 @@ def freeze_unused(network: nn.Module, input_shape: tuple[int, ...]) -> None:
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     used: set[nn.Parameter] = set()
-    modes = [(module, module.training) for module in network.modules()]
     buffers = [buffer.clone() for buffer in network.buffers()]
     images = example_input(network, input_shape).repeat(2, *(1 for _ in input_shape))  # one alone has no variance
     images = fast_layout(network, images)
     try:
-        with torch.random.fork_rng(devices=()):
+        with torch.random.fork_rng(devices=()), in_mode(network, training=True):
             for seed in range(_PASSES):
                 torch.manual_seed(seed)
-                gradients = torch.autograd.grad(network.train()(images).sum(), parameters, allow_unused=True)
+                gradients = torch.autograd.grad(network(images).sum(), parameters, allow_unused=True)
                 used |= {each for each, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     finally:
-        for module, training in modes:
-            module.training = training
         for buffer, before in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(before)
     for parameter in parameters:

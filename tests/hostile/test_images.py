@@ -14,22 +14,10 @@ from PIL import Image
 from lrexport.data.resolve import load_data
 from lrexport.errors import InputError
 from lrexport.record import load_record
-from tests.hostile.support import Command, Outcome, nothing_made, write_module
+from tests.hostile.support import TINY, Command, Outcome, nothing_made, write_module
 
 # Two classes, and batches small enough that several workers have something to do.
-PAIR = """
-    import torch
-    from torch import nn
-
-    def make():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2),
-        )
-
-    make.input_shape = (3, 8, 8)
-"""
+PAIR = TINY.replace("nn.Linear(32, 10)", "nn.Linear(32, 2)")
 QUICK = ("--svd-epochs", "0", "--fine-tune-epochs", "1", "--batch-size", "4", "--heldout", "0.2", "--precision", "float32")
 
 
