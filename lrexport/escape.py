@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# What GitHub's log takes for a command wherever a line begins with the first or holds the second.
-_COMMANDS = (("::", r":\x3a"), ("##[", r"#\x23["))
+# What GitHub's log takes for a command wherever a line begins with the first or holds the second, and how it is broken.
+_COMMANDS = _AT_START, _ANYWHERE = ("::", r":\x3a"), ("##[", r"#\x23[")
 _LEADING = re.compile(r"^(\s*)::")
 # Each has a meaning in CommonMark or in GitHub's and GitLab's own: tables, math, mentions, references, emoji, links, HTML.
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>#!|~@:$&]|(?<=www)\.", re.IGNORECASE)
@@ -30,7 +30,8 @@ def plain_lines(text: str) -> str:
 
     Inside a line ``::`` is none, and stays: names in C++ have it.
     """
-    return "\n".join(_LEADING.sub(r"\1:\\x3a", visible(line)).replace("##[", r"#\x23[") for line in text.split("\n"))
+    lines = (_LEADING.sub(lambda found: found[1] + _AT_START[1], visible(line)) for line in text.split("\n"))
+    return "\n".join(line.replace(*_ANYWHERE) for line in lines)
 
 
 def markdown(text: str) -> str:
