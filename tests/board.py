@@ -57,10 +57,15 @@ class Board:
         path.chmod(0o755)
         return self.url.replace(sys.executable, str(path))
 
+    def _there(self) -> list[str]:
+        """Files and folders; os.walk minds no folder that goes while it looks."""
+        walked = os.walk(self.temporary)
+        return [os.path.join(folder, name) for folder, folders, names in walked for name in (*folders, *names)]
+
     def left(self) -> list[str]:
         """Files that the device has not removed, given a moment."""
         until = time.monotonic() + 10
-        while (found := [str(path) for path in self.temporary.rglob("*")]) and time.monotonic() < until:
+        while (found := self._there()) and time.monotonic() < until:
             time.sleep(0.05)
         return found
 
