@@ -93,6 +93,16 @@ def parse_points(text: str) -> float:
     return round(value / 100, _DIGITS)
 
 
+def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An input's name and its sizes, from ``"NAME=1,3,320,320"``. Raises UsageError."""
+    name, equals, sizes = text.rpartition("=")
+    parts = [part.strip() for part in sizes.split(",")]
+    if not equals or not name.strip() or not all(part.isascii() and part.isdecimal() for part in parts):
+        hint = "Give an input's name and its sizes: images=1,3,320,320."
+        raise UsageError(f"invalid input shape {text!r}: expected NAME=SIZE,SIZE,…", hint)
+    return name.strip(), tuple(map(int, parts))
+
+
 def _share(text: str) -> float | None:
     """A number from 0 to 1, also as a percentage; None where it is none."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*", text)

@@ -60,3 +60,14 @@ def test_printed_forms() -> None:
     assert units.format_share(1, 3) == "0.33×"
     assert units.format_percent(0.9178) == "91.78 %"
     assert units.format_duration(3725) == "1 h 02 min"
+
+
+def test_shapes_of_inputs_by_name() -> None:
+    assert units.parse_input_shape("images=1,3,320,320") == ("images", (1, 3, 320, 320))
+    assert units.parse_input_shape("a=b:0= 7") == ("a=b:0", (7,))
+
+
+@pytest.mark.parametrize("text", ["1,3", "=1,3", "x=", "x=1,,3", "x=-1,3", "x=1.5", "x=N,3", "x=²"])
+def test_what_is_not_a_name_and_sizes_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="invalid input shape"):
+        units.parse_input_shape(text)

@@ -40,9 +40,10 @@ def external_files(path: Path) -> list[Path]:
     return [path.parent / name for name in ask_child("lrexport.artifacts.onnx_child", path)[onnx_child.EXTERNAL]]
 
 
-def ask_child(module: str, path: Path) -> dict[str, Any]:
+def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
     """What ``python -m module`` answers about ``path``, built on :mod:`lrexport.artifacts.onnx_child`.
 
+    ``arguments`` follow those of every child.
     Memory is capped at the file's size with room for Python, numpy and the checker's own copies. Raises InputError where
     the file is absent or empty, or where the child refuses it, crashes or does not end.
     """
@@ -58,7 +59,7 @@ def ask_child(module: str, path: Path) -> dict[str, Any]:
             "Save it with external data: onnx.save(model, path, save_as_external_data=True).",
         )
     limit = 8 * size + (4 << 30)  # address space, not memory: importing numpy and onnx alone maps over 1 GiB
-    command = [sys.executable, "-m", module, str(path.absolute()), str(limit)]
+    command = [sys.executable, "-m", module, str(path.absolute()), str(limit), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, cwd=_HOME, timeout=_CHECK_SECONDS, text=True, check=False)
     except subprocess.TimeoutExpired as error:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from lrexport.artifacts.run_files import RECORD
-from lrexport.cli.options import FILE, json_option
+from lrexport.cli.options import FILE, input_shapes_option, json_option
 from lrexport.errors import UsageError
 
 if TYPE_CHECKING:
     from lrexport.report.graphs import Graph
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 @click.command("inspect", short_help="A run, a plan or an ONNX file, layer by layer, or what differs between two.")
 @click.argument("path", type=FILE, metavar="RUN|FILE")
 @click.argument("other", type=FILE, required=False, metavar="[OTHER]")
+@input_shapes_option("Sizes of an input of an .onnx FILE that leaves them free, as in images=1,3,320,320.")
 @json_option()
-def command(path: Path, other: Path | None, json_to: str | None) -> None:
+def command(path: Path, other: Path | None, shapes: Shapes, json_to: str | None) -> None:
     """Layer by layer: weight, scheme, rank of full rank, energy kept, MACs, parameters and bytes of a RUN or of a plan
     FILE; nodes of an .onnx FILE. With OTHER: what changes from the first to the second.
 
@@ -28,14 +32,17 @@ def command(path: Path, other: Path | None, json_to: str | None) -> None:
     lrexport inspect run run-0.4
     lrexport inspect plan.json run
     lrexport inspect run/dense.onnx run/model.onnx
+    lrexport inspect detector.onnx --shape images=1,3,640,640
     """
     path = _given(path)
+    if shapes and not _is_onnx(path):
+        raise UsageError(f"--shape is for .onnx files, and {path} is a run or a plan", "Leave it out.")
     if other is not None:
-        _compare(path, _given(other), json_to)
+        _compare(path, _given(other), shapes, json_to)
     elif path.is_dir():
         _inspect_run(path, json_to)
     elif _is_onnx(path):
-        _inspect_onnx(path, json_to)
+        _inspect_onnx(path, shapes, json_to)
     else:
         _inspect_plan(path, json_to)
 
@@ -81,20 +88,20 @@ def _inspect_plan(path: Path, json_to: str | None) -> None:
     note_dense(plan.entries)
 
 
-def _inspect_onnx(path: Path, json_to: str | None) -> None:
+def _inspect_onnx(path: Path, shapes: Shapes, json_to: str | None) -> None:
     from lrexport.cli.console import print_result
     from lrexport.report.graphs import graph_table, graph_to_json
 
-    graph = _read_graph(path)
+    graph = _read_graph(path, shapes)
     print_result(graph_to_json(graph), json_to, graph_table(graph))
 
 
-def _read_graph(path: Path) -> Graph:
+def _read_graph(path: Path, shapes: Shapes) -> Graph:
     from lrexport.cli.console import note
     from lrexport.measure.onnx_survey import survey
     from lrexport.report.graphs import Graph, Node
 
-    found = survey(path)
+    found = survey(path, shapes)
     cost = found.cost
     for operator in cost.uncounted:
         note(f"warning: {path}: MACs of {operator} are not counted")
@@ -102,17 +109,17 @@ def _read_graph(path: Path) -> Graph:
     return Graph(cost.macs, cost.params, found.bytes, cost.uncounted, nodes)
 
 
-def _compare(path: Path, other: Path, json_to: str | None) -> None:
+def _compare(path: Path, other: Path, shapes: Shapes, json_to: str | None) -> None:
     if _is_onnx(path) != _is_onnx(other):
         onnx, plan = (path, other) if _is_onnx(path) else (other, path)
         if onnx.suffix != ".onnx":
-            _read_graph(onnx)  # it may be none either
+            _read_graph(onnx, shapes)  # it may be none either
         raise UsageError(
             f"{onnx} is an ONNX file, {plan} is none: they cannot be compared",
             "Give two runs or plan files, or two .onnx files.",
         )
     if _is_onnx(path):
-        _compare_graphs(path, other, json_to)
+        _compare_graphs(path, other, shapes, json_to)
     else:
         _compare_plans(path, other, json_to)
 
@@ -132,9 +139,9 @@ def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
             click.echo(f"The plans are identical: {diff.same} layer{'s' if diff.same > 1 else ''}.")
 
 
-def _compare_graphs(path: Path, other: Path, json_to: str | None) -> None:
+def _compare_graphs(path: Path, other: Path, shapes: Shapes, json_to: str | None) -> None:
     from lrexport.cli.console import print_result
     from lrexport.report.graphs import diff_graphs, graph_diff_table, graph_diff_to_json
 
-    diff = diff_graphs(_read_graph(path), _read_graph(other))
+    diff = diff_graphs(_read_graph(path, shapes), _read_graph(other, shapes))
     print_result(graph_diff_to_json(diff, str(path), str(other)), json_to, graph_diff_table(diff, str(path), str(other)))

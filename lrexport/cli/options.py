@@ -13,7 +13,7 @@ import click
 
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
-from lrexport.units import parse_bytes, parse_latency, parse_share
+from lrexport.units import parse_bytes, parse_input_shape, parse_latency, parse_share
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -71,6 +71,20 @@ class LatencyType(click.ParamType[tuple[float, bool]]):
             return parse_latency(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class InputShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """``images=1,3,320,320`` → ("images", (1, 3, 320, 320))."""
+
+    name = "NAME=SIZES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, tuple[int, ...]]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_input_shape(str(value))
+        except UsageError as error:
+            self.fail(f"{error.message}. {error.hint}", param, ctx)
 
 
 class MilestonesType(click.ParamType[tuple[float, ...]]):
@@ -158,6 +172,24 @@ def json_option() -> Callable[[Command], Command]:
 
     text = "Write the result as JSON to a file, or - for stdout."
     return click.option("--json", "json_to", metavar="FILE|-", callback=check, help=text)
+
+
+def input_shapes_option(text: str) -> Callable[[Command], Command]:
+    """``--shape NAME=1,3,320,320``, repeatable, passed as ``shapes``: sizes by the name of the input."""
+
+    def by_name(
+        _context: click.Context, _option: click.Parameter, given: Sequence[tuple[str, tuple[int, ...]]]
+    ) -> dict[str, tuple[int, ...]]:
+        shapes = dict(given)
+        if len(shapes) != len(given):
+            twice = next(name for name, _ in given if [other for other, _ in given].count(name) > 1)
+            raise UsageError(f"--shape {twice}=… is given more than once", "Give each input one shape.")
+        return shapes
+
+    kind = InputShapeType()
+    return click.option(
+        "--shape", "shapes", type=kind, multiple=True, metavar=kind.name, callback=by_name, help=f"{text} Repeatable."
+    )
 
 
 def target_option(text: str = "Where to measure.", default: str | None = "local") -> Callable[[Command], Command]:

@@ -6,12 +6,13 @@ normalisation, pooling and element-wise operators are not counted; 1 MAC = 2 FLO
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrexport.measure.einsum import einsum_macs
+from lrexport.measure.onnx_inputs import inputs_of, sizes_of, with_shapes
 
 if TYPE_CHECKING:  # who only reads a count that another process made does without onnx
     import onnx
@@ -73,16 +74,21 @@ class GraphCost:
         return sum(node.macs for node in self.nodes)
 
 
-def count_onnx(model: onnx.ModelProto) -> GraphCost:
-    """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that were left out, and why."""
+def count_onnx(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> GraphCost:
+    """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that were left out, and why.
+
+    ``shapes`` are sizes of inputs by name. Raises UsageError where they do not fit the graph's.
+    """
     import onnx
 
+    model = with_shapes(model, shapes or {})
+
     graph = onnx.shape_inference.infer_shapes(_with_batch_of_one(model), data_prop=True).graph
-    shapes = {item.name: _shape(item) for item in (*graph.value_info, *graph.input, *graph.output) if _has_shape(item)}
+    known = {item.name: _shape(item) for item in (*graph.value_info, *graph.input, *graph.output) if _has_shape(item)}
     constants = {name: _constant(tensor, name) for name, tensor in _stored(graph)}
-    shapes |= {name: constant.shape for name, constant in constants.items()}
+    known |= {name: constant.shape for name, constant in constants.items()}
     origin = _weights(graph, constants)
-    batch = _batch(graph, shapes)
+    batch = _batch(graph, known)
     nodes: list[NodeCost] = []
     uncounted: set[str] = set()
     for node in graph.node:
@@ -96,7 +102,7 @@ def count_onnx(model: onnx.ModelProto) -> GraphCost:
             continue
         constant = origin.get(node.input[_weight_position(node)])
         weight, size, name = constant if constant else (None, 0, None)
-        macs = _node_macs(node, shapes, weight)
+        macs = _node_macs(node, known, weight)
         if macs is None:
             uncounted.add(f"{node.op_type} of unknown shape")
         else:
@@ -145,15 +151,9 @@ def _stored(body: Any) -> Iterator[tuple[str, Any]]:
             yield node.output[0], node.attribute[0].t
 
 
-def _inputs(graph: Any) -> list[Any]:
-    """What a user feeds: old files list their weights among the inputs, too."""
-    initial = {tensor.name for tensor in graph.initializer}
-    return [item for item in graph.input if item.name not in initial]
-
-
 def _first_axis(graph: Any) -> Any:
     """The first size of the first input that has axes: the batch, as a rule. None without one."""
-    return next((sizes[0] for item in _inputs(graph) if (sizes := _sizes(item))), None)
+    return next((sizes[0] for item in inputs_of(graph) if (sizes := sizes_of(item))), None)
 
 
 def _with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -166,12 +166,12 @@ def _with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     fixed = type(model)()
     fixed.CopyFrom(model)
-    given = _inputs(fixed.graph)
+    given = inputs_of(fixed.graph)
     if batch.dim_param:
         everywhere = (*given, *fixed.graph.output, *fixed.graph.value_info)
-        same = [size for item in everywhere for size in _sizes(item) if size.dim_param == batch.dim_param]
+        same = [size for item in everywhere for size in sizes_of(item) if size.dim_param == batch.dim_param]
     else:  # a size without a name is the batch only where a batch is expected
-        first = [_sizes(item)[0] for item in given if _sizes(item)]
+        first = [sizes_of(item)[0] for item in given if sizes_of(item)]
         same = [size for size in first if size.dim_value <= 0 and not size.dim_param]
     for size in same:
         size.dim_value = 1
@@ -188,17 +188,13 @@ def _batch(graph: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     return size if is_batch and all(shape[0] % size == 0 for shape in samples if shape) else 1
 
 
-def _sizes(item: Any) -> Any:
-    return item.type.tensor_type.shape.dim
-
-
 def _has_shape(item: Any) -> bool:
     return item.type.tensor_type.HasField("shape")
 
 
 def _shape(item: Any) -> tuple[int, ...]:
     """Sizes, 0 for an unknown one."""
-    return tuple(max(dim.dim_value, 0) for dim in _sizes(item))
+    return tuple(max(dim.dim_value, 0) for dim in sizes_of(item))
 
 
 def _constant(tensor: Any, name: str) -> _Constant:

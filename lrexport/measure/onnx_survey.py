@@ -5,18 +5,24 @@ Neither onnx nor torch is imported here: the child does the work, and what it sa
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts import onnx_child
 from lrexport.artifacts.onnx_files import ask_child
+from lrexport.errors import UsageError
 from lrexport.measure.onnx_macs import GraphCost, NodeCost, bodies, count_onnx
 
 if TYPE_CHECKING:
     import onnx
 
 _STANDARD = ("", "ai.onnx")
+# Key of an answer that says what is wrong with the shapes, not with the file.
+_MISTAKE = "mistake"
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,15 @@ class Survey:
     bytes: int
 
 
-def survey(path: Path) -> Survey:
-    """Look into an ONNX file of somebody else's. Raises InputError as :func:`ask_child` does."""
-    found = ask_child("lrexport.measure.onnx_survey", path)
+def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Survey:
+    """Look into an ONNX file from outside; ``shapes`` are sizes of inputs by name, for those that the file leaves free.
+
+    Raises InputError as :func:`ask_child` does, UsageError for shapes that do not fit the file's inputs.
+    """
+    found = ask_child("lrexport.measure.onnx_survey", path, json.dumps({"shapes": dict(shapes or {})}))
+    if _MISTAKE in found:
+        message, hint = found[_MISTAKE]
+        raise UsageError(f"{path}: {message}", hint)
     files = (path, *(path.parent / name for name in found[onnx_child.EXTERNAL]))
     cost = found["cost"]
     nodes = tuple(NodeCost(**{**node, "weight_shape": _tuple(node["weight_shape"])}) for node in cost["nodes"])
@@ -55,7 +67,10 @@ def _tuple(shape: list[int] | None) -> tuple[int, ...] | None:
 def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
     operators = {_operator(node) for body in bodies(model) for node in body.node}
     opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), None)
-    cost = asdict(count_onnx(model))
+    try:
+        cost = asdict(count_onnx(model, json.loads(sys.argv[3])["shapes"]))
+    except UsageError as error:
+        return {_MISTAKE: (error.message, error.hint), onnx_child.EXTERNAL: external}
     return {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
 
 
