@@ -26,12 +26,12 @@ from lrexport.lowrank.decompose import SVDNetwork, decompose
 from lrexport.lowrank.fold import fold
 from lrexport.lowrank.moments import every_scheme_of
 from lrexport.lowrank.selection import Selection, at_threshold, first_true, select, within, within_latency
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.lowrank.truncation import Truncations, truncations
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import Job
 from lrexport.measure.targets.local import Local
-from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import resolve
 from lrexport.models.weights import load_weights
 from lrexport.record import FactorisedLayer

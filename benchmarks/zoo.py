@@ -33,7 +33,7 @@ from lrexport.lowrank.costs import plan_layer, plan_macs
 from lrexport.lowrank.decompose import SVDNetwork, decompose
 from lrexport.lowrank.fold import fold
 from lrexport.lowrank.selection import select
-from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, resolve
 from lrexport.models.vision import torchvision
 from lrexport.record import FactorisedLayer, Plan

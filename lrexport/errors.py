@@ -61,6 +61,11 @@ def with_hint(error: UsageError | InputError, hint: str) -> UsageError | InputEr
     return type(error)(error.message, f"{error.hint} {hint}" if error.hint else hint)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says anything, or its type where none does."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def signal_of(error: BaseException | None) -> signal.Signals | None:
     """Which signal raised it, as Python does for Ctrl-C and lrexport's commands do for SIGTERM; None for anything else."""
     if isinstance(error, KeyboardInterrupt):

@@ -14,8 +14,8 @@ from lrexport.artifacts import files, tensors
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config import BY_SVD_TRAINING, TrainConfig
 from lrexport.errors import UsageError
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
-from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.progress import Progress, follow, is_stopped, remove_temporaries, take_up
 from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Result, load_record
 from lrexport.starts import Start, Subject, from_model, from_run

@@ -16,7 +16,6 @@ from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import InputError, UsageError
 from lrexport.export.onnx_export import check_output
 from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
-from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
 from lrexport.record import RANDOM, RECORD, SVD, Earlier, Record, load_record
@@ -115,10 +114,8 @@ def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
 
 
 def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
-    """Put ``network`` into SVD form in place, with its MACs outside of layers counted."""
-    run_once(network, recipe.input_shape)  # before fvcore, whose own errors name no shape
-    total = count_torch_macs(network, recipe.input_shape).total
-    return decompose(network, recipe.input_shape, config.scheme, config.keep, total)
+    """Put ``network`` into SVD form in place, as the choices of ``config`` say."""
+    return decompose(network, recipe.input_shape, config.scheme, config.keep)
 
 
 def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:

@@ -29,7 +29,7 @@ from benchmarks.paper.study import Study
 from lrexport.cli.main import cli
 from lrexport.data.images import hold_out
 from lrexport.data.resolve import load_data
-from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import CifarResNet
 from lrexport.record import Record
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.paper.study import SHAPE, Study
 from benchmarks.paper.training import start_network
 from lrexport.artifacts import tensors
-from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import BasicBlock
 
 _STEPS = 200  # in which Torch-Pruning would remove everything

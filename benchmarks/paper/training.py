@@ -24,8 +24,8 @@ from lrexport.data.images import Splits, draw
 from lrexport.errors import Stopped
 from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.fold import fold
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
-from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.resolve import resolve
 from lrexport.models.weights import load_weights
 from lrexport.record import CHECKPOINTS, LOG, MODEL, MODEL_ONNX, Plan

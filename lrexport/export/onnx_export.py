@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.artifacts import files
-from lrexport.errors import InputError, UsageError
+from lrexport.errors import InputError, UsageError, first_line
 from lrexport.export.quiet import quiet
 from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, compare_with_torch
 from lrexport.lowrank.decompose import eval_mode
@@ -185,7 +185,7 @@ def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None,
         cause: BaseException = error
         while cause.__cause__ is not None:  # the outermost only says in which step it was
             cause = cause.__cause__
-        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        first = first_line(cause)
         raise InputError(f"torch could not export the network to ONNX: {first}") from error
     assert program is not None
     return program.model_proto

@@ -11,7 +11,7 @@ import onnx
 
 from lrexport.artifacts import files
 from lrexport.data.images import ImageSet
-from lrexport.errors import InputError, LrexportError
+from lrexport.errors import InputError, LrexportError, first_line
 from lrexport.export.onnx_export import strip
 from lrexport.export.quiet import quiet
 from lrexport.export.verify import compare_predictions, feed
@@ -87,7 +87,7 @@ def _quantise(source: Path, images: ImageSet, folder: Path) -> onnx.ModelProto:
         except (LrexportError, OSError):
             raise
         except Exception as error:  # onnxruntime raises whatever it likes
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            first = first_line(error)
             raise InputError(f"onnxruntime could not quantise {source.name}: {first}", "Export without --int8.") from error
 
 

@@ -14,6 +14,7 @@ from lrexport.lowrank import svd_form
 from lrexport.lowrank.inspection import Factorisable, SchemeFacts, inspect_layers
 from lrexport.lowrank.kernels import WEIGHTED
 from lrexport.lowrank.schemes import CONV_SCHEMES
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.lowrank.tracing import eval_mode, run_once
 from lrexport.record import AskedScheme, DenseLayer
 
@@ -58,10 +59,10 @@ def decompose(
     """Put every layer that can gain from it into SVD form at full rank, in place.
 
     ``input_shape`` is one input's, without batch; ``scheme`` "auto" takes each layer's cheapest at full rank; ``keep``
-    are shell patterns of layer names that stay dense, ``layer1.*`` say; ``total_macs`` is the count for the whole network
-    where something beside its convolutions and linear layers multiplies. Raises UsageError for an unknown scheme or a
-    pattern that matches no layer, and InputError naming the layer for NaN or infinity in a weight, or when the network
-    does not take such an input.
+    are shell patterns of layer names that stay dense, ``layer1.*`` say; ``total_macs`` is the count for the whole network,
+    attention's products and functional convolutions included, where it is known already; otherwise it is counted here.
+    Raises UsageError for an unknown scheme or a pattern that matches no layer, and InputError naming the layer for NaN or
+    infinity in a weight, or when the network does not take such an input.
     """
     if scheme not in (*CONV_SCHEMES, "auto"):
         raise UsageError(f"unknown scheme {scheme!r}", f"Known: {', '.join(CONV_SCHEMES)}, auto.")
@@ -70,11 +71,13 @@ def decompose(
     layers = {name: fact for name, fact in found.items() if isinstance(fact, Factorisable)}
     dense = {name: fact for name, fact in found.items() if isinstance(fact, DenseLayer)}
     params = sum(parameter.numel() for parameter in network.parameters())
+    if total_macs is None:  # before the weights become products, which are no work of the network's
+        total_macs = count_torch_macs(network, input_shape).total
     for layer in layers.values():
         first, *tied = layer.modules(network)
         svd_form.attach(first, layer.scheme, tied)
     counted = sum(fact.dense_macs for fact in found.values())
-    other_macs = max(0, total_macs - counted) if total_macs is not None else 0
+    other_macs = max(0, total_macs - counted)
     return SVDNetwork(network, layers, dense, other_macs, params - sum(fact.dense_params for fact in found.values()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -67,7 +67,7 @@ class _WeightReads(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if self.running:
-            for value in _flat((args, kwargs)):
+            for value in flat_tensors((args, kwargs)):
                 owners = self.owners.get(id(value), [])
                 if self.running[-1] not in owners:
                     for owner in owners:
@@ -75,15 +75,17 @@ class _WeightReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _flat(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments."""
+def flat_tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments or outputs, in their order."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        yield from _flat(tuple(value.values()))
+        yield from flat_tensors(tuple(value.values()))
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from _flat(part)
+            yield from flat_tensors(part)
 
 
 def given_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

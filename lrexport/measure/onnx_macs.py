@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lrexport.measure.einsum import einsum_macs
+from lrexport.einsum import einsum_macs
 from lrexport.measure.onnx_inputs import inputs_of, sizes_of, with_shapes
 
 if TYPE_CHECKING:  # who only reads a count that another process made does without onnx

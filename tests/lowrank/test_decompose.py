@@ -14,7 +14,7 @@ from lrexport.export.onnx_export import export_onnx
 from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.svd_form import factors
-from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.lowrank.torch_macs import count_torch_macs
 from tests.conftest import SmallNet, relative_error
 
 

@@ -17,7 +17,7 @@ from lrexport.lowrank.inspection import Factorisable, inspect_layers
 from lrexport.lowrank.kernels import PLAIN, TRANSPOSED, spec_of
 from lrexport.lowrank.schemes import CONV_SCHEMES, SCHEMES, scheme_for, schemes_of
 from lrexport.lowrank.svd_form import attach, exact_svd, factors
-from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.record import Scheme
 from tests.conftest import relative_error
 from tests.lowrank.layers import layers

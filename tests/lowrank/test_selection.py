@@ -21,8 +21,8 @@ from lrexport.lowrank.moments import every_scheme_of
 from lrexport.lowrank.schemes import SCHEMES
 from lrexport.lowrank.selection import Rule, Selection, at_threshold, select, within
 from lrexport.lowrank.svd_form import factors
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.lowrank.truncation import truncations
-from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import CifarResNet
 from lrexport.record import DenseLayer, FactorisedLayer
 from lrexport.units import format_percent

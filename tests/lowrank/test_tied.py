@@ -14,7 +14,7 @@ from lrexport.lowrank.decompose import SVDNetwork, decompose
 from lrexport.lowrank.fold import fold, fold_structure
 from lrexport.lowrank.regularisers import losses
 from lrexport.lowrank.svd_form import factors
-from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.record import FactorisedLayer, Plan
 from tests.conftest import relative_error
 

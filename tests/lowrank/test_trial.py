@@ -15,8 +15,8 @@ from lrexport.lowrank.fold import fold, fold_structure
 from lrexport.lowrank.moments import input_moments
 from lrexport.lowrank.reconstruct import reconstruct
 from lrexport.lowrank.selection import select
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.lowrank.tracing import fast_layout
-from lrexport.measure.torch_macs import count_torch_macs
 
 SHAPE = (3, 8, 8)
 

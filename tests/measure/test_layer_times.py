@@ -20,12 +20,12 @@ from lrexport.lowrank.decompose import decompose
 from lrexport.lowrank.kernels import TRANSPOSED
 from lrexport.lowrank.moments import every_scheme_of
 from lrexport.lowrank.schemes import SCHEMES, blank
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.onnx_macs import count_onnx
 from lrexport.measure.targets import Job
 from lrexport.measure.targets.local import Local
-from lrexport.measure.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import CifarResNet
 from tests.conftest import SmallNet
 from tests.lowrank.layers import layers

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from lrexport.export.onnx_export import export_onnx
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.onnx_macs import count_onnx
-from lrexport.measure.torch_macs import count_torch_macs
 
 
 def graph(operator: str, given: list[int | str], weight: tuple[int, ...] | None, **attributes: object) -> onnx.ModelProto:

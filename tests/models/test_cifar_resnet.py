@@ -13,7 +13,7 @@ from PIL import Image
 
 from lrexport.data.images import ArraySet
 from lrexport.errors import UsageError
-from lrexport.measure.torch_macs import count_torch_macs
+from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.models.cifar_resnet import BasicBlock, CifarResNet
 from lrexport.models.resolve import resolve
 from lrexport.models.weights import load_weights

@@ -15,12 +15,13 @@ from math import isqrt, prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lrexport.einsum import einsum_macs
+from lrexport.errors import InputError, first_line
 from lrexport.lowrank.constants import constant_layers
 from lrexport.lowrank.kernels import WEIGHTED
-from lrexport.lowrank.tracing import eval_mode, example_input
-from lrexport.measure.einsum import einsum_macs
+from lrexport.lowrank.tracing import eval_mode, example_input, flat_tensors
 
 # Matrix products that sum over the last axis of one input, and the place of that input.
 _PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "inner": 0}
@@ -44,7 +45,10 @@ class TorchMacs:
 
 
 def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchMacs:
-    """Count for one input of ``input_shape`` (without the batch), in eval mode; the network's own mode is put back."""
+    """Count for one input of ``input_shape`` (without the batch), in eval mode; the network's own mode is put back.
+
+    Raises InputError where the network does not take such an input, and where torch cannot trace it.
+    """
     from fvcore.nn import FlopCountAnalysis
 
     layers: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
@@ -52,12 +56,12 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
     example = example_input(network, input_shape)
     with eval_mode(network), _without_fused_attention(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, announces its retirement
-        analysis = FlopCountAnalysis(network, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis = FlopCountAnalysis(_Outputs(network), example).unsupported_ops_warnings(False)
         handles = {f"aten::{operator}": handle for operator, handle in _HANDLES.items()}
-        analysis = analysis.tracer_warnings("none").set_op_handle(**handles)
+        analysis = analysis.uncalled_modules_warnings(False).tracer_warnings("none").set_op_handle(**handles)
         by_layer: dict[str, int] = {}
         modules = dict(network.named_modules())
-        for name, counts in analysis.by_module_and_operator().items():
+        for name, counts in _of_network(analysis).items():
             own = sum(count for operator, count in counts.items() if operator in _COUNTED)
             if own and not any(modules[name].children()):
                 by_layer[name] = int(own)
@@ -66,6 +70,32 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
     total = int(sum(operators[name] for name in _COUNTED if name in operators))
     total -= sum(by_layer.pop(name, 0) for name in constant)
     return TorchMacs(total, by_layer, tuple(sorted(left_out & _UNCOUNTED)))
+
+
+class _Outputs(nn.Module):
+    """A network that returns what torch.jit.trace takes: the tensors of its output, whatever holds them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flat_tensors(self.network(given)))
+
+
+def _of_network(analysis: Any) -> dict[str, Any]:
+    """fvcore's counts by module of the network and operator. Raises InputError where torch cannot trace the network."""
+    try:
+        counts = analysis.by_module_and_operator()
+    except Exception as error:  # torch's tracer raises whatever it likes
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"the MACs of the network cannot be counted, since torch.jit.trace fails on it: {why}",
+            "Its forward must compute tensors from a tensor.",
+        ) from error
+    within = "network."
+    found = {name.removeprefix(within): count for name, count in counts.items() if name.startswith(within)}
+    return {"": counts[within.rstrip(".")], **found}
 
 
 def _product_macs(summed: int) -> _Handle:
