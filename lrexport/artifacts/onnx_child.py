@@ -1,8 +1,8 @@
 """The side of a child process that opens an ONNX file of somebody else's: limits, parser, checker, one line of JSON.
 
-    python -m lrexport.artifacts.onnx_child FILE BYTES
+    python -m lrexport.artifacts.onnx_child FILE BYTES:SECONDS
 
-BYTES of address space are what it may take. Started by :mod:`lrexport.artifacts.onnx_files`.
+BYTES of memory and SECONDS of processor time are what opening it may take. Started by :mod:`lrexport.artifacts.onnx_files`.
 """
 
 from __future__ import annotations
@@ -13,43 +13,40 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from lrexport.artifacts.onnx_expansion import check_expansion
+from lrexport.confinement import confine, die_with_parent
+
 if TYPE_CHECKING:
     import onnx
 
 _SHOWN = 3
+_TOO_MUCH = "needs far more memory than its size explains"
 # Names of the files of external data, in what every child answers.
 EXTERNAL = "external"
 
 
 def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None:
     """Print what ``work`` makes of the checked model and its files of external data, or {"error": …}."""
-    path, most_bytes = sys.argv[1], int(sys.argv[2])
-    _limit(most_bytes)
+    path, limits = sys.argv[1], [int(limit) for limit in sys.argv[2].split(":")]
+    die_with_parent()
     try:
         import onnx
 
+        confine(*limits)
         os.chdir(os.path.dirname(path))
         name = os.path.basename(path)
         model = onnx.load(name, load_external_data=False)
+        check_expansion(model)
         files = _external_files(model)
         # By its path, so that the checker looks beside the file for links too; it takes no path that is not UTF-8.
         onnx.checker.check_model(name if files or _is_unicode(name) else model)
-        found = work(model, files)
+        result = work(model, files)
     except MemoryError:
-        found = {"error": "needs far more memory than its size explains"}
+        result = {"error": _TOO_MUCH}
     except Exception as error:  # damage meets onnx anywhere
-        found = {"error": (str(error).strip() or type(error).__name__).splitlines()[0][:300]}
-    print(json.dumps(found))
-
-
-def _limit(most_bytes: int) -> None:
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
-    except (ImportError, ValueError, OSError):  # no such limits on this system
-        pass
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        result = {"error": _TOO_MUCH if "bad_alloc" in reason else reason}  # C++'s word for memory that ran out
+    print(json.dumps(result))
 
 
 def _is_unicode(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,17 @@ from lrexport.units import format_bytes
 if TYPE_CHECKING:
     import onnx
 
-_CHECK_SECONDS = 120
+# Importing onnx and checking a graph of 100,000 nodes take 2 s of a processor; the weights of a large file are copied at
+# some hundred MB a second.
+_LEAST_SECONDS = 8
+_BYTES_A_SECOND = 4_000_000
+_MOST_SECONDS = 300
+# Others may use the processor at the same time.
+_WALL_CLOCK = 10
+# A graph of small nodes takes up to 70 times its file in memory, weights 3 times.
+_LEAST_BYTES = 1 << 30
+_BYTES_A_BYTE = 16
+_OUT_OF_TIME = getattr(signal, "SIGXCPU", signal.SIGTERM)
 _PROTOBUF_LIMIT = 2 << 30
 # The child starts in the folder that holds this package: it finds the package, and nothing in the user's current folder
 # stands before Python's own modules.
@@ -43,9 +54,9 @@ def external_files(path: Path) -> list[Path]:
 def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
     """What ``python -m module`` answers about ``path``, built on :mod:`lrexport.artifacts.onnx_child`.
 
-    ``arguments`` follow those of every child.
-    Memory is capped at the file's size with room for Python, numpy and the checker's own copies. Raises InputError where
-    the file is absent or empty, or where the child refuses it, crashes or does not end.
+    ``arguments`` follow those of every child. Memory and processor time are limited by the file's size; the child ends
+    with this process. Raises InputError where the file is absent or empty, or where the child refuses it, crashes or does
+    not end.
     """
     try:
         size = path.stat().st_size
@@ -58,21 +69,31 @@ def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
             f"{path} has {format_bytes(size)}; a single ONNX file has at most 2 GiB",
             "Save it with external data: onnx.save(model, path, save_as_external_data=True).",
         )
-    limit = 8 * size + (4 << 30)  # address space, not memory: importing numpy and onnx alone maps over 1 GiB
-    command = [sys.executable, "-m", module, str(path.absolute()), str(limit), *arguments]
+    seconds = min(_MOST_SECONDS, _LEAST_SECONDS + size // _BYTES_A_SECOND)
+    limits = f"{_LEAST_BYTES + _BYTES_A_BYTE * size}:{seconds}"
+    command = [sys.executable, "-m", module, str(path.absolute()), limits, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, cwd=_HOME, timeout=_CHECK_SECONDS, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, cwd=_HOME, timeout=_WALL_CLOCK * seconds, text=True, check=False)
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"{path} is no readable ONNX file: its check did not end in {_CHECK_SECONDS} s") from error
+        raise _endless(path, _WALL_CLOCK * seconds) from error
+    if done.returncode == -_OUT_OF_TIME:
+        raise _endless(path, seconds)
     lines = done.stdout.strip().splitlines()
     if not lines:
         raise InputError(f"{path} is no readable ONNX file: the parser crashed (exit {done.returncode})")
-    found: dict[str, Any] = json.loads(lines[-1])
-    if "error" in found:
+    result: dict[str, Any] = json.loads(lines[-1])
+    if "error" in result:
         other = _seems(path)
         hint = f"It seems to be {other}; a graph was wanted." if other else None
-        raise InputError(f"{path} is no valid ONNX file: {found['error']}", hint)
-    return found
+        raise InputError(f"{path} is no valid ONNX file: {result['error']}", hint)
+    return result
+
+
+def _endless(path: Path, seconds: int) -> InputError:
+    return InputError(
+        f"cannot read {path}: its check takes more than {seconds} s, for {format_bytes(path.stat().st_size)}",
+        "No ordinary graph of this size does. Simplify it with onnxsim, or export it again.",
+    )
 
 
 def _seems(path: Path) -> str | None:

@@ -7,7 +7,7 @@ import resource
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,3 +134,13 @@ def frugally(megabytes: int = 200, seconds: float = 20) -> Iterator[None]:
 def nothing_made(folder: str = "out") -> bool:
     """Whether a command that was refused left no file in its output, not even a hidden one."""
     return not Path(folder).exists() or not listing(Path(folder))
+
+
+def processes_with(word: str) -> list[int]:
+    """Processes of this machine that have ``word`` in their command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may end at any moment
+            if word.encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found

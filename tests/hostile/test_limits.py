@@ -1,0 +1,156 @@
+"""Files made to cost more time or memory than they are worth: docs/faults.md 51. Each is ended, said, and leaves nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import FunctionProto, NodeProto, TensorProto, helper
+
+from lrexport.artifacts import onnx_files
+from tests.conftest import heed_ctrl_c
+from tests.hostile.support import Command, listing, processes_with
+
+DOMAIN = "calls"
+
+
+def _save(path: str, nodes: list[NodeProto], functions: tuple[FunctionProto, ...] = ()) -> None:
+    """A graph from x to y, both (1, 8)."""
+    given, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in "xy")
+    graph = helper.make_graph(nodes, "graph", [given], [result])
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10, functions=functions), path)
+
+
+def _function(name: str, nodes: list[NodeProto]) -> FunctionProto:
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_function(DOMAIN, name, ["a0"], [nodes[-1].output[0]], nodes, imports)
+
+
+def _calls(operator: str, times: int, domain: str = DOMAIN) -> list[NodeProto]:
+    return [helper.make_node(operator, [f"a{place}"], [f"a{place + 1}"], domain=domain) for place in range(times)]
+
+
+def _laughs(depth: int, times: int) -> list[FunctionProto]:
+    """Functions F0, F1, … that call the one before so many times; F0 that many ReLUs."""
+    inner = [_function("F0", _calls("Relu", times, domain=""))]
+    return [*inner, *(_function(f"F{level}", _calls(f"F{level - 1}", times)) for level in range(1, depth))]
+
+
+def _doubled_shapes(path: str, times: int = 40) -> None:
+    """Shape data that doubles at every Concat: shape inference carries the values along."""
+    doubled = [helper.make_node("Concat", [f"s{n}", f"s{n}"], [f"s{n + 1}"], axis=0) for n in range(times)]
+    end = [
+        helper.make_node("ReduceProd", [f"s{times}"], ["product"], keepdims=0),
+        helper.make_node("Cast", ["product"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["x", "number"], ["y"]),
+    ]
+    _save(path, [helper.make_node("Shape", ["x"], ["s0"]), *doubled, *end])
+
+
+def _call(function: str) -> list[NodeProto]:
+    return [helper.make_node(function, ["x"], ["y"], domain=DOMAIN)]
+
+
+def _in_branches(depth: int, times: int) -> tuple[FunctionProto, ...]:
+    """Functions whose calls stand in the branches of an If."""
+    functions = [_function("F0", _calls("Relu", times, domain=""))]
+    for level in range(1, depth):
+        result = helper.make_tensor_value_info(f"a{times}", TensorProto.FLOAT, [1, 8])
+        branch = helper.make_graph(_calls(f"F{level - 1}", times), "branch", [], [result])
+        true = helper.make_node("Constant", [], ["true"], value=helper.make_tensor("t", TensorProto.BOOL, [], [True]))
+        choice = helper.make_node("If", ["true"], ["chosen"], then_branch=branch, else_branch=branch)
+        functions.append(_function(f"F{level}", [true, choice]))
+    return tuple(functions)
+
+
+EXPANDED = {
+    "ten functions deep": ("F11", tuple(_laughs(12, 10)), "its functions stand for 1,111,111,111,110 nodes"),
+    "a thousand calls three times": ("F2", tuple(_laughs(3, 1000)), "its functions stand for 1,001,001,000 nodes"),
+    "calls in branches": ("F6", _in_branches(7, 8), "its functions stand for"),
+    "more than can be counted": ("F59", tuple(_laughs(60, 10)), "its functions stand for more than 10^15 nodes"),
+    "a function that calls itself": ("R", (_function("R", _calls("R", 1)),), "its function calls.R calls itself"),
+    "two that call each other": (
+        "A",
+        (_function("A", _calls("B", 2)), _function("B", _calls("A", 1))),
+        "its function calls.A calls itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EXPANDED)
+@pytest.mark.parametrize("command", ["inspect", "bench"])
+def test_functions_that_stand_for_more_nodes_than_any_exporter_writes_are_refused(
+    lrexport: Command, what: str, command: str
+) -> None:
+    name, functions, message = EXPANDED[what]
+    _save("model.onnx", _call(name), functions)
+    done = lrexport(command, "model.onnx")
+    assert done.code == 3
+    assert f"model.onnx is no valid ONNX file: {message}" in done.err
+    assert done.out == ""
+
+
+def test_functions_as_exporters_write_them_are_no_trouble(lrexport: Command) -> None:
+    _save("model.onnx", _call("F3"), tuple(_laughs(4, 10)))
+    assert lrexport("inspect", "model.onnx").code == 0
+
+
+def test_shape_data_that_doubles_forty_times_ends_at_the_limit_on_memory(
+    lrexport: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "_LEAST_BYTES", 100 << 20)
+    _doubled_shapes("model.onnx")
+    done = lrexport("inspect", "model.onnx")
+    assert done.code == 3
+    assert "model.onnx is no valid ONNX file: needs far more memory than its size explains" in done.err
+
+
+def test_a_file_that_takes_longer_than_its_size_explains_ends_at_the_limit_on_time(
+    lrexport: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "_LEAST_SECONDS", 1)
+    monkeypatch.setattr(onnx_files, "_LEAST_BYTES", 8 << 30)
+    _doubled_shapes("model.onnx")
+    done = lrexport("inspect", "model.onnx")
+    assert done.code == 3
+    assert "cannot read model.onnx: its check takes more than 1 s, for 1.68 KB" in done.err
+
+
+def _start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from lrexport.cli.main import main; main()", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
+
+
+def _until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "TERM", "KILL"]
+)
+def test_a_check_that_takes_long_ends_with_the_command_and_leaves_no_process(
+    here: Path, number: signal.Signals, code: int
+) -> None:
+    path = here / "doubled.onnx"
+    _doubled_shapes(str(path))
+    before = listing(here)
+    process = _start("inspect", str(path))
+    assert _until(lambda: len(processes_with(str(path))) > 1)
+    time.sleep(0.5)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == code
+    assert _until(lambda: not processes_with(str(path)), 5)
+    assert listing(here) == before
