@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lrexport.cli.options import FILE, json_option, target_option, threads_option
+from lrexport.cli.options import FILE, input_shapes_option, json_option, target_option, threads_option
 from lrexport.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from lrexport.measure.latency import Measurement
     from lrexport.measure.targets import Job, Target
 
+_INPUTS_HINT = "--shape NAME=SIZES gives an input's sizes, --input FILE.npz its values."
 _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 
 
@@ -25,6 +27,8 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 @click.option(
     "--batch", type=click.IntRange(1), metavar="N", help="Batch of files where it is open [default: the file's own, or 1]."
 )
+@input_shapes_option("Sizes of an input that a file leaves open, as in images=1,3,320,320.")
+@click.option("--input", "input_file", type=FILE, metavar="FILE.npz", help="Arrays for inputs by name, instead of made-up ones.")
 @click.option(
     "--rounds",
     type=click.IntRange(10),
@@ -41,6 +45,8 @@ def command(
     target: str,
     threads: int,
     batch: int | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    input_file: Path | None,
     rounds: int,
     profile: bool,
     json_to: str | None,
@@ -53,7 +59,11 @@ def command(
     \b
     lrexport bench run
     lrexport bench dense.onnx model.onnx --profile
+    lrexport bench detector.onnx --shape images=1,3,640,640
+    lrexport bench encoder.onnx --input tokens.npz
     lrexport bench run --target ssh://pi@raspberrypi.local
+
+    Inputs without values of yours: floats and pixels are random, wider integers are 1, booleans true.
     """
     from lrexport.measure.targets import Job, parse_target
     from lrexport.report.latency import distinct_names
@@ -65,8 +75,21 @@ def command(
         files = [first, *(file for file in files if file != first)]
     named = dict(zip(distinct_names(files), files, strict=True))
     against = next(iter(named)) if len(named) > 1 else None
-    job = Job((), rounds, threads, batch or 0, cold=True, profile=profile)
+    values = _values(input_file, shapes) if input_file else None
+    job = Job((), rounds, threads, batch or 0, cold=True, profile=profile, shapes=shapes, values=values)
     _measure_and_print(named, against, job, chosen, json_to)
+
+
+def _values(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """The arrays of a .npz, as they go to the target. Raises InputError, UsageError where they contradict ``shapes``."""
+    from lrexport.artifacts.arrays import npz_bytes, read_arrays
+
+    arrays = read_arrays(path)
+    for name, shape in shapes.items():
+        if name in arrays and arrays[name].shape != shape:
+            sizes, others = (",".join(map(str, each)) for each in (arrays[name].shape, shape))
+            raise UsageError(f"{name} is {sizes} in {path} and {others} in --shape", "Give one of them.")
+    return npz_bytes(arrays)
 
 
 def _files(path: Path, target: str) -> list[Path]:
@@ -107,13 +130,16 @@ def _check(path: Path, is_sent: bool) -> None:
 def _measure_and_print(files: dict[str, Path], baseline: str | None, job: Job, target: Target, json_to: str | None) -> None:
     from lrexport.cli.console import Progressing
     from lrexport.measure.latency import Interrupted, measure
-    from lrexport.measure.targets.base import ModelRefused
+    from lrexport.measure.targets.base import InputsRefused, ModelRefused
 
     try:
         with Progressing(refreshes=1) as progress:
             found = measure(files, baseline, job, target, lambda facts: progress(_event(facts, target)))
     except ModelRefused as error:
         raise InputError(f"{target.name} cannot measure {files[error.model]}: {error.reason}") from error
+    except InputsRefused as error:
+        of = f" {files[error.model]}" if error.model else ""
+        raise UsageError(f"{target.name} cannot measure{of}: {error.reason}", _INPUTS_HINT) from error
     except Interrupted as error:
         _print(files, baseline, target, error.measurement, json_to)
         raise
@@ -127,14 +153,17 @@ def _event(progress: dict[str, object], target: Target) -> dict[str, object]:
 def _print(files: dict[str, Path], baseline: str | None, target: Target, found: Measurement, json_to: str | None) -> None:
     from lrexport.cli.console import note, print_result
     from lrexport.escape import plain
-    from lrexport.report.latency import latencies_to_json, latency_table, operator_table
+    from lrexport.report.latency import inputs_line, latencies_to_json, latency_table, operator_table
 
     sizes = {name: path.stat().st_size for name, path in files.items()}
     tables = [latency_table(found.latencies, sizes, baseline, target.name, found.environment)]
     if any(latency.operators_ms for latency in found.latencies.values()):
         tables.append(operator_table(found.latencies, baseline))
-    value = latencies_to_json(found.latencies, files, baseline, target.name, found.environment, found.after)
+    value = latencies_to_json(found.latencies, files, baseline, target.name, found.environment, found.after, found.samples_ms, found.inputs)
     print_result(value, json_to, *tables)
+    for name, fed in found.inputs.items():
+        if any(one["values"] != "random" for one in fed.values()):
+            note(f"inputs of {plain(name)}: {inputs_line(fed)}")
     warned: dict[str, list[str]] = {}
     for name, latency in found.latencies.items():
         if latency.warning:

@@ -29,13 +29,17 @@ Facts = dict[str, Any]
 class Measurement:
     """Latency by file name, and the target's machine as it was before and after; after is None where it was lost.
 
-    ``nodes_ms`` has, of a profiled file, the milliseconds of each node of the graph as the runtime optimised it.
+    ``nodes_ms`` has, of a profiled file, the milliseconds of each node of the graph as the runtime optimised it;
+    ``samples_ms`` the milliseconds of each file round by round, the same rounds for all; ``inputs`` the shape, type and
+    values of what each file was fed.
     """
 
     latencies: dict[str, Latency]
     environment: Facts
     after: Facts | None
     nodes_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+    samples_ms: dict[str, list[float]] = field(default_factory=dict)
+    inputs: dict[str, Facts] = field(default_factory=dict)
 
 
 class Interrupted(DeviceError):
@@ -94,8 +98,14 @@ def measure(
             raise
         figures = {name: {"samples_ms": samples} for name, samples in so_far.items()}
         raise Interrupted(error, Measurement(_summaries(figures, baseline, job, before, None), before, None)) from error
-    nodes = {name: found["nodes_ms"] for name, found in figures.items() if "nodes_ms" in found}
-    return Measurement(_summaries(figures, baseline, job, before, after), before, after, nodes)
+    return Measurement(
+        _summaries(figures, baseline, job, before, after),
+        before,
+        after,
+        nodes_ms={name: found["nodes_ms"] for name, found in figures.items() if "nodes_ms" in found},
+        samples_ms={name: found["samples_ms"] for name, found in figures.items()},
+        inputs={name: found["inputs"] for name, found in figures.items() if "inputs" in found},
+    )
 
 
 def slowed_down(before: Facts, after: Facts) -> str | None:

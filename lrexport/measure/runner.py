@@ -2,12 +2,13 @@
 
     python -m lrexport.measure.runner JOB.json
 
-Needs Python 3.9, numpy, onnxruntime and the module ``machine`` beside it. The job names groups of files; the files of a
-group are loaded together and timed in shuffled order, round by round, so that what slows the machine down slows all of
-them. Every answer is one line of JSON on stdout: first {"environment": …}, then {"group": index, "models": {name: figures}}
-for each group as soon as it is done, or {"error": …}; last {"done": environment}, whose throttling and temperature may
-differ from the first. Between them, about once a second, {"progress": …} with the samples since the last one: proof of
-life, and what is left of a measurement when the device goes away.
+Needs Python 3.9, numpy, onnxruntime and the modules ``inputs`` and ``machine`` beside it. The job names groups of files; the
+files of a group are loaded together and timed in shuffled order, round by round, so that what slows the machine down slows
+all of them. Every answer is one line of JSON on stdout: first {"environment": …}, then one such as
+{"group": index, "models": {name: figures}} for each group as soon as it is done, or {"error": …}; last
+{"done": environment}, whose throttling and temperature may differ from the first. Between them, about once a second,
+{"progress": …} with the samples since the last one: proof of life, and what is left of a measurement when the device goes
+away.
 
 Protocol: warm up until stable; every sample at least ``sample_ms`` by inner repeats; spinning off; all optimisations on.
 """
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lrexport.measure.inputs import Inputs, InputsError
 from lrexport.measure.machine import environment
 
 Facts = dict[str, Any]
@@ -39,11 +41,15 @@ _KERNEL = "_kernel_time"  # how the profiler ends the name of a node that comput
 
 
 class ModelError(Exception):
-    """A model that the runtime cannot load or run; ``name`` is the job's name of it."""
+    """A model that the runtime cannot load or run; ``name`` is the job's name of it.
 
-    def __init__(self, name: str, reason: object) -> None:
+    ``is_about_inputs`` where other sizes or values for its inputs would help.
+    """
+
+    def __init__(self, name: str, reason: object, is_about_inputs: bool = False) -> None:
         super().__init__(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(reason)) or type(reason).__name__)
         self.name = name
+        self.is_about_inputs = is_about_inputs or isinstance(reason, InputsError)
 
 
 class Progress:
@@ -79,21 +85,26 @@ def session(path: Any, threads: int = 1, profile_prefix: str | None = None) -> A
 
 
 def measure_group(models: Sequence[Facts], job: Facts, progress: Progress | None = None) -> dict[str, Facts]:
-    """Figures of the models of one group: {name: {"samples_ms": […], "repeats": n, "batch": n}}, one sample a round.
+    """Figures of the models of one group: {name: {"samples_ms": […], "repeats": n, "batch": n, "inputs": {…}}}.
+
+    One sample is taken a round.
 
     Rounds are ``job["rounds"]``; with ``job["group_seconds"]`` as many of them as fit, and at least ``least_rounds``.
     """
     progress = progress or Progress(0)
-    batches: dict[str, int] = {}
+    inputs = _inputs(job)
+    fed: dict[str, Facts] = {}
     runs: dict[str, Callable[[], Any]] = {}
     for model in models:
         name = model["name"]
         progress.say(stage="loading", model=name)
         try:
-            runs[name], batches[name] = _runnable(session(model["file"], job["threads"]), job)
+            runs[name], fed[name] = _runnable(session(model["file"], job["threads"]), inputs)
             runs[name]()
         except Exception as error:  # the runtime's exceptions share no base but Exception
             raise ModelError(name, error) from error
+    if unused := inputs.unused():
+        raise InputsError(f"no file has an input {', '.join(map(repr, unused))}: expected {_named(fed)}")
     single = {name: _warm_up(run, job, progress) for name, run in runs.items()}
     repeats = {name: max(1, -int(-job["sample_ms"] // (1e3 * seconds))) for name, seconds in single.items()}
     before = _nothing
@@ -104,7 +115,7 @@ def measure_group(models: Sequence[Facts], job: Facts, progress: Progress | None
         a_round = sum(single[name] * repeats[name] for name in runs) + len(runs) * _sample(before, 1)
         rounds = max(job["least_rounds"], min(rounds, int(job["group_seconds"] / a_round)))
     samples = _rounds(runs, repeats, rounds, job["seed"], progress, before)
-    return {name: {"samples_ms": samples[name], "repeats": repeats[name], "batch": batches[name]} for name in runs}
+    return {name: {"samples_ms": samples[name], "repeats": repeats[name], **fed[name]} for name in runs}
 
 
 def _rounds(
@@ -133,6 +144,10 @@ def _rounds(
     return samples
 
 
+def _named(fed: dict[str, Facts]) -> str:
+    return ", ".join(sorted({repr(name) for figures in fed.values() for name in figures["inputs"]}))
+
+
 def _nothing() -> None:
     pass
 
@@ -145,43 +160,22 @@ def _evictor(size: int) -> Callable[[], Any]:
     return lambda: numpy.add(filler, 1.0, out=filler)
 
 
-def _runnable(runtime: Any, job: Facts) -> tuple[Callable[[], Any], int]:
-    """One inference as a call without arguments, and its batch."""
-    feed = _feed(runtime, job)
+def _inputs(job: Facts) -> Inputs:
+    """What the job's files are fed; ``values`` names a .npz in the current folder."""
+    values: Facts = {}
+    if job.get("values"):
+        import numpy
+
+        with numpy.load(job["values"], allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+    return Inputs(values, job.get("shapes", {}), job["batch"], job["seed"])
+
+
+def _runnable(runtime: Any, inputs: Inputs) -> tuple[Callable[[], Any], Facts]:
+    """One inference as a call without arguments, and what it is fed: the batch, and each input's shape, type and values."""
+    feed, about, batch = inputs.feed(runtime.get_inputs())
     names = [runtime.get_outputs()[0].name]
-    first = next(iter(feed.values()))
-    return lambda: runtime.run(names, feed), first.shape[0] if first.ndim else 1
-
-
-def _feed(runtime: Any, job: Facts) -> Facts:
-    """Random inputs; the batch is the file's own, and where that is open the asked one (0: one). Raises ValueError."""
-    import numpy
-
-    generator = numpy.random.default_rng(job["seed"])
-    feed: Facts = {}
-    for given in runtime.get_inputs():
-        shape = _shape(given, job["batch"], is_first=not feed)
-        kind = {"float": "float32", "float16": "float16", "double": "float64"}.get(given.type[len("tensor(") : -1])
-        if kind is None:
-            raise ValueError(f"input {given.name!r} is {given.type}; a tensor of floats was wanted")
-        feed[given.name] = generator.standard_normal(shape).astype(kind)
-    if not feed:
-        raise ValueError("it has no input")
-    return feed
-
-
-def _shape(given: Any, batch: int, is_first: bool) -> list[int]:
-    shape = list(given.shape)
-    if shape and not isinstance(shape[0], int):
-        shape[0] = batch or 1
-    if not all(isinstance(size, int) for size in shape):
-        raise ValueError(f"input {given.name!r} has the shape {given.shape}; only the batch, its first size, may be open")
-    if is_first and batch and shape and shape[0] != batch:
-        raise ValueError(
-            f"input {given.name!r} has a fixed batch of {shape[0]}, {batch} was asked for; ask for none, or export the "
-            f"network with --batch {batch}"
-        )
-    return shape
+    return lambda: runtime.run(names, feed), {"batch": batch, "inputs": about}
 
 
 def _warm_up(run: Callable[[], Any], job: Facts, progress: Progress) -> float:
@@ -223,9 +217,9 @@ def cold(file: str, job: Facts) -> Facts:
     try:
         runtime = session(file, job["threads"])
         loaded = time.perf_counter()
-        _runnable(runtime, job)[0]()
+        _runnable(runtime, _inputs(job))[0]()
     except Exception as error:
-        return {"error": str(error)}
+        return {"error": str(error), "is_about_inputs": isinstance(error, InputsError)}
     ran = time.perf_counter()
     return {"load_ms": 1e3 * (loaded - began), "first_run_ms": 1e3 * (ran - loaded), "peak_bytes": _peak_bytes() - before}
 
@@ -237,7 +231,8 @@ def _cold_in_child(model: Facts, job: Facts) -> Facts:
     done = subprocess.run(command, capture_output=True, timeout=_CHILD_SECONDS)
     answer = json.loads(done.stdout.decode() or "{}")
     if "load_ms" not in answer:
-        raise ModelError(model["name"], answer.get("error", f"the runtime crashed on it (exit {done.returncode})"))
+        reason = answer.get("error", f"the runtime crashed on it (exit {done.returncode})")
+        raise ModelError(model["name"], reason, answer.get("is_about_inputs", False))
     return answer
 
 
@@ -260,7 +255,7 @@ def profile(file: str, job: Facts, runs: int = 20) -> Facts:
     """
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         runtime = session(file, job["threads"], os.path.join(folder, "profile"))
-        run, _ = _runnable(runtime, job)
+        run, _ = _runnable(runtime, _inputs(job))
         for _ in range(runs):
             run()
         with open(runtime.end_profiling(), encoding="utf-8") as events:
@@ -303,7 +298,10 @@ def main(path: str) -> int:
         try:
             _say({"group": index, "models": _figures(models, job, Progress(index))})
         except ModelError as error:
-            _say({"group": index, "error": str(error), "model": error.name})
+            _say({"group": index, "error": str(error), "model": error.name, "is_about_inputs": error.is_about_inputs})
+            return 1
+        except InputsError as error:
+            _say({"group": index, "error": str(error), "is_about_inputs": True})
             return 1
         except Exception as error:  # whatever it is, the other side must hear of it
             _say({"group": index, "error": str(error) or type(error).__name__})

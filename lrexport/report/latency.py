@@ -83,6 +83,14 @@ def _caption(latency: Latency, baseline: str | None, target: str, machine: Mappi
     return f"{caption}.\n{machine_line(target, machine)}."
 
 
+def inputs_line(inputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """``ids int64 1,16 (ones), image float32 1,3,32,32 (random)``."""
+    return ", ".join(
+        f"{plain(name)} {fed['dtype']} {','.join(map(str, fed['shape'])) or 'scalar'} ({fed['values']})"
+        for name, fed in inputs.items()
+    )
+
+
 def machine_line(target: str, machine: Mapping[str, Any]) -> str:
     """``local: AMD EPYC (avx2, avx512f), 2 cores, governor performance, 45 °C, ONNX Runtime 1.31.1``."""
     isa = f" ({', '.join(machine['isa'])})" if machine.get("isa") else ""
@@ -119,8 +127,10 @@ def latencies_to_json(
     target: str,
     environment: Mapping[str, Any],
     after: Mapping[str, Any] | None,
+    samples_ms: Mapping[str, Sequence[float]] | None = None,
+    inputs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """As docs/targets.md describes it."""
+    """As docs/targets.md describes it. ``samples_ms`` are those of the same rounds, ``inputs`` what each file was fed."""
     return {
         "target": target,
         "environment": dict(environment),
@@ -131,7 +141,10 @@ def latencies_to_json(
                 "path": str(files[name]),
                 "bytes": files[name].stat().st_size,
                 "sha256": sha256(files[name]),  # by it `lrexport check --latency` knows the file again
+                "inputs": dict((inputs or {}).get(name, {})),
                 "latency_ms": latency.model_dump(mode="json"),
+                # By them the ratio of any two files of one run can be had.
+                "samples_ms": [float(f"{sample:.6g}") for sample in (samples_ms or {}).get(name, ())],
                 "verdict": verdict(latency, name == baseline),
             }
             for name, latency in latencies.items()

@@ -9,14 +9,17 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from lrexport.errors import DeviceError
 
 _MEASURE = Path(__file__).parents[1]
+# What the runner is made of.
+_MODULES = ("runner", "inputs", "machine")
+_VALUES = "inputs.npz"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Job:
     ``rounds`` samples of at least ``sample_ms`` each; with ``group_seconds`` as many rounds as fit in that time, at least
     ``least_rounds``. With ``evict_bytes`` so much memory is touched before each sample, which is one run then. ``batch``
     must be that of files with a fixed one; 0 is theirs, or one. ``cold`` also loads each file in a process of its own,
-    ``profile`` tells time by operator.
+    ``profile`` tells time by operator. ``shapes`` are sizes of inputs by name, ``values`` the content of a .npz with arrays
+    for inputs by name.
     """
 
     groups: Sequence[dict[str, Path]]
@@ -41,6 +45,8 @@ class Job:
     evict_bytes: int = 0
     cold: bool = False
     profile: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    values: bytes | None = None
 
     def paths(self) -> list[Path]:
         """Every file once, in order; its place in this list is the number by which a target may name it."""
@@ -48,7 +54,8 @@ class Job:
 
     def to_json(self, names: dict[Path, str]) -> dict[str, Any]:
         """What runner.py reads, with the files under the names that the target gave them."""
-        options = {name: value for name, value in vars(self).items() if name != "groups"}
+        options = {name: value for name, value in vars(self).items() if name not in ("groups", "values")}
+        options["values"] = None if self.values is None else _VALUES
         groups = [[{"name": name, "file": names[path]} for name, path in group.items()] for group in self.groups]
         return {**options, "groups": groups}
 
@@ -76,18 +83,28 @@ class ModelRefused(DeviceError):
         self.model, self.reason = model, reason
 
 
+class InputsRefused(DeviceError):
+    """What is given, or not given, for the inputs of a file does not fit it; ``model`` is the job's name of it, or None."""
+
+    def __init__(self, target: str, model: str | None, reason: str) -> None:
+        super().__init__(f"{target} cannot measure{f' {model}' if model else ''}: {reason}")
+        self.model, self.reason = model, reason
+
+
 class Silent(DeviceError):
     """A target said nothing for too long."""
 
 
-def work_folder(job: dict[str, Any]) -> dict[str, bytes]:
+def work_folder(job: Job, names: dict[Path, str]) -> dict[str, bytes]:
     """The files, by path, of the folder in which ``python -m lrexport.measure.runner job.json`` does the job.
 
-    The runner has a package of its own there, so that it is the same one everywhere, whatever is installed.
+    ``names`` are those that the target gave the files to measure. The runner has a package of its own there, so that it is
+    the same one everywhere, whatever is installed.
     """
-    modules = {f"lrexport/measure/{name}.py": (_MEASURE / f"{name}.py").read_bytes() for name in ("runner", "machine")}
+    modules = {f"lrexport/measure/{name}.py": (_MEASURE / f"{name}.py").read_bytes() for name in _MODULES}
     packages = {"lrexport/__init__.py": b"", "lrexport/measure/__init__.py": b""}
-    return {**packages, **modules, "job.json": json.dumps(job).encode()}
+    values = {} if job.values is None else {_VALUES: job.values}
+    return {**packages, **modules, **values, "job.json": json.dumps(job.to_json(names)).encode()}
 
 
 def answers(lines: Iterable[str], target: str, ended_early: Callable[[], DeviceError]) -> Iterator[dict[str, Any]]:
@@ -108,6 +125,8 @@ def answers(lines: Iterable[str], target: str, ended_early: Callable[[], DeviceE
 
 
 def _failure(answer: dict[str, Any], target: str) -> DeviceError:
+    if answer.get("is_about_inputs"):
+        return InputsRefused(target, answer.get("model"), answer["error"])
     if "model" in answer:
         return ModelRefused(target, answer["model"], answer["error"])
     message = f"{target} cannot measure: {answer['error']}"

@@ -29,7 +29,8 @@ class Local:
     def run(self, job: Job) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="lrexport-") as name:
             folder = Path(name)
-            for path, content in work_folder(job.to_json({file: str(file.resolve()) for file in job.paths()})).items():
+            names = {file: str(file.resolve()) for file in job.paths()}
+            for path, content in work_folder(job, names).items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
             # Its messages go to a file: nobody reads a second pipe while the answers come.

@@ -149,7 +149,7 @@ def _to_send(job: Job) -> list[tuple[str, int, bytes | Path]]:
     """(path in the device's folder, bytes, content) of everything that the job needs there. Raises InputError."""
     # .ort is how the runtime knows its own format; nothing else of a file's name leaves this machine.
     names = {path: f"{place}{'.ort' if path.suffix == '.ort' else '.onnx'}" for place, path in enumerate(job.paths())}
-    own = [(name, len(content), content) for name, content in work_folder(job.to_json(names)).items()]
+    own = [(name, len(content), content) for name, content in work_folder(job, names).items()]
     try:
         return [*own, *((name, path.stat().st_size, path) for path, name in names.items())]
     except OSError as error:

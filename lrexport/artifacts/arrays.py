@@ -1,0 +1,91 @@
+"""Arrays by name out of a .npz that somebody else made: no pickle, and never more memory than the file accounts for."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrexport.errors import InputError
+from lrexport.units import format_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+MOST_BYTES = 2 << 30
+_MOST_ARRAYS = 1000
+_ENDING = ".npy"
+_KINDS = "biufU"  # booleans, integers, floats, text
+_HINT = "Write it with numpy.savez(path, NAME=array, …), one array for each input, without object arrays."
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of a .npz by name, in this machine's byte order.
+
+    Raises InputError where it is absent, damaged, holds objects or other files, or unpacks to more than ``MOST_BYTES``.
+    """
+    if not path.is_file():
+        raise InputError(f"cannot read {path}: no such file", _HINT)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read(path, archive)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"invalid .npz file {path}: {reason}", _HINT) from error
+
+
+def _read(path: Path, archive: zipfile.ZipFile) -> Arrays:
+    entries = archive.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size > MOST_BYTES or len(entries) > _MOST_ARRAYS:
+        raise InputError(
+            f"{path} unpacks to {len(entries)} arrays with {format_bytes(size)}: "
+            f"expected at most {_MOST_ARRAYS} arrays and {format_bytes(MOST_BYTES)}"
+        )
+    found: Arrays = {}
+    for entry in entries:
+        name = entry.filename.removesuffix(_ENDING)
+        if not entry.filename.endswith(_ENDING) or name in found:
+            raise ValueError(f"unexpected entry {entry.filename!r}: expected distinct names that end in {_ENDING}")
+        found[name] = _array(archive, entry, name)
+    if not found:
+        raise ValueError("no arrays in it")
+    return found
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> Any:
+    """One array, of which no more is read than its header and its entry agree on. Raises ValueError."""
+    import numpy as np
+
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read_header is None:
+            raise ValueError(f"array {name!r} has version {version} of the format: expected 1.0 or 2.0")
+        shape, is_fortran, dtype = read_header(stream)
+        if dtype.kind not in _KINDS:
+            raise ValueError(f"array {name!r} holds {dtype}: expected numbers, booleans or text")
+        size = prod(shape) * dtype.itemsize
+        content = stream.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"array {name!r} has {len(content)} bytes or more, its header says {size}")
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+    return array.astype(dtype.newbyteorder("="))
+
+
+def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """The content of a .npz with these arrays."""
+    import numpy as np
+
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:  # numpy.savez has arguments that a name could be mistaken for
+        for name, array in arrays.items():
+            with archive.open(f"{name}{_ENDING}", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+    return stream.getvalue()
