@@ -28,7 +28,9 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
     "--batch", type=click.IntRange(1), metavar="N", help="Batch of files where it is open [default: the file's own, or 1]."
 )
 @input_shapes_option("Sizes of an input that a file leaves open, as in images=1,3,320,320.")
-@click.option("--input", "input_file", type=FILE, metavar="FILE.npz", help="Arrays for inputs by name, instead of made-up ones.")
+@click.option(
+    "--input", "input_file", type=FILE, metavar="FILE.npz", help="Arrays for inputs by name, instead of made-up ones."
+)
 @click.option(
     "--rounds",
     type=click.IntRange(10),
@@ -159,7 +161,9 @@ def _print(files: dict[str, Path], baseline: str | None, target: Target, found: 
     tables = [latency_table(found.latencies, sizes, baseline, target.name, found.environment)]
     if any(latency.operators_ms for latency in found.latencies.values()):
         tables.append(operator_table(found.latencies, baseline))
-    value = latencies_to_json(found.latencies, files, baseline, target.name, found.environment, found.after, found.samples_ms, found.inputs)
+    value = latencies_to_json(
+        found.latencies, files, baseline, target.name, found.environment, found.after, found.samples_ms, found.inputs
+    )
     print_result(value, json_to, *tables)
     for name, fed in found.inputs.items():
         if any(one["values"] != "random" for one in fed.values()):
