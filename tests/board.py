@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -163,6 +164,38 @@ def write_model(path: Path, channels: int = 4, seed: int = 0, batch: int | str =
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, channels, 6, 6])
-    graph = helper.make_graph(nodes, "graph", [given], [result], [numpy_helper.from_array(weight, "w")])
+    return _save(path, nodes, [given], [result], {"w": weight})
+
+
+def write_open(path: Path) -> Path:
+    """A 3×3 convolution whose input (N, 3, H, W) leaves its sizes open."""
+    weight = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype(np.float32)
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8, "h", "w"])
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"])]
+    return _save(path, nodes, [given], [result], {"w": weight})
+
+
+def write_lookup(path: Path) -> Path:
+    """Rows of a table of seven by their index, kept or not, times a number: inputs of three types, one a scalar."""
+    given = [
+        helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 4]),
+        helper.make_tensor_value_info("keep", TensorProto.BOOL, [1, 4]),
+        helper.make_tensor_value_info("scale", TensorProto.FLOAT16, []),
+    ]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Cast", ["keep"], ["kept"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["scale"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["rows", "kept"], ["masked"]),
+        helper.make_node("Mul", ["masked", "factor"], ["y"]),
+    ]
+    return _save(path, nodes, given, [result], {"table": np.arange(7, dtype=np.float32)})
+
+
+def _save(path: Path, nodes: Any, inputs: Any, outputs: Any, constants: dict[str, Any]) -> Path:
+    stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     return path

@@ -137,11 +137,11 @@ def _measure_and_print(files: dict[str, Path], baseline: str | None, job: Job, t
     try:
         with Progressing(refreshes=1) as progress:
             found = measure(files, baseline, job, target, lambda facts: progress(_event(facts, target)))
-    except ModelRefused as error:
-        raise InputError(f"{target.name} cannot measure {files[error.model]}: {error.reason}") from error
     except InputsRefused as error:
         of = f" {files[error.model]}" if error.model else ""
         raise UsageError(f"{target.name} cannot measure{of}: {error.reason}", _INPUTS_HINT) from error
+    except ModelRefused as error:
+        raise InputError(f"{target.name} cannot measure {files[error.model]}: {error.reason}") from error
     except Interrupted as error:
         _print(files, baseline, target, error.measurement, json_to)
         raise

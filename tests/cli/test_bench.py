@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lrexport.cli.console import print_table
 from lrexport.cli.main import run
 from lrexport.record import Latency, ModelSource, Record
 from lrexport.report.latency import distinct_names, latency_table, machine_line, verdict
-from tests.board import Board, write_model
+from tests.board import Board, write_lookup, write_model, write_open
 from tests.cli.test_console import Terminal
 
 ROUNDS = ["--rounds", "50"]
@@ -102,13 +103,27 @@ def test_a_run_that_was_not_exported_is_told_how(capsys: pytest.CaptureFixture) 
         (["random.onnx"], 3, "random.onnx is no valid ONNX file"),
         (["random.ort"], 3, "random.ort is no file in ONNX Runtime's format"),
         (["cut.ort"], 3, "local cannot measure cut.ort: "),
-        (["small.onnx", "--batch", "4"], 3, "a fixed batch of 1, 4 was asked for; ask for none, or export"),
+        (["small.onnx", "--batch", "4"], 2, "a fixed batch of 1, 4 was asked for; ask for none, or export"),
+        (
+            ["open.onnx"],
+            2,
+            "cannot measure open.onnx: input 'x' has the shape N,3,H,W, whose size 'H' is open: give numbers",
+        ),
+        (["small.onnx", "--shape", "y=1,3,8,8"], 2, "no file has an input 'y': expected 'x'"),
+        (["open.onnx", "--shape", "x=1,4,8,8"], 2, "has the shape N,3,H,W, the shape given is 1,4,8,8"),
+        (["open.onnx", "--shape", "x=1,3,1,1"], 3, "local cannot measure open.onnx: "),
+        (["open.onnx", "--shape", "x=1,3,8,8", "--input", "x.npz"], 2, "x is 2,3,9,9 in x.npz and 1,3,8,8 in --shape"),
+        (["small.onnx", "--input", "x.npz"], 2, "has the shape 1,3,8,8, the array given is 2,3,9,9"),
+        (["small.onnx", "--input", "nowhere.npz"], 3, "cannot read nowhere.npz: no such file"),
+        (["small.onnx", "--input", "random.ort"], 3, "invalid .npz file random.ort: File is not a zip file"),
         (["small.onnx", "--rounds", "9"], 2, "--rounds"),
         (["small.onnx", "--threads", "0"], 2, "--threads"),
         ([], 2, "FILE|RUN"),
     ],
 )
 def test_what_cannot_be_measured_is_said(arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture) -> None:
+    write_open(Path("open.onnx"))
+    np.savez("x.npz", x=np.ones((2, 3, 9, 9), "f4"))
     Path("empty.onnx").touch()
     Path("random.onnx").write_bytes(b"this is no model" * 20)
     Path("random.ort").write_bytes(b"this is no model" * 20)
@@ -118,6 +133,43 @@ def test_what_cannot_be_measured_is_said(arguments: list[str], code: int, words:
     assert words in captured.err
     assert "Traceback" not in captured.err
     assert not captured.out
+
+
+def test_a_file_of_open_sizes_is_measured_at_those_that_are_given_here_and_on_a_device(
+    board: Board, capsys: pytest.CaptureFixture
+) -> None:
+    write_open(Path("open.onnx"))
+    for target in ("local", board.url):
+        options = ["--shape", "x=2,3,16,12", "--rounds", "10", "--target", target, "--json", "found.json"]
+        assert run(["bench", "open.onnx", *options]) == 0
+        (found,) = json.loads(Path("found.json").read_text())["files"].values()
+        assert found["inputs"] == {"x": {"shape": [2, 3, 16, 12], "dtype": "float32", "values": "random"}}
+        assert found["latency_ms"]["batch"] == 2
+        assert len(found["samples_ms"]) == 10
+    assert "inputs of" not in capsys.readouterr().err
+
+
+def test_integers_booleans_and_several_inputs_are_measured_and_said(capsys: pytest.CaptureFixture) -> None:
+    write_lookup(Path("lookup.onnx"))
+    assert run(["bench", "lookup.onnx", "--rounds", "10", "--json", "found.json"]) == 0
+    line = "inputs of lookup.onnx: ids int64 1,4 (ones), keep bool 1,4 (ones), scale float16 scalar (random)"
+    assert line in capsys.readouterr().err
+    (found,) = json.loads(Path("found.json").read_text())["files"].values()
+    assert [fed["values"] for fed in found["inputs"].values()] == ["ones", "ones", "random"]
+
+
+@pytest.mark.parametrize("where", ["here", "on a device"])
+def test_the_users_own_inputs_reach_the_runtime(
+    where: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture
+) -> None:
+    target = ["--target", request.getfixturevalue("board").url] if where == "on a device" else []
+    write_lookup(Path("lookup.onnx"))
+    np.savez("fits.npz", ids=np.full((1, 4), 6))
+    np.savez("past.npz", ids=np.full((1, 4), 7))
+    assert run(["bench", "lookup.onnx", "--input", "fits.npz", "--rounds", "10", *target]) == 0
+    assert "ids int64 1,4 (given)" in capsys.readouterr().err
+    assert run(["bench", "lookup.onnx", "--input", "past.npz", "--rounds", "10", *target]) == 3
+    assert "idx=7 must be within the inclusive range [-7,6]" in capsys.readouterr().err
 
 
 def test_neither_torch_nor_onnx_nor_the_runtime_is_imported_here() -> None:

@@ -79,16 +79,12 @@ class ModelRefused(DeviceError):
     """The target's runtime cannot load or run what the job calls ``model``, for ``reason``."""
 
     def __init__(self, target: str, model: str, reason: str) -> None:
-        super().__init__(f"{target} cannot measure {model}: {reason}")
-        self.model, self.reason = model, reason
-
-
-class InputsRefused(DeviceError):
-    """What is given, or not given, for the inputs of a file does not fit it; ``model`` is the job's name of it, or None."""
-
-    def __init__(self, target: str, model: str | None, reason: str) -> None:
         super().__init__(f"{target} cannot measure{f' {model}' if model else ''}: {reason}")
         self.model, self.reason = model, reason
+
+
+class InputsRefused(ModelRefused):
+    """What is given, or not given, for the inputs of a file does not fit it; ``model`` is "" where no file has the input."""
 
 
 class Silent(DeviceError):
@@ -126,7 +122,7 @@ def answers(lines: Iterable[str], target: str, ended_early: Callable[[], DeviceE
 
 def _failure(answer: dict[str, Any], target: str) -> DeviceError:
     if answer.get("is_about_inputs"):
-        return InputsRefused(target, answer.get("model"), answer["error"])
+        return InputsRefused(target, answer.get("model", ""), answer["error"])
     if "model" in answer:
         return ModelRefused(target, answer["model"], answer["error"])
     message = f"{target} cannot measure: {answer['error']}"
