@@ -20,7 +20,7 @@ from lrexport.sweep.locks import Process
 from lrexport.sweep.request import Request
 from lrexport.sweep.shared_stages import dense_stage, svd_stage
 from lrexport.sweep.space import Point
-from lrexport.sweep.storage import open_storage
+from lrexport.sweep.storage import database_lock, open_storage
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
         raise UsageError(f"{place.folder} holds a run, not a sweep", "Choose another folder with -o.")
     folder = files.make_run_folder(place.folder)
     try:
-        with Process(folder) as process:
+        with Process(folder, database_lock(place.storage)) as process:
             with process.claimed():  # tables of a new database are made by one process alone
                 storage = open_storage(place.storage, folder)
                 book = Book(request, folder, storage, place.study or folder.resolve().name, process)

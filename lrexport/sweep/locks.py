@@ -14,6 +14,8 @@ from lrexport.errors import DeviceError
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+    from lrexport.sweep.storage import DatabaseLock
+
 LOCKS = ".locks"
 _PATIENCE_SECONDS = 120.0  # with the lock for claims, which is held for milliseconds
 
@@ -21,16 +23,18 @@ _PATIENCE_SECONDS = 120.0  # with the lock for claims, which is held for millise
 class Process:
     """This process among those of a sweep; ``claim`` is held while trials are taken and while sweep.json is written.
 
-    Every process holds a lock on a file of its own, so that others on the same machine see at once when it has died.
+    With ``database`` that lock is held as well, so that processes on other folders wait, too. Every process holds a lock on
+    a file of its own, so that others on the same machine see at once when it has died.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: DatabaseLock | None = None) -> None:
         from filelock import FileLock
 
         self._folder = folder / LOCKS
         self.id, self.host = uuid.uuid4().hex[:12], platform.node()
         self.place = f"{self.host}:{folder.resolve()}"  # only here can others see whether it lives
         self._own = FileLock(self._path(self.id))
+        self._database = database
         self.claim: BaseFileLock = FileLock(self._folder / "claim.lock", timeout=_PATIENCE_SECONDS)
 
     def __enter__(self) -> Process:
@@ -42,6 +46,8 @@ class Process:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._database is not None:
+            self._database.release()
         if self.claim.is_locked:
             self.claim.release(force=True)
         self._own.release(force=True)
@@ -58,9 +64,17 @@ class Process:
                 f"another process has held {self.claim.lock_file} for {_PATIENCE_SECONDS:.0f} s",
                 "Look for a process of this sweep that hangs, and end it.",
             ) from error
+        if self._database is not None:
+            try:
+                self._database.acquire()
+            except BaseException:
+                self.claim.release()
+                raise
 
     def release_claim(self) -> None:
         """Let others take trials."""
+        if self._database is not None:
+            self._database.release()
         if self.claim.is_locked:
             self.claim.release()
 

@@ -1,7 +1,9 @@
-"""Where a sweep's study is: SQLite in its folder, or any other storage of Optuna's."""
+"""Where a sweep's study is: SQLite in its folder, or any other storage of Optuna's; and the lock of a shared database."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,40 +11,105 @@ from lrexport.errors import DeviceError, InputError, UsageError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+    from sqlalchemy import Connection, Engine
 
 DATABASE = "sweep.db"
 JOURNAL = "journal:"
 _BUSY_SECONDS = 60  # to wait for another process that writes to the same SQLite file
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 150
+_LOCK_SECONDS = 120  # to wait for the lock of a database, which is held for milliseconds
+_LOCK_KEY = int.from_bytes(b"lrexport", "big", signed=True)  # PostgreSQL's advisory locks are numbers of 64 bits
 _HINT = "Write sqlite:///FILE, journal:FILE, or what SQLAlchemy takes, as in postgresql://user@host/database."
+# What to install for a module that SQLAlchemy imports; other drivers are packages of their module's name.
+_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """The storage at ``url``, by default SQLite in ``folder``; heartbeats tell others of machines that went away.
 
-    Raises UsageError for a malformed URL, DeviceError where nothing answers, InputError for a file that is no database.
+    Raises UsageError for a malformed URL, DeviceError where nothing answers or the database refuses, InputError for a file
+    that is no database.
     """
     if url is not None and url.startswith(JOURNAL):
         return _open_journal(Path(url.removeprefix(JOURNAL)))
     from optuna.storages import RDBStorage
-    from sqlalchemy import exc
 
     url = url or f"sqlite:///{(folder / DATABASE).resolve()}"
-    shown = _without_password(url)
-    options = {"connect_args": {"timeout": _BUSY_SECONDS}} if url.startswith("sqlite") else {}
-    try:
+    # A server may restart while a trial trains: connections are tried before they are used again.
+    options = {"connect_args": {"timeout": _BUSY_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    with _explaining(url):
         return RDBStorage(url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS)
+
+
+class DatabaseLock:
+    """A lock that all processes on one PostgreSQL database share, whatever their folders and machines.
+
+    It belongs to a connection: the server frees it when its holder ends, however that happens.
+    """
+
+    def __init__(self, url: str) -> None:
+        from sqlalchemy import create_engine
+        from sqlalchemy.pool import NullPool
+
+        self._url = url
+        with _explaining(url):
+            self._engine: Engine = create_engine(url, poolclass=NullPool)
+        self._connection: Connection | None = None
+
+    def acquire(self) -> None:
+        """Wait for the lock, which must not be held yet. Raises DeviceError where its holder hangs or no server answers."""
+        from sqlalchemy import text
+
+        assert self._connection is None, "this process holds it already"
+        with _explaining(self._url):
+            connection = self._engine.connect()
+            try:
+                connection.execute(text(f"SET lock_timeout = '{_LOCK_SECONDS}s'"))
+                connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
+            except BaseException:
+                connection.invalidate()
+                raise
+            self._connection = connection
+
+    def release(self) -> None:
+        """Let others have it; harmless where it is not held."""
+        if self._connection is not None:
+            self._connection.invalidate()  # closes it without a word to the server, which may be gone
+            self._connection = None
+
+
+def database_lock(url: str | None) -> DatabaseLock | None:
+    """The lock of the database at ``url``, None for storages without one: files, which a sweep's folder guards."""
+    return DatabaseLock(url) if url is not None and url.startswith(("postgresql:", "postgresql+")) else None
+
+
+@contextmanager
+def _explaining(url: str) -> Iterator[None]:
+    """SQLAlchemy's errors as those of lrexport, without the password in ``url``."""
+    from sqlalchemy import exc
+
+    shown = _without_password(url)
+    try:
+        yield
     except exc.ArgumentError as error:
         raise UsageError(f"--storage {shown}: {_first_line(error)}", _HINT) from error
     except ImportError as error:
+        missing = error if error.name else error.__cause__  # Optuna puts its own words around it
+        module = getattr(missing, "name", None) or "a database driver"
+        package = _PACKAGES.get(module, module)
+        hint = f"Install it with: pip install '{package}'" if package != "a database driver" else "Install it with pip."
+        raise DeviceError(f"--storage {shown} needs {module}, which is not installed", hint) from error
+    except (exc.OperationalError, exc.InterfaceError) as error:
+        reason = _first_line(error.orig or error)
         raise DeviceError(
-            f"--storage {shown} needs a database driver that is not installed", "Install it with pip."
+            f"cannot open {shown}: {reason}", "Trials that finished are kept; the same command goes on."
         ) from error
-    except exc.OperationalError as error:
-        raise DeviceError(f"cannot open {shown}: {_first_line(error.orig or error)}") from error
     except exc.DatabaseError as error:
-        hint = "It was damaged, or is something else; the runs in the sweep's folder are not affected."
-        raise InputError(f"{shown} is no database: {_first_line(error.orig or error)}", hint) from error
+        reason = _first_line(error.orig or error)
+        if url.startswith("sqlite"):
+            hint = "It was damaged, or is something else; the runs in the sweep's folder are not affected."
+            raise InputError(f"{shown} is no database: {reason}", hint) from error
+        raise DeviceError(f"{shown} refuses: {reason}", "The user in the URL must be able to create tables.") from error
     except RuntimeError as error:  # made by another version of Optuna
         raise DeviceError(f"cannot use {shown}: {_first_line(error)}", "Use the version of optuna that made it.") from error
 

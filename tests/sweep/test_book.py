@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lrexport.sweep.extras import need_optuna
 from lrexport.sweep.locks import Process
 from lrexport.sweep.request import Request, make_request
 from lrexport.sweep.space import Point
-from lrexport.sweep.storage import open_storage
+from lrexport.sweep.storage import database_lock, open_storage
 
 need_optuna()
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -118,19 +119,26 @@ def test_a_stopped_trial_is_queued_again_with_its_point(tmp_path: Path, signal: 
     assert points[3] == points[2]
 
 
+def abandon(folder: Path, url: str | None = None, name: str = "s") -> optuna.Trial:
+    """A trial of a sweep of three that a machine took, which then went away after one heartbeat."""
+    folder.mkdir(exist_ok=True)
+    storage = open_storage(url, folder)
+    with Process(folder) as process:
+        process.place = "elsewhere"
+        gone = Book(request(3), folder, storage, name, process)
+        gone.bind()
+        trial = gone._study.ask()
+        gone._claim(trial)
+        storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+    return trial
+
+
 def test_a_trial_whose_machine_went_away_is_taken_over_when_its_heart_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storages, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(storages, "GRACE_SECONDS", 1)
-    storage = open_storage(None, tmp_path)
-    with Process(tmp_path) as process:
-        process.place = "elsewhere"
-        gone = Book(request(3), tmp_path, storage, "s", process)
-        gone.bind()
-        trial = gone._study.ask()
-        gone._claim(trial)
-        storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+    trial = abandon(tmp_path)
     found = sweep(tmp_path, asked=request(3))
     assert [(trial.number, trial.state) for trial in found.trials] == [(n, "finished") for n in (1, 2, 3)]
     assert found.trials[-1].parameters["macs"] == trial.params["macs"]
@@ -194,7 +202,9 @@ def test_two_sweeps_in_one_storage_do_not_meet(tmp_path: Path) -> None:
     [
         ("nonsense", UsageError, "--storage 'nonsense'"),
         ("nosuch://a:secret@b/c", UsageError, "nosuch"),
-        ("postgresql://user:secret@host/db", DeviceError, "a database driver that is not installed"),
+        ("mysql://user:secret@host/db", DeviceError, "needs MySQLdb, which is not installed"),
+        ("mysql://user:secret@host/db", DeviceError, "pip install 'mysqlclient'"),
+        ("postgresql+pg8000://user:secret@host/db", DeviceError, "pip install 'pg8000'"),
         ("sqlite:////nowhere/at/all.db", DeviceError, "cannot open sqlite:////nowhere/at/all.db"),
     ],
 )
@@ -203,8 +213,16 @@ def test_a_storage_that_cannot_be_opened_is_told_without_its_password(
 ) -> None:
     with pytest.raises(error) as caught:
         open_storage(url, tmp_path)
-    assert words in str(caught.value)
+    assert words in f"{caught.value} {caught.value.hint}"
     assert "secret" not in str(caught.value)
+
+
+def test_the_driver_that_postgresql_needs_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as where it is not installed
+    for opening in (lambda url: open_storage(url, tmp_path), database_lock):
+        with pytest.raises(DeviceError, match="needs psycopg, which is not installed") as caught:
+            opening("postgresql://user:secret@host/db")
+        assert caught.value.hint == "Install it with: pip install 'psycopg[binary]'"
 
 
 def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
