@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrexport.errors import DeviceError, InputError
+from lrexport.escape import json_text
 from lrexport.units import format_bytes
 
 # As tempfile makes them: eight of its own characters.
@@ -83,13 +83,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN and infinity are refused, as JSON has neither."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """Write indented JSON atomically; NaN and infinity are refused, as JSON has neither. It can be printed harmlessly."""
+    write_bytes(path, (json_text(value, indent=2) + "\n").encode())
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
     """Append one JSON object as a line (log.jsonl)."""
-    append_text(path, json.dumps(value, ensure_ascii=False) + "\n")
+    append_text(path, json_text(value, allow_nan=True) + "\n")
 
 
 def append_text(path: Path, text: str) -> None:

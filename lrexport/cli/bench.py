@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lrexport.cli import output
 from lrexport.cli.options import FILE, input_shapes_option, json_option, target_option, threads_option
 from lrexport.errors import InputError, UsageError
 
@@ -19,7 +20,7 @@ _INPUTS_HINT = "--shape NAME=SIZES gives an input's sizes, --input FILE.npz its 
 _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 
 
-@click.command("bench", short_help="Latency of ONNX files on a target, interleaved in one process.")
+@click.command("bench", cls=output.Command, short_help="Latency of ONNX files on a target, interleaved in one process.")
 @click.argument("paths", type=FILE, nargs=-1, required=True, metavar="FILE|RUN...")
 @click.option("--baseline", type=FILE, metavar="FILE", help="What ratios are to [default: the first of several files].")
 @target_option()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lrexport.cli import output
 from lrexport.cli.options import FILE, Command, json_option
 from lrexport.errors import UsageError
 
@@ -22,7 +23,7 @@ def _output(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(f"--{name}", f"{name}_to", metavar="FILE|-", help=text)
 
 
-@click.command("check", short_help="Budgets for CI: size, MACs, latency, accuracy, operators, growth.")
+@click.command("check", cls=output.Command, short_help="Budgets for CI: size, MACs, latency, accuracy, operators, growth.")
 @click.argument("models", nargs=-1, metavar="[RUN|FILE.onnx|GLOB]...")
 @click.option("--baseline", type=FILE, metavar="FILE|RUN", help="What growth is measured against [lrexport-baseline.json].")
 @click.option("--update-baseline", is_flag=True, help="Write the baseline file from the models as they are.")
@@ -78,10 +79,11 @@ def _write(report: Report, outputs: dict[str, str | None]) -> None:
 
     if "-" not in outputs.values():
         from lrexport.budget.outputs import text
+        from lrexport.cli.output import say
 
         print_table(text.table(report))
         for line in text.details(report):
-            click.echo(line)
+            say(line)
     if destination := outputs["json_to"]:
         from lrexport.budget.outputs import json
 
@@ -102,9 +104,10 @@ def _write(report: Report, outputs: dict[str, str | None]) -> None:
 
 def _write_text(content: str, destination: str) -> None:
     from lrexport.artifacts import files
+    from lrexport.cli.output import document
 
     if destination == "-":
-        click.echo(content, nl=False)
+        document(content)
     else:
         files.write_bytes(Path(destination), content.encode())
 
@@ -113,10 +116,10 @@ def _tell_github(report: Report) -> None:
     """The step's summary and annotations, where this is a step of a GitHub workflow."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         from lrexport.budget.outputs import annotations
+        from lrexport.cli.output import ci_commands
 
-        # On stderr, which GitHub reads too: stdout may be another output's.
         root = os.environ.get("GITHUB_WORKSPACE", os.curdir)
-        click.echo(annotations.render(report, Path(os.path.relpath(os.curdir, root)).as_posix()), err=True, nl=False)
+        ci_commands(annotations.lines(report, Path(os.path.relpath(os.curdir, root)).as_posix()))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         from lrexport.artifacts import files
         from lrexport.budget.outputs import markdown

@@ -52,6 +52,7 @@ def command(
         share_text,
         write_json,
     )
+    from lrexport.cli.output import say
     from lrexport.plans import digest
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
@@ -91,9 +92,9 @@ def command(
         if json_to != "-":
             print_table(plan_table(selection.plan))
             share = share_text(macs, svd.dense_macs)
-            click.echo(f"{macs:,} of {svd.dense_macs:,} MACs ({share}), counted on the torch network.")
+            say(f"{macs:,} of {svd.dense_macs:,} MACs ({share}), counted on the torch network.")
             if selection.latency is not None:
-                click.echo(f"Measured: {latency_text(selection.latency.model_dump())}.")
+                say(f"Measured: {latency_text(selection.latency.model_dump())}.")
         return
     assert run is not None
     with Progressing() as progress:
@@ -105,5 +106,5 @@ def command(
     note_dense(record.plan)
     print_result(record.model_dump(mode="json"), json_to, results_table(record))
     if record.planned_latency is not None and json_to != "-":
-        click.echo(f"Measured after pruning: {latency_text(record.planned_latency.model_dump())}.")
+        say(f"Measured after pruning: {latency_text(record.planned_latency.model_dump())}.")
     note(f"saved in {run}; next: lrexport onnx {run}")

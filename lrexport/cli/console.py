@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from lrexport.artifacts import files
+from lrexport.cli import output
+from lrexport.cli.output import note as note
+from lrexport.escape import plain, plain_line
 from lrexport.report.tables import Table
 from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
 
@@ -27,11 +27,6 @@ _REPAIRS = {
     "heldout_top1_after_batchnorm": "with BatchNorm re-estimated",
 }
 _STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
-
-
-def note(text: str) -> None:
-    """A line for people, on stderr."""
-    click.echo(text, err=True)
 
 
 def note_dense(plan: Mapping[str, Entry]) -> None:
@@ -50,10 +45,21 @@ def print_table(table: Table) -> None:
     """
     if not table.rows:
         return
-    if sys.stdout.isatty():
-        _draw(table)
+    if sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower():
+        _draw(_escaped(table, plain))  # a cell that is folded begins lines anywhere
     else:
-        _print_plain(table)
+        _print_plain(_escaped(table, plain_line))
+
+
+def _escaped(table: Table, escape: Callable[[str], str]) -> Table:
+    """Every text made safe to print before its width is looked at; a caption may have several lines."""
+    return Table(
+        tuple(map(escape, table.columns)),
+        tuple(tuple(map(escape, row)) for row in table.rows),
+        "\n".join(map(escape, table.caption.split("\n"))),
+        tuple(map(escape, table.words)),
+        tuple(map(escape, table.spare)),
+    )
 
 
 def _print_plain(table: Table) -> None:
@@ -63,9 +69,9 @@ def _print_plain(table: Table) -> None:
             text.ljust(width) if _is_left(table, i) else text.rjust(width)
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         )
-        click.echo("  ".join(cells).rstrip())
-    if table.caption:
-        click.echo(table.caption)
+        output.say("  ".join(cells).rstrip())
+    for line in table.caption.split("\n") if table.caption else ():
+        output.say(line)
 
 
 def _draw(table: Table) -> None:
@@ -83,11 +89,13 @@ def _draw(table: Table) -> None:
         drawn.add_column(Text(table.columns[i]), justify=side, overflow="fold", no_wrap=fits and i > 0)
     for row in table.rows:
         drawn.add_row(*(Text(row[i]) for i in shown))  # Text: names may hold what rich takes for markup
-    console.print(drawn)
-    if table.caption:
-        console.print(Text(table.caption, style="dim"))
-    if left_out:
-        console.print(Text(f"Left out for want of width: {', '.join(left_out)}.", style="dim"))
+    with console.capture() as captured:
+        console.print(drawn)
+        if table.caption:
+            console.print(Text(table.caption, style="dim"))
+        if left_out:
+            console.print(Text(f"Left out for want of width: {', '.join(left_out)}.", style="dim"))
+    output.drawn(captured.get())
 
 
 def _fitting(table: Table, width: int) -> tuple[list[int], list[str]]:
@@ -118,7 +126,7 @@ def _is_left(table: Table, index: int) -> bool:
 def write_json(value: Any, destination: str) -> None:
     """JSON to a file, or to stdout for ``-``."""
     if destination == "-":
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+        output.print_json(value)
     else:
         files.write_json(Path(destination), value)
 
@@ -151,8 +159,9 @@ class Progressing:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            rate = TextColumn("{task.fields[rate]}")
+            description = TextColumn("{task.description}", markup=False)  # the name of a target may look like markup
+            columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            rate = TextColumn("{task.fields[rate]}", markup=False)
             console, often = Console(stderr=True), self._refreshes
             self._live = Progress(*columns, rate, console=console, transient=True, refresh_per_second=often)
             self._live.start()
@@ -221,7 +230,7 @@ class Progressing:
             return
         if self._task is not None:
             self._live.remove_task(self._task)
-        self._task, self._stage = self._live.add_task(name, total=None, rate=""), stage
+        self._task, self._stage = self._live.add_task(plain(name), total=None, rate=""), stage
         self._began, self._before = time.perf_counter(), None
 
     def _step(self, event: dict[str, Any]) -> None:
@@ -253,7 +262,8 @@ class Progressing:
     def say(self, text: str) -> None:
         """A line for people, above the live one."""
         if self._live is not None:
-            self._live.console.print(text, highlight=False, markup=False)
+            # Not wrapped: a line that rich began could begin with a name.
+            self._live.console.print(plain_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
         else:
             note(text)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from lrexport.cli import output
 from lrexport.cli.options import RUN, resume_options
 
 MODEL, RECIPE = "resnet20", "demo"
 DEFAULT = Path("lrexport-demo")
 
 
-@click.command("demo", short_help="All of it on embedded data, in about three minutes.")
+@click.command("demo", cls=output.Command, short_help="All of it on embedded data, in about three minutes.")
 @click.option("-o", "--output", type=RUN, default=DEFAULT, show_default=True, help="Folder of the run.")
 @resume_options()
 def command(output: Path, resume: bool, allow_changes: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lrexport.artifacts.run_files import RECORD
+from lrexport.cli import output
 from lrexport.cli.options import FILE, input_shapes_option, json_option
 from lrexport.errors import UsageError
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@click.command("inspect", short_help="A run, a plan or an ONNX file, layer by layer, or what differs between two.")
+@click.command(
+    "inspect", cls=output.Command, short_help="A run, a plan or an ONNX file, layer by layer, or what differs between two."
+)
 @click.argument("path", type=FILE, metavar="RUN|FILE")
 @click.argument("other", type=FILE, required=False, metavar="[OTHER]")
 @input_shapes_option("Sizes of an input of an .onnx FILE that leaves them free, as in images=1,3,320,320.")
@@ -126,6 +129,7 @@ def _compare(path: Path, other: Path, shapes: Shapes, json_to: str | None) -> No
 
 def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
     from lrexport.cli.console import print_table, write_json
+    from lrexport.cli.output import say
     from lrexport.plans import read_plan
     from lrexport.report.diffs import diff_plans, diff_table, diff_to_json
 
@@ -136,7 +140,7 @@ def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
         if diff.layers:
             print_table(diff_table(diff, str(path), str(other)))
         else:
-            click.echo(f"The plans are identical: {diff.same} layer{'s' if diff.same > 1 else ''}.")
+            say(f"The plans are identical: {diff.same} layer{'s' if diff.same > 1 else ''}.")
 
 
 def _compare_graphs(path: Path, other: Path, shapes: Shapes, json_to: str | None) -> None:

@@ -7,16 +7,14 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
 from lrexport import __version__
-from lrexport.cli import configuration
-from lrexport.errors import LrexportError, signal_of
-from lrexport.escape import plain_lines
+from lrexport.cli import configuration, output
+from lrexport.errors import DeviceError, LrexportError, signal_of
 
 # Command → (module, help line). The help lines stand here so that --help imports none of them.
 COMMANDS = {
@@ -34,7 +32,7 @@ COMMANDS = {
 _MOMENT = 0.01  # seconds, after which C code will have its answer
 
 
-class LazyGroup(click.Group):
+class LazyGroup(output.Command, click.Group):
     """Imports a command's module only when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -56,13 +54,28 @@ class LazyGroup(click.Group):
             close = difflib.get_close_matches(args[0], COMMANDS, 1)
             raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) if close else error from None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """The command. A pipe that breaks is none of our output's, which never fails so; click would call it that."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise DeviceError("another process that this one works with has ended", "What it said is the reason.") from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
+def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        output.say(f"lrexport, version {__version__}")
+        context.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="lrexport")
+@click.option(
+    *("-V", "--version"), is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 @click.option("--config", "config_file", type=click.Path(), help="TOML file instead of pyproject.toml or lrexport.toml.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
@@ -85,7 +98,7 @@ def _say_unknown_variables(ctx: click.Context, name: str) -> None:
         return
     for variable, near in configuration.unknown_variables(name, command, COMMANDS).items():
         meant = f"; did you mean {near}?" if near else ""
-        click.echo(plain_lines(f"note: the environment's {variable} is no option of {name}{meant}"), err=True)
+        output.note(f"note: the environment's {variable} is no option of {name}{meant}")
 
 
 def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
@@ -100,23 +113,18 @@ def run(arguments: Sequence[str]) -> int:
         done = cli.main(args=list(arguments), prog_name="lrexport", standalone_mode=False, auto_envvar_prefix="LREXPORT")
     except LrexportError as error:
         if debug:
-            traceback.print_exc()
+            output.print_traceback()
         _complain(error.message, error.hint)
         return error.exit_code
     except click.ClickException as error:
-        error.show(sys.stderr)
+        output.usage_problem(error)
         return 2
     except (click.Abort, KeyboardInterrupt):
         _complain("stopped", None)
         return 130
-    except SystemExit as error:
-        # In this mode click itself exits, with 1, only when the reader of our output went away (`… | head`).
-        if error.code == 1:
-            return 0
-        raise
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            output.print_traceback()
         return _unexpected(error)
     return done if isinstance(done, int) else 0  # what the command gave to ctx.exit
 
@@ -144,9 +152,7 @@ def _process() -> int | None:
 
 def _complain(message: str, hint: str | None) -> None:
     who = f"process {_process()}: " if _process() else ""  # not the first, which speaks for all where all fail alike
-    click.echo(f"lrexport: {who}{plain_lines(message)}", err=True)
-    if hint:
-        click.echo(f"  {plain_lines(hint)}", err=True)
+    output.problem(message, hint, who)
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:
@@ -174,4 +180,12 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)
     sys.unraisablehook = _send_again
-    sys.exit(run(sys.argv[1:]))
+    try:
+        output.prepare()
+        code = run(sys.argv[1:])
+    except DeviceError as error:
+        _complain(error.message, error.hint)
+        code = error.exit_code
+    finally:
+        output.finish()
+    sys.exit(code)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lrexport.cli import output
 from lrexport.cli.options import RUN, json_option, target_option, threads_option
 from lrexport.errors import UsageError
 
@@ -39,7 +40,7 @@ class RoundsType(click.ParamType[int]):
         return None
 
 
-@click.command("onnx", short_help="Export a run to ONNX: verified, re-scored, measured.")
+@click.command("onnx", cls=output.Command, short_help="Export a run to ONNX: verified, re-scored, measured.")
 @click.argument("run", type=RUN)
 @click.option(
     "--batch", type=BatchType(), metavar="N|dynamic", default="1", show_default=True, help="Fixed batch size, or dynamic."

@@ -6,7 +6,6 @@ Option > environment > recipe named by one of these > [tool.lrexport] > recipe n
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -18,25 +17,26 @@ from click.core import ParameterSource
 
 from lrexport import recipes
 from lrexport.artifacts.toml_files import read_settings
+from lrexport.cli import output
 from lrexport.cli.configuration import OF_ONE_CALL, Defaults, recipe_defaults
 from lrexport.cli.goals import GOALS, compress_config, given_goal, nearest_goals
 from lrexport.cli.options import Command, LatencyType, SizeType, stacked
 from lrexport.config import CompressConfig
-from lrexport.escape import visible
+from lrexport.escape import toml_text, visible
 
 TAKERS = ("compress", "train")  # the commands with --recipe
 # In a context's meta: the recipe that is followed, and where each value stands.
 RECIPE, _PLACES = "lrexport.recipe", "lrexport.places"
 
 
-class RecipeCommand(click.Command):
+class RecipeCommand(output.Command):
     """A command with the options of :func:`recipe_options`, which it does not see itself."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Print the configuration, or do what the command does."""
         ctx.params.pop("recipe")
         if ctx.params.pop("print_config"):
-            click.echo("\n".join(_config_lines(ctx)))
+            output.document("\n".join(_config_lines(ctx)))
             return None
         return super().invoke(ctx)
 
@@ -127,5 +127,4 @@ def _toml(value: Any, kind: Any) -> str:
         return f"[{', '.join(_toml(each, None) for each in value)}]"
     if isinstance(value, int | float):
         return repr(value)
-    text = json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
-    return text.replace("\x7f", "\\u007f")  # the one character that JSON takes as it is and TOML does not
+    return toml_text(str(value) if isinstance(value, Path) else value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from lrexport.cli import output
 from lrexport.cli.options import FILE
 from lrexport.errors import UsageError
 
@@ -13,7 +15,7 @@ _ENDINGS = {".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "ma
 _PAGE = "report.html"
 
 
-@click.command("report", short_help="One self-contained HTML page on runs; or Markdown, or JSON.")
+@click.command("report", cls=output.Command, short_help="One self-contained HTML page on runs; or Markdown, or JSON.")
 @click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN|SWEEP...")
 @click.option("-o", "--output", metavar="FILE|-", help=f"Where to write [default: {_PAGE}; Markdown and JSON to stdout].")
 @click.option(
@@ -34,6 +36,7 @@ def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_fro
     lrexport report run -o README.md
     lrexport report run --format markdown --no-front-matter -o comment.md
     """
+    from lrexport.cli.output import document, page
     from lrexport.report.subjects import read_subjects
 
     kind = kind or _kind_of(output)
@@ -48,12 +51,12 @@ def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_fro
     elif kind == "markdown":
         from lrexport.report import cards
 
-        _write(cards.render(subjects, not no_front_matter), output or "-")
+        _write(cards.render(subjects, not no_front_matter), output or "-", document)
     else:
         from lrexport import __version__
         from lrexport.report.page.render import render
 
-        _write(render(subjects, __version__), output or _PAGE)
+        _write(render(subjects, __version__), output or _PAGE, page)
 
 
 def _kind_of(output: str | None) -> str:
@@ -73,12 +76,13 @@ def _kind_of(output: str | None) -> str:
     return _ENDINGS[ending]
 
 
-def _write(text: str, destination: str) -> None:
+def _write(text: str, destination: str, show: Callable[[str], None]) -> None:
+    """To a file, or on stdout for ``-`` as ``show`` does it."""
     from lrexport.artifacts import files
     from lrexport.cli.console import note
 
     if destination == "-":
-        click.echo(text, nl=False)
+        show(text)
         return
     files.write_bytes(Path(destination), text.encode())
     note(f"written: {destination}")

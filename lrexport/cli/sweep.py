@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lrexport.cli import output
 from lrexport.cli.goals import given_goal, goal_options, pruning_options
 from lrexport.cli.notes import refuse_finished
 from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options
@@ -21,7 +22,9 @@ VARY = (
 STORAGE = "Optuna storage that the processes share: a database's URL, or journal:FILE. [default: SQLite in SWEEP]"
 
 
-@click.command("sweep", short_help="Many compressions: the front of accuracy against MACs, latency or size.")
+@click.command(
+    "sweep", cls=output.Command, short_help="Many compressions: the front of accuracy against MACs, latency or size."
+)
 @training_options()
 @click.option("-o", "--output", type=RUN, required=True, help="Folder of the sweep.")
 @click.option(

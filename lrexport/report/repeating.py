@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from decimal import Decimal
@@ -11,6 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from lrexport.config import FINISHED, TRAINING, CompressConfig, TrainConfig
+from lrexport.escape import as_argument, shell_word
 from lrexport.record import ModelSource, Record
 
 # Which of a record's choices are no options of their own.
@@ -28,15 +27,15 @@ def commands(record: Record, run: str) -> list[list[str]]:
     lines = []
     for place, (folder, config) in enumerate([*((one.run, one.config) for one in record.earlier), (run, record.config)]):
         made = folder if folder is not None else _next_folder(record, place, run)
-        what = _model(record) if place == 0 else _path(last)
+        what = _model(record) if place == 0 else as_argument(last)
         name = "compress" if config.get("goal") else "train"
         # What a run takes over from the one that it goes on from need not be said, and often may not.
         taken_over = {key for key in (*FINISHED, "data") if place and config.get(key) == before.get(key)}
         options = _options(config, taken_over | _APART, record.data is None)
-        lines.append(["lrexport", name, what, *options, "-o", _path(made)])
+        lines.append(["lrexport", name, what, *options, "-o", as_argument(made)])
         last, before = made, config
     if record.export:
-        lines.append(["lrexport", "onnx", _path(run), *_export_options(record.export)])
+        lines.append(["lrexport", "onnx", as_argument(run), *_export_options(record.export)])
     return lines
 
 
@@ -44,25 +43,13 @@ def shell_lines(command: Sequence[str], width: int = 76) -> str:
     """The command for a shell, quoted; a long one goes on over several lines, an option and its value on the same."""
     lines: list[str] = []
     for number, argument in enumerate(command):
-        quoted = _quoted(argument)
+        quoted = shell_word(argument)
         follows = number > 0 and (command[number - 1].startswith("--") or number < 3) and not argument.startswith("--")
         if lines and (follows or command[number - 1] == "-o" or len(lines[-1]) + len(quoted) < width):
             lines[-1] += f" {quoted}"
         else:
             lines.append(quoted)
     return " \\\n    ".join(lines)
-
-
-def _quoted(argument: str) -> str:
-    """One word of a shell's; what cannot be seen is written as ``$'…'`` has it, which bash, zsh and POSIX 2024 know."""
-    if argument.isprintable():
-        return shlex.quote(argument)
-    shown = (char if char.isprintable() and char not in "\\'" else _bytes(char) for char in argument)
-    return f"$'{''.join(shown)}'"
-
-
-def _bytes(char: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
 
 
 def _next_folder(record: Record, place: int, run: str) -> str:
@@ -132,7 +119,3 @@ def _model(record: Record) -> str:
         del options["num_classes"]
     query = urlencode({name: value if isinstance(value, str) else str(value).lower() for name, value in options.items()})
     return f"{model.source}?{query}" if query else model.source
-
-
-def _path(run: str) -> str:
-    return f"./{run}" if run.startswith("-") else run

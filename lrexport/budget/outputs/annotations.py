@@ -16,15 +16,11 @@ from lrexport.escape import plain
 _LEVELS = {"failed": "error", "not measured": "error", "inconclusive": "warning"}
 
 
-def render(report: Report, folder: str = "") -> str:
+def lines(report: Report, folder: str = "") -> Iterator[str]:
     """A line for every limit that was not kept, the worst first: GitHub shows ten errors and ten warnings of a step.
 
     ``folder`` is the current one, from the repository's root, which GitHub takes paths from.
     """
-    return "".join(f"{line}\n" for line in _lines(report, folder))
-
-
-def _lines(report: Report, folder: str) -> Iterator[str]:
     for checked, verdict in report.rows():
         if verdict.status == "passed":
             continue
