@@ -17,6 +17,7 @@ DEFAULT_DENSE_EPOCHS = 20
 # Choices that belong to the first stages: going on from a run keeps what those were made with.
 FINISHED = (
     "weights",
+    "weights_key",
     "input_shape",
     "scheme",
     "keep",
@@ -57,6 +58,7 @@ TRAINING = (
     "distill",
     "teacher",
     "teacher_weights",
+    "teacher_weights_key",
     "heldout",
     "max_bad",
     "fine_tune_epochs",
@@ -104,6 +106,7 @@ class Goal:
 class TrainConfig:
     """MODEL, data and the schedule of all stages.
 
+    ``weights_key`` and ``teacher_weights_key`` say which weights of their file are meant, where several fit the network.
     ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
     the kind of sparsity are those of equation 3; a λ_s of "auto" is steered, layer by layer, to a budget. ``keep`` are
     patterns of layers that stay dense. ``scale_gradients`` makes steps of SGD in factors as long as dense ones. ``lr``
@@ -116,6 +119,7 @@ class TrainConfig:
     model: str
     data: str | None = None
     weights: Path | None = None
+    weights_key: str | None = None
     input_shape: tuple[int, ...] | None = None
     scheme: AskedScheme = "spatial"
     keep: tuple[str, ...] = ()
@@ -138,6 +142,7 @@ class TrainConfig:
     distill: float = 0.5
     teacher: str | None = None
     teacher_weights: Path | None = None
+    teacher_weights_key: str | None = None
     device: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -154,7 +159,13 @@ class TrainConfig:
         if self.sparsity_strength == "auto" and self.sparsity == "none":
             raise UsageError("without sparsity there is no λ_s to steer", "Give --sparsity hoyer or l1.")
         if self.teacher is None and self.teacher_weights is not None:
-            raise UsageError("there are weights for a teacher and no teacher", "Give --teacher MODEL.")
+            raise UsageError("--teacher-weights requires --teacher", "Give --teacher MODEL.")
+        for file, key, option in (
+            (self.weights, self.weights_key, "--weights"),
+            (self.teacher_weights, self.teacher_weights_key, "--teacher-weights"),
+        ):
+            if file is None and key is not None:
+                raise UsageError(f"{option}-key requires {option}", f"Give {option} FILE, whose weights it chooses from.")
         if self.teacher is not None and not self.distill:
             raise UsageError("with a share of 0 nothing is learned from the teacher", "Leave --teacher or --distill 0 out.")
 

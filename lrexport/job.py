@@ -17,7 +17,7 @@ from lrexport.errors import UsageError
 from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
 from lrexport.progress import Progress, follow, is_stopped, remove_temporaries, take_up
-from lrexport.record import CHECKPOINTS, DENSE, LOG, RECORD, SVD, Result, load_record
+from lrexport.record import CHECKPOINTS, DENSE, LOG, RANDOM, RECORD, SVD, Result, load_record
 from lrexport.starts import Start, Subject, from_model, from_run
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
@@ -123,6 +123,9 @@ def open_job(
             loggers(event)
             on_event(event)
 
+        for text in start.record.notes:
+            if first and text != RANDOM:  # which stands in the notes of a run that this one goes on from
+                on_event({"event": "note", "text": text})
         for text in start.splits.data.warnings if start.splits else ():
             if first:
                 on_event({"event": "warning", "text": text})

@@ -141,7 +141,10 @@ def _finished(
 def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = None) -> tuple[SVDNetwork, Selection]:
     """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
     choices = _choices(config.goal)
-    recipe, svd, splits = look(config.train, source)
+    notes: list[str] = []
+    recipe, svd, splits = look(config.train, source, notes)
+    for text in notes:
+        on_event({"event": "note", "text": text})
     for text in splits.data.warnings if splits else ():
         on_event({"event": "warning", "text": text})
     device = with_float64(make_fabric(config.train.device).device)

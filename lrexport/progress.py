@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PRUNED = "pruned.safetensors"
 # What cannot be another when a run is taken up again.
-_NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights")
+_NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights", "weights_key")
 # What decides which images are held out: others would be images that the network was trained on.
 _SPLIT = ("seed", "heldout", "data_sha256")
 # What belongs to a stage of training alone, in the stages' order.
@@ -235,7 +235,12 @@ def other_choices(record: Record, asked: dict[str, Any], without: Collection[str
 
     Without a teacher it is the dense network that teaches: nothing is open there.
     """
-    open_choices = {name for name, value in asked.items() if value is None} - {"teacher", "teacher_weights"}
+    open_choices = {name for name, value in asked.items() if value is None} - {
+        "teacher",
+        "teacher_weights",
+        "teacher_weights_key",
+        "weights_key",
+    }
     if record.data is None:  # nothing was trained, whatever was asked
         open_choices.add("svd_epochs")
     held = {name: value for name, value in {**record.config, **record.digests}.items() if name in asked}

@@ -51,10 +51,12 @@ class Start(Subject):
 
 def from_model(config: TrainConfig) -> Start:
     """The start of a new run: what ``config`` names."""
-    recipe, splits, network = _load(config)
+    notes: list[str] = []
+    recipe, splits, network = _load(config, notes)
     svd = to_svd_form(copy.deepcopy(network), recipe, config)
-    record = Record(model=recipe.to_record(), config=config.to_record(), digests=config.digests())
-    return Start(config, recipe, record, splits, network, svd, _load_teacher(config, splits) or network)
+    teacher = _load_teacher(config, splits, notes) or network
+    record = Record(model=recipe.to_record(), config=config.to_record(), digests=config.digests(), notes=notes)
+    return Start(config, recipe, record, splits, network, svd, teacher)
 
 
 def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...] = BY_SVD_TRAINING) -> Start:
@@ -81,15 +83,17 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
     digests |= config.teacher_digest()
     earlier = [*before.earlier, Earlier(run=place, config=before.config)]
-    record = Record(model=before.model, digests=digests, earlier=earlier, notes=[RANDOM] if RANDOM in before.notes else [])
-    return Start(config, recipe, record, splits, dense, svd, _load_teacher(config, splits) or dense, trained)
+    notes = [RANDOM] if RANDOM in before.notes else []
+    teacher = _load_teacher(config, splits, notes) or dense
+    record = Record(model=before.model, digests=digests, earlier=earlier, notes=notes)
+    return Start(config, recipe, record, splits, dense, svd, teacher, trained)
 
 
-def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
-    """What a plan is made from, of a model or of a run, with nothing written."""
+def look(config: TrainConfig, source: Path | None, notes: list[str]) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
+    """What a plan is made from, of a model or of a run, with nothing written; ``notes`` gets what is to be noted."""
     if source is None:
-        recipe, splits, network = _load(config)
-        _load_teacher(config, splits)  # for its errors: what is only looked at is checked as well
+        recipe, splits, network = _load(config, notes)
+        _load_teacher(config, splits, notes)  # for its errors: what is only looked at is checked as well
         return recipe, to_svd_form(network, recipe, config), splits
     record = load_record(source)
     recipe = from_record(record.model)
@@ -97,7 +101,7 @@ def look(config: TrainConfig, source: Path | None) -> tuple[ModelRecipe, SVDNetw
     kept = {name: record.config[name] for name in ("seed", "heldout", "max_bad") if name in record.config}
     with runs.naming_recorded_data(record, config.data):
         splits = _load_splits(replace(config, **kept, data=data), recipe)
-    _load_teacher(config, splits)
+    _load_teacher(config, splits, notes)
     return recipe, load_svd(config, source), splits
 
 
@@ -132,43 +136,46 @@ def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) 
     check_fits(splits.data, recipe.input_shape, tuple(output.shape))
 
 
-def _load(config: TrainConfig) -> tuple[ModelRecipe, Splits | None, nn.Module]:
+def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | None, nn.Module]:
     """Recipe, data and network of a MODEL, checked against each other."""
     recipe = resolve(config.model, config.input_shape)
     splits = _load_splits(config, recipe)
     if splits is not None:
         recipe = recipe.with_classes(len(splits.data.classes))
     torch.manual_seed(config.seed)  # fresh weights are part of what a seed decides
-    network = _load_network(recipe, config.weights)
+    network = _load_network(recipe, config.weights, config.weights_key, "--weights-key", notes)
     _check_fits(splits, network, recipe)
     return recipe, splits, network
 
 
-def _load_network(recipe: ModelRecipe, weights: Path | None) -> nn.Module:
+def _load_network(recipe: ModelRecipe, weights: Path | None, key: str | None, option: str, notes: list[str]) -> nn.Module:
     network = recipe.build()
     if weights is not None:
-        load_weights(network, weights)
-    check_finite(network.state_dict(), "the network")
+        notes += load_weights(network, weights, key, option)
+    check_finite(network, "the network")
     return network
 
 
-def _load_teacher(config: TrainConfig, splits: Splits | None) -> nn.Module | None:
+def _load_teacher(config: TrainConfig, splits: Splits | None, notes: list[str]) -> nn.Module | None:
     """The network that ``config`` names as the teacher, where there is one and data to learn from it with.
+
+    ``notes`` gets what is to be noted of its weights.
 
     Raises what loading it raises, InputError where it does not fit the data, UsageError where it has random weights.
     """
     if config.teacher is None or splits is None:
         return None
     try:
-        recipe, network = _teacher(config.teacher, config.teacher_weights, splits)
+        recipe, network = _teacher(config, splits, notes)
         _check_fits(splits, network, recipe)
     except (InputError, UsageError) as error:
         raise type(error)(f"the teacher {config.teacher}: {error.message}", error.hint) from error
     return network
 
 
-def _teacher(teacher: str, weights: Path | None, splits: Splits) -> tuple[ModelRecipe, nn.Module]:
-    """A run's dense network, or a MODEL with ``weights`` where it does not come with its own."""
+def _teacher(config: TrainConfig, splits: Splits, notes: list[str]) -> tuple[ModelRecipe, nn.Module]:
+    """A run's dense network, or a MODEL with the weights of a file where it does not come with its own."""
+    teacher, weights = str(config.teacher), config.teacher_weights
     run = Path(teacher)
     if (run / RECORD).is_file():
         if weights is not None:
@@ -180,7 +187,7 @@ def _teacher(teacher: str, weights: Path | None, splits: Splits) -> tuple[ModelR
     recipe = resolve(teacher, splits.data.train.image_shape).with_classes(len(splits.data.classes))
     if recipe.is_random(weights):
         raise UsageError("it has random weights", "Give --teacher-weights FILE, or a run as the teacher.")
-    return recipe, _load_network(recipe, weights)
+    return recipe, _load_network(recipe, weights, config.teacher_weights_key, "--teacher-weights-key", notes)
 
 
 def _load_splits(config: TrainConfig, recipe: ModelRecipe) -> Splits | None:

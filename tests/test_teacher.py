@@ -122,7 +122,7 @@ def test_weights_of_a_teacher_with_a_known_name_are_loaded(folder: Path, taught_
         (["--teacher", "untrained"], 2, "the teacher untrained: the dense network of this run has random weights"),
         (["--teacher", "untrained-on"], 2, "the teacher untrained-on: the dense network of this run has random weights"),
         (["--teacher", "teachers:threes", "--distill", "0"], 2, "with a share of 0 nothing is learned from the teacher"),
-        (["--teacher-weights", "w.safetensors"], 2, "there are weights for a teacher and no teacher"),
+        (["--teacher-weights", "w.safetensors"], 2, "--teacher-weights requires --teacher"),
         (["--teacher", "teachers:two_classes"], 3, "the teacher teachers:two_classes: digits has 10 classes"),
     ],
 )

@@ -7,11 +7,18 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrexport.artifacts import files
+from lrexport.artifacts.state_dicts import (
+    HARMLESS,
+    StateDicts,
+    has_plain_values,
+    reading_numbers_and_options,
+    state_dicts_in,
+)
 from lrexport.errors import InputError
 from lrexport.units import format_bytes
 
@@ -20,10 +27,12 @@ if TYPE_CHECKING:
 
 # The format's own limit (safetensors README, "Format"): a header is at most 100 MB.
 _MAX_HEADER_BYTES = 100_000_000
-# Keys under which training scripts wrap a state dict.
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+_GATHER = (
+    "Gather the weights into one file first: torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE), or "
+    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) where they are saved."
+)
 # What a state dict of plain tensors needs to be unpickled, in torch's format from before 1.6.
-_PLAIN_GLOBALS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.\w*Storage|collections\.OrderedDict")
+_PLAIN_GLOBALS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.\w*Storage|collections\.OrderedDict|_codecs\.encode")
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -50,12 +59,33 @@ def unpacked(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file or a PyTorch state dict; the content decides which, not the file's name.
+    """Tensors of a file that holds one state dict, as lrexport's own do; of others the outermost. Raises as below."""
+    tensors = next(iter(load_all(path).values()))
+    hollow = [name for name, value in tensors.items() if not has_plain_values(value)]
+    if hollow:
+        raise without_plain_values(path, hollow)
+    return tensors
 
-    Raises InputError for an empty, truncated, malformed or unsafe file, and for anything that is no state dict.
+
+def without_plain_values(path: Path, names: Sequence[str]) -> InputError:
+    """For tensors that are sparse, quantised, spread over devices or shapes alone."""
+    return InputError(f"{path} holds tensors without plain values: {', '.join(names[:10])}", "Save them dense, on the CPU.")
+
+
+def load_all(path: Path) -> StateDicts:
+    """Every state dict in a safetensors file or a PyTorch checkpoint, by its place there: see :func:`state_dicts_in`.
+
+    The content decides which of the two it is, not the file's name. Raises InputError for an empty, truncated, malformed
+    or unsafe file, and for one without tensors.
     """
+    return state_dicts_in(path, _read(path))
+
+
+def _read(path: Path) -> object:
     if path.is_dir():
-        raise InputError(f"{path} is a folder", "Give the weight file itself.")
+        parts = "holds a checkpoint in parts, one for each process" if (path / ".metadata").exists() else "is a folder"
+        hint = _GATHER if (path / ".metadata").exists() else "Give the weight file itself."
+        raise InputError(f"{path} {parts}", hint)
     try:
         with open(path, "rb") as stream:
             head = stream.read(9)
@@ -71,7 +101,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     return _load_safetensors(path)
 
 
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _load_safetensors(path: Path) -> object:
     """Check the header against the file's size first, so that a lying header costs neither time nor memory."""
     import safetensors
     import safetensors.torch
@@ -111,7 +141,7 @@ def _truncated(path: Path, expected: int, found: int) -> InputError:
     return InputError(f"{path} is truncated: {expected:,} bytes expected, {found:,} found", hint)
 
 
-def _load_zip_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+def _load_zip_checkpoint(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -135,7 +165,7 @@ def _load_zip_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return _load_pickle(path)
 
 
-def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+def _load_pickle(path: Path) -> object:
     """``torch.load(weights_only=True)``; there is no fallback to a full unpickling."""
     import pickle
 
@@ -143,14 +173,13 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         # A stream and no path: by a path's ending alone torch would choose safetensors.
-        with open(path, "rb") as stream:
-            loaded = torch.load(stream, map_location="cpu", weights_only=True)
+        with open(path, "rb") as stream, reading_numbers_and_options():
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unsafe(path) from error
     except Exception as error:  # damage meets torch's reader anywhere: IndexError, struct.error, AssertionError, …
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {reason}", "Make or fetch it again.") from error
-    return _state_dict_in(path, loaded)
 
 
 def _unsafe(path: Path) -> InputError:
@@ -158,7 +187,7 @@ def _unsafe(path: Path) -> InputError:
 
     try:
         if zipfile.is_zipfile(path):
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            names = sorted({*torch.serialization.get_unsafe_globals_in_checkpoint(path)} - {*HARMLESS})
         else:
             names = _globals_in_old_format(path)
     except Exception:  # the lister itself gives up on some malformed pickles
@@ -166,6 +195,8 @@ def _unsafe(path: Path) -> InputError:
     if not names:
         return InputError(f"{path} is no PyTorch checkpoint that can be read without running code in it")
     listed = ", ".join(names[:10])
+    if any(name.startswith("torch.distributed.") for name in names):
+        return InputError(f"{path} holds tensors that are spread over several processes (it needs {listed})", _GATHER)
     if any("Module" in name or name.startswith(("torch.nn.", "__main__.", "torchvision.models.")) for name in names):
         return _not_a_state_dict(path, f"a whole pickled module (it needs {listed})")
     return InputError(
@@ -189,7 +220,7 @@ def _globals_in_old_format(path: Path) -> list[str]:
                         found.add(str(argument).replace(" ", "."))
         except ValueError:  # a plain pickle ends earlier
             pass
-    return sorted(name for name in found if not _PLAIN_GLOBALS.fullmatch(name))
+    return sorted(name for name in found if not _PLAIN_GLOBALS.fullmatch(name) and name not in HARMLESS)
 
 
 def _not_a_state_dict(path: Path, what: str) -> InputError:
@@ -197,33 +228,3 @@ def _not_a_state_dict(path: Path, what: str) -> InputError:
         f"{path} is {what}; only weights are read",
         'Save the weights alone: torch.save(model.state_dict(), "weights.pt").',
     )
-
-
-def _state_dict_in(path: Path, loaded: object) -> dict[str, torch.Tensor]:
-    import torch
-
-    if isinstance(loaded, Mapping):
-        for wrapper in _WRAPPERS:
-            if isinstance(loaded.get(wrapper), Mapping):
-                loaded = loaded[wrapper]
-                break
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict of tensors")
-    strange = [str(key) for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
-    if strange or not loaded:
-        what = f"entries that are no tensors: {', '.join(strange[:10])}" if strange else "no tensors"
-        raise InputError(f"{path} holds {what}", "Save the state dict alone.")
-    hollow = [str(key) for key, value in loaded.items() if not _has_plain_values(value)]
-    if hollow:
-        listed = ", ".join(hollow[:10])
-        raise InputError(f"{path} holds tensors without plain values: {listed}", "Save them dense, on the CPU.")
-    # DataParallel and DistributedDataParallel put "module." before every name.
-    prefix = "module." if all(str(key).startswith("module.") for key in loaded) else ""
-    return {str(key)[len(prefix) :]: value for key, value in loaded.items()}
-
-
-def _has_plain_values(tensor: torch.Tensor) -> bool:
-    """Neither sparse, nor quantised, nor a shape alone (meta)."""
-    import torch
-
-    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta

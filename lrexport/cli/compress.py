@@ -102,7 +102,8 @@ def command(
     if not is_first():
         return
     for warning in record.notes:
-        note(f"warning: {warning}")
+        if warning not in progress.noted:
+            note(f"warning: {warning}")
     note_dense(record.plan)
     print_result(record.model_dump(mode="json"), json_to, results_table(record))
     if record.planned_latency is not None and json_to != "-":

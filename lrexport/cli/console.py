@@ -152,6 +152,7 @@ class Progressing:
         self._task: Any = None
         self._stage: str | None = None
         self._began = time.perf_counter()
+        self.noted: set[str] = set()
         self._before: int | None = None  # steps of the stage that were done when it began here
 
     def __enter__(self) -> Progressing:
@@ -204,6 +205,9 @@ class Progressing:
             self.say(_int8_line(event))
             if event["in_float"]:
                 self.say(f"note: {event['file']} has nodes that stay in float32: {', '.join(event['in_float'])}")
+        elif kind == "note":
+            self.noted.add(event["text"])
+            self.say(f"note: {event['text']}")
         elif kind == "warning":
             self.say(f"warning: {event['text']}")
         elif kind == "ort":

@@ -239,7 +239,8 @@ def training_options() -> Callable[[Command], Command]:
     return stacked(
         click.argument("model"),
         click.option("--data", metavar="DATA", help=f"{data}compression is training-free."),
-        click.option("--weights", type=FILE, help="Weights to start from: safetensors or a PyTorch state dict."),
+        click.option("--weights", type=FILE, help="Weights to start from: safetensors or a PyTorch checkpoint."),
+        _option(made, "weights_key", str, "KEY", "Which weights of that file, where several fit: as state_dict_ema."),
         click.option(
             "--input-shape", type=ShapeType(), help="Shape of one input: 3,224,224, or 64 or 1,16000 or 3,16,112,112."
         ),
@@ -281,6 +282,7 @@ def training_options() -> Callable[[Command], Command]:
             help="Network to follow, say a larger one, or a run's dense network [default: the dense network itself].",
         ),
         click.option("--teacher-weights", type=FILE, help="Weights of --teacher, needed unless it is a run."),
+        _option(made, "teacher_weights_key", str, "KEY", "Which weights of that file, where several fit."),
         number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
         count_option(made, "max_bad", "Images of a folder that may be left out because they cannot be read."),
         choice_option(made, "device", ("auto", "cpu", "cuda", "mps"), "Where to train."),

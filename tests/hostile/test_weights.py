@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import pickle
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from lrexport import InputError
 from lrexport.artifacts import tensors
 from lrexport.models.cifar_resnet import CifarResNet
+from lrexport.record import load_record
+from lrexport.report.repeating import commands
 from tests.hostile.support import Command, frugally, nothing_made, write_module
 
 Weights = dict[str, Tensor]
@@ -103,11 +106,11 @@ def test_a_truncated_torch_file_of_the_old_format_is_refused(compress: Command, 
 def test_a_checkpoint_that_needs_foreign_globals_is_refused_and_they_are_listed(
     compress: Command, weights: Weights, archive: bool
 ) -> None:
-    saved = {"state_dict": weights, "args": argparse.Namespace(lr=0.1)}
+    saved = {"state_dict": weights, "started": datetime.date(2026, 1, 1)}
     torch.save(saved, "w.pt", _use_new_zipfile_serialization=archive)
     done = compress("--weights", "w.pt")
     assert done.code == 3
-    assert "w.pt needs code to be unpickled: argparse.Namespace" in done.err
+    assert "w.pt needs code to be unpickled: datetime.date" in done.err
     assert 'torch.save(model.state_dict(), "weights.pt")' in done.err
     assert "safetensors.torch.save_file" in done.err
     assert nothing_made()
@@ -163,7 +166,7 @@ NOT_STATE_DICTS = {
     "a list": ([torch.zeros(2)], "holds a list, not a state dict"),
     "a tensor": (torch.zeros(2), "holds a Tensor, not a state dict"),
     "nothing": ({}, "holds no tensors"),
-    "numbers": ({"epoch": 3, "lr": 0.1}, "holds entries that are no tensors: epoch, lr"),
+    "numbers": ({"epoch": 3, "lr": 0.1}, "holds no tensors; its entries are epoch, lr"),
     "no memory": ({"0.weight": torch.empty(8, 3, 3, 3, device="meta")}, "holds tensors without plain values: 0.weight"),
     "sparse": ({"0.weight": torch.eye(4).to_sparse()}, "holds tensors without plain values: 0.weight"),
 }
@@ -450,4 +453,64 @@ def test_a_network_that_comes_with_nan_is_refused_by_the_layer(compress: Command
     done = compress(model="broken:make")
     assert done.code == 3
     assert "NaN or infinity in the weights of the network: 6.weight" in done.err
+    assert nothing_made()
+
+
+def test_of_weights_and_their_average_the_user_chooses_and_the_run_knows(
+    compress: Command, lrexport: Command, weights: Weights
+) -> None:
+    averaged = {name: 2 * value for name, value in weights.items()}
+    torch.save({"state_dict": weights, "state_dict_ema": averaged, "args": argparse.Namespace(lr=0.1)}, "w.pt")
+    done = compress("--weights", "w.pt", "--dry-run")
+    assert done.code == 0, done.err
+    said = "note: w.pt holds several weights that fit: state_dict was taken, --weights-key chooses another (state_dict_ema)"
+    assert said in done.err
+    done = compress("--weights", "w.pt", "--weights-key", "state_dict_ema")
+    assert done.code == 0, done.err
+    assert "several weights" not in done.err
+    assert torch.equal(tensors.load(Path("out/dense.safetensors"))["0.weight"], averaged["0.weight"])
+    record = load_record(Path("out"))
+    assert record.config["weights_key"] == "state_dict_ema"
+    (command,) = commands(record, "out")
+    assert command[command.index("--weights-key") + 1] == "state_dict_ema"
+    done = lrexport("compress", "tiny:make", "--macs", "0.6", "-o", "both", "--weights", "w.pt")
+    assert done.err.count(said) == done.err.count("several weights") == 1
+    assert load_record(Path("both")).notes == [said.removeprefix("note: ")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--weights-key", "model"), "--weights-key requires --weights"),
+        (("--teacher", "resnet20", "--teacher-weights-key", "model"), "--teacher-weights-key requires --teacher-weights"),
+        (
+            ("--weights", "w.pt", "--weights-key", "model"),
+            "invalid --weights-key 'model': expected the place of weights in w.pt",
+        ),
+    ],
+)
+def test_a_key_without_weights_is_refused(
+    compress: Command, weights: Weights, options: tuple[str, ...], message: str
+) -> None:
+    torch.save(weights, "w.pt")
+    done = compress(*options)
+    assert done.code == 2
+    assert message in done.err
+    assert nothing_made()
+
+
+def test_weights_in_parts_are_refused_with_how_to_gather_them(compress: Command, weights: Weights) -> None:
+    Path("parts").mkdir()
+    Path("parts/.metadata").write_bytes(b"x")
+    done = compress("--weights", "parts")
+    assert done.code == 3
+    assert "parts holds a checkpoint in parts, one for each process" in done.err
+    assert nothing_made()
+    # What a pickle of DTensors names: nothing of it is imported.
+    named = _text("0.bias") + b"ctorch.distributed.tensor\nDTensor\ns"
+    _archive(Path("w.pt"), _pickled(4, 4)[:3] + named + _pickled(4, 4)[3:])
+    done = compress("--weights", "w.pt")
+    assert done.code == 3
+    assert "w.pt holds tensors that are spread over several processes (it needs torch.distributed.tensor.DTensor)" in done.err
+    assert "dcp_to_torch_save" in done.err
     assert nothing_made()
