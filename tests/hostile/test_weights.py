@@ -506,11 +506,14 @@ def test_weights_in_parts_are_refused_with_how_to_gather_them(compress: Command,
     assert done.code == 3
     assert "parts holds a checkpoint in parts, one for each process" in done.err
     assert nothing_made()
-    # What a pickle of DTensors names: nothing of it is imported.
-    named = _text("0.bias") + b"ctorch.distributed.tensor\nDTensor\ns"
+    # What a pickle of them names: nothing of it is imported.
+    named = _text("0.bias") + b"ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\ns"
     _archive(Path("w.pt"), _pickled(4, 4)[:3] + named + _pickled(4, 4)[3:])
     done = compress("--weights", "w.pt")
     assert done.code == 3
-    assert "w.pt holds tensors that are spread over several processes (it needs torch.distributed.tensor.DTensor)" in done.err
+    assert (
+        "w.pt holds tensors that are spread over several processes (it needs torch.distributed._shard.sharded_tensor.api.ShardedTensor)"
+        in done.err
+    )
     assert "dcp_to_torch_save" in done.err
     assert nothing_made()
