@@ -511,9 +511,6 @@ def test_weights_in_parts_are_refused_with_how_to_gather_them(compress: Command,
     _archive(Path("w.pt"), _pickled(4, 4)[:3] + named + _pickled(4, 4)[3:])
     done = compress("--weights", "w.pt")
     assert done.code == 3
-    assert (
-        "w.pt holds tensors that are spread over several processes (it needs torch.distributed._shard.sharded_tensor.api.ShardedTensor)"
-        in done.err
-    )
+    assert "w.pt holds tensors that are spread over several processes (it needs torch.distributed._shard." in done.err
     assert "dcp_to_torch_save" in done.err
     assert nothing_made()
