@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrexport.artifacts import files
+from lrexport.artifacts.pickles import check_cost, check_directory
 from lrexport.artifacts.state_dicts import (
     HARMLESS,
     StateDicts,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 # The format's own limit (safetensors README, "Format"): a header is at most 100 MB.
 _MAX_HEADER_BYTES = 100_000_000
+# Of a header within it: json needs 3 GB and a minute for 50 million numbers. A tensor has about eight commas.
+_MAX_HEADER_ITEMS = 2_000_000
+_MAX_AXES = 64  # torch's own limit for most operations
 _GATHER = (
     "Gather the weights into one file first: torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE), or "
     "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) where they are saved."
@@ -120,11 +124,23 @@ def _load_safetensors(path: Path) -> object:
         if 8 + length > found:
             raise _truncated(path, 8 + length, found)
         raw = stream.read(length)
+    if max(raw.count(b","), raw.count(b"["), raw.count(b"{")) > _MAX_HEADER_ITEMS:
+        raise InputError(
+            f"{path} is no safetensors file: its header has more than {_MAX_HEADER_ITEMS:,} entries",
+            "A tensor has about eight. Make or fetch it again.",
+        )
     try:
         header = json.loads(raw)
-        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        axes = {name: len(entry["shape"]) for name, entry in entries.items()}
     except (ValueError, OverflowError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no safetensors file: malformed header ({error})") from error
+    strange = next((name for name, count in axes.items() if count > _MAX_AXES), None)
+    if strange is not None:
+        raise InputError(
+            f"{path} is no valid safetensors file: {strange} has {axes[strange]:,} axes, at most {_MAX_AXES} are read"
+        )
     expected = 8 + length + max(ends, default=0)
     if found < expected:
         raise _truncated(path, expected, found)
@@ -142,6 +158,7 @@ def _truncated(path: Path, expected: int, found: int) -> InputError:
 
 
 def _load_zip_checkpoint(path: Path) -> object:
+    check_directory(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -151,6 +168,8 @@ def _load_zip_checkpoint(path: Path) -> object:
             "Make or fetch it again.",
         ) from error
     names = [entry.filename for entry in entries]
+    if len({name.lower() for name in names}) < len(names):  # which of them torch would read is its reader's choice
+        raise InputError(f"{path} has several records of one name", "torch.save writes each once; make or fetch it again.")
     if any("/code/" in name or name.endswith("constants.pkl") for name in names):
         raise _not_a_state_dict(path, "a TorchScript archive, which carries code")
     if any(name.rsplit("/", 1)[-1] in ("serialized_exported_program.json", "archive_format") for name in names):
@@ -171,6 +190,7 @@ def _load_pickle(path: Path) -> object:
 
     import torch
 
+    check_cost(path)
     try:
         # A stream and no path: by a path's ending alone torch would choose safetensors.
         with open(path, "rb") as stream, reading_numbers_and_options():

@@ -1,0 +1,209 @@
+"""What unpickling a checkpoint would cost, found out from its opcodes before anything is unpickled.
+
+A pickle of a few hundred bytes can hold a tuple of two references to a tuple of two references …: harmless as it stands,
+and beyond any machine as soon as it is hashed, compared or printed. So what is hashed or handed to a function is measured
+here as the tree that it stands for. Opcodes are those of torch's weights-only unpickler; it refuses all others itself.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from lrexport.errors import InputError
+from lrexport.units import format_bytes
+
+# Items of the tree that a key of a dictionary, or all arguments of one call, may stand for. Keys are names and numbers;
+# a call of torch.save's has about twenty items, the state of a whole network some thousands.
+_MOST_IN_KEY = 1_000
+_MOST_IN_CALL = 200_000
+# Of all trees that are measured together.
+_MOST_STEPS = 5_000_000
+_MOST_OPCODES = 20_000_000
+_MOST_KEY_LENGTH = 10_000
+# Magic number, version, system, content, keys of storages.
+_OLD_FORMAT_PICKLES = 5
+# Of the list of an archive's records, some 80 bytes each.
+_MAX_DIRECTORY_BYTES = 16_000_000
+# The end of an archive: its comment has up to 65,535 bytes, and 98 stand before it.
+_ARCHIVE_END = (1 << 16) + 98
+
+
+class TooCostly(ValueError):
+    """The pickle stands for far more than its bytes explain."""
+
+
+class _Many:
+    """A container; ``items`` are what it refers to: others, a text's length, or None for what has no parts."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+
+class _Global:
+    """A class or a function."""
+
+
+class _Mark:
+    """Where the items of a container begin."""
+
+
+_GLOBAL, _MARK = _Global(), _Mark()
+_ATOMS = {"NONE", "NEWFALSE", "NEWTRUE", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"}
+_TEXTS = {"BINUNICODE", "SHORT_BINSTRING"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def check_directory(path: Path) -> None:
+    """Raise InputError where an archive lists more than any state dict has (PKWARE's APPNOTE, 4.3.14 and 4.3.16)."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _ARCHIVE_END))
+        end = stream.read(_ARCHIVE_END)
+    place, place64 = end.rfind(b"PK\x05\x06"), end.rfind(b"PK\x06\x06")
+    size = int.from_bytes(end[place + 12 : place + 16], "little") if place >= 0 else 0
+    size64 = int.from_bytes(end[place64 + 40 : place64 + 48], "little") if place64 >= 0 else 0
+    directory = max(size64, 0 if size == 0xFFFFFFFF else size)
+    if directory > _MAX_DIRECTORY_BYTES:
+        raise InputError(
+            f"{path} lists records in {format_bytes(directory)}; at most {format_bytes(_MAX_DIRECTORY_BYTES)} are read",
+            "A state dict has one record a tensor. Save the weights alone, as safetensors say.",
+        )
+
+
+def check_cost(path: Path) -> None:
+    """Raise InputError where unpickling a checkpoint would take more time or memory than its bytes explain.
+
+    A file that is malformed is left to whoever unpickles it.
+    """
+    import torch
+
+    try:
+        with open(path, "rb") as stream:
+            if zipfile.is_zipfile(stream):
+                stream.seek(0)
+                # As torch.load itself finds it: another reader of archives might find another pickle.
+                check_pickle(io.BytesIO(torch._C.PyTorchFileReader(stream).get_record("data.pkl")))
+            else:
+                stream.seek(0)
+                for _ in range(_OLD_FORMAT_PICKLES):
+                    check_pickle(stream)
+    except TooCostly as error:
+        raise InputError(
+            f"{path} is not read: its pickle has {error}",
+            "A state dict of tensors needs nothing like it. Save the weights alone, as safetensors say.",
+        ) from error
+    except (RuntimeError, OSError, OverflowError):  # torch.load meets it as well, and its words are the better ones
+        pass
+
+
+def check_pickle(stream: IO[bytes]) -> None:
+    """Read one pickle to its end. Raises TooCostly; a pickle that is malformed is left to whoever unpickles it."""
+    try:
+        _Machine().run(pickletools.genops(stream))
+    except TooCostly:
+        raise
+    except (ValueError, LookupError, AttributeError):
+        # It ends, or asks for what no pickle of torch's has, where torch's own unpickler stops as well.
+        return
+
+
+class _Machine:
+    """The stack machine of pickle with references alone: no value, no object, no code."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.steps = 0
+
+    def run(self, opcodes: Iterable[tuple[Any, Any, Any]]) -> None:
+        """Follow the opcodes. Raises ValueError, IndexError, KeyError or AttributeError where they make no sense."""
+        steps: dict[str, Callable[[Any], None]] = {
+            "PROTO": lambda _: None,
+            "STOP": lambda _: None,
+            "MARK": lambda _: self.stack.append(_MARK),
+            "GLOBAL": lambda _: self.stack.append(_GLOBAL),
+            "EMPTY_TUPLE": lambda _: self.stack.append(None),
+            "TUPLE": lambda _: self.stack.append(_Many(self._pop_mark())),
+            **dict.fromkeys(_ATOMS, lambda _: self.stack.append(None)),
+            **dict.fromkeys(_TEXTS, lambda text: self.stack.append(len(text))),
+            **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"), lambda _: self.stack.append(_Many([]))),
+            "APPEND": lambda _: self._add(self._pop(1)),
+            "APPENDS": lambda _: self._add(self._pop_mark()),
+            "SETITEM": lambda _: self._set(self._pop(2)),
+            "SETITEMS": lambda _: self._set(self._pop_mark()),
+            **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda _: self._call()),
+            "BUILD": lambda _: self._build(),
+            "BINPERSID": lambda _: self._name_storage(),
+            **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda place: self.memo.update({place: self.stack[-1]})),
+            **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda place: self.stack.append(self.memo[place])),
+        }
+        for count, (opcode, argument, _) in enumerate(opcodes):
+            if opcode.name in _TUPLES:
+                self.stack.append(_Many(self._pop(_TUPLES[opcode.name])))
+            else:
+                steps[opcode.name](argument)
+            if count > _MOST_OPCODES:
+                raise TooCostly(f"more than {_MOST_OPCODES:,} instructions")
+
+    def _pop(self, count: int) -> list[Any]:
+        if count > len(self.stack):
+            raise IndexError
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def _pop_mark(self) -> list[Any]:
+        place = len(self.stack) - 1
+        while self.stack[place] is not _MARK:
+            place -= 1
+            if place < 0:
+                raise IndexError
+        items = self.stack[place + 1 :]
+        del self.stack[place:]
+        return items
+
+    def _measure(self, values: list[Any], most: int, what: str) -> None:
+        """Raise TooCostly where ``values`` stand for a tree of more than ``most`` items."""
+        waiting, count = list(values), 0
+        while waiting:
+            value = waiting.pop()
+            count += 1
+            if isinstance(value, _Many):
+                waiting += value.items
+            if count + len(waiting) > most:
+                raise TooCostly(f"{what} that stands for more than {most:,} items")
+        self.steps += count
+        if self.steps > _MOST_STEPS:
+            raise TooCostly(f"calls that stand for more than {_MOST_STEPS:,} items together")
+
+    def _add(self, items: list[Any]) -> None:
+        self.stack[-1].items.extend(items)
+
+    def _set(self, items: list[Any]) -> None:
+        for key in items[::2]:
+            self._measure([key], _MOST_IN_KEY, "a key")
+            if isinstance(key, int) and key > _MOST_KEY_LENGTH:
+                raise TooCostly(f"a name of {key:,} characters")
+        self._add(items)
+
+    def _call(self) -> None:
+        called, arguments = self._pop(2)
+        self._measure([called], _MOST_IN_KEY, "a function")
+        self._measure([arguments], _MOST_IN_CALL, "a call")
+        self.stack.append(_Many([arguments]))
+
+    def _build(self) -> None:
+        state = self._pop(1)
+        self._measure(state, _MOST_IN_CALL, "the state of an object")
+        self._add(state)
+
+    def _name_storage(self) -> None:
+        self._measure(self._pop(1), _MOST_IN_KEY, "the name of a storage")
+        self.stack.append(_Many([]))
