@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from lrexport.errors import UsageError
 
-if TYPE_CHECKING:
-    import onnx
+# Names of free sizes that are no batch: how many of something one input has.
+_LENGTHS = re.compile("seq|len|time|token|frame|step|point|height|width|word|char", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SizedInputs:
+    """Types of the inputs by name, and the sizes that symbols such as ``batch`` stand for."""
+
+    types: Mapping[str, Any]
+    symbols: dict[str, int] = field(default_factory=dict)
 
 
 def inputs_of(graph: Any) -> list[Any]:
@@ -17,65 +27,90 @@ def inputs_of(graph: Any) -> list[Any]:
     return [item for item in graph.input if item.name not in initial]
 
 
-def sizes_of(item: Any) -> Any:
-    """The dimensions of an input, an output or a value, as messages that can be written to."""
+def sized_inputs(graph: Any, shapes: Mapping[str, Sequence[int]]) -> SizedInputs:
+    """Inputs with the sizes of ``shapes``, and with 1 for a batch that is free; the graph itself stays as it is.
+
+    A symbol has its value wherever it stands. Raises UsageError for a name that is not an input, and for sizes that
+    contradict those of the file or one another.
+    """
+    items = {item.name: _copied(item) for item in inputs_of(graph)}
+    symbols: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in items:
+            raise UsageError(f"the file has no input {name!r}", f"Its inputs: {inputs_text(items.values())}.")
+        _set_sizes(items[name], shape, symbols)
+    free = [item for name, item in items.items() if name not in shapes]
+    symbols |= {symbol: 1 for symbol in _batch_symbols(items.values()) if symbol not in symbols}
+    if not shapes or free:
+        _set_nameless_batch(list(items.values()), free)
+    for item in items.values():
+        for dim in _dims(item):
+            if dim.dim_param in symbols:
+                dim.dim_value = symbols[dim.dim_param]
+    return SizedInputs({name: item.type for name, item in items.items()}, symbols)
+
+
+def _copied(item: Any) -> Any:
+    copy = type(item)()
+    copy.CopyFrom(item)
+    for dim in _dims(copy):
+        if dim.HasField("dim_value") and dim.dim_value <= 0:  # how some converters write a size that is free
+            dim.ClearField("dim_value")
+    return copy
+
+
+def _dims(item: Any) -> Any:
     return item.type.tensor_type.shape.dim
 
 
-def with_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
-    """A copy of the model whose inputs have the sizes of ``shapes``; a symbol gets its value wherever it stands.
+def _batch_symbols(items: Iterable[Any]) -> set[str]:
+    """Symbols that say they are the batch; else the first size of the first input, unless its name is that of a length."""
+    everywhere = [dim.dim_param for item in items for dim in _dims(item) if dim.dim_param]
+    said = {symbol for symbol in everywhere if "batch" in symbol.lower()}
+    first = next((_dims(item)[0].dim_param for item in items if _dims(item)), "")
+    return said or ({first} if first and not _LENGTHS.search(first) else set())
 
-    Raises UsageError for a name that is not an input, and for sizes that contradict those of the file or one another.
-    """
-    if not shapes:
-        return model
-    sized = type(model)()
-    sized.CopyFrom(model)
-    inputs = {item.name: item for item in inputs_of(sized.graph)}
-    symbols: dict[str, int] = {}
-    for name, shape in shapes.items():
-        if name not in inputs:
-            raise UsageError(f"the file has no input {name!r}", f"Its inputs: {_listed(inputs.values())}.")
-        _set_sizes(inputs[name], shape, symbols)
-    for item in (*sized.graph.input, *sized.graph.output, *sized.graph.value_info):
-        for size in sizes_of(item):
-            if size.dim_param in symbols:
-                size.dim_value = symbols[size.dim_param]
-    return sized
+
+def _set_nameless_batch(items: Sequence[Any], free: Sequence[Any]) -> None:
+    """1 for first sizes without a name, where the first input's first size has none either."""
+    first = next((_dims(item)[0] for item in items if _dims(item)), None)
+    if first is None or first.HasField("dim_value") or first.dim_param:
+        return
+    for item in free:
+        dims = _dims(item)
+        if dims and not dims[0].HasField("dim_value") and not dims[0].dim_param:
+            dims[0].dim_value = 1
 
 
 def _set_sizes(item: Any, shape: Sequence[int], symbols: dict[str, int]) -> None:
-    said = f"{item.name} of {shape_text(item)}"
+    given = ",".join(map(str, shape))
+    said = f"invalid shape {given} for {item.name} of {_shape_text(item)}"
     if not item.type.HasField("tensor_type"):
-        raise UsageError(f"{item.name} is not a tensor: it has no shape", "Give shapes of the file's tensors only.")
+        raise UsageError(f"invalid shape {given} for {item.name}: it is not a tensor", "Give shapes of tensors only.")
     if not item.type.tensor_type.HasField("shape"):
         for size in shape:
             item.type.tensor_type.shape.dim.add().dim_value = size
         return
-    sizes = sizes_of(item)
-    if len(sizes) != len(shape):
-        raise UsageError(f"invalid shape {_sized(shape)} for {said}: expected {len(sizes)} sizes, not {len(shape)}")
-    for dim, size in zip(sizes, shape, strict=True):
-        if dim.dim_value > 0 and dim.dim_value != size:
-            raise UsageError(f"invalid shape {_sized(shape)} for {said}: the file fixes {dim.dim_value}, not {size}")
+    dims = _dims(item)
+    if len(dims) != len(shape):
+        raise UsageError(f"{said}: expected {len(dims)} sizes, not {len(shape)}")
+    for dim, size in zip(dims, shape, strict=True):
+        if dim.HasField("dim_value") and dim.dim_value != size:
+            raise UsageError(f"{said}: the file fixes {dim.dim_value}, not {size}")
         known = symbols.setdefault(dim.dim_param, size) if dim.dim_param else size
         if known != size:
-            raise UsageError(f"invalid shape {_sized(shape)} for {said}: {dim.dim_param} is {known} already, not {size}")
+            raise UsageError(f"{said}: {dim.dim_param} is {known} already, not {size}")
         if not dim.dim_param:
             dim.dim_value = size
 
 
-def shape_text(item: Any) -> str:
-    """``1,3,H,W``; ``?`` for a free size without a name."""
+def inputs_text(items: Iterable[Any]) -> str:
+    """``x of 1,3,H,W, t of H,4``; ``?`` for a free size without a name."""
+    return ", ".join(f"{item.name} of {_shape_text(item)}" for item in items) or "none"
+
+
+def _shape_text(item: Any) -> str:
     if not item.type.tensor_type.HasField("shape"):
         return "unknown shape"
-    sizes = (str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?" for dim in sizes_of(item))
+    sizes = (str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in _dims(item))
     return ",".join(sizes) or "no axes"
-
-
-def _listed(items: Any) -> str:
-    return ", ".join(f"{item.name} of {shape_text(item)}" for item in items) or "none"
-
-
-def _sized(shape: Sequence[int]) -> str:
-    return ",".join(map(str, shape))

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from lrexport.artifacts import onnx_child
 from lrexport.artifacts.onnx_files import ask_child
 from lrexport.errors import UsageError
-from lrexport.measure.onnx_macs import GraphCost, NodeCost, bodies, count_onnx
+from lrexport.measure.onnx_macs import GraphCost, count_onnx
+from lrexport.measure.onnx_params import bodies
+from lrexport.measure.onnx_walk import NodeCost
 
 if TYPE_CHECKING:
     import onnx
@@ -51,8 +53,9 @@ def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Sur
     files = (path, *(path.parent / name for name in found[onnx_child.EXTERNAL]))
     cost = found["cost"]
     nodes = tuple(NodeCost(**{**node, "weight_shape": _tuple(node["weight_shape"])}) for node in cost["nodes"])
+    inputs = tuple((name, _tuple(shape)) for name, shape in cost["inputs"])
     return Survey(
-        cost=GraphCost(nodes, cost["params"], tuple(cost["uncounted"])),
+        cost=GraphCost(nodes, cost["params"], tuple(cost["uncounted"]), inputs),
         operators=tuple(found["operators"]),
         opset=found["opset"],
         files=files,
@@ -60,7 +63,7 @@ def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Sur
     )
 
 
-def _tuple(shape: list[int] | None) -> tuple[int, ...] | None:
+def _tuple(shape: list[Any] | None) -> tuple[Any, ...] | None:
     return None if shape is None else tuple(shape)
 
 
