@@ -105,9 +105,9 @@ def _is_product_apart(
 def _is_axis_apart(node: Any, samples: set[str], values: Mapping[str, Value], made: Sequence[int | None]) -> bool:
     kind, attributes = node.op_type, attributes_of(node)
     given = values.get(node.input[0], Value()).shape
-    if not given or not all(name in samples for name in (node.input if kind == "Concat" else node.input[:1])):
-        return False
-    if kind != "Concat" and any(name in samples for name in node.input[1:]):
+    carried = [name in samples for name in node.input]
+    # Constants beside samples, such as a class token that is the same for all, may be joined to them along another axis.
+    if not given or not (any(carried) if kind == "Concat" else carried[0] and not any(carried[1:])):
         return False
     if kind in _ALONG:
         axis = attributes.get("axis", _ALONG[kind])

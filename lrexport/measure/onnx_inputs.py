@@ -11,6 +11,7 @@ from lrexport.errors import UsageError
 
 # Names of free sizes that are no batch: how many of something one input has.
 _LENGTHS = re.compile("seq|len|time|token|frame|step|point|height|width|word|char", re.IGNORECASE)
+_NAMELESS = ("?", "*", "None", "-1")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def _copied(item: Any) -> Any:
     copy = type(item)()
     copy.CopyFrom(item)
     for dim in _dims(copy):
-        if dim.HasField("dim_value") and dim.dim_value <= 0:  # how some converters write a size that is free
-            dim.ClearField("dim_value")
+        # How some converters write a size that is free, and of which two need not be alike.
+        if (dim.HasField("dim_value") and dim.dim_value <= 0) or dim.dim_param in _NAMELESS:
+            dim.Clear()
     return copy
 
 
