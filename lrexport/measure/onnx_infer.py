@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
 from lrexport.measure.onnx_operators import MICROSOFT, domain_of
-from lrexport.measure.onnx_values import Shape, Value, attributes_of, constant_of, like, names_in, of_data, tensor_type
+from lrexport.measure.onnx_values import (
+    MOST_NUMBERS,
+    Shape,
+    Value,
+    attributes_of,
+    constant_of,
+    like,
+    names_in,
+    of_data,
+    tensor_type,
+)
 
 # What sizes, axes, indices and conditions are computed with. Contents of anything else are not needed for a count.
 _FOLDED = names_in(
@@ -25,7 +36,15 @@ _SHORTENED = frozenset(("Compress", "NonZero"))
 _PASSED = frozenset(
     ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 )
-_MOST_NUMBERS = 4096
+# Of the type of their first input: most nodes of a graph, for which onnx need not be asked.
+_UNCHANGED = names_in(
+    """
+    Abs Ceil Celu Clip Cos Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Reciprocal
+    Relu Round Selu Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Tanh ThresholdedRelu
+    """
+)
+# Contents of these are floating-point numbers that sizes follow from.
+_SCALED = frozenset(("Resize", "Upsample", "Range"))
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,12 @@ class Inference:
     ir_version: int
     _schemas: dict[tuple[str, str], Any] = field(default_factory=dict)
 
+    @cached_property
+    def _imports(self) -> list[Any]:
+        import onnx
+
+        return [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+
     def outputs(self, node: Any, inputs: Sequence[Value | None]) -> list[Value]:
         """A value for every output of the node; nothing is known of those that onnx cannot tell."""
         if node.op_type == "Constant" and domain_of(node) == "":
@@ -93,6 +118,9 @@ class Inference:
         import onnx
 
         unknown = [Value() for _ in node.output]
+        first = inputs[0] if inputs else None
+        if node.op_type in _UNCHANGED and first is not None and first.type is not None and len(node.output) == 1:
+            return [Value(first.type)]
         schema = self._schema(node)
         if schema is None:
             return unknown
@@ -100,10 +128,13 @@ class Inference:
         # from other inputs, as Reshape's do, are still inferred.
         known = {name: value for name, value in zip(node.input, inputs, strict=False) if name and value is not None}
         types = {name: value.type if value.type is not None else tensor_type(None) for name, value in known.items()}
-        data = {name: onnx.numpy_helper.from_array(v.data, name) for name, v in known.items() if v.data is not None}
-        opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+        data = {
+            name: onnx.numpy_helper.from_array(value.data, name)
+            for name, value in known.items()
+            if value.data is not None and (value.data.dtype.kind != "f" or node.op_type in _SCALED)
+        }
         try:
-            made = onnx.shape_inference.infer_node_outputs(schema, node, types, data, None, opsets, self.ir_version)
+            made = onnx.shape_inference.infer_node_outputs(schema, node, types, data, None, self._imports, self.ir_version)
         except Exception:  # the node does not fit its inputs; who runs the file is told so by the runtime
             return unknown
         return [Value(made[name]) if name and name in made else Value() for name in node.output]
@@ -178,7 +209,7 @@ class Inference:
 
 
 def _is_small(value: Value) -> bool:
-    return value.sizes is not None and prod(value.sizes) <= _MOST_NUMBERS
+    return value.sizes is not None and prod(value.sizes) <= MOST_NUMBERS
 
 
 def _with_origin(node: Any, inputs: Sequence[Value | None], made: list[Value]) -> list[Value]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any
 
 Shape = tuple[int | None, ...]
 
 # Contents are kept up to this many numbers: sizes, axes, indices and conditions are short, weights are not.
-_MOST_NUMBERS = 4096
+MOST_NUMBERS = 4096
+# Of floating-point numbers: scales of a Resize, limits of a Range; biases are longer.
+_MOST_FLOATS = 16
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def of_data(data: Any) -> Value:
     import onnx
 
     kind = onnx.helper.np_dtype_to_tensor_dtype(data.dtype)
-    return Value(tensor_type(data.shape, kind), data if data.size <= _MOST_NUMBERS else None)
+    return Value(tensor_type(data.shape, kind), data if data.size <= MOST_NUMBERS else None)
 
 
 def of_tensor(tensor: Any, name: str) -> Value:
@@ -87,7 +90,9 @@ def of_tensor(tensor: Any, name: str) -> Value:
     sizes = tuple(tensor.dims)
     constant = Constant(name, prod(sizes), stored_bytes(tensor.data_type, prod(sizes)))
     made = Value(tensor_type(sizes, tensor.data_type), None, constant)
-    if prod(sizes) > _MOST_NUMBERS or tensor.data_type == onnx.TensorProto.STRING:
+    kinds = onnx.TensorProto
+    most = MOST_NUMBERS if tensor.data_type in (kinds.INT64, kinds.INT32, kinds.BOOL, kinds.UINT8) else _MOST_FLOATS
+    if prod(sizes) > most or tensor.data_type == kinds.STRING:
         return made
     try:
         return replace(made, data=onnx.numpy_helper.to_array(tensor, base_dir="."))
@@ -104,14 +109,17 @@ def of_sparse(tensor: Any) -> Value:
 
 def stored_bytes(kind: int, numbers: int) -> int:
     """What so many numbers of a data type take; those of two and four bits are packed."""
+    return (numbers * _bits(kind) + 7) // 8
+
+
+@cache
+def _bits(kind: int) -> int:
     import onnx
 
     name = onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else ""
     packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-    if name in packed:
-        return (numbers * packed[name] + 7) // 8
     try:
-        return numbers * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+        return packed[name] if name in packed else 8 * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
     except (KeyError, TypeError, ValueError):  # strings, and kinds that this onnx does not know
         return 0
 

@@ -52,21 +52,25 @@ class Tally:
     def macs(self) -> int:
         return sum(node.macs for node in self.nodes)
 
-    def add(self, other: Tally, times: int = 1) -> None:
-        """Another part's costs, so many times over."""
-        self.nodes += [replace(node, macs=node.macs * times) for node in other.nodes]
+    def add(self, other: Tally, times: int = 1, prefix: str = "") -> None:
+        """Another part's costs, so many times over; ``prefix`` says where that part is."""
+        nodes = other.nodes
+        if times != 1 or prefix:
+            nodes = [
+                replace(n, macs=n.macs * times, name=f"{prefix}{n.name or n.operator}" if prefix else n.name) for n in nodes
+            ]
+        self.nodes += nodes
         self.uncounted |= other.uncounted
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """What a node can see: values by name, what the graph declares of names, the call's attributes, its place in words."""
+    """What a node can see: values by name, what the graph declares of names, the call's attributes."""
 
     values: MutableMapping[str, Value]
     declared: Mapping[str, Any]
     inference: Inference
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    prefix: str = ""
     depth: int = 0
 
     def of(self, name: str) -> Value | None:
@@ -81,6 +85,7 @@ class Walk:
         self.functions = {(f.domain, f.name, getattr(f, "overload", "")): f for f in model.functions}
         self._ir_version = model.ir_version
         self._steps = 0
+        self._calls: dict[Any, tuple[list[Value], Tally]] = {}
         self._inferences: dict[tuple[tuple[str, int], ...], Inference] = {}
         self._symbols = inputs.symbols
         scope = _Scope({}, {}, self._inference(model.opset_import))
@@ -156,7 +161,7 @@ class Walk:
         if macs is None:
             tally.uncounted.add(f"{_operator(node)} of unknown shape")
             return
-        tally.nodes.append(_costed(node, scope.prefix, held, macs))
+        tally.nodes.append(_costed(node, held, macs))
 
     def _function(
         self, function: Any, node: Any, inputs: Sequence[Value | None], scope: _Scope, tally: Tally
@@ -165,12 +170,17 @@ class Walk:
             raise InputError(f"the graph has more than {_MOST_DEPTH} levels of functions and branches")
         attributes = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
         values = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
-        declared = {item.name: item.type for item in getattr(function, "value_info", ())}
-        prefix = f"{scope.prefix}{node.name or node.op_type}/"
-        inference = self._inference(function.opset_import)
-        inner = _Scope(values, declared, inference, attributes, prefix, scope.depth + 1)
-        tally.add(self._nodes(function.node, inner))
-        return [values.get(name, Value()) for name in function.output]
+        # Calls of the same function with the same inputs, as in layers that repeat, are looked at once.
+        call = (id(function), tuple(map(_signature, inputs)), tuple(a.SerializeToString() for a in attributes.values()))
+        if call not in self._calls:
+            declared = {item.name: item.type for item in getattr(function, "value_info", ())}
+            inference = self._inference(function.opset_import)
+            inner = _Scope(values, declared, inference, attributes, scope.depth + 1)
+            costs = self._nodes(function.node, inner)
+            self._calls[call] = [values.get(name, Value()) for name in function.output], costs
+        outputs, costs = self._calls[call]
+        tally.add(costs, prefix=f"{node.name or node.op_type}/")
+        return outputs
 
     def _if(self, node: Any, inputs: Sequence[Value | None], scope: _Scope, tally: Tally) -> list[Value]:
         branches = _graphs(node)
@@ -267,20 +277,28 @@ class Walk:
             tally.uncounted |= {*costs.uncounted, f"{operator} of unknown length"}
 
 
-def _costed(node: Any, prefix: str, held: Sequence[Value], macs: int) -> NodeCost:
+def _costed(node: Any, held: Sequence[Value], macs: int) -> NodeCost:
     """The cost with the weight: the constant behind the first of ``held``; several are counted together."""
     constants = [value.constant for value in held if value.constant is not None]
-    name = f"{prefix}{node.name}" if node.name else f"{prefix}{node.op_type}" if prefix else ""
     if not constants or held[0].constant is None:
-        return NodeCost(name, _operator(node), None, macs, 0, 0)
+        return NodeCost(node.name, _operator(node), None, macs, 0, 0)
     shape, params = held[0].sizes, sum(prod(value.sizes or ()) for value in held if value.constant is not None)
     attributes = attributes_of(node)
     if node.op_type in ("MatMulNBits", "MatMulBnb4"):  # the weight's own sizes; what is stored are blocks of it
         shape = (attributes["K"], attributes["N"])
         params = prod(shape)
     return NodeCost(
-        name, _operator(node), shape, macs, params, sum(constant.bytes for constant in constants), constants[0].name
+        node.name, _operator(node), shape, macs, params, sum(constant.bytes for constant in constants), constants[0].name
     )
+
+
+def _signature(value: Value | None) -> Any:
+    """What tells one input of a call from another."""
+    if value is None:
+        return None
+    kind = None if value.type is None else value.type.SerializeToString()
+    data = None if value.data is None else (value.data.dtype.str, value.data.tobytes())
+    return kind, data, value.constant
 
 
 def _operator(node: Any) -> str:
