@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow fuzz lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lrexport demo
@@ -13,6 +13,11 @@ test: $(VENV)/.test lint
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow
+
+# make fuzz SECONDS=600 READER=onnx SEED=1; make fuzz REPLAY=.fuzz/failures/onnx/HASH
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(READER),--reader $(READER)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(REPLAY),--replay $(REPLAY))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

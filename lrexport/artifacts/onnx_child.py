@@ -30,23 +30,29 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
     path, limits = sys.argv[1], [int(limit) for limit in sys.argv[2].split(":")]
     die_with_parent()
     try:
-        import onnx
+        import onnx  # noqa: F401 - before the limits: it is not the file's fault what importing it takes
 
         confine(*limits)
         os.chdir(os.path.dirname(path))
-        name = os.path.basename(path)
-        model = onnx.load(name, load_external_data=False)
-        check_expansion(model)
-        files = _external_files(model)
-        # By its path, so that the checker looks beside the file for links too; it takes no path that is not UTF-8.
-        onnx.checker.check_model(name if files or _is_unicode(name) else model)
-        result = work(model, files)
+        result = examine(os.path.basename(path), work)
     except MemoryError:
         result = {"error": _TOO_MUCH}
     except Exception as error:  # damage meets onnx anywhere
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         result = {"error": _TOO_MUCH if "bad_alloc" in reason else reason}  # C++'s word for memory that ran out
     print(json.dumps(result))
+
+
+def examine(name: str, work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> dict[str, Any]:
+    """What ``work`` makes of the model in file ``name`` of the current folder, once it is checked; damage raises anything."""
+    import onnx
+
+    model = onnx.load(name, load_external_data=False)
+    check_expansion(model)
+    files = _external_files(model)
+    # By its path, so that the checker looks beside the file for links too; it takes no path that is not UTF-8.
+    onnx.checker.check_model(name if files or _is_unicode(name) else model)
+    return work(model, files)
 
 
 def _is_unicode(name: str) -> bool:
