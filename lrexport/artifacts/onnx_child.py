@@ -69,6 +69,8 @@ def _external_files(model: onnx.ModelProto) -> list[str]:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if not entries:
             continue
+        if not all(isinstance(text, str) for text in (*entries, *entries.values())):
+            raise ValueError(f"external data of {tensor.name!r} is described in bytes that are not UTF-8")
         place = entries.get("location", "").replace("\\", "/")
         if os.path.isabs(place) or ".." in place.split("/"):
             outside.append(entries["location"])

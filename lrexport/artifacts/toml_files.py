@@ -79,8 +79,10 @@ def kind(value: Any) -> str:
 def _read(path: Path) -> Settings:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path} is no valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"invalid TOML in {path}: nested too deeply") from error
+    except (ValueError, OSError) as error:  # also numbers of more digits than Python reads
+        raise UsageError(f"invalid TOML in {path}: {error}") from error
     if path.name != PYPROJECT:
         return Settings(path, content)
     tools = content.get("tool", {})

@@ -1,7 +1,7 @@
 """``make fuzz``: mutate what readers read, for as long as asked; or replay an input that failed.
 
-    python -m tests.fuzz [--reader NAME]... [--seconds N | --executions N] [--seed N]
-    python -m tests.fuzz --replay .fuzz/failures/READER/HASH
+python -m tests.fuzz [--reader NAME]... [--seconds N | --executions N] [--seed N]
+python -m tests.fuzz --replay .fuzz/failures/READER/HASH
 """
 
 from __future__ import annotations

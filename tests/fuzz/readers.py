@@ -140,8 +140,6 @@ def _recipe(content: bytes, folder: Path) -> None:
     configuration.recipe_defaults(read_settings(str(folder / "recipe.toml")), known["compress"], others)
 
 
-
-
 def _check(**choice: Any) -> Callable[[bytes, Path], None]:
     """A check of a model whose baseline, or measured latency, is the input."""
 

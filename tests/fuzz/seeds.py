@@ -39,7 +39,7 @@ def _saved(value: Any, **options: Any) -> bytes:
 def safetensors() -> list[bytes]:
     from lrexport.artifacts.tensors import packed
 
-    return [packed(_weights()), packed({}), packed({"x": torch.ones(3)}, {"lrexport": "{}"})]
+    return [packed(_weights()), packed({"x": torch.ones(3)}, {"lrexport": "{}"})]
 
 
 def checkpoints() -> list[bytes]:
@@ -96,7 +96,10 @@ max_macs_growth = "5%"
 
 def own_settings() -> list[bytes]:
     """The same as lrexport.toml has it."""
-    return [seed[seed.index(b"[tool.") :].replace(b"[tool.lrexport]\n", b"").replace(b"tool.lrexport.", b"") for seed in settings()]
+    return [
+        seed[seed.index(b"[tool.") :].replace(b"[tool.lrexport]\n", b"").replace(b"tool.lrexport.", b"")
+        for seed in settings()
+    ]
 
 
 def recipes() -> list[bytes]:
@@ -120,7 +123,13 @@ def sweeps() -> list[bytes]:
     dear = {**figures, "macs": 200, "heldout_top1": 0.95}
     trials = [
         {"number": 0, "state": "finished", "parameters": {"macs": 0.5}, "figures": figures, "run": "trials/0000"},
-        {"number": 1, "state": "finished", "parameters": {"macs": 0.7, "scheme": "auto"}, "figures": dear, "run": "trials/0001"},
+        {
+            "number": 1,
+            "state": "finished",
+            "parameters": {"macs": 0.7, "scheme": "auto"},
+            "figures": dear,
+            "run": "trials/0001",
+        },
         {"number": 2, "state": "failed", "reason": "disk full", "exit_code": 4},
     ]
     value = {"schema_version": 1, "study": "s", "objective": "macs", "made_with": {"space": ["macs=0.2..0.8"], "model": "x"}}
@@ -198,7 +207,9 @@ def _quantised() -> onnx.ModelProto:
     outside.external_data.add(key="length", value="16")
     outside.data_location = TensorProto.EXTERNAL
     outside.ClearField("raw_data")
-    graph = helper.make_graph(nodes, "g", [_value("x", 1, 4, 8, 8)], [_value("y", 1, 4, 6, 6)], [_tensor("w", 4, 2, 3, 3, kind="i1")])
+    graph = helper.make_graph(
+        nodes, "g", [_value("x", 1, 4, 8, 8)], [_value("y", 1, 4, 6, 6)], [_tensor("w", 4, 2, 3, 3, kind="i1")]
+    )
     graph.initializer.extend([scale, zero, outside])
     return _model(graph)
 
@@ -228,13 +239,28 @@ def images() -> list[bytes]:
 
 def answers() -> list[bytes]:
     """What the runner prints about two files, in one group."""
-    machine = {"cpu": "Sample CPU", "cores": 4, "isa": ["neon"], "onnxruntime": "1.23", "throttled": 0, "governor": "performance"}
+    machine = {
+        "cpu": "Sample CPU",
+        "cores": 4,
+        "isa": ["neon"],
+        "onnxruntime": "1.23",
+        "throttled": 0,
+        "governor": "performance",
+    }
     samples = [1.0 + number / 100 for number in range(50)]
     figures = {"samples_ms": samples, "repeats": 1, "batch": 1, "load_ms": 3.0, "first_run_ms": 2.0, "peak_bytes": 1000}
     figures |= {"operators_ms": {"Conv": 0.5}, "nodes_ms": {"conv1": 0.5}}
     lines = [
         {"environment": machine},
-        {"progress": {"group": 0, "stage": "measuring", "done": 10, "of": 50, "samples_ms": {"a": samples[:9], "b": samples[:9]}}},
+        {
+            "progress": {
+                "group": 0,
+                "stage": "measuring",
+                "done": 10,
+                "of": 50,
+                "samples_ms": {"a": samples[:9], "b": samples[:9]},
+            }
+        },
         {"group": 0, "models": {"a": figures, "b": figures}},
         {"done": machine},
     ]

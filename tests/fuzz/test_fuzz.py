@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrexport.errors import InputError
+from lrexport.errors import DeviceError, InputError
 from tests.fuzz import mutate
 from tests.fuzz.harness import Reader, fuzz
 from tests.fuzz.readers import READERS
@@ -29,7 +29,10 @@ def test_the_seeds_of_a_reader_are_sound(name: str, tmp_path: Path) -> None:
     for number, seed in enumerate(READERS[name].seeds()):
         folder = tmp_path / str(number)
         folder.mkdir()
-        READERS[name].read(seed, folder)
+        try:
+            READERS[name].read(seed, folder)
+        except DeviceError as error:  # a device may well say that it cannot
+            assert name == "answers" and number > 0, error
 
 
 def _misbehaving(kind: str) -> Reader:
@@ -49,7 +52,12 @@ def _misbehaving(kind: str) -> Reader:
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("raise", "KeyError at ?"), ("exit", "ended with 7"), ("flood", "a message of more than"), ("sleep", "no end within 0.2 s")],
+    [
+        ("raise", "KeyError at ?"),
+        ("exit", "ended with 7"),
+        ("flood", "a message of more than"),
+        ("sleep", "no end within 0.2 s"),
+    ],
 )
 def test_a_fault_is_kept_and_said(kind: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.harness.HANG_SECONDS", 0.2)

@@ -56,6 +56,8 @@ BAD = {
     "a header of less": (_archive({"x.npy": _lying((1,))}), "array 'x' has 5 bytes or more, its header says 4"),
     "negative sizes": (_archive({"x.npy": _lying((-1,))}), "array 'x' has"),
     "no header": (_archive({"x.npy": b"\x93NUMPY\x01\x00"}), "EOF"),
+    "a header that is cut": (_archive({"x.npy": b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', "}), "x.npz"),
+    "a header that is no Python": (_archive({"x.npy": b"\x93NUMPY\x01\x00\x06\x00{'a': ("}), "x.npz"),
     "another version": (_archive({"x.npy": b"\x93NUMPY\x07\x00" + bytes(99)}), "version (7, 0) of the format"),
 }
 

@@ -100,7 +100,7 @@ def test_a_file_that_is_no_toml_is_told_with_the_line(lrexport: Command) -> None
     Path("lrexport.toml").write_text("seed = 1\nmacs = = 0.5\n")
     done = lrexport(*COMMAND)
     assert done.code == 2
-    assert "lrexport.toml is no valid TOML" in done.err
+    assert "invalid TOML in lrexport.toml" in done.err
     assert "line 2" in done.err
     assert nothing_made()
 
@@ -109,7 +109,25 @@ def test_a_file_that_is_no_text_is_refused(lrexport: Command) -> None:
     Path("lrexport.toml").write_bytes(b"seed = 1\n# \xff\xfe\n")
     done = lrexport(*COMMAND)
     assert done.code == 2
-    assert "lrexport.toml is no valid TOML" in done.err
+    assert "invalid TOML in lrexport.toml" in done.err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("keep = " + "[" * 100_000, "nested too deeply"),
+        ("seed = " + "9" * 5000, "digits"),
+        ("\n".join(f"[{'a.' * 900}a{number}]" for number in range(9)), "unknown key"),
+        ("seed = 1\nseed = 2\n", "line 2"),
+    ],
+)
+def test_toml_that_is_too_deep_or_too_long_is_a_mistake_in_the_file(lrexport: Command, content: str, words: str) -> None:
+    Path("lrexport.toml").write_text(content)
+    done = lrexport(*COMMAND)
+    assert done.code == 2
+    assert "lrexport.toml" in done.err
+    assert words in done.err
+    assert nothing_made()
 
 
 def test_a_configuration_that_is_not_there_is_named(lrexport: Command) -> None:
@@ -152,7 +170,7 @@ BAD_RECIPES = {
     "an option of one call": ('output = "run"\n', "mine.toml:1: unknown key 'output' in the recipe", ""),
     "an option of another command": ("rounds = 50\n", "mine.toml:1: unknown key 'rounds' in the recipe", ""),
     "two goals": ("macs = 0.5\nenergy = 0.1\n", "give one goal", ""),
-    "no TOML": ("macs = = 0.5\n", "mine.toml is no valid TOML", "line 1"),
+    "no TOML": ("macs = = 0.5\n", "invalid TOML in mine.toml", "line 1"),
 }
 
 

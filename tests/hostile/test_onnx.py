@@ -174,6 +174,18 @@ def test_external_data_through_a_link_is_refused(
     assert message in done.err
 
 
+@pytest.mark.parametrize("field", ["key", "value"])
+def test_external_data_in_bytes_that_are_no_text_is_refused(lrexport: Command, here: Path, field: str) -> None:
+    content = _model(weights=[_external("w.bin", length=24)]).SerializeToString()
+    name = {"key": b"location", "value": b"w.bin"}[field]
+    assert content.count(name) == 1
+    (here / "model.onnx").write_bytes(content.replace(name, b"\xff" * len(name)))
+    done = lrexport("inspect", "model.onnx")
+    assert done.code == 3
+    assert "external data of 'w'" in done.err
+    assert "not UTF-8" in done.err
+
+
 def test_external_data_through_a_linked_folder_is_refused(lrexport: Command, here: Path) -> None:
     for folder in ("models", "secrets"):
         (here / folder).mkdir()
