@@ -44,7 +44,7 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
 
 
 def examine(name: str, work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> dict[str, Any]:
-    """What ``work`` makes of the model in file ``name`` of the current folder, once it is checked; damage raises anything."""
+    """What ``work`` makes of the model in file ``name`` of the current folder, after its check; damage raises anything."""
     import onnx
 
     model = onnx.load(name, load_external_data=False)

@@ -99,7 +99,7 @@ def check_cost(path: Path) -> None:
             f"{path} is not read: its pickle has {error}",
             "A state dict of tensors needs nothing like it. Save the weights alone, as safetensors say.",
         ) from error
-    except (RuntimeError, OSError, OverflowError):  # torch.load meets it as well, and its words are the better ones
+    except (RuntimeError, OSError, OverflowError, UnicodeError):  # torch.load meets it as well, and its words are better
         pass
 
 

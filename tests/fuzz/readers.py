@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from lrexport.artifacts import arrays, onnx_child, tensors
 from lrexport.artifacts.toml_files import LREXPORT, PYPROJECT, read_settings
 from lrexport.budget.limits import read_budgets
