@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from lrexport.artifacts import files
 from lrexport.errors import InputError, UsageError, first_line
 from lrexport.export.quiet import quiet
-from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, compare_with_torch
+from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, Reference
 from lrexport.lowrank.decompose import eval_mode
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
 from lrexport.units import format_bytes
 
 # The oldest opset that torch's exporter has operators for; asked for less, it writes this one.
 FIRST_OPSET = 18
+# Real inputs that are compared; a batch of at most so many random ones is drawn once more.
+_REAL, _FEW = 8, 4
 INPUT, OUTPUT = "input", "output"
 # Of weights and nodes in one file: protobuf's 2 GiB, less room for names and shapes.
 _MOST_BYTES = (2 << 30) - (1 << 20)
@@ -69,12 +71,13 @@ def export_onnx(
         strip(model)
         _check_bytes(_size_bytes(model))
         inputs = _comparison_inputs(input_shape, batch, samples)
-        comparison = compare_with_torch(network, model, inputs)
+        torchs = Reference(network, inputs, _extremes(input_shape, batch))
+        comparison = torchs.compare(model)
         simpler = _simplify(model)
         if simpler is not None:
             try:
                 _check_written(simpler, batch, opset)
-                comparison = comparison.worst(compare_with_torch(network, simpler, inputs))
+                comparison = comparison.worst(torchs.compare(simpler))
                 model = simpler
             except InputError:  # the graph before it was verified
                 simpler = None
@@ -261,12 +264,22 @@ def _is_blind(network: nn.Module, inputs: Mapping[str, Tensor], zeros: Tensor) -
 def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples: Tensor | None) -> dict[str, Tensor]:
     """Random and real inputs at the fixed batch, or at several sizes of a dynamic one."""
     generator = torch.Generator().manual_seed(0)
-    inputs = {
-        f"random input, batch {size}": torch.randn(size, *input_shape, generator=generator)
-        for size in ((1, 2, 5) if batch is None else (batch,))
-    }
+    sizes = (1, 2, 5) if batch is None else (batch,) * (3 if batch <= _FEW else 2)
+    inputs: dict[str, Tensor] = {}
+    for number, size in enumerate(sizes):
+        again = f", draw {number + 1}" if number and batch is not None else ""
+        inputs[f"random input, batch {size}{again}"] = torch.randn(size, *input_shape, generator=generator)
     if samples is not None and len(samples):
-        size = batch or min(8, len(samples))
-        repeated = samples.repeat(-(-size // len(samples)), *[1] * (samples.ndim - 1)) if len(samples) < size else samples
-        inputs[f"real input, batch {size}"] = repeated[:size].cpu()
+        size = batch or min(_REAL, len(samples))
+        for start in range(0, min(len(samples), max(_REAL, size)), size):
+            part = samples[start : start + size]
+            repeated = part.repeat(-(-size // len(part)), *[1] * (samples.ndim - 1))[:size]
+            inputs[f"real input, batch {size}" + (f", from sample {start + 1}" if start else "")] = repeated.cpu()
     return inputs
+
+
+def _extremes(input_shape: tuple[int, ...], batch: int | None) -> dict[str, Tensor]:
+    """Inputs at the ends of what a network may get: nothing at all, and values far outside of a normalised image's."""
+    size = batch or 2
+    large = 10 * torch.randn(size, *input_shape, generator=torch.Generator().manual_seed(1))
+    return {f"an input of zeros, batch {size}": torch.zeros_like(large), f"large random input, batch {size}": large}

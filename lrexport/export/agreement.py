@@ -1,0 +1,167 @@
+"""Do two networks give the same outputs? Output by output, and channel by channel, each against its own scale.
+
+The largest value of a whole tensor does not measure all of it: a detector's head may hold boxes in pixels beside scores
+from 0 to 1. Which axis holds the channels is not known, so each slice of every axis but the first is compared, over all
+inputs together: a channel that happens to be near 0 for one input is measured by its size for the others.
+
+What float32 itself gets wrong is allowed for: where values cancel out, a slice near 0 has the rounding errors of the large
+numbers that it comes from. How large these are is measured on the network, slice by slice (:data:`Rounding`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lrexport.errors import InputError
+
+# float32 through different kernels: largest difference relative to the largest value.
+RELATIVE_TOLERANCE = 1e-4
+# How many times its measured rounding error a slice may differ by: one measurement of an error that is normally distributed
+# says so much about the largest of many.
+_ROUNDINGS = 20.0
+# A slice of few values may have come out exact by chance: each counts as no better than this share of the others.
+_EXACT_BY_CHANCE = 0.25
+
+Array = npt.NDArray[np.float64]
+# Measured rounding errors of one output, |less exact − more exact|, for some inputs; only called where they matter.
+Rounding = Callable[[], Sequence[Array]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One output for one input: what it must be and what it is."""
+
+    where: str
+    wanted: Array
+    found: Array
+
+    @property
+    def difference(self) -> Array:
+        """0 where both are the same infinity or both NaN, infinite where only one of them is."""
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(self.found - self.wanted)
+        same = (self.found == self.wanted) | (np.isnan(self.found) & np.isnan(self.wanted))
+        return np.where(same, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The largest difference relative to the largest value of its output, and the input where it was."""
+
+    relative_error: float
+    where: str
+
+    def worst(self, other: Agreement) -> Agreement:
+        return self if self.relative_error >= other.relative_error else other
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is compared, by name, and how much may differ.
+
+    ``tolerance`` is relative to the largest value, of the whole and of each slice; ``step`` an absolute difference that is
+    allowed everywhere, relative to the largest value of all; ``lenient`` lets a whole output differ by its rounding errors,
+    too, for inputs that no network was made for.
+    """
+
+    found: str
+    wanted: str
+    tolerance: float = RELATIVE_TOLERANCE
+    step: float = 0.0
+    lenient: bool = False
+
+
+def check_agreement(pairs: Sequence[Pair], rounding: Rounding, terms: Terms, output: str = "") -> Agreement:
+    """Compare one output for several inputs. Raises InputError with the largest difference and where it is.
+
+    ``output`` names it where a network has several.
+    """
+    errors: list[Sequence[Array]] = []  # once measured
+
+    def measured(shape: tuple[int, ...]) -> list[Array]:
+        if not errors:
+            errors.append(rounding())
+        return [error for error in errors[0] if error.shape[1:] == shape]
+
+    worst = Agreement(0.0, "nowhere")
+    for pair in pairs:
+        worst = worst.worst(_check_whole(pair, measured, terms, output))
+    alike: dict[tuple[int, ...], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        alike[pair.wanted.shape[1:]].append(pair)
+    for shape, group in alike.items():
+        for axis in range(1, len(shape) + 1):
+            _check_slices(group, axis, partial(measured, shape), terms, output)
+    return worst
+
+
+def _check_whole(pair: Pair, measured: Callable[[tuple[int, ...]], list[Array]], terms: Terms, output: str) -> Agreement:
+    if not pair.wanted.size:
+        return Agreement(0.0, pair.where)
+    difference = pair.difference
+    scale = max(float(_size(pair.wanted).max()), float(np.finfo(np.float32).tiny))
+    place = np.unravel_index(int(difference.argmax()), difference.shape)
+    relative = float(difference[place]) / scale
+    allowed = terms.tolerance
+    if terms.lenient and relative > allowed:
+        allowed += _ROUNDINGS * max((float(error.max()) for error in measured(pair.wanted.shape[1:])), default=0.0) / scale
+    if relative > allowed:
+        raise InputError(
+            f"{terms.found} differs from {terms.wanted} by {relative:.2g} of the largest output on {pair.where}, "
+            f"{_at(pair, place, output)}",
+            f"At most {terms.tolerance:g} is allowed. Nothing was written.",
+        )
+    return Agreement(relative, pair.where)
+
+
+def _check_slices(pairs: list[Pair], axis: int, measured: Callable[[], list[Array]], terms: Terms, output: str) -> None:
+    """Every slice along ``axis`` against the largest value that it has on any of the inputs."""
+    if not all(pair.wanted.size for pair in pairs):
+        return
+    scales = np.max([_largest(_size(pair.wanted), axis) for pair in pairs], axis=0)
+    differences = np.max([_largest(pair.difference, axis) for pair in pairs], axis=0)
+    allowed = terms.tolerance * scales + terms.step * scales.max()
+    if (differences <= allowed).all():
+        return
+    errors = measured()
+    if errors:
+        noise = np.max([_largest(error, axis) for error in errors], axis=0)
+        allowed = allowed + _ROUNDINGS * np.maximum(noise, np.quantile(noise, _EXACT_BY_CHANCE, method="lower"))
+    over = np.flatnonzero(differences > allowed)
+    if not len(over):
+        return
+    index = int(over[np.argmax(differences[over] / np.maximum(allowed[over], np.finfo(np.float64).tiny))])
+    pair = max(pairs, key=lambda pair: _largest(pair.difference, axis)[index])
+    slices = np.moveaxis(pair.difference, axis, 0)[index]
+    rest = [int(part) for part in np.unravel_index(int(slices.argmax()), slices.shape)]
+    place = [*rest[:axis], index, *rest[axis:]]
+    raise InputError(
+        f"{terms.found} differs from {terms.wanted} by {differences[index]:.2g} in slice {index} of axis {axis}, "
+        f"whose largest value is {scales[index]:.3g}, on {pair.where}, {_at(pair, place, output)}",
+        f"At most {allowed[index]:.2g} is allowed there: {terms.tolerance:g} of the slice's largest value, "
+        "and what rounding explains. Nothing was written.",
+    )
+
+
+def _size(values: Array) -> Array:
+    """Absolute values; what is not finite has no size."""
+    return np.where(np.isfinite(values), np.abs(values), 0.0)
+
+
+def _largest(values: Array, axis: int) -> Array:
+    """The largest value of each slice along ``axis``."""
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    return np.asarray(values.max(axis=others))
+
+
+def _at(pair: Pair, place: Sequence[Any], output: str) -> str:
+    index = tuple(int(part) for part in place)
+    named = f"output {output!r} " if output else "output "
+    return f"at {named}{index}: {pair.found[index]:.6g} instead of {pair.wanted[index]:.6g}"
