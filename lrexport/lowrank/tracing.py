@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -193,9 +193,28 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def eval_mode(network: nn.Module) -> AbstractContextManager[None]:
-    """Eval mode inside; every module back in its own mode afterwards."""
-    return in_mode(network, training=False)
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode and float32 inside, whatever autocast the network's forward asks for; every module back in its mode after.
+
+    An exported file computes in float32, so this is what is scored, counted and compared everywhere.
+    """
+    with in_mode(network, training=False), _ignoring_autocast():
+        yield
+
+
+@contextmanager
+def _ignoring_autocast() -> Iterator[None]:
+    """Regions of torch.autocast that begin inside do nothing; one that was begun outside goes on."""
+    usual = {name: getattr(torch.autocast, name) for name in ("__enter__", "__exit__")}
+    idle: dict[str, Any] = {"__enter__": lambda region: region, "__exit__": lambda *_given: None}
+    try:
+        for name, method in idle.items():
+            setattr(torch.autocast, name, method)
+        yield
+    finally:
+        for name, method in usual.items():
+            setattr(torch.autocast, name, method)
 
 
 @contextmanager
