@@ -225,6 +225,26 @@ class CompressConfig:
         return {**self.train.to_record(), **own, "goal": goal}
 
 
+def check_trainable(config: TrainConfig) -> None:
+    """Raise UsageError where SVD training alone cannot do what is asked for."""
+    if config.data is None:
+        raise UsageError("train needs data", "Give --data; without data, compress alone is training-free.")
+    if config.sparsity_strength == "auto":
+        hint = "Give --sparsity-strength X, or compress to a budget."
+        raise UsageError("λ_s is steered to a budget, and train knows none", hint)
+
+
+def check_source(config: CompressConfig, source: Path | None) -> None:
+    """Raise UsageError where the run ``source`` has behind it what a compression is asked to do."""
+    if config.falling_ranks and source is not None:
+        raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model itself for that.")
+
+
+def several_need_data() -> UsageError:
+    """For several processes without anything to train on."""
+    return UsageError("several processes need data to train on", "Give --data, or one device.")
+
+
 def _digest(name: str, path: Path | None) -> dict[str, str]:
     return {name: files.sha256(path)} if path and path.is_file() else {}
 

@@ -12,12 +12,11 @@ from torch import nn
 
 from lrexport.artifacts import files, tensors
 from lrexport.artifacts.run_lock import RunLock
-from lrexport.config import BY_SVD_TRAINING, TrainConfig
-from lrexport.errors import UsageError
+from lrexport.config import BY_SVD_TRAINING, TrainConfig, several_need_data
 from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
-from lrexport.progress import Progress, follow, is_stopped, remove_temporaries, take_up
-from lrexport.record import CHECKPOINTS, DENSE, LOG, RANDOM, RECORD, SVD, Result, load_record
+from lrexport.progress import Progress, check_free, follow, is_stopped, remove_temporaries, take_up
+from lrexport.record import CHECKPOINTS, DENSE, LOG, RANDOM, SVD, Result
 from lrexport.starts import Start, Subject, from_model, from_run
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
@@ -106,8 +105,8 @@ def open_job(
     with saying_how_to_go_on(lambda: is_stopped(run)), ExitStack() as held:
         with failing_together(fabric, launching=True):
             fresh = source is None or run.resolve() != source.resolve()
-            if fresh:
-                _check_free(run, fabric, opening)  # and again once it is held: loading may take long
+            if fresh and fabric.is_global_zero:
+                check_free(run, opening.resume)  # and again once it is held: loading may take long
             start = from_model(config) if source is None else from_run(config, source, run, anew)
             progress = _hold(run, start, fabric, opening, fresh, held)
         check_same_images(fabric, start.record.digests.get("data_sha256"))
@@ -144,31 +143,17 @@ def open_job(
 def _hold(run: Path, start: Start, fabric: Any, opening: Opening, fresh: bool, held: ExitStack) -> Progress:
     """Have the folder, in the process that writes, until ``held`` is closed; what is under way in it."""
     if fabric.world_size > 1 and start.splits is None:
-        raise UsageError("several processes need data to train on", "Give --data, or one device.")
+        raise several_need_data()
     if not fabric.is_global_zero:
         return follow(run)
     files.make_run_folder(run)
     held.enter_context(RunLock(run))
     if fresh:
-        _check_free(run, fabric, opening)
+        check_free(run, opening.resume)
     asked = {**opening.asked, **start.record.digests, "processes": fabric.world_size}
     progress = take_up(run, asked, opening.resume, opening.allow_changes)
     remove_temporaries(run)
     return progress
-
-
-def _check_free(run: Path, fabric: Any, opening: Opening) -> None:
-    """That nothing that took training would be written over.
-
-    A run that was stopped is another matter. One without a result has a record and its dense network: it was killed before
-    its first checkpoint, where it is to go on, or ended by a goal out of reach, which may be given anew.
-    """
-    if not fabric.is_global_zero or not (run / RECORD).exists() or is_stopped(run):
-        return
-    record = load_record(run)
-    trained = SVD in record.files or record.results.compressed is not None
-    if trained or (record.config.get("dense_epochs") and not opening.resume):
-        raise UsageError(f"{run} already holds a run", "Choose another folder with -o, or remove it first.")
 
 
 def torch_result(network: nn.Module, input_shape: tuple[int, ...], notes: list[str]) -> Result:

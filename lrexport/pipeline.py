@@ -9,7 +9,7 @@ from pathlib import Path
 from lrexport import stages
 from lrexport.artifacts.run_files import HOLDER
 from lrexport.artifacts.run_lock import RunLock
-from lrexport.config import FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
+from lrexport.config import FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig, check_source, check_trainable
 from lrexport.errors import LrexportError, UsageError
 from lrexport.job import OnEvent, Opening, open_job
 from lrexport.lowrank.decompose import SVDNetwork
@@ -40,8 +40,7 @@ def compress(
     ``allow_changes`` whatever is asked; one that is finished is left as it is, but for ``source`` itself, which is
     compressed again. Of several processes the first writes, and its record alone is whole.
     """
-    if config.falling_ranks and source is not None:
-        raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model anew for that.")
+    check_source(config, source)
     choices = _choices(config.goal)
     planned = {"plan_sha256": digest(choices)} if choices is not None else {}
     if resume and run != source and (finished := _finished(run, on_event, config, planned, source, FINISHED)):
@@ -86,11 +85,7 @@ def train(
     With ``source``, a run without SVD training, its dense network is what SVD training starts from. ``resume`` and
     ``allow_changes`` are those of :func:`compress`.
     """
-    if config.data is None:
-        raise UsageError("train needs data", "Give --data; without data, compress alone is training-free.")
-    if config.sparsity_strength == "auto":
-        hint = "Give --sparsity-strength X, or compress to a budget."
-        raise UsageError("λ_s is steered to a budget, and train knows none", hint)
+    check_trainable(config)
     of_source = tuple({*FINISHED} - {*SVD_TRAINING})
     if resume and (finished := _finished(run, on_event, config, {}, source, of_source)):
         return finished

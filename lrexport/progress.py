@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lrexport.artifacts import files, tensors
 from lrexport.artifacts.run_files import OF_A_JOB, SCRATCH, STATE
 from lrexport.errors import InputError, UsageError
-from lrexport.record import CHECKPOINTS, LOG, Plan, PlannedLatency, Record
+from lrexport.record import CHECKPOINTS, LOG, RECORD, SVD, Plan, PlannedLatency, Record, load_record
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +119,28 @@ def is_stopped(run: Path) -> bool:
     return (run / CHECKPOINTS / STATE).is_file()
 
 
+def stopped(run: Path) -> UsageError:
+    """For a run that is to begin where another one was stopped."""
+    return UsageError(
+        f"{run} holds a run that was stopped",
+        f"Give the same command with --resume to go on, or remove {run / CHECKPOINTS} to begin again.",
+    )
+
+
+def check_free(run: Path, resume: bool) -> None:
+    """Raise UsageError where something that took training would be written over.
+
+    A run that was stopped is another matter. One without a result has a record and its dense network: it was killed before
+    its first checkpoint, where it is to go on, or ended by a goal out of reach, which may be given again.
+    """
+    if not (run / RECORD).exists() or is_stopped(run):
+        return
+    record = load_record(run)
+    trained = SVD in record.files or record.results.compressed is not None
+    if trained or (record.config.get("dense_epochs") and not resume):
+        raise UsageError(f"{run} already holds a run", "Choose another folder with -o, or remove it first.")
+
+
 def clear(run: Path) -> None:
     """Remove what only a run that was stopped would need, what names it one first."""
     for path in sorted((run / CHECKPOINTS).glob("*"), key=lambda path: path.name != STATE):
@@ -149,10 +171,7 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
         return Progress(run, _State(asked=asked))
     path = run / CHECKPOINTS / STATE
     if not resume:
-        raise UsageError(
-            f"{run} holds a run that was stopped",
-            f"Give the same command with --resume to go on, or remove {run / CHECKPOINTS} to begin again.",
-        )
+        raise stopped(run)
     state = _read(path)
     changes = _changes(state.asked, asked)
     fixed = _fixed(run, state, asked)

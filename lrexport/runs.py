@@ -13,35 +13,39 @@ from lrexport.errors import InputError, UsageError, with_hint
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.models.resolve import from_record
-from lrexport.record import BASELINE, DENSE, MODEL, Record, load_record, uncompressed
+from lrexport.record import BASELINE, DENSE, MODEL, RECORD, Record, load_record, uncompressed
+from lrexport.trust import consent
 
 
-def load(run: str | Path) -> nn.Module:
+def load(run: str | Path, trust_code: bool = False) -> nn.Module:
     """The folded network of a run, in eval mode, from its record and weights; nothing is unpickled.
 
-    Raises InputError where a file of the run is absent, damaged or does not match the record.
+    A record may name a callable to build the network with. It is called where this user made the run, or agreed to that
+    callable before, on this machine; else only with ``trust_code``. Raises InputError where it may not be called, and where
+    a file of the run is absent, damaged or does not match the record.
     """
     folder = Path(run)
     record = load_record(folder)
-    return load_compressed(folder, record)
+    with consent.trusting(trust_code):
+        return load_compressed(folder, record)
 
 
 def load_compressed(run: Path, record: Record) -> nn.Module:
     """As :func:`load`, with the record at hand."""
     if MODEL not in record.files:
         raise uncompressed(run)
-    return fill(fold_structure(from_record(record.model).build(), record.plan), record, run, MODEL)
+    return fill(fold_structure(from_record(record.model, run / RECORD).build(), record.plan), record, run, MODEL)
 
 
 def load_start(run: Path, record: Record) -> nn.Module:
     """The dense network that compression started from, in eval mode."""
-    return fill(from_record(record.model).build(), record, run, DENSE)
+    return fill(from_record(record.model, run / RECORD).build(), record, run, DENSE)
 
 
 def load_baseline(run: Path, record: Record) -> nn.Module:
     """The dense network of the comparison, in eval mode: trained on where that was asked for, else the start."""
     name = BASELINE if BASELINE in record.files else DENSE
-    return fill(from_record(record.model).build(), record, run, name)
+    return fill(from_record(record.model, run / RECORD).build(), record, run, name)
 
 
 def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:

@@ -25,7 +25,7 @@ from lrexport.artifacts.run_files import (
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.resolve import check_fits, load_data
-from lrexport.errors import UsageError
+from lrexport.data.sources import no_calibration
 from lrexport.export.onnx_export import FIRST_OPSET, export_onnx
 from lrexport.export.ort_format import Platform, write_ort
 from lrexport.export.quantise import quantise_onnx
@@ -42,6 +42,7 @@ from lrexport.record import (
     DENSE_ONNX,
     MODEL_INT8,
     MODEL_ONNX,
+    RECORD,
     Quantisation,
     Record,
     Result,
@@ -111,7 +112,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     # Also the first word with the target: one that is not there should not be noticed after minutes of work.
     machine = target.environment() if options.rounds else {}
     networks = {DENSE_ONNX: runs.load_baseline(run, record), MODEL_ONNX: runs.load_compressed(run, record)}
-    images = _load_images(record, options, networks[DENSE_ONNX])
+    images = _load_images(record, options, networks[DENSE_ONNX], None if options.data else run / RECORD)
     for text in images.warnings:
         on_event({"event": "warning", "text": text})
     results: dict[str, Result] = {}
@@ -240,19 +241,19 @@ def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[
     return names
 
 
-def _load_images(record: Record, options: ExportOptions, network: nn.Module) -> _Images:
-    """Test and calibration images, as far as they are asked for. Raises UsageError for int8 without any data."""
+def _load_images(record: Record, options: ExportOptions, network: nn.Module, said_in: Path | None) -> _Images:
+    """Test and calibration images, as far as they are asked for; ``said_in`` names them, None where the user does.
+
+    Raises UsageError for int8 without any data.
+    """
     source = options.data or (record.data.source if record.data else None)
     if source is None and options.int8:
-        raise UsageError(
-            "--int8 needs images to calibrate on, and this run was made without data",
-            "Give --data: some of its training images, never its test images, are used, without their labels.",
-        )
+        raise no_calibration()
     if source is None or not (options.rescore or options.int8):
         return _Images()
     shape = record.model.input_shape
     with runs.naming_recorded_data(record, options.data):
-        data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)))
+        data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)), said_in=said_in)
     check_fits(data, shape, tuple(run_once(network, shape).shape))
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
     return _Images(source, data.test if options.rescore else None, calibration, data.warnings)

@@ -16,6 +16,7 @@ from lrexport.data.resolve import check_fits, load_data
 from lrexport.errors import InputError, UsageError
 from lrexport.export.onnx_export import check_output
 from lrexport.lowrank.decompose import SVDNetwork, decompose, run_once
+from lrexport.models.names import random_teacher
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
 from lrexport.record import RANDOM, RECORD, SVD, Earlier, Record, load_record
@@ -65,7 +66,7 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     From the dense one, the choices ``anew`` are ``config``'s; all others of finished stages stay what they were.
     """
     before = load_record(source)
-    recipe = from_record(before.model)
+    recipe = from_record(before.model, source / RECORD)
     dense, svd = runs.load_start(source, before), load_svd(config, source)
     # What the finished stages were trained with stays; the same held-out images above all.
     done = {name: before.config[name] for name in FINISHED if name in before.config}
@@ -77,7 +78,7 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
         done |= {name: getattr(config, name) for name in anew}
     given, config = config.data, replace(config, **done, model=recipe.source, data=data)
     with runs.naming_recorded_data(before, given):
-        splits = _load_splits(config, recipe)
+        splits = _load_splits(config, recipe, None if given else source / RECORD)
     _check_fits(splits, dense, recipe)
     place = None if run.resolve() == source.resolve() else str(source)
     digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
@@ -96,11 +97,11 @@ def look(config: TrainConfig, source: Path | None, notes: list[str]) -> tuple[Mo
         _load_teacher(config, splits, notes)  # for its errors: what is only looked at is checked as well
         return recipe, to_svd_form(network, recipe, config), splits
     record = load_record(source)
-    recipe = from_record(record.model)
+    recipe = from_record(record.model, source / RECORD)
     data = config.data or (record.data.source if record.data else None)
     kept = {name: record.config[name] for name in ("seed", "heldout", "max_bad") if name in record.config}
     with runs.naming_recorded_data(record, config.data):
-        splits = _load_splits(replace(config, **kept, data=data), recipe)
+        splits = _load_splits(replace(config, **kept, data=data), recipe, None if config.data else source / RECORD)
     _load_teacher(config, splits, notes)
     return recipe, load_svd(config, source), splits
 
@@ -108,7 +109,7 @@ def look(config: TrainConfig, source: Path | None, notes: list[str]) -> tuple[Mo
 def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
     """The network of a run in SVD form, SVD-trained where it has that stage."""
     record = load_record(source)
-    recipe = from_record(record.model)
+    recipe = from_record(record.model, source / RECORD)
     if SVD not in record.files:
         return to_svd_form(runs.load_start(source, record), recipe, config)
     trained = {"scheme": record.config["scheme"], "keep": tuple(record.config.get("keep", ()))}
@@ -183,15 +184,16 @@ def _teacher(config: TrainConfig, splits: Splits, notes: list[str]) -> tuple[Mod
         record = load_record(run)
         if RANDOM in record.notes:
             raise UsageError("the dense network of this run has random weights", "Give one that was trained.")
-        return from_record(record.model), runs.load_start(run, record)
+        return from_record(record.model, run / RECORD), runs.load_start(run, record)
     recipe = resolve(teacher, splits.data.train.image_shape).with_classes(len(splits.data.classes))
     if recipe.is_random(weights):
-        raise UsageError("it has random weights", "Give --teacher-weights FILE, or a run as the teacher.")
+        raise random_teacher()
     return recipe, _load_network(recipe, weights, config.teacher_weights_key, "--teacher-weights-key", notes)
 
 
-def _load_splits(config: TrainConfig, recipe: ModelRecipe) -> Splits | None:
+def _load_splits(config: TrainConfig, recipe: ModelRecipe, said_in: Path | None = None) -> Splits | None:
+    """The data of ``config``; ``said_in`` is the file that names it, None where the user does."""
     if config.data is None:
         return None
-    data = load_data(config.data, recipe.input_shape, config.download, config.workers, config.max_bad)
+    data = load_data(config.data, recipe.input_shape, config.download, config.workers, config.max_bad, said_in)
     return hold_out(data, config.heldout, seed=config.seed)

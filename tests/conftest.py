@@ -46,9 +46,10 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tables of latencies are made for the tests, not taken from whoever runs them."""
+    """Tables of latencies, and code that was agreed to, are the tests' own, not those of whoever runs them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LREXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LREXPORT_STATE", str(tmp_path_factory.mktemp("state")))
         yield
 
 

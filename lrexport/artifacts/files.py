@@ -114,6 +114,19 @@ def truncate(path: Path, size_bytes: int) -> None:
         raise _write_failed(path, error) from error
 
 
+def check_readable(path: Path) -> None:
+    """Raise InputError where ``path`` is absent, a folder or empty, or may not be read."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder", "Give the file itself.")
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise _empty(path)
+
+
 def read_bytes(path: Path) -> bytes:
     """Content of ``path``. Raises InputError when it is absent, empty or unreadable."""
     try:
@@ -121,8 +134,12 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not content:
-        raise InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
+        raise _empty(path)
     return content
+
+
+def _empty(path: Path) -> InputError:
+    return InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
 
 
 def sha256(path: Path) -> str:

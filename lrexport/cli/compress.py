@@ -9,7 +9,16 @@ import click
 
 from lrexport.cli.goals import compress_config, goal_options, pruning_options
 from lrexport.cli.notes import refuse_finished, say_as_made, say_left_behind, say_replaced, say_unused
-from lrexport.cli.options import RUN, EpochsOrSame, is_run, json_option, resume_options, switch_option, training_options
+from lrexport.cli.options import (
+    RUN,
+    EpochsOrSame,
+    is_run,
+    json_option,
+    resume_options,
+    switch_option,
+    training_options,
+    trust_option,
+)
 from lrexport.cli.recipes import RecipeCommand, recipe_options
 from lrexport.config import CompressConfig
 from lrexport.errors import UsageError
@@ -21,6 +30,7 @@ BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as
 @recipe_options()
 @training_options()
 @resume_options()
+@trust_option()
 @click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
 @goal_options()
 @pruning_options()
@@ -53,6 +63,7 @@ def command(
         write_json,
     )
     from lrexport.cli.output import say
+    from lrexport.cli.preflight import check_compress
     from lrexport.plans import digest
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
@@ -71,6 +82,7 @@ def command(
         say_left_behind(source, config)
         if run is not None and not dry_run and run.resolve() == source.resolve():
             say_replaced(source)
+    check_compress(config, source, None if dry_run else run, resume)
 
     from lrexport import pipeline
     from lrexport.lowrank.costs import plan_macs

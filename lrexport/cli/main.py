@@ -15,6 +15,7 @@ import click
 from lrexport import __version__
 from lrexport.cli import configuration, output
 from lrexport.errors import DeviceError, LrexportError, signal_of
+from lrexport.trust import consent
 
 # Command → (module, help line). The help lines stand here so that --help imports none of them.
 COMMANDS = {
@@ -110,7 +111,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code, with ``--debug`` the same, and prints errors to stderr."""
     debug = "--debug" in arguments or os.environ.get("LREXPORT_DEBUG", "0").lower() not in ("", "0", "false")
     try:
-        done = cli.main(args=list(arguments), prog_name="lrexport", standalone_mode=False, auto_envvar_prefix="LREXPORT")
+        with consent.session():
+            done = cli.main(args=list(arguments), prog_name="lrexport", standalone_mode=False, auto_envvar_prefix="LREXPORT")
     except LrexportError as error:
         if debug:
             output.print_traceback()

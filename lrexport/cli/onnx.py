@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lrexport.cli import output
-from lrexport.cli.options import RUN, json_option, target_option, threads_option
+from lrexport.cli.options import RUN, json_option, target_option, threads_option, trust_option
 from lrexport.errors import UsageError
 
 
@@ -63,6 +63,7 @@ class RoundsType(click.ParamType[int]):
 )
 @click.option("--ort", is_flag=True, help="Also model.ort (x86) and model.arm.ort, for small builds of ONNX Runtime.")
 @click.option("--no-rescore", is_flag=True, help="Do not score the files in ONNX Runtime.")
+@trust_option()
 @json_option()
 def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **options: Any) -> None:
     """Write RUN/model.onnx and RUN/dense.onnx.
@@ -73,11 +74,13 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
     With --int8 both are quantised too (QDQ, a scale per channel), scored, and timed beside the others.
     """
     from lrexport.cli.console import Progressing, note, print_result
+    from lrexport.cli.preflight import check_export
     from lrexport.report.int8 import int8_notes, int8_table
     from lrexport.report.tables import results_table
 
     if not run.is_dir():
         raise UsageError(f"there is no run {run}", "Make one with lrexport compress MODEL -o RUN.")
+    check_export(run, options["data"], options["int8"] or not no_rescore, options["int8"])
 
     from lrexport import shipping
 

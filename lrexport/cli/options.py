@@ -13,6 +13,7 @@ import click
 
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
+from lrexport.trust import consent
 from lrexport.units import parse_bytes, parse_input_shape, parse_latency, parse_share
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -308,6 +309,16 @@ def resume_options() -> Callable[[Command], Command]:
         click.option("--resume", is_flag=True, help="Go on with a run that was stopped; otherwise begin."),
         click.option("--allow-changes", is_flag=True, help="With --resume: go on though other choices, data or devices."),
     )
+
+
+def trust_option() -> Callable[[Command], Command]:
+    """``--trust-code``, of every command that follows what a run's record names; nothing is passed on."""
+
+    def trust(context: click.Context, _option: click.Parameter, given: bool) -> None:
+        context.with_resource(consent.trusting(given))
+
+    text = "Run the code that a run's record names without asking; what you name yourself needs no option."
+    return click.option("--trust-code", is_flag=True, expose_value=False, callback=trust, help=text)
 
 
 def train_config(options: dict[str, Any]) -> TrainConfig:

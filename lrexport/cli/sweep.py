@@ -11,7 +11,7 @@ import click
 from lrexport.cli import output
 from lrexport.cli.goals import given_goal, goal_options, pruning_options
 from lrexport.cli.notes import refuse_finished
-from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options
+from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options, trust_option
 from lrexport.config import CompressConfig
 from lrexport.errors import UsageError
 
@@ -42,6 +42,7 @@ STORAGE = "Optuna storage that the processes share: a database's URL, or journal
 @click.option("--study", metavar="NAME", help="The sweep's name in the storage. [default: that of the folder]")
 @goal_options()
 @pruning_options()
+@trust_option()
 @json_option()
 def command(
     output: Path, vary: tuple[str, ...], storage: str | None, study: str | None, json_to: str | None, **options: Any
@@ -57,12 +58,12 @@ def command(
     lrexport sweep run --objective latency --vary latency=0.3..0.9 --target ssh://pi@raspberrypi.local -o sweep
     """
     from lrexport.cli.console import Progressing, note, print_result
+    from lrexport.cli.preflight import check_sweep
     from lrexport.report.sweep_tables import front_table
     from lrexport.report.sweeps import is_sweep, load_sweep
     from lrexport.sweep.extras import need_optuna
     from lrexport.sweep.request import make_request
 
-    need_optuna()
     source = Path(options["model"]) if is_run(options["model"]) else None
     if source is not None:
         refuse_finished(source)
@@ -70,6 +71,8 @@ def command(
     objective, trials = options.pop("objective"), options.pop("trials")
     others = {field.name: options[field.name] for field in fields(CompressConfig) if field.name in options}
     request = make_request(train, goal, others, vary, objective, trials, source)
+    check_sweep(train, source, output)
+    need_optuna()
     if request.wanted < trials:
         note(f"the space has {request.wanted} points, so that many trials")
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lrexport.cli.notes import say_as_made
-from lrexport.cli.options import RUN, is_run, json_option, resume_options, train_config, training_options
+from lrexport.cli.options import RUN, is_run, json_option, resume_options, train_config, training_options, trust_option
 from lrexport.cli.recipes import RecipeCommand, recipe_options
 from lrexport.errors import UsageError
 
@@ -17,6 +17,7 @@ from lrexport.errors import UsageError
 @recipe_options()
 @training_options()
 @resume_options()
+@trust_option()
 @click.option("-o", "--output", type=RUN, help="Folder of the run.")
 @json_option()
 def command(output: Path | None, json_to: str | None, resume: bool, allow_changes: bool, **options: Any) -> None:
@@ -27,6 +28,7 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
     lrexport compress run --macs 0.5
     """
     from lrexport.cli.console import Progressing, note, write_json
+    from lrexport.cli.preflight import check_train
 
     if output is None:
         raise UsageError("no folder for the run", "Give one with -o RUN.")
@@ -34,6 +36,7 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
         raise UsageError(f"{options['model']} is a run already", "Give a model here, or prune the run with compress.")
     say_as_made(options)
     config = train_config(options)
+    check_train(config, output, resume)
 
     from lrexport import pipeline
     from lrexport.training.engine import is_first

@@ -26,17 +26,12 @@ def load_folder(
 ) -> ImageData:
     """Dataset of a folder, without images that cannot be read where there are at most ``max_bad``.
 
-    Raises InputError naming what is absent, empty, unreadable or different between the parts.
+    ``root`` has its two parts. Raises InputError naming what is empty, unreadable or different between them.
     """
     if input_shape[0] != 3:
         raise InputError(f"image folders give RGB, the network takes {input_shape[0]} channels ({input_shape})")
-    if not root.is_dir():
-        wanted = f"{root} needs the folders train and val (or test), one folder a class in each."
-        raise InputError(f"there is no folder {root}", wanted)
     train_root = root / "train"
-    test_root = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    if not train_root.is_dir() or test_root is None:
-        raise InputError(f"{root} needs the folders train and val (or test), one folder a class in each")
+    test_root = next(root / name for name in ("val", "test") if (root / name).is_dir())
     classes = _classes(train_root)
     if len(classes) < 2:
         raise InputError(f"{train_root} has {len(classes)} class folder(s); two are the least")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from torch import Tensor
 from lrexport.data import folder
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import MEAN, STD, ArraySet, ImageData
+from lrexport.data.sources import CIFAR, FOLDERS, check_folder, is_import_path, no_cifar, unknown
+from lrexport.data.sources import NAMES as NAMES
 from lrexport.errors import InputError, UsageError
 from lrexport.models.resolve import import_callable
 from lrexport.models.vision import torchvision
 
-NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder")
 Shape = tuple[int, int, int]
 
 
@@ -27,12 +27,14 @@ def load_data(
     download: bool = False,
     workers: int | None = None,
     max_bad: int = 0,
+    said_in: Path | None = None,
 ) -> ImageData:
     """Dataset of images for a network that takes ``input_shape``, which must be (C, H, W).
 
     Small sets are decoded once and kept in memory as uint8, others are read by ``workers`` processes, by default one a
     core; ``download`` allows torchvision to fetch CIFAR; of a folder's images up to ``max_bad`` that cannot be read are left
-    out. Raises UsageError for an unknown name, InputError for data that is absent, does not fit or cannot be read.
+    out. ``said_in`` is the file that names the data, None where the user does. Raises UsageError for an unknown name,
+    InputError for data that is absent, does not fit or cannot be read, and for code of a file that was not agreed to.
     """
     if len(input_shape) != 3:
         raise InputError(
@@ -40,27 +42,22 @@ def load_data(
             "Without --data compression is training-free, for inputs of any shape.",
         )
     channels, height, width = input_shape
-    return _load_images(source, (channels, height, width), download, workers, max_bad)
+    shape = (channels, height, width)
+    if is_import_path(source):
+        return _from_callable(source, shape, said_in)
+    return _load_images(source, shape, download, workers, max_bad)
 
 
 def _load_images(source: str, input_shape: Shape, download: bool, workers: int | None, max_bad: int) -> ImageData:
     name, _, root = source.partition(":")
     if name == "digits" and not root:
         return _digits(input_shape)
-    if name in ("cifar10", "cifar100"):
+    if name in CIFAR:
         return _cifar(source, name, Path(root or "data"), input_shape, download)
-    if name in ("folder", "imagenet"):
-        if not root:
-            raise UsageError(f"--data {name} needs a folder", f"Write {name}:PATH.")
+    if name in FOLDERS:
+        check_folder(name, root)
         return folder.load_folder(source, Path(root), input_shape, name == "folder", workers, max_bad)
-    if root:
-        return _from_callable(source, input_shape)
-    close = [f"folder:{name}"] if Path(name).is_dir() else difflib.get_close_matches(name, NAMES, 1)
-    raise UsageError(
-        f"unknown --data {source!r}",
-        (f"Did you mean {close[0]}? " if close else "")
-        + "Known: digits, cifar10[:ROOT], cifar100[:ROOT], imagenet:ROOT, folder:ROOT, package.module:callable.",
-    )
+    raise unknown(source)
 
 
 def check_fits(data: ImageData, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
@@ -113,9 +110,7 @@ def _cifar(source: str, name: str, root: Path, input_shape: Shape, download: boo
     try:
         parts = [dataset(str(root), train=train, download=download) for train in (True, False)]
     except RuntimeError as error:
-        raise InputError(
-            f"{name} was not found in {root}: {error}", f"Give --download, or its folder as {name}:ROOT."
-        ) from error
+        raise no_cifar(name, root, error) from error
     except OSError as error:
         raise InputError(f"{name} could not be fetched or read in {root}: {error}") from error
     sets = [
@@ -124,9 +119,9 @@ def _cifar(source: str, name: str, root: Path, input_shape: Shape, download: boo
     return ImageData(source, parts[0].classes, sets[0], sets[1], Augmentation(padding=4, flip=True))
 
 
-def _from_callable(source: str, input_shape: Shape) -> ImageData:
+def _from_callable(source: str, input_shape: Shape, said_in: Path | None) -> ImageData:
     """A callable returns ImageData, or (train, test): map-style datasets of (uint8 tensor (C, H, W), label)."""
-    make = import_callable(source, "--data")
+    make = import_callable(source, "--data", said_in=said_in)
     try:
         made = make()
     except (Exception, SystemExit) as error:

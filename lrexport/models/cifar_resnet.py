@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DEPTHS = (20, 32, 44, 56, 110)
+from lrexport.models.names import DEPTHS as DEPTHS
+
 INPUT_SHAPE = (3, 32, 32)
 
 

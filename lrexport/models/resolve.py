@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import torch
 from torch import nn
@@ -17,11 +16,21 @@ from torch import nn
 from lrexport.errors import InputError, UsageError, with_hint
 from lrexport.forward_errors import forward_error
 from lrexport.models import cifar_resnet, zoo
-from lrexport.models.here import import_here
+from lrexport.models.names import CIFAR_NAMES as CIFAR_NAMES
+from lrexport.models.names import (
+    TORCHVISION,
+    check_import_path,
+    check_name,
+    is_import_path,
+    no_module,
+    no_torchvision,
+    parse_model,
+)
 from lrexport.models.vision import torchvision, with_operators
 from lrexport.record import ModelSource
+from lrexport.trust import consent
+from lrexport.trust.here import import_here
 
-CIFAR_NAMES = tuple(f"resnet{depth}" for depth in cifar_resnet.DEPTHS)
 Shape = tuple[int, ...]
 
 
@@ -88,66 +97,66 @@ def resolve(model: str, input_shape: Shape | None = None) -> ModelRecipe:
 
     Raises UsageError when the name is unknown, or an import path does not import or is no callable.
     """
-    name, _, query = model.partition("?")
-    return _resolve(name, {key: _literal(value) for key, value in parse_qsl(query)}, input_shape)
+    name, kwargs = parse_model(model)
+    return _resolve(name, kwargs, input_shape)
 
 
-def from_record(source: ModelSource) -> ModelRecipe:
-    """Recipe of a run's network. Raises UsageError where what it was made from is not there any more."""
+def from_record(source: ModelSource, said_in: Path) -> ModelRecipe:
+    """Recipe of a run's network, which the record ``said_in`` names.
+
+    Raises UsageError where what it was made from no longer exists, InputError for code that was not agreed to.
+    """
     kwargs = dict(source.kwargs)
-    if source.source.startswith("torchvision:") and (weights := kwargs.pop("weights", None)) is not None:
-        # The run's own weights follow, but torchvision's may have set more than values.
-        kwargs = {**zoo.options_of_weights(source.source.removeprefix("torchvision:"), weights), **kwargs}
+    if source.source.startswith(TORCHVISION):
+        check_name(source.source)
+        kwargs = _without_downloads(source.source.removeprefix(TORCHVISION), kwargs, said_in)
     try:
-        return _resolve(source.source, kwargs, source.input_shape)
+        return _resolve(source.source, kwargs, source.input_shape, said_in)
     except UsageError as error:
-        if ":" not in source.source or source.source.startswith("torchvision:"):
+        if not is_import_path(source.source):
             raise
         hint = f"The run was made from {source.source}: start in the folder that it is importable from."
         raise with_hint(error, hint) from error
 
 
-def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
-    if name in CIFAR_NAMES:
-        depth = int(name.removeprefix("resnet"))
+def _without_downloads(name: str, kwargs: dict[str, Any], said_in: Path) -> dict[str, Any]:
+    """A record's options without weights to fetch: the run's own follow. But torchvision's may have set more than values."""
+    own = {key: value for key, value in kwargs.items() if key not in ("weights", "weights_backbone")}
+    if kwargs.get("weights") is None:
+        return own
+    try:
+        return {**zoo.options_of_weights(name, kwargs["weights"]), **own}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{said_in}: torchvision has no weights {kwargs['weights']!r} of {name!r}") from error
 
-        def build(**options: Any) -> nn.Module:
-            return cifar_resnet.CifarResNet(depth, **options)
 
-        return ModelRecipe(
-            name, build, input_shape or cifar_resnet.INPUT_SHAPE, kwargs, takes_num_classes=True, is_named=True
-        )
-    if name.startswith("torchvision:"):
+def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None, said_in: Path | None = None) -> ModelRecipe:
+    if name.startswith(TORCHVISION):
         return _from_torchvision(name, kwargs, input_shape)
-    if ":" in name:
-        return _from_import_path(name, kwargs, input_shape)
-    if name.endswith(".py"):
-        raise _a_file("MODEL", name)
-    close = difflib.get_close_matches(name, CIFAR_NAMES, 3)
-    if name in torchvision("models").list_models():
-        close.insert(0, f"torchvision:{name}")
-    hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    where = "It is a folder, but no run (it has no run.json). " if Path(name).is_dir() else ""
-    raise UsageError(
-        f"unknown MODEL {name!r}",
-        f"{hint}{where}Known: {', '.join(CIFAR_NAMES)}, torchvision:NAME, package.module:callable, or a run's folder.",
-    )
+    if is_import_path(name):
+        return _from_import_path(name, kwargs, input_shape, said_in)
+    check_name(name)
+    depth = int(name.removeprefix("resnet"))
+
+    def build(**options: Any) -> nn.Module:
+        return cifar_resnet.CifarResNet(depth, **options)
+
+    shape = input_shape or cifar_resnet.INPUT_SHAPE
+    return ModelRecipe(name, build, shape, kwargs, takes_num_classes=True, is_named=True)
 
 
 def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
-    name = source.removeprefix("torchvision:")
-    models = torchvision("models")
-    known = models.list_models()
+    name = source.removeprefix(TORCHVISION)
+    known = torchvision("models").list_models()
     if name not in known:
-        close = difflib.get_close_matches(name, known, 3)
-        raise UsageError(f"torchvision has no model {name!r}", f"Close: {', '.join(close)}." if close else None)
+        raise no_torchvision(name, known)
     size = 299 if name == "inception_v3" else 224
     build = partial(zoo.build, name)
     return ModelRecipe(source, build, input_shape or (3, size, size), kwargs, takes_num_classes=True, is_named=True)
 
 
-def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
-    build = import_callable(source, "MODEL")
+def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None, said_in: Path | None) -> ModelRecipe:
+    build = import_callable(source, "MODEL", kwargs, said_in)
     if isinstance(build, nn.Module):
         raise UsageError(
             f"MODEL {source!r} is a network itself; a callable that returns one was wanted",
@@ -168,25 +177,29 @@ def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | 
     return ModelRecipe(source, build, tuple(shape), kwargs, takes_num_classes)
 
 
-def import_callable(path: str, what: str) -> Callable[..., Any]:
-    """The object at ``package.module:attribute``, which may be in the current folder.
+def import_callable(
+    path: str, what: str, kwargs: Mapping[str, Any] | None = None, said_in: Path | None = None
+) -> Callable[..., Any]:
+    """The object at ``package.module:attribute``, which may be in the current folder, to be called with ``kwargs``.
 
-    Raises UsageError, each case apart: the module is not found, it raises while importing, the attribute is missing, or
-    it is no callable.
+    ``said_in`` is the file that names it, None where the user does. Raises InputError where a file does and the user did
+    not agree; nothing is imported then. Raises UsageError, each case apart: the module is not found, it raises while
+    importing, the attribute is missing, or it is no callable.
     """
+    check_import_path(path, what)
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise UsageError(f"{what} {path!r} is no import path", "Write package.module:callable.")
-    if module_name.endswith(".py"):
-        raise _a_file(what, path)
+    code = consent.code_at(path, what, kwargs)
+    if code is None:
+        raise no_module(what, path, module_name)
+    if said_in is None:
+        consent.agree(code)
+    else:
+        consent.require(code, said_in)
     try:
         module = with_operators(lambda: import_here(module_name))
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise UsageError(
-                f"{what} {path!r}: there is no module {error.name!r}",
-                "It must be importable from the current folder or installed.",
-            ) from error
+            raise no_module(what, path, error.name) from error
         raise UsageError(f"{what} {path!r}: importing it raised ModuleNotFoundError: {error}") from error
     except (Exception, SystemExit) as error:  # a script without a main guard may well exit, with 0 even
         raise UsageError(f"{what} {path!r}: importing it raised {type(error).__name__}: {error}") from error
@@ -237,23 +250,3 @@ def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:
 def _lazy_weights(network: nn.Module) -> list[str]:
     tensors = (*network.named_parameters(), *network.named_buffers())
     return [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]
-
-
-def _a_file(what: str, path: str) -> UsageError:
-    """For a file where a module was wanted: a run's record has to find it again by its name."""
-    file, _, attribute = path.partition(":")
-    where = "" if Path(file).resolve().parent == Path.cwd() else f", started in {Path(file).parent}"
-    return UsageError(
-        f"{what} {path!r} names a file; an import path was wanted",
-        f"Write {Path(file).stem}:{attribute or 'CALLABLE'}{where}.",
-    )
-
-
-def _literal(text: str) -> Any:
-    """``10`` → int, ``0.5`` → float, ``true`` → bool; anything else stays text."""
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "none": None}.get(text.lower(), text)

@@ -133,7 +133,7 @@ MODELS = {
         "importable from the current folder",
     ),
     "no such submodule": ("users.nets:make", "there is no module 'users.nets'", "importable"),
-    "a path that is none": ("users:", "MODEL 'users:' is no import path", "package.module:callable"),
+    "a path that is none": ("users:", "invalid MODEL 'users:': expected package.module:callable", ""),
     "a module that raises": ("exploding:make", "importing it raised ZeroDivisionError: division by zero", ""),
     "a module with bad syntax": ("misspelt:make", "importing it raised SyntaxError: ", "misspelt.py, line 2"),
     "a module that needs another": (
@@ -356,6 +356,7 @@ MISFITS = {
 def test_data_that_does_not_fit_is_told_before_any_training(compress: Command, what: str) -> None:
     write_module("users", DATA)
     Path("pets").mkdir()
+    Path("data").mkdir()
     data, code, message = MISFITS[what]
     done = compress("--data", data, "--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "1")
     assert done.code == code

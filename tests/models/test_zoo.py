@@ -72,5 +72,6 @@ def test_what_published_weights_set_beside_values_is_kept_when_a_run_builds_its_
     name: str, weights: str, options: dict[str, Any]
 ) -> None:
     assert options_of_weights(name, weights) == options
-    recipe = from_record(ModelSource(source=f"torchvision:{name}", kwargs={"weights": weights}, input_shape=(3, 224, 224)))
+    source = ModelSource(source=f"torchvision:{name}", kwargs={"weights": weights}, input_shape=(3, 224, 224))
+    recipe = from_record(source, Path("run/run.json"))
     assert recipe.kwargs == options

@@ -1,0 +1,61 @@
+"""Consent to the code that a run's record names, before torch is loaded: by what was typed, by memory, or by asking."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrexport.data import sources
+from lrexport.escape import plain
+from lrexport.models import names
+from lrexport.models.names import parse_model
+from lrexport.record import RECORD, Record
+from lrexport.trust import consent
+from lrexport.trust.consent import Code
+
+_MOST_SHOWN = 4000  # characters of keyword arguments: what cannot be looked at whole is not asked about
+# Of several processes that begin a run none can ask: they share one terminal.
+_OF_SEVERAL = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
+
+
+def agree_to_typed(model: str | None, data: str | None) -> None:
+    """What the user names on the command line is agreed to: runs that are made of it name it, too."""
+    if model is not None:
+        name, kwargs = parse_model(model)
+        if names.is_import_path(name) and (code := consent.code_at(name, "MODEL", kwargs)) is not None:
+            consent.agree(code)
+    if data is not None and sources.is_import_path(data) and (code := consent.code_at(data, "--data")) is not None:
+        consent.agree(code)
+
+
+def settle_record(run: Path, record: Record, with_data: bool) -> None:
+    """Ask for whatever the record of ``run`` would have run, and was not agreed to yet.
+
+    ``with_data`` says whether its data is loaded as well. Raises InputError where the answer is no, or nobody can be asked.
+    """
+    named: list[tuple[str, str, dict[str, Any]]] = []
+    if names.is_import_path(record.model.source):
+        named.append((record.model.source, "MODEL", record.model.kwargs))
+    if with_data and record.data is not None and sources.is_import_path(record.data.source):
+        named.append((record.data.source, "--data", {}))
+    for path, what, kwargs in named:
+        code = consent.code_at(path, what, kwargs)
+        if code is not None:  # else loading it says that there is no such module
+            consent.require(code, run / RECORD, _ask)
+
+
+def _ask(code: Code, said_in: Path) -> bool:
+    if not _is_terminal() or len(code.call) > _MOST_SHOWN:
+        return False
+    click.echo(plain(f"{said_in} names code to run as {code.what}:"), err=True)
+    click.echo(f"  {plain(code.call)}", err=True)
+    click.echo(f"  from {plain(code.file)}", err=True)
+    return click.confirm("Run it, now and whenever a run on this machine names it?", default=False, err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty() and not any(name in os.environ for name in _OF_SEVERAL)

@@ -1,0 +1,103 @@
+"""What can be known to be wrong before torch is loaded, and consent to code that a run's record names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lrexport.artifacts import files
+from lrexport.cli.asking import agree_to_typed, settle_record
+from lrexport.config import CompressConfig, TrainConfig, check_source, check_trainable, several_need_data
+from lrexport.data import sources
+from lrexport.errors import InputError, UsageError
+from lrexport.models.names import check_name, is_import_path, parse_model, random_teacher
+from lrexport.plans import read_choices
+from lrexport.progress import check_free, is_stopped, stopped
+from lrexport.record import MODEL, RECORD, Record, load_record, uncompressed
+
+
+def check_compress(config: CompressConfig, source: Path | None, run: Path | None, resume: bool) -> None:
+    """A compression of a MODEL or of the run ``source``, into the folder ``run``, None where nothing is written.
+
+    Raises UsageError for what contradicts itself or is not known, InputError for what is absent or was not agreed to.
+    """
+    check_source(config, source)
+    if config.goal.plan is not None:
+        read_choices(config.goal.plan)
+    record = check_start(config.train, source)
+    if (
+        config.train.devices * config.train.nodes > 1
+        and config.train.data is None
+        and (record is None or record.data is None)
+    ):
+        raise several_need_data()
+    if run is not None and (source is None or run.resolve() != source.resolve()):
+        _check_output(run, resume)
+
+
+def check_train(config: TrainConfig, run: Path, resume: bool) -> None:
+    """SVD training alone. Raises as :func:`check_compress`."""
+    check_trainable(config)
+    check_start(config, None)
+    _check_output(run, resume)
+
+
+def check_start(config: TrainConfig, source: Path | None) -> Record | None:
+    """What training starts from: MODEL, data, weights and teacher, or the run ``source``, whose record is returned."""
+    agree_to_typed(None if source else config.model, config.data)
+    record = load_record(source) if source is not None else None
+    if record is not None and source is not None:
+        settle_record(source, record, with_data=config.data is None)
+    else:
+        check_name(parse_model(config.model)[0])
+        if config.weights is not None:
+            files.check_readable(config.weights)
+    if config.data is not None:
+        sources.check_source(config.data, config.download)
+    if config.teacher is not None and (config.data or (record and record.data)):
+        try:
+            _check_teacher(config.teacher, config.teacher_weights)
+        except (InputError, UsageError) as error:
+            raise type(error)(f"the teacher {config.teacher}: {error.message}", error.hint) from error
+    return record
+
+
+def _check_teacher(teacher: str, weights: Path | None) -> None:
+    """Of a run the code that its dense network needs; of a MODEL its name and its weights."""
+    run = Path(teacher)
+    if (run / RECORD).is_file():
+        settle_record(run, load_record(run), with_data=False)
+        return
+    agree_to_typed(teacher, None)
+    name, options = parse_model(teacher)
+    check_name(name)
+    if weights is not None:
+        files.check_readable(weights)
+    elif not is_import_path(name) and not options.get("weights"):
+        raise random_teacher()
+
+
+def _check_output(run: Path, resume: bool) -> None:
+    if is_stopped(run) and not resume:
+        raise stopped(run)
+    if not resume:  # else a run that is finished may be what is asked for
+        check_free(run, resume)
+
+
+def check_export(run: Path, data: str | None, uses_data: bool, int8: bool) -> None:
+    """An export of a run, with other data than its own where ``data`` names some. Raises as :func:`check_compress`."""
+    record = load_record(run)
+    if MODEL not in record.files:
+        raise uncompressed(run)
+    agree_to_typed(None, data)
+    settle_record(run, record, with_data=uses_data and data is None)
+    if data is not None and uses_data:
+        sources.check_source(data)
+    if int8 and data is None and record.data is None:
+        raise sources.no_calibration()
+
+
+def check_sweep(config: TrainConfig, source: Path | None, folder: Path) -> None:
+    """A sweep in ``folder``. Raises as :func:`check_compress`."""
+    if (folder / RECORD).exists():
+        raise UsageError(f"{folder} holds a run, not a sweep", "Choose another folder with -o.")
+    check_start(config, source)

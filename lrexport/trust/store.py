@@ -1,0 +1,75 @@
+"""What this user agreed to run, kept on this machine: one line of JSON for each, in a file that nobody else can write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+
+# Another folder than the user's own, as tests have it.
+FOLDER_VARIABLE = "LREXPORT_STATE"
+_FILE = "trusted-code.jsonl"
+_MOST_BYTES = 8 << 20
+
+
+def folder() -> Path | None:
+    """``$LREXPORT_STATE``, else ``lrexport`` in ``$XDG_STATE_HOME`` or ~/.local/state; None where there is no home."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(state):  # its specification has others ignored
+        return Path(state) / "lrexport"
+    try:
+        return Path.home() / ".local" / "state" / "lrexport"
+    except RuntimeError:
+        return None
+
+
+def knows(key: str) -> bool:
+    """Whether ``key`` was remembered. A file that others can write, or that cannot be read, says nothing."""
+    return key in _read()
+
+
+def remember(key: str, path: str, file: str) -> None:
+    """Keep ``key``; ``path`` and ``file`` are for people who look. Where that cannot be written it is not kept."""
+    place = folder()
+    if place is None or knows(key):
+        return
+    line = json.dumps({"key": key, "path": path, "file": file}) + "\n"
+    with contextlib.suppress(OSError, ValueError):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(place / _FILE, flags, 0o600)
+        try:
+            if _is_own(os.fstat(descriptor)):
+                os.write(descriptor, line.encode())  # at once: several processes may do so
+        finally:
+            os.close(descriptor)
+
+
+def _read() -> set[str]:
+    place = folder()
+    if place is None:
+        return set()
+    keys = set()
+    try:
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        with open(os.open(place / _FILE, flags), "rb") as stream:
+            if not _is_own(os.fstat(stream.fileno())):
+                return set()
+            lines = stream.read(_MOST_BYTES).decode(errors="replace").splitlines()
+    except (OSError, ValueError):
+        return set()
+    for line in lines:
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+            keys.add(str(json.loads(line)["key"]))
+    return keys
+
+
+def _is_own(found: os.stat_result) -> bool:
+    """Whether it is a plain file of this user's that no other one may write."""
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
