@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import click
-
+from lrexport.cli import output
 from lrexport.data import sources
-from lrexport.escape import plain
 from lrexport.models import names
 from lrexport.models.names import parse_model
 from lrexport.record import RECORD, Record
@@ -49,13 +46,10 @@ def settle_record(run: Path, record: Record, with_data: bool) -> None:
 
 
 def _ask(code: Code, said_in: Path) -> bool:
-    if not _is_terminal() or len(code.call) > _MOST_SHOWN:
+    asks = output.is_interactive() and not any(name in os.environ for name in _OF_SEVERAL)
+    if not asks or len(code.call) > _MOST_SHOWN:
         return False
-    click.echo(plain(f"{said_in} names code to run as {code.what}:"), err=True)
-    click.echo(f"  {plain(code.call)}", err=True)
-    click.echo(f"  from {plain(code.file)}", err=True)
-    return click.confirm("Run it, now and whenever a run on this machine names it?", default=False, err=True)
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty() and not any(name in os.environ for name in _OF_SEVERAL)
+    output.note(f"{said_in} names code to run as {code.what}:")
+    output.note(f"  {code.call}")
+    output.note(f"  from {code.file}")
+    return output.confirm("Run it, now and whenever a run on this machine names it?")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from lrexport.cli import output
 from lrexport.cli.options import FILE, Command, json_option
@@ -60,6 +61,11 @@ def command(
     if list(outputs.values()).count("-") > 1:
         raise UsageError("only one output fits on stdout", "Give the others a file instead of -.")
     context = click.get_current_context()
+    if update_baseline and context.get_parameter_source("baseline") is ParameterSource.DEFAULT_MAP:
+        raise UsageError(
+            f"--update-baseline would write {baseline}, which a configuration file names",
+            "Give --baseline FILE on the command line.",
+        )
     settings = read_settings(context.find_root().params.get("config_file"))
     choices = Choices(baseline, update_baseline, allow_other_machine, strict, latencies)
     report = check_settings(models, settings, choices)

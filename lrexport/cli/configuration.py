@@ -17,12 +17,23 @@ import click
 from lrexport.artifacts.toml_files import BUDGET, Settings, kind, read_settings
 from lrexport.errors import UsageError
 
-# Options of one call alone, which no recipe has.
-OF_ONE_CALL = {"output", "json_to", "dry_run", "resume", "allow_changes", "recipe", "print_config"}
+# Options of one call alone, which --print-config leaves out.
+OF_ONE_CALL = {"output", "json_to", "dry_run", "resume", "allow_changes", "trust_code", "recipe", "print_config"}
+# Options that no file may choose, and what they decide: it may be of a repository or a colleague that nobody looked at.
+# The command line and the environment are the user's own. Every option that is text of any kind stands here or in
+# tests/cli/test_configuration.py, as one that is harmless.
+_WRITES, _REACHES, _CALL = "where files are written", "which machines are reached", "what one call does"
+NOT_IN_FILES = {
+    **dict.fromkeys(("output", "json_to", "markdown_to", "junit_to", "history_to", "update_baseline", "download"), _WRITES),
+    **dict.fromkeys(("target", "storage"), _REACHES),
+    **dict.fromkeys(("dry_run", "resume", "allow_changes", "print_config"), _CALL),
+    "log_to": "where training is logged",
+    "trust_code": "which code runs",
+}
 
 _PREFIX = "LREXPORT"
 # Variables of lrexport's that are read elsewhere, and those of the options before the command.
-_NO_OPTIONS = {f"{_PREFIX}_{name}" for name in ("CACHE", "SSH_CONFIG", "CONFIG_FILE", "DEBUG")}
+_NO_OPTIONS = {f"{_PREFIX}_{name}" for name in ("CACHE", "STATE", "SSH_CONFIG", "CONFIG_FILE", "DEBUG")}
 
 
 @dataclass
@@ -73,7 +84,7 @@ def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, c
 def recipe_defaults(settings: Settings, command: click.Command, others: Iterable[click.Command]) -> Defaults:
     """What a recipe says for ``command``; keys that only ``others`` have are checked and skipped. Raises UsageError."""
     known, elsewhere = ({k: o for c in some for k, o in _options(c).items()} for some in ([command], others))
-    every = {key: option for key, option in {**elsewhere, **known}.items() if option.name not in OF_ONE_CALL}
+    every = {key: option for key, option in {**elsewhere, **known}.items() if option.name != "recipe"}
     result = Defaults()
     for key, value in settings.table.items():
         if key not in every:
@@ -110,7 +121,33 @@ def _options(command: click.Command) -> dict[str, click.Option]:
     return found
 
 
+def names_code(name: str, value: str) -> bool:
+    """Whether the value of an option is an import path."""
+    if name == "data":
+        from lrexport.data.sources import is_import_path
+
+        return is_import_path(value)
+    if name == "teacher":
+        from lrexport.models.names import is_import_path, parse_model
+
+        return is_import_path(parse_model(value)[0])
+    return False
+
+
+def _refuse(settings: Settings, key: str, value: Any, parameter: click.Option, command: str) -> None:
+    """Raise UsageError for what only the user may choose."""
+    name = parameter.name or ""
+    flag = next((option for option in parameter.opts if option.startswith("--")), parameter.opts[0])
+    decided = NOT_IN_FILES.get(name) or ("which code runs" if names_code(name, str(value)) else None)
+    if decided is not None:
+        raise UsageError(
+            f"{settings.place(command, key)}: {key!r} decides {decided}, which a file must not",
+            f"Give {flag} on the command line.",
+        )
+
+
 def _checked(settings: Settings, key: str, value: Any, parameter: click.Option, command: str = "") -> Any:
+    _refuse(settings, key, value, parameter, command)
     if parameter.multiple:
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items):

@@ -69,6 +69,16 @@ def problem(message: str, hint: str | None = None, who: str = "") -> None:
         note(f"  {line}")
 
 
+def is_interactive() -> bool:
+    """Whether somebody can be asked, and answer: stdin and stderr are terminals."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str) -> bool:
+    """Ask on stderr; no is the default. Raises click.Abort for Ctrl-C and at the end of stdin."""
+    return click.confirm(plain_line(question), default=False, err=True)
+
+
 def print_traceback() -> None:
     """The traceback of the error that is being handled, on stderr."""
     _write(sys.stderr, plain_lines(traceback.format_exc()))

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from lrexport import recipes
 from lrexport.artifacts.toml_files import read_settings
 from lrexport.cli import output
-from lrexport.cli.configuration import OF_ONE_CALL, Defaults, recipe_defaults
+from lrexport.cli.configuration import NOT_IN_FILES, OF_ONE_CALL, Defaults, names_code, recipe_defaults
 from lrexport.cli.goals import GOALS, compress_config, given_goal, nearest_goals
 from lrexport.cli.options import Command, LatencyType, SizeType, stacked
 from lrexport.config import CompressConfig
@@ -100,7 +100,8 @@ def _config_lines(context: click.Context) -> Iterator[str]:
         if value is None or (name in GOALS and name not in goals):
             yield f"# {key} is not set"
         else:
-            yield f"{key} = {_toml(value, option.type)}  # {visible(_origin(context, option))}"
+            apart = "# " if name in NOT_IN_FILES or names_code(name, str(value)) else ""  # a recipe must not say it
+            yield f"{apart}{key} = {_toml(value, option.type)}  # {visible(_origin(context, option))}"
 
 
 def _origin(context: click.Context, option: click.Option) -> str:

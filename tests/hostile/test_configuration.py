@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.hostile.support import Command, nothing_made
+from tests.hostile.support import Command, listing, nothing_made, write_module
 
 COMMAND = ("compress", "tiny:make", "-o", "out", "--device", "cpu")
 
@@ -25,7 +26,7 @@ MISTAKES = {
     "a fraction for a number": ("svd-epochs = 1.5\n", 1, "svd-epochs = 1.5", "integer"),
     "out of range": ("distill = 7\n", 1, "distill = 7", "range"),
     "a boolean for a number": ("batch-size = true\n", 1, "batch-size is a boolean", "integer"),
-    "a number for a boolean": ("download = 1\n", 1, "download is a number", "true or false was wanted"),
+    "a number for a boolean": ("compile = 1\n", 1, "compile is a number", "true or false was wanted"),
     "a table for a number": ("[seed]\na = 1\n", 1, "seed is a table", "integer"),
     "a number for a table": ("compress = 3\n", 1, "'compress' is a number", "a table of options was wanted"),
     "no such choice": ('scheme = "spacial"\n', 1, "scheme = 'spacial'", "'spatial'"),
@@ -167,7 +168,8 @@ BAD_RECIPES = {
     "wrong type": ('seed = 1\nbatch-size = "large"\n', "mine.toml:2: batch-size = 'large'", "integer"),
     "a table": ("seed = 1\n[compress]\nmacs = 0.5\n", "mine.toml:2: unknown key 'compress' in the recipe", ""),
     "another recipe": ('recipe = "fast"\n', "mine.toml:1: unknown key 'recipe' in the recipe", ""),
-    "an option of one call": ('output = "run"\n', "mine.toml:1: unknown key 'output' in the recipe", ""),
+    "an option of one call": ("resume = true\n", "mine.toml:1: 'resume' decides what one call does", "Give --resume"),
+    "an output": ('output = "run"\n', "mine.toml:1: 'output' decides where files are written", "Give --output"),
     "an option of another command": ("rounds = 50\n", "mine.toml:1: unknown key 'rounds' in the recipe", ""),
     "two goals": ("macs = 0.5\nenergy = 0.1\n", "give one goal", ""),
     "no TOML": ("macs = = 0.5\n", "invalid TOML in mine.toml", "line 1"),
@@ -198,3 +200,74 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_nearest_name(lrexport: C
     assert done.code == 2
     assert "there is no recipe 'paper-cifar'" in done.err
     assert "Did you mean 'paper-cifar10'?" in done.err
+
+
+CHOSEN = {
+    "inspect": ('json = "../victim"\n', "'json' decides where files are written", "--json"),
+    "report": ('output = "../victim"\n', "'output' decides where files are written", "--output"),
+    "check": ('junit = "../victim"\n', "'junit' decides where files are written", "--junit"),
+    "check --markdown": ('markdown = "../victim"\n', "'markdown' decides where files are written", "--markdown"),
+    "check --history": ('history = "../victim"\n', "'history' decides where files are written", "--history"),
+    "check --update-baseline": ("update-baseline = true\n", "'update-baseline' decides where", "--update-baseline"),
+    "compress": ('output = "../victim"\n', "'output' decides where files are written", "--output"),
+    "compress --log-to": ('log-to = ["wandb"]\n', "'log-to' decides where training is logged", "--log-to"),
+    "compress --download": ("download = true\n", "'download' decides where files are written", "--download"),
+    "compress --data": ('data = "evil:images"\n', "'data' decides which code runs", "--data"),
+    "compress --teacher": ('teacher = "evil:net?x=1"\n', "'teacher' decides which code runs", "--teacher"),
+    "compress --trust-code": ("trust-code = true\n", "'trust-code' decides which code runs", "--trust-code"),
+    "compress --target": ('target = "ssh://evil.example"\n', "'target' decides which machines are reached", "--target"),
+    "bench": ('target = "ssh://evil.example"\n', "'target' decides which machines are reached", "--target"),
+    "onnx": ('data = "evil:images"\n', "'data' decides which code runs", "--data"),
+    "sweep": ('storage = "sqlite:////tmp/victim"\n', "'storage' decides which machines are reached", "--storage"),
+    "demo": ('output = "../victim"\n', "'output' decides where files are written", "--output"),
+}
+
+
+@pytest.mark.parametrize("what", CHOSEN)
+@pytest.mark.parametrize("place", ["a table", "the top", "--config"])
+def test_a_repositorys_configuration_chooses_no_output_no_target_and_no_code(
+    lrexport: Command, finished: Path, what: str, place: str
+) -> None:
+    Path("victim").write_text("precious")
+    Path("repository").mkdir()
+    finished.rename("repository/run")
+    os.chdir("repository")
+    write_module("evil", "open('ran', 'w').close()\n")
+    (line, message, option), command = CHOSEN[what], what.split()[0]
+    if place == "a table":
+        Path("pyproject.toml").write_text(f"[project]\n\n[tool.lrexport.{command}]\n{line}")
+    else:
+        Path("lrexport.toml" if place == "the top" else "mine.toml").write_text(f"# ours\n\n\n{line}")
+    before = listing(Path())
+    chosen = ("--config", "mine.toml") if place == "--config" else ()
+    done = lrexport(*chosen, command, *(() if command == "demo" else ("run",)))
+    assert done.code == 2
+    file = {"a table": "pyproject.toml", "the top": "lrexport.toml", "--config": "mine.toml"}[place]
+    assert f"{file}:4: {message}" in done.err
+    assert f"Give {option} on the command line." in done.err
+    assert listing(Path()) == before
+    assert Path("../victim").read_text() == "precious"
+
+
+def test_data_and_teachers_without_code_may_stand_in_a_file(lrexport: Command) -> None:
+    Path("lrexport.toml").write_text('[compress]\ndata = "folder:pictures"\nteacher = "torchvision:resnet18"\n')
+    done = lrexport(*COMMAND, "--macs", "0.5", "--print-config")
+    assert done.code == 0, done.err
+    assert 'data = "folder:pictures"  # file lrexport.toml:2' in done.out
+
+
+def test_what_no_file_may_say_is_printed_apart(lrexport: Command) -> None:
+    options = ("--data", "users:images", "--target", "local", "--download")
+    done = lrexport(*COMMAND, "--macs", "0.5", "--print-config", *options)
+    assert done.code == 0, done.err
+    for line in ('# data = "users:images"  # option', '# target = "local"  # option', "# download = true  # option"):
+        assert line in done.out.splitlines()
+
+
+def test_the_baseline_that_a_file_names_is_not_written(lrexport: Command, finished: Path) -> None:
+    Path("victim").write_text("precious")
+    Path("lrexport.toml").write_text('[budget]\nmax_bytes = "1 MB"\n[check]\nbaseline = "victim"\n')
+    done = lrexport("check", finished, "--update-baseline")
+    assert done.code == 2
+    assert "--update-baseline would write victim, which a configuration file names" in done.err
+    assert Path("victim").read_text() == "precious"
