@@ -74,6 +74,47 @@ def test_the_check_of_the_action_runs_and_hands_on_its_exit_code(
     assert ended.returncode == status
 
 
+def _evil(*names: str) -> None:
+    """Modules of a pull request that say so when they run."""
+    for name in names:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"import pathlib; pathlib.Path({str(Path('ran').resolve())!r}).touch()\n")
+
+
+def test_no_code_and_no_settings_of_the_workspace_reach_the_install_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "workspace").mkdir()
+    monkeypatch.chdir(tmp_path / "workspace")
+    _evil("pip/__init__.py", "pip/__main__.py", "sitecustomize.py", "usercustomize.py", "site.py", "encodings.py")
+    Path("setup.cfg").write_text("[install]\nprefix = elsewhere\n")
+    environment = {
+        "ACTION": str(tmp_path / "absent"),
+        "RUNNER_TEMP": str(tmp_path),
+        "PYTHONPATH": f".{os.pathsep}{Path.cwd()}",
+    }
+    environment |= {"PIP_NO_INDEX": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", _step("Install")["run"]]
+    done = subprocess.run(command, env={**os.environ, **environment}, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "absent/constraints.txt" in done.stderr, "the real pip has looked for its constraints"
+    assert not Path("ran").exists()
+    assert all("python -I -m pip" in line for line in _step("Install")["run"].splitlines() if "pip install" in line)
+
+
+@pytest.mark.usefixtures("sample")
+def test_no_module_of_the_workspace_runs_in_the_check_step(tmp_path: Path) -> None:
+    _evil("onnx.py", "numpy.py", "click.py", "sitecustomize.py", "json.py")
+    environment = {"MODELS": "exports/small.onnx", "CONFIG": "", "BASELINE": "", "STRICT": "false", "PYTHONPATH": "."}
+    environment |= {"RUNNER_TEMP": str(tmp_path), "GITHUB_OUTPUT": str(tmp_path / "output")}
+    environment |= {"PYTHONSAFEPATH": _step("Check")["env"]["PYTHONSAFEPATH"]}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", _step("Check")["run"]]
+    subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True)
+    assert "exit-code=0" in (tmp_path / "output").read_text()
+    assert not Path("ran").exists()
+
+
 def test_the_examples_and_the_hook_parse() -> None:
     workflow = yaml.safe_load((ROOT / "examples" / "ci" / "github-workflow.yml").read_text(encoding="utf-8"))
     (use,) = [step for step in workflow["jobs"]["check"]["steps"] if "lrexport" in step["uses"]]

@@ -114,7 +114,8 @@ class Ssh:
         options = [word for name, value in _OPTIONS.items() for word in ("-o", f"{name}={value}")]
         where = [*(("-F", config) if config else ()), *(("-p", str(self.port)) if self.port else ())]
         whom = ["-l", self.user] if self.user else []
-        remote = shlex.join([self.python, "-c", _BOOTSTRAP])
+        # Isolated: no json.py of the folder that ssh begins in, nor of PYTHONPATH. The measurement itself is not.
+        remote = shlex.join([self.python, "-I", "-c", _BOOTSTRAP])
         return ["ssh", "-T", *options, *where, *whom, "--", self.host, f"exec {remote}"]
 
     def _ended_early(self, process: subprocess.Popen[bytes], messages: IO[bytes]) -> DeviceError:
