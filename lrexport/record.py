@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lrexport.artifacts import files
 from lrexport.artifacts.run_files import BASELINE as BASELINE
@@ -218,6 +218,15 @@ class Record(BaseModel):
     notes: list[str] = []
     results: Results = Results()
     files: dict[str, StoredFile] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _stay_in_the_run(cls, files: dict[str, StoredFile]) -> dict[str, StoredFile]:
+        """Names alone, so that nothing outside of the run's folder is read, replaced or removed."""
+        for name in files:
+            if not name or name in (".", "..") or any(char in name for char in "/\\:\0"):
+                raise ValueError(f"{name!r} is not the name of a file in the run's folder")
+        return files
 
     def result_of(self, name: str) -> Result | None:
         """Figures of an exported file by its name in the run."""

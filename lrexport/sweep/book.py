@@ -21,14 +21,13 @@ from lrexport.report.sweeps import SWEEP, Figures, Sweep, cost, front_of, is_swe
 from lrexport.sweep.locks import Process
 from lrexport.sweep.request import Request
 from lrexport.sweep.sampling import Sampler, suggest
-from lrexport.sweep.snapshot import differences, live, to_trial
+from lrexport.sweep.snapshot import differences, live, run_of, to_trial
 from lrexport.sweep.space import Point
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-TRIALS = "trials"
 _MADE_WITH, _DENSE = "made_with", "dense"  # attributes of the study
 _DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 _MOST_DEATHS = 3  # of the processes of one trial, before it is left: it may be what kills them
@@ -158,10 +157,10 @@ class Book:
 
     def _claim(self, trial: optuna.Trial) -> tuple[Point, str]:
         """Sign a trial, settle its point, and take over what an earlier life of it has left to go on with."""
-        run = f"{TRIALS}/{trial.number:04d}"
+        run = run_of(trial.number)
         known = self._study.get_trials(deepcopy=False)[trial.number]
         for earlier in RetryHeartbeatStaleTrialCallback.retry_history(known)[-1:]:
-            before = self.folder / TRIALS / f"{earlier:04d}"
+            before = self.folder / run_of(earlier)
             if is_stopped(before):
                 before.rename(self.folder / run)
         by = self._process
@@ -201,8 +200,9 @@ class Book:
             died = "reason" not in noted
             if died or (failed_by_environment and _failed_by_environment(trial)):
                 self._queue_again(trial, _MOST_DEATHS if died and "interrupted" not in noted else None)
-                if is_dead and "run" in noted and not is_stopped(self.folder / noted["run"]):
-                    shutil.rmtree(self.folder / noted["run"], ignore_errors=True)
+                run = self.folder / run_of(trial.number)  # whatever a storage of somebody else's says
+                if is_dead and "run" in noted and not is_stopped(run):
+                    shutil.rmtree(run, ignore_errors=True)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         """Whether nobody works on a trial any more, as far as this machine can tell; heartbeats tell of others."""

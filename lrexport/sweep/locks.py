@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lrexport.sweep.storage import DatabaseLock
 
 LOCKS = ".locks"
+_ID = re.compile(r"[0-9a-f]{12}")
 _PATIENCE_SECONDS = 120.0  # with the lock for claims, which is held for milliseconds
 
 
@@ -91,9 +93,11 @@ class Process:
         """Whether a process is known to work on nothing any more; nothing is known of other machines and folders."""
         from filelock import FileLock, Timeout
 
-        path = self._path(process)
         if place != self.place:
             return False
+        if not _ID.fullmatch(process):  # nothing of ours: its name would be a path
+            return True
+        path = self._path(process)
         if process == self.id or not path.exists():  # this one asks between its trials; that one has left
             return True
         try:

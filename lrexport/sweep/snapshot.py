@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lrexport.report.sweep_tables import flag
 from lrexport.report.sweeps import Figures, State, Trial
 
+TRIALS = "trials"
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
@@ -18,6 +19,11 @@ _STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+
+
+def run_of(number: int) -> str:
+    """The run of a trial, in the sweep's folder."""
+    return f"{TRIALS}/{number:04d}"
 
 
 def live(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -39,7 +45,7 @@ def to_trial(trial: FrozenTrial) -> Trial:
         state=_STATES[trial.state],
         parameters=trial.params,
         figures=Figures.model_validate(noted["figures"]) if finished else None,
-        run=noted["run"] if finished else None,
+        run=run_of(trial.number) if finished else None,
         host=noted.get("host"),
         reason=reason,
         exit_code=noted.get("exit_code"),
