@@ -11,6 +11,7 @@ from lrexport.cli.main import COMMANDS, cli
 # Options that are text, and that a file may choose all the same: they name what is read, or decide nothing beyond a result.
 HARMLESS = {
     *("weights", "teacher_weights", "plan", "latencies", "baseline"),  # read, under limits; check looks at the last itself
+    *("weights_key", "teacher_weights_key", "shapes", "shape", "inputs", "input"),
     *("data", "teacher"),  # where they are no import path
     *("recipe", "keep", "vary", "study"),
     *("input_shape", "milestones", "sparsity_strength", "baseline_epochs", "batch", "rounds"),  # numbers and words
@@ -25,7 +26,9 @@ def test_it_is_settled_for_every_option_whether_a_file_may_choose_it(name: str) 
     for option in command.params:
         free = not isinstance(option.type, click.IntRange | click.FloatRange | click.Choice | click.types.BoolParamType)
         if isinstance(option, click.Option) and free and option.type is not click.INT:
-            assert (option.name in NOT_IN_FILES) != (option.name in HARMLESS), option.name
+            assert (option.name in NOT_IN_FILES) != (option.name in HARMLESS), (
+                f"say of {option.name} whether a file may choose it"
+            )
 
 
 @pytest.mark.parametrize(
