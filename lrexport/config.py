@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lrexport.artifacts import files
 from lrexport.artifacts.run_files import DENSE
 from lrexport.errors import UsageError
 
-if TYPE_CHECKING:  # --help takes its defaults from here, and must not wait for the record's validation library
-    from lrexport.record import AskedScheme
-
+# --help takes its defaults from here, and must not wait for the record's validation library.
+AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
 DEFAULT_DENSE_EPOCHS = 20
 # Choices that belong to the first stages: going on from a run keeps what those were made with.
 FINISHED = (

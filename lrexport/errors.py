@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+
+_MOST_NAME = 200  # characters of a name that is shown
 
 
 class LrexportError(Exception):
@@ -64,6 +67,18 @@ def with_hint(error: UsageError | InputError, hint: str) -> UsageError | InputEr
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says anything, or its type where none does."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def of_system(error: OSError) -> UsageError | DeviceError:
+    """What the system refused, wherever no place says more of it: a name that cannot be, or the environment."""
+    name = error.filename.decode(errors="surrogateescape") if isinstance(error.filename, bytes) else error.filename
+    text = "" if name is None else str(name)
+    shown = text if len(text) <= _MOST_NAME else f"{text[:_MOST_NAME]}…"
+    reason = error.strerror or str(error) or type(error).__name__
+    message = f"cannot use {shown}: {reason}" if shown else f"the system refused: {reason}"
+    if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
+        return UsageError(message, "Give another name.")
+    return DeviceError(message, "--debug before the command shows where.")
 
 
 def signal_of(error: BaseException | None) -> signal.Signals | None:

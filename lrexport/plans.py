@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from lrexport.artifacts import files
+from lrexport.artifacts.json_files import read_json
 from lrexport.errors import InputError
 from lrexport.record import RECORD, DenseLayer, FactorisedLayer, Scheme
 
@@ -74,7 +74,8 @@ def read_plan(path: Path) -> PlanFile:
         if not (path / RECORD).is_file():
             raise InputError(f"{path} is no run: it has no {RECORD}", "Give a plan file, or a run's folder.")
         path = path / RECORD
-    value = _parse(path)
+    comma = "Mostly a comma too many or too few; every name stands in double quotes."
+    value = read_json(path, comma, lambda pairs: _no_twice(path, pairs))
     if not isinstance(value, dict):
         raise InputError(f"{path} holds {_shown(value)}, a plan was wanted", f"Write {{LAYER: {_WANTED}, …}}.")
     # A layer of the user's may be called "plan" too.
@@ -94,18 +95,6 @@ def _is_entry(value: Any) -> bool:
         return bool(value == "dense")
     scheme = value.get("scheme", "dense")
     return (isinstance(scheme, str) and scheme != "dense") or isinstance(value.get("dense"), bool)
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return json.loads(files.read_bytes(path), object_pairs_hook=lambda pairs: _no_twice(path, pairs))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})",
-            "Mostly a comma too many or too few; every name stands in double quotes.",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
 
 
 def _no_twice(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

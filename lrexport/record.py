@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lrexport.artifacts import files
+from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.artifacts.run_files import BASELINE as BASELINE
 from lrexport.artifacts.run_files import CHECKPOINTS as CHECKPOINTS
 from lrexport.artifacts.run_files import DENSE as DENSE
@@ -23,11 +23,12 @@ from lrexport.artifacts.run_files import SPECTRA as SPECTRA
 from lrexport.artifacts.run_files import STATE as STATE
 from lrexport.artifacts.run_files import SVD as SVD
 from lrexport.errors import InputError
+from lrexport.escape import shell_path
+from lrexport.recorded import check_choices, check_environment
 
 SCHEMA_VERSION = 1
 RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # among the notes
 Scheme = Literal["spatial", "channel", "input-channel", "linear"]
-AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
 
 
 class _Strict(BaseModel):
@@ -278,7 +279,9 @@ def uncompressed(run: Path) -> InputError:
             f"{run} holds a run that was stopped, or is under way",
             "Wait for it, or give the command that began it with --resume to go on.",
         )
-    return InputError(f"{run} has no compressed network yet", f"lrexport compress {run} --macs 0.5 goes on from it.")
+    return InputError(
+        f"{run} has no compressed network yet", f"lrexport compress {shell_path(run)} --macs 0.5 goes on from it."
+    )
 
 
 def load_record(run: Path) -> Record:
@@ -289,16 +292,18 @@ def load_record(run: Path) -> Record:
     if not path.is_file():
         raise InputError(f"{run} is no run: it has no {RECORD}", "A run is the folder given to compress or train with -o.")
     try:
-        value = json.loads(files.read_bytes(path))
+        value = read_json(path)
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",
                 "Use the lrexport that wrote it, or a newer one.",
             )
-        return Record.model_validate(value)
+        record = Record.model_validate(value)
+        for config in (record.config, *(earlier.config for earlier in record.earlier)):
+            check_choices(config)
+        check_environment(record.environment)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is not a valid record: {place}: {first['msg']}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+        raise InputError(
+            f"{path} is not a valid record: {first_fault(error)}", "Fetch it again, or make the run again."
+        ) from error
+    return record

@@ -76,12 +76,15 @@ def measure_speed(
         on_event({"event": "table", "done": done, "of": of, "target": target.name})
 
     layers = times.of(svd, schemes, on_table)
+    if times.unsaved is not None:
+        on_event({"event": "warning", "text": f"times of layers are not kept for the next run: {times.unsaved}"})
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         path = Path(folder) / DENSE_ONNX
         export_onnx(fold(svd, {}), path, input_shape)
         dense, now = times.whole(path)
         content = path.read_bytes()
-    on_event({"event": "speed", "dense": now.p50, "target": target.name, "table": str(times.path)})
+    table = str(times.path) if times.unsaved is None else None
+    on_event({"event": "speed", "dense": now.p50, "target": target.name, "table": table})
     # What is predicted shall be milliseconds of today, whatever the machine's speed was when the table was begun.
     today = {name: layer.scaled(now.p50 / dense) for name, layer in layers.items()}
     return Speed(target, threads, times.environment, NetworkLatency(now.p50, today), input_shape, content)

@@ -91,7 +91,10 @@ REFUSED = {
     "a rank in quotes": ({"a": {"scheme": "spatial", "rank": "2"}}, 'rank is "2", a whole number was wanted'),
     "true for a rank": ({"a": {"scheme": "spatial", "rank": True}}, "rank is true, a whole number was wanted"),
     "null for a rank": ({"a": {"scheme": "spatial", "rank": None}}, "rank is null, a whole number was wanted"),
-    "NaN for a rank": ('{"a": {"scheme": "spatial", "rank": NaN}}', "rank is NaN, a whole number was wanted"),
+    "NaN for a rank": (
+        '{"a": {"scheme": "spatial", "rank": NaN}}',
+        r"is not JSON: NaN is not a number",
+    ),
     "dense and a rank": (
         {"a": {**DENSE, "scheme": "spatial", "rank": 2}},
         "layer 'a' is dense and has a scheme or rank too",

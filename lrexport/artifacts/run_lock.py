@@ -12,6 +12,8 @@ from lrexport.artifacts import files
 from lrexport.artifacts.run_files import HOLDER
 from lrexport.errors import UsageError
 
+_MOST_NOTE = 500  # bytes of what the holder says of itself
+
 
 class RunLock:
     """Holds ``folder``, which must be there, inside a block, or until the process ends, however it ends.
@@ -59,10 +61,14 @@ class RunLock:
                 self._forget()
 
     def _holder(self) -> str:
+        if not self._note.is_file():  # removed a moment ago, or nothing that may be read
+            return "another process"
         try:
-            return self._note.read_text(encoding="utf-8").strip()
+            with open(self._note, "rb") as stream:
+                note = stream.read(_MOST_NOTE).decode(errors="backslashreplace").strip()
         except OSError:
             return "another process"
+        return note.partition("\n")[0] or "another process"
 
     def _forget(self) -> None:
         if self._descriptor is not None:

@@ -81,7 +81,9 @@ def _read(path: Path) -> Settings:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise UsageError(f"invalid TOML in {path}: nested too deeply") from error
-    except (ValueError, OSError) as error:  # also numbers of more digits than Python reads
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # also numbers of more digits than Python reads
         raise UsageError(f"invalid TOML in {path}: {error}") from error
     if path.name != PYPROJECT:
         return Settings(path, content)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lrexport.artifacts import files
+from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.budget.facts import Facts
 from lrexport.errors import InputError
 
@@ -20,10 +20,7 @@ def read_baseline(path: Path) -> dict[str, Facts]:
     """Model → figures. Raises InputError where the file is malformed or of another schema."""
     from pydantic import TypeAdapter, ValidationError
 
-    try:
-        value = json.loads(files.read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}", "lrexport check --update-baseline writes a baseline.") from error
+    value = read_json(path, "lrexport check --update-baseline writes a baseline.")
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -33,9 +30,7 @@ def read_baseline(path: Path) -> dict[str, Facts]:
     try:
         return TypeAdapter(dict[str, Facts]).validate_python(value.get("models"))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is no valid baseline: models.{place}: {first['msg']}") from error
+        raise InputError(f"{path} is not a valid baseline: models.{first_fault(error)}") from error
 
 
 def write_baseline(path: Path, models: Mapping[str, Facts]) -> None:

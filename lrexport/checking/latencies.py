@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrexport.artifacts import files
+from lrexport.artifacts.json_files import read_json
 from lrexport.budget.facts import Facts, machine_of
 from lrexport.checking.look import Looked, latency
 from lrexport.errors import InputError
@@ -38,7 +38,7 @@ def with_latencies(looked: Looked, measured: Sequence[Path]) -> Looked:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(files.read_bytes(path))
+        value = read_json(path)
         for entry in value["files"].values():
             from lrexport.record import Latency
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
 from lrexport.budget.facts import Accuracy, Facts, Latency, Layer, machine_of
 from lrexport.errors import InputError
+from lrexport.escape import shell_path
 from lrexport.measure.onnx_macs import layer_of
 from lrexport.measure.onnx_survey import Survey, survey
 
@@ -66,7 +67,9 @@ def _record_of(path: Path) -> Record | None:
 def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] | None, with_gzip: bool) -> Looked:
     result = record.result_of(name)
     if result is None:
-        raise InputError(f"{run} has no compressed network yet", f"lrexport compress {run} --macs 0.5 goes on from it.")
+        raise InputError(
+            f"{run} has no compressed network yet", f"lrexport compress {shell_path(run)} --macs 0.5 goes on from it."
+        )
     file, counted = None, Facts()
     if name in record.files:
         file = record.check(run, name)

@@ -11,6 +11,7 @@ import click
 from lrexport.cli import output
 from lrexport.cli.options import FILE, input_shapes_option, json_option, target_option, threads_option
 from lrexport.errors import InputError, UsageError
+from lrexport.escape import shell_path
 
 if TYPE_CHECKING:
     from lrexport.measure.latency import Measurement
@@ -111,7 +112,7 @@ def _files(path: Path, target: str) -> list[Path]:
     order = {DENSE_ONNX: 0, MODEL_ONNX: 1}
     names = sorted((name for name in record.files if name.endswith(".onnx")), key=lambda name: (order.get(name, 2), name))
     if not names:
-        raise UsageError(f"{path} has no ONNX files yet", f"Write them with lrexport onnx {path}.")
+        raise UsageError(f"{path} has no ONNX files yet", f"Write them with lrexport onnx {shell_path(path)}.")
     return [record.check(path, name) for name in names]
 
 

@@ -64,6 +64,7 @@ def command(
     )
     from lrexport.cli.output import say
     from lrexport.cli.preflight import check_compress
+    from lrexport.escape import shell_path
     from lrexport.plans import digest
     from lrexport.report.plans import plan_table
     from lrexport.report.tables import results_table
@@ -120,4 +121,4 @@ def command(
     print_result(record.model_dump(mode="json"), json_to, results_table(record))
     if record.planned_latency is not None and json_to != "-":
         say(f"Measured after pruning: {latency_text(record.planned_latency.model_dump())}.")
-    note(f"saved in {run}; next: lrexport onnx {run}")
+    note(f"saved in {run}; next: lrexport onnx {shell_path(run)}")

@@ -183,7 +183,8 @@ class Progressing:
         elif kind == "measuring":
             self._measuring(event)
         elif kind == "speed":
-            self.say(f"the dense network takes {format_ms(event['dense'])} on {event['target']}; table in {event['table']}")
+            table = f"; table in {event['table']}" if event["table"] is not None else ""
+            self.say(f"the dense network takes {format_ms(event['dense'])} on {event['target']}{table}")
         elif kind == "pruning":
             images = f", with {event['images']} training images without their labels" if event["images"] else ""
             self.say(f"choosing ranks{images}")

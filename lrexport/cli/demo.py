@@ -24,6 +24,7 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
     from lrexport.cli.console import Progressing, note, print_table
     from lrexport.cli.recipes import recipe_config
     from lrexport.errors import UsageError
+    from lrexport.escape import shell_path
     from lrexport.report.tables import results_table
 
     if output == DEFAULT and not resume:  # its own folder, made again every time
@@ -41,4 +42,4 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
         note("lrexport onnx: export, verify, score, measure")
         record = shipping.export_run(output, shipping.ExportOptions(), progress)
     print_table(results_table(record))
-    note(f"{time.perf_counter() - began:.0f} s; the run is in {output}, next: lrexport report {output}")
+    note(f"{time.perf_counter() - began:.0f} s; the run is in {output}, next: lrexport report {shell_path(output)}")

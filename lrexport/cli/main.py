@@ -14,7 +14,7 @@ import click
 
 from lrexport import __version__
 from lrexport.cli import configuration, output
-from lrexport.errors import DeviceError, LrexportError, signal_of
+from lrexport.errors import DeviceError, InputError, LrexportError, of_system, signal_of
 from lrexport.trust import consent
 
 # Command → (module, help line). The help lines stand here so that --help imports none of them.
@@ -87,10 +87,19 @@ def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
     """
     name = ctx.invoked_subcommand
     if name is not None:
+        _check_current_folder()
         _say_unknown_variables(ctx, name)
         found = configuration.defaults(config_file, lambda: _all_commands(ctx))
         ctx.default_map = {command: said.values for command, said in found.items()}
         ctx.obj = {command: said.places for command, said in found.items()}  # for --print-config
+
+
+def _check_current_folder() -> None:
+    """Raise DeviceError where the folder that the command was started in was removed since."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise DeviceError(f"the current folder is gone: {error.strerror}", "Change to a folder that exists.") from error
 
 
 def _say_unknown_variables(ctx: click.Context, name: str) -> None:
@@ -124,6 +133,17 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         _complain("stopped", None)
         return 130
+    except SystemExit as error:
+        if signal_of(error) is not None:
+            raise
+        _complain(f"code of the network or its data ended the program: sys.exit({error.code!r})", "Remove that call.")
+        return InputError.exit_code
+    except OSError as error:
+        if debug:
+            output.print_traceback()
+        refused = of_system(error)
+        _complain(refused.message, refused.hint)
+        return refused.exit_code
     except Exception as error:
         if debug:
             output.print_traceback()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from fractions import Fraction
@@ -146,8 +148,23 @@ class TargetType(click.ParamType[str]):
         return str(value)
 
 
-RUN = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=True)
+class PathType(click.Path):
+    """A path that the system can have: without a NUL, which files may bring along, and not too long."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = os.fspath(value)
+        try:
+            os.lstat(text)
+        except ValueError:
+            self.fail(f"{text!r} holds a NUL character, which no path can.", param, ctx)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(f"{text[:60]!r}…: {error.strerror} ({len(os.fsencode(text)):,} bytes).", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+RUN = PathType(path_type=Path, file_okay=False)
+FILE = PathType(path_type=Path, dir_okay=True)
 
 
 def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

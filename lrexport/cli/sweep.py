@@ -59,6 +59,7 @@ def command(
     """
     from lrexport.cli.console import Progressing, note, print_result
     from lrexport.cli.preflight import check_sweep
+    from lrexport.escape import shell_path
     from lrexport.report.sweep_tables import front_table
     from lrexport.report.sweeps import is_sweep, load_sweep
     from lrexport.sweep.extras import need_optuna
@@ -95,4 +96,4 @@ def command(
     if not sweep.front:
         note("no trial finished")
         click.get_current_context().exit(max((trial.exit_code or 2 for trial in sweep.trials), default=2))
-    note(f"saved in {output}; next: lrexport onnx {output / (sweep.on_front()[-1].run or '')}")
+    note(f"saved in {output}; next: lrexport onnx {shell_path(output / (sweep.on_front()[-1].run or ''))}")

@@ -29,6 +29,7 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
     """
     from lrexport.cli.console import Progressing, note, write_json
     from lrexport.cli.preflight import check_train
+    from lrexport.escape import shell_path
 
     if output is None:
         raise UsageError("no folder for the run", "Give one with -o RUN.")
@@ -47,4 +48,4 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
         return
     if json_to:
         write_json(record.model_dump(mode="json"), json_to)
-    note(f"saved in {output}; next: lrexport compress {output} --macs 0.5")
+    note(f"saved in {output}; next: lrexport compress {shell_path(output)} --macs 0.5")

@@ -14,7 +14,7 @@ from lrexport.data.augment import Augmentation
 from lrexport.data.images import MEAN, STD, ArraySet, ImageData
 from lrexport.data.sources import CIFAR, FOLDERS, check_folder, is_import_path, no_cifar, unknown
 from lrexport.data.sources import NAMES as NAMES
-from lrexport.errors import InputError, UsageError
+from lrexport.errors import InputError, UsageError, signal_of
 from lrexport.models.resolve import import_callable
 from lrexport.models.vision import torchvision
 
@@ -125,6 +125,8 @@ def _from_callable(source: str, input_shape: Shape, said_in: Path | None) -> Ima
     try:
         made = make()
     except (Exception, SystemExit) as error:
+        if signal_of(error) is not None:
+            raise
         raise UsageError(f"--data {source!r} raised {type(error).__name__}: {error}") from error
     if isinstance(made, ImageData):
         return _with_sound_labels(replace(made, source=source))

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lrexport.config import AskedScheme
 from lrexport.errors import UsageError
 from lrexport.lowrank import svd_form
 from lrexport.lowrank.inspection import Factorisable, SchemeFacts, inspect_layers
@@ -16,7 +17,7 @@ from lrexport.lowrank.kernels import WEIGHTED
 from lrexport.lowrank.schemes import CONV_SCHEMES
 from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.lowrank.tracing import eval_mode, run_once
-from lrexport.record import AskedScheme, DenseLayer
+from lrexport.record import DenseLayer
 
 __all__ = ["Factorisable", "SVDNetwork", "SchemeFacts", "decompose", "eval_mode", "inspect_layers", "run_once"]
 

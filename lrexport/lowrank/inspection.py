@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lrexport.config import AskedScheme
 from lrexport.errors import InputError
 from lrexport.lowrank.constants import constant_layers
 from lrexport.lowrank.kernels import WEIGHTED, LayerCall, dense_macs, spec_of
 from lrexport.lowrank.schemes import SCHEMES, scheme_for, schemes_of
 from lrexport.lowrank.tracing import trace
 from lrexport.lowrank.trial import misfits
-from lrexport.record import AskedScheme, DenseKind, DenseLayer, Scheme
+from lrexport.record import DenseKind, DenseLayer, Scheme
 from lrexport.units import format_count
 
 # Modules that multiply by weights of their own and have no scheme.

@@ -25,7 +25,8 @@ import numpy as np
 from torch import nn
 
 from lrexport.artifacts import files
-from lrexport.errors import InputError
+from lrexport.artifacts.json_files import read_json
+from lrexport.errors import DeviceError, InputError
 from lrexport.lowrank.costs import whole_cost
 from lrexport.lowrank.decompose import Factorisable, SVDNetwork
 from lrexport.lowrank.kernels import LayerCall
@@ -96,6 +97,7 @@ class LayerTimes:
         self.path = (folder or cache_folder() / "latency") / f"{digest}.json"
         self.about = about
         self.times: dict[str, float] = _read(self.path)
+        self.unsaved: str | None = None
         self._seen: dict[str, list[float]] = {}
 
     def of(self, svd: SVDNetwork, schemes: Schemes, on_table: OnTable = lambda done, of: None) -> dict[str, LayerLatency]:
@@ -177,8 +179,14 @@ class LayerTimes:
         return found[path.name].p50 * self._scale((many - few) / (COPIES[1] - COPIES[0])), found[path.name]
 
     def _save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.path, {"schema_version": 1, "about": self.about, "milliseconds": self.times})
+        """Into the table's file. Where that cannot be written the times serve this process alone: ``unsaved`` says why."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(self.path, {"schema_version": 1, "about": self.about, "milliseconds": self.times})
+        except OSError as error:
+            self.unsaved = f"cannot write {self.path}: {error.strerror}"
+        except DeviceError as error:
+            self.unsaved = error.message
 
     def _layer(self, calls: list[list[_Option]]) -> LayerLatency:
         dense, pairs = 0.0, dict[Scheme, dict[int, float]]()
@@ -192,10 +200,16 @@ class LayerTimes:
 
 
 def cache_folder() -> Path:
-    """``$LREXPORT_CACHE``, else ``lrexport`` in ``$XDG_CACHE_HOME`` or ~/.cache."""
-    if chosen := os.environ.get("LREXPORT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrexport"
+    """``$LREXPORT_CACHE``, else ``lrexport`` in ``$XDG_CACHE_HOME`` or ~/.cache. Raises DeviceError for nobody's home."""
+    for variable, below in (("LREXPORT_CACHE", "."), ("XDG_CACHE_HOME", "lrexport")):
+        if chosen := os.environ.get(variable):
+            return Path(chosen, below)
+    try:
+        return Path.home() / ".cache" / "lrexport"
+    except RuntimeError as error:
+        raise DeviceError(
+            "this user has no home folder to keep times of layers in", "Name a folder in LREXPORT_CACHE."
+        ) from error
 
 
 def _among(svd: SVDNetwork) -> int:
@@ -244,10 +258,17 @@ def _slope(models: Mapping[str, Any], name: str) -> float:
 
 
 def _read(path: Path) -> dict[str, float]:
-    if not path.exists():
+    try:
+        if not path.exists():
+            return {}
+    except OSError:  # it will not be written either, which is said then
         return {}
     try:
-        times = json.loads(files.read_bytes(path))["milliseconds"]
-        return {str(key): float(value) for key, value in times.items()}
+        times = read_json(path)["milliseconds"]
+        known = {str(key): float(value) for key, value in times.items()}
+        if not all(value > 0 for value in known.values()):
+            raise ValueError("expected times above 0")
     except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no table of latencies: {error}", "Delete it: it is measured again.") from error
+        reason = error.message if isinstance(error, InputError) else str(error)
+        raise InputError(f"{path} is not a table of latencies: {reason}", "Delete it: it is measured again.") from error
+    return known

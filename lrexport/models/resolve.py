@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrexport.errors import InputError, UsageError, with_hint
+from lrexport.errors import InputError, UsageError, signal_of, with_hint
 from lrexport.forward_errors import forward_error
 from lrexport.models import cifar_resnet, zoo
 from lrexport.models.names import CIFAR_NAMES as CIFAR_NAMES
@@ -59,6 +59,8 @@ class ModelRecipe:
         try:
             network = with_operators(lambda: self.build_with(**self.kwargs))
         except (Exception, SystemExit) as error:
+            if signal_of(error) is not None:
+                raise
             if isinstance(error, InputError | UsageError):
                 raise
             raise UsageError(f"MODEL {self.source!r} raised {type(error).__name__}: {error}") from error
@@ -202,6 +204,8 @@ def import_callable(
             raise no_module(what, path, error.name) from error
         raise UsageError(f"{what} {path!r}: importing it raised ModuleNotFoundError: {error}") from error
     except (Exception, SystemExit) as error:  # a script without a main guard may well exit, with 0 even
+        if signal_of(error) is not None:
+            raise
         raise UsageError(f"{what} {path!r}: importing it raised {type(error).__name__}: {error}") from error
     try:
         target = getattr(module, attribute)

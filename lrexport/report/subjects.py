@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from lrexport.artifacts import files
+from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.errors import InputError, UsageError
 from lrexport.record import LOG, RECORD, SPECTRA, Record, Result, Scheme, load_record, uncompressed
 from lrexport.report.sweeps import is_sweep, load_sweep
@@ -102,9 +103,11 @@ def _read_spectra(run: Path, record: Record) -> dict[str, Spectrum] | None:
         return None
     path = record.check(run, SPECTRA)
     try:
-        return _Spectra.validate_python(json.loads(files.read_bytes(path))["layers"])
-    except (ValueError, LookupError, TypeError, RecursionError, ValidationError) as error:
-        raise InputError(f"{path} holds no singular values: {error}".splitlines()[0]) from error
+        return _Spectra.validate_python(read_json(path)["layers"])
+    except ValidationError as error:
+        raise InputError(f"{path} holds no singular values: {first_fault(error)}") from error
+    except (LookupError, TypeError) as error:
+        raise InputError(f'{path} holds no singular values: expected {{"layers": …}}') from error
 
 
 def _read_log(path: Path) -> tuple[dict[str, list[Epoch]], int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrexport.artifacts import files
+from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.artifacts.run_files import RECORD
 from lrexport.errors import InputError
 from lrexport.report.fronts import pareto_front
@@ -111,7 +111,7 @@ def load_sweep(folder: Path) -> Sweep:
             f"{folder} is no sweep: it has no {SWEEP}", "A sweep is the folder given to lrexport sweep with -o."
         )
     try:
-        value = json.loads(files.read_bytes(path))
+        value = read_json(path)
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",
@@ -119,11 +119,7 @@ def load_sweep(folder: Path) -> Sweep:
             )
         sweep = Sweep.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is not a valid sweep: {place}: {first['msg']}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not a valid sweep: {first_fault(error)}") from error
     _check(path, sweep)
     return sweep
 

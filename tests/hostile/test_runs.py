@@ -76,7 +76,7 @@ def test_a_truncated_record_is_no_json(lrexport: Command, finished: Path) -> Non
     path.write_bytes(path.read_bytes()[:100])
     done = lrexport("inspect", finished)
     assert done.code == 3
-    assert "run/run.json is not JSON" in done.err
+    assert "run/run.json:6: not JSON" in done.err
 
 
 @pytest.mark.parametrize("place", [0, 12, -1], ids=["length of the header", "header", "last weight"])

@@ -25,7 +25,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_run(folder / "other", share=0.3, top1=0.9, milliseconds=0.4)
     write_run(folder / "deep", [f"layer{number}.conv" for number in range(110)])
     for number, name in enumerate(HOSTILE):
-        write_run(folder / f"hostile{number}", HOSTILE, model=name, goal={"macs": name})
+        write_run(folder / f"hostile{number}", HOSTILE, model=name, goal={"plan": name})
     several = {"one": ["run"], "two": ["run", "other"], "deep": ["deep"]}
     several["hostile"] = [f"hostile{number}" for number in range(len(HOSTILE))]
     for name, runs in several.items():

@@ -54,7 +54,7 @@ def test_several_runs_are_compared_with_their_fronts(tmp_path: Path) -> None:
 
 def test_no_name_becomes_markup(tmp_path: Path) -> None:
     for number, name in enumerate(HOSTILE):
-        write_run(tmp_path / f"run{number}", HOSTILE, model=f"{name}\n---\nlicense: mit", data=name, goal={"macs": name})
+        write_run(tmp_path / f"run{number}", HOSTILE, model=f"{name}\n---\nlicense: mit", data=name, goal={"plan": name})
     subjects = read_subjects(sorted(tmp_path.iterdir()))
     head, body = _parts(render(subjects))
     assert "license" not in head

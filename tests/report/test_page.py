@@ -115,7 +115,7 @@ def test_nothing_is_fetched_and_only_scripts_with_a_known_hash_run(tmp_path: Pat
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     for number, name in enumerate(HOSTILE):
-        record = write_run(tmp_path / f"run{number}", HOSTILE, model=name, data=name, goal={"macs": name})
+        record = write_run(tmp_path / f"run{number}", HOSTILE, model=name, data=name, goal={"plan": name})
         record.notes = [name]
         record.environment = {name: [name], "cpu": name}
         record.save(tmp_path / f"run{number}")
