@@ -39,12 +39,12 @@ def die_with_parent() -> None:
     """Have this process killed when the one that started it ends, however that ended (Linux)."""
     if not sys.platform.startswith("linux"):
         return
-    import ctypes
-
     parent = os.getppid()
     try:
+        import ctypes
+
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    except (OSError, AttributeError):  # a C library without it
+    except (ImportError, OSError, AttributeError):  # a Python or a C library without it
         return
     if os.getppid() != parent:  # it ended just now
         os.kill(os.getpid(), signal.SIGKILL)

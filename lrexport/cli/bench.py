@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lrexport.cli import output
-from lrexport.cli.options import FILE, input_shapes_option, json_option, target_option, threads_option
+from lrexport.cli.options import FILE, SizeType, input_shapes_option, json_option, target_option, threads_option
 from lrexport.errors import InputError, UsageError
 from lrexport.escape import shell_path
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lrexport.measure.targets import Job, Target
 
 _INPUTS_HINT = "--shape NAME=SIZES gives an input's sizes, --input FILE.npz its values."
+_LIMIT_HINT = "Where that is right for it, --timeout SECONDS gives more time and --memory SIZE more memory."
+# For a stage: whatever takes longer on this machine is either not worth a hundred rounds or said to be so.
+_SECONDS, _SECONDS_ON_DEVICE = {"local": 15.0}, 120.0
 _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 
 
@@ -42,6 +45,18 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
     help="Rounds, at least 10; fewer than 50 are called inconclusive.",
 )
 @click.option("--profile", is_flag=True, help="Also time by operator.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 100_000, min_open=True),
+    metavar="SECONDS",
+    help="Longest time for loading, the first run, and each other run [default: 15 here, 120 on a device].",
+)
+@click.option(
+    "--memory",
+    type=SizeType(),
+    metavar="SIZE",
+    help="Most memory to use, as in 6GB [default: 4 times the files and an eighth of the machine's, at least 2 GiB].",
+)
 @json_option()
 def command(
     paths: tuple[Path, ...],
@@ -53,6 +68,8 @@ def command(
     input_file: Path | None,
     rounds: int,
     profile: bool,
+    timeout: float | None,
+    memory: int | None,
     json_to: str | None,
 ) -> None:
     """Milliseconds of .onnx and .ort FILEs, and their ratio to a baseline. A RUN stands for its exported files.
@@ -80,7 +97,18 @@ def command(
     named = dict(zip(distinct_names(files), files, strict=True))
     against = next(iter(named)) if len(named) > 1 else None
     values = _values(input_file, shapes) if input_file else None
-    job = Job((), rounds, threads, batch or 0, cold=True, profile=profile, shapes=shapes, values=values)
+    job = Job(
+        (),
+        rounds,
+        threads,
+        batch or 0,
+        cold=True,
+        profile=profile,
+        shapes=shapes,
+        values=values,
+        seconds=timeout or _SECONDS.get(target, _SECONDS_ON_DEVICE),
+        memory=memory,
+    )
     _measure_and_print(named, against, job, chosen, json_to)
 
 
@@ -134,7 +162,7 @@ def _check(path: Path, is_sent: bool) -> None:
 def _measure_and_print(files: dict[str, Path], baseline: str | None, job: Job, target: Target, json_to: str | None) -> None:
     from lrexport.cli.console import Progressing
     from lrexport.measure.latency import Interrupted, measure
-    from lrexport.measure.targets.base import InputsRefused, ModelRefused
+    from lrexport.measure.targets.base import InputsRefused, LimitReached, ModelRefused
 
     try:
         with Progressing(refreshes=1) as progress:
@@ -143,7 +171,8 @@ def _measure_and_print(files: dict[str, Path], baseline: str | None, job: Job, t
         of = f" {files[error.model]}" if error.model else ""
         raise UsageError(f"{target.name} cannot measure{of}: {error.reason}", _INPUTS_HINT) from error
     except ModelRefused as error:
-        raise InputError(f"{target.name} cannot measure {files[error.model]}: {error.reason}") from error
+        hint = _LIMIT_HINT if isinstance(error, LimitReached) else None
+        raise InputError(f"{target.name} cannot measure {files[error.model]}: {error.reason}", hint) from error
     except Interrupted as error:
         _print(files, baseline, target, error.measurement, json_to)
         raise

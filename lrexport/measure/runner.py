@@ -2,13 +2,13 @@
 
     python -m lrexport.measure.runner JOB.json
 
-Needs Python 3.9, numpy, onnxruntime and the modules ``inputs`` and ``machine`` beside it. The job names groups of files; the
-files of a group are loaded together and timed in shuffled order, round by round, so that what slows the machine down slows
-all of them. Every answer is one line of JSON on stdout: first {"environment": …}, then one such as
+Needs Python 3.9, numpy, onnxruntime and the modules that it imports beside it. The job names groups of files; the files of a
+group are loaded together and timed in shuffled order, round by round, so that what slows the machine down slows all of
+them. Every answer is one line of JSON on stdout: first {"environment": …}, then one such as
 {"group": index, "models": {name: figures}} for each group as soon as it is done, or {"error": …}; last
 {"done": environment}, whose throttling and temperature may differ from the first. Between them, about once a second,
 {"progress": …} with the samples since the last one: proof of life, and what is left of a measurement when the device goes
-away.
+away. The job also says how long a stage may take, and how much memory there is for all of it.
 
 Protocol: warm up until stable; every sample at least ``sample_ms`` by inner repeats; spinning off; all optimisations on.
 """
@@ -28,28 +28,41 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lrexport.confinement import die_with_parent
 from lrexport.measure.inputs import Inputs, InputsError
 from lrexport.measure.machine import environment
+from lrexport.measure.watch import Watch, confine_to, is_about_memory
 
 Facts = dict[str, Any]
 
 _MOST_WARMUP_SECONDS = 3.0
 _STABLE = 0.05
 _SECONDS_BETWEEN_PROGRESS = 1.0
-_CHILD_SECONDS = 600
+_CHILD_SECONDS = 60  # for a fresh Python and its imports, beyond what loading and a run may take
+_PROFILED_RUNS = 20
+_ALLOCATION = re.compile(r"^.*(?=Failed to allocate)", re.DOTALL)  # where in the runtime's sources it was
 _KERNEL = "_kernel_time"  # how the profiler ends the name of a node that computes
 
 
 class ModelError(Exception):
     """A model that the runtime cannot load or run; ``name`` is the job's name of it.
 
-    ``is_about_inputs`` where other sizes or values for its inputs would help.
+    ``is_about_inputs`` where other sizes or values for its inputs would help, ``limit`` where more "time" or "memory" would.
     """
 
-    def __init__(self, name: str, reason: object, is_about_inputs: bool = False) -> None:
+    def __init__(self, name: str, reason: object, is_about_inputs: bool = False, limit: str | None = None) -> None:
         super().__init__(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(reason)) or type(reason).__name__)
         self.name = name
         self.is_about_inputs = is_about_inputs or isinstance(reason, InputsError)
+        self.limit = "memory" if isinstance(reason, Exception) and is_about_memory(reason) else limit
+
+    def facts(self, memory: int | None = None) -> Facts:
+        """What the other side is to know; ``memory`` is what there was of it, in bytes."""
+        words = str(self)
+        if self.limit == "memory" and memory is not None:
+            short = _ALLOCATION.sub("", words).strip()
+            words = f"it needs more memory than the {memory / 1e9:.3g} GB that it may have ({short})"
+        return {"error": words, "model": self.name, "is_about_inputs": self.is_about_inputs, "limit": self.limit}
 
 
 class Progress:
@@ -84,28 +97,33 @@ def session(path: Any, threads: int = 1, profile_prefix: str | None = None) -> A
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def measure_group(models: Sequence[Facts], job: Facts, progress: Progress | None = None) -> dict[str, Facts]:
+def measure_group(
+    models: Sequence[Facts], job: Facts, progress: Progress | None = None, watch: Watch | None = None
+) -> dict[str, Facts]:
     """Figures of the models of one group: {name: {"samples_ms": […], "repeats": n, "batch": n, "inputs": {…}}}.
 
     One sample is taken a round.
 
     Rounds are ``job["rounds"]``; with ``job["group_seconds"]`` as many of them as fit, and at least ``least_rounds``.
     """
-    progress = progress or Progress(0)
+    progress, watch = progress or Progress(0), watch or _unwatched()
     inputs = _inputs(job)
     fed: dict[str, Facts] = {}
     runs: dict[str, Callable[[], Any]] = {}
     for model in models:
         name = model["name"]
         progress.say(stage="loading", model=name)
+        watch.begin_loading(name, model["file"])
         try:
             runs[name], fed[name] = _runnable(session(model["file"], job["threads"]), inputs)
+            watch.begin(name, "the first run")
             runs[name]()
+            watch.end()
         except Exception as error:  # the runtime's exceptions share no base but Exception
             raise ModelError(name, error) from error
     if unused := inputs.unused():
         raise InputsError(f"no file has an input {', '.join(map(repr, unused))}: expected {_named(fed)}")
-    single = {name: _warm_up(run, job, progress) for name, run in runs.items()}
+    single = {name: _warm_up(name, run, job, progress, watch) for name, run in runs.items()}
     repeats = {name: max(1, -int(-job["sample_ms"] // (1e3 * seconds))) for name, seconds in single.items()}
     before = _nothing
     if job.get("evict_bytes"):  # one run a sample then: a second one would find its weights in the cache
@@ -114,7 +132,7 @@ def measure_group(models: Sequence[Facts], job: Facts, progress: Progress | None
     if job.get("group_seconds"):
         a_round = sum(single[name] * repeats[name] for name in runs) + len(runs) * _sample(before, 1)
         rounds = max(job["least_rounds"], min(rounds, int(job["group_seconds"] / a_round)))
-    samples = _rounds(runs, repeats, rounds, job["seed"], progress, before)
+    samples = _rounds(runs, repeats, rounds, job["seed"], progress, before, watch)
     return {name: {"samples_ms": samples[name], "repeats": repeats[name], **fed[name]} for name in runs}
 
 
@@ -125,6 +143,7 @@ def _rounds(
     seed: int,
     progress: Progress,
     before: Callable[[], Any],
+    watch: Watch,
 ) -> dict[str, list[float]]:
     """Milliseconds of every model, round by round, in an order that is shuffled anew for each round.
 
@@ -135,8 +154,10 @@ def _rounds(
     for done in range(1, rounds + 1):
         shuffler.shuffle(order)
         for name in order:
+            watch.begin(name, "a run", repeats[name])
             before()
             samples[name].append(1e3 * _sample(runs[name], repeats[name]))
+        watch.end()
         if progress.due():
             news = {name: values[told:] for name, values in samples.items()}
             progress.say(stage="measuring", done=done, of=rounds, samples_ms=news)
@@ -178,13 +199,19 @@ def _runnable(runtime: Any, inputs: Inputs) -> tuple[Callable[[], Any], Facts]:
     return lambda: runtime.run(names, feed), {"batch": batch, "inputs": about}
 
 
-def _warm_up(run: Callable[[], Any], job: Facts, progress: Progress) -> float:
+def _unwatched() -> Watch:
+    return Watch(None, lambda model, reason: None)
+
+
+def _warm_up(name: str, run: Callable[[], Any], job: Facts, progress: Progress, watch: Watch) -> float:
     """Seconds of one run, once the last few times agree with the few before."""
     times: list[float] = []
     runs = job["warmup_runs"]
     few, began = max(1, runs // 2), time.perf_counter()
     while len(times) < runs or time.perf_counter() - began < _MOST_WARMUP_SECONDS:
+        watch.begin(name, "a run")
         times.append(_sample(run, 1))
+        watch.end()
         progress.say(stage="warming up")
         if len(times) >= runs:
             before, last = _median(times[-2 * few : -few]), _median(times[-few:])
@@ -212,27 +239,34 @@ def cold(file: str, job: Facts) -> Facts:
     import numpy  # noqa: F401
     import onnxruntime  # noqa: F401
 
+    confine_to(job.get("memory"), [file])
+    watch = Watch(job.get("seconds"), lambda model, reason: _say_at_once({"error": reason, "limit": "time"}))
     before = _peak_bytes()
     began = time.perf_counter()
     try:
+        watch.begin_loading("", file)
         runtime = session(file, job["threads"])
         loaded = time.perf_counter()
+        watch.begin("", "the first run")
         _runnable(runtime, _inputs(job))[0]()
     except Exception as error:
-        return {"error": str(error), "is_about_inputs": isinstance(error, InputsError)}
+        return ModelError("", error).facts()
     ran = time.perf_counter()
+    watch.end()
     return {"load_ms": 1e3 * (loaded - began), "first_run_ms": 1e3 * (ran - loaded), "peak_bytes": _peak_bytes() - before}
 
 
-def _cold_in_child(model: Facts, job: Facts) -> Facts:
+def _cold_in_child(model: Facts, job: Facts, watch: Watch) -> Facts:
     """:func:`cold` in a process of its own. Raises ModelError, also where the runtime crashes on the file."""
+    watch.begin(model["name"], "loading and the first run", times=2, more=_CHILD_SECONDS)
     options = json.dumps({name: value for name, value in job.items() if name != "groups"})
     command = [sys.executable, "-m", "lrexport.measure.runner", "--cold", model["file"], options]
-    done = subprocess.run(command, capture_output=True, timeout=_CHILD_SECONDS)
+    done = subprocess.run(command, capture_output=True)
+    watch.end()
     answer = json.loads(done.stdout.decode() or "{}")
     if "load_ms" not in answer:
         reason = answer.get("error", f"the runtime crashed on it (exit {done.returncode})")
-        raise ModelError(model["name"], reason, answer.get("is_about_inputs", False))
+        raise ModelError(model["name"], reason, answer.get("is_about_inputs", False), answer.get("limit"))
     return answer
 
 
@@ -248,7 +282,7 @@ def _peak_bytes() -> int:
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def profile(file: str, job: Facts, runs: int = 20) -> Facts:
+def profile(file: str, job: Facts, runs: int = _PROFILED_RUNS) -> Facts:
     """Milliseconds of one run by kind of operator and by node, medians over ``runs``, as the runtime's profiler tells them.
 
     Nodes are those of the graph as the runtime optimised it, and have its names.
@@ -294,11 +328,13 @@ def main(path: str) -> int:
             reason = f"{sys.executable} has no usable {package} ({error})"
             _say({"error": reason, "missing": package, "python": sys.executable})
             return 1
+    memory = confine_to(job.get("memory"), [model["file"] for models in job["groups"] for model in models])
+    watch = Watch(job.get("seconds"), lambda model, reason: _say_at_once({"error": reason, "model": model, "limit": "time"}))
     for index, models in enumerate(job["groups"]):
         try:
-            _say({"group": index, "models": _figures(models, job, Progress(index))})
+            _say({"group": index, "models": _figures(models, job, Progress(index), watch)})
         except ModelError as error:
-            _say({"group": index, "error": str(error), "model": error.name, "is_about_inputs": error.is_about_inputs})
+            _say({"group": index, **error.facts(memory)})
             return 1
         except InputsError as error:
             _say({"group": index, "error": str(error), "is_about_inputs": True})
@@ -310,19 +346,21 @@ def main(path: str) -> int:
     return 0
 
 
-def _figures(models: Sequence[Facts], job: Facts, progress: Progress) -> dict[str, Facts]:
+def _figures(models: Sequence[Facts], job: Facts, progress: Progress, watch: Watch) -> dict[str, Facts]:
     first: dict[str, Facts] = {model["name"]: {} for model in models}
     if job.get("cold"):  # before any session is loaded: a child starts with what its parent has in memory
         for model in models:
             progress.say(stage="loading", model=model["name"])
-            first[model["name"]] = _cold_in_child(model, job)
-    figures = measure_group(models, job, progress)
+            first[model["name"]] = _cold_in_child(model, job, watch)
+    figures = measure_group(models, job, progress, watch)
     for model in models:
         name = model["name"]
         figures[name].update(first[name])
         if job.get("profile"):
             progress.say(stage="profiling", model=name)
+            watch.begin(name, "profiling", times=2 * _PROFILED_RUNS)
             figures[name].update(profile(model["file"], job))
+            watch.end()
     return figures
 
 
@@ -331,7 +369,13 @@ def _say(value: Facts) -> None:
     sys.stdout.flush()
 
 
+def _say_at_once(value: Facts) -> None:
+    """:func:`_say` from another thread, while the first one is anywhere."""
+    os.write(1, json.dumps(value).encode() + b"\n")
+
+
 if __name__ == "__main__":
+    die_with_parent()
     if sys.argv[1] == "--cold":
         print(json.dumps(cold(sys.argv[2], json.loads(sys.argv[3]))))
     else:

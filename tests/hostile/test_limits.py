@@ -154,3 +154,93 @@ def test_a_check_that_takes_long_ends_with_the_command_and_leaves_no_process(
     assert process.returncode == code
     assert _until(lambda: not processes_with(str(path)), 5)
     assert listing(here) == before
+
+
+def _endless(path: str) -> None:
+    """A Loop whose condition stays true and that has no trip count."""
+    bool_, float_ = TensorProto.BOOL, TensorProto.FLOAT
+    given = [
+        helper.make_tensor_value_info(name, kind, sizes)
+        for name, kind, sizes in (("i", TensorProto.INT64, []), ("c", bool_, []), ("v", float_, [1, 8]))
+    ]
+    results = [
+        helper.make_tensor_value_info(name, kind, sizes) for name, kind, sizes in (("c2", bool_, []), ("v2", float_, [1, 8]))
+    ]
+    body = [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Add", ["v", "v"], ["v2"])]
+    true = helper.make_node("Constant", [], ["true"], value=helper.make_tensor("t", bool_, [], [True]))
+    _save(
+        path,
+        [true, helper.make_node("Loop", ["", "true", "x"], ["y"], body=helper.make_graph(body, "body", given, results))],
+    )
+
+
+def _asking_for(path: str, numbers: int) -> None:
+    """A graph of some hundred bytes with a tensor of so many floats in it."""
+    size = helper.make_tensor("s", TensorProto.INT64, [1], [numbers])
+    _save(
+        path,
+        [
+            helper.make_node("Constant", [], ["size"], value=size),
+            helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+            helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+            helper.make_node("Add", ["x", "sum"], ["y"]),
+        ],
+    )
+
+
+def test_a_file_whose_inference_never_ends_is_given_up_and_named(lrexport: Command) -> None:
+    _endless("model.onnx")
+    done = lrexport("bench", "model.onnx", "--rounds", "10", "--timeout", "1")
+    assert done.code == 3
+    assert "local cannot measure model.onnx: the first run takes more than 1 s" in done.err
+    assert "--timeout SECONDS gives more time" in done.err
+    assert done.out == ""
+
+
+def test_a_file_that_asks_for_more_memory_than_it_may_have_is_refused_and_named(lrexport: Command) -> None:
+    _asking_for("model.onnx", 10**9)
+    done = lrexport("bench", "model.onnx", "--rounds", "10", "--memory", "500MB")
+    assert done.code == 3
+    assert "local cannot measure model.onnx: it needs more memory than the 0.5 GB that it may have" in done.err
+    assert "--memory SIZE more memory" in done.err
+    assert done.out == ""
+
+
+def test_inputs_that_ask_for_more_memory_than_there_may_be_are_refused(lrexport: Command) -> None:
+    given, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", [given], [result])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), "model.onnx")
+    done = lrexport("bench", "model.onnx", "--rounds", "10", "--batch", "1000000000", "--memory", "500MB")
+    assert done.code == 3
+    assert "it needs more memory than the 0.5 GB that it may have" in done.err
+
+
+def _parent(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "TERM", "KILL"]
+)
+def test_a_measurement_that_never_ends_stops_with_the_command_and_leaves_no_process(
+    here: Path, number: signal.Signals, code: int
+) -> None:
+    path = here / "endless.onnx"
+    _endless(str(path))
+    process = _start("bench", str(path), "--timeout", "1000")
+    assert _until(lambda: any(b"--cold" in _command(each) for each in processes_with(str(path))))
+    (child,) = [each for each in processes_with(str(path)) if b"--cold" in _command(each)]
+    runner = _parent(child)
+    time.sleep(0.5)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == code
+    assert _until(lambda: not Path(f"/proc/{child}").exists() and not Path(f"/proc/{runner}").exists(), 5)
+
+
+def _command(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # it ended meanwhile
+        return b""

@@ -144,14 +144,15 @@ def test_a_device_says_how_much_it_has_received_while_a_slow_line_brings_it(tmp_
     process.stdin.close()
 
 
-@pytest.mark.parametrize("module", ["runner", "inputs", "machine", "receiver"])
+@pytest.mark.parametrize("module", ["runner", "inputs", "machine", "watch", "receiver", "../confinement"])
 def test_what_is_sent_to_devices_is_python_3_9_and_asks_for_little(module: str) -> None:
     source = (Path(latency.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 9))
     imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imports |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     others = {name for name in imports if name.split(".")[0] not in sys.stdlib_module_names}
-    assert others <= {"numpy", "onnxruntime", "lrexport.measure.inputs", "lrexport.measure.machine"}
+    own = {"confinement", "measure.inputs", "measure.machine", "measure.watch"}
+    assert others <= {"numpy", "onnxruntime", *(f"lrexport.{name}" for name in own)}
     assert "strict=" not in source  # zip has it since 3.10
 
 

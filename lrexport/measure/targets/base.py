@@ -9,16 +9,21 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from lrexport.errors import DeviceError
 
-_MEASURE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parents[2]
+_MOST_WAITING = 8  # lines
+_MOMENT = 0.2  # seconds
+_FAREWELL_SECONDS = 2.0
+_TAIL_BYTES = 16_384
+_MOST_WORDS = 1_000
 # What the runner is made of.
-_MODULES = ("runner", "inputs", "machine")
+_MODULES = ("confinement", "measure/runner", "measure/inputs", "measure/machine", "measure/watch")
 _VALUES = "inputs.npz"
 
 
@@ -30,7 +35,8 @@ class Job:
     ``least_rounds``. With ``evict_bytes`` so much memory is touched before each sample, which is one run then. ``batch``
     must be that of files with a fixed one; 0 is theirs, or one. ``cold`` also loads each file in a process of its own,
     ``profile`` tells time by operator. ``shapes`` are sizes of inputs by name, ``values`` the content of a .npz with arrays
-    for inputs by name.
+    for inputs by name. ``seconds`` are what loading, the first run and every other may take each, ``memory`` the bytes that
+    the process may need (None: a share of the target's own).
     """
 
     groups: Sequence[dict[str, Path]]
@@ -47,6 +53,8 @@ class Job:
     profile: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     values: bytes | None = None
+    seconds: float = 300.0
+    memory: int | None = None
 
     def paths(self) -> list[Path]:
         """Every file once, in order; its place in this list is the number by which a target may name it."""
@@ -87,8 +95,16 @@ class InputsRefused(ModelRefused):
     """What is given, or not given, for the inputs of a file does not fit it; ``model`` is "" where no file has the input."""
 
 
+class LimitReached(ModelRefused):
+    """``model`` needs more time or memory than the job gives it."""
+
+
 class Silent(DeviceError):
     """A target said nothing for too long."""
+
+
+class Flood(DeviceError):
+    """A target says more than any answer has."""
 
 
 def work_folder(job: Job, names: dict[Path, str]) -> dict[str, bytes]:
@@ -97,38 +113,10 @@ def work_folder(job: Job, names: dict[Path, str]) -> dict[str, bytes]:
     ``names`` are those that the target gave the files to measure. The runner has a package of its own there, so that it is
     the same one everywhere, whatever is installed.
     """
-    modules = {f"lrexport/measure/{name}.py": (_MEASURE / f"{name}.py").read_bytes() for name in _MODULES}
+    modules = {f"lrexport/{name}.py": (_PACKAGE / f"{name}.py").read_bytes() for name in _MODULES}
     packages = {"lrexport/__init__.py": b"", "lrexport/measure/__init__.py": b""}
     values = {} if job.values is None else {_VALUES: job.values}
     return {**packages, **modules, **values, "job.json": json.dumps(job.to_json(names)).encode()}
-
-
-def answers(lines: Iterable[str], target: str, ended_early: Callable[[], DeviceError]) -> Iterator[dict[str, Any]]:
-    """The runner's answers up to the last. Raises DeviceError for an error among them, or ``ended_early()``."""
-    for line in lines:
-        try:
-            answer = json.loads(line)
-        except ValueError:  # what a login script or a library prints
-            continue
-        if not isinstance(answer, dict):
-            continue
-        if "error" in answer:
-            raise _failure(answer, target)
-        yield answer
-        if "done" in answer:
-            return
-    raise ended_early()
-
-
-def _failure(answer: dict[str, Any], target: str) -> DeviceError:
-    if answer.get("is_about_inputs"):
-        return InputsRefused(target, answer.get("model", ""), answer["error"])
-    if "model" in answer:
-        return ModelRefused(target, answer["model"], answer["error"])
-    message = f"{target} cannot measure: {answer['error']}"
-    if "missing" in answer:
-        return DeviceError(message, f"Install it there: {answer['python']} -m pip install {answer['missing']}")
-    return DeviceError(message)
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -146,27 +134,57 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def lines_of(process: subprocess.Popen[bytes], most_silent_seconds: float | None = None) -> Iterator[str]:
-    """Lines of stdout as they come. Raises Silent where the next one does not come in time."""
-    found: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_pass_on, args=(process.stdout, found), daemon=True).start()
-    while True:
-        try:
-            line = found.get(timeout=most_silent_seconds)
-        except queue.Empty:
-            raise Silent(f"no answer for {most_silent_seconds:g} s") from None
-        if not line:
-            return
-        yield line.decode(errors="replace")
+def lines_of(process: subprocess.Popen[bytes], most_bytes: int, most_silent_seconds: float | None = None) -> Iterator[str]:
+    """Lines of stdout as they come. Raises Silent where the next one does not come in time, Flood where it is too long."""
+    lines: queue.Queue[bytes] = queue.Queue(_MOST_WAITING)
+    closed = threading.Event()
+    threading.Thread(target=_pass_on, args=(process.stdout, lines, most_bytes, closed), daemon=True).start()
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=most_silent_seconds)
+            except queue.Empty:
+                raise Silent(f"no answer for {most_silent_seconds:g} s") from None
+            if not line:
+                return
+            if len(line) > most_bytes:
+                raise Flood(f"a line of more than {most_bytes:,} bytes")
+            yield line.decode(errors="replace")
+    finally:
+        closed.set()
 
 
-def _pass_on(stream: IO[bytes], found: queue.SimpleQueue[bytes]) -> None:
+def _pass_on(stream: IO[bytes], lines: queue.Queue[bytes], most_bytes: int, closed: threading.Event) -> None:
     with stream:
-        for line in stream:
-            found.put(line)
-    found.put(b"")
+        while not closed.is_set():
+            line = stream.readline(most_bytes + 1)
+            while not closed.is_set():
+                with contextlib.suppress(queue.Full):
+                    lines.put(line, timeout=_MOMENT)
+                    break
+            if not line:
+                return
+
+
+class Tail:
+    """The end of what a process writes on stderr, however much that is: read as it comes, so that it never waits."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._kept = b""
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def text(self) -> str:
+        """What was written last; of a process that has ended all of its end."""
+        self._thread.join(_FAREWELL_SECONDS)
+        return self._kept.decode(errors="replace")
+
+    def _read(self, stream: IO[bytes]) -> None:
+        with stream:
+            while chunk := stream.read1(_TAIL_BYTES):  # type: ignore[attr-defined]
+                self._kept = (self._kept + chunk)[-_TAIL_BYTES:]
 
 
 def last_line(text: str) -> str:
-    """The last line with something in it."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    """The last line with something in it, cut where no reader would go on."""
+    return next((line.strip()[:_MOST_WORDS] for line in reversed(text.splitlines()) if line.strip()), "")

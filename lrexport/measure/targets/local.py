@@ -14,7 +14,11 @@ from typing import Any
 
 from lrexport.errors import DeviceError
 from lrexport.measure import machine
-from lrexport.measure.targets.base import Job, answers, last_line, lines_of, start, stop, work_folder
+from lrexport.measure.targets.answers import answers, most_line_bytes
+from lrexport.measure.targets.base import Flood, Job, Silent, Tail, last_line, lines_of, start, stop, work_folder
+
+_LONGEST_STAGE = 50  # profiling is forty runs
+_SECONDS_TO_START = 120
 
 
 @dataclass(frozen=True)
@@ -33,21 +37,25 @@ class Local:
             for path, content in work_folder(job, names).items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
-            # Its messages go to a file: nobody reads a second pipe while the answers come.
-            with (folder / "messages").open("w+b") as messages:
-                command = [sys.executable, "-m", "lrexport.measure.runner", "job.json"]
-                modules = os.pathsep.join(filter(None, (name, os.getenv("PYTHONPATH"))))
-                environment = {**os.environ, "PYTHONPATH": modules, "TMPDIR": name}
-                process = start(command, stderr=messages, cwd=folder, env=environment)
-                try:
-                    yield from answers(lines_of(process), self.name, lambda: _ended_early(process, folder / "messages"))
-                finally:
-                    stop(process)
+            command = [sys.executable, "-m", "lrexport.measure.runner", "job.json"]
+            modules = os.pathsep.join(filter(None, (name, os.getenv("PYTHONPATH"))))
+            environment = {**os.environ, "PYTHONPATH": modules, "TMPDIR": name}
+            process = start(command, stderr=subprocess.PIPE, cwd=folder, env=environment)
+            assert process.stderr is not None
+            messages = Tail(process.stderr)
+            try:
+                # The runner itself ends what takes too long; this is for one that cannot.
+                lines = lines_of(process, most_line_bytes(job), _LONGEST_STAGE * job.seconds + _SECONDS_TO_START)
+                yield from answers(lines, job, self.name, lambda: _ended_early(process, messages))
+            except (Silent, Flood) as error:
+                raise DeviceError(f"the measurement on this machine gave {error.message}") from error
+            finally:
+                stop(process)
 
 
-def _ended_early(process: subprocess.Popen[bytes], messages: Path) -> DeviceError:
+def _ended_early(process: subprocess.Popen[bytes], messages: Tail) -> DeviceError:
     status = process.wait()
-    words = last_line(messages.read_text(encoding="utf-8", errors="replace"))
+    words = last_line(messages.text())
     if not words:
         words = f"it crashed ({signal.Signals(-status).name})" if status < 0 else f"it ended with {status}"
     return DeviceError(f"the measurement on this machine stopped in the middle: {words}")

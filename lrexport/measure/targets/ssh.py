@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from urllib.parse import parse_qsl
 
 from lrexport.errors import DeviceError, InputError, UsageError
 from lrexport.measure import receiver
-from lrexport.measure.targets.base import Job, Silent, answers, lines_of, start, stop, work_folder
+from lrexport.measure.targets.answers import answers, most_line_bytes
+from lrexport.measure.targets.base import Flood, Job, Silent, Tail, lines_of, start, stop, work_folder
 from lrexport.measure.targets.ssh_errors import explain
 
 SYNTAX = "ssh://[user@]host[:port][?python=PATH][&timeout=SECONDS]"
@@ -83,31 +83,33 @@ class Ssh:
 
     def run(self, job: Job) -> Iterator[dict[str, Any]]:
         files = _to_send(job)
-        with tempfile.TemporaryFile() as messages:
+        try:
+            process = start(self._command(), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        except FileNotFoundError as error:
+            raise DeviceError("there is no ssh on this machine", "Install OpenSSH's client.") from error
+        assert process.stdin is not None
+        assert process.stderr is not None
+        messages, gone = Tail(process.stderr), threading.Event()
+        sender = threading.Thread(target=_send, args=(process.stdin, files, gone), daemon=True)
+        sender.start()
+        try:
+            lines = lines_of(process, most_line_bytes(job), self.most_silent_seconds)
+            yield from answers(lines, job, self.name, lambda: self._ended_early(process, messages))
+        except Silent as error:
+            hint = "Where it needs longer for one inference, give more: ?timeout=SECONDS."
+            raise DeviceError(f"{self.name} has hung: {error.message}", hint) from error
+        except Flood as error:
+            raise DeviceError(f"{self.name} floods its output: {error.message}", "Look at the device by hand.") from error
+        finally:
+            # The device's side ends and cleans up when its stdin does; only then is the connection cut.
+            gone.set()
+            sender.join(_FAREWELL_SECONDS)
             try:
-                process = start(self._command(), stdin=subprocess.PIPE, stderr=messages)
-            except FileNotFoundError as error:
-                raise DeviceError("there is no ssh on this machine", "Install OpenSSH's client.") from error
-            assert process.stdin is not None
-            gone = threading.Event()
-            sender = threading.Thread(target=_send, args=(process.stdin, files, gone), daemon=True)
-            sender.start()
-            try:
-                lines = lines_of(process, self.most_silent_seconds)
-                yield from answers(lines, self.name, lambda: self._ended_early(process, messages))
-            except Silent as error:
-                hint = "Where it needs longer for one inference, give more: ?timeout=SECONDS."
-                raise DeviceError(f"{self.name} has hung: {error.message}", hint) from error
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_FAREWELL_SECONDS)
             finally:
-                # The device's side ends and cleans up when its stdin does; only then is the connection cut.
-                gone.set()
-                sender.join(_FAREWELL_SECONDS)
-                try:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(_FAREWELL_SECONDS)
-                finally:
-                    if process.poll() is None:
-                        stop(process)
+                if process.poll() is None:
+                    stop(process)
 
     def _command(self) -> list[str]:
         config = os.environ.get(CONFIG_VARIABLE)
@@ -118,10 +120,8 @@ class Ssh:
         remote = shlex.join([self.python, "-I", "-c", _BOOTSTRAP])
         return ["ssh", "-T", *options, *where, *whom, "--", self.host, f"exec {remote}"]
 
-    def _ended_early(self, process: subprocess.Popen[bytes], messages: IO[bytes]) -> DeviceError:
-        status = process.wait()
-        messages.seek(0)
-        return explain(self.name, self.python, status, messages.read().decode(errors="replace"))
+    def _ended_early(self, process: subprocess.Popen[bytes], messages: Tail) -> DeviceError:
+        return explain(self.name, self.python, process.wait(), messages.text())
 
 
 def parse_ssh(text: str) -> Ssh:
