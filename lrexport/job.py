@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from lrexport.artifacts import files, tensors
+from lrexport.artifacts import files, run_folder, tensors
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config import BY_SVD_TRAINING, TrainConfig, several_need_data
 from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
-from lrexport.progress import Progress, check_free, follow, is_stopped, remove_temporaries, take_up
-from lrexport.record import CHECKPOINTS, DENSE, LOG, RANDOM, SVD, Result
+from lrexport.progress import Progress, check_folder, check_free, follow, is_stopped, take_up
+from lrexport.record import DENSE, LOG, RANDOM, SVD, Result
 from lrexport.starts import Start, Subject, from_model, from_run
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
@@ -61,12 +61,12 @@ class Job(Subject):
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """Those of one stage of training."""
-        return Checkpoints(self.run / CHECKPOINTS, stage, self.run / LOG, self.first)
+        return Checkpoints(self.run, stage, LOG, self.first)
 
     def store(self, name: str, network: nn.Module) -> None:
         """Save a network's weights in the run and their hash in the record, which is not written yet."""
         if self.first:
-            tensors.save(self.run / name, network.state_dict())
+            run_folder.write_bytes(self.run, name, tensors.packed(network.state_dict()))
             self.record.seal(self.run, name)
 
     def save(self) -> None:
@@ -105,8 +105,10 @@ def open_job(
     with saying_how_to_go_on(lambda: is_stopped(run)), ExitStack() as held:
         with failing_together(fabric, launching=True):
             fresh = source is None or run.resolve() != source.resolve()
-            if fresh and fabric.is_global_zero:
-                check_free(run, opening.resume)  # and again once it is held: loading may take long
+            if fabric.is_global_zero:
+                check_folder(run, config.log_to)
+                if fresh:
+                    check_free(run, opening.resume)  # and again once it is held: loading may take long
             start = from_model(config) if source is None else from_run(config, source, run, anew)
             progress = _hold(run, start, fabric, opening, fresh, held)
         check_same_images(fabric, start.record.digests.get("data_sha256"))
@@ -118,7 +120,7 @@ def open_job(
             if not first:
                 return
             if event["event"] not in ("step", "pruning"):  # these are for who watches
-                files.append_json_line(run / LOG, event)
+                run_folder.append_json_line(run, LOG, event)
             loggers(event)
             on_event(event)
 
@@ -152,7 +154,7 @@ def _hold(run: Path, start: Start, fabric: Any, opening: Opening, fresh: bool, h
         check_free(run, opening.resume)
     asked = {**opening.asked, **start.record.digests, "processes": fabric.world_size}
     progress = take_up(run, asked, opening.resume, opening.allow_changes)
-    remove_temporaries(run)
+    run_folder.remove_leftovers(run)
     return progress
 
 

@@ -18,9 +18,9 @@ from lrexport.lowrank.selection import Selection
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plans import Choice, digest, read_choices
-from lrexport.progress import clear, is_stopped, other_choices
+from lrexport.progress import clear, is_clear, is_stopped, other_choices
 from lrexport.pruning import Pruning, schemes_considered
-from lrexport.record import CHECKPOINTS, RANDOM, RECORD, SVD, Record, load_record
+from lrexport.record import RANDOM, RECORD, SVD, Record, load_record
 from lrexport.speed import Speed, measure_speed
 from lrexport.starts import look
 from lrexport.training.engine import failing_together, make_fabric, with_float64
@@ -125,7 +125,7 @@ def _finished(
         others.append(f"it went on from {before}" if before else "it went on from no other run")
     if others:
         raise UsageError(f"{run} is finished, with other choices: {'; '.join(others)}", "Choose another folder with -o.")
-    if any((run / CHECKPOINTS).glob("*")) or (run / HOLDER).exists():
+    if not is_clear(run) or (run / HOLDER).exists():
         # A job that was killed in its last moment, unless another one is at work here or nothing can be changed.
         with suppress(LrexportError, OSError), RunLock(run):
             clear(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -9,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lrexport.artifacts import files, tensors
-from lrexport.artifacts.run_files import OF_A_JOB, SCRATCH, STATE
+from lrexport.artifacts import files, run_folder, tensors
+from lrexport.artifacts.run_files import LOGS, OF_A_JOB, OF_A_RUN, PRUNED, STATE
 from lrexport.errors import InputError, UsageError
 from lrexport.record import CHECKPOINTS, LOG, RECORD, SVD, Plan, PlannedLatency, Record, load_record
 
 if TYPE_CHECKING:
     import torch
 
-PRUNED = "pruned.safetensors"
 # What cannot be another when a run is taken up again.
 _NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights", "weights_key")
 # What decides which images are held out: others would be images that the network was trained on.
@@ -70,7 +70,7 @@ class Progress:
     """``checkpoint/state.json`` of a run. ``asked`` is all that decides what comes out."""
 
     def __init__(self, run: Path, state: _State) -> None:
-        self.folder = run / CHECKPOINTS
+        self.run, self.folder = run, run / CHECKPOINTS
         self._state = state
 
     @property
@@ -78,24 +78,27 @@ class Progress:
         """The plan, where ranks have been chosen already."""
         return self._state.pruned
 
-    def begin_pruning(self, log: Path) -> None:
+    def begin_pruning(self) -> None:
         """Keep the log's length; where ranks were being chosen when the run was stopped, cut it back to that.
 
         Where nothing was trained yet nothing is written: a goal that is out of reach leaves no run that was stopped.
         """
         if self._state.log_bytes is None:
+            log = self.run / LOG
             size = log.stat().st_size if log.exists() else 0
             self._state = self._state.model_copy(update={"log_bytes": size})
             if (self.folder / STATE).is_file():
                 self.save()
         else:
-            files.truncate(log, self._state.log_bytes)
+            run_folder.truncate(self.run, LOG, self._state.log_bytes)
 
     def note_pruned(self, pruned: Pruned, weights: Mapping[str, torch.Tensor]) -> None:
         """Keep the plan and the folded network's weights, these first."""
-        path = files.make_run_folder(self.folder) / PRUNED
-        tensors.save(path, weights)
-        self._state = self._state.model_copy(update={"pruned": pruned, "pruned_sha256": files.sha256(path)})
+        content = tensors.packed(weights)
+        run_folder.make_folder(self.run, CHECKPOINTS)
+        run_folder.write_bytes(self.run, f"{CHECKPOINTS}/{PRUNED}", content)
+        digest = hashlib.sha256(content).hexdigest()
+        self._state = self._state.model_copy(update={"pruned": pruned, "pruned_sha256": digest})
         self.save()
 
     def read_pruned(self) -> tuple[Pruned, dict[str, torch.Tensor]]:
@@ -103,15 +106,15 @@ class Progress:
 
         Raises InputError where the weights are not what was written.
         """
-        self._state, path = _read(self.folder / STATE), self.folder / PRUNED
+        self._state, path = _read(self.run), run_folder.plain(self.run, f"{CHECKPOINTS}/{PRUNED}")
         if self._state.pruned is None or not path.is_file() or files.sha256(path) != self._state.pruned_sha256:
             raise InputError(f"{path} is missing or was damaged", f"Remove {self.folder} and begin again.")
         return self._state.pruned, tensors.load(path)
 
     def save(self) -> None:
         """Write it atomically."""
-        files.make_run_folder(self.folder)
-        files.write_json(self.folder / STATE, self._state.model_dump(mode="json"))
+        run_folder.make_folder(self.run, CHECKPOINTS)
+        run_folder.write_json(self.run, f"{CHECKPOINTS}/{STATE}", self._state.model_dump(mode="json"))
 
 
 def is_stopped(run: Path) -> bool:
@@ -125,6 +128,11 @@ def stopped(run: Path) -> UsageError:
         f"{run} holds a run that was stopped",
         f"Give the same command with --resume to go on, or remove {run / CHECKPOINTS} to begin again.",
     )
+
+
+def check_folder(run: Path, log_to: Collection[str]) -> None:
+    """That a job may work in ``run``: see :func:`lrexport.artifacts.run_folder.check`."""
+    run_folder.check(run, (*OF_A_JOB, *((LOGS,) if log_to else ())), OF_A_RUN)
 
 
 def check_free(run: Path, resume: bool) -> None:
@@ -143,15 +151,13 @@ def check_free(run: Path, resume: bool) -> None:
 
 def clear(run: Path) -> None:
     """Remove what only a run that was stopped would need, what names it one first."""
-    for path in sorted((run / CHECKPOINTS).glob("*"), key=lambda path: path.name != STATE):
-        path.unlink(missing_ok=True)
+    made = run_folder.made_in(run, CHECKPOINTS)
+    run_folder.remove(run, *sorted(made, key=lambda name: name != f"{CHECKPOINTS}/{STATE}"))
 
 
-def remove_temporaries(run: Path) -> None:
-    """Remove what jobs and exports that were killed while they wrote left in the folder, which must be held."""
-    files.remove_temporaries(run, OF_A_JOB.__contains__)
-    files.remove_temporaries(run / CHECKPOINTS, lambda name: name == STATE or name.endswith(".safetensors"))
-    files.remove_scratch(run, SCRATCH)
+def is_clear(run: Path) -> bool:
+    """Whether there is nothing that :func:`clear` would remove."""
+    return not run_folder.made_in(run, CHECKPOINTS)
 
 
 def follow(run: Path) -> Progress:
@@ -169,10 +175,9 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
     if not is_stopped(run):
         clear(run)  # without that file they are what a finished run's last moment left
         return Progress(run, _State(asked=asked))
-    path = run / CHECKPOINTS / STATE
     if not resume:
         raise stopped(run)
-    state = _read(path)
+    state = _read(run)
     changes = _changes(state.asked, asked)
     fixed = _fixed(run, state, asked)
     if changes and not (allow_changes and fixed.isdisjoint(changes)):
@@ -184,15 +189,16 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
     if not changes.keys().isdisjoint(_PRUNING):  # ranks are chosen anew, and what came after them begins again
         state = state.model_copy(update={"pruned": None})
         for stage in ("fine-tune", "baseline"):
-            for stale in (run / CHECKPOINTS).glob(f"{stage}-*"):
-                stale.unlink(missing_ok=True)
+            stale = [name for name in run_folder.made_in(run, CHECKPOINTS) if name.startswith(f"{CHECKPOINTS}/{stage}-")]
+            run_folder.remove(run, *stale)
     if "svd_epochs" in changes and state.log_bytes is not None:  # its epochs come before what choosing ranks has logged
-        files.truncate(run / LOG, state.log_bytes)
+        run_folder.truncate(run, LOG, state.log_bytes)
         state = state.model_copy(update={"log_bytes": None})
     return Progress(run, state.model_copy(update={"asked": asked}))
 
 
-def _read(path: Path) -> _State:
+def _read(run: Path) -> _State:
+    path = run_folder.plain(run, f"{CHECKPOINTS}/{STATE}")
     try:
         return _State.model_validate_json(files.read_bytes(path))
     except ValidationError as error:

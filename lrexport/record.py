@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from lrexport.artifacts import files
+from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.artifacts.run_files import BASELINE as BASELINE
 from lrexport.artifacts.run_files import CHECKPOINTS as CHECKPOINTS
@@ -244,7 +244,7 @@ class Record(BaseModel):
 
     def save(self, run: Path) -> None:
         """Write ``run/run.json`` atomically."""
-        files.write_json(run / RECORD, self.model_dump(mode="json"))
+        run_folder.write_json(run, RECORD, self.model_dump(mode="json"))
 
     def seal(self, run: Path, *names: str) -> None:
         """Note hash and size of files of the run that were just written."""
@@ -253,7 +253,7 @@ class Record(BaseModel):
 
     def check(self, run: Path, name: str) -> Path:
         """Path of a file of the run. Raises InputError if it is absent or not what the record says was written."""
-        path, stored = run / name, self.files.get(name)
+        path, stored = run_folder.plain(run, name), self.files.get(name)
         if stored is None or not path.is_file():
             raise InputError(f"{run} has no {name}", "Has this run been finished?")
         found = path.stat().st_size
@@ -286,7 +286,7 @@ def uncompressed(run: Path) -> InputError:
 
 def load_record(run: Path) -> Record:
     """The record of a run. Raises InputError when it is absent, malformed or of a newer lrexport."""
-    path = run / RECORD
+    path = run_folder.plain(run, RECORD)
     if not path.is_file() and (run / CHECKPOINTS / STATE).is_file():
         raise uncompressed(run)
     if not path.is_file():

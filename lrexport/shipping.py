@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,14 +12,14 @@ import torch
 from torch import nn
 
 from lrexport import runs
-from lrexport.artifacts import files
+from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.run_files import (
     EXPORTED,
+    HOLDER,
     MODEL_ARM_ORT,
     MODEL_INT8_ARM_ORT,
     MODEL_INT8_ORT,
     MODEL_ORT,
-    SCRATCH,
 )
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
@@ -36,7 +35,6 @@ from lrexport.measure.environment import environment
 from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import Job, Target, parse_target
-from lrexport.progress import remove_temporaries
 from lrexport.record import (
     DENSE_INT8,
     DENSE_ONNX,
@@ -101,10 +99,20 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
     """
     target = parse_target(options.target)
     load_record(run)  # nothing is written into what is no run
+    run_folder.check(run, (RECORD, HOLDER, *_written(options)))
     files.make_run_folder(run)
     with RunLock(run):
-        remove_temporaries(run)
+        run_folder.remove_leftovers(run)
         return _export_held(run, options, target, on_event)
+
+
+def _written(options: ExportOptions) -> list[str]:
+    """Names of the files that will be."""
+    written = [DENSE_ONNX, MODEL_ONNX, *(_IN_INT8.values() if options.int8 else ())]
+    return [
+        *written,
+        *(name for source in _IN_ORT if options.ort and source in written for name in _IN_ORT[source].values()),
+    ]
 
 
 def _export_held(run: Path, options: ExportOptions, target: Target, on_event: OnEvent) -> Record:
@@ -116,21 +124,21 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     for text in images.warnings:
         on_event({"event": "warning", "text": text})
     results: dict[str, Result] = {}
-    with tempfile.TemporaryDirectory(dir=run, prefix=SCRATCH) as scratch:
+    with run_folder.scratch(run) as scratch:
         for name, network in networks.items():
             before = record.result_of(name) or torch_result(network, record.model.input_shape, record.notes)
-            results[name] = _export(network, Path(scratch) / name, before, record, options, images.test, on_event)
+            results[name] = _export(network, scratch / name, before, record, options, images.test, on_event)
             if images.calibration is not None:
                 int8 = _IN_INT8[name]
-                results[int8] = _quantise(Path(scratch) / name, Path(scratch) / int8, results[name], images, on_event)
-        in_ort = _write_ort(Path(scratch), results, on_event) if options.ort else []
+                results[int8] = _quantise(scratch / name, scratch / int8, results[name], images, on_event)
+        in_ort = _write_ort(scratch, results, on_event) if options.ort else []
         if options.rounds:
-            paths = {name: Path(scratch) / name for name in results}
+            paths = {name: scratch / name for name in results}
             job = Job((), options.rounds, options.threads, options.batch or 1, profile=True)
             measured = measure(paths, DENSE_ONNX, job, target)
             results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
         _note(record, options, results, {target.name: machine} if options.rounds and target.name != "local" else {})
-        _replace(run, record, Path(scratch), [*results, *in_ort], on_event)
+        _replace(run, record, scratch, [*results, *in_ort], on_event)
     return record
 
 
@@ -154,15 +162,13 @@ def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_ev
     leaves a run that was not exported, none whose files are not what its record says.
     """
     weights = {name: stored for name, stored in record.files.items() if name not in EXPORTED}
-    stale = sorted(name for name in _OPTIONAL - {*written} if (run / name).exists())
     before, record.files = load_record(run), dict(weights)
     record.seal(scratch, *written)
     with heeding_signals():
         if before.files != weights:
             _unexported(before, weights).save(run)
-        for name in stale:
-            (run / name).unlink()
-        files.move(written, scratch, run)
+        stale = run_folder.remove(run, *sorted(_OPTIONAL - {*written}))
+        run_folder.move(run, written, scratch)
         record.save(run)
     if stale:
         on_event({"event": "removed", "files": stale})

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from lrexport import runs
-from lrexport.artifacts import files
+from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import EXPORTED
 from lrexport.config import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.data.order import Order
@@ -28,7 +28,6 @@ from lrexport.pruning import Pruning
 from lrexport.record import (
     BASELINE,
     DENSE,
-    LOG,
     MODEL,
     RANDOM,
     SPECTRA,
@@ -120,7 +119,7 @@ def prune(job: Job, pruning: Pruning) -> nn.Module:
     else:
         with failing_together(job.fabric):
             if job.first and job.progress.pruned is None:
-                job.progress.begin_pruning(job.run / LOG)
+                job.progress.begin_pruning()
                 chosen, pruned = _choose(job, pruning)
                 job.progress.note_pruned(pruned, chosen.state_dict())
         pruned, weights = job.progress.read_pruned()
@@ -181,11 +180,10 @@ def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
 
 def _replace(job: Job, network: nn.Module, found: bytes, config: CompressConfig) -> None:
     """Write network, spectra and record over those of an earlier compression of the run."""
-    for stale in (*EXPORTED, BASELINE):  # of an earlier compression
-        (job.run / stale).unlink(missing_ok=True)
+    run_folder.remove(job.run, *EXPORTED, BASELINE)  # of an earlier compression
     if job.baseline_epochs:
         job.store(BASELINE, job.dense)
-    files.write_bytes(job.run / SPECTRA, found)
+    run_folder.write_bytes(job.run, SPECTRA, found)
     job.record.seal(job.run, SPECTRA)
     job.store(MODEL, network)
     _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.paper.study import SHAPE, Row, Study
-from lrexport.artifacts import files, tensors
+from lrexport.artifacts import files, run_folder, tensors
 from lrexport.config import TrainConfig
 from lrexport.data.images import Splits, draw
 from lrexport.errors import Stopped
@@ -28,7 +28,7 @@ from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
 from lrexport.models.resolve import resolve
 from lrexport.models.weights import load_weights
-from lrexport.record import CHECKPOINTS, LOG, MODEL, MODEL_ONNX, Plan
+from lrexport.record import LOG, MODEL, MODEL_ONNX, Plan
 from lrexport.starts import load_svd
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
@@ -116,13 +116,13 @@ def trained(study: Study, name: str, training: Training) -> Row:
 
     def tell(event: dict[str, Any]) -> None:
         if event["event"] == "epoch":
-            files.append_json_line(folder / LOG, event)
+            run_folder.append_json_line(folder, LOG, event)
             print(f"{name}: epoch {event['epoch']}/{epochs}, held-out {100 * event['heldout_top1']:.1f} %", flush=True)
 
     options = {option: config[option] for option in _OPTIONS} | {"milestones": tuple(config["milestones"])}
     how = {"distill": training.distill, "keep_best": training.keep_best, "seed": study.seed}
     stage = Stage("fine-tune", epochs, training.lr, **how, **options)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, stage.name, folder / LOG)
+    checkpoints = Checkpoints(folder, stage.name, LOG)
     teacher = start_network(study) if training.distill else None
     try:
         train_stage(network, splits, stage, fabric, tell, teacher=teacher, checkpoints=checkpoints)

@@ -5,86 +5,67 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from lrexport.artifacts.plain_files import destination, open_input
 from lrexport.errors import DeviceError, InputError
 from lrexport.escape import json_text
 from lrexport.units import format_bytes
 
-# As tempfile makes them: eight of its own characters.
-_RANDOM = re.compile(r"[a-z0-9_]{8}")
-_TEMPORARY = re.compile(rf"\.(?P<name>.+)\.{_RANDOM.pattern}\.tmp", re.DOTALL)
 
-
-def write_atomically(path: Path, write: Callable[[Path], object], size_bytes: int | None = None) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it over ``path``.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that the user named, atomically; a link is followed, and stays one.
 
     Temp file, fsync, rename, fsync of the folder: after a crash at any moment ``path`` holds either the old content or
-    the new, whole. Raises DeviceError when the disk is full, with ``size_bytes`` as what is needed, or the folder cannot be
-    written; the temporary file is gone.
+    the new, whole. Raises DeviceError when the disk is full or the folder cannot be written, InputError where ``path`` is
+    a device, a FIFO or a socket; the temporary file is gone. Files of a run: artifacts/run_folder.py.
     """
+    end = destination(path)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=end.parent, prefix=f".{end.name}.", suffix=".tmp")
     except OSError as error:
-        raise _write_failed(path, error) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
+        raise write_failed(path, error) from error
+    with open(handle, "wb") as stream:
         # mkstemp makes 0600; a result that CI or a colleague reads gets the usual mode of a new file.
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(name, 0o666 & ~_umask())
+        _fill(stream, Path(name), end, content)
+
+
+def put(path: Path, temporary: Path, content: bytes) -> None:
+    """As :func:`write_bytes`, by way of ``temporary`` in the same folder, which must not be there; no link is followed."""
+    try:
+        stream = open(temporary, "xb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise write_failed(path, error) from error
+    with stream:
+        _fill(stream, temporary, path, content)
+
+
+def _fill(stream: BinaryIO, temporary: Path, path: Path, content: bytes) -> None:
+    try:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)  # before the free space is looked at
-        raise _write_failed(path, error, size_bytes) from error
+        raise write_failed(path, error, len(content)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def move(names: Collection[str], source: Path, folder: Path) -> None:
-    """Synchronise files of ``source`` and rename them over those of ``folder``, on the same disk. Raises DeviceError."""
-    try:
-        for name in names:
-            with open(source / name, "rb+") as stream:
-                os.fsync(stream.fileno())
-        for name in names:
-            os.replace(source / name, folder / name)
-        _sync_folder(folder)
-    except OSError as error:
-        raise _write_failed(folder, error) from error
-
-
-def remove_temporaries(folder: Path, written: Callable[[str], bool]) -> None:
-    """Remove what processes that were killed left in ``folder`` of writing files whose name is ``written``, and no more."""
-    for path in folder.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and written(match["name"]) and path.is_file() and not path.is_symlink():
-            path.unlink(missing_ok=True)
-
-
-def remove_scratch(folder: Path, prefix: str) -> None:
-    """Remove the temporary folders with that prefix that processes that were killed left in ``folder``."""
-    for path in folder.glob(f"{prefix}*"):
-        if _RANDOM.fullmatch(path.name.removeprefix(prefix)) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` atomically."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content), len(content))
+def as_json(value: Any) -> bytes:
+    """Indented JSON as a file's content, harmless to print; NaN and infinity are refused, as JSON has neither."""
+    return (json_text(value, indent=2) + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN and infinity are refused, as JSON has neither. It can be printed harmlessly."""
-    write_bytes(path, (json_text(value, indent=2) + "\n").encode())
+    """Write :func:`as_json` as :func:`write_bytes` does."""
+    write_bytes(path, as_json(value))
 
 
 def append_json_line(path: Path, value: dict[str, Any]) -> None:
@@ -92,26 +73,27 @@ def append_json_line(path: Path, value: dict[str, Any]) -> None:
     append_text(path, json_text(value, allow_nan=True) + "\n")
 
 
-def append_text(path: Path, text: str) -> None:
-    """Append to a file, which need not be there yet, all or nothing. Raises DeviceError."""
+def append_text(path: Path, text: str, sync: bool = False) -> None:
+    """Append to a file, which need not be there yet, all or nothing; with ``sync`` it is on the disk afterwards.
+
+    ``path`` must be no link. Raises DeviceError.
+    """
     content = text.encode()
     before = path.stat().st_size if path.exists() else 0
     try:
-        with open(path, "ab") as stream:
+        with open(path, "ab", opener=_without_links) as stream:
             stream.write(content)
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
     except OSError as error:
         if path.exists():
             os.truncate(path, before)
-        raise _write_failed(path, error, len(content)) from error
+        raise write_failed(path, error, len(content)) from error
 
 
-def truncate(path: Path, size_bytes: int) -> None:
-    """Cut a file that is longer than ``size_bytes``. Raises DeviceError."""
-    try:
-        if path.exists() and path.stat().st_size > size_bytes:
-            os.truncate(path, size_bytes)
-    except OSError as error:
-        raise _write_failed(path, error) from error
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def check_readable(path: Path) -> None:
@@ -119,7 +101,7 @@ def check_readable(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder", "Give the file itself.")
     try:
-        with open(path, "rb") as stream:
+        with open_input(path) as stream:
             head = stream.read(1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
@@ -128,9 +110,10 @@ def check_readable(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of ``path``. Raises InputError when it is absent, empty or unreadable."""
+    """Content of ``path``. Raises InputError when it is absent, empty, unreadable or no plain file."""
     try:
-        content = path.read_bytes()
+        with open_input(path) as stream:
+            content = stream.read()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not content:
@@ -145,7 +128,7 @@ def _empty(path: Path) -> InputError:
 def sha256(path: Path) -> str:
     """Hex sha256 of a file's content."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_input(path) as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -158,11 +141,12 @@ def make_run_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise _write_failed(path, error) from error
+        raise write_failed(path, error) from error
     return path
 
 
-def _write_failed(path: Path, error: OSError, size_bytes: int | None = None) -> DeviceError:
+def write_failed(path: Path, error: OSError, size_bytes: int | None = None) -> DeviceError:
+    """Why nothing could be written at ``path``, with what to do; ``size_bytes`` is what there has to be room for."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         needed = "" if size_bytes is None else f"{format_bytes(size_bytes)} needed, "
         free = format_bytes(shutil.disk_usage(path.parent).free)
@@ -181,7 +165,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have what was renamed in a folder on the disk."""
     if os.name != "posix":  # Windows has no fsync of a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)

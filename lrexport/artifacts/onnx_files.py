@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts import onnx_child
+from lrexport.artifacts.plain_files import check_input
 from lrexport.errors import InputError
 from lrexport.units import format_bytes
 
@@ -58,6 +59,7 @@ def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
     with this process. Raises InputError where the file is absent or empty, or where the child refuses it, crashes or does
     not end.
     """
+    check_input(path)
     try:
         size = path.stat().st_size
     except OSError as error:

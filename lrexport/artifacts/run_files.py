@@ -20,9 +20,23 @@ SPECTRA = "spectra.json"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoint"
 # In CHECKPOINTS: what a run that is under way was asked for. While it is there the run has not come to its end.
 STATE = "state.json"
+# In CHECKPOINTS: the folded network's weights once ranks have been chosen.
+PRUNED = "pruned.safetensors"
+# The folder of what services that training is logged to keep.
+LOGS = "logs"
 # How the temporary folder of an export begins.
 SCRATCH = ".export-"
 # Who holds the run.
 HOLDER = ".holder"
-# All that a job writes in its folder, but for the log, which is only ever added to.
-OF_A_JOB = (RECORD, DENSE, BASELINE, SVD, MODEL, SPECTRA, HOLDER)
+# Names what lrexport made in the folder: see artifacts/mark.py.
+MARK = ".lrexport.jsonl"
+# All that a job writes in its folder, beside its checkpoints and what it logs to.
+OF_A_JOB = (RECORD, DENSE, BASELINE, SVD, MODEL, SPECTRA, HOLDER, LOG, CHECKPOINTS)
+OF_A_RUN = (*OF_A_JOB, *EXPORTED)
+# Those of them that are folders.
+FOLDERS = (CHECKPOINTS, LOGS)
+# In the folder of a sweep: what it found, its study, and the folders of its locks and of its runs.
+SWEEP, DATABASE = "sweep.json", "sweep.db"
+LOCKS, STAGES, TRIALS = ".locks", "stages", "trials"
+SWEEP_FOLDERS = (LOCKS, STAGES, TRIALS)
+OF_A_SWEEP = (SWEEP, DATABASE, *SWEEP_FOLDERS)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from lrexport.artifacts import files
+from lrexport.artifacts import mark, run_folder
+from lrexport.artifacts.plain_files import open_input
 from lrexport.artifacts.run_files import HOLDER
-from lrexport.errors import UsageError
+from lrexport.errors import InputError, UsageError
 
 _MOST_NOTE = 500  # bytes of what the holder says of itself
 
@@ -24,7 +26,8 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._note = folder, folder / HOLDER
+        self._folder = folder
+        self._before: tuple[int | None, frozenset[str]] = (None, frozenset())
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
@@ -47,7 +50,10 @@ class RunLock:
         os.register_at_fork(after_in_child=self._forget)  # a child that outlives this process would hold it on
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
         try:
-            files.write_bytes(self._note, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+            mark.tidy(folder)
+            self._before = mark.before(folder)
+            note = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+            run_folder.write_bytes(folder, HOLDER, note.encode())
         except BaseException:
             self._forget()
             raise
@@ -56,17 +62,16 @@ class RunLock:
     def __exit__(self, *exception: object) -> None:
         if self._descriptor is not None:
             try:
-                self._note.unlink(missing_ok=True)
+                run_folder.remove(self._folder, HOLDER)
+                mark.settle(self._folder, *self._before)
             finally:
                 self._forget()
 
     def _holder(self) -> str:
-        if not self._note.is_file():  # removed a moment ago, or nothing that may be read
-            return "another process"
         try:
-            with open(self._note, "rb") as stream:
+            with open_input(run_folder.plain(self._folder, HOLDER)) as stream:
                 note = stream.read(_MOST_NOTE).decode(errors="backslashreplace").strip()
-        except OSError:
+        except (OSError, InputError):
             return "another process"
         return note.partition("\n")[0] or "another process"
 
@@ -74,3 +79,12 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the run in ``folder``, which must not be in use: what lrexport made there, and no more."""
+    if folder.is_dir():
+        with RunLock(folder):
+            run_folder.clear(folder)
+        with suppress(OSError):  # somebody else's files are in it
+            folder.rmdir()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lrexport.artifacts import files
 from lrexport.artifacts.pickles import check_cost, check_directory
+from lrexport.artifacts.plain_files import check_input
 from lrexport.artifacts.state_dicts import (
     HARMLESS,
     StateDicts,
@@ -86,6 +87,7 @@ def load_all(path: Path) -> StateDicts:
 
 
 def _read(path: Path) -> object:
+    check_input(path)
     if path.is_dir():
         parts = "holds a checkpoint in parts, one for each process" if (path / ".metadata").exists() else "is a folder"
         hint = _GATHER if (path / ".metadata").exists() else "Give the weight file itself."

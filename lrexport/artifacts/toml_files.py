@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lrexport.artifacts.plain_files import check_input
 from lrexport.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -61,10 +62,12 @@ def read_settings(config_file: str | None) -> Settings:
     """``config_file``, or lrexport.toml, or pyproject.toml of the current folder. Raises UsageError."""
     if config_file is not None:
         path = Path(config_file)
+        check_input(path)
         if not path.is_file():
             raise UsageError(f"there is no configuration file {path}")
         return _read(path)
     for name in (LREXPORT, PYPROJECT):
+        check_input(Path(name))
         if Path(name).is_file():
             return _read(Path(name))
     return Settings(None, {})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lrexport.artifacts.plain_files import check_input
 from lrexport.cli import output
 from lrexport.cli.options import FILE, SizeType, input_shapes_option, json_option, target_option, threads_option
 from lrexport.errors import InputError, UsageError
@@ -131,6 +132,7 @@ def _files(path: Path, target: str) -> list[Path]:
     """
     if not path.exists():
         raise UsageError(f"there is no {path}")
+    check_input(path)
     if not path.is_dir():
         _check(path, is_sent=target != "local")
         return [path]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,17 +10,13 @@ import click
 from click.core import ParameterSource
 
 from lrexport.cli import output
-from lrexport.cli.options import FILE, Command, json_option
+from lrexport.cli.options import FILE, json_option, output_option
 from lrexport.errors import UsageError
 
 if TYPE_CHECKING:
     from lrexport.budget.report import Report
 
 _STEP_SUMMARY_BYTES = 1 << 20  # GitHub refuses a step's summary beyond 1 MiB
-
-
-def _output(name: str, text: str) -> Callable[[Command], Command]:
-    return click.option(f"--{name}", f"{name}_to", metavar="FILE|-", help=text)
 
 
 @click.command("check", cls=output.Command, short_help="Budgets for CI: size, MACs, latency, accuracy, operators, growth.")
@@ -32,9 +27,9 @@ def _output(name: str, text: str) -> Callable[[Command], Command]:
 @click.option("--allow-other-machine", is_flag=True, help="Compare latencies with a baseline of another machine.")
 @click.option("--strict", is_flag=True, help="An inconclusive limit has failed.")
 @json_option()
-@_output("markdown", "Write Markdown, as for a comment on a pull request.")
-@_output("junit", "Write JUnit XML.")
-@_output("history", "Write the figures as [{name, unit, value}], as benchmark dashboards take them.")
+@output_option("markdown", "Write Markdown, as for a comment on a pull request.")
+@output_option("junit", "Write JUnit XML.")
+@output_option("history", "Write the figures as [{name, unit, value}], as benchmark dashboards take them.")
 def command(
     models: tuple[str, ...],
     baseline: Path | None,
@@ -128,9 +123,10 @@ def _tell_github(report: Report) -> None:
         ci_commands(annotations.lines(report, Path(os.path.relpath(os.curdir, root)).as_posix()))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         from lrexport.artifacts import files
+        from lrexport.artifacts.plain_files import destination
         from lrexport.budget.outputs import markdown
 
         written = Path(summary).stat().st_size if Path(summary).is_file() else 0
         room = min(markdown.COMMENT_BYTES, _STEP_SUMMARY_BYTES - written)
         if room >= markdown.LEAST_BYTES:
-            files.append_text(Path(summary), markdown.render(report, room))
+            files.append_text(destination(Path(summary)), markdown.render(report, room))

@@ -19,8 +19,7 @@ DEFAULT = Path("lrexport-demo")
 @resume_options()
 def command(output: Path, resume: bool, allow_changes: bool) -> None:
     """Train, compress, export, verify and measure a ResNet-20 on scikit-learn's handwritten digits."""
-    import shutil
-
+    from lrexport.artifacts.run_lock import remove_run
     from lrexport.cli.console import Progressing, note, print_table
     from lrexport.cli.recipes import recipe_config
     from lrexport.errors import UsageError
@@ -28,7 +27,7 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
     from lrexport.report.tables import results_table
 
     if output == DEFAULT and not resume:  # its own folder, made again every time
-        shutil.rmtree(output, ignore_errors=True)
+        remove_run(output)
     elif output.exists() and not resume:
         raise UsageError(f"{output} exists already", "Choose another folder with -o, or go on in this one with --resume.")
     config = recipe_config(MODEL, RECIPE)

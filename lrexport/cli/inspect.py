@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lrexport.artifacts.plain_files import check_input
 from lrexport.artifacts.run_files import RECORD
 from lrexport.cli import output
 from lrexport.cli.options import FILE, input_shapes_option, json_option
@@ -59,6 +60,7 @@ def _given(path: Path) -> Path:
 
 def _is_onnx(path: Path) -> bool:
     """By its name; where that tells nothing, a file that does not begin as a plan does."""
+    check_input(path)
     if path.is_dir() or path.suffix in (".json", ".onnx"):
         return path.suffix == ".onnx"
     with open(path, "rb") as stream:

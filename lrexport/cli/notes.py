@@ -81,12 +81,14 @@ def say_left_behind(source: Path, config: CompressConfig) -> None:
 
 def say_replaced(run: Path) -> None:
     """What a run that is compressed again in its own folder loses once the new network is done."""
+    from lrexport.artifacts import mark
     from lrexport.cli.console import note
     from lrexport.record import load_record
 
     if load_record(run).results.compressed is None:
         return
-    gone = [name for name in (*EXPORTED, BASELINE) if (run / name).exists()]
+    made = mark.known(run) or mark.Mark()
+    gone = [name for name in (*EXPORTED, BASELINE) if name in made.names and (run / name).exists()]
     files = f", and removes what was made of it: {', '.join(gone)}" if gone else ""
     note(plain(f"note: this replaces the compressed network in {run}{files}; -o RUN keeps it"))
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lrexport.artifacts.plain_files import check_input, destination
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
 from lrexport.trust import consent
@@ -163,8 +164,17 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class InputPath(PathType):
+    """The path of a file or folder that is read; a FIFO, a socket or a device is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        check_input(Path(os.fsdecode(path)))
+        return path
+
+
 RUN = PathType(path_type=Path, file_okay=False)
-FILE = PathType(path_type=Path, dir_okay=True)
+FILE = InputPath(path_type=Path, dir_okay=True)
 
 
 def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -179,17 +189,29 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 
 def json_option() -> Callable[[Command], Command]:
-    """``--json FILE|-``, passed as ``json_to``. Its folder must be there: work must not be done for nothing."""
+    """``--json FILE|-``, passed as ``json_to``."""
+    return output_option("json", "Write the result as JSON to a file, or - for stdout.")
 
-    def check(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
-        if given is not None and given != "-" and not Path(given).parent.is_dir():
-            raise UsageError(
-                f"--json {given}: there is no folder {Path(given).parent}", "Make it first, or give another FILE."
-            )
+
+def output_option(name: str, text: str) -> Callable[[Command], Command]:
+    """``--NAME FILE|-``, passed as ``NAME_to`` and checked before any work."""
+    return click.option(f"--{name}", f"{name}_to", metavar="FILE|-", callback=check_output, help=text)
+
+
+def check_output(_context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    """The callback of an option that names a file to write, or - for stdout: work must not be done for nothing.
+
+    Raises UsageError where its folder is not there, InputError where it is a device, a FIFO, a socket or a folder.
+    """
+    if given is None or given == "-":
         return given
-
-    text = "Write the result as JSON to a file, or - for stdout."
-    return click.option("--json", "json_to", metavar="FILE|-", callback=check, help=text)
+    folder = Path(given).parent
+    if not folder.is_dir():
+        raise UsageError(
+            f"{option.opts[-1]} {given}: the folder {folder} does not exist", "Create it, or give another FILE."
+        )
+    destination(Path(given))
+    return given
 
 
 def input_shapes_option(text: str) -> Callable[[Command], Command]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrexport.artifacts import files
+from lrexport.artifacts import files, run_folder
+from lrexport.artifacts.run_files import OF_A_SWEEP
 from lrexport.cli.asking import agree_to_typed, settle_record
 from lrexport.config import CompressConfig, TrainConfig, check_source, check_trainable, several_need_data
 from lrexport.data import sources
 from lrexport.errors import InputError, UsageError
 from lrexport.models.names import check_name, is_import_path, parse_model, random_teacher
 from lrexport.plans import read_choices
-from lrexport.progress import check_free, is_stopped, stopped
+from lrexport.progress import check_folder, check_free, is_stopped, stopped
 from lrexport.record import MODEL, RECORD, Record, load_record, uncompressed
 
 
@@ -31,14 +32,16 @@ def check_compress(config: CompressConfig, source: Path | None, run: Path | None
     ):
         raise several_need_data()
     if run is not None and (source is None or run.resolve() != source.resolve()):
-        _check_output(run, resume)
+        _check_output(run, resume, config.train.log_to)
+    elif run is not None:
+        check_folder(run, config.train.log_to)
 
 
 def check_train(config: TrainConfig, run: Path, resume: bool) -> None:
     """SVD training alone. Raises as :func:`check_compress`."""
     check_trainable(config)
     check_start(config, None)
-    _check_output(run, resume)
+    _check_output(run, resume, config.log_to)
 
 
 def check_start(config: TrainConfig, source: Path | None) -> Record | None:
@@ -76,7 +79,8 @@ def _check_teacher(teacher: str, weights: Path | None) -> None:
         raise random_teacher()
 
 
-def _check_output(run: Path, resume: bool) -> None:
+def _check_output(run: Path, resume: bool, log_to: tuple[str, ...]) -> None:
+    check_folder(run, log_to)
     if is_stopped(run) and not resume:
         raise stopped(run)
     if not resume:  # else a run that is finished may be what is asked for
@@ -100,4 +104,5 @@ def check_sweep(config: TrainConfig, source: Path | None, folder: Path) -> None:
     """A sweep in ``folder``. Raises as :func:`check_compress`."""
     if (folder / RECORD).exists():
         raise UsageError(f"{folder} holds a run, not a sweep", "Choose another folder with -o.")
+    run_folder.check(folder, OF_A_SWEEP)
     check_start(config, source)

@@ -8,16 +8,23 @@ from pathlib import Path
 import click
 
 from lrexport.cli import output
-from lrexport.cli.options import FILE
+from lrexport.cli.options import FILE, check_output
 from lrexport.errors import UsageError
 
 _ENDINGS = {".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "markdown", ".json": "json"}
 _PAGE = "report.html"
+_GENERATOR, _HEAD_BYTES = b'<meta name="generator" content="lrexport ', 4096  # of the page's template
 
 
 @click.command("report", cls=output.Command, short_help="One self-contained HTML page on runs; or Markdown, or JSON.")
 @click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN|SWEEP...")
-@click.option("-o", "--output", metavar="FILE|-", help=f"Where to write [default: {_PAGE}; Markdown and JSON to stdout].")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE|-",
+    callback=check_output,
+    help=f"Where to write [default: {_PAGE}; Markdown and JSON to stdout].",
+)
 @click.option(
     "--format", "kind", type=click.Choice(("html", "markdown", "json")), help="[default: by the ending of -o, else html]"
 )
@@ -42,6 +49,8 @@ def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_fro
     kind = kind or _kind_of(output)
     if no_front_matter and kind != "markdown":
         raise UsageError(f"--no-front-matter is about Markdown, this is {kind}", "--format markdown makes Markdown.")
+    if output is None and kind == "html":
+        _check_replaceable(Path(_PAGE))
     subjects = read_subjects(runs)
     if kind == "json":
         from lrexport.cli.console import write_json
@@ -57,6 +66,18 @@ def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_fro
         from lrexport.report.page.render import render
 
         _write(render(subjects, __version__), output or _PAGE, page)
+
+
+def _check_replaceable(page: Path) -> None:
+    """Raise UsageError where the page that nobody named would take the place of a file that lrexport did not write."""
+    from lrexport.artifacts.plain_files import destination, open_input
+
+    if not destination(page).is_file():
+        return
+    with open_input(page) as stream:
+        ours = _GENERATOR in stream.read(_HEAD_BYTES)
+    if not ours:
+        raise UsageError(f"{page} is not a report of lrexport's", "It was left as it is. Give another file with -o FILE.")
 
 
 def _kind_of(output: str | None) -> str:

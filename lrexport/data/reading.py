@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lrexport.artifacts.plain_files import check_input
 from lrexport.data.images import first_of
 from lrexport.errors import InputError
 
@@ -18,6 +19,7 @@ Bad = Mapping[Path, InputError]  # images that cannot be read, and why
 
 def read_image(path: Path) -> Image.Image:
     """The image as RGB. Raises InputError naming a file that is none, is truncated, or is large beyond reason."""
+    check_input(path)
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from lrexport.artifacts import files
+from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.errors import InputError, UsageError
 from lrexport.record import LOG, RECORD, SPECTRA, Record, Result, Scheme, load_record, uncompressed
@@ -94,7 +94,7 @@ def read_subject(path: Path) -> Subject:
     dense, compressed = record.results.dense, record.results.compressed
     if dense is None or compressed is None:
         raise uncompressed(path)
-    curves, unread = _read_log(path / LOG)
+    curves, unread = _read_log(run_folder.plain(path, LOG))
     return Subject(path, record, dense, compressed, _read_spectra(path, record), curves, unread)
 
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lrexport.artifacts import files
+from lrexport.artifacts import run_folder
 from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.artifacts.run_files import RECORD
+from lrexport.artifacts.run_files import SWEEP as SWEEP
 from lrexport.errors import InputError
 from lrexport.report.fronts import pareto_front
 
-SWEEP = "sweep.json"
 SCHEMA_VERSION = 1
 Objective = Literal["macs", "latency", "size"]
 State = Literal["waiting", "running", "finished", "pruned", "failed"]
@@ -82,7 +82,7 @@ class Sweep(_Strict):
 
     def save(self, folder: Path) -> None:
         """Write ``folder/sweep.json`` atomically."""
-        files.write_json(folder / SWEEP, self.model_dump(mode="json"))
+        run_folder.write_json(folder, SWEEP, self.model_dump(mode="json"))
 
 
 def cost(objective: Objective, figures: Figures) -> float:
@@ -105,7 +105,7 @@ def is_sweep(folder: Path) -> bool:
 
 def load_sweep(folder: Path) -> Sweep:
     """The sweep in ``folder``. Raises InputError where sweep.json is absent, malformed, changed or of a newer lrexport."""
-    path = folder / SWEEP
+    path = run_folder.plain(folder, SWEEP)
     if not path.is_file():
         raise InputError(
             f"{folder} is no sweep: it has no {SWEEP}", "A sweep is the folder given to lrexport sweep with -o."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import datetime
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from lrexport.artifacts.run_lock import remove_run
 from lrexport.errors import InputError, LrexportError, UsageError
 from lrexport.progress import is_stopped
 from lrexport.report.sweeps import SWEEP, Figures, Sweep, cost, front_of, is_sweep, load_sweep
@@ -161,7 +162,7 @@ class Book:
         known = self._study.get_trials(deepcopy=False)[trial.number]
         for earlier in RetryHeartbeatStaleTrialCallback.retry_history(known)[-1:]:
             before = self.folder / run_of(earlier)
-            if is_stopped(before):
+            if is_stopped(before) and not (self.folder / run).exists():
                 before.rename(self.folder / run)
         by = self._process
         for key, value in (("run", run), ("host", by.host), ("place", by.place), ("process", by.id)):
@@ -202,7 +203,8 @@ class Book:
                 self._queue_again(trial, _MOST_DEATHS if died and "interrupted" not in noted else None)
                 run = self.folder / run_of(trial.number)  # whatever a storage of somebody else's says
                 if is_dead and "run" in noted and not is_stopped(run):
-                    shutil.rmtree(run, ignore_errors=True)
+                    with suppress(LrexportError):  # what is in the way is said where the trial is made again
+                        remove_run(run)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         """Whether nobody works on a trial any more, as far as this machine can tell; heartbeats tell of others."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrexport import pipeline, runs
-from lrexport.artifacts import files
+from lrexport.artifacts import files, mark, run_folder
+from lrexport.artifacts.run_files import OF_A_SWEEP
 from lrexport.errors import DeviceError, Stopped, UsageError
 from lrexport.export.onnx_export import export_onnx
 from lrexport.job import OnEvent
@@ -41,7 +42,9 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
     optuna = need_optuna()
     if (place.folder / RECORD).exists():
         raise UsageError(f"{place.folder} holds a run, not a sweep", "Choose another folder with -o.")
+    run_folder.check(place.folder, OF_A_SWEEP)
     folder = files.make_run_folder(place.folder)
+    mark.note(folder, OF_A_SWEEP)
     try:
         with Process(folder, database_lock(place.storage)) as process:
             with process.claimed():  # tables of a new database are made by one process alone

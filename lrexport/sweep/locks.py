@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrexport.errors import DeviceError
+from lrexport.artifacts import run_folder
+from lrexport.artifacts.run_files import LOCKS
+from lrexport.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from lrexport.sweep.storage import DatabaseLock
 
-LOCKS = ".locks"
 _ID = re.compile(r"[0-9a-f]{12}")
 _PATIENCE_SECONDS = 120.0  # with the lock for claims, which is held for milliseconds
 
@@ -32,16 +33,15 @@ class Process:
     def __init__(self, folder: Path, database: DatabaseLock | None = None) -> None:
         from filelock import FileLock
 
-        self._folder = folder / LOCKS
+        self._folder = run_folder.make_folder(folder, LOCKS)
         self.id, self.host = uuid.uuid4().hex[:12], platform.node()
         self.place = f"{self.host}:{folder.resolve()}"  # only here can others see whether it lives
         self._own = FileLock(self._path(self.id))
         self._database = database
-        self.claim: BaseFileLock = FileLock(self._folder / "claim.lock", timeout=_PATIENCE_SECONDS)
+        self.claim: BaseFileLock = FileLock(_lock_in(self._folder, "claim"), timeout=_PATIENCE_SECONDS)
 
     def __enter__(self) -> Process:
         try:
-            self._folder.mkdir(exist_ok=True)
             self._own.acquire(timeout=0)
         except OSError as error:
             raise DeviceError(f"cannot lock a file in {self._folder}: {error}", "Choose another folder with -o.") from error
@@ -117,8 +117,7 @@ def exclusively(folder: Path, name: str, on_wait: Callable[[], None]) -> Iterato
     """Only one process at a time does what ``name`` stands for; ``on_wait`` is called where another one is at it."""
     from filelock import FileLock, Timeout
 
-    (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCKS / f"{name}.lock")
+    lock = FileLock(_lock_in(run_folder.make_folder(folder, LOCKS), name))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -128,3 +127,11 @@ def exclusively(folder: Path, name: str, on_wait: Callable[[], None]) -> Iterato
         yield
     finally:
         lock.release()
+
+
+def _lock_in(folder: Path, name: str) -> Path:
+    """The file of a lock. Taking a lock empties its file, so one that holds something is refused, with UsageError."""
+    path = folder / f"{name}.lock"
+    if path.is_symlink() or (path.exists() and (not path.is_file() or path.stat().st_size)):
+        raise UsageError(f"{path} is not a lock of lrexport's: it is not empty", "It was left as it is. Move it away.")
+    return path

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lrexport import pipeline
+from lrexport.artifacts.run_files import STAGES
+from lrexport.artifacts.run_lock import remove_run
 from lrexport.config import TrainConfig
 from lrexport.errors import InputError
 from lrexport.job import OnEvent
@@ -16,8 +17,6 @@ from lrexport.progress import is_stopped
 from lrexport.record import DENSE, SVD, load_record
 from lrexport.sweep.locks import exclusively
 from lrexport.sweep.request import Request
-
-STAGES = "stages"
 
 
 def dense_stage(request: Request, folder: Path, on_event: OnEvent) -> Path:
@@ -52,7 +51,7 @@ def _train(config: TrainConfig, run: Path, on_event: OnEvent, source: Path | Non
     """Train, or go on where a process was stopped; the folder's name holds all choices, so only the device may be new."""
     resume = is_stopped(run)
     if not resume:
-        shutil.rmtree(run, ignore_errors=True)
+        remove_run(run)
     pipeline.train(config, run, on_event, source, resume, allow_changes=True)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
+from lrexport.artifacts.run_files import TRIALS
 from lrexport.report.sweep_tables import flag
 from lrexport.report.sweeps import Figures, State, Trial
 
-TRIALS = "trials"
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",

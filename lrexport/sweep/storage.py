@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lrexport.artifacts.plain_files import destination
+from lrexport.artifacts.run_files import DATABASE
 from lrexport.errors import DeviceError, InputError, UsageError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from sqlalchemy import Connection, Engine
 
-DATABASE = "sweep.db"
 JOURNAL = "journal:"
 _BUSY_SECONDS = 60  # to wait for another process that writes to the same SQLite file
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 150
@@ -119,7 +120,7 @@ def _open_journal(path: Path) -> BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(JournalFileBackend(str(destination(path))))
     except OSError as error:
         raise DeviceError(f"cannot open {path}: {error.strerror}") from error
     except ValueError as error:

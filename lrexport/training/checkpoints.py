@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrexport.artifacts import files, tensors
+from lrexport.artifacts import run_folder, tensors
+from lrexport.artifacts.run_files import CHECKPOINTS
+from lrexport.errors import InputError
 
 _KEPT = 2
 _HASH = 16  # hex digits in a name
@@ -56,19 +58,24 @@ class StageState:
 
 @dataclass
 class Checkpoints:
-    """Those of one ``stage`` in ``folder``, which need not be there yet.
+    """Those of one ``stage`` of a run.
 
-    ``log`` is cut back to what it was when a checkpoint is taken up; of several processes one ``writes``.
+    The run's file ``log`` is cut back to what it was when a checkpoint is taken up; of several processes one ``writes``.
     """
 
-    folder: Path
+    run: Path
     stage: str
-    log: Path | None = None
+    log: str | None = None
     writes: bool = True
     _best: tuple[float, str] | None = None  # what was written last as the best
     # Checkpoints with the best that they need: the one written or taken up last, and the last that sound losses followed.
     _last: tuple[str, str | None] | None = None
     _good: tuple[str, str | None] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where they are, which need not be there yet."""
+        return self.run / CHECKPOINTS
 
     def load(self) -> StageState | None:
         """The last whole state, None where there is none."""
@@ -87,7 +94,7 @@ class Checkpoints:
             self._last, good = (path.name, numbers["best"]), numbers.get("good")
             self._good = (good[0], good[1]) if good else None
             if self.log is not None and self.writes:
-                files.truncate(self.log, numbers["log_bytes"])
+                run_folder.truncate(self.run, self.log, numbers["log_bytes"])
             plain = {name: numbers[name] for name in _PLAIN}
             network, extra = _under("network.", held), _under("extra.", held)
             kept_by_optimizer = _optimizer(held, numbers["optimizer"])
@@ -101,7 +108,7 @@ class Checkpoints:
         """
         if not self.writes:
             return
-        files.make_run_folder(self.folder)
+        run_folder.make_folder(self.run, CHECKPOINTS)
         best = self._save_best(state)
         place = f"{state.epoch:04d}-{state.step:07d}"
         if sound or self._good is None:
@@ -117,7 +124,8 @@ class Checkpoints:
                     held[f"optimizer.{entry}.{name}"] = value
                 else:
                     scalars.setdefault(name, {})[entry] = value
-        state.log_bytes = self.log.stat().st_size if self.log is not None and self.log.exists() else 0
+        log = self.run / self.log if self.log is not None else None
+        state.log_bytes = log.stat().st_size if log is not None and log.exists() else 0
         plain = {name: getattr(state, name) for name in _PLAIN}
         numbers = {**plain, "best": best, "good": self._good, "optimizer": scalars}
         written = self._write(place, held, numbers)
@@ -128,17 +136,15 @@ class Checkpoints:
         kept = {written, *before[::-1][: _KEPT - 1], *(self._good or ())}
         # The best of before stays for the checkpoint of before.
         bests = sorted(self.folder.glob(f"{self.stage}-best.*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
-        for old in (*there, *bests[:-_KEPT]):
-            if old.name not in kept:
-                old.unlink()
+        self._remove(old.name for old in (*there, *bests[:-_KEPT]) if old.name not in kept)
 
     def fall_back(self) -> None:
         """Remove what came after the last good checkpoint: training diverged."""
         if not self.writes or self._good is None:
             return
-        for path in self.folder.glob(f"{self.stage}-*{_SUFFIX}"):
-            if _place(path.name) > _place(self._good[0]) and path.name != self._good[1]:
-                path.unlink()
+        good, best = self._good
+        names = [path.name for path in self.folder.glob(f"{self.stage}-*{_SUFFIX}")]
+        self._remove(name for name in names if _place(name) > _place(good) and name != best)
 
     def _save_best(self, state: StageState) -> str | None:
         if state.best is None:
@@ -151,11 +157,9 @@ class Checkpoints:
         """Keep what the finished stage ended with, and nothing else of it."""
         if not self.writes:
             return
-        files.make_run_folder(self.folder)
+        run_folder.make_folder(self.run, CHECKPOINTS)
         done = self._write("done", network.state_dict(), {})
-        for old in self.folder.glob(f"{self.stage}-*{_SUFFIX}"):
-            if old.name != done:
-                old.unlink()
+        self._remove(old.name for old in self.folder.glob(f"{self.stage}-*{_SUFFIX}") if old.name != done)
 
     def finished(self) -> dict[str, Tensor] | None:
         """The weights that the stage ended with, None where it has not."""
@@ -168,8 +172,11 @@ class Checkpoints:
     def _write(self, name: str, held: Mapping[str, Tensor], numbers: dict[str, Any]) -> str:
         content = tensors.packed(held, {_NUMBERS: json.dumps(numbers)})
         full = f"{self.stage}-{name}.{hashlib.sha256(content).hexdigest()[:_HASH]}{_SUFFIX}"
-        files.write_bytes(self.folder / full, content)
+        run_folder.write_bytes(self.run, f"{CHECKPOINTS}/{full}", content)
         return full
+
+    def _remove(self, names: Iterable[str]) -> None:
+        run_folder.remove(self.run, *(f"{CHECKPOINTS}/{name}" for name in names))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, dict[str, Any]]:
@@ -205,8 +212,8 @@ def _place(name: str) -> str:
 def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and numbers of a file that is what its name says, else None."""
     try:
-        content = path.read_bytes()
-    except OSError:
+        content = run_folder.read_bytes(path.parent.parent, f"{path.parent.name}/{path.name}")
+    except InputError:
         return None
     if hashlib.sha256(content).hexdigest()[:_HASH] != path.name.split(".")[-2]:
         return None

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from lrexport.artifacts import files
+from lrexport.artifacts import run_folder
+from lrexport.artifacts.run_files import LOGS
 from lrexport.errors import DeviceError
 
-LOGS = "logs"  # the folder in a run
 STEPS = 20
 PROJECT = "lrexport"
 _OF_EPOCH = ("loss", "heldout_top1", "lr", "images_per_second")
@@ -38,7 +38,9 @@ class TensorBoard:
     """
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        self._root = run / LOGS
+        self._root = run_folder.make_folder(run, LOGS)
+        for path in (self._root / "tensorboard", *(self._root / "tensorboard").glob("*")):
+            run_folder.refuse_link(path)
         self._stages: dict[str, Any] = {}
 
     def log(self, stage: str, values: Mapping[str, float], step: int) -> None:
@@ -60,15 +62,15 @@ class MLflow:
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         import mlflow
 
-        self._client, kept = mlflow.MlflowClient(), run / LOGS / "mlflow.id"
-        if kept.is_file():
-            self._id = kept.read_text(encoding="utf-8").strip()
+        self._client = mlflow.MlflowClient()
+        if (kept := _kept(run, "mlflow.id")) is not None:
+            self._id = kept
             self._client.update_run(self._id, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = mlflow.set_experiment(name).experiment_id
         self._id = self._client.create_run(experiment, run_name=run.name).info.run_id
-        _keep(kept, self._id)
+        _keep(run, "mlflow.id", self._id)
         for key, value in config.items():
             self._client.log_param(self._id, key, value)
 
@@ -86,16 +88,15 @@ class WandB:
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        kept = run / LOGS / "wandb.id"
-        known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
+        known = _kept(run, "wandb.id")
         name = os.environ.get("WANDB_PROJECT", PROJECT)
         made = known or secrets.token_hex(8)
-        files.make_run_folder(run / LOGS)
+        run_folder.refuse_link(run_folder.make_folder(run, LOGS) / "wandb")
         self._run = wandb.init(
             project=name, name=run.name, id=made, resume="allow", dir=str(run / LOGS), config=dict(config)
         )
         if not known:
-            _keep(kept, made)
+            _keep(run, "wandb.id", made)
         self._stages: set[str] = set()
 
     def log(self, stage: str, values: Mapping[str, float], step: int) -> None:
@@ -168,6 +169,12 @@ class Loggers:
             self._on_event({"event": "warning", "text": f"{name} is left out from here on: {type(error).__name__}: {first}"})
 
 
-def _keep(path: Path, name: str) -> None:
-    files.make_run_folder(path.parent)
-    files.write_bytes(path, name.encode())
+def _kept(run: Path, name: str) -> str | None:
+    """The id that an earlier life of the run wrote, None where there is none."""
+    path = run_folder.plain(run, f"{LOGS}/{name}")
+    return run_folder.read_bytes(run, f"{LOGS}/{name}").decode(errors="replace").strip() if path.is_file() else None
+
+
+def _keep(run: Path, name: str, content: str) -> None:
+    run_folder.make_folder(run, LOGS)
+    run_folder.write_bytes(run, f"{LOGS}/{name}", content.encode())

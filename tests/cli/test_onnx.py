@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lrexport import shipping
-from lrexport.artifacts import files
+from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import EXPORTED
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.cli.main import run
@@ -21,6 +21,7 @@ from lrexport.record import load_record
 from tests.board import Board
 from tests.cli.test_inspect import NETWORK
 from tests.conftest import heed_ctrl_c
+from tests.forked import Forked
 
 ORT = {"model.ort", "model.arm.ort"}
 
@@ -65,10 +66,9 @@ def test_a_new_compression_of_a_run_removes_every_file_that_was_exported_of_the_
     shutil.copytree("run", "again")
     assert run(["onnx", "again", "--ort", "--rounds", "0"]) == 0
     assert {path.name for path in Path("again").iterdir()} >= {*ORT, "model.onnx", "dense.onnx"}
-    for name in EXPORTED:  # of int8, which needs data
-        (Path("again") / name).touch()
+    (Path("again") / "model.int8.onnx").write_text("not one that lrexport made")
     assert run(["compress", "again", "--macs", "0.4"]) == 0
-    assert not set(EXPORTED) & {path.name for path in Path("again").iterdir()}
+    assert set(EXPORTED) & {path.name for path in Path("again").iterdir()} == {"model.int8.onnx"}
     assert not set(EXPORTED) & set(load_record(Path("again")).files)
 
 
@@ -145,14 +145,14 @@ def test_a_run_is_exported_by_one_process_while_no_other_changes_it(mine: Path, 
 def test_an_export_killed_between_its_files_and_the_record_leaves_a_run_that_was_not_exported(
     mine: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move = files.move
+    move = run_folder.move
 
     def die(*arguments: Any) -> None:
         move(*arguments)
         raise RuntimeError
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "move", die)
+        patch.setattr(run_folder, "move", die)
         with pytest.raises(RuntimeError):
             shipping.export_run(mine, shipping.ExportOptions(rounds=0, opset=20), lambda _event: None)
     left = load_record(mine)
@@ -169,13 +169,13 @@ def test_ctrl_c_between_the_files_of_an_export_and_the_record_comes_once_both_ar
     mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heed_ctrl_c()
-    move = files.move
+    move = run_folder.move
 
     def interrupted(*arguments: Any) -> None:
         move(*arguments)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(files, "move", interrupted)
+    monkeypatch.setattr(run_folder, "move", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shipping.export_run(mine, shipping.ExportOptions(rounds=0, opset=20), lambda _event: None)
     record = load_record(mine)
@@ -184,9 +184,12 @@ def test_ctrl_c_between_the_files_of_an_export_and_the_record_comes_once_both_ar
 
 
 def test_what_an_export_that_was_killed_left_goes_with_the_next_one_and_nothing_else(mine: Path) -> None:
-    left, others = mine / ".export-a1b2c3_d", [mine / ".export-notes", mine / ".export-mine.bak"]
-    for folder in (left, *others):
+    others = [mine / ".export-a1b2c3_d", mine / ".export-settings", mine / ".export-mine.bak"]
+    for folder in others:
         folder.mkdir()
         (folder / "model.onnx").touch()
+    killed = Forked(Path.cwd(), "onnx", "mine", "--rounds", "0", die_at=("replace", 3))  # .holder, dense.onnx, model.onnx
+    assert killed.wait() == -signal.SIGKILL
+    assert len(list(mine.glob(".export-*"))) == len(others) + 1
     assert run(["onnx", "mine", "--rounds", "0"]) == 0
     assert sorted(mine.glob(".export-*")) == sorted(others)

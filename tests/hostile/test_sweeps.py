@@ -81,15 +81,15 @@ def test_goals_out_of_reach_are_pruned_and_if_all_are_the_sweep_ends_with_2(lrex
 
 
 def test_a_full_disk_fails_the_trials_and_the_next_start_makes_them(lrexport: Command) -> None:
-    write = files.write_atomically
+    put = files.put
 
-    def full(path: Path, fill: object, size_bytes: int | None = None) -> None:
+    def full(path: Path, temporary: Path, content: bytes) -> None:
         if path.name == "model.safetensors":
-            raise files._write_failed(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        write(path, fill, size_bytes)  # type: ignore[arg-type]
+            raise files.write_failed(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        put(path, temporary, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "write_atomically", full)
+        patch.setattr(files, "put", full)
         done = sweep(lrexport, "--trials", "2")
     assert done.code == 4
     assert "disk full while writing out/trials/0000/model.safetensors" in done.err

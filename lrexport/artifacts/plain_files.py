@@ -1,0 +1,84 @@
+"""Devices, FIFOs and sockets: never waited for as an input, never replaced as an output; and links to outputs.
+
+Opening a FIFO that nobody writes to does not return, and renaming a file over /dev/null takes the device away from the
+whole machine. So what a path is gets looked at before it is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from lrexport.errors import DeviceError, InputError
+
+_KINDS = ((stat.S_ISFIFO, "FIFO"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
+# Where the names of open files and devices are, through which a link leads to a stream rather than to a file.
+_STREAMS = ("/dev", "/proc")
+_MOST_LINKS = 40  # as Linux follows
+
+
+def special(mode: int) -> str | None:
+    """What a file with that ``st_mode`` is where it is neither a plain file, nor a folder, nor a link."""
+    return next((kind for test, kind in _KINDS if test(mode)), None)
+
+
+def check_input(path: Path) -> None:
+    """Raise InputError where ``path`` leads to a FIFO, a socket or a device; whatever else is wrong, opening it says."""
+    try:
+        kind = special(path.stat().st_mode)
+    except (OSError, ValueError):
+        return
+    if kind is not None:
+        raise InputError(f"{path} is a {kind}; expected a plain file", "Save what it gives to a file, and name that file.")
+
+
+def open_input(path: Path) -> BinaryIO:
+    """``path`` for reading. Raises InputError where it is no plain file, OSError as ``open`` does."""
+    check_input(path)
+    # Should it become a FIFO just now, opening it must not wait.
+    stream = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")  # noqa: SIM115 - the caller's
+    if (kind := special(os.fstat(stream.fileno()).st_mode)) is not None:
+        stream.close()
+        raise InputError(f"{path} is a {kind}; expected a plain file")
+    return stream
+
+
+def destination(path: Path) -> Path:
+    """The file that writing to ``path`` writes: that which a link leads to, as a shell's ``>`` does.
+
+    Raises InputError where that is a FIFO, a socket, a device, a folder, or a stream by its name (/dev/stdout), DeviceError
+    for links in a circle. Nothing is opened.
+    """
+    end = path
+    for _ in range(_MOST_LINKS):
+        if _names_a_stream(end):
+            hint = "Write to stdout with -." if "stdout" in f"{path}{end}" or "/fd/1" in f"{path}{end}" else _ELSEWHERE
+            raise InputError(f"{_with_end(path, end)} is a device or a stream; expected a plain file to write", hint)
+        if not end.is_symlink():
+            break
+        end = end.parent / os.readlink(end)
+    else:
+        raise DeviceError(f"cannot write {path}: its links lead in a circle", _ELSEWHERE)
+    try:
+        mode = end.lstat().st_mode
+    except (OSError, ValueError):  # it is to be made
+        return end
+    if (kind := "folder" if stat.S_ISDIR(mode) else special(mode)) is not None:
+        raise InputError(f"{_with_end(path, end)} is a {kind}; expected a plain file to write", _ELSEWHERE)
+    return end
+
+
+_ELSEWHERE = "Nothing was written. Name a file."
+
+
+def _names_a_stream(path: Path) -> bool:
+    folder = os.path.realpath(path.parent)
+    return any(folder == place or folder.startswith(f"{place}/fd") for place in _STREAMS) or (
+        folder.startswith("/proc/") and "fd" in folder.split("/")
+    )
+
+
+def _with_end(path: Path, end: Path) -> str:
+    return str(path) if path == end else f"{path}, a link to {end},"

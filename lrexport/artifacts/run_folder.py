@@ -1,0 +1,231 @@
+"""What is written in the folder of a run or a sweep: only what lrexport made there is replaced or removed, no link followed.
+
+``name`` is relative to the folder, with a forward slash below one of lrexport's folders in it. Raised everywhere:
+UsageError where a file of that name is somebody else's, InputError where it or its folder is a link or no plain file,
+DeviceError where the disk is full or forbids it. What counts as lrexport's: artifacts/mark.py. The folder itself may be a
+link: the user named it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lrexport.artifacts import files, mark
+from lrexport.artifacts.plain_files import special
+from lrexport.artifacts.run_files import CHECKPOINTS, FOLDERS, MARK, SCRATCH, SWEEP_FOLDERS
+from lrexport.errors import InputError, UsageError
+
+_FOLDERS = (*FOLDERS, *SWEEP_FOLDERS)
+_SCRATCH = re.compile(rf"{re.escape(SCRATCH)}[a-z0-9_]+")
+_SHOWN = 10
+
+
+def check(folder: Path, written: Collection[str], others: Collection[str] = ()) -> None:
+    """That lrexport may work in ``folder``, before any work: nothing is written.
+
+    None of the names that are to be ``written`` may be somebody else's; in a folder where lrexport made nothing yet, none of
+    the ``others`` either, which it may want there later.
+    """
+    if not folder.is_dir():  # it is to be made, or that fails with its own words
+        return
+    made = mark.known(folder)
+    if made is None:
+        scratch = [path.name for path in folder.glob(f"{SCRATCH}*") if _SCRATCH.fullmatch(path.name)]
+        _refuse(folder, [name for name in (*written, *others, MARK, *scratch) if _is_there(folder / name)])
+        return
+    for name in (*written, *others):
+        refuse_link(folder / name)
+    _refuse(folder, [name for name in written if name not in made.names and _is_there(folder / name)])
+    for name in made.names:
+        plain(folder, name)
+
+
+def plain(folder: Path, name: str) -> Path:
+    """The path of ``name``, which is not there yet or is a plain file, or a folder where it is to be one; no link."""
+    head, _, below = name.partition("/")
+    path = folder / name
+    if below:
+        _check(folder / head, is_folder=True)
+    _check(path, is_folder=not below and head in _FOLDERS)
+    return path
+
+
+def read_bytes(folder: Path, name: str) -> bytes:
+    """Content of a file of the run. Raises InputError where it is absent, empty or unreadable, too."""
+    return files.read_bytes(plain(folder, name))
+
+
+def write_bytes(folder: Path, name: str, content: bytes) -> None:
+    """Write a file atomically: after a crash at any moment it is the old one or the new one, whole."""
+    path = _for_writing(folder, [name])[0]
+    files.put(path, path.with_name(f".{path.name}.{mark.token()}.tmp"), content)
+
+
+def write_json(folder: Path, name: str, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused, as JSON has neither."""
+    write_bytes(folder, name, files.as_json(value))
+
+
+def append_json_line(folder: Path, name: str, value: dict[str, Any]) -> None:
+    """Append one JSON object as a line, all or nothing."""
+    path = _for_writing(folder, [name])[0]
+    _part_from_others(folder, name)
+    files.append_json_line(path, value)
+
+
+def truncate(folder: Path, name: str, size_bytes: int) -> None:
+    """Cut a file of lrexport's that is longer than ``size_bytes``."""
+    path = plain(folder, name)
+    if not path.exists() or path.stat().st_size <= size_bytes or not mark.is_made(folder, name):
+        return
+    _part_from_others(folder, name)
+    try:
+        os.truncate(path, size_bytes)
+    except OSError as error:
+        raise files.write_failed(path, error) from error
+
+
+def make_folder(folder: Path, name: str) -> Path:
+    """A folder in the run, made where it is not there, and proved to be one that can be written."""
+    if not folder.is_dir():
+        files.make_run_folder(folder)
+    return files.make_run_folder(_for_writing(folder, [name])[0])
+
+
+def move(folder: Path, names: Collection[str], source: Path) -> None:
+    """Synchronise files of ``source`` and rename them over those of ``folder``, on the same disk."""
+    paths = dict(zip(names, _for_writing(folder, names), strict=True))
+    try:
+        for name in names:
+            with open(source / name, "rb+") as stream:
+                os.fsync(stream.fileno())
+        for name, path in paths.items():
+            os.replace(source / name, path)
+        files.sync_folder(folder)
+    except OSError as error:
+        raise files.write_failed(folder, error) from error
+
+
+def remove(folder: Path, *names: str) -> list[str]:
+    """Remove those of the files that lrexport made, and no other; which they were, in that order."""
+    removed = []
+    for name in names:
+        path = folder / name
+        if os.path.lexists(path) and mark.is_made(folder, name):
+            plain(folder, name).unlink(missing_ok=True)
+            removed.append(name)
+    if removed:
+        mark.forget(folder, removed)
+    return removed
+
+
+def made_in(folder: Path, name: str) -> list[str]:
+    """Files below the folder ``name`` that lrexport made and that are there, in the order of their names."""
+    marked = mark.known(folder)
+    names = marked.names if marked is not None else frozenset()
+    return sorted(each for each in names if each.startswith(f"{name}/") and _is_there(folder / each))
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A temporary folder in the run; where the process is killed, the next job removes it."""
+    mark.note(folder, ())
+    path = folder / f"{SCRATCH}{mark.token()}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise files.write_failed(path, error) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left of writing and exporting; the folder must be held."""
+    made = mark.known(folder)
+    for token in made.tokens if made is not None else ():
+        for place in (folder, folder / CHECKPOINTS):
+            if not place.is_symlink():
+                for path in place.glob(f".*.{token}.tmp"):
+                    _remove_file(path)
+        path = folder / f"{SCRATCH}{token}"
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove all that lrexport made in the folder of a run, which must be held."""
+    made = mark.known(folder)
+    if made is None:
+        return
+    remove_leftovers(folder)
+    folders = [name for name in made.names if name in _FOLDERS]
+    remove(folder, *sorted(made.names - {*folders}))
+    for name in folders:
+        with suppress(OSError):  # somebody else's files are in it
+            plain(folder, name).rmdir()
+            mark.forget(folder, [name])
+
+
+def _for_writing(folder: Path, names: Collection[str]) -> list[Path]:
+    """Their paths, once all are known to be lrexport's or free, and are noted as lrexport's."""
+    paths = [plain(folder, name) for name in names]
+    _refuse(folder, [name for name in names if _is_there(folder / name) and not mark.is_made(folder, name)])
+    mark.note(folder, names)
+    return paths
+
+
+def _refuse(folder: Path, names: Collection[str]) -> None:
+    """Raise UsageError where there are any."""
+    if not names:
+        return
+    shown = [f"{name}/" if (folder / name).is_dir() else name for name in dict.fromkeys(names)]
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    raise UsageError(
+        f"{folder} has files that lrexport did not write, under names that it uses: {', '.join(shown[:_SHOWN])}{more}",
+        "They were left as they are. Choose another folder, or move them away.",
+    )
+
+
+def _check(path: Path, is_folder: bool) -> None:
+    refuse_link(path)
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return
+    if stat.S_ISDIR(mode) != is_folder or special(mode):
+        what = special(mode) or ("folder" if stat.S_ISDIR(mode) else "file")
+        raise InputError(f"{path} is a {what}; expected a {'folder' if is_folder else 'plain file'}", "Move it away.")
+
+
+def refuse_link(path: Path) -> None:
+    """Raise InputError where a path inside of a run is a symbolic link."""
+    if path.is_symlink():
+        raise InputError(
+            f"{path} is a symbolic link; lrexport follows none inside of a run",
+            "Put what it points to in its place, or copy the run with cp -rL.",
+        )
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)
+
+
+def _part_from_others(folder: Path, name: str) -> None:
+    """Give a file that has other names as well (hard links) a copy: only the run's own is about to be changed."""
+    path = folder / name
+    if path.exists() and path.stat().st_nlink > 1:
+        write_bytes(folder, name, path.read_bytes())
+
+
+def _remove_file(path: Path) -> None:
+    if path.is_file() and not path.is_symlink():
+        path.unlink(missing_ok=True)
