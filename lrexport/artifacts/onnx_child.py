@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts.onnx_expansion import check_expansion
+from lrexport.artifacts.onnx_repair import allowances, repair
 from lrexport.confinement import confine, die_with_parent
 
 if TYPE_CHECKING:
@@ -23,10 +24,15 @@ _SHOWN = 3
 _TOO_MUCH = "needs far more memory than its size explains"
 # Names of the files of external data, in what every child answers.
 EXTERNAL = "external"
+# What was repaired in the model before it was looked into, in words; also in what every child answers.
+REPAIRS = "repairs"
 
 
 def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None:
-    """Print what ``work`` makes of the checked model and its files of external data, or {"error": …}."""
+    """Print what ``work`` makes of the checked model and its files of external data, or {"error": …}.
+
+    A model that the checker refuses though runtimes run it is repaired in memory first.
+    """
     path, limits = sys.argv[1], [int(limit) for limit in sys.argv[2].split(":")]
     die_with_parent()
     try:
@@ -50,9 +56,29 @@ def examine(name: str, work: Callable[[onnx.ModelProto, list[str]], dict[str, An
     model = onnx.load(name, load_external_data=False)
     check_expansion(model)
     files = _external_files(model)
-    # By its path, so that the checker looks beside the file for links too; it takes no path that is not UTF-8.
-    onnx.checker.check_model(name if files or _is_unicode(name) else model)
-    return work(model, files)
+    repairs = _checked(model, name, files)
+    return {**work(model, files), REPAIRS: repairs}
+
+
+def _checked(model: onnx.ModelProto, name: str, files: list[str]) -> list[str]:
+    """What had to be repaired in ``model``, in words. Raises the checker's error where that does not suffice."""
+    import onnx
+
+    try:
+        # By its path, so that the checker looks beside the file for links too; it takes no path that is not UTF-8.
+        onnx.checker.check_model(name if files or _is_unicode(name) else model)
+        return []
+    except onnx.checker.ValidationError as refusal:
+        repairs = repair(model)
+        with allowances(model) as more:
+            repairs += more
+            if not repairs:
+                raise
+            try:
+                onnx.checker.check_model(model)
+            except onnx.checker.ValidationError:
+                raise refusal from None
+        return repairs
 
 
 def _is_unicode(name: str) -> bool:

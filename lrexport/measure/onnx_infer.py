@@ -80,8 +80,8 @@ _TWINS: Mapping[str, _Twin] = {
 _ALIKE = names_in(
     """
     BiasAdd BiasDropout BiasGelu BiasSoftmax CausalConvWithState DequantizeLinear FastGelu Gelu GroupNorm
-    GroupQueryAttention QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QuantizeLinear QuickGelu RotaryEmbedding
-    SkipLayerNormalization SkipSimplifiedLayerNormalization SimplifiedLayerNormalization Trilu
+    GroupQueryAttention LayerNormalization QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QuantizeLinear QuickGelu
+    RotaryEmbedding SkipLayerNormalization SkipSimplifiedLayerNormalization SimplifiedLayerNormalization Trilu
     """
 )
 _LAST = frozenset(("NhwcConv", "NhwcFusedConv"))
@@ -110,7 +110,8 @@ class Inference:
         return _with_origin(node, inputs, made)
 
     def _typed(self, node: Any, inputs: Sequence[Value | None]) -> list[Value]:
-        if domain_of(node) == MICROSOFT or node.op_type == "SimplifiedLayerNormalization":
+        # LayerNormalization was ONNX Runtime's own in the standard domain before the standard had it.
+        if domain_of(node) == MICROSOFT or (node.op_type in _ALIKE and self._schema(node) is None):
             return self._of_runtime(node, inputs)
         return self._standard(node, inputs)
 

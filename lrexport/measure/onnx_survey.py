@@ -31,7 +31,8 @@ _MISTAKE = "mistake"
 class Survey:
     """``operators`` are those of every graph inside, ``domain.Name`` beyond the standard; ``opset`` is the standard's.
 
-    ``files`` are the model itself and its external data, ``bytes`` the sum of their sizes.
+    ``files`` are the model itself and its external data, ``bytes`` the sum of their sizes. ``repairs`` says what onnx's
+    checker refuses and was mended in memory before the count.
     """
 
     cost: GraphCost
@@ -39,6 +40,14 @@ class Survey:
     opset: int | None
     files: tuple[Path, ...]
     bytes: int
+    repairs: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know about the file."""
+        if not self.repairs:
+            return []
+        return [f"onnx's checker refuses the file ({'; '.join(self.repairs)}); it was repaired in memory"]
 
 
 def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Survey:
@@ -60,6 +69,7 @@ def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Sur
         opset=found["opset"],
         files=files,
         bytes=sum(file.stat().st_size for file in files),
+        repairs=tuple(found[onnx_child.REPAIRS]),
     )
 
 
