@@ -133,6 +133,13 @@ def format_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def format_macs(count: int, is_exact: bool = True) -> str:
+    """MACs that may be a lower bound: ``"≥ 40.55M"``; a lower bound of 0 says nothing."""
+    if is_exact:
+        return format_count(count)
+    return f"≥ {format_count(count)}" if count else "not counted"
+
+
 def format_ms(milliseconds: float) -> str:
     """Three significant digits: ``"0.842 ms"``."""
     if milliseconds >= 1000:

@@ -196,7 +196,8 @@ def _operators(model: onnx.ModelProto, said: list[str], undo: list[Callable[[], 
     for node in (node for graph in _graphs(model.graph) for node in graph.node):
         if node.op_type in _RUNTIME_OPERATORS and node.domain in _STANDARD and not onnx.defs.has(node.op_type, opset):
             names.add(node.op_type)
-            undo.append(partial(setattr, node, "domain", node.domain))
+            said_before = node.HasField("domain")
+            undo.append(partial(setattr, node, "domain", node.domain) if said_before else partial(node.ClearField, "domain"))
             node.domain = "com.microsoft"
     if names:
         said.append(f"{', '.join(sorted(names))}: ONNX has no such operator at opset {opset}, ONNX Runtime has")

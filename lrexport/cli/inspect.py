@@ -110,8 +110,11 @@ def _read_graph(path: Path, shapes: Shapes) -> Graph:
     cost = found.cost
     for operator in cost.uncounted:
         note(f"warning: {path}: MACs of {operator} are not counted")
-    nodes = tuple(Node(n.name, n.operator, n.weight_shape, n.macs, n.bytes) for n in cost.nodes)
-    return Graph(cost.macs, cost.params, found.bytes, cost.uncounted, nodes)
+    for text in found.notes:
+        note(f"note: {path}: {text}")
+    nodes = [Node(n.name, n.operator, n.weight_shape, n.macs, n.bytes) for n in cost.nodes]
+    nodes += [Node(n.name, n.operator, n.weight_shape, None, n.bytes) for n in cost.unknown]
+    return Graph(cost.macs, cost.params, found.bytes, cost.uncounted, tuple(nodes), dict(cost.inputs))
 
 
 def _compare(path: Path, other: Path, shapes: Shapes, json_to: str | None) -> None:

@@ -15,7 +15,7 @@ from lrexport.measure.onnx_batch import batch_of
 from lrexport.measure.onnx_inputs import inputs_of, sized_inputs
 from lrexport.measure.onnx_params import count_params
 from lrexport.measure.onnx_values import Shape, Value
-from lrexport.measure.onnx_walk import NodeCost, Walk
+from lrexport.measure.onnx_walk import NodeCost, UncountedNode, Walk
 
 if TYPE_CHECKING:  # who only reads a count that another process made does without onnx
     import onnx
@@ -34,13 +34,15 @@ def layer_of(weight: str) -> str:
 @dataclass(frozen=True)
 class GraphCost:
     """``params`` counts weights of every kind, ``uncounted`` names operators whose MACs are unknown: with any of them
-    ``macs`` is a lower bound. ``inputs`` are the sizes that MACs are counted for, None for a size that is unknown.
+    ``macs`` is a lower bound. ``inputs`` are the sizes that MACs are counted for, None for a size that is unknown;
+    ``unknown`` are the nodes that were left out.
     """
 
     nodes: tuple[NodeCost, ...]
     params: int
     uncounted: tuple[str, ...]
     inputs: tuple[tuple[str, Shape | None], ...] = ()
+    unknown: tuple[UncountedNode, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -60,4 +62,6 @@ def count_onnx(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | Non
     counted_for = {item.name: Value(sized.types[item.name]).shape for item in inputs_of(model.graph)}
     if batch > 1:
         counted_for = {name: (1, *shape[1:]) if shape else shape for name, shape in counted_for.items()}
-    return GraphCost(nodes, count_params(model), tuple(sorted(walk.tally.uncounted)), tuple(counted_for.items()))
+    unknown = tuple(walk.tally.unknown)
+    uncounted = tuple(sorted({node.reason for node in unknown}))
+    return GraphCost(nodes, count_params(model), uncounted, tuple(counted_for.items()), unknown)

@@ -17,7 +17,7 @@ from lrexport.artifacts.onnx_files import ask_child
 from lrexport.errors import UsageError
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
 from lrexport.measure.onnx_params import bodies
-from lrexport.measure.onnx_walk import NodeCost
+from lrexport.measure.onnx_walk import NodeCost, UncountedNode
 
 if TYPE_CHECKING:
     import onnx
@@ -62,9 +62,10 @@ def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Sur
     files = (path, *(path.parent / name for name in found[onnx_child.EXTERNAL]))
     cost = found["cost"]
     nodes = tuple(NodeCost(**{**node, "weight_shape": _tuple(node["weight_shape"])}) for node in cost["nodes"])
+    unknown = tuple(UncountedNode(**{**node, "weight_shape": _tuple(node["weight_shape"])}) for node in cost["unknown"])
     inputs = tuple((name, _tuple(shape)) for name, shape in cost["inputs"])
     return Survey(
-        cost=GraphCost(nodes, cost["params"], tuple(cost["uncounted"]), inputs),
+        cost=GraphCost(nodes, cost["params"], tuple(cost["uncounted"]), inputs, unknown),
         operators=tuple(found["operators"]),
         opset=found["opset"],
         files=files,

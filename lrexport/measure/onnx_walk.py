@@ -41,12 +41,23 @@ class NodeCost:
     weight: str | None = None
 
 
+@dataclass(frozen=True)
+class UncountedNode:
+    """One node that computes and whose MACs are unknown, with its weight as in :class:`NodeCost`; ``reason`` in words."""
+
+    name: str
+    operator: str
+    weight_shape: tuple[int, ...] | None
+    bytes: int
+    reason: str
+
+
 @dataclass
 class Tally:
-    """Costs of a part of the graph; ``uncounted`` says in words which operators are not in them."""
+    """Costs of a part of the graph, and the nodes that are not in them."""
 
     nodes: list[NodeCost] = field(default_factory=list)
-    uncounted: set[str] = field(default_factory=set)
+    unknown: list[UncountedNode] = field(default_factory=list)
 
     @property
     def macs(self) -> int:
@@ -60,7 +71,14 @@ class Tally:
                 replace(n, macs=n.macs * times, name=f"{prefix}{n.name or n.operator}" if prefix else n.name) for n in nodes
             ]
         self.nodes += nodes
-        self.uncounted |= other.uncounted
+        self.unknown += [replace(n, name=f"{prefix}{n.name or n.operator}") if prefix else n for n in other.unknown]
+
+    def leave_out(self, node: Any, reason: str, held: Sequence[Value] = ()) -> None:
+        """Note a node whose MACs are unknown; ``held`` are its weights."""
+        constants = [value for value in held if value.constant is not None]
+        shape = constants[0].sizes if constants else None
+        size = sum(value.constant.bytes for value in constants if value.constant is not None)
+        self.unknown.append(UncountedNode(node.name, _operator(node), shape, size, reason))
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,8 @@ class Walk:
         declared = {item.name: item.type for item in (*graph.value_info, *graph.output)}
         values: MutableMapping[str, Value] = ChainMap({}, outer.values)
         for item, value in zip(graph.input, given, strict=False):
-            values[item.name] = merged(value or Value(), item.type, self._symbols)
+            is_known = value is not None and value.shape is not None  # sizes that a loop changes are not those declared
+            values[item.name] = value if is_known else merged(value or Value(), item.type, self._symbols)
         for tensor in graph.initializer:
             values[tensor.name] = of_tensor(tensor, tensor.name)
         for tensor in graph.sparse_initializer:
@@ -150,16 +169,17 @@ class Walk:
             return
         rule = rule_of(node)
         if rule is None:
-            tally.uncounted.add(_operator(node))
+            weights = [value for value in inputs if value is not None and value.constant is not None]
+            tally.leave_out(node, _operator(node), weights)
             return
         seen = Node(node, inputs, outputs)
         held = [value for i in rule.weights if (value := seen.given(i)) is not None]
         if len(held) < len(rule.weights):
-            tally.uncounted.add(f"{_operator(node)} without a weight")
+            tally.leave_out(node, f"{_operator(node)} without a weight", held)
             return
         macs = rule.macs(seen, seen.attributes)
         if macs is None:
-            tally.uncounted.add(f"{_operator(node)} of unknown shape")
+            tally.leave_out(node, f"{_operator(node)} of unknown shape", held)
             return
         tally.nodes.append(_costed(node, held, macs))
 
@@ -186,7 +206,7 @@ class Walk:
         branches = _graphs(node)
         names = ("then_branch", "else_branch")
         if any(name not in branches for name in names):
-            tally.uncounted.add("If without its branches")
+            tally.leave_out(node, "If without its branches")
             return []
         condition = _truth(inputs[0] if inputs else None)
         if condition is not None:
@@ -195,15 +215,15 @@ class Walk:
             return outputs
         (first, then, _), (second, otherwise, _) = (self._graph(branches[name], scope, []) for name in names)
         least = min(then, otherwise, key=lambda part: part.macs)
-        tally.add(Tally(least.nodes, then.uncounted | otherwise.uncounted))
+        tally.add(Tally(least.nodes, then.unknown + otherwise.unknown))
         if then.macs != otherwise.macs:
-            tally.uncounted.add(f"If with branches of {then.macs:,} and {otherwise.macs:,} MACs")
+            tally.leave_out(node, f"If with branches of {then.macs:,} and {otherwise.macs:,} MACs")
         return [common(pair) for pair in zip(first, second, strict=False)]
 
     def _loop(self, node: Any, inputs: Sequence[Value | None], scope: _Scope, tally: Tally) -> list[Value]:
         body = _graphs(node).get("body")
         if body is None:
-            tally.uncounted.add("Loop without a body")
+            tally.leave_out(node, "Loop without a body")
             return []
         given = [value.without_data() if value else None for value in inputs[2:]]
         condition = inputs[1] if len(inputs) > 1 else None
@@ -215,7 +235,7 @@ class Walk:
         # Where the first iteration's condition makes the next one's true, all of them take place.
         if not begins or not outputs or _truth(outputs[0]) is not True:
             trips = 0 if _truth(condition) is False else None
-        self._repeat("Loop", costs, trips, tally)
+        self._repeat(node, costs, trips, tally)
         count = len(inputs) - 2
         return [*outputs[1 : 1 + count], *(_stacked(value, trips) for value in outputs[1 + count :])]
 
@@ -249,7 +269,7 @@ class Walk:
         attributes = attributes_of(node)
         count = attributes.get("num_scan_inputs", 0)
         if body is None or not 0 < count <= len(inputs) or scope.inference.opsets.get("", 1) < 9:
-            tally.uncounted.add("Scan")  # before opset 9 its inputs have a batch and lengths
+            tally.leave_out(node, "Scan")  # before opset 9 its inputs have a batch and lengths
             return []
         given = [value.without_data() if value else None for value in inputs[:-count]]
         axes = attributes.get("scan_input_axes") or [0] * count
@@ -258,7 +278,7 @@ class Walk:
         slices = [like(value, _without(value, axis)) for value, axis in zip(scanned, axes, strict=False)]
         outputs, costs = self._settled(body, scope, [], given, slices)
         trips = steps.pop() if len(steps) == 1 else None
-        self._repeat("Scan", costs, trips, tally)
+        self._repeat(node, costs, trips, tally)
         made = attributes.get("scan_output_axes") or [0] * len(outputs)
         ends = [_stacked(value, trips, axis) for value, axis in zip(outputs[len(given) :], made, strict=False)]
         return [*outputs[: len(given)], *ends]
@@ -267,14 +287,15 @@ class Walk:
         body = _graphs(node).get("body")
         if body is not None:
             _outputs, costs, _values = self._graph(body, scope, [])
-            self._repeat("SequenceMap", costs, None, tally)
+            self._repeat(node, costs, None, tally)
         return []
 
-    def _repeat(self, operator: str, costs: Tally, trips: int | None, tally: Tally) -> None:
+    def _repeat(self, node: Any, costs: Tally, trips: int | None, tally: Tally) -> None:
         if trips is not None:
             tally.add(costs, trips)
-        elif costs.nodes or costs.uncounted:
-            tally.uncounted |= {*costs.uncounted, f"{operator} of unknown length"}
+        elif costs.nodes or costs.unknown:
+            tally.unknown += costs.unknown
+            tally.leave_out(node, f"{node.op_type} of unknown length")
 
 
 def _costed(node: Any, held: Sequence[Value], macs: int) -> NodeCost:

@@ -40,6 +40,42 @@ def test_two_graphs_are_compared_node_by_node_with_their_sums() -> None:
     assert set(found["nodes"]) == {"conv", "extra"}
     assert found["nodes"]["extra"]["from"] is None
     assert found["totals"] == {
-        "from": {"macs": 2500, "params": 216, "bytes": 1000},
-        "to": {"macs": 1500, "params": 116, "bytes": 600},
+        "from": {"macs": 2500, "params": 216, "bytes": 1000, "uncounted": ()},
+        "to": {"macs": 1500, "params": 116, "bytes": 600, "uncounted": ()},
     }
+
+
+LEFT_OUT = Node("wide", "Conv", (8, 3, 3, 3), None, 864)
+PART = Graph(500, 216, 1000, ("Conv of unknown shape",), (PRODUCT, LEFT_OUT), {"x": (1, 3, None, None)})
+NOTHING = Graph(0, 216, 1000, ("Conv of unknown shape",), (LEFT_OUT,))
+
+
+def test_a_lower_bound_is_said_to_be_one_and_nodes_without_a_figure_are_shown() -> None:
+    table = graph_table(PART)
+    assert table.rows[-1] == ("wide", "Conv", "8×3×3×3", "864 B", "not counted")
+    assert table.caption.startswith("at least 500 MACs of one input: Conv of unknown shape not counted; 216 parameters")
+    assert table.caption.endswith(
+        "One input: x of 1×3×?×?. Sizes that the file leaves free are given by --shape NAME=SIZES."
+    )
+    assert graph_table(NOTHING).caption.startswith("MACs unknown: Conv of unknown shape not counted; 216 parameters")
+    assert graph_to_json(PART)["macs"] == 500
+    assert graph_to_json(PART)["uncounted"] == ("Conv of unknown shape",)
+    assert graph_to_json(NOTHING)["macs"] is None
+
+
+def test_no_ratio_and_no_difference_is_made_of_a_lower_bound() -> None:
+    for pair in ((OLD, PART), (PART, OLD), (NOTHING, PART)):
+        diff = diff_graphs(*pair)
+        table = graph_diff_table(diff, "a", "b")
+        sums = next(row for row in table.rows if row[0] == "all MACs")
+        assert sums[-1] == "unknown"
+        assert sums[3:5] == tuple(graph.macs_text for graph in pair)
+        assert "lower bounds" in table.caption
+        for graph, side in zip(pair, ("from", "to"), strict=True):
+            assert graph_diff_to_json(diff, "a", "b")["totals"][side]["uncounted"] == graph.uncounted
+    assert (PART.macs_text, NOTHING.macs_text, OLD.macs_text) == ("≥ 500", "not counted", "2.50K")
+
+
+def test_a_graph_without_products_still_has_its_parameters_and_bytes() -> None:
+    table = graph_table(Graph(0, 12, 345, (), ()))
+    assert table.rows == (("all MACs", "0"), ("all parameters", "12"), ("bytes of the file", "345 B"))
