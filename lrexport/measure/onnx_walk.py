@@ -123,8 +123,9 @@ class Walk:
         declared = {item.name: item.type for item in (*graph.value_info, *graph.output)}
         values: MutableMapping[str, Value] = ChainMap({}, outer.values)
         for item, value in zip(graph.input, given, strict=False):
-            is_known = value is not None and value.shape is not None  # sizes that a loop changes are not those declared
-            values[item.name] = value if is_known else merged(value or Value(), item.type, self._symbols)
+            value = value or Value()
+            is_known = value.shape is not None  # sizes that a loop changes are not those declared
+            values[item.name] = value if is_known else merged(value, item.type, self._symbols)
         for tensor in graph.initializer:
             values[tensor.name] = of_tensor(tensor, tensor.name)
         for tensor in graph.sparse_initializer:
