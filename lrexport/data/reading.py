@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from lrexport.artifacts.plain_files import check_input
+from lrexport.data.decoding import decode
 from lrexport.data.images import first_of
 from lrexport.errors import InputError
 
@@ -21,8 +22,7 @@ def read_image(path: Path) -> Image.Image:
     """The image as RGB. Raises InputError naming a file that is none, is truncated, or is large beyond reason."""
     check_input(path)
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return decode(path)
     except Exception as error:  # Pillow's decoders raise almost anything on a damaged file, IndexError and struct.error too
         raise _unreadable(path, error) from error
 

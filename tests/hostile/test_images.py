@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import random
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lrexport.data.decoding import FORMATS
+from lrexport.data.reading import read_image
 from lrexport.data.resolve import load_data
 from lrexport.errors import InputError
 from lrexport.record import load_record
-from tests.hostile.support import TINY, Command, Outcome, nothing_made, write_module
+from tests.hostile.support import TINY, Command, Outcome, frugally, nothing_made, write_module
 
 # Two classes, and batches small enough that several workers have something to do.
 PAIR = TINY.replace("nn.Linear(32, 10)", "nn.Linear(32, 2)")
@@ -37,11 +43,8 @@ def no_image(path: Path) -> None:
 def bomb(path: Path) -> None:
     """A PNG of a few bytes that says it has 60,000 × 60,000 pixels."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"\0") + chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"\0") + _chunk(b"IEND", b""))
 
 
 def folder(path: Path) -> None:
@@ -56,8 +59,8 @@ def link_to_nowhere(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncated, "truncated"),
-    "empty": (empty, "cannot identify image file"),
-    "no image": (no_image, "cannot identify image file"),
+    "empty": (empty, "its content is not JPEG, PNG, BMP, GIF, PPM, TIFF or WEBP"),
+    "no image": (no_image, "its content is not JPEG"),
     "a decompression bomb": (bomb, "decompression bomb"),
     "a folder": (folder, "Is a directory"),
     "a link to nowhere": (link_to_nowhere, "No such file or directory"),
@@ -190,3 +193,129 @@ def test_of_many_of_them_ten_are_named_and_names_are_made_visible(images: Path) 
         InputError, match=r"^13 images cannot be read, --max-bad allows 12: images/train/cat/.* and 3 more\n"
     ):
         load_data("folder:images", (3, 8, 8), max_bad=12)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _picture(height: int = 30, width: int = 40) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def _saved(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
+    content = io.BytesIO()
+    (image or _picture()).save(content, kind, **options)
+    return content.getvalue()
+
+
+def _in_png(*chunks: bytes) -> bytes:
+    """A sound PNG with more chunks behind its header."""
+    whole = _saved("PNG")
+    return whole[:33] + b"".join(chunks) + whole[33:]
+
+
+def _many_scans() -> bytes:
+    whole = _saved("JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:-2] + whole[last:-2] * 500 + whole[-2:]
+
+
+def _repeated_strips(size: int = 100, strips: int = 5000) -> bytes:
+    """A grey TIFF that lists two halves of the image again and again (TIFF 6.0, section 2)."""
+    pixels = bytes(size * size)
+    tags = {256: size, 257: size, 258: 8, 259: 1, 262: 1, 277: 1, 278: size // 2}
+    place = 8 + len(pixels)
+    lists = place + 2 + 12 * (len(tags) + 2) + 4
+    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()]
+    entries += [struct.pack("<HHII", tag, 4, strips, lists + 4 * strips * (tag == 279)) for tag in (273, 279)]
+    entries.sort(key=lambda entry: struct.unpack("<H", entry[:2]))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    offsets, sizes = struct.pack("<I", 8) * strips, struct.pack("<I", len(pixels) // 2) * strips
+    return b"II*\0" + struct.pack("<I", place) + pixels + directory + offsets + sizes
+
+
+def _gif(width: int, height: int) -> bytes:
+    head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    return head + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0;"
+
+
+ALLOWED = {
+    **{kind: lambda kind=kind: _saved(kind) for kind in FORMATS},
+    "several in one JPEG": lambda: _saved("MPO", save_all=True, append_images=[_picture()]),
+    "a progressive JPEG": lambda: _saved("JPEG", progressive=True),
+    "a film behind a JPEG": lambda: _saved("JPEG") + random.Random(0).randbytes(2_000_000),
+    "markers in a JPEG's metadata": lambda: _saved("JPEG", exif=b"Exif\0\0" + b"\xff\xda" * 1000),
+    "a PNG in small chunks": lambda: _in_png(*[_chunk(b"prVt", bytes(9))] * 5000),
+}
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "EPS": (lambda: _saved("EPS"), "its content is not JPEG"),
+    "PDF": (lambda: _saved("PDF"), "its content is not JPEG"),
+    "ICO": (lambda: _saved("ICO"), "its content is not JPEG"),
+    "PCX": (lambda: _saved("PCX"), "its content is not JPEG"),
+    "XPM": (lambda: b'/* XPM */\nstatic char *x[] = {"1 1 1 1","a c #000000","a"};', "its content is not JPEG"),
+    "96 megapixels of nothing": (
+        lambda: _saved("PNG", Image.new("1", (12_000, 8_000))),
+        "it has 96.0 megapixels; at most 89.5",
+    ),
+    "a GIF of 3,600 megapixels": (lambda: _gif(60_000, 60_000), "decompression bomb"),
+    "text that is 200 MB unpacked": (
+        lambda: _in_png(_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200_000_000), 1))),
+        "Decompressed data too large",
+    ),
+    "colours that are 200 MB unpacked": (
+        lambda: _in_png(_chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(200_000_000), 1))),
+        "Decompressed data too large",
+    ),
+    "a PNG in half a million chunks": (lambda: _in_png(_chunk(b"prVt", b"") * 500_000), "more than 12,9"),
+    "a JPEG of 500 scans": (_many_scans, "scans of 40×30 pixels, more than an image needs"),
+    "a TIFF that lists its strips again and again": (_repeated_strips, "its parts cover the image many times over"),
+    "70 MB behind a small BMP": (lambda: _saved("BMP") + bytes(70 << 20), "are more than an image of 40×30 pixels has"),
+}
+
+
+@pytest.mark.parametrize("what", ALLOWED)
+def test_an_image_of_a_data_set_is_read_whatever_it_is_called(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "picture.eps"
+    path.write_bytes(ALLOWED[what]())
+    assert read_image(path).size == (40, 30)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_image_that_costs_more_than_it_shows_is_refused_before_it_is_decoded(tmp_path: Path, what: str) -> None:
+    make, message = REFUSED[what]
+    path = tmp_path / "picture.png"
+    path.write_bytes(make())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with frugally(), pytest.raises(InputError, match=r"cannot read the image .*picture\.png: ") as raised:
+            read_image(path)
+    assert message in raised.value.message
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "picture.png")
+    with pytest.raises(InputError, match=r"picture\.png is a FIFO; expected a plain file"):
+        read_image(tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_no_program_is_started_for_an_image_whatever_its_content_asks_for(
+    kind: str, workers: str, images: Path, train: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "programs").mkdir()
+    for name in ("gs", "gswin64c", "gswin32c", "djpeg"):
+        program = here / "programs" / name
+        program.write_text(f'#!/bin/sh\necho {name} >> {here}/started\n[ "$1" = --version ] && echo 10.0\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here / 'programs'}{os.pathsep}{os.environ['PATH']}")
+    (images / "train" / "cat" / "05.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n"
+    )
+    done = train(kind, "--workers", workers)
+    assert done.code == 3
+    assert "cannot read the image images/train/cat/05.jpg: its content is not JPEG" in done.err
+    done = train(kind, "--workers", workers, "--max-bad", "1")
+    assert done.code == 0
+    assert not (here / "started").exists()
