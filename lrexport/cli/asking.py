@@ -51,5 +51,5 @@ def _ask(code: Code, said_in: Path) -> bool:
         return False
     output.note(f"{said_in} names code to run as {code.what}:")
     output.note(f"  {code.call}")
-    output.note(f"  from {code.file}")
+    output.note(f"  from {code.file}, with whatever that imports")
     return output.confirm("Run it, now and whenever a run on this machine names it?")

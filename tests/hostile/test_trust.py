@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +18,13 @@ import pytest
 import lrexport as package
 from lrexport.errors import InputError
 from lrexport.trust import consent, store
+from tests.budget.support import sample  # noqa: F401
+from tests.conftest import heed_ctrl_c
 from tests.hostile.support import DATA, TINY, Command, listing, write_module
 
 Change = Callable[[dict[str, Any]], None]
 EXPORT = ("onnx", "run", "--rounds", "0")
+LOOK = ("compress", "run", "--macs", "0.5", "--dry-run", "--device", "cpu")  # loads the network, and writes nothing
 QUICK = ("--device", "cpu", "--svd-epochs", "0", "--fine-tune-epochs", "0", "--dense-epochs", "0")
 
 
@@ -111,27 +116,26 @@ def test_a_run_that_was_made_here_is_followed_without_a_word(lrexport: Command) 
     write_module("pictures", DATA)
     made = lrexport("compress", "tiny:make", "--data", "pictures:fitting", "--macs", "0.6", "-o", "mine", *QUICK)
     assert made.code == 0, made.err
-    for command in (("onnx", "mine", "--rounds", "0"), ("compress", "mine", "--macs", "0.5", "-o", "again", *QUICK[:2])):
-        done = lrexport(*command)
-        assert done.code == 0, done.err
+    done = lrexport("onnx", "mine", "--rounds", "0")
+    assert done.code == 0, done.err
     package.load("mine")
 
 
 def test_trust_is_given_for_one_call_and_for_what_it_ran(lrexport: Command, finished: Path) -> None:
     edit(finished, name_module_beside)
-    assert lrexport(*EXPORT, "--trust-code").code == 0
-    assert lrexport(*EXPORT).code == 0
+    assert lrexport(*LOOK, "--trust-code").code == 0
+    assert lrexport(*LOOK).code == 0
     edit(finished, name_command)
-    assert lrexport(*EXPORT).code == 3
+    assert lrexport(*LOOK).code == 3
 
 
 def test_the_same_path_in_another_folder_with_other_arguments_or_an_unknown_one_is_another_matter(
     lrexport: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert lrexport("compress", "tiny:make", "--macs", "0.6", "-o", "mine", "--device", "cpu").code == 0
-    assert lrexport("onnx", "run", "--rounds", "0").code == 0  # the user's own tiny
+    assert lrexport(*LOOK).code == 0  # the user's own tiny
     edit(finished, lambda record: record["model"].update(kwargs={"depth": 3}))
-    assert lrexport(*EXPORT).code == 3
+    assert lrexport(*LOOK).code == 3
     edit(finished, lambda record: record["model"].update(kwargs={}))
     elsewhere = tmp_path / "received"
     elsewhere.mkdir()
@@ -139,7 +143,7 @@ def test_the_same_path_in_another_folder_with_other_arguments_or_an_unknown_one_
     monkeypatch.chdir(elsewhere)
     write_module("tiny", f"open('ran', 'w').close()\n{TINY}".replace("\n    ", "\n"))
     monkeypatch.delitem(sys.modules, "tiny")
-    done = lrexport(*EXPORT)
+    done = lrexport(*LOOK)
     assert done.code == 3
     assert f"from {elsewhere / 'tiny.py'}" in done.err
     assert not Path("ran").exists()
@@ -158,14 +162,16 @@ def answer(command: tuple[str, ...], typed: bytes) -> tuple[int, str]:
     """Run a command on a terminal and type; its exit code and what the terminal showed."""
     pid, terminal = pty.fork()
     if pid == 0:
+        heed_ctrl_c()
         os.execv(sys.executable, [sys.executable, "-m", "lrexport", *command])
     shown = b""
     try:
         while b"[y/N]" not in shown:
+            assert select.select([terminal], [], [], 120)[0], shown
             shown += os.read(terminal, 1 << 16)
         os.write(terminal, typed)
-        while chunk := os.read(terminal, 1 << 16):
-            shown += chunk
+        while select.select([terminal], [], [], 120)[0]:
+            shown += os.read(terminal, 1 << 16)
     except OSError:  # Linux's word for the end
         pass
     finally:
@@ -173,7 +179,7 @@ def answer(command: tuple[str, ...], typed: bytes) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors="replace")
 
 
-def test_on_a_terminal_the_user_is_asked_and_shown_what_would_run(finished: Path) -> None:
+def test_on_a_terminal_the_user_is_asked_and_shown_what_would_run(lrexport: Command, finished: Path) -> None:
     edit(finished, name_module_beside)
     code, shown = answer(EXPORT, b"n\n")
     assert code == 3
@@ -182,10 +188,9 @@ def test_on_a_terminal_the_user_is_asked_and_shown_what_would_run(finished: Path
     assert not Path("ran").exists()
     assert answer(EXPORT, b"\x03")[0] == 130
     assert not Path("ran").exists()
-    assert answer(EXPORT, b"y\n")[0] == 0
+    assert answer(LOOK, b"y\n")[0] == 0
     assert Path("ran").exists()
-    again = subprocess.run([sys.executable, "-m", "lrexport", *EXPORT], capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    assert lrexport(*LOOK).code == 0  # and never again
 
 
 def test_a_question_shows_arguments_whole_and_harmlessly(finished: Path, lrexport: Command) -> None:
@@ -204,9 +209,9 @@ def test_what_is_remembered_is_the_users_alone(state: Path, lrexport: Command, f
     assert state.stat().st_mode & 0o777 == 0o700
     (kept,) = state.iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
-    assert lrexport(*EXPORT).code == 0
+    assert lrexport(*LOOK).code == 0
     kept.chmod(0o666)  # anybody could have written it
-    assert lrexport(*EXPORT).code == 3
+    assert lrexport(*LOOK).code == 3
 
 
 @pytest.mark.parametrize("obstacle", ["a file for the folder", "a link", "a folder for the file", "nonsense"])
@@ -226,8 +231,8 @@ def test_what_cannot_be_remembered_is_not_and_nothing_fails(state: Path, lrexpor
             kept.chmod(0o600)
     made = lrexport("compress", "tiny:make", "--macs", "0.6", "-o", "mine", "--device", "cpu")
     assert made.code == 0, made.err
-    assert lrexport("onnx", "mine", "--rounds", "0").code == (0 if obstacle == "nonsense" else 3)
-    assert lrexport("onnx", "mine", "--rounds", "0", "--trust-code").code == 0
+    assert lrexport(*LOOK[:1], "mine", *LOOK[2:]).code == (0 if obstacle == "nonsense" else 3)
+    assert lrexport(*LOOK[:1], "mine", *LOOK[2:], "--trust-code").code == 0
     assert elsewhere.read_text() == "mine\n"
 
 
@@ -251,4 +256,119 @@ def test_a_sweep_in_a_received_folder_runs_only_what_the_user_names(lrexport: Co
         edit(run, name_command)
     done = lrexport(*command, "--trials", "2", "--dense-epochs", "0")
     assert "names code that would run as MODEL: os:system(command='touch ran')" in done.err + done.out
+    assert not Path("ran").exists()
+
+
+ESCAPES = (
+    "../victim.onnx",
+    "/tmp/victim.onnx",
+    "..",
+    ".",
+    "",
+    "a/../../victim.onnx",
+    "sub\\..\\victim.onnx",
+    "C:victim.onnx",
+)
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize(
+    "command", [LOOK, EXPORT, ("bench", "run"), ("inspect", "run"), ("report", "run")], ids=lambda c: c[0]
+)
+def test_a_record_names_no_file_outside_of_its_run(
+    lrexport: Command, finished: Path, name: str, command: tuple[str, ...]
+) -> None:
+    Path("victim.onnx").write_text("precious")
+    edit(finished, lambda record: record["files"].update({name: {"sha256": "0", "bytes": 8}}))
+    before = listing(Path())
+    done = lrexport(*command)
+    assert done.code == 3
+    assert "is not the name of a file in the run's folder" in done.err
+    assert listing(Path()) == before
+
+
+def test_a_sweeps_storage_names_no_folder_to_remove(here: Path) -> None:
+    from lrexport.sweep.book import Book
+    from lrexport.sweep.locks import Process
+    from lrexport.sweep.storage import open_storage
+    from tests.sweep.test_book import request
+
+    Path("precious").mkdir()
+    Path("precious/work.txt").write_text("mine")
+    Path("process-of-mine.lock").write_text("mine")
+    sweep = here / "sweep"
+    sweep.mkdir()
+    with Process(sweep) as process:
+        book = Book(request(2), sweep, open_storage(None, sweep), "s", process)
+        book.bind()
+        for run, holder in (("../precious", "0" * 12), (str(here / "precious"), "../../process-of-mine")):
+            trial = book._study.ask()
+            for key, value in (("run", run), ("process", holder), ("place", process.place), ("host", "x")):
+                trial.set_user_attr(key, value)
+            book._revive()
+    assert Path("precious/work.txt").read_text() == "mine"
+    assert Path("process-of-mine.lock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("weights", ["IMAGENET1K_V9", "__class__", "resnet18", 3, ["DEFAULT"], {"a": 1}])
+def test_weights_that_torchvision_does_not_have_are_refused(lrexport: Command, finished: Path, weights: object) -> None:
+    edit(finished, lambda record: record["model"].update(source="torchvision:resnet18", kwargs={"weights": weights}))
+    done = lrexport(*LOOK)
+    assert done.code == 3
+    assert "run/run.json: torchvision has no weights" in done.err
+
+
+def test_nothing_is_fetched_for_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lrexport.models.resolve import from_record
+    from lrexport.record import ModelSource
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were fetched"))
+    kwargs = {"weights_backbone": "DEFAULT", "weights": None}
+    source = ModelSource(source="torchvision:fcn_resnet50", kwargs=kwargs, input_shape=(3, 32, 32))
+    from_record(source, Path("run.json")).build()
+
+
+SHADOWS = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "torch",
+    "click",
+    "rich",
+    "json",
+    "difflib",
+    "safetensors",
+    "pydantic",
+    "z3",
+    "tests",
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("check", "run"), ("inspect", "model.onnx"), ("bench", "model.onnx", "--rounds", "10"), ("inspect", "run")],
+    ids=" ".join,
+)
+@pytest.mark.usefixtures("sample")
+def test_modules_of_a_received_folder_do_not_run(command: tuple[str, ...]) -> None:
+    shutil.copy("run/model.onnx", "model.onnx")
+    for name in SHADOWS:
+        Path(f"{name}.py").write_text(f"open({str(Path('ran').resolve())!r}, 'w').close()\nraise SystemExit(77)\n")
+    for start in ([sys.executable, "-m", "lrexport"], [str(Path(sys.executable).with_name("lrexport"))]):
+        done = subprocess.run([*start, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not Path("ran").exists()
+
+
+def test_a_module_of_a_library_opens_no_folder_to_other_imports(here: Path) -> None:
+    code = (
+        "import sys; sys.path = [place for place in sys.path if place]\n"
+        "from lrexport.models.resolve import import_callable\n"
+        "import_callable('wave:open', 'MODEL')\n"
+        "try:\n    import absent_thing\nexcept ModuleNotFoundError:\n    print('not found')\n"
+    )
+    write_module("absent_thing", "open('ran', 'w').close()")
+    write_module("chunk", "open('ran', 'w').close()")  # which wave may import
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "not found\n"
     assert not Path("ran").exists()
