@@ -91,11 +91,13 @@ def command(
     from lrexport.report.latency import distinct_names
 
     chosen = parse_target(target)
-    files = [file for path in paths for file in _files(path, target)]
+    files = [sized for path in paths for sized in _files(path, target)]
     if baseline is not None:
         first = _files(baseline, target)[0]
-        files = [first, *(file for file in files if file != first)]
-    named = dict(zip(distinct_names(files), files, strict=True))
+        files = [first, *(sized for sized in files if sized != first)]
+    names = distinct_names([file for file, _ in files])
+    named = {name: file for name, (file, _) in zip(names, files, strict=True)}
+    sizes = {name: size for name, (_, size) in zip(names, files, strict=True)}
     against = next(iter(named)) if len(named) > 1 else None
     values = _values(input_file, shapes) if input_file else None
     job = Job(
@@ -110,7 +112,7 @@ def command(
         seconds=timeout or _SECONDS.get(target, _SECONDS_ON_DEVICE),
         memory=memory,
     )
-    _measure_and_print(named, against, job, chosen, json_to)
+    _measure_and_print(named, sizes, against, job, chosen, json_to)
 
 
 def _values(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
@@ -125,8 +127,8 @@ def _values(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     return npz_bytes(arrays)
 
 
-def _files(path: Path, target: str) -> list[Path]:
-    """The file itself, checked; of a run its exported files, as they were written.
+def _files(path: Path, target: str) -> list[tuple[Path, int]]:
+    """The file itself, checked; of a run its exported files, as they were written; each with its bytes, external data too.
 
     Raises UsageError where there is none, InputError where one is not what it should be.
     """
@@ -134,8 +136,7 @@ def _files(path: Path, target: str) -> list[Path]:
         raise UsageError(f"there is no {path}")
     check_input(path)
     if not path.is_dir():
-        _check(path, is_sent=target != "local")
-        return [path]
+        return [(path, _checked_bytes(path, is_sent=target != "local"))]
     from lrexport.record import DENSE_ONNX, MODEL_ONNX, load_record
 
     record = load_record(path)
@@ -143,25 +144,32 @@ def _files(path: Path, target: str) -> list[Path]:
     names = sorted((name for name in record.files if name.endswith(".onnx")), key=lambda name: (order.get(name, 2), name))
     if not names:
         raise UsageError(f"{path} has no ONNX files yet", f"Write them with lrexport onnx {shell_path(path)}.")
-    return [record.check(path, name) for name in names]
+    return [(file, file.stat().st_size) for file in (record.check(path, name) for name in names)]
 
 
-def _check(path: Path, is_sent: bool) -> None:
-    """Raise InputError unless the file is what its name says, and whole in itself where it is sent to a device."""
+def _checked_bytes(path: Path, is_sent: bool) -> int:
+    """Bytes of a file and its external data. Raises InputError unless the file is what its name says, and whole in itself
+    where it is sent to a device.
+    """
     from lrexport.artifacts import files
-    from lrexport.measure.onnx_survey import survey
+    from lrexport.artifacts.onnx_files import external_files
 
     if path.suffix == ".ort":
         if files.read_bytes(path)[4:8] != _ORT_MARK:
             raise InputError(f"{path} is no file in ONNX Runtime's format", "Make one with lrexport onnx RUN --ort.")
-    elif len(survey(path).files) > 1 and is_sent:
+        return path.stat().st_size
+    others = external_files(path)
+    if others and is_sent:
         raise InputError(
             f"{path} has its weights in other files; only a whole file is sent to a device",
             "Save it as one: onnx.save(onnx.load(path), path).",
         )
+    return sum(file.stat().st_size for file in (path, *others))
 
 
-def _measure_and_print(files: dict[str, Path], baseline: str | None, job: Job, target: Target, json_to: str | None) -> None:
+def _measure_and_print(
+    files: dict[str, Path], sizes: dict[str, int], baseline: str | None, job: Job, target: Target, json_to: str | None
+) -> None:
     from lrexport.cli.console import Progressing
     from lrexport.measure.latency import Interrupted, measure
     from lrexport.measure.targets.base import InputsRefused, LimitReached, ModelRefused
@@ -176,26 +184,32 @@ def _measure_and_print(files: dict[str, Path], baseline: str | None, job: Job, t
         hint = _LIMIT_HINT if isinstance(error, LimitReached) else None
         raise InputError(f"{target.name} cannot measure {files[error.model]}: {error.reason}", hint) from error
     except Interrupted as error:
-        _print(files, baseline, target, error.measurement, json_to)
+        _print(files, sizes, baseline, target, error.measurement, json_to)
         raise
-    _print(files, baseline, target, found, json_to)
+    _print(files, sizes, baseline, target, found, json_to)
 
 
 def _event(progress: dict[str, object], target: Target) -> dict[str, object]:
     return {**progress, "event": "measuring", "target": target.name}
 
 
-def _print(files: dict[str, Path], baseline: str | None, target: Target, found: Measurement, json_to: str | None) -> None:
+def _print(
+    files: dict[str, Path],
+    sizes: dict[str, int],
+    baseline: str | None,
+    target: Target,
+    found: Measurement,
+    json_to: str | None,
+) -> None:
     from lrexport.cli.console import note, print_result
     from lrexport.escape import plain
     from lrexport.report.latency import inputs_line, latencies_to_json, latency_table, operator_table
 
-    sizes = {name: path.stat().st_size for name, path in files.items()}
     tables = [latency_table(found.latencies, sizes, baseline, target.name, found.environment)]
     if any(latency.operators_ms for latency in found.latencies.values()):
         tables.append(operator_table(found.latencies, baseline))
     value = latencies_to_json(
-        found.latencies, files, baseline, target.name, found.environment, found.after, found.samples_ms, found.inputs
+        found.latencies, files, sizes, baseline, target.name, found.environment, found.after, found.samples_ms, found.inputs
     )
     print_result(value, json_to, *tables)
     for name, fed in found.inputs.items():

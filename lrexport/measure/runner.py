@@ -236,24 +236,28 @@ def _median(values: Sequence[float]) -> float:
 
 def cold(file: str, job: Facts) -> Facts:
     """What loading costs in a fresh process: load and first run in milliseconds, and the memory both added, in bytes."""
-    import numpy  # noqa: F401
+    import numpy.random
     import onnxruntime  # noqa: F401
 
     confine_to(job.get("memory"), [file])
     watch = Watch(job.get("seconds"), lambda model, reason: _say_at_once({"error": reason, "limit": "time"}))
+    numpy.random.default_rng(0).random(1)  # numpy imports it at its first use: neither that nor inputs are the file's cost
     before = _peak_bytes()
     began = time.perf_counter()
     try:
         watch.begin_loading("", file)
         runtime = session(file, job["threads"])
-        loaded = time.perf_counter()
+        loaded, peak = time.perf_counter(), _peak_bytes()
+        feed = _inputs(job).feed(runtime.get_inputs())[0]
         watch.begin("", "the first run")
-        _runnable(runtime, _inputs(job))[0]()
+        fed = time.perf_counter()
+        runtime.run([runtime.get_outputs()[0].name], feed)
     except Exception as error:
         return ModelError("", error).facts()
     ran = time.perf_counter()
     watch.end()
-    return {"load_ms": 1e3 * (loaded - began), "first_run_ms": 1e3 * (ran - loaded), "peak_bytes": _peak_bytes() - before}
+    peak = max(peak, _peak_bytes() - sum(array.nbytes for array in feed.values()))
+    return {"load_ms": 1e3 * (loaded - began), "first_run_ms": 1e3 * (ran - fed), "peak_bytes": max(peak - before, 0)}
 
 
 def _cold_in_child(model: Facts, job: Facts, watch: Watch) -> Facts:

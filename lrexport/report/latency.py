@@ -123,6 +123,7 @@ def _operators(spent: Mapping[str, Mapping[str, float]]) -> dict[str, None]:
 def latencies_to_json(
     latencies: Mapping[str, Latency],
     files: Mapping[str, Path],
+    sizes: Mapping[str, int],
     baseline: str | None,
     target: str,
     environment: Mapping[str, Any],
@@ -130,7 +131,9 @@ def latencies_to_json(
     samples_ms: Mapping[str, Sequence[float]] | None = None,
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """As docs/targets.md describes it. ``samples_ms`` are those of the same rounds, ``inputs`` what each file was fed."""
+    """As docs/targets.md describes it. ``sizes`` are bytes with external data, ``samples_ms`` those of the same rounds,
+    ``inputs`` what each file was fed.
+    """
     return {
         "target": target,
         "environment": dict(environment),
@@ -139,7 +142,7 @@ def latencies_to_json(
         "files": {
             name: {
                 "path": str(files[name]),
-                "bytes": files[name].stat().st_size,
+                "bytes": sizes[name],
                 "sha256": sha256(files[name]),  # by it `lrexport check --latency` knows the file again
                 "inputs": dict((inputs or {}).get(name, {})),
                 "latency_ms": latency.model_dump(mode="json"),

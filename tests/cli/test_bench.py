@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from lrexport.cli.console import print_table
@@ -247,3 +248,11 @@ def test_a_terminal_of_any_width_shows_every_line_and_what_matters(width: int, m
 def test_a_machine_is_one_line() -> None:
     line = "ssh://pi@board: Cortex-A76 (asimd, asimddp), 4 cores, governor ondemand, 61 °C, ONNX Runtime 1.31.1"
     assert machine_line("ssh://pi@board", MACHINE) == line
+
+
+def test_bytes_are_those_of_the_file_with_its_external_data(capsys: pytest.CaptureFixture) -> None:
+    onnx.save(onnx.load("small.onnx"), "apart.onnx", save_as_external_data=True, location="apart.bin", size_threshold=0)
+    assert run(["bench", "apart.onnx", "apart.onnx", "--rounds", "10", "--json", "-"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    size = Path("apart.onnx").stat().st_size + Path("apart.bin").stat().st_size
+    assert [file["bytes"] for file in files.values()] == [size, size]

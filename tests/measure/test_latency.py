@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
 
 from lrexport.errors import DeviceError
 from lrexport.export.onnx_export import export_onnx
+from lrexport.measure import runner
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.statistics import spread
 from lrexport.measure.targets import Job
@@ -56,3 +58,19 @@ def test_a_file_that_the_runtime_refuses_is_an_error_of_the_environment(tmp_path
 def test_the_spread_is_that_of_numpy() -> None:
     found = spread([float(value) for value in range(101)])
     assert (found.p25, found.p50, found.p75, found.p90, found.p99, found.iqr) == (25, 50, 75, 90, 99, 50)
+
+
+def test_making_the_inputs_is_no_part_of_the_first_run(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    feed, inputs, clock = runner.Inputs.feed, [], [0.0]
+
+    def slow(self: object, declared: object) -> object:
+        clock[0] += 1000
+        inputs.append(declared)
+        return feed(self, declared)
+
+    monkeypatch.setattr(runner.Inputs, "feed", slow)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(runner, "confine_to", lambda *_: None)  # this process goes on
+    found = runner.cold(str(files["small"]), {"threads": 1, "batch": 0, "seed": 0})
+    assert len(inputs) == 1
+    assert found["load_ms"] == found["first_run_ms"] == 0
