@@ -36,9 +36,7 @@ def read_arrays(path: Path) -> Arrays:
             return _read(path, archive)
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # damage meets zipfile, zlib and numpy's parser of headers anywhere: TokenError, SyntaxError, …
+    except Exception as error:  # damage meets zipfile, zlib and numpy's parser anywhere: TokenError, SyntaxError, …
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"invalid .npz file {path}: {reason}", _HINT) from error
 
