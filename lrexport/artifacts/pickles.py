@@ -92,8 +92,9 @@ def check_cost(path: Path) -> None:
                 check_pickle(io.BytesIO(torch._C.PyTorchFileReader(stream).get_record("data.pkl")))
             else:
                 stream.seek(0)
+                bounded = _Bounded(stream)
                 for _ in range(_OLD_FORMAT_PICKLES):
-                    check_pickle(stream)
+                    check_pickle(bounded)
     except TooCostly as error:
         raise InputError(
             f"{path} is not read: its pickle has {error}",
@@ -103,7 +104,24 @@ def check_cost(path: Path) -> None:
         pass
 
 
-def check_pickle(stream: IO[bytes]) -> None:
+class _Bounded:
+    """A file of which nobody reads more than it has: a length in a pickle may ask for any number of bytes."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._size = os.fstat(stream.fileno()).st_size
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read(min(size, self._size))
+
+    def readline(self) -> bytes:
+        return self._stream.readline(_MOST_KEY_LENGTH)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+def check_pickle(stream: Any) -> None:
     """Read one pickle to its end. Raises TooCostly; a pickle that is malformed is left to whoever unpickles it."""
     try:
         _Machine().run(pickletools.genops(stream))

@@ -148,7 +148,7 @@ def _load_safetensors(path: Path) -> object:
         raise _truncated(path, expected, found)
     try:
         return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, RuntimeError, ValueError, OverflowError) as error:  # torch's for impossible shapes
         raise InputError(f"{path} is no valid safetensors file: {error}") from error
 
 

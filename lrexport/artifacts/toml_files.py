@@ -20,6 +20,9 @@ else:
 LREXPORT, PYPROJECT = "lrexport.toml", "pyproject.toml"
 # The one table that is no command's: the budgets of ``lrexport check``, read in lrexport/budget/limits.py.
 BUDGET = "budget"
+_MOST_PARTS = 100  # of a dotted key
+_PART = re.compile(r"[\w\"'-]")
+_TOKEN = re.compile(r"[\w-]+|\"[^\"\n]*\"|'[^'\n]*'|.", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def kind(value: Any) -> str:
 
 def _read(path: Path) -> Settings:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_keys(text)
+        content = tomllib.loads(text)
     except RecursionError as error:
         raise UsageError(f"invalid TOML in {path}: nested too deeply") from error
     except OSError as error:
@@ -96,6 +101,21 @@ def _read(path: Path) -> Settings:
         place = Settings(path, {}).place()
         raise UsageError(f"{place}: 'lrexport' is a {kind(section)}, a table of options was wanted")
     return Settings(path, section)
+
+
+def _check_keys(text: str) -> None:
+    """Raise ValueError where a key has more parts than anybody writes: the parser takes the cube of their number."""
+    if text.count(".") <= _MOST_PARTS:
+        return
+    parts, before = 0, ""
+    for token in _TOKEN.findall(text):
+        if token == ".":
+            parts = 0 if before == "." else parts + 1
+        elif token not in " \t" and not _PART.match(token):
+            parts = 0
+        before = token
+        if parts > _MOST_PARTS:
+            raise ValueError(f"a key of more than {_MOST_PARTS} parts")
 
 
 def _names(dotted: str) -> list[str]:

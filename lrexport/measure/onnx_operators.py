@@ -142,7 +142,7 @@ def _convolution(weight: int = 1, is_channels_last: bool = False) -> Formula:
 def _transposed(node: Node, _attributes: Mapping[str, Any]) -> int | None:
     """Every weight once for every position of the input."""
     given, kernel = node.sizes(0), node.sizes(1)
-    return None if given is None or kernel is None else given[0] * prod(given[2:]) * prod(kernel)
+    return None if not given or kernel is None else given[0] * prod(given[2:]) * prod(kernel)
 
 
 def _matrix_product(first: int = 0, second: int = 1) -> Formula:

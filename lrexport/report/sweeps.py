@@ -129,5 +129,7 @@ def _check(path: Path, sweep: Sweep) -> None:
     for trial in sweep.trials:
         if trial.run is not None and (Path(trial.run).is_absolute() or ".." in Path(trial.run).parts):
             raise InputError(f"{path}: trial {trial.number} has a run outside of the sweep: {trial.run}")
+    if len({trial.number for trial in sweep.trials}) < len(sweep.trials):
+        raise InputError(f"{path} was changed: it has two trials of one number", "lrexport sweep writes it again.")
     if sweep.front != front_of(sweep.objective, sweep.trials):
         raise InputError(f"{path} was changed: its front is not that of its trials", "lrexport sweep writes it anew.")

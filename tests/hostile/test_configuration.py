@@ -118,8 +118,10 @@ def test_a_file_that_is_no_text_is_refused(lrexport: Command) -> None:
     [
         ("keep = " + "[" * 100_000, "nested too deeply"),
         ("seed = " + "9" * 5000, "digits"),
-        ("\n".join(f"[{'a.' * 900}a{number}]" for number in range(9)), "unknown key"),
+        ("\n".join(f"[{'a.' * 900}a{number}]" for number in range(9)), "a key of more than 100 parts"),
         ("seed = 1\nseed = 2\n", "line 2"),
+        ("a." * 3000 + "a = 1\n", "a key of more than 100 parts"),  # which takes the parser minutes
+        ("[" + "'a' . " * 3000 + "a]\n", "a key of more than 100 parts"),
     ],
 )
 def test_toml_that_is_too_deep_or_too_long_is_a_mistake_in_the_file(lrexport: Command, content: str, words: str) -> None:
@@ -129,6 +131,11 @@ def test_toml_that_is_too_deep_or_too_long_is_a_mistake_in_the_file(lrexport: Co
     assert "lrexport.toml" in done.err
     assert words in done.err
     assert nothing_made()
+
+
+def test_many_dots_in_values_are_no_keys(lrexport: Command) -> None:
+    Path("pyproject.toml").write_text(f"[tool.other]\na = '{'.' * 500}'\nb = {['x.y.z'] * 200}\n[tool.lrexport]\nseed = 1\n")
+    assert lrexport(*COMMAND, "--macs", "0.5", "--dry-run").code == 0
 
 
 def test_a_configuration_that_is_not_there_is_named(lrexport: Command) -> None:

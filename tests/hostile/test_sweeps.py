@@ -146,6 +146,17 @@ def test_a_sweep_file_that_was_changed_is_refused(lrexport: Command, change: dic
     assert listing(Path("out/trials")) == before
 
 
+def test_two_trials_of_one_number_are_refused(lrexport: Command) -> None:
+    assert sweep(lrexport, "--trials", "1").code == 0
+    path = Path("out/sweep.json")
+    value = json.loads(path.read_text())
+    value["trials"].append({"number": 0, "state": "failed", "reason": "x"})
+    path.write_text(json.dumps(value))
+    done = lrexport("report", "out")
+    assert done.code == 3
+    assert "two trials of one number" in done.err
+
+
 def test_a_run_outside_of_the_sweep_is_refused(lrexport: Command) -> None:
     assert sweep(lrexport, "--trials", "1").code == 0
     path = Path("out/sweep.json")

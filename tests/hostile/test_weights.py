@@ -209,6 +209,11 @@ MALFORMED = {
         "is no valid safetensors file",
         "verflow",
     ),
+    "an empty shape whose strides overflow": (
+        _safetensors({"0.weight": _entry([0, *[3] * 50], 0, 0)}, b""),
+        "is no valid safetensors file",
+        "overflow",
+    ),
     "offsets that run backwards": (
         _safetensors({"0.weight": _entry([4], 16, 0)}, bytes(16)),
         "is no valid safetensors file",
