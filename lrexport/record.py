@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lrexport.artifacts import files, run_folder
-from lrexport.artifacts.json_files import first_fault, read_json
+from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
 from lrexport.artifacts.run_files import BASELINE as BASELINE
 from lrexport.artifacts.run_files import CHECKPOINTS as CHECKPOINTS
 from lrexport.artifacts.run_files import DENSE as DENSE
@@ -292,7 +292,7 @@ def load_record(run: Path) -> Record:
     if not path.is_file():
         raise InputError(f"{run} is no run: it has no {RECORD}", "A run is the folder given to compress or train with -o.")
     try:
-        value = read_json(path)
+        value = read_json(path, pairs=unicode_names)
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",

@@ -43,6 +43,14 @@ def parse_json(content: bytes, pairs: Pairs | None = None) -> Any:
     return value
 
 
+def unicode_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary for what is read into classes, which write no name that is not Unicode. Raises ValueError."""
+    for name, _ in pairs:
+        if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+            raise ValueError(f"the name {name[:_MOST_SHOWN]!r} is not Unicode")
+    return dict(pairs)
+
+
 def first_fault(error: ValidationError) -> str:
     """``results.dense.macs: Input should be a valid integer``: the first thing that is wrong, and where it stands."""
     first = error.errors(include_url=False)[0]

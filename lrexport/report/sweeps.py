@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrexport.artifacts import run_folder
-from lrexport.artifacts.json_files import first_fault, read_json
+from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
 from lrexport.artifacts.run_files import RECORD
 from lrexport.artifacts.run_files import SWEEP as SWEEP
 from lrexport.errors import InputError
@@ -111,7 +111,7 @@ def load_sweep(folder: Path) -> Sweep:
             f"{folder} is no sweep: it has no {SWEEP}", "A sweep is the folder given to lrexport sweep with -o."
         )
     try:
-        value = read_json(path)
+        value = read_json(path, pairs=unicode_names)
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",

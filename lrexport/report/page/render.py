@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.errors import DeviceError
-from lrexport.escape import visible
+from lrexport.escape import plain_line
 from lrexport.record import Record
 from lrexport.report import layers
 from lrexport.report.fronts import Front, fronts_of
@@ -119,7 +119,7 @@ def _template() -> jinja2.Template:
 
 def _visible(value: Any) -> Any:
     """What the template writes: of texts out of a run every character can be seen. Its own markup is left alone."""
-    return visible(value) if type(value) is str else value
+    return plain_line(value) if type(value) is str else value
 
 
 def _plotly_js() -> str:
@@ -147,8 +147,8 @@ def _hash(script: str) -> str:
 
 
 def _embedded(value: Mapping[str, Any]) -> str:
-    """JSON that stands in a script element: nothing in it ends the element."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    """JSON that stands in a script element: nothing in it ends the element, or is a command where the page is printed."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("##", "#\\u0023")
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
