@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,14 +21,25 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a user says about the inputs of an .onnx file: sizes, and arrays, by name."""
+
+    shapes: Shapes
+    values: Mapping[str, Any]
+
+
 @click.command(
     "inspect", cls=output.Command, short_help="A run, a plan or an ONNX file, layer by layer, or what differs between two."
 )
 @click.argument("path", type=FILE, metavar="RUN|FILE")
 @click.argument("other", type=FILE, required=False, metavar="[OTHER]")
 @input_shapes_option("Sizes of an input of an .onnx FILE that leaves them free, as in images=1,3,320,320.")
+@click.option(
+    "--input", "input_file", type=FILE, metavar="FILE.npz", help="Arrays for inputs of an .onnx FILE: sizes, and choices."
+)
 @json_option()
-def command(path: Path, other: Path | None, shapes: Shapes, json_to: str | None) -> None:
+def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | None, json_to: str | None) -> None:
     """Layer by layer: weight, scheme, rank of full rank, energy kept, MACs, parameters and bytes of a RUN or of a plan
     FILE; nodes of an .onnx FILE. With OTHER: what changes from the first to the second.
 
@@ -37,18 +49,32 @@ def command(path: Path, other: Path | None, shapes: Shapes, json_to: str | None)
     lrexport inspect plan.json run
     lrexport inspect run/dense.onnx run/model.onnx
     lrexport inspect detector.onnx --shape images=1,3,640,640
+    lrexport inspect speech.onnx --input sample.npz
     """
     path = _given(path)
-    if shapes and not _is_onnx(path):
-        raise UsageError(f"--shape is for .onnx files, and {path} is a run or a plan", "Leave it out.")
+    if (shapes or input_file) and not _is_onnx(path):
+        option = "--shape" if shapes else "--input"
+        raise UsageError(f"{option} is for .onnx files, and {path} is a run or a plan", "Leave it out.")
+    given = Given(shapes, _arrays(input_file, shapes) if input_file else {})
     if other is not None:
-        _compare(path, _given(other), shapes, json_to)
+        _compare(path, _given(other), given, json_to)
     elif path.is_dir():
         _inspect_run(path, json_to)
     elif _is_onnx(path):
-        _inspect_onnx(path, shapes, json_to)
+        _inspect_onnx(path, given, json_to)
     else:
         _inspect_plan(path, json_to)
+
+
+def _arrays(path: Path, shapes: Shapes) -> Mapping[str, Any]:
+    """Arrays by the name of their input. Raises UsageError for one whose shape is given as well."""
+    from lrexport.artifacts.arrays import read_arrays
+
+    arrays = read_arrays(path)
+    twice = sorted(set(arrays) & set(shapes))
+    if twice:
+        raise UsageError(f"{twice[0]} has a shape in {path} and one in --shape", "Give one of them.")
+    return arrays
 
 
 def _given(path: Path) -> Path:
@@ -93,20 +119,20 @@ def _inspect_plan(path: Path, json_to: str | None) -> None:
     note_dense(plan.entries)
 
 
-def _inspect_onnx(path: Path, shapes: Shapes, json_to: str | None) -> None:
+def _inspect_onnx(path: Path, given: Given, json_to: str | None) -> None:
     from lrexport.cli.console import print_result
     from lrexport.report.graphs import graph_table, graph_to_json
 
-    graph = _read_graph(path, shapes)
+    graph = _read_graph(path, given)
     print_result(graph_to_json(graph), json_to, graph_table(graph))
 
 
-def _read_graph(path: Path, shapes: Shapes) -> Graph:
+def _read_graph(path: Path, given: Given) -> Graph:
     from lrexport.cli.console import note
     from lrexport.measure.onnx_survey import survey
     from lrexport.report.graphs import Graph, Node
 
-    found = survey(path, shapes)
+    found = survey(path, given.shapes, given.values)
     cost = found.cost
     for operator in cost.uncounted:
         note(f"warning: {path}: MACs of {operator} are not counted")
@@ -117,17 +143,17 @@ def _read_graph(path: Path, shapes: Shapes) -> Graph:
     return Graph(cost.macs, cost.params, found.bytes, cost.uncounted, tuple(nodes), dict(cost.inputs))
 
 
-def _compare(path: Path, other: Path, shapes: Shapes, json_to: str | None) -> None:
+def _compare(path: Path, other: Path, given: Given, json_to: str | None) -> None:
     if _is_onnx(path) != _is_onnx(other):
         onnx, plan = (path, other) if _is_onnx(path) else (other, path)
         if onnx.suffix != ".onnx":
-            _read_graph(onnx, shapes)  # it may be none either
+            _read_graph(onnx, given)  # it may be none either
         raise UsageError(
             f"{onnx} is an ONNX file, {plan} is none: they cannot be compared",
             "Give two runs or plan files, or two .onnx files.",
         )
     if _is_onnx(path):
-        _compare_graphs(path, other, shapes, json_to)
+        _compare_graphs(path, other, given, json_to)
     else:
         _compare_plans(path, other, json_to)
 
@@ -148,9 +174,9 @@ def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
             say(f"The plans are identical: {diff.same} layer{'s' if diff.same > 1 else ''}.")
 
 
-def _compare_graphs(path: Path, other: Path, shapes: Shapes, json_to: str | None) -> None:
+def _compare_graphs(path: Path, other: Path, given: Given, json_to: str | None) -> None:
     from lrexport.cli.console import print_result
     from lrexport.report.graphs import diff_graphs, graph_diff_table, graph_diff_to_json
 
-    diff = diff_graphs(_read_graph(path, shapes), _read_graph(other, shapes))
+    diff = diff_graphs(_read_graph(path, given), _read_graph(other, given))
     print_result(graph_diff_to_json(diff, str(path), str(other)), json_to, graph_diff_table(diff, str(path), str(other)))

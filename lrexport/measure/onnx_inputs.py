@@ -16,10 +16,11 @@ _NAMELESS = ("?", "*", "None", "-1")
 
 @dataclass(frozen=True)
 class SizedInputs:
-    """Types of the inputs by name, and the sizes that symbols such as ``batch`` stand for."""
+    """Types of the inputs by name, the sizes that symbols such as ``batch`` stand for, and arrays that are fed."""
 
     types: Mapping[str, Any]
     symbols: dict[str, int] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def inputs_of(graph: Any) -> list[Any]:
@@ -28,11 +29,11 @@ def inputs_of(graph: Any) -> list[Any]:
     return [item for item in graph.input if item.name not in initial]
 
 
-def sized_inputs(graph: Any, shapes: Mapping[str, Sequence[int]]) -> SizedInputs:
+def sized_inputs(graph: Any, shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any] | None = None) -> SizedInputs:
     """Inputs with the sizes of ``shapes``, and with 1 for a batch that is free; the graph itself stays as it is.
 
-    A symbol has its value wherever it stands. Raises UsageError for a name that is not an input, and for sizes that
-    contradict those of the file or one another.
+    ``values`` are arrays that some of the inputs get. A symbol has its value wherever it stands. Raises UsageError for a
+    name that is not an input, and for sizes that contradict those of the file or one another.
     """
     items = {item.name: _copied(item) for item in inputs_of(graph)}
     symbols: dict[str, int] = {}
@@ -48,7 +49,7 @@ def sized_inputs(graph: Any, shapes: Mapping[str, Sequence[int]]) -> SizedInputs
         for dim in _dims(item):
             if dim.dim_param in symbols:
                 dim.dim_value = symbols[dim.dim_param]
-    return SizedInputs({name: item.type for name, item in items.items()}, symbols)
+    return SizedInputs({name: item.type for name, item in items.items()}, symbols, values or {})
 
 
 def _copied(item: Any) -> Any:

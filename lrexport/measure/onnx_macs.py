@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lrexport.measure.onnx_batch import batch_of
 from lrexport.measure.onnx_inputs import inputs_of, sized_inputs
@@ -49,13 +49,15 @@ class GraphCost:
         return sum(node.macs for node in self.nodes)
 
 
-def count_onnx(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> GraphCost:
+def count_onnx(
+    model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None, values: Mapping[str, Any] | None = None
+) -> GraphCost:
     """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that were left out, and why.
 
-    ``shapes`` are sizes of inputs by name. Raises UsageError where they do not fit the graph's, InputError where functions
-    call one another without end.
+    ``shapes`` are sizes of inputs by name, ``values`` small arrays by name, such as a rate that chooses a branch. Raises
+    UsageError where they do not fit the graph's inputs, InputError where functions call one another without end.
     """
-    sized = sized_inputs(model.graph, shapes or {})
+    sized = sized_inputs(model.graph, shapes or {}, values)
     walk = Walk(model, sized)
     batch = batch_of(model.graph, walk.values)
     nodes = tuple(replace(node, macs=node.macs // batch) for node in walk.tally.nodes)

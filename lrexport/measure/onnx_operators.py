@@ -272,6 +272,12 @@ def _grouped_attention(node: Node, attributes: Mapping[str, Any]) -> int | None:
     return _product(query[0], heads, query[1], steps, 2 * width)
 
 
+def _linear(node: Node, attributes: Mapping[str, Any]) -> int | None:
+    """ai.onnx.ml's linear models: every coefficient once for every row; their weights are attributes."""
+    given, coefficients = node.sizes(0), attributes.get("coefficients")
+    return None if given is None or coefficients is None else (given[0] if len(given) > 1 else 1) * len(coefficients)
+
+
 _CONV, _LAST = Rule(_convolution()), Rule(_convolution(is_channels_last=True))
 _PRODUCT, _PACKED = Rule(_matrix_product()), Rule(_packed_product)
 
@@ -291,6 +297,8 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "GRU"): Rule(_recurrent(3), (1, 2)),
     ("", "RNN"): Rule(_recurrent(1), (1, 2)),
     ("", "Attention"): Rule(_attention, ()),
+    ("ai.onnx.ml", "LinearClassifier"): Rule(_linear, ()),
+    ("ai.onnx.ml", "LinearRegressor"): Rule(_linear, ()),
     (MICROSOFT, "FusedConv"): _CONV,
     (MICROSOFT, "CausalConvWithState"): _CONV,
     (MICROSOFT, "NhwcConv"): _LAST,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _STANDARD = ("", "ai.onnx")
 # Key of an answer that says what is wrong with the shapes, not with the file.
 _MISTAKE = "mistake"
+# Of one input, that are handed to the child on its command line.
+_MOST_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,20 @@ class Survey:
         return [f"onnx's checker refuses the file ({'; '.join(self.repairs)}); it was repaired in memory"]
 
 
-def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Survey:
+def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None, values: Mapping[str, Any] | None = None) -> Survey:
     """Look into an ONNX file from outside; ``shapes`` are sizes of inputs by name, for those that the file leaves free.
+
+    ``values`` are arrays of inputs by name, whose shapes are given by them; short ones of integers and booleans can choose
+    branches, too.
 
     Raises InputError as :func:`ask_child` does, UsageError for shapes that do not fit the file's inputs.
     """
-    found = ask_child("lrexport.measure.onnx_survey", path, json.dumps({"shapes": dict(shapes or {})}))
+    fed = dict(values or {})
+    request = {
+        "shapes": {**(shapes or {}), **{name: array.shape for name, array in fed.items()}},
+        "values": {name: [array.dtype.str, array.tolist()] for name, array in fed.items() if _is_choice(array)},
+    }
+    found = ask_child("lrexport.measure.onnx_survey", path, json.dumps(request))
     if _MISTAKE in found:
         message, hint = found[_MISTAKE]
         raise UsageError(f"{path}: {message}", hint)
@@ -74,6 +84,11 @@ def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Sur
     )
 
 
+def _is_choice(array: Any) -> bool:
+    """Whether what a graph does may depend on the numbers of an input, beside its shape."""
+    return array.dtype.kind in "iub" and array.size <= _MOST_VALUES
+
+
 def _tuple(shape: list[Any] | None) -> tuple[Any, ...] | None:
     return None if shape is None else tuple(shape)
 
@@ -82,10 +97,17 @@ def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
     operators = {_operator(node) for body in bodies(model) for node in body.node}
     opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), None)
     try:
-        cost = asdict(count_onnx(model, json.loads(sys.argv[3])["shapes"]))
+        cost = asdict(_count(model, json.loads(sys.argv[3])))
     except UsageError as error:
         return {_MISTAKE: (error.message, error.hint), onnx_child.EXTERNAL: external}
     return {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
+
+
+def _count(model: onnx.ModelProto, request: dict[str, Any]) -> GraphCost:
+    import numpy as np
+
+    values = {name: np.array(numbers, kind) for name, (kind, numbers) in request.get("values", {}).items()}
+    return count_onnx(model, request["shapes"], values)
 
 
 def _operator(node: Any) -> str:

@@ -107,7 +107,7 @@ class Walk:
         self._inferences: dict[tuple[tuple[str, int], ...], Inference] = {}
         self._symbols = inputs.symbols
         scope = _Scope({}, {}, self._inference(model.opset_import))
-        given = [Value(inputs.types.get(item.name, item.type)) for item in model.graph.input]
+        given = [Value(inputs.types.get(item.name, item.type), inputs.values.get(item.name)) for item in model.graph.input]
         _outputs, self.tally, self.values = self._graph(model.graph, scope, given)
 
     def _inference(self, opset_import: Any) -> Inference:

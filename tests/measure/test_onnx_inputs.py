@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,39 @@ def test_inspect_takes_shapes_and_refuses_them_for_runs_and_twice(
     Path("plan.json").write_text("{}")
     assert run(["inspect", "plan.json", "--shape", "x=1"]) == 2
     assert "--shape is for .onnx files" in capsys.readouterr().err
+
+
+def two_rates() -> onnx.ModelProto:
+    """A product with one of two matrices, as ``rate`` says."""
+    node = helper.make_node
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [node("MatMul", ["x", weight], [weight + "y"])], name, [], [helper.make_tensor_value_info(weight + "y", 1, None)]
+        )
+        for name, weight in (("then", "wide"), ("else", "narrow"))
+    }
+    nodes = [node("Equal", ["rate", "high"], ["is_high"]), node("If", ["is_high"], ["y"], **branches)]
+    weights = {"wide": np.zeros((6, 9), np.float32), "narrow": np.zeros((6, 2), np.float32), "high": np.array(16000)}
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "steps", 6])]
+    inputs += [helper.make_tensor_value_info("rate", TensorProto.INT64, [])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "steps", "width"])]
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_arrays_of_a_sample_give_sizes_and_choose_branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(two_rates(), "m.onnx")
+    np.savez("high.npz", x=np.zeros((1, 4, 6), np.float32), rate=np.array(16000))
+    assert run(["inspect", "m.onnx", "--input", "high.npz", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["macs"], found["uncounted"]) == (4 * 6 * 9, [])
+    assert found["inputs"] == {"x": [1, 4, 6], "rate": []}
+    assert run(["inspect", "m.onnx", "--shape", "x=1,4,6", "--json", "-"]) == 0
+    either = json.loads(capsys.readouterr().out)
+    assert (either["macs"], either["uncounted"]) == (4 * 6 * 2, ["If with branches of 216 and 48 MACs"])
+    assert run(["inspect", "m.onnx", "--shape", "x=1,4,6", "--input", "high.npz"]) == 2
+    assert "x has a shape in high.npz and one in --shape" in capsys.readouterr().err

@@ -131,3 +131,9 @@ def test_every_operator_of_the_standard_is_free_counted_or_left_out_on_purpose()
     }  # fmt: skip
     names = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
     assert {name for name in names if not is_free(node(name, [], [])) and rule_of(node(name, [], [])) is None} <= left_out
+
+
+def test_a_linear_model_multiplies_every_coefficient_once_a_row() -> None:
+    made = node("LinearRegressor", ["x"], ["y"], domain="ai.onnx.ml", coefficients=[1.0] * 12, targets=3)
+    cost = count_onnx(model([made], {"x": [5, 4]}, {"y": None}, domains=["ai.onnx.ml"]))
+    assert (cost.macs, cost.uncounted) == (5 * 12, ())
