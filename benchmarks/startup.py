@@ -25,10 +25,24 @@ COMMANDS = {
     "lrexport check model.onnx": [sys.executable, "-m", "lrexport", "check", "model.onnx"],
     "lrexport check run": [sys.executable, "-m", "lrexport", "check", "run"],
 }
+# Told before torch is loaded, with exit code 2 or 3.
+MISTAKES = {
+    "lrexport compress resnet21 …": ["compress", "resnet21", "--macs", "0.5", "-o", "out"],
+    "lrexport compress torchvision:resnet_18 …": ["compress", "torchvision:resnet_18", "--macs", "0.5", "-o", "out"],
+    "lrexport compress absent:make …": ["compress", "absent:make", "--macs", "0.5", "-o", "out"],
+    "lrexport compress resnet20 --weights absent.pt …": [
+        *("compress", "resnet20", "--weights", "absent.pt", "--macs", "0.5", "-o", "out"),
+    ],
+    "lrexport train resnet20 --data folder:absent -o out": ["train", "resnet20", "--data", "folder:absent", "-o", "out"],
+    "lrexport sweep resnet20 -o out": ["sweep", "resnet20", "-o", "out"],
+    "lrexport onnx run --data folder:absent": ["onnx", "run", "--data", "folder:absent"],
+    "lrexport bench run --target phone": ["bench", "run", "--target", "phone"],
+}
+COMMANDS |= {name: [sys.executable, "-m", "lrexport", *arguments] for name, arguments in MISTAKES.items()}
 SAMPLE = Path(__file__).parents[1] / "tests" / "budget" / "sample"
 GOALS = (
     "Goals: `lrexport --help` within 0.25 s of bare Python, no torch imported; `lrexport check` within 0.3 s of bare Python "
-    "with onnx loaded."
+    "with onnx loaded; mistakes in options (those with …, absent, phone, or no data) within 0.5 s."
 )
 BUDGET = '[budget]\nmax_bytes = "1 MB"\nmax_macs = "1M"\nforbidden_operators = ["Loop"]\n'
 
@@ -42,8 +56,11 @@ def prepare(folder: Path) -> None:
 
 def seconds(command: list[str], folder: Path) -> float:
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
-    return time.perf_counter() - began
+    done = subprocess.run(command, check=False, capture_output=True, cwd=folder)
+    took = time.perf_counter() - began
+    is_mistake = command[3:] in MISTAKES.values()
+    assert (done.returncode in (2, 3)) if is_mistake else done.returncode == 0, (command, done.stderr)
+    return took
 
 
 def measure(rounds: int) -> dict[str, list[float]]:

@@ -46,6 +46,10 @@ def check_train(config: TrainConfig, run: Path, resume: bool) -> None:
 
 def check_start(config: TrainConfig, source: Path | None) -> Record | None:
     """What training starts from: MODEL, data, weights and teacher, or the run ``source``, whose record is returned."""
+    if config.log_to:
+        from lrexport.training.loggers import check_installed
+
+        check_installed(config.log_to)
     agree_to_typed(None if source else config.model, config.data)
     record = load_record(source) if source is not None else None
     if record is not None and source is not None:

@@ -6,7 +6,6 @@ the module is loaded from, so that a module of the same name in another folder i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +44,8 @@ class Code:
     @property
     def key(self) -> str:
         """A hash of all that is agreed to. The number of classes is the data's, and only ever makes a layer wider."""
+        import hashlib  # only here: --help must not wait for it
+
         kwargs = {name: value for name, value in self.kwargs.items() if name != "num_classes" or type(value) is not int}
         text = json.dumps([self.path, kwargs, self.file], sort_keys=True, default=repr)
         return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()

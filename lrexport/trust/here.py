@@ -69,6 +69,8 @@ def origin_of(name: str) -> str | None:
         spec = _loaded(full) or (_find_below(spec, full) if spec is not None else None)
     if spec is None:
         return None
+    if file := getattr(sys.modules.get(name), "__file__", None):  # Python calls its own modules frozen
+        return str(Path(file).resolve())
     if spec.has_location and spec.origin:
         return str(Path(spec.origin).resolve())
     return spec.origin or next((str(Path(folder).resolve()) for folder in _folders(spec)), "nowhere")
