@@ -112,7 +112,8 @@ class TrainConfig:
     drives SVD training and fine-tuning, ``dense_lr`` dense training. ``distill`` is the share of the loss that follows the
     outputs of ``teacher`` in SVD training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or
     where there is none of this run. ``log_to`` are services that training is logged to.
-    Up to ``max_bad`` images that cannot be read are left out.
+    Up to ``max_bad`` images that cannot be read are left out. ``export_check`` exports the dense network to ONNX once before
+    any work, in memory, so that what ``onnx`` would refuse is known then.
     """
 
     model: str
@@ -153,6 +154,7 @@ class TrainConfig:
     seed: int = 0
     heldout: float = 0.1
     max_bad: int = 0
+    export_check: bool = True
 
     def __post_init__(self) -> None:
         if self.sparsity_strength == "auto" and self.sparsity == "none":

@@ -13,6 +13,7 @@ from torch import nn
 from lrexport.artifacts import files, run_folder, tensors
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config import BY_SVD_TRAINING, TrainConfig, several_need_data
+from lrexport.export.rehearsal import rehearse
 from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
 from lrexport.progress import Progress, check_folder, check_free, follow, is_stopped, take_up
@@ -20,9 +21,13 @@ from lrexport.record import DENSE, LOG, RANDOM, SVD, Result
 from lrexport.starts import Start, Subject, from_model, from_run
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
+from lrexport.training.first_pass import check_trains
 from lrexport.training.loggers import Loggers, check_installed
 from lrexport.training.scoring import score
 from lrexport.training.stopping import saying_how_to_go_on
+
+# Any of them other than 0 is training; None is as many as the network needs.
+_EPOCHS = ("dense_epochs", "svd_epochs", "fine_tune_epochs", "baseline_epochs")
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
@@ -110,6 +115,7 @@ def open_job(
                 if fresh:
                     check_free(run, opening.resume)  # and again once it is held: loading may take long
             start = from_model(config) if source is None else from_run(config, source, run, anew)
+            checked = _check_network(start, run, fabric, opening)
             progress = _hold(run, start, fabric, opening, fresh, held)
         check_same_images(fabric, start.record.digests.get("data_sha256"))
         first = fabric.is_global_zero
@@ -124,6 +130,8 @@ def open_job(
             loggers(event)
             on_event(event)
 
+        for event in checked:
+            log(event)
         for text in start.record.notes:
             if first and text != RANDOM:  # which stands in the notes of a run that this one goes on from
                 on_event({"event": "note", "text": text})
@@ -156,6 +164,25 @@ def _hold(run: Path, start: Start, fabric: Any, opening: Opening, fresh: bool, h
     progress = take_up(run, asked, opening.resume, opening.allow_changes)
     run_folder.remove_leftovers(run)
     return progress
+
+
+def _check_network(start: Start, run: Path, fabric: Any, opening: Opening) -> list[Event]:
+    """What would stop the run after hours, found before them: in the process that writes, and once in a run's life.
+
+    The events say what was found. A run that another goes on from was exported when it was begun.
+    """
+    if not fabric.is_global_zero or is_stopped(run):
+        return []
+    events: list[Event] = []
+    shape = start.recipe.input_shape
+    if opening.asked["source"] is None and start.config.export_check:
+        done = rehearse(start.dense, shape)
+        events.append({"event": "export check", "seconds": round(done.seconds, 3)})
+        events += [{"event": "warning", "text": note} for note in done.notes]
+    if start.splits is not None and any(opening.asked.get(name, 0) != 0 for name in _EPOCHS):
+        note = check_trains(start.dense, shape, start.splits)
+        events += [{"event": "warning", "text": note}] if note else []
+    return events
 
 
 def torch_result(network: nn.Module, input_shape: tuple[int, ...], notes: list[str]) -> Result:

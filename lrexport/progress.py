@@ -42,7 +42,7 @@ _PRUNING = (
     "batchnorm_images",
 )
 # What may be another without a word: none of it changes a result.
-_FREE = ("workers", "checkpoint_minutes", "download", "log_to")
+_FREE = ("workers", "checkpoint_minutes", "download", "log_to", "export_check")
 _SHOWN = 10
 _SHA256 = "_sha256"  # how the name of a digest of what was read ends
 

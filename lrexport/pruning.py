@@ -31,7 +31,7 @@ from lrexport.plans import Choice
 from lrexport.record import FactorisedLayer, PlannedLatency
 from lrexport.speed import Speed
 from lrexport.training.engine import to_fast_layout
-from lrexport.training.scoring import reestimate_batchnorm, score
+from lrexport.training.scoring import NotANumber, reestimate_batchnorm, score
 from lrexport.units import format_bytes, format_ms
 
 _BATCH = 125  # images at a time where only sums are wanted
@@ -159,8 +159,11 @@ class Pruning:
             before = copy.deepcopy(network.state_dict())
             best = max(scores.values())
             if repair(network, selection):
-                scores[f"heldout_top1_after_{name}"] = found = self._heldout(network)
-                if found < best:
+                try:
+                    scores[f"heldout_top1_after_{name}"] = after = self._heldout(network)
+                except NotANumber:
+                    after = -1.0
+                if after < best:
                     network.load_state_dict(before)
         return network, scores
 
@@ -299,8 +302,10 @@ class Pruning:
 
         def holds(step: int) -> bool:
             if step not in lost:
-                _, scores = self.fold(plan(step))
-                lost[step] = 100 * (dense - max(scores.values()))
+                try:
+                    lost[step] = 100 * (dense - max(self.fold(plan(step))[1].values()))
+                except NotANumber:
+                    lost[step] = math.inf
             return lost[step] <= points
 
         return replace(plan(first_true(_GRID - 1, holds)), heldout_top1=dense)

@@ -25,7 +25,8 @@ from lrexport.artifacts.run_lock import RunLock
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.resolve import check_fits, load_data
 from lrexport.data.sources import no_calibration
-from lrexport.export.onnx_export import FIRST_OPSET, export_onnx
+from lrexport.export.onnx_export import export_onnx
+from lrexport.export.opsets import FIRST_OPSET
 from lrexport.export.ort_format import Platform, write_ort
 from lrexport.export.quantise import quantise_onnx
 from lrexport.export.verify import check_same_accuracy, score_onnx

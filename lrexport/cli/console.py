@@ -185,6 +185,8 @@ class Progressing:
         elif kind == "speed":
             table = f"; table in {event['table']}" if event["table"] is not None else ""
             self.say(f"the dense network takes {format_ms(event['dense'])} on {event['target']}{table}")
+        elif kind == "export check":
+            self.say(f"the dense network can be exported to ONNX ({format_duration(event['seconds'])} to find out)")
         elif kind == "pruning":
             images = f", with {event['images']} training images without their labels" if event["images"] else ""
             self.say(f"choosing ranks{images}")

@@ -45,7 +45,14 @@ class RoundsType(click.ParamType[int]):
 @click.option(
     "--batch", type=BatchType(), metavar="N|dynamic", default="1", show_default=True, help="Fixed batch size, or dynamic."
 )
-@click.option("--opset", type=int, metavar="N", default=18, show_default=True, help="ONNX operator set, 18 or newer.")
+@click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    default=18,
+    show_default=True,
+    help="ONNX operator set, 7 or newer.",
+)
 @click.option(
     "--rounds", type=RoundsType(), default=100, show_default=True, help="Rounds of latency, at least 10; 0 for none."
 )

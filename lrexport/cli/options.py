@@ -324,6 +324,7 @@ def training_options() -> Callable[[Command], Command]:
         click.option("--teacher-weights", type=FILE, help="Weights of --teacher, needed unless it is a run."),
         _option(made, "teacher_weights_key", str, "KEY", "Which weights of that file, where several fit."),
         number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
+        switch_option(made, "export_check", "Export the dense network to ONNX before any work, to see that it can be."),
         count_option(made, "max_bad", "Images of a folder that may be left out because they cannot be read."),
         choice_option(made, "device", ("auto", "cpu", "cuda", "mps"), "Where to train."),
         count_option(made, "devices", "Devices of this machine to train on, a process each.", least=1),

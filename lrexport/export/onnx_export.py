@@ -12,18 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.artifacts import files
-from lrexport.errors import InputError, UsageError, first_line
+from lrexport.errors import InputError
+from lrexport.export.opsets import FIRST_OPSET, check_opset, in_opset, opset_of
 from lrexport.export.quiet import quiet
-from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, Reference
+from lrexport.export.torch_graph import to_onnx, to_program
+from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, Reference, check_repeats
 from lrexport.lowrank.decompose import eval_mode
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
 from lrexport.units import format_bytes
 
-# The oldest opset that torch's exporter has operators for; asked for less, it writes this one.
-FIRST_OPSET = 18
 # Real inputs that are compared; a batch of at most so many random ones is drawn once more.
 _REAL, _FEW = 8, 4
-INPUT, OUTPUT = "input", "output"
 # Of weights and nodes in one file: protobuf's 2 GiB, less room for names and shapes.
 _MOST_BYTES = (2 << 30) - (1 << 20)
 
@@ -60,23 +59,24 @@ def export_onnx(
     on a GPU, a copy is exported. Raises UsageError for an opset that cannot be written or run, InputError when the graph
     differs from torch or is too large for one file; then nothing is left at ``path``.
     """
-    _check_opset(opset)
+    check_opset(opset)
     path = Path(path)
     network = _in_float32_on_cpu(network)
     _check_bytes(sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers())))
     with eval_mode(network):
         _check_output(network, input_shape, batch)
+        inputs = _comparison_inputs(input_shape, batch, samples)
+        check_repeats(network, next(iter(inputs.values())))
+        torchs = Reference(network, inputs, _extremes(input_shape, batch))
         model = _export(network, input_shape, batch, opset)
-        _check_written(model, batch, opset)
+        check_written(model, batch, opset)
         strip(model)
         _check_bytes(_size_bytes(model))
-        inputs = _comparison_inputs(input_shape, batch, samples)
-        torchs = Reference(network, inputs, _extremes(input_shape, batch))
         comparison = torchs.compare(model)
         simpler = _simplify(model)
         if simpler is not None:
             try:
-                _check_written(simpler, batch, opset)
+                check_written(simpler, batch, opset)
                 comparison = comparison.worst(torchs.compare(simpler))
                 model = simpler
             except InputError:  # the graph before it was verified
@@ -85,34 +85,6 @@ def export_onnx(
     content = model.SerializeToString()
     files.write_bytes(path, content)
     return Exported(path, len(content), opset, count_onnx(model), comparison, simpler is not None, blind)
-
-
-def _check_opset(opset: int) -> None:
-    last = _last_opset()
-    if not FIRST_OPSET <= opset <= last:
-        side = "torch's exporter writes no older one" if opset < FIRST_OPSET else "ONNX Runtime here runs no newer one"
-        raise UsageError(f"opset {opset} was asked for; {side}", f"Choose one from {FIRST_OPSET} to {last}.")
-
-
-def _last_opset() -> int:
-    """The newest opset that the installed ONNX Runtime loads, found by trying."""
-    import onnxruntime
-
-    helper = onnx.helper
-    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
-    for opset in range(onnx.defs.onnx_opset_version(), FIRST_OPSET, -1):
-        imports = [helper.make_opsetid("", opset)]
-        model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception:
-            continue
-        return opset
-    return FIRST_OPSET
 
 
 def _in_float32_on_cpu(network: nn.Module) -> nn.Module:
@@ -155,48 +127,34 @@ def _check_output(network: nn.Module, input_shape: tuple[int, ...], batch: int |
         output = network(example)
     except Exception as error:
         raise InputError(f"the network does not take a float32 input of shape {tuple(example.shape)}: {error}") from error
-    check_output(output)
+    check_output(output, batch if batch == 1 else None)  # of others the graph itself tells
 
 
-def check_output(output: object) -> None:
-    """Raise InputError unless this is what a network returns that can be exported: one tensor, the batch first."""
+def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None, opset: int) -> onnx.ModelProto:
+    program = to_program(network, _example(network, input_shape, batch), dynamic=batch is None)
+    return in_opset(to_onnx(program, max(opset, FIRST_OPSET)), opset)
+
+
+def check_output(output: object, batch: int | None = None) -> None:
+    """Raise InputError unless this is what a network that can be exported returns, for ``batch`` inputs: one tensor."""
     if not isinstance(output, Tensor) or output.ndim == 0:
         found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise InputError(
             f"the network returns {found}, one tensor with the batch first was wanted",
             "Wrap it in a module whose forward returns that tensor.",
         )
+    if batch is not None and len(output) != batch:
+        raise InputError(
+            f"the network returns shape {tuple(output.shape)} for a batch of {batch}: the first axis is not the batch",
+            "squeeze() without axes drops a batch of 1, too: use flatten(1), or squeeze with the axes that are meant.",
+        )
+    if output.dtype == torch.bfloat16:
+        raise InputError("the network returns bfloat16, which ONNX Runtime cannot hand out", "Let it return x.float().")
 
 
-def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None, opset: int) -> onnx.ModelProto:
-    example = _example(network, input_shape, batch)
-    shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
-    try:
-        with quiet():
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                external_data=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=opset,
-                dynamic_shapes=shapes,
-                verbose=False,
-            )
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # the outermost only says in which step it was
-            cause = cause.__cause__
-        first = first_line(cause)
-        raise InputError(f"torch could not export the network to ONNX: {first}") from error
-    assert program is not None
-    return program.model_proto
-
-
-def _check_written(model: onnx.ModelProto, batch: int | None, opset: int) -> None:
+def check_written(model: onnx.ModelProto, batch: int | None, opset: int) -> None:
     """Opset and batch as declared in the file must be what was asked for."""
-    written = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    written = opset_of(model)
     if written != opset:
         raise InputError(f"opset {opset} was asked for, the exporter wrote {written}", f"Ask for --opset {written}.")
     for item in (*model.graph.input, *model.graph.output):

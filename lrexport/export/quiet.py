@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 
 # The root logger too: onnxruntime's quantiser has none of its own.
-_LOGGERS = ("", "torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+_LOGGERS = ("", "torch", "torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir", "torch.export")
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -18,7 +18,7 @@ from lrexport.export.agreement import RELATIVE_TOLERANCE, Agreement, Array, Pair
 from lrexport.lowrank.tracing import eval_mode, flat_tensors
 from lrexport.measure.latency import session
 from lrexport.record import Accuracy
-from lrexport.training.scoring import count_correct
+from lrexport.training.scoring import count_correct, images_of, nan_rows, not_a_number
 
 __all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference", "compare_with_torch"]
 
@@ -114,6 +114,59 @@ def _outputs(network: nn.Module, given: Tensor) -> list[Tensor]:
         return [tensor.detach().cpu().clone() for tensor in flat_tensors(network(given.to(device, copy=True)))]
 
 
+def check_repeats(network: nn.Module, given: Tensor) -> None:
+    """Raise InputError for a network that gives two outputs for one input in eval mode, naming where that begins."""
+    first, second = _outputs(network, given), _outputs(network, given)
+    worst = 0.0
+    for one, two in zip(first, second, strict=True):
+        if one.shape != two.shape:
+            worst = float("inf")
+        elif one.numel():
+            scale = float(np.nan_to_num(np.abs(_array(one))).max()) or 1.0
+            worst = max(worst, float(Pair("", _array(one), _array(two)).difference.max()) / scale)
+    if worst <= RELATIVE_TOLERANCE:
+        return
+    raise InputError(
+        f"in eval mode the network gives two outputs for one input, which differ by {worst:.2g} of the largest: "
+        f"it draws random numbers or keeps something between two runs, {_where_it_differs(network, given)}",
+        "Dropout must be given training=self.training, as in F.dropout(x, p, self.training); an exported graph cannot draw.",
+    )
+
+
+def _where_it_differs(network: nn.Module, given: Tensor) -> str:
+    """The first module that gives two outputs though it was given the same twice."""
+    runs: list[list[tuple[str, list[Tensor], list[Tensor]]]] = []
+    names: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if name}
+
+    def copies(value: object) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in flat_tensors(value)]
+
+    def note(module: nn.Module, given_to: object, output: object) -> None:
+        runs[-1].append((names[module], copies(given_to), copies(output)))
+
+    hooks = [module.register_forward_hook(note) for module in names]
+    try:
+        for _ in range(2):
+            runs.append([])
+            _outputs(network, given)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for (name, one_given, one), (_, two_given, two) in zip(*runs, strict=False):
+        if not _all_equal(one_given, two_given):
+            return f"in its own forward, before its module {name!r}"
+        if not _all_equal(one, two):
+            return f"in its module {name!r}"
+    return "in its own forward"
+
+
+def _all_equal(one: list[Tensor], two: list[Tensor]) -> bool:
+    return len(one) == len(two) and all(
+        mine.shape == other.shape and torch.equal(mine.nan_to_num(), other.nan_to_num())
+        for mine, other in zip(one, two, strict=True)
+    )
+
+
 def _more_exact(network: nn.Module, given: Tensor) -> list[Tensor]:
     """The network's outputs in double precision, or, where it computes in float32 whatever it is given, for an input that
     differs in its last bits."""
@@ -153,12 +206,15 @@ def _array(tensor: Tensor) -> Array:
 
 
 def score_onnx(path: Path, images: ImageSet, split: str) -> Accuracy:
-    """Accuracy of an ONNX file in ONNX Runtime, at its own batch size, on all cores."""
+    """Accuracy of an ONNX file in ONNX Runtime, at its own batch size, on all cores. Raises NotANumber for NaN."""
     runtime = session(path, threads=0)
-    top1 = top5 = 0
+    top1 = top5 = bad = 0
     for batch, labels in feed(images, runtime):
-        first, five = count_correct(_logits(runtime, batch)[: len(labels)], labels)
-        top1, top5 = top1 + first, top5 + five
+        logits = _logits(runtime, batch)[: len(labels)]
+        first, five = count_correct(logits, labels)
+        top1, top5, bad = top1 + first, top5 + five, bad + nan_rows(logits)
+    if bad:
+        raise not_a_number(f"{path.name} in ONNX Runtime", bad, len(images), images_of(split))
     return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
 
 

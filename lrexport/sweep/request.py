@@ -19,7 +19,7 @@ DEFAULT_SPACE = "macs=0.2..0.8"
 # SVD training also has these of the choices that fine-tuning has.
 _SHARED_WITH_FINE_TUNING = ("lr", "distill", "teacher", "teacher_weights", "teacher_weights_key")
 # What may differ between the machines of a sweep.
-_NOT_COMPARED = ("download", "device", "devices", "nodes", "workers", "checkpoint_minutes", "log_to")
+_NOT_COMPARED = ("download", "device", "devices", "nodes", "workers", "checkpoint_minutes", "log_to", "export_check")
 # What came later than some sweeps: they know none, and at 0 or where it is not given it changes nothing.
 _ADDED = ("max_bad", "weights_key", "teacher_weights_key")
 _TRAIN = {field.name for field in fields(TrainConfig)}

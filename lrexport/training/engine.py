@@ -15,6 +15,7 @@ from torch import nn
 
 from lrexport.errors import DeviceError, FailedElsewhere, InputError, LrexportError
 from lrexport.lowrank.tracing import channels_last, example_input, fast_layout, in_mode, takes_channels_last
+from lrexport.training.first_pass import logits_of
 from lrexport.training.memory import hold_freed_memory
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def freeze_unused(network: nn.Module, input_shape: tuple[int, ...]) -> None:
         with torch.random.fork_rng(devices=()), in_mode(network, training=True):
             for seed in range(_PASSES):
                 torch.manual_seed(seed)
-                gradients = torch.autograd.grad(network(images).sum(), parameters, allow_unused=True)
+                gradients = torch.autograd.grad(logits_of(network(images)).sum(), parameters, allow_unused=True)
                 used |= {each for each, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     finally:
         for buffer, before in zip(network.buffers(), buffers, strict=True):

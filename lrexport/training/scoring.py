@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.data.images import ImageSet
+from lrexport.errors import InputError
 from lrexport.lowrank.reconstruct import batch_statistics
 from lrexport.lowrank.tracing import eval_mode, fast_layout
 from lrexport.record import Accuracy
@@ -23,6 +24,37 @@ def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
     return int(best[:, 0].sum()), int(best.sum())
 
 
+class NotANumber(InputError):
+    """A network gives NaN, so that no score of it means anything."""
+
+
+def nan_rows(logits: Tensor) -> int:
+    """Of how many images there is NaN among the logits. (B, K)."""
+    return int(logits.isnan().any(1).sum())
+
+
+def images_of(split: str) -> str:
+    """A split's images in words."""
+    return f"{split.replace('heldout', 'held-out')} images"
+
+
+def not_a_number(what: str, bad: int, count: int, images: str) -> NotANumber:
+    """For ``what`` gives NaN on ``bad`` of ``count`` images."""
+    return NotANumber(
+        f"{what} gives NaN on {bad:,} of {count:,} {images}, so it has no score",
+        "Are its weights sound, and are its inputs in the range that it was made for?",
+    )
+
+
+@torch.no_grad()
+def check_numbers(network: nn.Module, images: Tensor, name: str) -> None:
+    """Raise NotANumber where the network gives NaN in eval mode on a batch of images, which ``name`` names."""
+    with eval_mode(network):
+        bad = nan_rows(network(fast_layout(network, images)))
+    if bad:
+        raise not_a_number("the network", bad, len(images), name)
+
+
 @torch.no_grad()
 def score(
     network: nn.Module,
@@ -32,18 +64,24 @@ def score(
     batch_size: int = 250,
     fabric: Fabric | None = None,
 ) -> Accuracy:
-    """Accuracy in eval mode; the network's own mode is put back. The processes of ``fabric`` share the images out."""
+    """Accuracy in eval mode; the network's own mode is put back. The processes of ``fabric`` share the images out.
+
+    Raises NotANumber, in all processes, where the network gives NaN on any image.
+    """
     part, several = images, fabric is not None and fabric.world_size > 1
     if fabric is not None and several:
         part = images.subset(torch.arange(fabric.global_rank, len(images), fabric.world_size))
-    correct = torch.zeros(2, dtype=torch.int64)
+    sums = torch.zeros(3, dtype=torch.int64)  # top-1, top-5, and images with NaN
     with eval_mode(network):
         for batch, labels in part.batches(batch_size, device):
-            correct += torch.tensor(count_correct(network(fast_layout(network, batch)), labels))
+            logits = network(fast_layout(network, batch))
+            sums += torch.tensor([*count_correct(logits, labels), nan_rows(logits)])
     if fabric is not None and several:
-        total: Any = fabric.all_reduce(correct.to(device), reduce_op="sum")
-        correct = total.cpu()
-    top1, top5 = correct.tolist()
+        total: Any = fabric.all_reduce(sums.to(device), reduce_op="sum")
+        sums = total.cpu()
+    top1, top5, bad = sums.tolist()
+    if bad:
+        raise not_a_number("the network", bad, len(images), images_of(split))
     return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
 
 

@@ -23,8 +23,9 @@ from lrexport.errors import InputError, Stopped
 from lrexport.lowrank.tracing import fast_layout
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
 from lrexport.training.engine import freeze_unused, to_fast_layout
+from lrexport.training.first_pass import logits_of
 from lrexport.training.optimizers import make_optimizer
-from lrexport.training.scoring import score
+from lrexport.training.scoring import NotANumber, score
 from lrexport.training.stage import Stage
 from lrexport.training.stopping import StopRequest
 
@@ -218,12 +219,7 @@ class StageRun:
         for number, (part, truth) in enumerate(portions):
             last = number + 1 == len(portions)
             with fabric.no_backward_sync(self.wrapped, enabled=not last and fabric.world_size > 1):
-                logits = self.wrapped(part)
-                if not isinstance(logits, Tensor):
-                    raise InputError(
-                        f"in training mode the network returns a {type(logits).__name__}, not the one tensor of eval mode",
-                        "Build it without its auxiliary outputs.",
-                    )
+                logits = logits_of(self.wrapped(part))
                 task = F.cross_entropy(logits, truth)
                 loss = task
                 if self.teacher is not None and stage.distill:
@@ -263,7 +259,12 @@ class StageRun:
     def _score(self) -> float:
         # Not the wrapped network, which speaks to the other processes in every batch: their parts may have fewer.
         with self.fabric.autocast():
-            return score(self.network, self.splits.heldout, self.fabric.device, "heldout", fabric=self.fabric).top1
+            try:
+                return score(self.network, self.splits.heldout, self.fabric.device, "heldout", fabric=self.fabric).top1
+            except NotANumber as error:
+                if not self.state.step:  # before any step it is not training that did it
+                    raise
+                self._give_up(error.message, self.steps - 1)
 
     def _tell(self, top1: float, trained: float, seconds: float, images: int) -> None:
         state, stage = self.state, self.stage

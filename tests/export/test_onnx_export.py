@@ -102,9 +102,9 @@ def test_macs_on_the_graph_are_those_of_the_plan(tmp_path: Path) -> None:
     assert dense.cost.macs == 40_551_040
 
 
-@pytest.mark.parametrize("opset", [13, 17, 99])
+@pytest.mark.parametrize("opset", [0, 6, 99])
 def test_an_opset_that_cannot_be_written_or_run_is_refused_with_the_range(tmp_path: Path, opset: int) -> None:
-    with pytest.raises(UsageError, match=r"from 18 to \d\d"):
+    with pytest.raises(UsageError, match=r"expected 7 to \d\d"):
         export_onnx(SmallNet(), tmp_path / "model.onnx", SHAPE, opset=opset)
     assert not list(tmp_path.iterdir())
 

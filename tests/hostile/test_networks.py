@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,42 @@ NETWORKS = """
     normalised = network(lambda: nn.Sequential(nn.BatchNorm2d(1), nn.AdaptiveAvgPool2d((2, 5)), nn.Flatten()))
     two = network(lambda: Two(True))
     two_in_training = network(lambda: Two(False))
+    plain_again = network(plain)
+
+    class InTraining(nn.Module):
+        def __init__(self, output, draws=False):
+            super().__init__()
+            self.made, self.output = plain(), output
+
+        def forward(self, x, targets=None):
+            logits = self.made(x)
+            return self.output(self, logits, targets) if self.training else logits
+
+    loss_of_targets = network(lambda: InTraining(lambda self, y, t: nn.functional.cross_entropy(y, t)))
+    loss_alone = network(lambda: InTraining(lambda self, y, t: y.square().mean()))
+    features = network(lambda: InTraining(lambda self, y, t: y[:, :5]))
+    classes = network(lambda: InTraining(lambda self, y, t: y.argmax(1, keepdim=True).expand(-1, 10)))
+    a_dict = network(lambda: InTraining(lambda self, y, t: {"out": y}))
+
+    def penalised(self, y, t):  # needs gradients in its own forward
+        weight = self.made[0].weight
+        return y + torch.autograd.grad(weight.square().sum(), weight, create_graph=True)[0].mean()
+
+    penalty = network(lambda: InTraining(penalised))
+
+    class Nan(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.made = plain()
+
+        def forward(self, x):  # of a kind that noise does not show: an image that is dark on one side
+            logits = self.made(x)
+            if self.training:
+                return logits
+            varied = x[:, :, :, 0].std((1, 2)) > 0
+            return logits + 0 * varied.float().log()[:, None]
+
+    nan_on_some = network(Nan)
 """
 DATA = ("--data", "digits", "--precision", "float32", "--batch-size", "64", "--heldout", "0.5")
 UNTRAINED = ("--dense-epochs", "0", "--svd-epochs", "0", "--fine-tune-epochs", "0")
@@ -162,19 +199,21 @@ def test_a_layer_that_somebody_changed_stays_as_it_is_and_the_others_do_not(name
     assert isinstance(plan["6"], FactorisedLayer)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "said"),
-    [
-        ("two", UNTRAINED, "the network returns a tuple; one tensor, (batch, classes), was wanted"),
-        ("two_in_training", ("--dense-epochs", "1"), "in training mode the network returns a tuple, not the one tensor"),
-    ],
-)
-def test_networks_with_several_outputs_are_refused_with_what_was_wanted(
-    name: str, options: tuple[str, ...], said: str, prune: Command
-) -> None:
-    output = prune(name, *DATA, *options)
+def test_a_network_with_several_outputs_is_refused_with_what_was_wanted(prune: Command) -> None:
+    output = prune("two", *DATA, *UNTRAINED)
     assert output.code == 3
-    assert said in output.err
+    assert "the network returns a tuple; one tensor, (batch, classes), was wanted" in output.err
+
+
+def test_of_a_network_with_several_outputs_in_training_the_first_is_trained_on_and_that_is_said(prune: Command) -> None:
+    options = ("--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "0", "--distill", "0")
+    output = prune("two_in_training", *DATA, *options)
+    assert output.code == 0, output.err
+    assert "in training mode the network returns 2 outputs: the first is trained on, the others are not" in output.err
+    plain = prune("plain_again", *DATA, *options, "-o", "same")
+    assert plain.code == 0, plain.err
+    ours, theirs = (tensors.load(Path(f"{folder}/svd.safetensors")) for folder in ("out", "same"))
+    assert all(torch.equal(value, theirs[name.removeprefix("made.")]) for name, value in ours.items())
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
@@ -202,3 +241,41 @@ def test_a_network_without_macs_is_pruned_to_itself(prune: Command, lrexport: Co
     assert "plan: 0 of 0 MACs (—)" in output.err
     output = lrexport("compress", "networks:normalised", "--macs", "0.5", "--dry-run")
     assert (output.code, output.out) == (0, "0 of 0 MACs (—), counted on the torch network.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("loss_of_targets", "in training mode the network raises TypeError: cross_entropy_loss()"),
+        ("loss_alone", "in training mode the network returns a single number, as if it computed its loss itself"),
+        ("features", "in training mode the network returns float32 of shape (2, 5) for two images of 10 classes"),
+        ("classes", "in training mode the network returns int64 of shape (2, 10) for two images of 10 classes"),
+        ("a_dict", "in training mode the network returns a dict, not the one tensor of eval mode"),
+    ],
+)
+def test_a_network_that_returns_no_logits_in_training_is_refused_before_any_training(
+    name: str, said: str, prune: Command
+) -> None:
+    output = prune(name, *DATA, "--dense-epochs", "1")
+    assert output.code == 3
+    assert said in output.err
+    assert "epoch 1/" not in output.err
+    assert nothing_made()
+
+
+def test_where_nothing_is_trained_what_a_network_returns_in_training_does_not_matter(prune: Command) -> None:
+    output = prune("loss_of_targets", *DATA, *UNTRAINED, "--no-export-check")
+    assert output.code == 0, output.err
+
+
+def test_a_network_that_needs_gradients_in_training_trains(prune: Command) -> None:
+    output = prune("penalty", *DATA, "--dense-epochs", "1", "--svd-epochs", "0", "--fine-tune-epochs", "0")
+    assert output.code == 0, output.err
+
+
+@pytest.mark.parametrize("options", [UNTRAINED, ("--dense-epochs", "1")], ids=["untrained", "trained"])
+def test_a_network_that_gives_nan_has_no_score_and_is_named(options: tuple[str, ...], prune: Command) -> None:
+    output = prune("nan_on_some", *DATA, *options)
+    assert output.code == 3
+    assert re.search(r"the network gives NaN on \d+ of \d+ held-out images, so it has no score", output.err)
+    assert not Path("out/run.json").exists() or load_record(Path("out")).results.compressed is None
