@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _INPUTS_HINT = "--shape NAME=SIZES gives an input's sizes, --input FILE.npz its values."
 _LIMIT_HINT = "Where that is right for it, --timeout SECONDS gives more time and --memory SIZE more memory."
 # For a stage: whatever takes longer on this machine is either not worth a hundred rounds or said to be so.
-_SECONDS, _SECONDS_ON_DEVICE = {"local": 15.0}, 120.0
+_SECONDS, _SECONDS_ON_DEVICE = {"local": 10.0}, 120.0
 _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 
 
@@ -50,7 +50,7 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
     "--timeout",
     type=click.FloatRange(0, 100_000, min_open=True),
     metavar="SECONDS",
-    help="Longest time for loading, the first run, and each other run [default: 15 here, 120 on a device].",
+    help="Longest time for loading, the first run, and each other run [default: 10 here, 120 on a device].",
 )
 @click.option(
     "--memory",

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -285,3 +286,45 @@ def test_latencies_that_bench_wrote_are_taken_for_the_very_files_that_it_measure
     }
     Path("bench.json").write_text("{}")
     assert check("--latency", "bench.json").code == 3
+
+
+FOREIGN: dict[str, tuple[tuple[str, ...], object]] = {
+    "a negative time": (("files", "a", "latency_ms", "p50"), -1.0),
+    "no time": (("files", "a", "latency_ms", "p90"), 0.0),
+    "a time that is text": (("files", "a", "latency_ms", "p50"), "fast"),
+    "an infinite time": (("files", "a", "latency_ms", "p50"), float("inf")),
+    "NaN": (("files", "a", "latency_ms", "iqr"), float("nan")),
+    "no rounds": (("files", "a", "latency_ms", "rounds"), 0),
+    "a negative ratio": (("files", "a", "latency_ms", "ratio"), -0.5),
+    "a target that is a list": (("target",), ["phone"]),
+    "a baseline that is a list": (("baseline",), ["dense"]),
+    "an environment that is a list": (("environment",), []),
+    "files that are a list": (("files",), []),
+    "a file that is null": (("files", "a"), None),
+    "a hash that is a number": (("files", "a", "sha256"), 7),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_latencies_that_no_measurement_gives_are_refused(check: Command, what: str) -> None:
+    from lrexport.artifacts.files import sha256
+    from tests.budget.make_sample import LATENCIES, MACHINE
+
+    path = Path("exports/small.onnx")
+    figures = LATENCIES["compressed"].model_dump(mode="json")
+    entry = {"path": str(path), "sha256": sha256(path), "latency_ms": figures}
+    bench: dict[str, Any] = {"target": "phone", "environment": MACHINE, "baseline": None, "files": {"a": entry}}
+    keys, value = FOREIGN[what]
+    inner = bench
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    Path("bench.json").write_text(json.dumps(bench))
+    budget('max_latency_p90 = "0.5 ms"\ntarget = "phone"', "exports/small.onnx")
+    done = check("--latency", "bench.json")
+    assert done.code == 3
+    other = (
+        "bench.json is not JSON: " if "not a number" in done.err else "bench.json was not written by lrexport bench --json: "
+    )
+    assert other in done.err
+    assert done.out == ""

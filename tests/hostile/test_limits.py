@@ -156,7 +156,7 @@ def test_a_check_that_takes_long_ends_with_the_command_and_leaves_no_process(
     assert listing(here) == before
 
 
-def _endless(path: str) -> None:
+def endless(path: str) -> None:
     """A Loop whose condition stays true and that has no trip count."""
     bool_, float_ = TensorProto.BOOL, TensorProto.FLOAT
     given = [
@@ -174,7 +174,7 @@ def _endless(path: str) -> None:
     )
 
 
-def _asking_for(path: str, numbers: int) -> None:
+def asking_for(path: str, numbers: int) -> None:
     """A graph of some hundred bytes with a tensor of so many floats in it."""
     size = helper.make_tensor("s", TensorProto.INT64, [1], [numbers])
     _save(
@@ -189,7 +189,7 @@ def _asking_for(path: str, numbers: int) -> None:
 
 
 def test_a_file_whose_inference_never_ends_is_given_up_and_named(lrexport: Command) -> None:
-    _endless("model.onnx")
+    endless("model.onnx")
     done = lrexport("bench", "model.onnx", "--rounds", "10", "--timeout", "1")
     assert done.code == 3
     assert "local cannot measure model.onnx: the first run takes more than 1 s" in done.err
@@ -198,7 +198,7 @@ def test_a_file_whose_inference_never_ends_is_given_up_and_named(lrexport: Comma
 
 
 def test_a_file_that_asks_for_more_memory_than_it_may_have_is_refused_and_named(lrexport: Command) -> None:
-    _asking_for("model.onnx", 10**9)
+    asking_for("model.onnx", 10**9)
     done = lrexport("bench", "model.onnx", "--rounds", "10", "--memory", "500MB")
     assert done.code == 3
     assert "local cannot measure model.onnx: it needs more memory than the 0.5 GB that it may have" in done.err
@@ -227,7 +227,7 @@ def test_a_measurement_that_never_ends_stops_with_the_command_and_leaves_no_proc
     here: Path, number: signal.Signals, code: int
 ) -> None:
     path = here / "endless.onnx"
-    _endless(str(path))
+    endless(str(path))
     process = _start("bench", str(path), "--timeout", "1000")
     assert _until(lambda: any(b"--cold" in _command(each) for each in processes_with(str(path))))
     (child,) = [each for each in processes_with(str(path)) if b"--cold" in _command(each)]

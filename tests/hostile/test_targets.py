@@ -16,6 +16,7 @@ from lrexport.measure.targets.ssh import CONFIG_VARIABLE
 from tests.board import Board, write_model, write_ssh_config
 from tests.conftest import heed_ctrl_c
 from tests.hostile.support import Command, Outcome, listing
+from tests.hostile.test_limits import asking_for, endless
 
 ENDLESS = ["--rounds", "1000000"]
 
@@ -238,3 +239,42 @@ def test_a_measurement_that_is_stopped_here_leaves_no_process_on_this_machine(mo
     _, err = process.communicate(timeout=30)
     assert (process.returncode, "Traceback" in err) == (130, False)
     assert list(here.glob("lrexport-*")) == []
+
+
+FLOODS = {
+    "endless lines": ("yes", "floods its output with what is not an answer"),
+    "an endless line": ("yes | tr -d '\\n'", "floods its output: a line of more than"),
+    "an answer of another program": (
+        'echo \'{"environment": {"cpu": 7}}\'; sleep 60',
+        "gave an answer that lrexport's runner does not give",
+    ),
+    "a flood of messages": ("yes >&2 & sleep 1; kill $!; exit 1", "stopped in the middle of a measurement: y"),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_device_that_floods_or_answers_nonsense_is_given_up_with_its_name(
+    what: str, lrexport: Command, model: str, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, message = FLOODS[what]
+    monkeypatch.setattr("lrexport.measure.targets.answers._LINE_BYTES", 1_000_000)
+    done = lrexport("bench", model, "--target", board.with_python(script))
+    assert done.code == 4
+    assert message in done.err
+    assert f"ssh://{board.user}@127.0.0.1:{board.port}" in done.err
+    assert len(done.err) < 2000
+    assert board.left() == []
+
+
+def test_limits_of_time_and_memory_hold_on_a_device_as_well(lrexport: Command, board: Board) -> None:
+    endless("endless.onnx")
+    asking_for("large.onnx", 10**9)
+    for file, option, reason in (
+        ("endless.onnx", ("--timeout", "1"), "the first run takes more than 1 s"),
+        ("large.onnx", ("--memory", "500MB"), "it needs more memory than the 0.5 GB that it may have"),
+    ):
+        done = lrexport("bench", file, "--rounds", "10", *option, "--target", board.url)
+        assert done.code == 3
+        assert f"cannot measure {file}: {reason}" in done.err
+        assert board.left() == []
+        assert board.running("--cold") == board.running("job.json") == []
