@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from lrexport.lowrank.reconstruct import reconstruct
     from lrexport.lowrank.regularisers import losses
     from lrexport.lowrank.selection import select
+    from lrexport.models.weights import load_weights
     from lrexport.runs import load
+    from lrexport.torch_tools.plain_form import make_plain
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,8 @@ _HOMES = {
     "fold": "lrexport.lowrank.fold",
     "reconstruct": "lrexport.lowrank.reconstruct",
     "load": "lrexport.runs",
+    "load_weights": "lrexport.models.weights",
+    "make_plain": "lrexport.torch_tools.plain_form",
     "export_onnx": "lrexport.export.onnx_export",
     "assert_within_budget": "lrexport.checking.asserting",
     "LrexportError": "lrexport.errors",
@@ -46,7 +50,9 @@ __all__ = [
     "fold",
     "input_moments",
     "load",
+    "load_weights",
     "losses",
+    "make_plain",
     "reconstruct",
     "select",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import replace
@@ -35,6 +34,7 @@ from lrexport.record import (
     Results,
 )
 from lrexport.starts import to_svd_form
+from lrexport.torch_tools.copying import copy_network
 from lrexport.training.engine import failing_together, to_fast_layout, with_float64
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 from lrexport.training.stopping import heeding_signals
@@ -49,7 +49,7 @@ def train_dense(job: Job) -> None:
     if epochs and job.splits is not None:
         _train(job, _stage(job, "dense", epochs, job.config.dense_lr), job.dense)
         job.dense_epochs = epochs
-        job.svd = to_svd_form(copy.deepcopy(job.dense), job.recipe, job.config)
+        job.svd = to_svd_form(copy_network(job.dense), job.recipe, job.config)
     elif untrained:
         job.record.notes.append(RANDOM)
     job.config = replace(job.config, dense_epochs=job.dense_epochs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from lrexport.models.names import random_teacher
 from lrexport.models.resolve import ModelRecipe, from_record, resolve
 from lrexport.models.weights import check_finite, load_weights
 from lrexport.record import RANDOM, RECORD, SVD, Earlier, Record, load_record
+from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.plain_form import make_plain
 
 
 @dataclass
@@ -54,7 +55,7 @@ def from_model(config: TrainConfig) -> Start:
     """The start of a new run: what ``config`` names."""
     notes: list[str] = []
     recipe, splits, network = _load(config, notes)
-    svd = to_svd_form(copy.deepcopy(network), recipe, config)
+    svd = to_svd_form(copy_network(network), recipe, config)
     teacher = _load_teacher(config, splits, notes) or network
     record = Record(model=recipe.to_record(), config=config.to_record(), digests=config.digests(), notes=notes)
     return Start(config, recipe, record, splits, network, svd, teacher)
@@ -150,9 +151,10 @@ def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | 
 
 
 def _load_network(recipe: ModelRecipe, weights: Path | None, key: str | None, option: str, notes: list[str]) -> nn.Module:
-    network = recipe.build()
+    network = recipe.as_made(notes)
     if weights is not None:
         notes += load_weights(network, weights, key, option)
+    notes += make_plain(network, recipe.input_shape)
     check_finite(network, "the network")
     return network
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lrexport.export.torch_graph import to_onnx, to_program
 from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, Reference, check_repeats
 from lrexport.lowrank.decompose import eval_mode
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
+from lrexport.torch_tools.copying import copy_network
 from lrexport.units import format_bytes
 
 # Real inputs that are compared; a batch of at most so many random ones is drawn once more.
@@ -94,7 +94,7 @@ def _in_float32_on_cpu(network: nn.Module) -> nn.Module:
         tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()
     ):
         return network
-    return copy.deepcopy(network).cpu().float()
+    return copy_network(network).cpu().float()
 
 
 def _size_bytes(model: onnx.ModelProto) -> int:

@@ -18,6 +18,8 @@ from lrexport.lowrank.schemes import CONV_SCHEMES
 from lrexport.lowrank.torch_macs import count_torch_macs
 from lrexport.lowrank.tracing import eval_mode, run_once
 from lrexport.record import DenseLayer
+from lrexport.torch_tools.plain_form import make_plain, unwrapped
+from lrexport.torch_tools.unregistered import check_registered
 
 __all__ = ["Factorisable", "SVDNetwork", "SchemeFacts", "decompose", "eval_mode", "inspect_layers", "run_once"]
 
@@ -27,6 +29,7 @@ class SVDNetwork:
     """A network in SVD form: which layers are factorised, and which stay dense for what reason.
 
     ``other_macs`` are MACs outside of the listed layers (attention's matrix products, say), ``other_params`` parameters.
+    ``made_plain`` says what was done to the network first, so that its layers and weights are plain ones.
     """
 
     network: nn.Module
@@ -34,6 +37,7 @@ class SVDNetwork:
     dense: dict[str, DenseLayer]
     other_macs: int = 0
     other_params: int = 0
+    made_plain: tuple[str, ...] = ()
 
     @property
     def dense_macs(self) -> int:
@@ -45,7 +49,7 @@ class SVDNetwork:
     def notes(self) -> tuple[str, ...]:
         """What happened in the decompositions so far that the user should know."""
         retried = [name for name in self.layers if svd_form.form_of(self.network.get_submodule(name)).retried]
-        return tuple(
+        return self.made_plain + tuple(
             f"the SVD of layer {name!r} did not converge and was done again in float64 on the CPU" for name in retried
         )
 
@@ -59,15 +63,23 @@ def decompose(
 ) -> SVDNetwork:
     """Put every layer that can gain from it into SVD form at full rank, in place.
 
+    Before that, weights that are computed from others (weight_norm, spectral_norm, prune masks, constant parametrisations)
+    are folded into plain ones, and torch.compile is taken off: ``network`` of the result is then the one it had wrapped.
     ``input_shape`` is one input's, without batch; ``scheme`` "auto" takes each layer's cheapest at full rank; ``keep``
     are shell patterns of layer names that stay dense, ``layer1.*`` say; ``total_macs`` is the count for the whole network,
     attention's products and functional convolutions included, where it is known already; otherwise it is counted here.
     Raises UsageError for an unknown scheme or a pattern that matches no layer, and InputError naming the layer for NaN or
     infinity in a weight, or when the network does not take such an input.
     """
+    network, unwrapping = unwrapped(network, "the network")
+    if any(svd_form.is_attached(module) for module in network.modules() if isinstance(module, WEIGHTED)):
+        raise UsageError("the network is in SVD form already", "Decompose it once; fold makes it plain again.")
     if scheme not in (*CONV_SCHEMES, "auto"):
         raise UsageError(f"unknown scheme {scheme!r}", f"Known: {', '.join(CONV_SCHEMES)}, auto.")
     _check_patterns(network, keep)
+    run_once(network, input_shape)  # for its error, where it does not take such an input
+    made_plain = (*unwrapping, *make_plain(network, input_shape))
+    check_registered(network, lambda: run_once(network, input_shape))
     found = inspect_layers(network, input_shape, scheme, keep)
     layers = {name: fact for name, fact in found.items() if isinstance(fact, Factorisable)}
     dense = {name: fact for name, fact in found.items() if isinstance(fact, DenseLayer)}
@@ -79,7 +91,8 @@ def decompose(
         svd_form.attach(first, layer.scheme, tied)
     counted = sum(fact.dense_macs for fact in found.values())
     other_macs = max(0, total_macs - counted)
-    return SVDNetwork(network, layers, dense, other_macs, params - sum(fact.dense_params for fact in found.values()))
+    other_params = params - sum(fact.dense_params for fact in found.values())
+    return SVDNetwork(network, layers, dense, other_macs, other_params, made_plain)
 
 
 def _check_patterns(network: nn.Module, keep: Collection[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from lrexport.lowrank.pairs import put_pairs, untrained_pair
 from lrexport.lowrank.schemes import SCHEMES, schemes_of
 from lrexport.lowrank.truncation import Truncations
 from lrexport.record import FactorisedLayer, Plan, Scheme
+from lrexport.torch_tools.copying import copy_network
 
 
 @parametrize.cached()  # a layer's settings are read off its weight, too, and composing that is a large product
@@ -27,7 +27,7 @@ def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) ->
     that was known; without them the largest |s| are kept. The network in ``svd`` is left as it is. Stride, padding in
     every mode, dilation, groups and bias carry over exactly; layers that share a weight become pairs that share theirs.
     """
-    network = copy.deepcopy(svd.network)
+    network = copy_network(svd.network)
     for name, facts in svd.layers.items():
         planned = plan.get(name)
         if isinstance(planned, FactorisedLayer):

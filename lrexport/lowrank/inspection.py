@@ -21,14 +21,13 @@ from lrexport.lowrank.schemes import SCHEMES, scheme_for, schemes_of
 from lrexport.lowrank.tracing import trace
 from lrexport.lowrank.trial import misfits
 from lrexport.record import DenseKind, DenseLayer, Scheme
+from lrexport.torch_tools.equivalents import computes_itself, why_not_plain
 from lrexport.units import format_count
 
 # Modules that multiply by weights of their own and have no scheme.
 _WITHOUT_SCHEME = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 # These hand their children's weights to fused functions instead of calling the children.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-# Methods in which a subclass could compute something else.
-_COMPUTES = ("__call__", "forward", "_conv_forward")
 _Why = tuple[DenseKind, str]
 
 
@@ -184,12 +183,9 @@ class _Layers:
         if readers := [parent for parent in self.parents[layer] if isinstance(parent, _READS_CHILDREN)]:
             return f"{type(readers[0]).__name__} uses its weight without calling it"
         if parametrize.is_parametrized(layer):
-            return "its weight has a parametrisation already"
-        base: Any = next(kind for kind in type(layer).__mro__ if kind in WEIGHTED)
-        # What was put on the layer itself may be any callable, and no method.
-        methods = [(getattr(layer, name), getattr(base, name)) for name in _COMPUTES if hasattr(base, name)]
-        if any(getattr(found, "__func__", None) is not usual for found, usual in methods):
-            return f"{type(layer).__name__} may compute something else than {base.__name__}"
+            return "its weight has a parametrisation that is not constant"
+        if computes_itself(layer):
+            return why_not_plain(layer)
         if not isinstance(layer.weight, nn.Parameter):
             return "its weight is computed by a hook"
         if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:

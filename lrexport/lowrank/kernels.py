@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-WEIGHTED = (*PLAIN, *TRANSPOSED, nn.Linear)
+from lrexport.torch_tools.layers import PLAIN as PLAIN
+from lrexport.torch_tools.layers import TRANSPOSED as TRANSPOSED
+from lrexport.torch_tools.layers import WEIGHTED as WEIGHTED
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrexport.errors import UsageError
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.patches import draw, patches_at, positions, sizes_of
@@ -38,13 +39,15 @@ def every_scheme_of(svd: SVDNetwork) -> Schemes:
 
 
 @torch.no_grad()
-def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], schemes: Schemes | None = None) -> Moments:
+def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | None = None) -> Moments:
     """E[x xᵀ] over the columns of a layer's matrix, (columns, columns) or (g, columns, columns), by layer and scheme.
 
-    ``schemes`` are by default those of the SVD form; ``batches`` are (images, labels), labels are not used, and of more than
-    10,000 the first. x is one column's worth of the input: input channels times the taps of the pair's first half. Layers
-    with too many columns are left out.
+    ``schemes`` are by default those of the SVD form. ``batches`` are tensors, (N, …), or pairs of one and anything else, as
+    a DataLoader's (images, labels) are; labels are not used, and of more than 10,000 batches the first count. One tensor is
+    one batch. x is one column's worth of the input: input channels times the taps of the pair's first half. Layers with too
+    many columns are left out. Raises UsageError for batches of another kind.
     """
+    batches = [batches] if isinstance(batches, Tensor) else batches
     schemes = schemes or own_schemes_of(svd)
     wanted = {name: _not_too_wide(svd, name, schemes[name]) for name in svd.layers}
     sums: dict[str, dict[Scheme, Tensor]] = {name: {} for name in wanted}
@@ -74,8 +77,8 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
                 hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
 
     with ExitStack() as hooks, eval_mode(svd.network):
-        for number, (images, _) in enumerate(islice(batches, _MOST_SAMPLES)):
-            images = fast_layout(svd.network, images)
+        for number, batch in enumerate(islice(batches, _MOST_SAMPLES)):
+            images = fast_layout(svd.network, images_of(batch))
             if not number:  # finding out which layout the network takes was not to be watched
                 watch_all(hooks)
             svd.network(images)
@@ -83,6 +86,17 @@ def input_moments(svd: SVDNetwork, batches: Iterable[tuple[Tensor, Tensor]], sch
         name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in found.items()}
         for name, found in sums.items()
     }
+
+
+def images_of(batch: object) -> Tensor:
+    """The inputs in a batch: the tensor itself, or the first of several things. Raises UsageError for anything else."""
+    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(images, Tensor):
+        raise UsageError(
+            f"invalid batch of type {type(batch).__name__}: expected a tensor (N, …), or a pair of one and its labels",
+            "Give an iterable of those: a DataLoader, [images], or ((item['image'], None) for item in loader).",
+        )
+    return images
 
 
 def columns_of(layer: Any, patches: Tensor, scheme: Scheme) -> Tensor:

@@ -28,6 +28,7 @@ from lrexport.models.names import (
 )
 from lrexport.models.vision import torchvision, with_operators
 from lrexport.record import ModelSource
+from lrexport.torch_tools.plain_form import make_plain, unwrapped
 from lrexport.trust import consent
 from lrexport.trust.here import import_here
 
@@ -50,10 +51,18 @@ class ModelRecipe:
     is_named: bool = False
 
     def build(self) -> nn.Module:
-        """A new network with fresh weights, in eval mode, in float32, all of its weights trainable.
+        """A new network of plain layers with fresh weights: see :meth:`as_made`, :func:`make_plain`."""
+        network = self.as_made([])
+        make_plain(network, self.input_shape)
+        return network
 
-        Parameters that the builder froze train, too: what compression breaks has to heal everywhere. Lazy layers get their
-        weights from one input. Raises UsageError where the builder fails or returns what is no network of plain layers,
+    def as_made(self, notes: list[str]) -> nn.Module:
+        """A new network with fresh weights under the names that its builder gives them, in eval mode, in float32.
+
+        All of its weights are trainable; torch.compile is taken off, and ``notes`` says so. Parameters that the builder
+        froze train, too: what compression breaks has to heal everywhere. Lazy layers get their weights from one input.
+
+        Raises UsageError where the builder fails or returns what is no network of layers that can be changed, and
         InputError where lazy layers do not take the input.
         """
         try:
@@ -69,7 +78,8 @@ class ModelRecipe:
                 f"MODEL {self.source!r} returned {type(network).__name__}, a torch.nn.Module was wanted",
                 "The callable must return the network itself.",
             )
-        _check_plain(network, self.source)
+        network, said = unwrapped(network, f"MODEL {self.source!r} returned a network")
+        notes += said
         network = network.float().eval()
         _fill_lazy_layers(network, self.input_shape)
         for parameter in network.parameters():
@@ -217,22 +227,6 @@ def import_callable(
     if not callable(target):
         raise UsageError(f"{what} {path!r} is a {type(target).__name__}, not a callable")
     return target
-
-
-def _check_plain(network: nn.Module, source: str) -> None:
-    """Raise UsageError for what has layers that nobody can look into or change, or no weights."""
-    where = f"MODEL {source!r} returned a network"
-    for name, module in network.named_modules():
-        what = f"{where}: {name!r} is" if name else f"{where} that is"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UsageError(f"{what} TorchScript, whose layers cannot be changed", "Return the network it was made from.")
-        # OptimizedModule, by what it wraps: importing its class would load the compiler.
-        if "_orig_mod" in dict(module.named_children()) or getattr(module, "_compiled_call_impl", None) is not None:
-            hint = "Return it without torch.compile; --compile trains through that."
-            raise UsageError(f"{what} compiled, so that its layers cannot be changed", hint)
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if tensor.is_meta:
-            raise UsageError(f"{where} without values: {name!r} is on the meta device", "Build it on the CPU.")
 
 
 def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from torch import nn
 from lrexport.data.images import Splits
 from lrexport.errors import UsageError
 from lrexport.lowrank.svd_form import fit_ranks
+from lrexport.torch_tools.copying import copy_network
 from lrexport.training.batchnorm import global_statistics, needing_several
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.memory import naming_the_batch
@@ -74,7 +74,7 @@ def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: 
     """Median time of a step of the stage, on a copy of ``network`` that is thrown away. Raises UsageError as above."""
     _check_batch(network, splits, stage, fabric)
     plain = replace(stage, epochs=1, distill=0.0, lr=1e-12)  # at which a step takes as long, and none diverges
-    training = StageRun(copy.deepcopy(network), splits, plain, fabric, lambda _event: None, None, None)
+    training = StageRun(copy_network(network), splits, plain, fabric, lambda _event: None, None, None)
     with global_statistics(training.network, fabric.world_size):
         training.set_up(None)
         training.wrapped.train()

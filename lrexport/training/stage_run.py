@@ -21,6 +21,7 @@ from lrexport.data.images import Splits
 from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
 from lrexport.lowrank.tracing import fast_layout
+from lrexport.torch_tools.copying import copy_network
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
 from lrexport.training.engine import freeze_unused, to_fast_layout
 from lrexport.training.first_pass import logits_of
@@ -148,7 +149,7 @@ class StageRun:
         self.state.batch_size = stage.batch_size
         if self.teacher is not None and not self.has_teacher:
             self.has_teacher = True
-            frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
+            frozen = copy_network(self.teacher).eval().requires_grad_(False)
             self.teacher = to_fast_layout(frozen, self.splits.train.image_shape).to(fabric.device)
         if fabric.device.type == "cuda":  # sets that are in memory stay on the device, augmentation happens there
             self.splits = self.splits.to(fabric.device)

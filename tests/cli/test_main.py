@@ -70,8 +70,8 @@ def test_a_mistake_is_exit_code_2_and_says_what_to_write(
 def test_the_public_api_is_what_it_says() -> None:
     assert sorted(lrexport.__all__) == [
         "DeviceError", "InputError", "LrexportError", "UsageError",
-        "assert_within_budget", "decompose", "export_onnx", "fold", "input_moments", "load", "losses", "reconstruct",
-        "select",
+        "assert_within_budget", "decompose", "export_onnx", "fold", "input_moments", "load", "load_weights", "losses",
+        "make_plain", "reconstruct", "select",
     ]  # fmt: skip
     for name in lrexport.__all__:
         assert getattr(lrexport, name).__doc__

@@ -46,14 +46,6 @@ USERS = """
     def partly_scripted():
         return nn.Sequential(nn.Conv2d(3, 3, 1), torch.jit.script(plain()))
 
-    def compiled():
-        return torch.compile(plain())
-
-    def compiled_in_place():
-        made = plain()
-        made[2].compile()
-        return made
-
     def without_values():
         with torch.device("meta"):
             return plain()
@@ -100,7 +92,7 @@ USERS = """
     def with_none():
         return Wrapping(lambda x: ({"logits": x, "loss": None}, [x]))
 
-    functions = [raising, exiting, returning, wrong_shape, scripted, partly_scripted, compiled, compiled_in_place]
+    functions = [raising, exiting, returning, wrong_shape, scripted, partly_scripted]
     functions += [without_values, lazy, lazy_and_unused, lazy_for_sequences, dataclass, with_a_number, nothing, with_none]
     for function in functions:
         function.input_shape = (3, 8, 8)
@@ -154,12 +146,10 @@ MODELS = {
     "something else than a network": ("users:returning", "MODEL 'users:returning' returned str", "nn.Module was wanted"),
     "TorchScript": (
         "users:scripted",
-        "MODEL 'users:scripted' returned a network that is TorchScript, whose layers cannot be changed",
-        "Return the network it was made from",
+        "MODEL 'users:scripted' returned a network that is TorchScript (Sequential), whose layers cannot be changed",
+        "Return the network without torch.jit",
     ),
     "TorchScript inside": ("users:partly_scripted", "returned a network: '1' is TorchScript", ""),
-    "a compiled network": ("users:compiled", "returned a network that is compiled, so that its layers", "--compile"),
-    "a layer compiled in place": ("users:compiled_in_place", "returned a network: '2' is compiled", "--compile"),
     "a network without values": (
         "users:without_values",
         "returned a network without values: '0.weight' is on the meta device",

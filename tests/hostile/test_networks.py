@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrexport import load as lrexport_load
+from lrexport import runs
 from lrexport.artifacts import tensors
 from lrexport.record import FactorisedLayer, load_record
+from lrexport.trust.here import import_here
 from tests.hostile.support import Command, Outcome, nothing_made, write_module
 
 NETWORKS = """
     import functools
+    import threading
     import torch
     from torch import nn
 
@@ -84,6 +88,74 @@ NETWORKS = """
         made = plain()
         nn.utils.weight_norm(made[3])
         return made
+
+    class Keeping(nn.Module):
+        def __init__(self, what):
+            super().__init__()
+            self.made, self.what = plain(), what
+            if what == "prior":
+                self.prior = self.made[-1].weight.norm(dim=1)
+            if what == "lock":
+                self.kept = {"lock": threading.Lock(), "file": open(__file__)}
+
+        def forward(self, x):
+            logits = self.made(x)
+            if self.what == "loss":
+                self.loss = logits.square().mean()
+            return logits
+
+    keeping_loss = network(lambda: Keeping("loss"))
+    keeping_prior = network(lambda: Keeping("prior"))
+    keeping_lock = network(lambda: Keeping("lock"))
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3), nn.Linear(32, 10)
+            self.register_buffer("mask", torch.full((36, 36), float("-inf")).triu(1))
+
+        def forward(self, x):
+            x = self.second(self.first(x)).flatten(2)
+            return self.last(((x.mT @ x + self.mask).softmax(-1) @ x.mT).mean(1))
+
+    masked = network(Masked)
+
+    @network
+    def prepared():
+        import torch.ao.quantization as quantization
+        made = plain().train()
+        made.qconfig = quantization.get_default_qat_qconfig("x86")
+        return quantization.prepare_qat(made)
+
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.head = [nn.Conv2d(1, 16, 3), nn.ReLU()], nn.Linear(16, 10)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(x.mean((2, 3)))
+
+    listed = network(Listed)
+
+    @network
+    def scripted_layers():
+        made = plain()
+        made[3] = torch.jit.script(made[3])
+        return made
+
+    @network
+    def scripted():
+        made = plain()
+        made[2] = torch.jit.script(nn.Hardswish())
+        return made
+
+    @network
+    def compiled():
+        made = plain()
+        made[3] = torch.compile(made[3])
+        return torch.compile(made)
 
     class Two(nn.Module):
         def __init__(self, always):
@@ -190,13 +262,77 @@ def test_layers_that_are_called_by_the_name_of_their_argument_are_factorised_and
     assert isinstance(load_record(Path("out")).plan["second"], FactorisedLayer)
 
 
-@pytest.mark.parametrize("name", ["patched", "hooked"])
-def test_a_layer_that_somebody_changed_stays_as_it_is_and_the_others_do_not(name: str, prune: Command) -> None:
-    output = prune(name)
+def test_a_layer_that_somebody_changed_stays_as_it_is_and_the_others_do_not(prune: Command) -> None:
+    output = prune("patched")
     assert output.code == 0, output.err
     plan = load_record(Path("out")).plan
     assert not isinstance(plan.get("3"), FactorisedLayer)
     assert isinstance(plan["6"], FactorisedLayer)
+
+
+def test_weights_that_are_computed_are_folded_once_their_checkpoint_is_loaded(prune: Command, lrexport: Command) -> None:
+    made = import_here("networks").hooked()
+    with torch.no_grad():
+        made[3].weight_g.mul_(3)
+    torch.save({"state_dict": made.state_dict()}, "w.pt")
+    output = prune("hooked", "--weights", "w.pt")
+    assert output.code == 0, output.err
+    note = "weight_norm of 1 weight was folded into plain ones"
+    assert output.err.count(note) == 1
+    assert note in load_record(Path("out")).notes
+    assert getattr(load_record(Path("out")).plan["3"], "kind", "") != "unsupported"
+    dense = runs.load_start(Path("out"), load_record(Path("out")))
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.allclose(dense(images), made.eval()(images), rtol=1e-5, atol=1e-6)
+    assert not any("weight_" in name for name in lrexport_load("out").state_dict())
+    output = lrexport("compress", "out", "--macs", "0.5", "-o", "again")
+    assert output.code == 0, output.err
+
+
+@pytest.mark.parametrize("name", ["loss", "prior", "lock"])
+@pytest.mark.parametrize("data", [DATA, ()], ids=["data", "no data"])
+def test_what_a_network_keeps_on_its_modules_is_in_nobodys_way(name: str, data: tuple[str, ...], prune: Command) -> None:
+    training = ("--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "1") if data else ()
+    output = prune(f"keeping_{name}", *data, *training)
+    assert output.code == 0, output.err
+    assert isinstance(load_record(Path("out")).plan["made.6"], FactorisedLayer)
+
+
+def test_a_mask_of_infinity_is_no_weight(prune: Command, lrexport: Command) -> None:
+    output = prune("masked")
+    assert output.code == 0, output.err
+    assert bool(tensors.load(Path("out/model.safetensors"))["mask"].isinf().any())
+    output = lrexport("onnx", "out", "--rounds", "0")
+    assert output.code == 0, output.err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("prepared", 2, "'0' is prepared for quantisation (Conv2d)"),
+        ("listed", 3, "the network uses weights that are not in its state dict: layers[0].weight, layers[0].bias"),
+        ("scripted_layers", 2, "'3' is TorchScript (Conv2d), whose layers cannot be changed"),
+    ],
+)
+def test_networks_that_cannot_be_compressed_are_refused_by_name_before_training(
+    name: str, code: int, said: str, prune: Command
+) -> None:
+    output = prune(name, *DATA, "--dense-epochs", "1")
+    assert output.code == code
+    assert said in " ".join(output.err.split())
+    assert nothing_made()
+
+
+@pytest.mark.parametrize("name", ["scripted", "compiled"])
+def test_scripted_activations_and_compiled_parts_are_compressed_and_exported(
+    name: str, prune: Command, lrexport: Command
+) -> None:
+    output = prune(name)
+    assert output.code == 0, output.err
+    assert ("note: torch.compile was taken off" in output.err) == (name == "compiled")
+    output = lrexport("onnx", "out", "--rounds", "0")
+    assert output.code == 0, output.err
 
 
 def test_a_network_with_several_outputs_is_refused_with_what_was_wanted(prune: Command) -> None:

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from lrexport.errors import InputError, UsageError
 from lrexport.export.onnx_export import export_onnx
@@ -75,15 +75,39 @@ def test_depthwise_convolutions_stay_dense_and_are_listed() -> None:
     assert set(reasons(network, (8, 9, 9)).values()) == {"depthwise convolution"}
 
 
-def test_a_subclass_that_computes_something_else_and_an_existing_parametrisation_are_left_alone() -> None:
+def test_a_subclass_that_computes_something_else_and_a_weight_that_is_drawn_are_left_alone() -> None:
     class Mine(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * 2
 
-    network = nn.Sequential(Mine(8, 8, 3), parametrizations.weight_norm(nn.Conv2d(8, 8, 3)))
+    class Noisy(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight + torch.randn_like(weight)
+
+    network = nn.Sequential(Mine(8, 8, 3), nn.Conv2d(8, 8, 3))
+    parametrize.register_parametrization(network[1], "weight", Noisy())
     found = reasons(network, (8, 9, 9))
-    assert found["0"] == "Mine may compute something else than Conv2d"
-    assert found["1"] == "its weight has a parametrisation already"
+    assert found["0"] == "Mine computes something else than Conv2d"
+    assert found["1"] == "its weight has a parametrisation that is not constant"
+
+
+def test_computed_weights_are_folded_before_and_said_in_the_notes() -> None:
+    svd = decompose(nn.Sequential(parametrizations.weight_norm(nn.Conv2d(8, 8, 3))), (8, 9, 9))
+    assert [*svd.layers] == ["0"]
+    assert svd.notes == ("weight_norm of 1 weight was folded into plain ones",)
+
+
+def test_a_network_is_decomposed_once(small_net: nn.Module) -> None:
+    decompose(small_net, (3, 12, 12))
+    with pytest.raises(UsageError, match="the network is in SVD form already"):
+        decompose(small_net, (3, 12, 12))
+
+
+def test_a_compiled_network_is_decomposed_as_the_one_it_was_made_from(small_net: nn.Module) -> None:
+    compiled = torch.compile(small_net, backend="eager")
+    svd = decompose(compiled, (3, 12, 12))
+    assert svd.network is small_net
+    assert svd.notes == ("torch.compile was taken off the whole network; --compile trains through it",)
 
 
 def test_a_subclass_that_computes_the_same_is_factorised() -> None:
@@ -182,7 +206,10 @@ def test_a_weight_computed_by_a_hook_and_one_tied_to_an_embedding_stay_dense() -
         def __init__(self) -> None:
             super().__init__()
             self.embedding, self.hooked, self.out = nn.Embedding(40, 32), nn.Linear(32, 32), nn.Linear(32, 40)
-            torch.nn.utils.weight_norm(self.hooked)
+            value = self.hooked.weight
+            del self.hooked.weight
+            self.hooked.source = value
+            self.hooked.register_forward_pre_hook(lambda layer, _: setattr(layer, "weight", layer.source * 2))
             self.out.weight = self.embedding.weight
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

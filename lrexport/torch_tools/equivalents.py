@@ -1,0 +1,250 @@
+"""Subclasses of convolutions and Linear: the plain layer that computes the same, where a trial finds one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.layers import TRANSPOSED, WEIGHTED
+from lrexport.torch_tools.modules import replace
+
+# Methods in which a subclass could compute something else.
+_COMPUTES = ("__call__", "forward", "_conv_forward")
+_FUNCTIONS: dict[Callable[..., Any], type[nn.Module]] = {
+    F.conv1d: nn.Conv1d,
+    F.conv2d: nn.Conv2d,
+    F.conv3d: nn.Conv3d,
+    F.conv_transpose1d: nn.ConvTranspose1d,
+    F.conv_transpose2d: nn.ConvTranspose2d,
+    F.conv_transpose3d: nn.ConvTranspose3d,
+    F.linear: nn.Linear,
+}
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_ARGUMENTS_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+# Of the largest output; two ways to the same sum in float32 differ by less.
+_TOLERANCE = 1e-5
+
+
+class _NoPlainLayer(Exception):
+    """There is none that computes the same; the text says why."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The one call of a convolution or of ``linear`` in a layer's forward pass."""
+
+    kind: type[nn.Module]
+    given: dict[str, Any]
+
+
+def base_of(layer: nn.Module) -> type[nn.Module]:
+    """The layer of torch.nn that it is, or derives from."""
+    return next(kind for kind in type(layer).__mro__ if kind in WEIGHTED)
+
+
+def computes_itself(layer: nn.Module) -> bool:
+    """Whether its class, or something put on the layer itself, replaces what its base class computes."""
+    base = base_of(layer)
+    # What was put on the layer itself may be any callable, and no method.
+    methods = [(getattr(layer, name), getattr(base, name)) for name in _COMPUTES if hasattr(base, name)]
+    return any(getattr(method, "__func__", None) is not usual for method, usual in methods)
+
+
+def make_layers_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
+    """Put plain layers in the places of subclasses that compute the same, in place; returns what was done, for people.
+
+    Each is tried alone on random inputs, and all together on the network, which is left as it was where it then does
+    something else. What a layer computes is decided with random weights, so that it is decided alike in a network that is
+    built again.
+    """
+    owners = Counter(id(value) for module in network.modules() for value in module.parameters(recurse=False))
+    before: dict[nn.Module, nn.Module] = {}
+    for name, module in list(network.named_modules()):
+        if name and isinstance(module, WEIGHTED) and computes_itself(module) and _is_its_class(module):
+            tied = any(owners[id(value)] > 1 for value in module.parameters(recurse=False))
+            with suppress(_NoPlainLayer):
+                before[plain_equivalent(module, tied)] = module
+    if not before:
+        return []
+    generator = torch.Generator().manual_seed(0)
+    example = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
+    images = torch.randn((2, *input_shape), generator=generator).to(example)
+    wanted = _output(network, images)
+    for plain, layer in before.items():
+        replace(network, layer, plain)
+    if not _agree(_output(network, images), wanted, 1e-3):
+        for plain, layer in before.items():
+            replace(network, plain, layer)
+        return []
+    kinds = Counter((type(layer).__name__, type(plain).__name__) for plain, layer in before.items())
+    return [f"{count} {kind} compute what {plain} does and became that" for (kind, plain), count in kinds.items()]
+
+
+def why_not_plain(layer: nn.Module) -> str:
+    """Why no plain layer computes what ``layer`` does, whose class computes something of its own."""
+    try:
+        plain_equivalent(layer, tied=False)
+    except _NoPlainLayer as why:
+        return f"{type(layer).__name__} {why}"
+    return f"{type(layer).__name__} may compute something else than {base_of(layer).__name__}"
+
+
+@torch.no_grad()
+def plain_equivalent(layer: nn.Module, tied: bool) -> nn.Module:
+    """A plain layer with the weight that ``layer`` computes. Raises _NoPlainLayer; ``tied`` says others have its weight."""
+    mode = layer.training
+    layer.training = False
+    try:
+        drawn = copy_network(layer)
+        generator = torch.Generator().manual_seed(0)
+        for value in drawn.parameters():
+            if value.is_floating_point():
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.5)
+        for each in (drawn, layer):
+            plain = _plain_of(each)
+            for given in _inputs(each, generator):
+                if not _agree(_run(each, given.clone()), plain(given), _TOLERANCE):
+                    raise _NoPlainLayer(f"computes something else than {type(plain).__name__}")
+    except _NoPlainLayer:
+        raise
+    except Exception as error:  # the code is others': whatever it raises on an input of its size, it stays as it is
+        raise _NoPlainLayer(f"may compute something else than {base_of(layer).__name__}") from error
+    finally:
+        layer.training = mode
+    _keep_parameters(plain, layer, tied)
+    return plain.train(mode)
+
+
+def _is_its_class(layer: nn.Module) -> bool:
+    """Whether what it computes stands in its class, and nobody watches or changed this one layer."""
+    changed = [name for name in _COMPUTES if name in vars(layer)]
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return not changed and not any(hooks)
+
+
+def _plain_of(layer: Any) -> Any:
+    """The plain layer for the call that ``layer`` makes, with the weight of that call."""
+    given = next(_inputs(layer, torch.Generator().manual_seed(1)))
+    watch = _Calls()
+    with watch:
+        layer(given)
+    if len(watch.calls) != 1:
+        what = "several products" if watch.calls else "no convolution or linear function that could be seen"
+        raise _NoPlainLayer(f"computes {what}")
+    call = watch.calls[0]
+    weight, bias, inner = call.given["weight"], call.given.get("bias"), call.given["input"]
+    if not isinstance(layer, call.kind):
+        raise _NoPlainLayer(f"computes something else than {base_of(layer).__name__}")
+    options: dict[str, Any] = {"bias": bias is not None, "dtype": weight.dtype, "device": weight.device}
+    if call.kind is nn.Linear:
+        plain: Any = nn.Linear(weight.shape[1], weight.shape[0], **options)
+    else:
+        plain = _convolution(call, weight, inner, given, layer, options)
+    plain.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        plain.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
+    return plain
+
+
+def _convolution(call: _Call, weight: Tensor, inner: Tensor, given: Tensor, layer: Any, options: dict[str, Any]) -> Any:
+    transposed, groups = call.kind in TRANSPOSED, int(call.given.get("groups", 1))
+    outer, into = weight.shape[0], weight.shape[1] * groups
+    axes = weight.ndim - 2
+    settings = {name: call.given[name] for name in ("stride", "dilation", "output_padding") if name in call.given}
+    settings = {name: _on_each_axis(value, axes) for name, value in settings.items()}
+    padding: Any = call.given.get("padding", 0)
+    if not isinstance(padding, str):
+        padding = _on_each_axis(padding, axes)
+    added = [inner.shape[-axes + axis] - given.shape[-axes + axis] for axis in range(axes)]
+    mode = "zeros"
+    if any(added):
+        if any(each < 0 or each % 2 for each in added) or isinstance(padding, str) or transposed:
+            raise _NoPlainLayer("pads its input by more on one side")
+        if any(padding):
+            raise _NoPlainLayer("pads its input twice")
+        padding = tuple(each // 2 for each in added)
+        mode = str(getattr(layer, "padding_mode", "zeros"))
+    channels = (outer, into) if transposed else (into, outer)
+    return call.kind(
+        *channels, tuple(weight.shape[2:]), padding=padding, groups=groups, padding_mode=mode, **settings, **options
+    )
+
+
+def _on_each_axis(value: Any, axes: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * axes if len(values) == 1 else values
+
+
+class _Calls(TorchFunctionMode):
+    """Notes the convolutions and linear functions that run, and how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kind = _FUNCTIONS.get(func)
+        if kind is not None:
+            names = _ARGUMENTS_TRANSPOSED if kind in TRANSPOSED else _ARGUMENTS
+            self.calls.append(_Call(kind, {**dict(zip(names, args, strict=False)), **(kwargs or {})}))
+        return func(*args, **(kwargs or {}))
+
+
+def _inputs(layer: Any, generator: torch.Generator) -> Iterator[Tensor]:
+    """Inputs of several sizes, even and odd, and of several scales: what depends on either is no plain layer."""
+    example = next(value for value in layer.parameters() if value.is_floating_point())
+    if isinstance(layer, nn.Linear):
+        shapes: list[tuple[int, ...]] = [(3, layer.in_features), (2, 2, layer.in_features)]
+    else:
+        reach = [dilation * (size - 1) + 1 for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+        shapes = [(2, layer.in_channels, *(2 * each + more for each in reach)) for more in (4, 5)]
+    for shape in shapes:
+        drawn = torch.randn(shape, generator=generator).to(example)
+        yield drawn
+        yield 3 * drawn.abs() + 1
+
+
+def _run(layer: nn.Module, given: Tensor) -> object:
+    return layer(given)
+
+
+@torch.no_grad()
+def _output(network: nn.Module, images: Tensor) -> object:
+    """What the network gives in eval mode, or the kind of error that it raises."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return network(images.clone())
+    except Exception as error:
+        return type(error)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _agree(one: object, other: object, tolerance: float) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return not isinstance(one, Tensor) and not isinstance(other, Tensor) and type(one) is type(other)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return float((one - other).abs().max()) <= tolerance * max(float(other.abs().max()), 1e-12)
+
+
+def _keep_parameters(plain: Any, layer: Any, tied: bool) -> None:
+    """A weight that is the layer's own parameter stays that, and so stays tied; one that is computed must not be."""
+    own = {id(value) for value in layer.parameters(recurse=False)}
+    if tied and id(plain.weight) not in own:
+        raise _NoPlainLayer("computes its weight from one that others share")

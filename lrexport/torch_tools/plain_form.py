@@ -1,0 +1,30 @@
+"""A network as one of plain layers with plain weights, which is what can be factorised, trained and exported."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lrexport.torch_tools.compiled import without_compiler
+from lrexport.torch_tools.equivalents import make_layers_plain
+from lrexport.torch_tools.refusal import check_workable
+from lrexport.torch_tools.reparametrised import fold_reparametrised
+
+
+def unwrapped(network: nn.Module, where: str) -> tuple[nn.Module, list[str]]:
+    """The network without torch.compile and without scripted activations, changed in place, and what to note.
+
+    Raises UsageError, whose sentence ``where`` begins, for layers that cannot be changed.
+    """
+    network, compiled = without_compiler(network)
+    check_workable(network, where)
+    named = ", ".join(name or "the whole network" for name in compiled[:5]) + (", …" if len(compiled) > 5 else "")
+    return network, [f"torch.compile was taken off {named}; --compile trains through it"] if compiled else []
+
+
+def make_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
+    """Fold weights that are computed from others, and put plain layers in the places of equal ones, in place.
+
+    Returns what was done, for people. Weights have to be loaded before: their names change (``weight_g`` and ``weight_v``
+    become ``weight``). ``input_shape`` is that of one input, without the batch.
+    """
+    return fold_reparametrised(network) + make_layers_plain(network, input_shape)
