@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from lrexport.artifacts.lfs import is_lfs_pointer
 from lrexport.artifacts.onnx_expansion import check_expansion
 from lrexport.artifacts.onnx_repair import allowances, repair
 from lrexport.confinement import confine, die_with_parent
@@ -105,6 +106,9 @@ def _external_files(model: onnx.ModelProto) -> list[str]:
             os.path.join(home, os.path.dirname(place))
         ):
             outside.append(f"{place}, through a symbolic link")
+            continue
+        if is_lfs_pointer(place):
+            absent.append(f"{place} is a Git LFS pointer, git lfs pull fetches what it points to")
             continue
         size = os.path.getsize(place) if os.path.isfile(place) else 0
         offset, length = (entries.get(key, "0") for key in ("offset", "length"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts import onnx_child
+from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.artifacts.plain_files import check_input
 from lrexport.errors import InputError
 from lrexport.units import format_bytes
@@ -66,6 +67,7 @@ def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if size == 0:
         raise InputError(f"empty file: {path}", "It was probably not written to the end; export it again.")
+    refuse_lfs_pointer(path)
     if size > _PROTOBUF_LIMIT:
         raise InputError(
             f"{path} has {format_bytes(size)}; a single ONNX file has at most 2 GiB",

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lrexport.artifacts import files
 from lrexport.artifacts.json_files import first_fault, read_json
-from lrexport.budget.facts import Facts
+from lrexport.budget.facts import Facts, Unreadable
 from lrexport.errors import InputError
 
 FILE = "lrexport-baseline.json"
 SCHEMA_VERSION = 1
+# How a lower bound of MACs is called in the file.
+_AT_LEAST = "macs_at_least"
+# Beyond what any figure is: so large a number could not even be divided.
+_MOST = 1 << 63
 
 
-def read_baseline(path: Path) -> dict[str, Facts]:
-    """Model → figures. Raises InputError where the file is malformed or of another schema."""
-    from pydantic import TypeAdapter, ValidationError
-
+def read_baseline(path: Path) -> dict[str, Facts | Unreadable]:
+    """Model → figures, or why the entry is not valid. Raises InputError where the file is malformed or of another schema."""
     value = read_json(path, "lrexport check --update-baseline writes a baseline.")
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
@@ -27,19 +28,54 @@ def read_baseline(path: Path) -> dict[str, Facts]:
             f"{path} is no baseline that this lrexport reads: schema version {version!r}, {SCHEMA_VERSION} was wanted",
             "lrexport check --update-baseline writes one.",
         )
+    models = value.get("models")
+    if not isinstance(models, dict):
+        raise InputError(f"{path} is no valid baseline: models is {type(models).__name__}, expected a table of models")
+    return {name: _facts(path, name, entry) for name, entry in models.items()}
+
+
+def _facts(path: Path, name: str, entry: Any) -> Facts | Unreadable:
+    from pydantic import TypeAdapter, ValidationError
+
+    place = f"models.{name}"
+    known = entry
+    if isinstance(entry, dict) and _AT_LEAST in entry:
+        known = {key: value for key, value in entry.items() if key != _AT_LEAST} | {"macs": entry[_AT_LEAST]}
     try:
-        return TypeAdapter(dict[str, Facts]).validate_python(value.get("models"))
+        if too_large := _too_large(entry):
+            raise ValueError(f"{too_large}: expected a number from 0 to {_MOST}")
+        return TypeAdapter(Facts).validate_python(known)
     except ValidationError as error:
-        raise InputError(f"{path} is not a valid baseline: models.{first_fault(error)}") from error
+        why = f"{place}.{first_fault(error)}"
+    except ValueError as error:
+        why = f"{place}.{error}"
+    return Unreadable(f"{path} has no valid entry: {why}. lrexport check --update-baseline writes it again", entry)
 
 
-def write_baseline(path: Path, models: Mapping[str, Facts]) -> None:
-    """Write model → figures atomically, in the order of their names so that a diff shows what changed."""
-    value = {
-        "schema_version": SCHEMA_VERSION,
-        "models": {name: _without_none(asdict(models[name])) for name in sorted(models)},
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _too_large(value: Any, place: str = "") -> str:
+    """Where a number is that is too large or below 0; "" where there is none."""
+    if isinstance(value, dict):
+        figures = ((key, item) for key, item in value.items() if key != "machine")
+        inner = (_too_large(item, f"{place}.{key}" if place else str(key)) for key, item in figures)
+        return next(filter(None, inner), "")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return place if is_number and not 0 <= value <= _MOST else ""
+
+
+def write_baseline(path: Path, models: Mapping[str, Facts | Unreadable]) -> None:
+    """Write model → figures atomically, in the order of their names so that a diff shows what changed.
+
+    An entry that was not valid stays as it was.
+    """
+    entries = {
+        name: _without_none(facts.to_json()) if isinstance(facts, Facts) else facts.entry
+        for name, facts in sorted(models.items())
     }
-    files.write_json(path, value)
+    files.write_json(path, {"schema_version": SCHEMA_VERSION, "models": entries})
 
 
 def _without_none(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 # For the baseline, which pydantic reads into these classes.
@@ -55,7 +55,9 @@ class Latency:
 class Facts:
     """None is what was not measured. ``bytes`` are those of the ONNX file with its external data.
 
-    ``uncounted`` names operators that multiply but are not in ``macs``; ``layers`` are named by their weights.
+    ``uncounted`` names operators that multiply but are not in ``macs``, which are a lower bound then; ``layers`` are named
+    by their weights. ``graph`` is a digest of the graph without its weights, the same after more training.
+    ``kind`` names the format of a file that no graph can be read from, ``".tflite"`` say.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -70,6 +72,28 @@ class Facts:
     accuracy: Accuracy | None = None
     latency_ms: Mapping[str, Latency] = field(default_factory=dict)
     layers: Mapping[str, Layer] = field(default_factory=dict)
+    graph: str | None = None
+    kind: str | None = None
+
+    @property
+    def exact_macs(self) -> int | None:
+        """MACs where all of them were counted."""
+        return None if self.uncounted else self.macs
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures; a lower bound of MACs goes by the name ``macs_at_least``, and ``macs`` is None then."""
+        return {**asdict(self), "macs": self.exact_macs, "macs_at_least": self.macs if self.uncounted else None}
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for figures that a damaged file should have had: ``why`` they cannot be read, and what to do.
+
+    ``entry`` is what a baseline has in their place, to be written back as it was.
+    """
+
+    why: str
+    entry: Any = None
 
 
 def machine_of(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,12 +27,18 @@ class Measured:
     def exact(self) -> bool:
         return self.low == self.high
 
+    @property
+    def is_lower_bound(self) -> bool:
+        """Nothing is known of it but that it is at least ``value``."""
+        return math.isinf(self.high)
+
 
 @dataclass(frozen=True)
 class Missing:
-    """A figure that was not measured: why, and what would measure it."""
+    """A figure that was not measured: why, and what would measure it; ``is_damaged`` where a file could not be read."""
 
     why: str
+    is_damaged: bool = False
 
 
 Reading = Measured | Missing
@@ -70,8 +76,21 @@ def _exact(value: float | None, why: str) -> Reading:
 
 def _count_macs(facts: Facts, target: str) -> Reading:
     if facts.macs is None or not facts.uncounted:
-        return _exact(facts.macs, "its MACs were not counted")
-    return Measured(facts.macs, facts.macs, math.inf, f"MACs of {', '.join(facts.uncounted)} are not counted")
+        return _of_graph(facts, facts.macs, "its MACs were not counted")
+    help_ = "; shapes = {NAME = [1, 3, 224, 224]} in the budget gives the sizes that the file leaves open"
+    is_open = any("unknown shape" in operator for operator in facts.uncounted)
+    doubt = f"MACs of {', '.join(facts.uncounted)} are not counted{help_ if is_open else ''}"
+    return Measured(facts.macs, facts.macs, math.inf, doubt)
+
+
+def _of_graph(facts: Facts, value: float | None, why: str) -> Reading:
+    """A figure that only a graph has."""
+    return _exact(value, why if facts.kind is None else no_graph(facts.kind))
+
+
+def no_graph(kind: str) -> str:
+    """Why a file of that kind has no figures but its size."""
+    return f"it is read from the graph of an .onnx file, and this is {kind}: limit its bytes, or check the .onnx file"
 
 
 def _accuracy(of: Callable[[Facts], float | None]) -> Callable[[Facts, str], Reading]:
@@ -152,11 +171,11 @@ def _scored(name: str, label: str, of: Callable[[Accuracy], float]) -> Figure:
 BYTES = _sized("bytes", "size", lambda facts: facts.bytes)
 GZIP = _sized("gzip_bytes", "size after gzip -9", lambda facts: facts.gzip_bytes)
 MACS = _counted("macs", "MACs", _count_macs, _MACS)
-PARAMS = _counted("params", "parameters", lambda f, _: _exact(f.params, _UNCOUNTED), _PARAMS)
+PARAMS = _counted("params", "parameters", lambda f, _: _of_graph(f, f.params, _UNCOUNTED), _PARAMS)
 P50 = _timed("latency_p50", "latency p50", lambda latency: latency.p50)
 P90 = _timed("latency_p90", "latency p90", lambda latency: latency.p90)
 RATIO = Figure("latency_ratio", "latency ÷ dense", "ratio", format_ratio, format_ratio, _latency_ratio, _MACS)
 TOP1 = _scored("accuracy", "top-1 accuracy", lambda accuracy: accuracy.top1)
 TOP5 = _scored("top5_accuracy", "top-5 accuracy", lambda accuracy: accuracy.top5)
-OPSET = Figure("opset", "opset", "", _whole, _whole, lambda f, _: _exact(f.opset, _NO_OPSET))
+OPSET = Figure("opset", "opset", "", _whole, _whole, lambda f, _: _of_graph(f, f.opset, _NO_OPSET))
 FIGURES = (BYTES, GZIP, MACS, PARAMS, P50, P90, RATIO, TOP1, TOP5, OPSET)

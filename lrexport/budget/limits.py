@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lrexport.artifacts.toml_files import BUDGET, Settings, kind
@@ -45,16 +45,22 @@ class Operators(Limit):
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the models that ``paths`` match, on any model where there are none.
+    """Limits on the models that ``paths`` match and ``exclude`` does not, on any model where there are no paths.
 
-    ``target`` is where latencies are from, ``dense`` an .onnx file that stands for the dense network.
+    ``target`` is where latencies are from, ``dense`` an .onnx file that stands for the dense network, ``shapes`` sizes of
+    inputs by name. With ``is_sum`` the limits are on all models together; what a budget finds is only a warning where
+    ``warns``.
     """
 
     name: str
     limits: tuple[Limit, ...]
     paths: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     target: str = LOCAL
     dense: str | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    is_sum: bool = False
+    warns: bool = False
     place: str = ""
 
     @property
@@ -115,7 +121,11 @@ _AT_LEAST: dict[str, Callable[[str], tuple[Quantity, float]]] = {
 }
 _OPSETS = {"max_opset": True, "min_opset": False}
 _OPERATORS = {"allowed_operators": True, "forbidden_operators": False}
-_OTHERS = ("path", "target", "dense")
+_OTHERS = ("path", "exclude", "target", "dense", "shapes", "sum", "severity")
+# What can be added up over files, and which keys say something about a single one.
+_ADDED = (figures.BYTES, figures.GZIP, figures.MACS, figures.PARAMS)
+_SEVERITIES = {"error": False, "warn": True}
+_EXCLUDED = "!"
 KEYS = (*_AT_MOST, *_AT_LEAST, *_OPSETS, *_OPERATORS, *_OTHERS)
 
 
@@ -144,13 +154,64 @@ def make_budget(name: str, table: Mapping[str, Any], place: Callable[[str], str]
         if key not in KEYS:
             raise UsageError(f"{where}: unknown key {written!r} in the budget {name!r}", _nearest(key))
         if key in _OTHERS:
-            others[key] = _texts(key, value, where) if key == "path" else _text(key, value, where)
+            others |= _other(key, value, where)
         else:
             limits.append(_limit(key, value, where))
     if not limits:
         raise UsageError(f"{place('')}: the budget {name!r} limits nothing", 'Give it a limit, as in max_bytes = "500 KB".')
-    paths = others.pop("path", ())
-    return Budget(name, tuple(limits), paths, place=place(""), **others)
+    exclude = (*others.pop("not_paths", ()), *others.pop("exclude", ()))
+    budget = Budget(name, tuple(limits), exclude=exclude, place=place(""), **others)
+    if budget.is_sum:
+        _refuse_in_sum(budget, place)
+    return budget
+
+
+def _other(key: str, value: Any, place: str) -> dict[str, Any]:
+    """Fields of :class:`Budget` that a key which limits nothing stands for. Raises UsageError."""
+    if key == "path":
+        texts = _texts(key, value, place)
+        paths = tuple(text for text in texts if not text.startswith(_EXCLUDED))
+        if not paths:
+            raise UsageError(f"{place}: path only excludes", 'Say from what it excludes, as in ["*.onnx", "!old.onnx"].')
+        excluded = tuple(text[len(_EXCLUDED) :] for text in texts if text.startswith(_EXCLUDED))
+        return {"paths": paths, "not_paths": excluded}
+    if key == "exclude":
+        return {"exclude": _texts(key, value, place)}
+    if key == "shapes":
+        return {"shapes": _shapes(value, place)}
+    if key == "sum":
+        if not isinstance(value, bool):
+            raise UsageError(f"{place}: invalid sum {value!r}: expected true or false")
+        return {"is_sum": value}
+    if key == "severity":
+        if not isinstance(value, str) or value not in _SEVERITIES:
+            raise UsageError(f"{place}: invalid severity {value!r}: expected {' or '.join(map(repr, _SEVERITIES))}")
+        return {"warns": _SEVERITIES[value]}
+    return {key: _text(key, value, place)}
+
+
+def _shapes(value: Any, place: str) -> dict[str, tuple[int, ...]]:
+    example = "Write all sizes of an input by its name: shapes = {images = [1, 3, 320, 320]}."
+    if not isinstance(value, Mapping) or not value:
+        raise UsageError(f"{place}: invalid shapes: expected a table of inputs, found {kind(value)}", example)
+    for name, sizes in value.items():
+        is_list = isinstance(sizes, list | tuple)
+        if not is_list or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+            raise UsageError(f"{place}: invalid shape {sizes!r} of {name!r}: expected a list of numbers above 0", example)
+    return {name: tuple(sizes) for name, sizes in value.items()}
+
+
+def _refuse_in_sum(budget: Budget, place: Callable[[str], str]) -> None:
+    """Raise UsageError for what says something about a single model only."""
+    for key, default in (("target", LOCAL), ("dense", None)):
+        if getattr(budget, key) != default:
+            raise UsageError(f"{place(key)}: {key} is about a single model, and sum = true adds models up", "Leave it out.")
+    for limit in budget.limits:
+        if not (isinstance(limit, Bound) and limit.quantity.figure in _ADDED and limit.quantity.other != "dense"):
+            raise UsageError(
+                f"{limit.place}: {limit.key} cannot be limited for a sum of models",
+                "With sum = true bytes, bytes after gzip, MACs and parameters can, and their growth.",
+            )
 
 
 def _limit(key: str, value: Any, place: str) -> Limit:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from lrexport.budget.facts import Facts, machine_text
+from lrexport.budget.facts import Facts, Unreadable, machine_text
 from lrexport.budget.figures import P50, P90, Figure, Measured, Missing, Reading, format_ratio
 from lrexport.units import format_points
 
@@ -16,12 +16,22 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Subject:
-    """A model beside what it is compared with. ``any_machine`` lets latencies of different machines be compared."""
+    """A model beside what it is compared with. ``any_machine`` lets latencies of different machines be compared.
+
+    ``gaps`` say why a figure that was measured is not this model's to use, by the figure's name and the target.
+    """
 
     now: Facts
     dense: Facts | None = None
-    baseline: Facts | None = None
+    baseline: Facts | Unreadable | None = None
     any_machine: bool = False
+    gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def read(self, figure: Figure, target: str) -> Reading:
+        """A figure of the model itself."""
+        found = figure.read(self.now, target)
+        gap = self.gaps.get((figure.name, target))
+        return Missing(gap) if gap is not None and isinstance(found, Missing) else found
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,14 @@ class Quantity:
 
     def measure(self, subject: Subject, target: str) -> Reading:
         """Its value for one model, latencies on ``target``."""
-        found = self.figure.read(subject.now, target)
+        found = subject.read(self.figure, target)
         if self.compare is None or isinstance(found, Missing):
             return found
         facts = subject.dense if self.other == "dense" else subject.baseline
         if facts is None:
             return Missing(_NOT_THERE[self.other])
+        if isinstance(facts, Unreadable):
+            return Missing(facts.why, is_damaged=True)
         if self.other == "baseline" and self.figure in (P50, P90):
             refusal = _refusal(subject, target)
             if refusal is not None:
@@ -54,6 +66,10 @@ class Quantity:
         reference = self.figure.read(facts, target)
         if isinstance(reference, Missing):
             return Missing(f"the {self.other} does not have it: {reference.why}")
+        if self.other == "baseline" and _is_unchanged(found, reference, subject.now, facts):
+            return Measured(0.0, 0.0, 0.0)
+        if reference.is_lower_bound:
+            return Missing(_of_lower_bound(self.other, reference))
         return self.compare(found, reference)
 
 
@@ -63,13 +79,34 @@ _NOT_THERE = {
 }
 
 
+def _is_unchanged(now: Measured, before: Measured, facts: Facts, baseline: Facts) -> bool:
+    """Whether a figure did not grow, though nothing can be divided by it or only a part of it was counted."""
+    if now.exact and before.exact:
+        return now.value == before.value == 0
+    counted = now.is_lower_bound and before.is_lower_bound and facts.uncounted == baseline.uncounted
+    return counted and now.value == before.value and facts.graph is not None and facts.graph == baseline.graph
+
+
+def _of_lower_bound(other: str, reference: Measured) -> str:
+    what = "the dense network's" if other == "dense" else "the baseline's"
+    then = "" if other == "dense" else "; lrexport check --update-baseline accepts the model as it is"
+    return f"{what} is a lower bound, to which nothing can be compared: {reference.doubt}{then}"
+
+
 def ratio(now: Measured, other: Measured) -> Reading:
     """now ÷ other."""
+    if other.low <= 0:
+        return Missing("there is nothing to divide by: the dense network's figure is 0")
     return _divided(now, other, lambda mine, theirs: mine / theirs)
 
 
 def growth(now: Measured, other: Measured) -> Reading:
     """(now − other) ÷ other."""
+    if other.low <= 0:
+        return Missing(
+            "there is nothing to divide by: the baseline's figure is 0; limit the growth by a number with its unit instead "
+            "of a percentage, or accept it with lrexport check --update-baseline"
+        )
     return _divided(now, other, lambda mine, theirs: (mine - theirs) / theirs)
 
 
@@ -108,8 +145,6 @@ def grown(figure: Figure, relative: bool) -> Quantity:
 
 
 def _divided(now: Measured, other: Measured, divide: Callable[[float, float], float]) -> Reading:
-    if other.low <= 0:
-        return Missing("there is nothing to divide by: the other's figure is 0")
     values = (divide(now.value, other.value), divide(now.low, other.high), divide(now.high, other.low))
     return _measured(*values, now, other)
 
@@ -122,7 +157,7 @@ def _measured(value: float, low: float, high: float, *of: Measured) -> Measured:
 def _refusal(subject: Subject, target: str) -> Missing | None:
     """Why the two latencies are not comparable; None where they are, or where the baseline has none."""
     now = subject.now.latency_ms.get(target)
-    then = subject.baseline.latency_ms.get(target) if subject.baseline else None
+    then = subject.baseline.latency_ms.get(target) if isinstance(subject.baseline, Facts) else None
     if now is None or then is None:
         return None
     if (now.threads, now.batch) != (then.threads, then.batch):

@@ -9,7 +9,9 @@ from lrexport.budget.facts import Facts
 from lrexport.budget.verdicts import Status, Verdict
 
 # The worst first: outputs that may be cut to a size keep what matters.
-ORDER: tuple[Status, ...] = ("failed", "not measured", "inconclusive", "passed")
+ORDER: tuple[Status, ...] = ("bad input", "failed", "not measured", "inconclusive", "warning", "passed")
+
+_COUNTED: dict[Status, str] = {"bad input": "unreadable", "warning": "only warned"}
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,18 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """1 where a limit failed, else 2 where one was not measured, else 0."""
+        """3 where a file could not be read, else 1 where a limit failed, else 2 where one was not measured, else 0."""
         counts = self.counts
+        if counts["bad input"]:
+            return 3
         if counts["failed"]:
             return 1
         return 2 if counts["not measured"] else 0
+
+    @property
+    def damage(self) -> list[str]:
+        """Why files could not be read, each once."""
+        return list(dict.fromkeys(verdict.note for _, verdict in self.rows() if verdict.status == "bad input"))
 
     def rows(self) -> Iterator[tuple[Checked, Verdict]]:
         """Verdicts with their models, the worst first."""
@@ -51,5 +60,6 @@ class Report:
         total = sum(counts.values())
         if counts["passed"] == total:
             return f"all {total} limits kept" if total > 1 else "the limit is kept"
-        parts = [f"{counts[status]} {status}" for status in ORDER[:3] if counts[status]]
+        bad = [status for status in ORDER if counts[status] and status != "passed"]
+        parts = [f"{counts[status]} {_COUNTED.get(status, status)}" for status in bad]
         return f"of {total} limit{'s' if total > 1 else ''} {', '.join(parts)}"

@@ -1,22 +1,23 @@
 """A verdict for every limit, by the interval rule, and the layers that explain it.
 
 A limit has failed only when the whole interval of the figure lies past it; when only a part does, or the measurement is in
-doubt, it is inconclusive. Exact figures are points, so for them there is no between. What was not measured never passes.
+doubt, it is inconclusive. Exact figures are points, so for them there is no between. What was not measured never passes, nor
+does a lower bound: within the limit it says nothing.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import singledispatch
 from typing import Literal
 
-from lrexport.budget.figures import Measured, Missing, Share
+from lrexport.budget.facts import Facts
+from lrexport.budget.figures import Measured, Missing, Share, no_graph
 from lrexport.budget.limits import Bound, Budget, Limit, Operators
 from lrexport.budget.quantities import Subject
 
-Status = Literal["passed", "inconclusive", "not measured", "failed"]
+Status = Literal["passed", "warning", "inconclusive", "not measured", "failed", "bad input"]
 _MOST_LAYERS = 5
 
 
@@ -43,7 +44,8 @@ class Verdict:
     """What became of one limit.
 
     ``label``, ``wanted``, ``found`` and ``over`` (the overshoot) are texts for people; ``value`` and ``limit_value`` are in
-    ``unit``, None where there is no number.
+    ``unit``, None where there is no number. Of a lower bound ``at_least`` has the number and ``value`` is None.
+    ``is_judged`` where the figure was compared with the limit.
     """
 
     budget: str
@@ -58,12 +60,29 @@ class Verdict:
     limit_value: float | None = None
     unit: str = ""
     explanation: Explanation | None = None
+    at_least: float | None = None
+    is_judged: bool = True
 
 
 def judge(budget: Budget, subject: Subject, strict: bool = False) -> list[Verdict]:
-    """One verdict for every limit of a budget; with ``strict`` an inconclusive one has failed."""
+    """One verdict for every limit of a budget; with ``strict`` an inconclusive one has failed.
+
+    Of a budget that only warns, what has failed or was not measured is a warning.
+    """
     verdicts = [_judge(limit, budget, subject) for limit in budget.limits]
-    return [_failed(verdict) if strict and verdict.status == "inconclusive" else verdict for verdict in verdicts]
+    verdicts = [_failed(verdict) if strict and verdict.status == "inconclusive" else verdict for verdict in verdicts]
+    return [_warned(verdict) for verdict in verdicts] if budget.warns else verdicts
+
+
+def unjudged(budget: Budget, status: Status, why: str) -> list[Verdict]:
+    """The one verdict of a budget on a model that could not be looked into, with ``why`` and what to do."""
+    limit = Limit("path", ", ".join(budget.paths), budget.place)
+    verdict = Verdict(budget.name, limit, status, "file", "a readable model", "—", note=why, is_judged=False)
+    return [_warned(verdict) if budget.warns else verdict]
+
+
+def _warned(verdict: Verdict) -> Verdict:
+    return replace(verdict, status="warning") if verdict.status in ("failed", "not measured") else verdict
 
 
 def _failed(verdict: Verdict) -> Verdict:
@@ -82,7 +101,8 @@ def _judge_bound(limit: Bound, budget: Budget, subject: Subject) -> Verdict:
     wanted = f"at {'most' if limit.most else 'least'} {limit.text}"
     found = quantity.measure(subject, budget.target)
     if isinstance(found, Missing):
-        return Verdict(budget.name, limit, "not measured", label, wanted, "—", note=found.why)
+        why_not: Status = "bad input" if found.is_damaged else "not measured"
+        return Verdict(budget.name, limit, why_not, label, wanted, "—", note=found.why, is_judged=False)
     status = _status(limit, found)
     failed = status == "failed"
     return Verdict(
@@ -94,7 +114,9 @@ def _judge_bound(limit: Bound, budget: Budget, subject: Subject) -> Verdict:
         found=_shown(limit, found),
         over=_overshoot(limit, found) if failed else "",
         note=_why(found, status),
-        value=found.value,
+        value=None if found.is_lower_bound else found.value,
+        at_least=found.value if found.is_lower_bound else None,
+        is_judged=status != "not measured",
         limit_value=limit.value,
         unit=quantity.unit,
         explanation=_explain(quantity.figure.share, subject) if failed else None,
@@ -106,8 +128,9 @@ def _judge_operators(limit: Operators, budget: Budget, subject: Subject) -> Verd
     label = "operators"
     wanted = f"{'only' if limit.allowed else 'none of'} {limit.text}"
     if subject.now.operators is None:
-        why = "there is no ONNX file to look into: lrexport onnx RUN writes it"
-        return Verdict(budget.name, limit, "not measured", label, wanted, "—", note=why)
+        kind = subject.now.kind
+        why = no_graph(kind) if kind else "there is no ONNX file to look into: lrexport onnx RUN writes it"
+        return Verdict(budget.name, limit, "not measured", label, wanted, "—", note=why, is_judged=False)
     matching = {name for name in subject.now.operators if any(fnmatchcase(name, pattern) for pattern in limit.patterns)}
     wrong = [name for name in subject.now.operators if (name in matching) != limit.allowed]
     if not wrong:
@@ -121,6 +144,8 @@ def _status(limit: Bound, found: Measured) -> Status:
         past, within = found.high < limit.value, found.low >= limit.value
     if past:
         return "failed"
+    if found.is_lower_bound:
+        return "not measured"
     return "passed" if within and not found.doubt else "inconclusive"
 
 
@@ -132,7 +157,7 @@ def _shown(limit: Bound, found: Measured) -> str:
         text = f"{found.value:,.0f} {limit.quantity.unit}"
     if found.exact:
         return text
-    return f"{text} ({show(found.low)} to {show(found.high)})" if math.isfinite(found.high) else f"{text} or more"
+    return f"{text} or more" if found.is_lower_bound else f"{text} ({show(found.low)} to {show(found.high)})"
 
 
 def _overshoot(limit: Bound, found: Measured) -> str:
@@ -146,14 +171,15 @@ def _why(found: Measured, status: Status) -> str:
     doubt = found.doubt.removeprefix("inconclusive: ")
     if status == "inconclusive":
         return doubt or "the limit lies within the interquartile range: measure more rounds, on a quieter machine"
-    return doubt if status == "failed" else ""
+    return doubt if status in ("failed", "not measured") else ""
 
 
 def _explain(share: Share | None, subject: Subject) -> Explanation | None:
     if share is None:
         return None
+    earlier = subject.baseline.layers if isinstance(subject.baseline, Facts) else {}
     now = {name: share.of(layer) for name, layer in subject.now.layers.items()}
-    before = {name: share.of(layer) for name, layer in (subject.baseline.layers if subject.baseline else {}).items()}
+    before = {name: share.of(layer) for name, layer in earlier.items()}
     changes = [LayerChange(name, before.get(name), size) for name, size in now.items() if size]
     grew = [change for change in changes if before and change.now > (change.before or 0)]
     if grew:

@@ -10,6 +10,7 @@ from lrexport.budget.limits import make_budget
 from lrexport.budget.outputs import text
 from lrexport.budget.report import Report
 from lrexport.checking.flow import Choices, check, check_settings
+from lrexport.errors import InputError
 
 
 def assert_within_budget(
@@ -36,6 +37,8 @@ def assert_within_budget(
         report = check([str(path)], [budget], Path(), choices)
     else:
         report = check_settings([str(path)], read_settings(str(config) if config else None), choices)
+    if report.counts["bad input"]:
+        raise InputError("\n".join([report.summary(), *text.details(report)]))
     if report.exit_code:
         raise AssertionError("\n".join([report.summary(), *text.details(report)]))
     return report

@@ -1,32 +1,37 @@
-"""From paths and globs to the runs and .onnx files that they mean."""
+"""From paths and globs to the runs, .onnx files and other files that they mean."""
 
 from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lrexport.artifacts.run_files import RECORD
 from lrexport.budget.limits import Budget
 from lrexport.errors import InputError, UsageError
 
+_WILD = frozenset("*?[]")
+
 
 def find_models(pattern: str, root: Path) -> list[Path]:
-    """Runs and .onnx files that ``pattern`` names, a path or a glob relative to ``root``, in the order of their names.
+    """What ``pattern`` names, a path or a glob relative to ``root``, in the order of the names.
 
-    Raises UsageError where it matches none, InputError where it names a file that is neither.
+    A path may name a run or any file; a glob matches runs and .onnx files, and files of any kind whose extension it spells
+    out, as ``*.tflite`` does. Raises UsageError where it matches none, InputError where it names neither a run nor a file.
     """
     literal = root / pattern
     if literal.exists():  # a name may hold brackets
-        if not is_model(literal):
+        if not (is_model(literal) or literal.is_file()):
             raise InputError(
-                f"{literal} is neither a run nor an .onnx file", "A run is the folder given to lrexport compress with -o."
+                f"{literal} is neither a run nor a file", "A run is the folder given to lrexport compress with -o."
             )
         return [literal]
-    found = sorted(glob.glob(pattern, root_dir=root, recursive=True))
-    models = [root / name for name in found if is_model(root / name)]
+    names = sorted(glob.glob(pattern, root_dir=root, recursive=True))
+    matches = is_file if _names_a_kind(pattern) else is_model
+    models = [root / name for name in names if matches(root / name)]
     if not models:
-        others = f"; what it matches is neither, {found[0]} for one" if found else ""
+        others = f"; what it matches is neither, {names[0]} for one" if names else ""
         raise UsageError(f"{pattern!r} matches no run and no .onnx file in {root.absolute()}{others}")
     return models
 
@@ -36,16 +41,57 @@ def is_model(path: Path) -> bool:
     return (path / RECORD).is_file() or (path.suffix == ".onnx" and path.is_file())
 
 
-def applies(budget: Budget, model: Path, root: Path) -> bool:
-    """Whether a budget is about ``model``: one without paths is about any."""
-    if not budget.paths:
-        return True
-    wanted = os.path.abspath(model)
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is a run or any file."""
+    return is_model(path) or path.is_file()
+
+
+def is_other(path: Path) -> bool:
+    """Whether ``path`` is a file of which only the size is known."""
+    return path.is_file() and not is_model(path)
+
+
+def _names_a_kind(pattern: str) -> bool:
+    """Whether a glob spells an extension out."""
+    suffix = Path(pattern).suffix
+    return bool(suffix) and not _WILD & set(suffix)
+
+
+def models_of(budget: Budget, root: Path) -> list[Path]:
+    """What the paths of a budget name and its exclude does not, each once. Raises UsageError, also where nothing is left."""
+    models: dict[str, Path] = {}
+    excluded = _matched(budget.exclude, root)
     for pattern in budget.paths:
-        names = [pattern, *glob.glob(pattern, root_dir=root, recursive=True)]
-        if any(os.path.abspath(root / name) == wanted for name in names):
-            return True
-    return False
+        try:
+            every = find_models(pattern, root)
+        except UsageError as error:
+            raise UsageError(f"{budget.place}: the budget {budget.name!r}: {error.message}", error.hint) from error
+        models |= {os.path.abspath(path): path for path in every if not _is_in(path, excluded)}
+    if not models:
+        raise UsageError(
+            f"{budget.place}: the budget {budget.name!r} excludes everything that its path matches",
+            f"Excluded: {', '.join(budget.exclude)}.",
+        )
+    return list(models.values())
+
+
+def applies(budget: Budget, model: Path, root: Path) -> bool:
+    """Whether a budget is about ``model``: one without paths is about any that it does not exclude."""
+    if _is_in(model, _matched(budget.exclude, root)):
+        return False
+    return not budget.paths or os.path.abspath(model) in _matched(budget.paths, root)
+
+
+def _matched(patterns: Sequence[str], root: Path) -> set[str]:
+    """Absolute paths that patterns name as they stand or match as globs."""
+    names = (name for pattern in patterns for name in (pattern, *glob.glob(pattern, root_dir=root, recursive=True)))
+    return {os.path.abspath(root / name) for name in names}
+
+
+def _is_in(model: Path, places: Collection[str]) -> bool:
+    """Whether a model is one of ``places`` or lies in a folder that is."""
+    wanted = Path(os.path.abspath(model))
+    return any(str(place) in places for place in (wanted, *wanted.parents))
 
 
 def name_of(model: Path, root: Path) -> str:

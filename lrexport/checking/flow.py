@@ -1,24 +1,33 @@
-"""The check itself: which models, against which budgets and which baseline, and what came of it."""
+"""The check itself: which models, against which budgets and which baseline, and what came of it.
+
+A file that cannot be read is named in the report, and ends neither the verdicts on others nor the outputs.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrexport.artifacts.toml_files import BUDGET, LREXPORT, PYPROJECT, Settings
 from lrexport.budget import baseline as baselines
-from lrexport.budget.facts import Facts
+from lrexport.budget.facts import Facts, Unreadable
 from lrexport.budget.limits import Budget, read_budgets
 from lrexport.budget.quantities import Subject
 from lrexport.budget.report import Checked, Report
-from lrexport.budget.verdicts import judge
-from lrexport.checking.find import applies, find_models, is_model, name_of
-from lrexport.checking.latencies import with_latencies
-from lrexport.checking.look import Looked, look
-from lrexport.errors import UsageError
+from lrexport.budget.verdicts import Status, judge, unjudged
+from lrexport.checking.find import find_models, is_model, name_of
+from lrexport.checking.latencies import Bench, read_bench, with_latencies
+from lrexport.checking.look import How, Looked, look
+from lrexport.checking.subjects import Model, Subjects, Sum, budgeted, given, shapes_of
+from lrexport.checking.sums import added
+from lrexport.errors import InputError, UsageError
+
+Baseline = dict[str, Facts | Unreadable]
+# What a model turned out to be, or why it could not be looked into.
+Outcome = Looked | InputError | UsageError
 
 
 @dataclass(frozen=True)
@@ -32,22 +41,11 @@ class Choices:
     latencies: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Model:
-    name: str
-    path: Path
-    budgets: tuple[Budget, ...]
-
-    @property
-    def needs_gzip(self) -> bool:
-        return any(budget.needs_gzip for budget in self.budgets)
-
-
 def check_settings(patterns: Sequence[str], settings: Settings, choices: Choices) -> Report:
     """Check models against the budgets of a configuration, whose folder their paths are relative to.
 
     Raises UsageError where that has no budget, a pattern matches nothing, a budget has nothing to check, or a baseline is
-    needed and there is none; InputError for files that are not what they have to be.
+    needed and there is none; InputError for measurements that are not what they have to be.
     """
     budgets = read_budgets(settings)
     if not budgets:
@@ -71,85 +69,132 @@ def _root(settings: Settings) -> Path:
 
 def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choices: Choices) -> Report:
     """Check the models that ``patterns`` name, or else those that the budgets do. Raises as :func:`check_settings`."""
-    models = _given(patterns, budgets, root) if patterns else _budgeted(budgets, root)
-    before = _baseline(models, root, choices)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each thread waits for a process of its own
-        looks = list(pool.map(lambda model: _look(model, root, choices), models))
+    subjects = given(patterns, budgets, root) if patterns else budgeted(budgets, root)
+    looks = _Looks(subjects, root, [read_bench(path) for path in choices.latencies])
+    before, damage = _baseline(subjects, root, choices)
+    looks.run()
     if choices.update_baseline:
         # Against what it is about to become nothing has grown; limits of other kinds still hold.
-        before |= {model.name: looked[0].facts for model, looked in zip(models, looks, strict=True)}
+        before |= looks.facts()
         baselines.write_baseline(_baseline_path(root, choices), before)
-    checked = [_judge(model, looked, before, choices) for model, looked in zip(models, looks, strict=True)]
-    return Report(tuple(checked))
+    checked = [_judge_model(model, looks, before, choices) for model in subjects.models]
+    checked += [_judge_sum(each, looks, before, choices) for each in subjects.sums]
+    return Report((*checked, *damage))
 
 
-def _given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> list[_Model]:
-    """The models of the command line, relative to the current folder, each with the budgets that are about it."""
-    paths = {os.path.abspath(path): path for pattern in patterns for path in find_models(pattern, Path())}
-    models = []
-    for path in paths.values():
-        own = tuple(budget for budget in budgets if applies(budget, path, root))
-        if not own:
-            known = ", ".join(sorted({pattern for budget in budgets for pattern in budget.paths}))
-            raise UsageError(f"no budget is about {path}", f"There are budgets for {known}; one without path is for all.")
-        models.append(_Model(name_of(path, root), path, own))
-    return models
+class _Looks:
+    """Looks into each file once for every dense network that its budgets name, side by side."""
+
+    def __init__(self, subjects: Subjects, root: Path, measured: Sequence[Bench]) -> None:
+        """Raises UsageError where budgets contradict one another or name a dense network that does not exist."""
+        self._subjects, self._measured = subjects, measured
+        self._root = root
+        self._how: dict[Path, How] = {}
+        self._dense: dict[tuple[Path, str | None], Path | None] = {}
+        self._outcomes: dict[tuple[Path, str | None], Outcome] = {}
+        for path, budgets in subjects.budgets_by_path().items():
+            self._how[path] = How(any(budget.needs_gzip for budget in budgets), shapes_of(path, budgets))
+            for budget in budgets:
+                self._dense[path, budget.dense] = find_models(budget.dense, root)[0] if budget.dense else None
+
+    def run(self) -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each thread waits for a process of its own
+            self._outcomes = dict(zip(self._dense, pool.map(self._look, self._dense), strict=True))
+
+    def _look(self, key: tuple[Path, str | None]) -> Outcome:
+        path, how = key[0], self._how[key[0]]
+        try:
+            return with_latencies(look(path, how, self._dense[key]), self._measured, how.shapes)
+        except (InputError, UsageError) as error:
+            return error
+        except OSError as error:
+            return InputError(f"cannot read {error.filename or path}: {error.strerror}")
+
+    def of(self, path: Path, budget: Budget) -> Outcome:
+        """A model as one of its budgets compares it."""
+        return self._outcomes[path, budget.dense]
+
+    def total(self, each: Sum) -> Facts | InputError | UsageError:
+        """The parts of a sum together, or why one of them could not be looked into."""
+        parts: dict[str, Looked] = {}
+        for path in each.paths:
+            outcome = self.of(path, each.budget)
+            if not isinstance(outcome, Looked):
+                return outcome
+            parts[name_of(path, self._root)] = outcome
+        return added(parts, each.budget.needs_gzip)
+
+    def facts(self) -> dict[str, Facts]:
+        """Figures by name of every model and sum that could be looked into."""
+        models = {model.name: self.of(model.path, model.budgets[0]) for model in self._subjects.models}
+        found = {name: outcome.facts for name, outcome in models.items() if isinstance(outcome, Looked)}
+        totals = {each.name: self.total(each) for each in self._subjects.sums}
+        return found | {name: total for name, total in totals.items() if isinstance(total, Facts)}
 
 
-def _budgeted(budgets: Sequence[Budget], root: Path) -> list[_Model]:
-    """The models that the budgets name, each with its budgets."""
-    found: dict[str, tuple[Path, list[Budget]]] = {}
-    for budget in budgets:
-        if not budget.paths:
-            raise UsageError(
-                f"{budget.place}: the budget {budget.name!r} names no model",
-                'Give it one, as in path = "run", or name the models: lrexport check RUN.',
-            )
-        for pattern in budget.paths:
-            try:
-                paths = find_models(pattern, root)
-            except UsageError as error:
-                raise UsageError(f"{budget.place}: the budget {budget.name!r}: {error.message}", error.hint) from error
-            for path in paths:
-                own = found.setdefault(os.path.abspath(path), (path, []))[1]
-                own += [budget] if budget not in own else []
-    return [_Model(name_of(path, root), path, tuple(own)) for path, own in found.values()]
-
-
-def _baseline(models: Sequence[_Model], root: Path, choices: Choices) -> dict[str, Facts]:
-    """Figures of the baseline by model; empty where none is needed."""
-    path = _baseline_path(root, choices)
+def _baseline(subjects: Subjects, root: Path, choices: Choices) -> tuple[Baseline, list[Checked]]:
+    """Figures of the baseline by model, none where none is needed; and the baseline itself where it is damaged."""
+    path, models = _baseline_path(root, choices), subjects.models
     if is_model(path):
         if choices.update_baseline:
             raise UsageError(f"{path} is no file that --update-baseline writes", "Give another, or no --baseline.")
-        if len(models) > 1:
-            raise UsageError(f"{path} is the baseline of one model, and these are {len(models)}", "Give a baseline file.")
-        return {model.name: look(path, model.needs_gzip).facts for model in models}
+        if len(models) + len(subjects.sums) > 1:
+            number = len(models) + len(subjects.sums)
+            raise UsageError(f"{path} is the baseline of one model, and these are {number}", "Give a baseline file.")
+        return {model.name: _look_at_baseline(path, model) for model in models}, []
     if path.is_file():
-        return baselines.read_baseline(path)
+        try:
+            return baselines.read_baseline(path), []
+        except InputError as error:
+            if choices.update_baseline:
+                raise
+            why = _why(error)
+            names = [*(model.name for model in models), *(each.name for each in subjects.sums)]
+            verdicts = unjudged(subjects.budgets[0], "bad input", why)
+            return dict.fromkeys(names, Unreadable(why)), [Checked(name_of(path, root), Facts(), tuple(verdicts))]
     if choices.update_baseline:
-        return {}
-    needing = next((budget for model in models for budget in model.budgets if budget.needs_baseline), None)
+        return {}, []
+    needing = next((budget for budget in subjects.budgets if budget.needs_baseline), None)
     if needing is None and choices.baseline is None:
-        return {}
+        return {}, []
     what = f"the budget {needing.name!r} limits growth: " if needing else ""
     hint = "--update-baseline writes it from the models as they are; --baseline takes another file, or a run."
     raise UsageError(f"{what}there is no baseline {path}", hint)
 
 
-def _look(model: _Model, root: Path, choices: Choices) -> list[Looked]:
-    """What is known of a model for each of its budgets, which may name different dense networks."""
-    looks: dict[str | None, Looked] = {}
+def _look_at_baseline(path: Path, model: Model) -> Facts | Unreadable:
+    how = How(any(budget.needs_gzip for budget in model.budgets), shapes_of(path, model.budgets))
+    try:
+        return look(path, how).facts
+    except InputError as error:
+        return Unreadable(_why(error))
+
+
+def _why(error: InputError | UsageError) -> str:
+    return f"{error.message}. {error.hint}" if error.hint else error.message
+
+
+def _judge_model(model: Model, looks: _Looks, before: Mapping[str, Facts | Unreadable], choices: Choices) -> Checked:
+    verdicts, facts = [], None
     for budget in model.budgets:
-        if budget.dense not in looks:
-            dense = find_models(budget.dense, root)[0] if budget.dense else None
-            looks[budget.dense] = with_latencies(look(model.path, model.needs_gzip, dense), choices.latencies)
-    return [looks[budget.dense] for budget in model.budgets]
+        outcome = looks.of(model.path, budget)
+        if isinstance(outcome, Looked):
+            facts = facts or outcome.facts
+            baseline = before.get(model.name)
+            subject = Subject(outcome.facts, outcome.dense, baseline, choices.any_machine, outcome.gaps)
+            verdicts += judge(budget, subject, choices.strict)
+        else:
+            verdicts += unjudged(budget, _status(outcome), _why(outcome))
+    return Checked(model.name, facts or Facts(), tuple(verdicts))
 
 
-def _judge(model: _Model, looks: Sequence[Looked], before: dict[str, Facts], choices: Choices) -> Checked:
-    verdicts = []
-    for budget, looked in zip(model.budgets, looks, strict=True):
-        subject = Subject(looked.facts, looked.dense, before.get(model.name), choices.any_machine)
-        verdicts += judge(budget, subject, choices.strict)
-    return Checked(model.name, looks[0].facts, tuple(verdicts))
+def _judge_sum(each: Sum, looks: _Looks, before: Mapping[str, Facts | Unreadable], choices: Choices) -> Checked:
+    total = looks.total(each)
+    if isinstance(total, Facts):
+        verdicts = judge(each.budget, Subject(total, baseline=before.get(each.name)), choices.strict)
+        return Checked(each.name, total, tuple(verdicts))
+    return Checked(each.name, Facts(), tuple(unjudged(each.budget, _status(total), _why(total))))
+
+
+def _status(error: InputError | UsageError) -> Status:
+    return "bad input" if isinstance(error, InputError) else "not measured"

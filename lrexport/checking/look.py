@@ -5,12 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
 from lrexport.budget.facts import Accuracy, Facts, Latency, Layer, machine_of
+from lrexport.checking.find import is_other
 from lrexport.errors import InputError
 from lrexport.escape import shell_path
 from lrexport.measure.onnx_macs import layer_of
@@ -24,32 +26,69 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Looked:
-    """A model, the dense network to compare it with where there is one, and the .onnx files of both."""
+    """A model, the dense network to compare it with where there is one, and the .onnx files of both.
+
+    ``files`` are all that the model's bytes are in. ``gaps`` are as in :class:`lrexport.budget.quantities.Subject`.
+    """
 
     facts: Facts
     file: Path | None = None
     dense: Facts | None = None
     dense_file: Path | None = None
+    files: tuple[Path, ...] = ()
+    gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
-def look(path: Path, with_gzip: bool = False, dense: Path | None = None) -> Looked:
-    """Look into a run or an .onnx file, which may be one of a run's; ``dense`` stands for the dense network then.
+@dataclass(frozen=True)
+class How:
+    """What to look at: the size after gzip too, and MACs at these sizes of inputs."""
 
-    Raises InputError for a file that is malformed, damaged or not what the record says, or a run without a result.
+    with_gzip: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def survey(self, path: Path) -> Survey:
+        """Raises InputError, and UsageError where the shapes do not fit the file."""
+        return survey(path, self.shapes) if self.shapes else survey(path)
+
+
+def look(path: Path, how: How | None = None, dense: Path | None = None) -> Looked:
+    """Look into a run, an .onnx file, which may be one of a run's, or a file of another kind, which has bytes alone.
+
+    ``dense`` stands for the dense network then. Raises InputError for a file that is malformed, damaged or not what the
+    record says, or a run without a result; UsageError where the shapes do not fit.
     """
+    how = how or How()
+    if is_other(path):
+        looked = _look_at_other(path, how)
+        return looked if dense is None else replace(looked, dense=look(dense, how).facts, dense_file=dense)
     run, name = (path, MODEL_ONNX) if path.is_dir() else (path.parent, path.name)
     with ThreadPoolExecutor(2) as pool:
         # The child processes work while this one imports what reads a record.
-        now = pool.submit(survey, run / name) if (run / name).is_file() else None
-        other = pool.submit(survey, dense) if dense is not None else None
+        now = pool.submit(how.survey, run / name) if (run / name).is_file() else None
+        other = pool.submit(look, dense, how) if dense is not None else None
         record = _record_of(path)
         if record is not None:
-            looked = _look_at_run(run, name, record, now, with_gzip)
+            looked = _look_at_run(run, name, record, now, how)
         else:
-            looked = Looked(_facts((now or pool.submit(survey, path)).result(), with_gzip), path)
+            found = (now or pool.submit(how.survey, path)).result()
+            looked = Looked(_facts(found, how), path, files=found.files)
     if other is not None:
-        looked = replace(looked, dense=_facts(other.result(), with_gzip), dense_file=dense)
+        looked = replace(looked, dense=other.result().facts, dense_file=dense)
     return looked
+
+
+def _look_at_other(path: Path, how: How) -> Looked:
+    """A file of which only the size is known: of another runtime, or whatever else is shipped. Raises InputError."""
+    refuse_lfs_pointer(path)
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
+    packed = gzip_bytes([path]) if how.with_gzip else None
+    return Looked(Facts(bytes=size, gzip_bytes=packed, kind=_kind(path)), path, files=(path,))
+
+
+def _kind(path: Path) -> str:
+    return f"a file {path.suffix}" if path.suffix else "a file without an extension"
 
 
 def _record_of(path: Path) -> Record | None:
@@ -64,18 +103,24 @@ def _record_of(path: Path) -> Record | None:
     return record if path.name in record.files and record.result_of(path.name) is not None else None
 
 
-def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] | None, with_gzip: bool) -> Looked:
+def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] | None, how: How) -> Looked:
     result = record.result_of(name)
     if result is None:
         raise InputError(
             f"{run} has no compressed network yet", f"lrexport compress {shell_path(run)} --macs 0.5 goes on from it."
         )
     file, counted = None, Facts()
+    files: tuple[Path, ...] = ()
     if name in record.files:
         file = record.check(run, name)
-        counted = _facts((counting.result() if counting else survey(file)), with_gzip)
-    dense = _recorded(Facts(), record.results.dense, record) if record.results.dense else None
-    return Looked(_recorded(counted, result, record), file, dense, run / DENSE_ONNX)
+        found = counting.result() if counting else how.survey(file)
+        counted, files = _facts(found, how), found.files
+    dense = None
+    if record.results.dense:
+        counts_dense = how.shapes and DENSE_ONNX in record.files  # the record has its MACs at the run's own sizes
+        dense_facts = _facts(how.survey(record.check(run, DENSE_ONNX)), how) if counts_dense else Facts()
+        dense = _recorded(dense_facts, record.results.dense, record)
+    return Looked(_recorded(counted, result, record), file, dense, run / DENSE_ONNX, files)
 
 
 def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
@@ -114,16 +159,17 @@ def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> Latency:
     )
 
 
-def _facts(found: Survey, with_gzip: bool) -> Facts:
+def _facts(found: Survey, how: How) -> Facts:
     return Facts(
         bytes=found.bytes,
-        gzip_bytes=gzip_bytes(found.files) if with_gzip else None,
+        gzip_bytes=gzip_bytes(found.files) if how.with_gzip else None,
         macs=found.cost.macs,
         params=found.cost.params,
         opset=found.opset,
         operators=found.operators,
         uncounted=found.cost.uncounted,
         layers=_layers(found),
+        graph=found.structure,
     )
 
 

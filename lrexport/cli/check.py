@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +15,7 @@ from click.core import ParameterSource
 
 from lrexport.cli import output
 from lrexport.cli.options import FILE, json_option, output_option
-from lrexport.errors import UsageError
+from lrexport.errors import DeviceError, LrexportError, UsageError
 
 if TYPE_CHECKING:
     from lrexport.budget.report import Report
@@ -20,13 +24,16 @@ _STEP_SUMMARY_BYTES = 1 << 20  # GitHub refuses a step's summary beyond 1 MiB
 
 
 @click.command("check", cls=output.Command, short_help="Budgets for CI: size, MACs, latency, accuracy, operators, growth.")
-@click.argument("models", nargs=-1, metavar="[RUN|FILE.onnx|GLOB]...")
+@click.argument("models", nargs=-1, metavar="[RUN|FILE|GLOB]...")
 @click.option("--baseline", type=FILE, metavar="FILE|RUN", help="What growth is measured against [lrexport-baseline.json].")
 @click.option("--update-baseline", is_flag=True, help="Write the baseline file from the models as they are.")
 @click.option("--latency", "latencies", type=FILE, multiple=True, metavar="FILE", help="What lrexport bench --json wrote.")
 @click.option("--allow-other-machine", is_flag=True, help="Compare latencies with a baseline of another machine.")
 @click.option("--strict", is_flag=True, help="An inconclusive limit has failed.")
 @json_option()
+@click.option(
+    "--comment-id", metavar="ID", help="Tells comments of several checks apart [made from --config, --baseline and MODELS]."
+)
 @output_option("markdown", "Write Markdown, as for a comment on a pull request.")
 @output_option("junit", "Write JUnit XML.")
 @output_option("history", "Write the figures as [{name, unit, value}], as benchmark dashboards take them.")
@@ -37,12 +44,14 @@ def command(
     latencies: tuple[Path, ...],
     allow_other_machine: bool,
     strict: bool,
+    comment_id: str | None,
     **outputs: str | None,
 ) -> None:
     """Compare models with their budgets: [tool.lrexport.budget] in pyproject.toml, or [budget] in lrexport.toml.
 
     Without MODELS those that the budgets name are checked. Exit code 1 when a limit was broken, 2 when one could not be
-    checked. On GitHub the step's summary and annotations are written as well.
+    checked, 3 when a file could not be read: the others are checked and reported all the same. On GitHub the step's summary
+    and annotations are written as well.
 
     \b
     lrexport check
@@ -61,66 +70,133 @@ def command(
             f"--update-baseline would write {baseline}, which a configuration file names",
             "Give --baseline FILE on the command line.",
         )
-    settings = read_settings(context.find_root().params.get("config_file"))
-    choices = Choices(baseline, update_baseline, allow_other_machine, strict, latencies)
-    report = check_settings(models, settings, choices)
+    config_file = context.find_root().params.get("config_file")
+    comment_id = _comment_id(comment_id, [config_file or "", str(baseline or ""), *models])
+    try:
+        settings = read_settings(config_file)
+        choices = Choices(baseline, update_baseline, allow_other_machine, strict, latencies)
+        report = check_settings(models, settings, choices)
+    except LrexportError as error:
+        _tell_failure(error, outputs["markdown_to"], comment_id)
+        raise
     if update_baseline:
         from lrexport.checking.flow import baseline_path
-        from lrexport.cli.console import note
 
-        note(f"written: {baseline_path(settings, choices)}")
-    _write(report, outputs)
-    _tell_github(report)
+        output.note(f"written: {baseline_path(settings, choices)}")
+    for reason in report.damage:
+        output.note(f"lrexport: {reason}")
+    _write(report, outputs, comment_id)
     context.exit(report.exit_code)
 
 
-def _write(report: Report, outputs: dict[str, str | None]) -> None:
-    """Tables for people, unless one of the other outputs is to have stdout, and every output that was asked for."""
-    from lrexport.cli.console import print_table, write_json
+def _comment_id(given: str | None, request: list[str]) -> str:
+    """What tells the comments of two checks apart: the user's id, or what is checked. Raises UsageError."""
+    from lrexport.budget.outputs.markdown import COMMENT_ID
 
+    if given is not None and not COMMENT_ID.fullmatch(given):
+        raise UsageError(f"invalid --comment-id {given!r}: expected 1 to 64 letters, digits, '.', '_' or '-'")
+    return given or (
+        hashlib.sha256("\0".join(request).encode(errors="surrogateescape")).hexdigest()[:12] if any(request) else ""
+    )
+
+
+def _write(report: Report, outputs: dict[str, str | None], comment_id: str) -> None:
+    """Tables for people, unless one of the other outputs is to have stdout, and every output that was asked for.
+
+    One that cannot be written does not keep the others from it. Raises the first DeviceError once all were tried.
+    """
     if "-" not in outputs.values():
-        from lrexport.budget.outputs import text
-        from lrexport.cli.output import say
+        _print_tables(report)
+    destinations = {name: destination for name, destination in outputs.items() if destination}
+    writers = [partial(_WRITERS[name], report, destination, comment_id) for name, destination in destinations.items()]
+    failures = []
+    for write in (*writers, partial(_tell_github, report, comment_id)):
+        try:
+            write()
+        except DeviceError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
-        print_table(text.table(report))
-        for line in text.details(report):
-            say(line)
-    if destination := outputs["json_to"]:
-        from lrexport.budget.outputs import json
 
-        write_json(json.to_json(report), destination)
-    if destination := outputs["history_to"]:
-        from lrexport.budget.outputs import history
+def _print_tables(report: Report) -> None:
+    from lrexport.budget.outputs import text
+    from lrexport.cli.console import print_table
 
-        write_json(history.to_json(report), destination)
-    if destination := outputs["markdown_to"]:
-        from lrexport.budget.outputs import markdown
+    print_table(text.table(report))
+    for line in text.details(report):
+        output.say(line)
 
-        _write_text(markdown.render(report), destination)
-    if destination := outputs["junit_to"]:
-        from lrexport.budget.outputs import junit
 
-        _write_text(junit.render(report), destination)
+def _write_json(report: Report, destination: str, _comment_id: str) -> None:
+    from lrexport.budget.outputs import json
+    from lrexport.cli.console import write_json
+
+    write_json(json.to_json(report), destination)
+
+
+def _write_history(report: Report, destination: str, _comment_id: str) -> None:
+    from lrexport.budget.outputs import history
+    from lrexport.cli.console import write_json
+
+    write_json(history.to_json(report), destination)
+
+
+def _write_markdown(report: Report, destination: str, comment_id: str) -> None:
+    from lrexport.budget.outputs import markdown
+
+    _write_text(markdown.render(report, comment_id=comment_id), destination)
+
+
+def _write_junit(report: Report, destination: str, _comment_id: str) -> None:
+    from lrexport.budget.outputs import junit
+
+    _write_text(junit.render(report), destination)
+
+
+_WRITERS = {"json_to": _write_json, "history_to": _write_history, "markdown_to": _write_markdown, "junit_to": _write_junit}
 
 
 def _write_text(content: str, destination: str) -> None:
     from lrexport.artifacts import files
-    from lrexport.cli.output import document
 
     if destination == "-":
-        document(content)
+        output.document(content)
     else:
         files.write_bytes(Path(destination), content.encode())
 
 
-def _tell_github(report: Report) -> None:
+def _tell_github(report: Report, comment_id: str) -> None:
     """The step's summary and annotations, where this is a step of a GitHub workflow."""
-    if os.environ.get("GITHUB_ACTIONS") == "true":
+    if _in_github():
         from lrexport.budget.outputs import annotations
-        from lrexport.cli.output import ci_commands
 
         root = os.environ.get("GITHUB_WORKSPACE", os.curdir)
-        ci_commands(annotations.lines(report, Path(os.path.relpath(os.curdir, root)).as_posix()))
+        output.ci_commands(annotations.lines(report, Path(os.path.relpath(os.curdir, root)).as_posix()))
+    from lrexport.budget.outputs import markdown
+
+    _summarise(lambda room: markdown.render(report, room, comment_id))
+
+
+def _tell_failure(error: LrexportError, destination: str | None, comment_id: str) -> None:
+    """The reason why nothing was judged, where people look who do not see the log."""
+    from lrexport.budget.outputs import annotations, markdown
+
+    content = markdown.failure(error, comment_id)
+    with contextlib.suppress(DeviceError):  # the error itself is what the user has to hear of
+        if destination not in (None, "-"):
+            _write_text(content, str(destination))
+        _summarise(lambda room: content)
+    if _in_github():
+        output.ci_commands([annotations.failure(error)])
+
+
+def _in_github() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def _summarise(render: Callable[[int], str]) -> None:
+    """Append what ``render`` makes of the room that is left to the summary of a GitHub step."""
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         from lrexport.artifacts import files
         from lrexport.artifacts.plain_files import destination
@@ -129,4 +205,4 @@ def _tell_github(report: Report) -> None:
         written = Path(summary).stat().st_size if Path(summary).is_file() else 0
         room = min(markdown.COMMENT_BYTES, _STEP_SUMMARY_BYTES - written)
         if room >= markdown.LEAST_BYTES:
-            files.append_text(destination(Path(summary)), markdown.render(report, room))
+            files.append_text(destination(Path(summary)), render(room))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lrexport.artifacts import onnx_child
 from lrexport.artifacts.onnx_files import ask_child
 from lrexport.errors import UsageError
+from lrexport.measure.onnx_digest import structure_digest
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
 from lrexport.measure.onnx_params import bodies
 from lrexport.measure.onnx_walk import NodeCost, UncountedNode
@@ -34,7 +35,7 @@ class Survey:
     """``operators`` are those of every graph inside, ``domain.Name`` beyond the standard; ``opset`` is the standard's.
 
     ``files`` are the model itself and its external data, ``bytes`` the sum of their sizes. ``repairs`` says what onnx's
-    checker refuses and was mended in memory before the count.
+    checker refuses and was mended in memory before the count. ``structure`` is a digest of the graph without its weights.
     """
 
     cost: GraphCost
@@ -42,6 +43,7 @@ class Survey:
     opset: int | None
     files: tuple[Path, ...]
     bytes: int
+    structure: str | None = None
     repairs: tuple[str, ...] = ()
 
     @property
@@ -81,6 +83,7 @@ def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None, values
         files=files,
         bytes=sum(file.stat().st_size for file in files),
         repairs=tuple(found[onnx_child.REPAIRS]),
+        structure=found["structure"],
     )
 
 
@@ -100,7 +103,8 @@ def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
         cost = asdict(_count(model, json.loads(sys.argv[3])))
     except UsageError as error:
         return {_MISTAKE: (error.message, error.hint), onnx_child.EXTERNAL: external}
-    return {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
+    found = {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
+    return {**found, "structure": structure_digest(model)}  # last: it clears the weights
 
 
 def _count(model: onnx.ModelProto, request: dict[str, Any]) -> GraphCost:

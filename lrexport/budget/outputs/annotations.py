@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from lrexport.budget.outputs.text import explanation, headline
 from lrexport.budget.report import Report
 from lrexport.budget.verdicts import Verdict
+from lrexport.errors import LrexportError
 from lrexport.escape import plain
 
-_LEVELS = {"failed": "error", "not measured": "error", "inconclusive": "warning"}
+_LEVELS = dict.fromkeys(("bad input", "failed", "not measured"), "error")
+_LEVELS |= dict.fromkeys(("inconclusive", "warning"), "warning")
 
 
 def lines(report: Report, folder: str = "") -> Iterator[str]:
@@ -31,6 +33,11 @@ def lines(report: Report, folder: str = "") -> Iterator[str]:
         if verdict.explanation is not None:
             text += f"\n{explanation(verdict.explanation)}"
         yield f"::{_LEVELS[verdict.status]} {given}::{_message(text)}"
+
+
+def failure(error: LrexportError) -> str:
+    """A line for a check that ended before anything was judged."""
+    return f"::error title=lrexport check::{_message(plain(str(error.message)))}"
 
 
 def _place(verdict: Verdict, folder: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "models": [
             {
                 "model": checked.model,
-                "figures": asdict(checked.facts),
+                "figures": checked.facts.to_json(),
                 "verdicts": [_verdict(verdict) for verdict in checked.verdicts],
             }
             for checked in report.models
@@ -41,6 +41,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "over": verdict.over or None,
         "note": verdict.note or None,
         "value": verdict.value,
+        "at_least": verdict.at_least,
         "limit": verdict.limit_value,
         "unit": verdict.unit or None,
         "layers_grew": found.grew if found else None,

@@ -7,11 +7,17 @@ from xml.etree import ElementTree
 
 from lrexport.budget.outputs.text import explanation, headline
 from lrexport.budget.report import Checked, Report
-from lrexport.budget.verdicts import Verdict
+from lrexport.budget.verdicts import Status, Verdict
 from lrexport.escape import plain
 
-# A limit that is inconclusive is a test that was skipped; one that was not measured is an error.
-_TAGS = {"failed": "failure", "not measured": "error", "inconclusive": "skipped"}
+# A limit that is inconclusive or only a warning is a test that was skipped; one that was not measured is an error.
+_TAGS = {
+    "bad input": "error",
+    "failed": "failure",
+    "not measured": "error",
+    "inconclusive": "skipped",
+    "warning": "skipped",
+}
 
 
 def render(report: Report) -> str:
@@ -42,7 +48,11 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, str]:
     statuses = [verdict.status for verdict in verdicts]
     return {
         "tests": str(len(statuses)),
-        "failures": str(statuses.count("failed")),
-        "errors": str(statuses.count("not measured")),
-        "skipped": str(statuses.count("inconclusive")),
+        "failures": _number(statuses, "failure"),
+        "errors": _number(statuses, "error"),
+        "skipped": _number(statuses, "skipped"),
     }
+
+
+def _number(statuses: Sequence[Status], tag: str) -> str:
+    return str(sum(_TAGS.get(status) == tag for status in statuses))

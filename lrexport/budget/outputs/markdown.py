@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import re
+
 from lrexport.budget.outputs.text import explanation, headline
 from lrexport.budget.report import Report
 from lrexport.budget.verdicts import Verdict
+from lrexport.errors import LrexportError
 from lrexport.escape import markdown
 
 # GitHub takes 65,536 characters in a comment and 1 MiB in a step's summary; one text serves both.
 COMMENT_BYTES = 60_000
 LEAST_BYTES = 1_000  # below which nothing useful fits
-# By it action.yml finds its own comment again.
-MARKER = "<!-- lrexport check -->"
+# What may stand in the marker of a comment, which is an HTML comment.
+COMMENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CUT = "… cut here: the whole report is in the log and in the output of `--json`."
 
 
-def render(report: Report, most_bytes: int = COMMENT_BYTES) -> str:
+def marker(comment_id: str = "") -> str:
+    """The first line, by which action.yml finds its own comment again; checks with different ids have a comment each."""
+    return f"<!-- lrexport check: {comment_id} -->" if comment_id else "<!-- lrexport check -->"
+
+
+def failure(error: LrexportError, comment_id: str = "") -> str:
+    """What a check says that ended before anything was judged."""
+    hint = f" {markdown(error.hint)}" if error.hint else ""
+    told = f"**Exit code {error.exit_code}**: {markdown(error.message)}.{hint} No limit was judged."
+    return f"{marker(comment_id)}\n### lrexport check: not done\n\n{told}\n"
+
+
+def render(report: Report, most_bytes: int = COMMENT_BYTES, comment_id: str = "") -> str:
     """A table of all limits, the worst first, and what explains those that were not kept; at most ``most_bytes`` long."""
-    head = [MARKER, f"### lrexport check: {report.summary()}", ""]
+    head = [marker(comment_id), f"### lrexport check: {report.summary()}", ""]
     head += ["| | model | limit | wanted | found | over by |", "|---|---|---|---|---|---|"]
     rows = [
         f"| {_status(verdict)} | {_code(checked.model)} | {markdown(verdict.label)} | {markdown(verdict.wanted)} "

@@ -43,8 +43,11 @@ def details(report: Report) -> list[str]:
 def headline(verdict: Verdict, escape: Callable[[str], str] = plain) -> str:
     """``size: found 123 KB, wanted at most 100 KB, 23 KB (23 %) over``, or what stood in the way of a verdict."""
     label, wanted, note = escape(verdict.label), escape(verdict.wanted), escape(verdict.note)
-    if verdict.status == "not measured":
-        return f"{label}: wanted {wanted}, but {note}"
+    if verdict.label == "file":
+        return note
+    if not verdict.is_judged:
+        lower_bound = f"found {escape(verdict.found)}, " if verdict.at_least is not None else ""
+        return f"{label}: {lower_bound}wanted {wanted}, but {note}"
     parts = [f"found {escape(verdict.found)}", f"wanted {wanted}"]
     if verdict.over:
         parts.append(f"{escape(verdict.over)} {'short' if verdict.wanted.startswith('at least') else 'over'}")
