@@ -69,7 +69,7 @@ def test_the_check_of_the_action_runs_and_hands_on_its_exit_code(
     assert not Path("owned").exists()
     if status < 2:
         assert json.loads(Path(outputs["json"]).read_text())["exit_code"] == status
-        assert Path(outputs["markdown"]).read_text().startswith("<!-- lrexport check -->\n")
+        assert Path(outputs["markdown"]).read_text().startswith("<!-- lrexport check")
     ended = subprocess.run(["bash", "-c", _step("Verdict")["run"]], env={"STATUS": outputs["exit-code"]}, check=False)
     assert ended.returncode == status
 

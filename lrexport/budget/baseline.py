@@ -15,22 +15,21 @@ FILE = "lrexport-baseline.json"
 SCHEMA_VERSION = 1
 # How a lower bound of MACs is called in the file.
 _AT_LEAST = "macs_at_least"
-# Beyond what any figure is: so large a number could not even be divided.
-_MOST = 1 << 63
+_HINT = "Restore it, or remove it and write it again with lrexport check --update-baseline."
 
 
 def read_baseline(path: Path) -> dict[str, Facts | Unreadable]:
     """Model → figures, or why the entry is not valid. Raises InputError where the file is malformed or of another schema."""
-    value = read_json(path, "lrexport check --update-baseline writes a baseline.")
+    value = read_json(path, _HINT)
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{path} is no baseline that this lrexport reads: schema version {version!r}, {SCHEMA_VERSION} was wanted",
-            "lrexport check --update-baseline writes one.",
+            f"{path} is not a baseline that this lrexport reads: schema version {version!r}, expected {SCHEMA_VERSION}",
+            _HINT,
         )
     models = value.get("models")
     if not isinstance(models, dict):
-        raise InputError(f"{path} is no valid baseline: models is {type(models).__name__}, expected a table of models")
+        raise InputError(f"{path} is not a valid baseline: models is {type(models).__name__}, expected a table", _HINT)
     return {name: _facts(path, name, entry) for name, entry in models.items()}
 
 
@@ -42,8 +41,8 @@ def _facts(path: Path, name: str, entry: Any) -> Facts | Unreadable:
     if isinstance(entry, dict) and _AT_LEAST in entry:
         known = {key: value for key, value in entry.items() if key != _AT_LEAST} | {"macs": entry[_AT_LEAST]}
     try:
-        if too_large := _too_large(entry):
-            raise ValueError(f"{too_large}: expected a number from 0 to {_MOST}")
+        if below_zero := _below_zero(entry):
+            raise ValueError(f"{below_zero}: expected a number of at least 0")
         return TypeAdapter(Facts).validate_python(known)
     except ValidationError as error:
         why = f"{place}.{first_fault(error)}"
@@ -52,18 +51,13 @@ def _facts(path: Path, name: str, entry: Any) -> Facts | Unreadable:
     return Unreadable(f"{path} has no valid entry: {why}. lrexport check --update-baseline writes it again", entry)
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is not a number of JSON")
-
-
-def _too_large(value: Any, place: str = "") -> str:
-    """Where a number is that is too large or below 0; "" where there is none."""
+def _below_zero(value: Any, place: str = "") -> str:
+    """Where a figure is below 0; "" where none is."""
     if isinstance(value, dict):
         figures = ((key, item) for key, item in value.items() if key != "machine")
-        inner = (_too_large(item, f"{place}.{key}" if place else str(key)) for key, item in figures)
+        inner = (_below_zero(item, f"{place}.{key}" if place else str(key)) for key, item in figures)
         return next(filter(None, inner), "")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return place if is_number and not 0 <= value <= _MOST else ""
+    return place if isinstance(value, int | float) and value < 0 else ""
 
 
 def write_baseline(path: Path, models: Mapping[str, Facts | Unreadable]) -> None:

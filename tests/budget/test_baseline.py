@@ -55,18 +55,59 @@ def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactor
     [
         ("", "empty file"),
         ("{", "not JSON"),
-        ("[]", "schema version None, 1 was wanted"),
-        ('{"schema_version": 2, "models": {}}', "schema version 2, 1 was wanted"),
+        ("[]", "schema version None, expected 1"),
+        ('{"schema_version": 2, "models": {}}', "schema version 2, expected 1"),
         ('{"schema_version": 1}', "is not a valid baseline"),
         ('{"schema_version": 1, "models": {"run": {"bytes": "many"}}}', "models.run.bytes"),
         ('{"schema_version": 1, "models": {"run": {"size": 1}}}', "models.run.size"),
+        ('{"schema_version": 1, "models": {"run": [1]}}', "models.run"),
+        ('{"schema_version": 1, "models": {"run": {"bytes": -1}}}', "models.run.bytes: expected a number of at least 0"),
+        ('{"schema_version": 1, "models": {"run": {"accuracy": {"top1": 1e999, "top5": 1, "n": 1}}}}', "the number 1e999 is too large"),
     ],
 )
 def test_a_baseline_that_is_none_is_bad_input(check: Command, content: str, words: str) -> None:
     Path("lrexport-baseline.json").write_text(content)
-    done = check()
-    assert (done.code, done.out) == (3, "")
+    done = check("--json", "report.json", "--junit", "check.xml")
+    assert done.code == 3
     assert words in done.err
+    models = json.loads(Path("report.json").read_text())["models"]
+    statuses = {verdict["key"]: verdict["status"] for model in models for verdict in model["verdicts"]}
+    assert statuses["max_macs_growth"] == "bad input"
+    assert statuses["max_bytes"] == "passed"
+    assert Path("check.xml").exists()
+
+
+def test_an_entry_of_another_model_that_is_not_valid_says_nothing_about_this_one_and_stays_as_it_was(check: Command) -> None:
+    content = json.loads(Path("lrexport-baseline.json").read_text())
+    content["models"]["other"] = {"bytes": "many"}
+    Path("lrexport-baseline.json").write_text(json.dumps(content))
+    assert check().code == 0
+    assert check("--update-baseline").code == 0
+    assert json.loads(Path("lrexport-baseline.json").read_text())["models"]["other"] == {"bytes": "many"}
+
+
+def test_an_update_does_not_replace_a_baseline_that_cannot_be_read(check: Command) -> None:
+    Path("lrexport-baseline.json").write_text("{")
+    assert check("--update-baseline").code == 3
+    assert Path("lrexport-baseline.json").read_text() == "{"
+
+
+@pytest.mark.parametrize("number", ["1e400", "NaN", "-1", str(10**400)])
+def test_a_number_that_no_figure_has_is_never_divided_by(check: Command, number: str) -> None:
+    Path("lrexport-baseline.json").write_text(f'{{"schema_version": 1, "models": {{"run": {{"bytes": {number}}}}}}}')
+    budget('max_bytes_growth = "1%"')
+    done = check("--json", "report.json")
+    assert done.code == 3
+    assert "unexpected" not in done.err
+    (verdict,) = json.loads(Path("report.json").read_text())["models"][0]["verdicts"]
+    assert (verdict["status"], verdict["value"], verdict["found"]) == ("bad input", None, "—")
+
+
+def test_a_lower_bound_of_macs_is_none_of_the_exact_figures_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(path, {"m": Facts(macs=5, uncounted=("LSTM",))})
+    assert json.loads(path.read_text())["models"]["m"] == {"macs_at_least": 5, "uncounted": ["LSTM"]}
+    assert read_baseline(path) == {"m": Facts(macs=5, uncounted=("LSTM",))}
 
 
 def test_growth_is_accepted_by_an_update_which_leaves_other_models_alone(check: Command) -> None:

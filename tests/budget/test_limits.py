@@ -68,7 +68,7 @@ def test_shares_and_points_are_hundredths(number: Decimal, space: str) -> None:
 @settings(deadline=None)
 @given(st.text(alphabet="0123456789. KMGBbyteskmacsparum%x×µ-+", max_size=12), st.sampled_from(sorted(KEYS)))
 def test_any_text_is_a_limit_above_or_at_nothing_or_a_mistake_that_says_where(text: str, key: str) -> None:
-    if key in ("path", "target", "dense") or key.endswith("operators"):
+    if key in ("path", "exclude", "target", "dense", "shapes", "sum", "severity") or key.endswith("operators"):
         return
     try:
         value: float | str = _bound(key, text)
@@ -98,6 +98,21 @@ MISTAKES = {
     "an empty list": ("forbidden_operators = []", 2, "forbidden_operators is [], text or a list of texts was wanted", ""),
     "a list of numbers": ("path = [3]", 2, "path is [3], text or a list of texts was wanted", ""),
     "no limit at all": ('path = "run"', 1, "the budget 'budget' limits nothing", "Give it a limit"),
+    "a path that only excludes": ('path = ["!a.onnx"]\nmax_bytes = "1 KB"', 2, "path only excludes", "Say from what"),
+    "a severity that does not exist": ('severity = "info"', 2, "invalid severity 'info': expected 'error' or 'warn'", ""),
+    "a severity that is a list": ('severity = ["warn"]', 2, "invalid severity ['warn']", ""),
+    "a sum that is a text": ('sum = "yes"', 2, "invalid sum 'yes': expected true or false", ""),
+    "shapes that are a list": ("shapes = [1, 3]", 2, "expected a table of inputs, found list", "by its name"),
+    "no shapes": ("shapes = {}", 2, "invalid shapes", "shapes = {images"),
+    "a shape that is a text": ('shapes = {x = "1,3"}', 2, "invalid shape '1,3' of 'x': expected a list of numbers", ""),
+    "a size of 0": ("shapes = {x = [1, 0]}", 2, "invalid shape [1, 0] of 'x'", ""),
+    "a size that is true": ("shapes = {x = [true]}", 2, "invalid shape [True] of 'x'", ""),
+    "an accuracy of a sum": ('sum = true\nmin_accuracy = "1%"', 3, "min_accuracy cannot be limited for a sum", "bytes"),
+    "a ratio of a sum": ('sum = true\nmax_bytes_ratio = "1x"', 3, "max_bytes_ratio cannot be limited for a sum", ""),
+    "operators of a sum": ('forbidden_operators = "If"\nsum = true', 2, "forbidden_operators cannot be limited", ""),
+    "a dense network of a sum": (
+        'sum = true\nmax_bytes = "1 KB"\ndense = "a.onnx"', 4, "dense is about a single model", "Leave it out.",
+    ),
     "a size below a byte": ('max_bytes = "0 B"', 2, "'0 B' is no size", ""),
 }  # fmt: skip
 
@@ -130,7 +145,9 @@ def test_a_table_has_limits_of_its_own_and_budgets_by_name(tmp_path: Path, monke
 
 
 def test_every_key_is_documented() -> None:
-    documented = set(re.findall(r"`((?:max|min|allowed|forbidden)_\w+|path|target|dense)`", _documentation()))
+    documented = set(
+        re.findall(r"`((?:max|min|allowed|forbidden)_\w+|path|exclude|target|dense|shapes|sum|severity)`", _documentation())
+    )
     assert documented == set(KEYS)
 
 

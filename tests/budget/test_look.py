@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from lrexport.checking.look import gzip_bytes, look
+from lrexport.checking.look import How, gzip_bytes, look
 from lrexport.record import load_record
 from tests.budget.make_sample import network
 
@@ -39,7 +39,7 @@ def test_external_data_counts_as_size_also_after_gzip(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(network(6), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     files = [path, tmp_path / "weights.bin"]
-    found = look(path, with_gzip=True).facts
+    found = look(path, How(with_gzip=True)).facts
     assert found.bytes == sum(file.stat().st_size for file in files)
     assert found.gzip_bytes == gzip_bytes(files) == sum(len(gzip.compress(file.read_bytes(), 9)) for file in files)
 

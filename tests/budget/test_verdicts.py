@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
 from lrexport.budget.limits import make_budget
 from lrexport.budget.quantities import Subject
+from lrexport.budget.report import Checked, Report
 from lrexport.budget.verdicts import Verdict, judge
 
 MACHINE = {"cpu": "A", "cores": 4}
@@ -80,11 +82,57 @@ def test_macs_that_are_only_a_lower_bound_fail_past_the_limit_and_never_pass() -
     now = Facts(macs=100, uncounted=("LSTM",))
     assert _verdict(now, "max_macs", "99 MACs").status == "failed"
     within = _verdict(now, "max_macs", "1000 MACs")
-    assert (within.status, within.found) == ("inconclusive", "100 or more")
+    assert (within.status, within.found) == ("not measured", "100 or more")
+    assert (within.value, within.at_least) == (None, 100)
     assert "LSTM" in within.note
-    assert _verdict(now, "max_macs_growth", "0%", baseline=now).status == "inconclusive"
-    assert within.value is not None
-    assert math.isfinite(within.value)
+    assert "shapes = {" not in within.note
+    assert "shapes = {" in _verdict(Facts(macs=0, uncounted=("Conv of unknown shape",)), "max_macs", "1K").note
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**12), st.integers(0, 10**12), st.booleans(), st.booleans(), st.sampled_from(["ab", "aa"]))
+def test_growth_and_ratios_of_lower_bounds_are_finite_and_never_pass_unless_nothing_changed(
+    now: int, before: int, in_part: bool, before_in_part: bool, graphs: str
+) -> None:
+    uncounted = ("LSTM",)
+    facts = Facts(macs=now, uncounted=uncounted if in_part else (), graph=graphs[0])
+    other = Facts(macs=before, uncounted=uncounted if before_in_part else (), graph=graphs[1])
+    is_same = in_part and before_in_part and now == before and graphs == "aa"
+    for key, text in (("max_macs_growth", "5%"), ("max_macs_growth", "10K"), ("max_macs_ratio", "50%")):
+        verdict = _verdict(facts, key, text, **{"dense" if key == "max_macs_ratio" else "baseline": other})
+        if in_part or before_in_part:
+            assert (verdict.status == "passed") == (is_same and key == "max_macs_growth")
+        for text in (verdict.found, verdict.over, verdict.note):
+            assert not re.search(r"\b(nan|inf)", text, re.IGNORECASE)
+        assert all(value is None or math.isfinite(value) for value in (verdict.value, verdict.at_least))
+
+
+def test_what_was_0_and_is_0_did_not_grow_and_what_was_0_is_told_what_helps() -> None:
+    nothing = Facts(macs=0)
+    assert _verdict(nothing, "max_macs_growth", "0%", baseline=nothing).status == "passed"
+    grown = _verdict(Facts(macs=9), "max_macs_growth", "5%", baseline=nothing)
+    assert (grown.status, grown.found) == ("not measured", "—")
+    assert "by a number with its unit" in grown.note
+    assert _verdict(Facts(macs=9), "max_macs_growth", "8 MACs", baseline=nothing).status == "failed"
+
+
+def test_a_budget_that_warns_never_fails_and_says_so() -> None:
+    limits = {"max_bytes": "1 KB", "min_accuracy": "90%", "max_macs": "1K", "severity": "warn"}
+    budget = make_budget("test", limits, lambda name: "here")
+    verdicts = judge(budget, Subject(Facts(bytes=2000, macs=5)))
+    assert [verdict.status for verdict in verdicts] == ["warning", "warning", "passed"]
+    report = Report((Checked("m", Facts(), tuple(verdicts)),))
+    assert (report.exit_code, report.summary()) == (0, "of 3 limits 2 only warned")
+
+
+def test_a_file_of_another_kind_has_bytes_and_says_why_it_has_no_more() -> None:
+    now = Facts(bytes=10, kind="a file .tflite")
+    assert _verdict(now, "max_bytes", "1 KB").status == "passed"
+    assert _verdict(now, "max_bytes_growth", "0%", baseline=now).status == "passed"
+    for key, value in (("max_macs", "1K"), ("max_params", "1K"), ("max_opset", 18), ("forbidden_operators", ["If"])):
+        verdict = _verdict(now, key, value)  # type: ignore[arg-type]
+        assert verdict.status == "not measured"
+        assert "this is a file .tflite: limit its bytes" in verdict.note
 
 
 def test_latencies_of_other_machines_threads_and_batches_are_not_compared() -> None:
