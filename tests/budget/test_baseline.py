@@ -62,7 +62,10 @@ def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactor
         ('{"schema_version": 1, "models": {"run": {"size": 1}}}', "models.run.size"),
         ('{"schema_version": 1, "models": {"run": [1]}}', "models.run"),
         ('{"schema_version": 1, "models": {"run": {"bytes": -1}}}', "models.run.bytes: expected a number of at least 0"),
-        ('{"schema_version": 1, "models": {"run": {"accuracy": {"top1": 1e999, "top5": 1, "n": 1}}}}', "the number 1e999 is too large"),
+        (
+            '{"schema_version": 1, "models": {"run": {"accuracy": {"top1": 1e999, "top5": 1, "n": 1}}}}',
+            "the number 1e999 is too large",
+        ),
     ],
 )
 def test_a_baseline_that_is_none_is_bad_input(check: Command, content: str, words: str) -> None:
