@@ -79,7 +79,8 @@ def read_bench(path: Path) -> Bench:
     try:
         return Bench(path, _Measured.model_validate(read_json(path)))
     except ValidationError as error:
-        raise InputError(f"{path} was not written by lrexport bench --json: {first_fault(error)}") from error
+        message = f"{path} was not written by lrexport bench --json: {first_fault(error)}".splitlines()[0]
+        raise InputError(message, "Measure again: lrexport bench FILE --json OUTPUT.") from error
 
 
 def with_latencies(looked: Looked, benches: Sequence[Bench], shapes: Mapping[str, tuple[int, ...]]) -> Looked:
