@@ -14,6 +14,7 @@ import click
 
 from lrexport import __version__
 from lrexport.cli import configuration, output
+from lrexport.cli.options import PathType
 from lrexport.errors import DeviceError, InputError, LrexportError, of_system, signal_of
 from lrexport.trust import consent
 
@@ -77,7 +78,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
 @click.option(
     *("-V", "--version"), is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
 )
-@click.option("--config", "config_file", type=click.Path(), help="TOML file instead of pyproject.toml or lrexport.toml.")
+@click.option("--config", "config_file", type=PathType(), help="TOML file instead of pyproject.toml or lrexport.toml.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:

@@ -191,3 +191,16 @@ def test_a_pair_is_timed_by_the_model_of_both_halves() -> None:
     model = layer_model(pair, call, 2)
     assert [node.op_type for node in model.graph.node if node.op_type == "Conv"] == ["Conv"] * 4
     assert run(model).shape == (1, 12, 5, 5)
+
+
+def test_a_table_that_cannot_be_written_serves_its_process_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where a folder should be")
+    svd = decompose(SmallNet(), SHAPE, "channel")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+        times = LayerTimes(Arithmetic(), folder=folder)
+        found = times.of(svd, every_scheme_of(svd))
+        assert found == LayerTimes(Arithmetic(), folder=tmp_path / "good").of(svd, every_scheme_of(svd))
+        assert times.unsaved is not None
+        assert times.unsaved.startswith(f"cannot write {folder}")
+    assert LayerTimes(Arithmetic(), folder=tmp_path / "good").unsaved is None
+    assert (tmp_path / "file").read_text() == "a file where a folder should be"
