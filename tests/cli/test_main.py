@@ -37,7 +37,7 @@ def test_every_command_is_listed_with_the_help_line_it_has_itself(capsys: pytest
     ("arguments", "words"),
     [
         (["compres"], "No such command 'compres'. Did you mean compress?"),
-        (["compress", "resnet20", "--macs", "0.5", "-o", "x", "--json", "no/such.json"], "there is no folder no"),
+        (["compress", "resnet20", "--macs", "0.5", "-o", "x", "--json", "no/such.json"], "the folder no does not exist"),
         (["compress"], "Missing argument"),
         (["compress", "resnet20", "--mac", "0.5"], "--macs"),
         (["compress", "resnet20", "--macs", "half", "-o", "x"], "no share"),

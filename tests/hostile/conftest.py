@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.cli.main import run
+from lrexport.trust import consent
 from tests.budget.support import check, sample  # noqa: F401
 from tests.hostile.support import TINY, Command, Outcome, write_module
 
@@ -82,6 +83,10 @@ def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(_finished: Path, here: Path) -> Path:
     """A copy of a finished, training-free run of ``tiny:make``: the folder ``run``, as a relative path."""
     shutil.copytree(_finished, "run")
+    code = consent.code_at("tiny:make", "MODEL")
+    assert code is not None
+    with consent.session():
+        consent.agree(code)  # as whoever makes a run does
     return Path("run")
 
 

@@ -365,6 +365,8 @@ def test_an_image_folder_for_a_grey_network_is_told_with_the_channels(compress: 
         make.input_shape = (1, 8, 8)
         """,
     )
+    for part in ("train", "val"):
+        Path("images", part).mkdir(parents=True)
     done = compress("--data", "folder:images", model="grey:make")
     assert done.code == 3
     assert "image folders give RGB, the network takes 1 channels ((1, 8, 8))" in done.err
