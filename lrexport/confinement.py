@@ -35,18 +35,21 @@ def confine(memory: int | None = None, cpu_seconds: int | None = None) -> None:
         _limit(resource, kind, (held or 0) + memory)
 
 
-def die_with_parent() -> None:
-    """Have this process killed when the one that started it ends, however that ended (Linux)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Have this process killed when the one that started it ends, however that ended (Linux).
+
+    ``parent`` is its number, by which it is known whether it has ended already.
+    """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     try:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     except (ImportError, OSError, AttributeError):  # a Python or a C library without it
         return
-    if os.getppid() != parent:  # it ended just now
+    if os.getppid() != parent:  # it has ended
         os.kill(os.getpid(), signal.SIGKILL)
 
 

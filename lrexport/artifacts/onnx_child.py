@@ -1,8 +1,9 @@
 """The side of a child process that opens an ONNX file of somebody else's: limits, parser, checker, one line of JSON.
 
-    python -m lrexport.artifacts.onnx_child FILE BYTES:SECONDS
+    python -m lrexport.artifacts.onnx_child FILE BYTES:SECONDS:PARENT
 
-BYTES of memory and SECONDS of processor time are what opening it may take. Started by :mod:`lrexport.artifacts.onnx_files`.
+BYTES of memory and SECONDS of processor time are what opening it may take; it ends with the process PARENT. Started by
+:mod:`lrexport.artifacts.onnx_files`.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
 
     A model that the checker refuses though runtimes run it is repaired in memory first.
     """
-    path, limits = sys.argv[1], [int(limit) for limit in sys.argv[2].split(":")]
-    die_with_parent()
+    path, (memory, seconds, parent) = sys.argv[1], map(int, sys.argv[2].split(":"))
+    die_with_parent(parent)
     try:
         import onnx  # noqa: F401 - before the limits: it is not the file's fault what importing it takes
 
-        confine(*limits)
+        confine(memory, seconds)
         os.chdir(os.path.dirname(path))
         result = examine(os.path.basename(path), work)
     except MemoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts import onnx_child
+from lrexport.artifacts.children import run_child
 from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.artifacts.plain_files import check_input
 from lrexport.errors import InputError
@@ -74,17 +76,17 @@ def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
             "Save it with external data: onnx.save(model, path, save_as_external_data=True).",
         )
     seconds = min(_MOST_SECONDS, _LEAST_SECONDS + size // _BYTES_A_SECOND)
-    limits = f"{_LEAST_BYTES + _BYTES_A_BYTE * size}:{seconds}"
+    limits = f"{_LEAST_BYTES + _BYTES_A_BYTE * size}:{seconds}:{os.getpid()}"
     command = [sys.executable, "-m", module, str(path.absolute()), limits, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, cwd=_HOME, timeout=_WALL_CLOCK * seconds, text=True, check=False)
+        status, out = run_child(command, _WALL_CLOCK * seconds, _HOME)
     except subprocess.TimeoutExpired as error:
         raise _endless(path, _WALL_CLOCK * seconds) from error
-    if done.returncode == -_OUT_OF_TIME:
+    if status == -_OUT_OF_TIME:
         raise _endless(path, seconds)
-    lines = done.stdout.strip().splitlines()
+    lines = out.strip().splitlines()
     if not lines:
-        raise InputError(f"{path} is no readable ONNX file: the parser crashed (exit {done.returncode})")
+        raise InputError(f"{path} is no readable ONNX file: the parser crashed (exit {status})")
     result: dict[str, Any] = json.loads(lines[-1])
     if "error" in result:
         other = _seems(path)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lrexport.artifacts.children import threads_with_children
 from lrexport.artifacts.toml_files import BUDGET, LREXPORT, PYPROJECT, Settings
 from lrexport.budget import baseline as baselines
 from lrexport.budget.facts import Facts, Unreadable
@@ -19,11 +20,13 @@ from lrexport.budget.quantities import Subject
 from lrexport.budget.report import Checked, Report
 from lrexport.budget.verdicts import Status, judge, unjudged
 from lrexport.checking.find import find_models, is_model, name_of
-from lrexport.checking.latencies import Bench, read_bench, with_latencies
 from lrexport.checking.look import How, Looked, look
 from lrexport.checking.subjects import Model, Subjects, Sum, budgeted, given, shapes_of
 from lrexport.checking.sums import added
 from lrexport.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from lrexport.checking.latencies import Bench
 
 Baseline = dict[str, Facts | Unreadable]
 # What a model turned out to be, or why it could not be looked into.
@@ -70,7 +73,7 @@ def _root(settings: Settings) -> Path:
 def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choices: Choices) -> Report:
     """Check the models that ``patterns`` name, or else those that the budgets do. Raises as :func:`check_settings`."""
     subjects = given(patterns, budgets, root) if patterns else budgeted(budgets, root)
-    looks = _Looks(subjects, root, [read_bench(path) for path in choices.latencies])
+    looks = _Looks(subjects, root, _benches(choices.latencies))
     before, damage = _baseline(subjects, root, choices)
     looks.run()
     if choices.update_baseline:
@@ -98,13 +101,18 @@ class _Looks:
                 self._dense[path, budget.dense] = find_models(budget.dense, root)[0] if budget.dense else None
 
     def run(self) -> None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each thread waits for a process of its own
+        with threads_with_children(os.cpu_count()) as pool:  # each thread waits for a process of its own
             self._outcomes = dict(zip(self._dense, pool.map(self._look, self._dense), strict=True))
 
     def _look(self, key: tuple[Path, str | None]) -> Outcome:
         path, how = key[0], self._how[key[0]]
         try:
-            return with_latencies(look(path, how, self._dense[key]), self._measured, how.shapes)
+            looked = look(path, how, self._dense[key])
+            if not self._measured:
+                return looked
+            from lrexport.checking.latencies import with_latencies
+
+            return with_latencies(looked, self._measured, how.shapes)
         except (InputError, UsageError) as error:
             return error
         except OSError as error:
@@ -130,6 +138,15 @@ class _Looks:
         found = {name: outcome.facts for name, outcome in models.items() if isinstance(outcome, Looked)}
         totals = {each.name: self.total(each) for each in self._subjects.sums}
         return found | {name: total for name, total in totals.items() if isinstance(total, Facts)}
+
+
+def _benches(paths: Sequence[Path]) -> list[Bench]:
+    """What ``lrexport bench`` wrote into files. Without any nothing that reads them is imported: a check starts fast."""
+    if not paths:
+        return []
+    from lrexport.checking.latencies import read_bench
+
+    return [read_bench(path) for path in paths]
 
 
 def _baseline(subjects: Subjects, root: Path, choices: Choices) -> tuple[Baseline, list[Checked]]:

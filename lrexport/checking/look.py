@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrexport.artifacts.children import threads_with_children
 from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
 from lrexport.budget.facts import Accuracy, Facts, Latency, Layer, machine_of
@@ -62,7 +63,7 @@ def look(path: Path, how: How | None = None, dense: Path | None = None) -> Looke
         looked = _look_at_other(path, how)
         return looked if dense is None else replace(looked, dense=look(dense, how).facts, dense_file=dense)
     run, name = (path, MODEL_ONNX) if path.is_dir() else (path.parent, path.name)
-    with ThreadPoolExecutor(2) as pool:
+    with threads_with_children(2) as pool:
         # The child processes work while this one imports what reads a record.
         now = pool.submit(how.survey, run / name) if (run / name).is_file() else None
         other = pool.submit(look, dense, how) if dense is not None else None

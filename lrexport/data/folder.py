@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from PIL import Image
 
 from lrexport.data.augment import Augmentation
 from lrexport.data.images import ArraySet, ImageData, ImageSet
-from lrexport.data.reading import Bad, Files, check_few, find_bad, try_image
+from lrexport.data.reading import Bad, Files, check_few, find_bad, in_threads, try_image
 from lrexport.data.streamed import StreamedSet
 from lrexport.errors import InputError
 
@@ -109,12 +107,11 @@ def _decode(files: Files, input_shape: Shape) -> tuple[ImageSet, Bad]:
     images = np.empty((len(files), height, width, 3), np.uint8)
     labels: list[int] = []
     bad: dict[Path, InputError] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (path, label), pixels in zip(files, pool.map(load, (path for path, _ in files), chunksize=64), strict=True):
-            if isinstance(pixels, InputError):
-                bad[path] = pixels
-                continue
-            images[len(labels)] = pixels
-            labels.append(label)
+    for (path, label), pixels in zip(files, in_threads(load, [path for path, _ in files]), strict=True):
+        if isinstance(pixels, InputError):
+            bad[path] = pixels
+            continue
+        images[len(labels)] = pixels
+        labels.append(label)
     pixels_of = torch.from_numpy(images[: len(labels)]).permute(0, 3, 1, 2).contiguous()
     return ArraySet(pixels_of, torch.tensor(labels, dtype=torch.int64)), bad

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -14,6 +15,7 @@ from lrexport.data.decoding import decode
 from lrexport.data.images import first_of
 from lrexport.errors import InputError
 
+Result = TypeVar("Result")
 Files = list[tuple[Path, int]]  # with their labels
 Bad = Mapping[Path, InputError]  # images that cannot be read, and why
 
@@ -43,8 +45,16 @@ def find_bad(files: Files) -> Bad:
         return image if isinstance(image, InputError) else None
 
     paths = [path for path, _ in files]
-    with ThreadPoolExecutor(cores_here()) as pool:
-        return {path: error for path, error in zip(paths, pool.map(failure, paths), strict=True) if error is not None}
+    return {path: error for path, error in zip(paths, in_threads(failure, paths), strict=True) if error is not None}
+
+
+def in_threads(function: Callable[[Path], Result], paths: Sequence[Path]) -> Iterator[Result]:
+    """What ``function`` gives for each of ``paths``, in order, by a thread a core; stopped, it begins no further one."""
+    pool = ThreadPoolExecutor(cores_here())
+    try:
+        yield from pool.map(function, paths)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def check_few(bad: Bad, most: int) -> None:

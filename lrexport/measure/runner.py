@@ -1,6 +1,6 @@
 """Measures ONNX files with ONNX Runtime. Self-contained: it is sent to devices, where lrexport is not installed.
 
-    python -m lrexport.measure.runner JOB.json
+    python -m lrexport.measure.runner JOB.json [PARENT]
 
 Needs Python 3.9, numpy, onnxruntime and the modules that it imports beside it. The job names groups of files; the files of a
 group are loaded together and timed in shuffled order, round by round, so that what slows the machine down slows all of
@@ -264,7 +264,7 @@ def _cold_in_child(model: Facts, job: Facts, watch: Watch) -> Facts:
     """:func:`cold` in a process of its own. Raises ModelError, also where the runtime crashes on the file."""
     watch.begin(model["name"], "loading and the first run", times=2, more=_CHILD_SECONDS)
     options = json.dumps({name: value for name, value in job.items() if name != "groups"})
-    command = [sys.executable, "-m", "lrexport.measure.runner", "--cold", model["file"], options]
+    command = [sys.executable, "-m", "lrexport.measure.runner", "--cold", model["file"], options, str(os.getpid())]
     done = subprocess.run(command, capture_output=True)
     watch.end()
     answer = json.loads(done.stdout.decode() or "{}")
@@ -379,7 +379,7 @@ def _say_at_once(value: Facts) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    die_with_parent(int(sys.argv[-1]) if sys.argv[-1].isdigit() else None)
     if sys.argv[1] == "--cold":
         print(json.dumps(cold(sys.argv[2], json.loads(sys.argv[3]))))
     else:

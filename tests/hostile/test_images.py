@@ -6,6 +6,7 @@ import io
 import os
 import random
 import struct
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from lrexport.data.decoding import FORMATS
-from lrexport.data.reading import read_image
+from lrexport.data.reading import in_threads, read_image
 from lrexport.data.resolve import load_data
 from lrexport.errors import InputError
 from lrexport.record import load_record
@@ -319,3 +320,18 @@ def test_no_program_is_started_for_an_image_whatever_its_content_asks_for(
     done = train(kind, "--workers", workers, "--max-bad", "1")
     assert done.code == 0
     assert not (here / "started").exists()
+
+
+def test_reading_that_is_stopped_begins_no_further_image() -> None:
+    begun: list[Path] = []
+
+    def read(path: Path) -> Path:
+        begun.append(path)
+        time.sleep(0.01)
+        return path
+
+    paths = [Path(str(number)) for number in range(1000)]
+    results = in_threads(read, paths)
+    assert next(results) == paths[0]
+    results.close()
+    assert len(begun) < 500

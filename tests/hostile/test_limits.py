@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -137,18 +138,25 @@ def _until(condition: Callable[[], bool], seconds: float = 30) -> bool:
     return True
 
 
+def _many_nodes(path: Path, count: int = 60_000) -> None:
+    """So many ReLUs in a row, which take some seconds to look at."""
+    names = ["x", *(f"a{place}" for place in range(count - 1)), "y"]
+    _save(str(path), [helper.make_node("Relu", [before], [after]) for before, after in itertools.pairwise(names)])
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "TERM", "KILL"]
 )
-def test_a_check_that_takes_long_ends_with_the_command_and_leaves_no_process(
-    here: Path, number: signal.Signals, code: int
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_a_file_that_takes_long_to_look_at_ends_with_the_command_and_leaves_no_process(
+    here: Path, command: str, number: signal.Signals, code: int
 ) -> None:
-    path = here / "doubled.onnx"
-    _doubled_shapes(str(path))
+    path = here / "many.onnx"
+    _many_nodes(path)
+    (here / "lrexport.toml").write_text('[budget]\nmax_bytes = "1 GB"\n')
     before = listing(here)
-    process = _start("inspect", str(path))
-    assert _until(lambda: len(processes_with(str(path))) > 1)
-    time.sleep(0.5)
+    process = _start(command, str(path))
+    assert _until(lambda: any(each != process.pid for each in processes_with(str(path))))
     process.send_signal(number)
     process.communicate(timeout=20)
     assert process.returncode == code

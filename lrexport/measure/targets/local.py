@@ -37,7 +37,7 @@ class Local:
             for path, content in work_folder(job, names).items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
-            command = [sys.executable, "-m", "lrexport.measure.runner", "job.json"]
+            command = [sys.executable, "-m", "lrexport.measure.runner", "job.json", str(os.getpid())]
             modules = os.pathsep.join(filter(None, (name, os.getenv("PYTHONPATH"))))
             environment = {**os.environ, "PYTHONPATH": modules, "TMPDIR": name}
             process = start(command, stderr=subprocess.PIPE, cwd=folder, env=environment)

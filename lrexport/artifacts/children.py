@@ -1,0 +1,56 @@
+"""Processes of ours that threads wait for: limited in time, and ended at once when the command is stopped meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from lrexport.errors import LrexportError
+
+_lock = threading.Lock()
+_running: set[subprocess.Popen[str]] = set()
+_pools_ending = 0
+
+
+class _Ending(LrexportError):
+    """The command is being stopped: nobody waits for an answer any more."""
+
+
+def run_child(command: Sequence[str], seconds: float, folder: Path) -> tuple[int, str]:
+    """Exit status and stdout of a process that is started in ``folder``. Raises TimeoutExpired after so many seconds."""
+    with _lock:
+        if _pools_ending:
+            raise _Ending("stopped")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder, text=True)
+        _running.add(process)
+    try:
+        out, _ = process.communicate(timeout=seconds)
+        return process.returncode, out
+    finally:
+        process.kill()
+        process.wait()
+        with _lock:
+            _running.discard(process)
+
+
+@contextmanager
+def threads_with_children(most: int | None) -> Iterator[ThreadPoolExecutor]:
+    """Threads that call :func:`run_child`. Where the block is left by an exception or a signal, no process is waited for."""
+    global _pools_ending
+    pool = ThreadPoolExecutor(most)
+    try:
+        yield pool
+    except BaseException:
+        with _lock:
+            _pools_ending += 1
+            for process in _running:
+                process.kill()
+        pool.shutdown(cancel_futures=True)
+        with _lock:
+            _pools_ending -= 1
+        raise
+    pool.shutdown()
