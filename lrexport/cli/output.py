@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import os
 import sys
 import traceback
@@ -130,6 +131,7 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
     warnings.showwarning = _show_warning
+    logging.lastResort = _Logged(logging.WARNING)  # what libraries log where nobody else listens
     if is_closed:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
         raise DeviceError("standard output is closed", "Redirect it to a file, or to /dev/null where nobody is to read it.")
@@ -142,6 +144,13 @@ def finish() -> None:
             stream.flush()
         except (OSError, ValueError):
             _mute(stream)
+
+
+class _Logged(logging.Handler):
+    """Prints what a library logs, in which names of a network may be."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _write(sys.stderr, f"{plain_lines(self.format(record))}\n")
 
 
 def _show_warning(

@@ -61,7 +61,7 @@ def _convert(source: Path, made: Path, platform: Platform) -> None:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; names would be printed raw
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(made)
     options.add_session_config_entry("session.save_model_format", "ORT")
@@ -117,7 +117,7 @@ def _unoptimised(source: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; names would be printed raw
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 

@@ -231,12 +231,16 @@ def test_what_code_of_the_user_raises(here: Path, capfd: pytest.CaptureFixture[s
 
 
 def test_what_code_of_the_user_warns_of(here: Path) -> None:
-    write_module("users", f"import warnings\nwarnings.warn({IN_TEXT!r})\nmake = None\n")
+    write_module(
+        "users",
+        f"import logging, warnings\nwarnings.warn({IN_TEXT!r})\nlogging.getLogger('x').warning({IN_TEXT!r})\nmake = None\n",
+    )
     code = "from lrexport.cli.main import main; main()"
     command = [sys.executable, "-c", code, "compress", "users:make", "--macs", "0.5", "-o", "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "UserWarning: n" in done.stderr
+    assert "\nn\\x1b" in done.stderr
     assert harmless(done.stderr)
 
 
