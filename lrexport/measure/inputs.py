@@ -70,7 +70,7 @@ class Inputs:
         known: dict[str, tuple[int, str]] = {}
         for item in declared:
             for axis, size in enumerate(given[item.name] or ()):
-                if axis < len(item.shape) and isinstance(item.shape[axis], str):
+                if axis < len(item.shape) and _is_symbol(item.shape[axis]):
                     self._learn(known, item.shape[axis], size, item.name)
         open_batch = self._open_batch(declared, given, known)
         shapes = {}
@@ -112,7 +112,7 @@ class Inputs:
             return None
         item, axis = place
         symbol = item.shape[axis]
-        if isinstance(symbol, str):
+        if _is_symbol(symbol):
             size, where = known.setdefault(symbol, (self.batch or 1, item.name))
         else:  # first sizes without a name are one batch
             firsts = {other.name: given[other.name][0] for other in declared if given[other.name] and _is_open(other, 0)}
@@ -126,9 +126,9 @@ class Inputs:
         for axis, size in enumerate(item.shape):
             if not _is_open(item, axis):
                 shape.append(size)
-            elif isinstance(size, str) and size in known:
+            elif _is_symbol(size) and size in known:
                 shape.append(known[size][0])
-            elif not isinstance(size, str) and axis == 0 and batch is not None:
+            elif not _is_symbol(size) and axis == 0 and batch is not None:
                 shape.append(batch)
             else:
                 raise InputsError(
@@ -157,7 +157,7 @@ def _batch_place(declared: Sequence[Any]) -> tuple[Any, int] | None:
             return item, 0
     for item in declared:
         for axis, size in enumerate(item.shape):
-            if isinstance(size, str) and "batch" in size.lower():
+            if _is_symbol(size) and "batch" in size.lower():
                 return item, axis
     return None
 
@@ -174,6 +174,11 @@ def _batch(declared: Sequence[Any], shapes: Mapping[str, list[int]]) -> int:
 def _is_open(item: Any, axis: int) -> bool:
     size = item.shape[axis]
     return not (isinstance(size, int) and size >= 0)
+
+
+def _is_symbol(size: Size) -> bool:
+    """Whether it is a name that has one size wherever it stands; some converters write ``?`` for every open size."""
+    return isinstance(size, str) and size not in ("?", "*", "None", "-1")
 
 
 def _kind(item: Any) -> str:
@@ -216,4 +221,4 @@ def _joined(shape: Sequence[Size]) -> str:
 
 
 def _symbol(size: Size) -> str:
-    return repr(size) if isinstance(size, str) else "without a name"
+    return repr(size) if _is_symbol(size) else "without a name"

@@ -58,6 +58,13 @@ def test_a_symbol_has_the_size_that_the_shape_of_another_input_gives_it() -> Non
     assert about["mask"]["values"] == "given"
 
 
+def test_question_marks_are_sizes_without_a_name_of_which_no_two_need_be_alike() -> None:
+    arrays, _, batch = feed(Declared("x", ["?", 3, "?", "?"]), shapes={"x": (2, 3, 48, 192)})
+    assert (arrays["x"].shape, batch) == ((2, 3, 48, 192), 2)
+    with pytest.raises(InputsError, match="without a name"):
+        feed(Declared("x", ["?", 3, "?", "?"]))
+
+
 def test_first_sizes_without_a_name_follow_the_shape_that_is_given_for_one_of_them() -> None:
     arrays, _, batch = feed(Declared("x", [None, 3]), Declared("y", [None, 2]), shapes={"y": (4, 2)})
     assert (arrays["x"].shape, batch) == ((4, 3), 4)
