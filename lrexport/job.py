@@ -191,4 +191,4 @@ def torch_result(network: nn.Module, input_shape: tuple[int, ...], notes: list[s
     counted = count_torch_macs(network, input_shape)
     found = [f"MACs of {operator} are not counted" for operator in counted.uncounted]
     notes += [note for note in found if note not in notes]
-    return Result(macs=counted.total, macs_counted_on="torch", params=params)
+    return Result(macs=counted.total, macs_counted_on="torch", uncounted=counted.uncounted, params=params)

@@ -139,11 +139,14 @@ class Quantisation(_Strict):
 class Result(_Strict):
     """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run.
 
+    ``uncounted`` names operators that compute and are not in ``macs``, which is a lower bound then.
+
     ``accuracy`` is on the test images; ``heldout_accuracy``, the torch network's, on training images held out for choices.
     """
 
     macs: int
     macs_counted_on: Literal["torch", "onnx"]
+    uncounted: tuple[str, ...] = ()
     params: int
     precision: Literal["float32", "int8"] = "float32"
     quantisation: Quantisation | None = None

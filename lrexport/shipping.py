@@ -198,7 +198,8 @@ def _export(
     samples = next(iter(test.batches(8, torch.device("cpu"))))[0] if test is not None else None
     shape = record.model.input_shape
     done = export_onnx(network, path, shape, batch=options.batch, opset=options.opset, samples=samples)
-    update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "bytes": done.bytes, "latency_ms": {}}
+    update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
+    update |= {"bytes": done.bytes, "latency_ms": {}}
     if test is not None:
         # The test images serve no choice here: the same ones tell whether the file is the network.
         found = score_onnx(path, test, "test")
@@ -221,8 +222,10 @@ def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_eve
     )
     accuracy = score_onnx(path, images.test, "test") if images.test is not None else None
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
+    figures |= {"uncounted": done.cost.uncounted}
     figures |= {"heldout_accuracy": None}  # that of the float32 network; these images are what int8 was calibrated on
     event = {"event": "int8", "file": path.name, "source": source.name, "bytes": done.bytes, "macs": done.cost.macs}
+    figures |= {"uncounted": done.cost.uncounted}
     top1 = {"top1": accuracy.top1, "float32_top1": float32.accuracy.top1} if accuracy and float32.accuracy else {}
     on_event({**event, **how.model_dump(), **top1, "in_float": done.in_float})
     return float32.model_copy(update=figures)

@@ -140,6 +140,16 @@ def format_macs(count: int, is_exact: bool = True) -> str:
     return f"≥ {format_count(count)}" if count else "not counted"
 
 
+def format_macs_share(part: int, whole: int, uncounted: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
+    """compressed ÷ dense; where operators of ``uncounted`` (of the part, of the whole) are in neither, a bound or nothing.
+
+    What both have and is counted in neither keeps its cost: the whole ratio lies between that of what is counted and 1.
+    """
+    if not any(uncounted):
+        return format_share(part, whole)
+    return f"≥ {format_share(part, whole)}" if uncounted[0] == uncounted[1] and 0 < part <= whole else "unknown"
+
+
 def format_ms(milliseconds: float) -> str:
     """Three significant digits: ``"0.842 ms"``."""
     if milliseconds >= 1000:

@@ -71,3 +71,25 @@ def test_shapes_of_inputs_by_name() -> None:
 def test_what_is_not_a_name_and_sizes_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="invalid input shape"):
         units.parse_input_shape(text)
+
+
+def test_macs_that_are_a_lower_bound_are_shown_as_one() -> None:
+    assert [units.format_macs(count, exact) for count, exact in ((2500, True), (2500, False), (0, True), (0, False))] == [
+        "2.50K", "≥ 2.50K", "0", "not counted",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "uncounted", "text"),
+    [
+        (50, ((), ()), "0.50×"),
+        (50, (("DFT",), ("DFT",)), "≥ 0.50×"),
+        (50, ((), ("DFT",)), "unknown"),
+        (0, (("DFT",), ("DFT",)), "unknown"),
+        (150, (("DFT",), ("DFT",)), "unknown"),
+    ],
+)
+def test_a_ratio_of_macs_is_exact_a_bound_or_unknown(
+    part: int, uncounted: tuple[tuple[str, ...], tuple[str, ...]], text: str
+) -> None:
+    assert units.format_macs_share(part, 100, uncounted) == text

@@ -130,6 +130,7 @@ def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
         facts,
         bytes=result.bytes if facts.bytes is None else facts.bytes,
         macs=result.macs if facts.macs is None else facts.macs,
+        uncounted=result.uncounted if facts.macs is None else facts.uncounted,
         params=result.params,
         accuracy=_accuracy(result),
         latency_ms={

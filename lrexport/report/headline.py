@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lrexport.escape import visible
-from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
+from lrexport.units import format_bytes, format_macs, format_macs_share, format_ms, format_percent, format_share
 
 if TYPE_CHECKING:
     from lrexport.record import Record, Result
@@ -30,8 +30,11 @@ def headlines(record: Record) -> list[Headline]:
     if dense is None or small is None:
         return []
     counted = "on the exported graph" if small.macs_counted_on == "onnx" else "on the torch network"
-    macs = f"{format_count(dense.macs)} → {format_count(small.macs)}, counted {counted}"
-    found = [Headline("MACs", format_share(small.macs, dense.macs), macs), _file(dense, small)]
+    figures = " → ".join(format_macs(result.macs, not result.uncounted) for result in (dense, small))
+    left_out = sorted({*dense.uncounted, *small.uncounted})
+    warning = visible(f"MACs of {', '.join(left_out)} are not counted") if left_out else ""
+    share = format_macs_share(small.macs, dense.macs, (small.uncounted, dense.uncounted))
+    found = [Headline("MACs", share, f"{figures}, counted {counted}", warning), _file(dense, small)]
     found += _latencies(dense, small)
     return [*found, _accuracy(dense, small)]
 

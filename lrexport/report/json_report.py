@@ -39,11 +39,11 @@ def _run(subject: Subject) -> dict[str, Any]:
 
 
 def _ratios(subject: Subject) -> dict[str, Any]:
-    """compressed ÷ dense, and for accuracy the difference of the shares; null where one of the two is not known."""
+    """compressed ÷ dense, and for accuracy the difference of the shares; null where one of them is unknown or a bound."""
     dense, small = subject.dense, subject.compressed
     accuracies = (dense.accuracy, small.accuracy)
     return {
-        "macs": _share(small.macs, dense.macs),
+        "macs": None if small.uncounted or dense.uncounted else _share(small.macs, dense.macs),
         "params": _share(small.params, dense.params),
         "bytes": _share(small.bytes, dense.bytes),
         "latency": {target: latency.ratio for target, latency in small.latency_ms.items()},

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
+from lrexport.units import (
+    format_bytes,
+    format_count,
+    format_macs,
+    format_macs_share,
+    format_ms,
+    format_percent,
+    format_share,
+)
 
 if TYPE_CHECKING:  # a table needs no record
     from lrexport.record import Record, Result
@@ -38,7 +46,8 @@ def results_table(record: Record) -> Table:
         for label, old, new in accuracies:
             rows.append((label, format_percent(old), format_percent(new), f"{100 * (new - old):+.2f} points"))
     counted = "exported graph" if small.macs_counted_on == "onnx" else "torch network"
-    rows.append(("MACs", format_count(dense.macs), format_count(small.macs), format_share(small.macs, dense.macs)))
+    macs = [format_macs(result.macs, not result.uncounted) for result in (dense, small)]
+    rows.append(("MACs", *macs, format_macs_share(small.macs, dense.macs, (small.uncounted, dense.uncounted))))
     rows.append(
         ("parameters", format_count(dense.params), format_count(small.params), format_share(small.params, dense.params))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lrexport.record import Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
+from lrexport.report.headline import headlines
 from lrexport.report.tables import results_table
 
 
@@ -48,3 +49,17 @@ def test_figures_that_were_not_measured_have_no_row() -> None:
     empty = Record(model=ModelSource(source="x", input_shape=(3, 8, 8)), results=Results(dense=bare, compressed=bare))
     assert [row[0] for row in results_table(empty).rows] == ["MACs", "parameters"]
     assert results_table(Record(model=ModelSource(source="x", input_shape=(3, 8, 8)))).rows == ()
+
+
+def test_macs_that_are_not_all_counted_are_bounds_in_the_table_and_the_headline() -> None:
+    made = record(0.8)
+    parts = {side: {"uncounted": ("DFT",)} for side in ("dense", "compressed")}
+    results = made.results.model_copy(
+        update={side: getattr(made.results, side).model_copy(update=update) for side, update in parts.items()}
+    )
+    partly = made.model_copy(update={"results": results})
+    rows = {row[0]: row[1:] for row in results_table(partly).rows}
+    assert rows["MACs"] == ("≥ 2.00M", "≥ 1.00M", "≥ 0.50×")
+    macs = headlines(partly)[0]
+    assert (macs.value, macs.detail) == ("≥ 0.50×", "≥ 2.00M → ≥ 1.00M, counted on the exported graph")
+    assert macs.warning == "MACs of DFT are not counted"
