@@ -164,6 +164,10 @@ class Inference:
             twin = _Twin("Concat", tuple(range(2, len(inputs), 3)), frozenset(("axis",)))
         if twin is not None and not attributes.get("channels_last", 0):
             return [self._as_twin(node, twin, inputs), *rest]
+        if node.op_type == "DynamicQuantizeLSTM":
+            return [like(first, shape) for shape in _recurrent(attributes, first.shape if first else None)][
+                : len(node.output)
+            ]
         return [like(first, _closed_form(node, attributes, inputs)), *rest]
 
     def _as_twin(self, node: Any, twin: _Twin, inputs: Sequence[Value | None]) -> Value:
@@ -255,6 +259,16 @@ def _matrix_product(first: Shape, second: Shape, attributes: Mapping[str, Any]) 
     padded = (*(1,) * (len(batches) - len(shorter)), *shorter)
     both = [a if b == 1 else b if a == 1 or a is None else a for a, b in zip(batches, padded, strict=True)]
     return (*both, rows, columns)
+
+
+def _recurrent(attributes: Mapping[str, Any], first: Shape | None) -> list[Shape | None]:
+    """All states, the last one, and the last cell's, of (steps, batch, numbers)."""
+    hidden = attributes.get("hidden_size")
+    if first is None or len(first) != 3 or not isinstance(hidden, int):
+        return [None] * 3
+    directions = 2 if attributes.get("direction", b"forward") == b"bidirectional" else 1
+    last = (directions, first[1], hidden)
+    return [(first[0], directions, first[1], hidden), last, last]
 
 
 def _multi_head(attributes: Mapping[str, Any], shapes: Sequence[Shape | None]) -> Shape | None:

@@ -137,3 +137,18 @@ def test_a_linear_model_multiplies_every_coefficient_once_a_row() -> None:
     made = node("LinearRegressor", ["x"], ["y"], domain="ai.onnx.ml", coefficients=[1.0] * 12, targets=3)
     cost = count_onnx(model([made], {"x": [5, 4]}, {"y": None}, domains=["ai.onnx.ml"]))
     assert (cost.macs, cost.uncounted) == (5 * 12, ())
+
+
+def test_a_quantised_lstm_counts_as_one_and_what_follows_knows_its_shape() -> None:
+    names = ["x", "w", "r", "", "", "", "", "", "ws", "wz", "rs", "rz"]
+    made = node("DynamicQuantizeLSTM", names, ["y", "h"], domain=MICROSOFT, hidden_size=3, direction="bidirectional")
+    weights: dict[str, np.ndarray] = {
+        "w": np.zeros((2, 5, 12), np.int8),
+        "r": np.zeros((2, 3, 12), np.int8),
+        "m": zeros(3, 2),
+    }
+    weights |= {name: zeros(2) for name in ("ws", "rs")} | {name: np.zeros(2, np.int8) for name in ("wz", "rz")}
+    after = [node("MatMul", ["y", "m"], ["z"]), node("MatMul", ["h", "m"], ["u"])]
+    cost = count_onnx(model([made, *after], {"x": [7, 1, 5]}, {"z": None, "u": None}, weights, domains=[MICROSOFT]))
+    assert (cost.macs, cost.uncounted) == (7 * 2 * 12 * (5 + 3) + 7 * 2 * 6 + 2 * 6, ())
+    assert cost.params == 2 * 12 * (5 + 3) + 6
