@@ -76,6 +76,7 @@ def decompose(
         raise UsageError("the network is in SVD form already", "Decompose it once; fold makes it plain again.")
     if scheme not in (*CONV_SCHEMES, "auto"):
         raise UsageError(f"unknown scheme {scheme!r}", f"Known: {', '.join(CONV_SCHEMES)}, auto.")
+    keep = (keep,) if isinstance(keep, str) else keep
     _check_patterns(network, keep)
     run_once(network, input_shape)  # for its error, where it does not take such an input
     made_plain = (*unwrapping, *make_plain(network, input_shape))

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from lrexport.errors import InputError
 from lrexport.lowrank import svd_form
+from lrexport.lowrank.arguments import check_plan, check_svd
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import WEIGHTED, spec_of
 from lrexport.lowrank.pairs import put_pairs, untrained_pair
@@ -27,6 +28,8 @@ def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) ->
     that was known; without them the largest |s| are kept. The network in ``svd`` is left as it is. Stride, padding in
     every mode, dilation, groups and bias carry over exactly; layers that share a weight become pairs that share theirs.
     """
+    check_svd(svd)
+    check_plan(plan)
     network = copy_network(svd.network)
     for name, facts in svd.layers.items():
         planned = plan.get(name)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.errors import UsageError
+from lrexport.lowrank.arguments import check_images, check_svd
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.patches import draw, patches_at, positions, sizes_of
@@ -47,7 +48,10 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
     one batch. x is one column's worth of the input: input channels times the taps of the pair's first half. Layers with too
     many columns are left out. Raises UsageError for batches of another kind.
     """
+    check_svd(svd)
     batches = [batches] if isinstance(batches, Tensor) else batches
+    if not isinstance(batches, Iterable):
+        raise _no_batches(batches)
     schemes = schemes or own_schemes_of(svd)
     wanted = {name: _not_too_wide(svd, name, schemes[name]) for name in svd.layers}
     sums: dict[str, dict[Scheme, Tensor]] = {name: {} for name in wanted}
@@ -78,7 +82,10 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
 
     with ExitStack() as hooks, eval_mode(svd.network):
         for number, batch in enumerate(islice(batches, _MOST_SAMPLES)):
-            images = fast_layout(svd.network, images_of(batch))
+            images = images_of(batch)
+            if not number:
+                check_images(svd.network, images)
+            images = fast_layout(svd.network, images)
             if not number:  # finding out which layout the network takes was not to be watched
                 watch_all(hooks)
             svd.network(images)
@@ -92,11 +99,15 @@ def images_of(batch: object) -> Tensor:
     """The inputs in a batch: the tensor itself, or the first of several things. Raises UsageError for anything else."""
     images = batch[0] if isinstance(batch, list | tuple) and batch else batch
     if not isinstance(images, Tensor):
-        raise UsageError(
-            f"invalid batch of type {type(batch).__name__}: expected a tensor (N, …), or a pair of one and its labels",
-            "Give an iterable of those: a DataLoader, [images], or ((item['image'], None) for item in loader).",
-        )
+        raise _no_batches(batch)
     return images
+
+
+def _no_batches(batch: object) -> UsageError:
+    return UsageError(
+        f"invalid batch of type {type(batch).__name__}: expected a tensor (N, …), or a pair of one and its labels",
+        "Give an iterable of those: a DataLoader, [images], or ((item['image'], None) for item in loader).",
+    )
 
 
 def columns_of(layer: Any, patches: Tensor, scheme: Scheme) -> Tensor:

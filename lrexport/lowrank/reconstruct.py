@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrexport.lowrank.arguments import check_images, check_plan, check_svd
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.kernels import spec_of
 from lrexport.lowrank.least_squares import fit_pair
@@ -43,6 +44,9 @@ def reconstruct(
     images determine or than are worth it. A layer that is called more than once, or shares its weight, is left alone.
     Returns the squared output error of the layers that were looked at, relative to the variance of their output.
     """
+    check_svd(svd)
+    check_plan(plan)
+    check_images(svd.network, images)
     images = fast_layout(network, images)
     names = [name for name, layer in plan.items() if isinstance(layer, FactorisedLayer) and len(svd.layers[name].names) == 1]
     targets = _dense_outputs(svd, names, images, torch.Generator().manual_seed(seed))

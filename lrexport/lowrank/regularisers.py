@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.errors import UsageError
+from lrexport.lowrank.arguments import check_svd
 from lrexport.lowrank.decompose import SVDNetwork
 from lrexport.lowrank.svd_form import factors
 
@@ -82,6 +83,7 @@ def losses(
     λ_s is one for all, or (layers,), one for each in the order of ``svd.layers``. Raises UsageError for an unknown kind of
     sparsity.
     """
+    check_svd(svd)
     if sparsity not in (*_SPARSITY, "none"):
         raise UsageError(f"unknown sparsity {sparsity!r}", f"Known: {', '.join(_SPARSITY)}, none.")
     triples = [factors(svd.network.get_submodule(name)) for name in svd.layers]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lrexport.errors import UsageError
 from lrexport.lowrank import knapsack
+from lrexport.lowrank.arguments import check_share, check_svd
 from lrexport.lowrank.costs import (
     NAMES,
     Cost,
@@ -79,8 +80,12 @@ def select(
     by ``latency`` ranks are on the target's grain. U, s, V are replaced by the exact SVD of the composed kernels first.
     Raises UsageError for an unknown rule, and for a goal out of range or out of reach.
     """
+    check_svd(svd)
     if sum(goal is not None for goal in (energy, macs, params)) != 1:
         raise UsageError("give one goal: energy, macs or params")
+    for name, value in (("energy", energy), ("macs", macs), ("params", params)):
+        if value is not None:
+            check_share(name, value)
     if energy is not None and not 0 <= energy <= 1:
         raise UsageError(f"energy is {energy}, a share in [0, 1] was wanted")
     for name, share in (("macs", macs), ("params", params)):

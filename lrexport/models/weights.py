@@ -61,6 +61,8 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None, o
     Raises InputError naming missing and unexpected tensors, shapes that differ and the closest known network, or the
     tensors that hold NaN or infinity; UsageError where no weights of the file have that key.
     """
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"invalid network of type {type(network).__name__}: expected a torch.nn.Module")
     path = Path(path)
     found = tensors.load_all(path)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lrexport.errors import UsageError
 from lrexport.torch_tools.compiled import without_compiler
 from lrexport.torch_tools.equivalents import make_layers_plain
 from lrexport.torch_tools.refusal import check_workable
@@ -15,10 +16,16 @@ def unwrapped(network: nn.Module, where: str) -> tuple[nn.Module, list[str]]:
 
     Raises UsageError, whose sentence ``where`` begins, for layers that cannot be changed.
     """
+    _check_is_network(network)
     network, compiled = without_compiler(network)
     check_workable(network, where)
     named = ", ".join(name or "the whole network" for name in compiled[:5]) + (", …" if len(compiled) > 5 else "")
     return network, [f"torch.compile was taken off {named}; --compile trains through it"] if compiled else []
+
+
+def _check_is_network(network: object) -> None:
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"invalid network of type {type(network).__name__}: expected a torch.nn.Module")
 
 
 def make_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
@@ -27,4 +34,5 @@ def make_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
     Returns what was done, for people. Weights have to be loaded before: their names change (``weight_g`` and ``weight_v``
     become ``weight``). ``input_shape`` is that of one input, without the batch.
     """
+    _check_is_network(network)
     return fold_reparametrised(network) + make_layers_plain(network, input_shape)
