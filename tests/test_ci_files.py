@@ -115,6 +115,125 @@ def test_no_module_of_the_workspace_runs_in_the_check_step(tmp_path: Path) -> No
     assert not Path("ran").exists()
 
 
+GH = """#!{python}
+import json, os, sys
+path, arguments = os.environ["COMMENTS"], sys.argv[2:]
+comments = json.load(open(path)) if os.path.exists(path) else []
+body = next((open(word[6:]).read() for word in arguments if word.startswith("body=@")), None)
+place = next(word for word in arguments if word.startswith("repos/"))
+if body is None:
+    print(*(at for at, text in enumerate(comments) if text.startswith(os.environ["marker"])), sep="\\n")
+elif "/comments/" in place:
+    comments[int(place.split("/")[-1])] = body
+else:
+    comments.append(body)
+json.dump(comments, open(path, "w"))
+"""
+
+
+class Uses:
+    """Uses of the Action in one pull request: its steps, one after the other, with a gh that keeps comments in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "gh").write_text(GH.replace("{python}", sys.executable))
+        (folder / "bin" / "gh").chmod(0o755)
+
+    @property
+    def comments(self) -> list[str]:
+        """The body of every comment, without its first line, the marker."""
+        return [text.partition("\n")[2] for text in json.loads((self.folder / "comments.json").read_text())]
+
+    def __call__(self, breaks: str = "", **inputs: str) -> None:
+        """One use; ``breaks`` is run in place of the check's step."""
+        names = ("ID", "MODELS", "CONFIG", "BASELINE")
+        environment = {**os.environ, **dict.fromkeys(names, ""), "STRICT": "false", **inputs}
+        environment |= {"RUNNER_TEMP": str(self.folder), "GITHUB_OUTPUT": str(self.folder / "output")}
+        environment |= {
+            "COMMENTS": str(self.folder / "comments.json"),
+            "REPOSITORY": "o/r",
+            "NUMBER": "7",
+            "LOG": "https://log",
+        }
+        environment["PATH"] = os.pathsep.join([f"{self.folder}/bin", str(Path(sys.executable).parent), os.environ["PATH"]])
+        for name in ("Identify", "Check", "Comment"):
+            script = breaks if breaks and name == "Check" else _step(name)["run"]
+            command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+            (self.folder / "output").touch()
+            subprocess.run(command, env=environment, capture_output=True, check=not breaks)
+            outputs = dict(line.split("=", 1) for line in (self.folder / "output").read_text().splitlines())
+            environment |= {"COMMENT_ID": outputs.get("comment-id", ""), "STATUS": outputs.get("exit-code", "")}
+            environment["MARKDOWN"] = outputs.get("markdown", "")
+        (self.folder / "output").unlink()
+
+
+@pytest.fixture
+def uses(tmp_path_factory: pytest.TempPathFactory) -> Uses:
+    return Uses(tmp_path_factory.mktemp("runner"))
+
+
+@pytest.mark.usefixtures("sample")
+def test_two_uses_in_one_pull_request_have_a_comment_each_which_the_next_push_brings_up_to_date(uses: Uses) -> None:
+    limit = '[budget]\npath = "exports/small.onnx"\nmax_bytes = "{}"\n'
+    Path("a.toml").write_text(limit.format("1 KB"))
+    Path("b.toml").write_text(limit.format("1 MB"))
+    for _ in range(2):
+        uses(CONFIG="a.toml")
+        uses(CONFIG="b.toml")
+        first, second = uses.comments
+        assert "of 1 limit 1 failed" in first
+        assert "the limit is kept" in second
+    Path("a.toml").write_text(limit.format("1 MB"))
+    uses(CONFIG="a.toml")
+    assert ["the limit is kept" in comment for comment in uses.comments] == [True, True]
+    uses(CONFIG="a.toml", ID="another $(id) -->")
+    assert len(uses.comments) == 3
+
+
+@pytest.mark.usefixtures("sample")
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("a file that is damaged", "of 1 limit 1 unreadable"),
+        ("a mistake in the configuration", "Exit code 2"),
+        ("a model that is gone", "Exit code 2"),
+        ("a check that crashes", "not done"),
+        ("a check that never ran", "No limit was judged (exit code unknown): [the log](https://log)"),
+        ("an output that cannot be written", "did not end as it should (exit code 4)"),
+    ],
+)
+def test_a_use_that_fails_says_so_in_its_comment_and_never_leaves_an_earlier_all_kept(
+    uses: Uses, what: str, words: str
+) -> None:
+    Path("a.toml").write_text('[budget]\npath = "exports/small.onnx"\nmax_bytes = "1 MB"\n')
+    uses(CONFIG="a.toml")
+    assert "the limit is kept" in uses.comments[0]
+    breaks = ""
+    if what == "a file that is damaged":
+        Path("exports/small.onnx").write_bytes(b"\x08\x0a" * 99)
+    elif what == "a mistake in the configuration":
+        Path("a.toml").write_text('[budget]\npath = "exports/small.onnx"\nmax_byts = "1 MB"\n')
+    elif what == "a model that is gone":
+        Path("exports/small.onnx").unlink()
+    elif what == "a check that crashes":
+        breaks = 'echo "exit-code=139" >> "$GITHUB_OUTPUT"'
+    elif what == "a check that never ran":
+        breaks = "exit 1"
+    else:
+        breaks = """printf '<!-- lrexport check: %s -->\\nall kept\\n' "$COMMENT_ID" > m.md
+            printf "exit-code=4\\nmarkdown=m.md\\n" >> "$GITHUB_OUTPUT" """
+    uses(breaks, CONFIG="a.toml")
+    (comment,) = uses.comments
+    assert words in comment
+    assert "limit is kept" not in comment
+
+
+def test_the_comment_step_runs_after_a_step_that_failed() -> None:
+    assert _step("Comment")["if"].startswith("(!cancelled())")
+    assert ACTION["runs"]["steps"][0]["name"] == "Identify"
+
+
 def test_the_examples_and_the_hook_parse() -> None:
     workflow = yaml.safe_load((ROOT / "examples" / "ci" / "github-workflow.yml").read_text(encoding="utf-8"))
     (use,) = [step for step in workflow["jobs"]["check"]["steps"] if "lrexport" in step["uses"]]
@@ -124,9 +243,12 @@ def test_the_examples_and_the_hook_parse() -> None:
         _parses(line)
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
     _parses(hook["entry"])
-    for name in ("models/a.onnx", "run/run.json", "lrexport-baseline.json", "pyproject.toml"):
+    for name in ("models/a.onnx", "run/run.json", "lrexport-baseline.json", "pyproject.toml", "ci/lrexport.toml", "a.ort"):
         assert re.search(hook["files"], name)
-    assert not re.search(hook["files"], "models/onnx.md")
+    for name in ("a.onnx.data", "a.data", "weights.bin", "a/weights", "tensors/conv1.weight", "md", "a.py.bin", "a.tflite"):
+        assert re.search(hook["files"], name), "external data has any name"
+    for name in ("models/onnx.md", "a.py", "docs/a.txt"):
+        assert not re.search(hook["files"], name)
 
 
 def test_a_check_runs_with_the_packages_that_the_action_installs() -> None:
