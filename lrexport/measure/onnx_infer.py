@@ -148,7 +148,7 @@ class Inference:
         if key not in self._schemas:
             try:
                 self._schemas[key] = onnx.defs.get_schema(node.op_type, self.opsets.get(domain, 1), domain)
-            except onnx.defs.SchemaError:
+            except (onnx.defs.SchemaError, TypeError):  # TypeError: a version beyond 32 bits
                 self._schemas[key] = None
         return self._schemas[key]
 

@@ -23,8 +23,8 @@ from lrexport.data.reading import read_image
 from lrexport.errors import DeviceError, InputError
 from lrexport.measure import onnx_survey
 from lrexport.measure.latency import Interrupted, measure
+from lrexport.measure.targets.answers import answers
 from lrexport.measure.targets.base import Job
-from lrexport.measure.targets.base import answers as parse_answers
 from lrexport.plans import read_plan
 from lrexport.record import SPECTRA, Latency, load_record
 from lrexport.report import cards
@@ -180,7 +180,7 @@ class _Answering:
         return {}
 
     def run(self, job: Job) -> Iterator[dict[str, Any]]:
-        yield from parse_answers(iter(self.lines), self.name, lambda: DeviceError("it ended"))
+        yield from answers(iter(self.lines), job, self.name, lambda: DeviceError("it ended"))
 
 
 def _answers(content: bytes, folder: Path) -> None:

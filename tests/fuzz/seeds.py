@@ -243,6 +243,9 @@ def answers() -> list[bytes]:
         "cpu": "Sample CPU",
         "cores": 4,
         "isa": ["neon"],
+        "system": "Linux aarch64",
+        "python": "3.11.2",
+        "celsius": 45.5,
         "onnxruntime": "1.23",
         "throttled": 0,
         "governor": "performance",
@@ -250,6 +253,7 @@ def answers() -> list[bytes]:
     samples = [1.0 + number / 100 for number in range(50)]
     figures = {"samples_ms": samples, "repeats": 1, "batch": 1, "load_ms": 3.0, "first_run_ms": 2.0, "peak_bytes": 1000}
     figures |= {"operators_ms": {"Conv": 0.5}, "nodes_ms": {"conv1": 0.5}}
+    figures["inputs"] = {"x": {"shape": [1, 3, 8, 8], "dtype": "float32", "values": "random"}}
     lines = [
         {"environment": machine},
         {

@@ -186,6 +186,16 @@ def test_external_data_in_bytes_that_are_no_text_is_refused(lrexport: Command, h
     assert "not UTF-8" in done.err
 
 
+def test_an_opset_beyond_any_is_an_error_and_no_crash(lrexport: Command) -> None:
+    model = _model()
+    model.opset_import[0].version = 2**62
+    Path("model.onnx").write_bytes(model.SerializeToString())
+    done = lrexport("inspect", "model.onnx")
+    assert done.code == 3
+    assert "model.onnx" in done.err
+    assert "incompatible function arguments" not in done.err
+
+
 def test_external_data_through_a_linked_folder_is_refused(lrexport: Command, here: Path) -> None:
     for folder in ("models", "secrets"):
         (here / folder).mkdir()

@@ -157,6 +157,19 @@ def test_two_trials_of_one_number_are_refused(lrexport: Command) -> None:
     assert "two trials of one number" in done.err
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "nul\0nul"])
+def test_a_run_whose_name_no_system_has_is_not_there(lrexport: Command, name: str) -> None:
+    assert sweep(lrexport, "--trials", "1").code == 0
+    path = Path("out/sweep.json")
+    value = json.loads(path.read_text())
+    value["trials"][0]["run"] = name
+    path.write_text(json.dumps(value))
+    assert load_sweep(Path("out")).runs(Path("out")) == []
+    done = lrexport("report", "out")
+    assert done.code == 2
+    assert "has no finished run yet" in done.err
+
+
 def test_a_run_outside_of_the_sweep_is_refused(lrexport: Command) -> None:
     assert sweep(lrexport, "--trials", "1").code == 0
     path = Path("out/sweep.json")
