@@ -128,16 +128,23 @@ def profiled(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray
         fed = feeds(session, given)
         session.run(None, fed)
         events = json.loads(Path(session.end_profiling()).read_text())
-    macs, unknown = 0, Counter()
+    macs, unknown, kernels = 0, Counter(), weights(path)
     for event in events:
         if event["name"].endswith("_kernel_time"):
-            cost = node_macs(event["args"])
+            cost = node_macs(event["args"], kernels.get(event["name"].removesuffix("_kernel_time"), []))
             macs += cost or 0
             unknown.update([event["args"]["op_name"]] if cost is None else [])
     return fed, macs, dict(unknown)
 
 
-def node_macs(event: Mapping[str, Any]) -> int | None:
+def weights(path: Path) -> dict[str, list[int]]:
+    """Sizes of each transposed convolution's kernel: ONNX Runtime packs it beforehand, and the profile has it no more."""
+    graph = onnx.load(path).graph
+    sizes = {name: list(tensor.dims) for name, tensor in initializers(graph)}
+    return {node.name: sizes.get(node.input[1], []) for node in graph.node if node.op_type == "ConvTranspose"}
+
+
+def node_macs(event: Mapping[str, Any], kernel: list[int]) -> int | None:
     """Of one node that ran, from its input and output shapes; None for an operator that is not simple enough for that."""
     given = [next(iter(shape.values())) for shape in event["input_type_shape"]]
     made = [next(iter(shape.values())) for shape in event["output_type_shape"]]
@@ -145,7 +152,7 @@ def node_macs(event: Mapping[str, Any]) -> int | None:
     if name in ("Conv", "ConvInteger", "FusedConv"):
         return made[0][0] * prod(made[0][2:]) * prod(given[1])
     if name == "ConvTranspose":
-        return given[0][0] * prod(given[0][2:]) * prod(given[1])
+        return given[0][0] * prod(given[0][2:]) * prod(kernel)
     if name in ("MatMul", "MatMulInteger"):
         return prod(made[0]) * given[0][-1]
     if name == "Gemm":

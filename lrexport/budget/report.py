@@ -16,11 +16,15 @@ _COUNTED: dict[Status, str] = {"bad input": "unreadable", "warning": "only warne
 
 @dataclass(frozen=True)
 class Checked:
-    """A model, what was found, and a verdict for every limit of every budget that it falls under."""
+    """A model, what was found, and a verdict for every limit of every budget that it falls under.
+
+    ``notes`` say what a reader of the figures should know about the file.
+    """
 
     model: str
     facts: Facts
     verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Report:
         if counts["failed"]:
             return 1
         return 2 if counts["not measured"] else 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known about files, each with its name."""
+        return [f"{checked.model}: {note}" for checked in self.models for note in checked.notes]
 
     @property
     def damage(self) -> list[str]:

@@ -192,17 +192,17 @@ def _why(error: InputError | UsageError) -> str:
 
 
 def _judge_model(model: Model, looks: _Looks, before: Mapping[str, Facts | Unreadable], choices: Choices) -> Checked:
-    verdicts, facts = [], None
+    verdicts, facts, notes = [], None, tuple[str, ...]()
     for budget in model.budgets:
         outcome = looks.of(model.path, budget)
         if isinstance(outcome, Looked):
-            facts = facts or outcome.facts
+            facts, notes = facts or outcome.facts, outcome.notes
             baseline = before.get(model.name)
             subject = Subject(outcome.facts, outcome.dense, baseline, choices.any_machine, outcome.gaps)
             verdicts += judge(budget, subject, choices.strict)
         else:
             verdicts += unjudged(budget, _status(outcome), _why(outcome))
-    return Checked(model.name, facts or Facts(), tuple(verdicts))
+    return Checked(model.name, facts or Facts(), tuple(verdicts), notes)
 
 
 def _judge_sum(each: Sum, looks: _Looks, before: Mapping[str, Facts | Unreadable], choices: Choices) -> Checked:

@@ -30,6 +30,7 @@ class Looked:
     """A model, the dense network to compare it with where there is one, and the .onnx files of both.
 
     ``files`` are all that the model's bytes are in. ``gaps`` are as in :class:`lrexport.budget.quantities.Subject`.
+    ``notes`` say what a reader of the figures should know about the file.
     """
 
     facts: Facts
@@ -38,6 +39,7 @@ class Looked:
     dense_file: Path | None = None
     files: tuple[Path, ...] = ()
     gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def look(path: Path, how: How | None = None, dense: Path | None = None) -> Looke
             looked = _look_at_run(run, name, record, now, how)
         else:
             found = (now or pool.submit(how.survey, path)).result()
-            looked = Looked(_facts(found, how), path, files=found.files)
+            looked = Looked(_facts(found, how), path, files=found.files, notes=tuple(found.notes))
     if other is not None:
         looked = replace(looked, dense=other.result().facts, dense_file=dense)
     return looked

@@ -83,6 +83,8 @@ def command(
         from lrexport.checking.flow import baseline_path
 
         output.note(f"written: {baseline_path(settings, choices)}")
+    for text in report.notes:
+        output.note(f"note: {text}")
     for reason in report.damage:
         output.note(f"lrexport: {reason}")
     _write(report, outputs, comment_id)
