@@ -86,7 +86,7 @@ def command(
     for text in report.notes:
         output.note(f"note: {text}")
     for reason in report.damage:
-        output.note(f"lrexport: {reason}")
+        output.problem(reason)
     _write(report, outputs, comment_id)
     context.exit(report.exit_code)
 

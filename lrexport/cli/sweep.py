@@ -89,7 +89,7 @@ def command(
         raise
     for trial in sweep.trials:
         if trial.state in ("pruned", "failed"):
-            note(f"trial {trial.number} {trial.state}: {(trial.reason or '').splitlines()[0]}")
+            note(f"trial {trial.number} {trial.state}: {trial.reason_line}")
         if trial.figures is not None and trial.figures.latency_warning:
             note(f"warning: latency of trial {trial.number} {trial.figures.latency_warning}")
     print_result(sweep.model_dump(mode="json"), json_to, front_table(sweep))

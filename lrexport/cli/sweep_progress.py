@@ -42,7 +42,7 @@ class SweepProgress:
                 continue
             self._told.add(trial.number)
             if trial.figures is None:
-                text = f"{trial.state}: {(trial.reason or '').splitlines()[0]}"
+                text = f"{trial.state}: {trial.reason_line}"
             else:
                 front = "; on the front so far" if trial.number in sweep.front else ""
                 accuracy = format_percent(trial.figures.heldout_top1)

@@ -54,6 +54,11 @@ class Trial(_Strict):
     reason: str | None = None
     exit_code: int | None = None
 
+    @property
+    def reason_line(self) -> str:
+        """The first line of the reason."""
+        return (self.reason or "no reason was noted").partition("\n")[0]
+
 
 class Sweep(_Strict):
     """sweep.json. ``wanted`` trials are made in all; ``front`` has numbers of trials, cheapest first."""

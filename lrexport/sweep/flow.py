@@ -9,7 +9,7 @@ from pathlib import Path
 from lrexport import pipeline, runs
 from lrexport.artifacts import files, mark, run_folder
 from lrexport.artifacts.run_files import OF_A_SWEEP
-from lrexport.errors import DeviceError, Stopped, UsageError
+from lrexport.errors import DeviceError, Stopped, UsageError, first_line
 from lrexport.export.onnx_export import export_onnx
 from lrexport.job import OnEvent
 from lrexport.progress import is_stopped
@@ -61,7 +61,7 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
     except Stopped as stopped:  # which speaks of the one run
         raise Stopped(stopped.number, stopped.message, "The same command goes on with the sweep.") from stopped
     except optuna.exceptions.StorageInternalError as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
+        cause = first_line(error.__cause__ or error)
         raise DeviceError(f"the storage failed: {cause}", "Trials that finished are kept; start the same again.") from error
 
 

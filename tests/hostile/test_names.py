@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 
 from lrexport.cli.console import Progressing, print_table
 from lrexport.cli.main import COMMANDS, run
+from lrexport.cli.sweep_progress import SweepProgress
 from lrexport.report.sweep_tables import front_table
 from lrexport.report.sweeps import Figures, Sweep, Trial
 from tests.hostile.support import Command, write_module
@@ -173,9 +174,14 @@ def test_a_sweep(capfd: pytest.CaptureFixture[str], here: Path, lrexport: Comman
     figures = Figures(heldout_top1=0.9, test_top1=0.9, macs=10, params=10, target=NAME, latency_warning=NAME)
     trials = [Trial(number=0, state="finished", parameters={IN_TEXT: NAME}, figures=figures, run="trials/0000")]
     trials.append(Trial(number=1, state="failed", reason=NAME, host=NAME))
+    trials.append(Trial(number=2, state="failed", reason=""))
     sweep = Sweep(study=NAME, objective="macs", made_with={IN_TEXT: NAME}, wanted=2, dense=figures, trials=trials, front=[0])
     print_table(front_table(sweep))
     assert harmless(capfd.readouterr().out)
+    SweepProgress(Progressing())({"event": "trials", "sweep": sweep})
+    told = capfd.readouterr().err
+    assert harmless(told)
+    assert "trial 2: failed: no reason was noted (3 of 2 done)" in told
     Path("sweep").mkdir()
     sweep.save(Path("sweep"))
     assert harmless(Path("sweep/sweep.json").read_text())
