@@ -14,7 +14,7 @@ from lrexport.artifacts import files
 from lrexport.errors import InputError
 from lrexport.export.opsets import FIRST_OPSET, check_opset, in_opset, opset_of
 from lrexport.export.quiet import quiet
-from lrexport.export.torch_graph import to_onnx, to_program
+from lrexport.export.torch_graph import to_onnx
 from lrexport.export.verify import RELATIVE_TOLERANCE, Comparison, Reference, check_repeats
 from lrexport.lowrank.decompose import eval_mode
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
@@ -131,8 +131,8 @@ def _check_output(network: nn.Module, input_shape: tuple[int, ...], batch: int |
 
 
 def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None, opset: int) -> onnx.ModelProto:
-    program = to_program(network, _example(network, input_shape, batch), dynamic=batch is None)
-    return in_opset(to_onnx(program, max(opset, FIRST_OPSET)), opset)
+    example = _example(network, input_shape, batch)
+    return in_opset(to_onnx(network, example, max(opset, FIRST_OPSET), dynamic=batch is None), opset)
 
 
 def check_output(output: object, batch: int | None = None) -> None:

@@ -18,27 +18,32 @@ INPUT, OUTPUT = "input", "output"
 _WITHOUT_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 
 
-def to_program(network: nn.Module, example: Tensor, dynamic: bool) -> Any:
-    """torch's own graph of a network for inputs like ``example``, or of any batch. Raises InputError where it has none."""
+def to_program(network: nn.Module, example: Tensor) -> Any:
+    """torch's own graph of a network for inputs like ``example``, None where only the exporter's other ways have one."""
+    try:
+        with quiet():
+            return torch.export.export(network, (example,))
+    except Exception:  # what is wrong, if anything, the exporter says
+        return None
+
+
+def to_onnx(network: Any, example: Tensor, opset: int, dynamic: bool = False) -> onnx.ModelProto:
+    """The ONNX graph of a network, or of torch's graph of it, for inputs like ``example``; ``dynamic``: for any batch.
+
+    Raises InputError where it has no graph, or operators that ONNX lacks.
+    """
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     try:
         with quiet():
-            return torch.export.export(network, (example,), dynamic_shapes=shapes)
-    except Exception as error:
-        raise refusal(error) from error
-
-
-def to_onnx(program: Any, opset: int) -> onnx.ModelProto:
-    """The ONNX graph of torch's own graph. Raises InputError where it has operators that ONNX has not."""
-    try:
-        with quiet():
             made = torch.onnx.export(
-                program,
+                network,
+                (example,),
                 dynamo=True,
                 external_data=False,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 opset_version=opset,
+                dynamic_shapes=shapes,
                 verbose=False,
             )
     except Exception as error:

@@ -30,7 +30,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(torch.clamp(self.norm(self.body(x)), -1, 6), (1, 1, 0, 0))[:, :, ::1, 1:]
-        return self.head(x.reshape(len(x), 8, -1).mean(2)).softmax(1)
+        return self.head(x.reshape(x.shape[0], 8, -1).mean(2)).softmax(1)
 
 
 @pytest.mark.parametrize("opset", [17, 13, 11])

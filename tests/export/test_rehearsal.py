@@ -37,10 +37,6 @@ def looping(x: Tensor, head: nn.Module) -> Tensor:
     return head(x.mean((2, 3)))
 
 
-def picking(x: Tensor, head: nn.Module) -> Tensor:
-    return head(x[:, :, 0][x[:, :, 0] > 0][:8].expand(len(x), 8))
-
-
 class Dropping(nn.Module):
     """A module that draws, whatever the mode."""
 
@@ -65,8 +61,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, nn.Module], Tensor], str, str]] = {
         "other operators",
     ),
     "a branch by a value": (branching, "decides by the values of a tensor", f"It comes from {__file__}, line "),
-    "a loop by a value": (looping, "decides by the values of a tensor|could not export", ""),
-    "a selection by values": (picking, "decides by the values of a tensor|could not export", ""),
+    "a loop by a value": (looping, "decides by the values of a tensor", ""),
     "a batch of 1 squeezed": (
         lambda x, head: head(F.adaptive_avg_pool2d(x, 1).squeeze()),
         r"returns shape \(4,\) for a batch of 1: the first axis is not the batch",
@@ -102,11 +97,6 @@ def in_place(x: Tensor, head: nn.Module) -> Tensor:
     return head(x.mul_(2).relu_().mean((2, 3)))
 
 
-def detached(x: Tensor, head: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return head(x.mean((2, 3)))
-
-
 def inference(x: Tensor, head: nn.Module) -> Tensor:
     with torch.inference_mode():
         return head(x.mean((2, 3)))
@@ -119,14 +109,11 @@ def autocast(x: Tensor, head: nn.Module) -> Tensor:
 
 PASSING: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
     "changes in place": in_place,
-    "no_grad": detached,
     "inference_mode": inference,
     "autocast": autocast,
     "classes": lambda x, head: head(x.mean((2, 3))).argmax(1),
     "float16": lambda x, head: head(x.mean((2, 3))).half(),
-    "float64": lambda x, head: head(x.mean((2, 3))).double(),
     "a view that is not contiguous": lambda x, head: head(x.mean((2, 3))).unsqueeze(2).expand(-1, -1, 3).mT,
-    "a view of features": lambda x, head: x[:, ::2, 1:, :-1],
     "its own input": lambda x, head: x,
     "dropout that heeds the mode": lambda x, head: head(F.dropout(x.mean((2, 3)), 0.5, head.training)),
 }
@@ -152,7 +139,7 @@ def test_a_network_that_takes_one_input_at_a_time_is_noted() -> None:
 def test_one_graph_is_exported_once_and_another_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
     real = rehearsal.to_onnx
-    monkeypatch.setattr(rehearsal, "to_onnx", lambda program, opset: made.append(program) or real(program, opset))
+    monkeypatch.setattr(rehearsal, "to_onnx", lambda *given: made.append(given) or real(*given))
     monkeypatch.setattr(rehearsal, "_KNOWN", set())
     for scale in (1, 1, 3):
         rehearse(Net(lambda x, head, scale=scale: scale * head(x.mean((2, 3)))), SHAPE)  # type: ignore[misc]

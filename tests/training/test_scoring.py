@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
+import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 
 from lrexport.data.images import ArraySet
-from lrexport.training.scoring import count_correct, reestimate_batchnorm, score
+from lrexport.export.verify import score_onnx
+from lrexport.training.scoring import NotANumber, count_correct, reestimate_batchnorm, score
+from tests.export.support import exported
 
 CPU = torch.device("cpu")
 
@@ -31,6 +37,30 @@ def test_scoring_counts_every_image_once_and_puts_the_mode_back() -> None:
     assert whole == pieces
     assert whole.n == 33
     assert network.training
+
+
+class Strange(nn.Module):
+    """(B, 3, 2, 2) → (B, 2): NaN for images that are dark all over, and an infinity that is a logit like others."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        level = x.mean((1, 2, 3)).unsqueeze(1)
+        return torch.cat([level, (level - level.amin() * 0) / level * 0 - torch.inf], 1)
+
+
+def test_a_network_that_gives_nan_has_no_score_in_torch_and_none_in_onnx_runtime(tmp_path: Path) -> None:
+    pixels = torch.randint(1, 256, (30, 3, 2, 2), dtype=torch.uint8)
+    sound = ArraySet(pixels, torch.zeros(30, dtype=torch.int64), (0.0,) * 3, (1.0,) * 3)
+    assert score(Strange(), sound, CPU, "test").top1 == 1
+    pixels[[3, 17, 28]] = 0
+    dark = ArraySet(pixels, torch.zeros(30, dtype=torch.int64), (0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(NotANumber, match="the network gives NaN on 3 of 30 held-out images, so it has no score") as caught:
+        score(Strange(), dark, CPU, "heldout", batch_size=7)
+    assert caught.value.exit_code == 3
+    path = tmp_path / "model.onnx"
+    onnx.save(exported(Strange().eval(), (3, 2, 2)), path)
+    assert score_onnx(path, sound, "test").top1 == 1
+    with pytest.raises(NotANumber, match=r"model\.onnx in ONNX Runtime gives NaN on 3 of 30 test images"):
+        score_onnx(path, dark, "test")
 
 
 def test_batchnorm_gets_the_mean_and_variance_of_its_inputs() -> None:
