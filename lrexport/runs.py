@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from lrexport.artifacts import tensors
 from lrexport.errors import InputError, UsageError, with_hint
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.svd_form import fit_ranks
 from lrexport.models.resolve import from_record
-from lrexport.record import BASELINE, DENSE, MODEL, RECORD, Record, load_record, uncompressed
+from lrexport.record import BASELINE, DENSE, MODEL, RECORD, Plan, Record, load_record, uncompressed
 from lrexport.trust import consent
 
 
@@ -34,28 +34,44 @@ def load_compressed(run: Path, record: Record) -> nn.Module:
     """As :func:`load`, with the record at hand."""
     if MODEL not in record.files:
         raise uncompressed(run)
-    return fill(fold_structure(from_record(record.model, run / RECORD).build(), record.plan), record, run, MODEL)
+    return _stored(run, record, MODEL, record.plan)
 
 
 def load_start(run: Path, record: Record) -> nn.Module:
     """The dense network that compression started from, in eval mode."""
-    return fill(from_record(record.model, run / RECORD).build(), record, run, DENSE)
+    return _stored(run, record, DENSE, {})
 
 
 def load_baseline(run: Path, record: Record) -> nn.Module:
     """The dense network of the comparison, in eval mode: trained on where that was asked for, else the start."""
     name = BASELINE if BASELINE in record.files else DENSE
-    return fill(from_record(record.model, run / RECORD).build(), record, run, name)
+    return _stored(run, record, name, {})
+
+
+def _stored(run: Path, record: Record, name: str, plan: Plan) -> nn.Module:
+    """The network of the record, with pairs by ``plan`` and the weights of the run's file ``name``."""
+    recipe = from_record(record.model, run / RECORD)
+    network = fold_structure(recipe.build(), plan)
+    weights = tensors.load(record.check(run, name))
+    if weights.keys() != network.state_dict().keys():
+        # A run from before computed weights were folded holds them by the names that they have in the network as made.
+        older = recipe.as_made([])
+        if weights.keys() == fold_structure(older, plan).state_dict().keys():
+            network = older
+    return _put(network, weights, run / name)
 
 
 def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:
     """Put weights of the run into ``network``, in place. Raises InputError where they do not belong together."""
-    weights = tensors.load(record.check(run, name))
+    return _put(network, tensors.load(record.check(run, name)), run / name)
+
+
+def _put(network: nn.Module, weights: dict[str, Tensor], path: Path) -> nn.Module:
     fit_ranks(network, weights)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"{run / name} does not fit the network in its record: {error}") from error
+        raise InputError(f"{path} does not fit the network in its record: {error}") from error
     return network.eval()
 
 

@@ -415,3 +415,21 @@ def test_a_network_that_gives_nan_has_no_score_and_is_named(options: tuple[str, 
     assert output.code == 3
     assert re.search(r"the network gives NaN on \d+ of \d+ held-out images, so it has no score", output.err)
     assert not Path("out/run.json").exists() or load_record(Path("out")).results.compressed is None
+
+
+def test_a_run_from_before_computed_weights_were_folded_is_still_read(prune: Command, lrexport: Command) -> None:
+    assert prune("hooked", "--macs", "0.9").code == 0
+    run, record = Path("out"), load_record(Path("out"))
+    for name in ("dense", "model"):  # as it was written then
+        weights = tensors.load(run / f"{name}.safetensors")
+        if "3.weight" in weights:
+            weight = weights.pop("3.weight")
+            weights |= {"3.weight_v": weight, "3.weight_g": weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)}
+        tensors.save(run / f"{name}.safetensors", weights)
+        record.seal(run, f"{name}.safetensors")
+    record.save(run)
+    images = torch.randn(2, 1, 8, 8)
+    made = import_here("networks").hooked().eval()
+    assert torch.allclose(runs.load_start(run, record)(images), made(images), atol=1e-5)
+    assert lrexport_load(run)(images).isfinite().all()
+    assert lrexport("onnx", run, "--rounds", "0").code == 0
