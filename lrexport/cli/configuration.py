@@ -29,6 +29,7 @@ NOT_IN_FILES = {
     **dict.fromkeys(("dry_run", "resume", "allow_changes", "print_config"), _CALL),
     "log_to": "where training is logged",
     "trust_code": "which code runs",
+    **dict.fromkeys(("timeout", "memory"), "what a measurement may take"),
 }
 
 _PREFIX = "LREXPORT"

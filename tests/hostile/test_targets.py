@@ -118,7 +118,7 @@ UNREACHABLE: dict[str, tuple[Callable[[Board], str], str, str]] = {
         "?python=",
     ),
     "an old Python": (
-        lambda board: board.with_python('exec $PYTHON -c "import sys; sys.version_info = (3, 7); $(printf "%s" "$2")"'),
+        lambda board: board.with_python('exec $PYTHON -c "import sys; sys.version_info = (3, 7); $(printf "%s" "$3")"'),
         "Python is too old: 3.",
         "Install Python 3.9 or newer there",
     ),

@@ -162,7 +162,7 @@ def test_ssh_is_called_by_an_argument_list_that_accepts_no_host_key_and_asks_not
     options = [command[place + 1] for place, word in enumerate(command) if word == "-o"]
     assert {"StrictHostKeyChecking=yes", "BatchMode=yes", "UpdateHostKeys=no", "ClearAllForwardings=yes"} <= set(options)
     assert command[-7:-1] == ["-p", "2222", "-l", "pi", "--", "board"]
-    assert command[-1].startswith("exec venv/bin/python -c '")
+    assert command[-1].startswith("exec venv/bin/python -I -c '")
     assert command[-1].count("'") == 2
 
 
