@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrexport.artifacts import files, unmarked
+from lrexport.artifacts.json_files import parse_json
 from lrexport.artifacts.run_files import MARK
 from lrexport.errors import InputError
 
@@ -165,8 +166,8 @@ def _read(folder: Path) -> Mark | None:
 def _line(text: str) -> Mapping[str, object]:
     """One object; nothing where a crash left half a line."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text.encode())
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import stat
 from pathlib import Path
 from typing import Any
 
+from lrexport.artifacts.json_files import parse_json
 from lrexport.artifacts.run_files import (
     CHECKPOINTS,
     HOLDER,
@@ -100,8 +100,8 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if not _is_plain(path) or path.stat().st_size > _MOST_BYTES:
             return {}
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
