@@ -28,7 +28,8 @@ def folder_with(factory: pytest.TempPathFactory, module: str, source: str) -> Pa
 class Forked:
     """``lrexport ARGUMENTS`` in ``folder``, on one thread; stdout and stderr go to a file.
 
-    With ``die_at`` (name, n) it is killed at the n-th call of that function of ``os``, before it takes effect.
+    With ``die_at`` (name, n) it is killed at the n-th call of that function of ``os``, or of those with | between, before it
+    takes effect.
     ``environment`` is added to this process's.
     """
 
@@ -98,11 +99,15 @@ def _main(
 
 
 def _die_at(name: str, call: int) -> None:
-    wrapped, calls = getattr(os, name), iter(range(1, call))
+    calls = iter(range(1, call))
 
-    def dying(*arguments: object, **named: object) -> object:
-        if next(calls, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return wrapped(*arguments, **named)
+    def dying(wrapped: Callable[..., object]) -> Callable[..., object]:
+        def die(*arguments: object, **named: object) -> object:
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return wrapped(*arguments, **named)
 
-    setattr(os, name, dying)
+        return die
+
+    for each in name.split("|"):
+        setattr(os, each, dying(getattr(os, each)))

@@ -120,10 +120,10 @@ def settle(folder: Path, size_bytes: int | None, names: frozenset[str]) -> None:
     marked = _read(folder)
     if marked is None:
         return
-    if size_bytes is not None and marked.names == names:
-        os.truncate(folder / MARK, size_bytes)
-    elif size_bytes is None and (marked.names == names or not any(os.path.lexists(folder / name) for name in marked.names)):
+    if not any(os.path.lexists(folder / name) for name in marked.names) or (size_bytes is None and marked.names == names):
         (folder / MARK).unlink()
+    elif size_bytes is not None and marked.names == names:
+        os.truncate(folder / MARK, size_bytes)
 
 
 def is_name(name: str) -> bool:

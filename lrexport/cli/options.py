@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import click
 
 from lrexport.artifacts.plain_files import check_input, destination
+from lrexport.artifacts.run_files import RECORD
+from lrexport.artifacts.run_folder import plain
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
 from lrexport.trust import consent
@@ -367,5 +369,5 @@ def train_config(options: dict[str, Any]) -> TrainConfig:
 
 
 def is_run(model: str) -> bool:
-    """Whether MODEL is a run's folder."""
-    return (Path(model) / "run.json").is_file()
+    """Whether MODEL is a run's folder. Raises InputError where its record is a link or no plain file."""
+    return plain(Path(model), RECORD).is_file()
