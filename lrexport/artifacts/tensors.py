@@ -87,11 +87,9 @@ def load_all(path: Path) -> StateDicts:
 
 
 def _read(path: Path) -> object:
+    if path.is_dir() and (path / ".metadata").exists():
+        raise InputError(f"{path} holds a checkpoint in parts, one for each process", _GATHER)
     check_input(path)
-    if path.is_dir():
-        parts = "holds a checkpoint in parts, one for each process" if (path / ".metadata").exists() else "is a folder"
-        hint = _GATHER if (path / ".metadata").exists() else "Give the weight file itself."
-        raise InputError(f"{path} {parts}", hint)
     try:
         with open(path, "rb") as stream:
             head = stream.read(9)
