@@ -39,11 +39,17 @@ def run_child(command: Sequence[str], seconds: float, folder: Path) -> tuple[int
 
 @contextmanager
 def threads_with_children(most: int | None) -> Iterator[ThreadPoolExecutor]:
-    """Threads that call :func:`run_child`. Where the block is left by an exception or a signal, no process is waited for."""
+    """Threads that call :func:`run_child`. Where the block is left by a signal, no process is waited for.
+
+    After an error the processes under way come to their end, within their limits: those of another block are not its own.
+    """
     global _pools_ending
     pool = ThreadPoolExecutor(most)
     try:
         yield pool
+    except Exception:
+        pool.shutdown(cancel_futures=True)
+        raise
     except BaseException:
         with _lock:
             _pools_ending += 1
