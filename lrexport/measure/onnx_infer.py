@@ -240,7 +240,7 @@ def _closed_form(node: Any, attributes: Mapping[str, Any], inputs: Sequence[Valu
         return _matrix_product(first, second, attributes)
     if node.op_type in ("Attention", "QAttention") and second is not None and len(second) == 2 and len(first) == 3:
         widths = attributes.get("qkv_hidden_sizes")
-        width = widths[2] if widths else second[1] // 3 if second[1] is not None else None
+        width = widths[-1] if widths else second[1] // 3 if second[1] is not None else None
         return (first[0], first[1], width)
     if node.op_type == "MultiHeadAttention":
         return _multi_head(attributes, shapes)

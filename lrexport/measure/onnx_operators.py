@@ -252,6 +252,8 @@ def _projected_attention(node: Node, attributes: Mapping[str, Any]) -> int | Non
     if given is None or weight is None or len(given) != 3 or len(weight) != 2:
         return None
     widths = attributes.get("qkv_hidden_sizes") or [weight[1] // 3] * 3
+    if len(widths) != 3:
+        return None
     past = node.size(8 if node.proto.op_type == "QAttention" else 4, 3)
     scores = _product(given[0], given[1], _sum(given[1], past), widths[0] + widths[2])
     return _sum(given[0] * given[1] * prod(weight), scores)
@@ -273,9 +275,12 @@ def _grouped_attention(node: Node, attributes: Mapping[str, Any]) -> int | None:
 
 
 def _linear(node: Node, attributes: Mapping[str, Any]) -> int | None:
-    """ai.onnx.ml's linear models: every coefficient once for every row; their weights are attributes."""
+    """ai.onnx.ml's linear models: every number of a row once for every class or target; their weights are attributes."""
     given, coefficients = node.sizes(0), attributes.get("coefficients")
-    return None if given is None or coefficients is None else (given[0] if len(given) > 1 else 1) * len(coefficients)
+    if not given or coefficients is None:
+        return None
+    results = len(attributes.get("intercepts", ())) or len(coefficients) // max(given[-1], 1)
+    return prod(given) * results
 
 
 _CONV, _LAST = Rule(_convolution()), Rule(_convolution(is_channels_last=True))

@@ -158,12 +158,15 @@ def _declared(declared: Any, symbols: Mapping[str, int]) -> Shape | None:
 def common(values: Sequence[Value]) -> Value:
     """What is known of a value that is one of several."""
     first = values[0]
+    if first.type is None or all(value.type == first.type for value in values):
+        return first.without_data()
     shapes = [value.shape for value in values]
     if any(shape is None or len(shape) != len(shapes[0] or ()) for shape in shapes):
-        return replace(first.without_data(), type=like(first, None).type if first.type is not None else None)
-    sizes = [column[0] if len(set(column)) == 1 else None for column in zip(*(shape or () for shape in shapes), strict=True)]
-    is_same = all(value.type == first.type for value in values)
-    return first.without_data() if is_same else like(first, sizes)
+        return like(first, None)
+    return like(
+        first,
+        [column[0] if len(set(column)) == 1 else None for column in zip(*(shape or () for shape in shapes), strict=True)],
+    )
 
 
 def names_in(text: str) -> frozenset[str]:

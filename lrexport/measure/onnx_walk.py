@@ -307,7 +307,7 @@ def _costed(node: Any, held: Sequence[Value], macs: int) -> NodeCost:
     shape, params = held[0].sizes, sum(prod(value.sizes or ()) for value in held if value.constant is not None)
     attributes = attributes_of(node)
     if node.op_type in ("MatMulNBits", "MatMulBnb4"):  # the weight's own sizes; what is stored are blocks of it
-        shape = (attributes["K"], attributes["N"])
+        shape = (attributes.get("K", 0), attributes.get("N", 0))
         params = prod(shape)
     return NodeCost(
         node.name, _operator(node), shape, macs, params, sum(constant.bytes for constant in constants), constants[0].name
