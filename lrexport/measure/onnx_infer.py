@@ -245,7 +245,8 @@ def _closed_form(node: Any, attributes: Mapping[str, Any], inputs: Sequence[Valu
     if node.op_type == "MultiHeadAttention":
         return _multi_head(attributes, shapes)
     if node.op_type in _LAST or node.op_type == "QLinearConv":
-        return _channels_last(attributes, first, shapes[3 if node.op_type == "QLinearConv" else 1])
+        position = 3 if node.op_type == "QLinearConv" else 1
+        return _channels_last(attributes, first, shapes[position] if position < len(shapes) else None)
     return None
 
 
@@ -273,7 +274,7 @@ def _recurrent(attributes: Mapping[str, Any], first: Shape | None) -> list[Shape
 
 def _multi_head(attributes: Mapping[str, Any], shapes: Sequence[Shape | None]) -> Shape | None:
     query = shapes[0]
-    if query is None:
+    if query is None or len(query) not in (3, 5):
         return None
     if len(query) == 5:
         return (query[0], query[1], None if None in query[2:] else (query[2] or 0) * (query[4] or 0))
@@ -290,8 +291,12 @@ def _channels_last(attributes: Mapping[str, Any], first: Shape, kernel: Shape | 
     if kernel is None or len(kernel) != len(first) or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         return None
     count = len(first) - 2
+    if count < 1:
+        return None
     pads = attributes.get("pads") or [0] * 2 * count
     strides, dilations = (attributes.get(name) or [1] * count for name in ("strides", "dilations"))
+    if len(pads) != 2 * count or not len(strides) == len(dilations) == count or 0 in strides:
+        return None
     positions: list[int | None] = []
     for axis in range(count):
         size, width = first[1 + axis], kernel[2 + axis]

@@ -238,7 +238,7 @@ def _multi_head(node: Node, attributes: Mapping[str, Any]) -> int | None:
     width = query[2] // heads
     if len(key) == 5:
         steps, value_width = key[1], key[4]
-    elif value is None:
+    elif value is None or len(key) not in (3, 4) or len(value) not in (3, 4):
         return None
     else:
         steps = key[2] if len(key) == 4 else key[1]

@@ -152,3 +152,18 @@ def test_a_quantised_lstm_counts_as_one_and_what_follows_knows_its_shape() -> No
     cost = count_onnx(model([made, *after], {"x": [7, 1, 5]}, {"z": None, "u": None}, weights, domains=[MICROSOFT]))
     assert (cost.macs, cost.uncounted) == (7 * 2 * 12 * (5 + 3) + 7 * 2 * 6 + 2 * 6, ())
     assert cost.params == 2 * 12 * (5 + 3) + 6
+
+
+@pytest.mark.parametrize("shape", [[], [4], [4, 4], [2, 3, 4, 5], [1, 1, 1, 1, 1, 1]])
+def test_inputs_of_a_rank_that_an_operator_does_not_take_leave_it_uncounted_or_counted_and_never_fail(
+    shape: list[int],
+) -> None:
+    from lrexport.measure.onnx_operators import _RULES
+
+    names = [f"i{number}" for number in range(8)]
+    sizes = {"num_heads": 2, "kv_num_heads": 1, "q_num_heads": 2, "hidden_size": 3, "N": 4, "qkv_hidden_sizes": [4, 4]}
+    for domain, operator in _RULES:
+        for inputs in (names, names[:1], names[:2], names[:3]):
+            made = node(operator, inputs, ["y"], domain=domain, **sizes)
+            after = node("MatMul", ["y", "y"], ["z"])
+            count_onnx(model([made, after], dict.fromkeys(names, shape), {"z": None}, opset=23, domains=[domain or "d"]))
