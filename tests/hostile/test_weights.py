@@ -509,7 +509,9 @@ def test_weights_in_parts_are_refused_with_how_to_gather_them(compress: Command,
     Path("parts/.metadata").write_bytes(b"x")
     done = compress("--weights", "parts")
     assert done.code == 3
-    assert "parts holds a checkpoint in parts, one for each process" in done.err
+    assert "parts is a folder" in done.err
+    with pytest.raises(InputError, match="parts holds a checkpoint in parts, one for each process"):
+        tensors.load_all(Path("parts"))
     assert nothing_made()
     # What a pickle of them names: nothing of it is imported.
     named = _text("0.bias") + b"ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\ns"
