@@ -14,8 +14,7 @@ from typing import BinaryIO
 from lrexport.errors import DeviceError, InputError
 
 _KINDS = ((stat.S_ISFIFO, "FIFO"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
-# Where the names of open files and devices are, through which a link leads to a stream rather than to a file.
-_STREAMS = ("/dev", "/proc")
+_STDOUT = ("stdout", "1")  # in /dev, and among a process's open files
 _MOST_LINKS = 40  # as Linux follows
 
 
@@ -38,11 +37,15 @@ def open_input(path: Path) -> BinaryIO:
     """``path`` for reading. Raises InputError where it is no plain file, OSError as ``open`` does."""
     check_input(path)
     # Should it become a FIFO just now, opening it must not wait.
-    stream = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")  # noqa: SIM115 - the caller's
+    stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller's
     if (kind := special(os.fstat(stream.fileno()).st_mode)) is not None:
         stream.close()
         raise InputError(f"{path} is a {kind}; expected a plain file")
     return stream
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def destination(path: Path) -> Path:
@@ -54,7 +57,7 @@ def destination(path: Path) -> Path:
     end = path
     for _ in range(_MOST_LINKS):
         if _names_a_stream(end):
-            hint = "Write to stdout with -." if "stdout" in f"{path}{end}" or "/fd/1" in f"{path}{end}" else _ELSEWHERE
+            hint = "Write to stdout with -." if end.name in _STDOUT else _ELSEWHERE
             raise InputError(f"{_with_end(path, end)} is a device or a stream; expected a plain file to write", hint)
         if not end.is_symlink():
             break
@@ -74,10 +77,9 @@ _ELSEWHERE = "Nothing was written. Name a file."
 
 
 def _names_a_stream(path: Path) -> bool:
+    """Whether it is in /dev itself (below it are places for files, /dev/shm) or among the open files of a process."""
     folder = os.path.realpath(path.parent)
-    return any(folder == place or folder.startswith(f"{place}/fd") for place in _STREAMS) or (
-        folder.startswith("/proc/") and "fd" in folder.split("/")
-    )
+    return folder in ("/dev", "/dev/fd") or folder.startswith("/proc/")
 
 
 def _with_end(path: Path, end: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -118,6 +119,32 @@ def test_an_output_that_is_a_link_is_written_where_it_points_and_stays_a_link(lr
     done = lrexport("inspect", finished, "--json", "round")
     assert done.code == 4
     assert "its links lead in a circle" in done.err
+
+
+def test_a_fifo_among_the_images_is_not_waited_for(here: Path) -> None:
+    from lrexport.data.reading import try_image
+
+    os.mkfifo("image.png")
+    image = try_image(Path("image.png"))
+    assert isinstance(image, InputError)
+    assert "image.png is a FIFO" in image.message
+
+
+def test_a_folder_of_another_lrexport_is_known_by_its_record_alone(finished: Path) -> None:
+    """Nor is a checkpoint lrexport's that is not what its name says."""
+    (finished / MARK).unlink()
+    (finished / "checkpoint").mkdir()
+    (finished / "model.onnx").write_bytes(b"mine")
+    content = b"a checkpoint"
+    good = f"checkpoint/svd-done.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    (finished / good).write_bytes(content)
+    (finished / "checkpoint" / "svd-done.0123456789abcdef.safetensors").write_bytes(content)
+    known = mark.known(finished)
+    assert known is not None
+    assert {"run.json", "model.safetensors", "log.jsonl", "checkpoint", good} <= known.names
+    assert {*run_folder.remove(finished, *run_folder.made_in(finished, "checkpoint"), "model.onnx")} == {good}
+    assert (finished / "model.onnx").read_bytes() == b"mine"
+    assert (finished / "checkpoint" / "svd-done.0123456789abcdef.safetensors").read_bytes() == content
 
 
 def test_a_page_of_somebody_elses_is_not_replaced_by_a_report_that_nobody_named(lrexport: Command, finished: Path) -> None:
