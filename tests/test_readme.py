@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -79,8 +80,11 @@ def test_the_network_of_ones_own_is_compressed_as_written(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(str(tmp_path))
     (code,) = re.findall(r"```python\n(.*?)```", MODELS, re.DOTALL)
     Path(code.splitlines()[0].removeprefix("# ")).write_text(code, encoding="utf-8")
+    weights = importlib.import_module("mynet").make().state_dict()
+    average = {name: tensor.clone() for name, tensor in weights.items()}
+    torch.save({"state_dict": weights, "state_dict_ema": average, "epoch": 3}, "last.pth")
     own = [shlex.split(line)[1:] for line in commands(MODELS) if "mynet:make" in line]
-    assert [run(arguments) for arguments in own] == [0, 0]
+    assert [run(arguments) for arguments in own] == [0, 0, 0]
     assert load_record(Path("run")).model.kwargs == {"width": 32}
     assert load_record(Path("run-64")).model.input_shape == (3, 64, 64)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 _TOO_MUCH = "needs far more memory than its size explains"
+_OUT_OF_MEMORY = ("bad_alloc", "Arena alloc failed")  # the words of C++ and of protobuf
 # Names of the files of external data, in what every child answers.
 EXTERNAL = "external"
 # What was repaired in the model before it was looked into, in words; also in what every child answers.
@@ -47,7 +48,7 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
         result = {"error": _TOO_MUCH}
     except Exception as error:  # damage meets onnx anywhere
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        result = {"error": _TOO_MUCH if "bad_alloc" in reason else reason}  # C++'s word for memory that ran out
+        result = {"error": _TOO_MUCH if any(word in reason for word in _OUT_OF_MEMORY) else reason}
     print(json.dumps(result))
 
 

@@ -16,7 +16,7 @@ from onnx import FunctionProto, NodeProto, TensorProto, helper
 
 from lrexport.artifacts import onnx_files
 from tests.conftest import heed_ctrl_c
-from tests.hostile.support import Command, listing, processes_with
+from tests.hostile.support import Command, frugally, listing, processes_with
 
 DOMAIN = "calls"
 
@@ -103,25 +103,40 @@ def test_functions_as_exporters_write_them_are_no_trouble(lrexport: Command) -> 
     assert lrexport("inspect", "model.onnx").code == 0
 
 
-def test_shape_data_that_doubles_forty_times_ends_at_the_limit_on_memory(
-    lrexport: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnx_files, "_LEAST_BYTES", 100 << 20)
+def _many_nodes(path: Path, count: int = 60_000) -> None:
+    """So many ReLUs in a row, which take some seconds to look at."""
+    names = ["x", *(f"a{place}" for place in range(count - 1)), "y"]
+    _save(str(path), [helper.make_node("Relu", [before], [after]) for before, after in itertools.pairwise(names)])
+
+
+def test_shape_data_that_doubles_forty_times_is_not_followed(lrexport: Command) -> None:
     _doubled_shapes("model.onnx")
+    with frugally(megabytes=100):
+        done = lrexport("inspect", "model.onnx")
+    assert done.code == 0
+    assert "bytes of the file" in done.out
+
+
+def test_a_file_that_takes_more_memory_than_its_size_explains_ends_at_the_limit(
+    lrexport: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "_LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(onnx_files, "_BYTES_A_BYTE", 1)  # nodes take some seventy times their file
+    _many_nodes(here / "model.onnx")
     done = lrexport("inspect", "model.onnx")
     assert done.code == 3
     assert "model.onnx is no valid ONNX file: needs far more memory than its size explains" in done.err
 
 
 def test_a_file_that_takes_longer_than_its_size_explains_ends_at_the_limit_on_time(
-    lrexport: Command, monkeypatch: pytest.MonkeyPatch
+    lrexport: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_files, "_LEAST_SECONDS", 1)
-    monkeypatch.setattr(onnx_files, "_LEAST_BYTES", 8 << 30)
-    _doubled_shapes("model.onnx")
+    monkeypatch.setattr(onnx_files, "_BYTES_A_SECOND", 1 << 40)
+    _many_nodes(here / "model.onnx", 200_000)
     done = lrexport("inspect", "model.onnx")
     assert done.code == 3
-    assert "cannot read model.onnx: its check takes more than 1 s, for 1.68 KB" in done.err
+    assert "cannot read model.onnx: its check takes more than 1 s" in done.err
 
 
 def _start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -136,12 +151,6 @@ def _until(condition: Callable[[], bool], seconds: float = 30) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def _many_nodes(path: Path, count: int = 60_000) -> None:
-    """So many ReLUs in a row, which take some seconds to look at."""
-    names = ["x", *(f"a{place}" for place in range(count - 1)), "y"]
-    _save(str(path), [helper.make_node("Relu", [before], [after]) for before, after in itertools.pairwise(names)])
 
 
 @pytest.mark.parametrize(
