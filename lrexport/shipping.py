@@ -225,7 +225,6 @@ def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_eve
     figures |= {"uncounted": done.cost.uncounted}
     figures |= {"heldout_accuracy": None}  # that of the float32 network; these images are what int8 was calibrated on
     event = {"event": "int8", "file": path.name, "source": source.name, "bytes": done.bytes, "macs": done.cost.macs}
-    figures |= {"uncounted": done.cost.uncounted}
     top1 = {"top1": accuracy.top1, "float32_top1": float32.accuracy.top1} if accuracy and float32.accuracy else {}
     on_event({**event, **how.model_dump(), **top1, "in_float": done.in_float})
     return float32.model_copy(update=figures)

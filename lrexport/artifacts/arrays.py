@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrexport.errors import InputError
+from lrexport.errors import InputError, first_line
 from lrexport.units import format_bytes
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def read_arrays(path: Path) -> Arrays:
     except InputError:
         raise
     except Exception as error:  # damage meets zipfile, zlib and numpy's parser anywhere: TokenError, SyntaxError, …
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"invalid .npz file {path}: {reason}", _HINT) from error
+        raise InputError(f"invalid .npz file {path}: {first_line(error)}", _HINT) from error
 
 
 def _read(path: Path, archive: zipfile.ZipFile) -> Arrays:
@@ -49,15 +48,15 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Arrays:
             f"{path} unpacks to {len(entries)} arrays with {format_bytes(size)}: "
             f"expected at most {_MOST_ARRAYS} arrays and {format_bytes(MOST_BYTES)}"
         )
-    found: Arrays = {}
+    arrays: Arrays = {}
     for entry in entries:
         name = entry.filename.removesuffix(_ENDING)
-        if not entry.filename.endswith(_ENDING) or name in found:
+        if not entry.filename.endswith(_ENDING) or name in arrays:
             raise ValueError(f"unexpected entry {entry.filename!r}: expected distinct names that end in {_ENDING}")
-        found[name] = _array(archive, entry, name)
-    if not found:
+        arrays[name] = _array(archive, entry, name)
+    if not arrays:
         raise ValueError("no arrays in it")
-    return found
+    return arrays
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> Any:

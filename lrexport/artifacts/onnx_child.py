@@ -18,11 +18,13 @@ from lrexport.artifacts.lfs import is_lfs_pointer
 from lrexport.artifacts.onnx_expansion import check_expansion
 from lrexport.artifacts.onnx_repair import allowances, repair
 from lrexport.confinement import confine, die_with_parent
+from lrexport.errors import first_line
 
 if TYPE_CHECKING:
     import onnx
 
 _SHOWN = 3
+_MOST_CHARACTERS = 300  # of a reason
 _TOO_MUCH = "needs far more memory than its size explains"
 _OUT_OF_MEMORY = ("bad_alloc", "Arena alloc failed")  # the words of C++ and of protobuf
 # Names of the files of external data, in what every child answers.
@@ -47,7 +49,7 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
     except MemoryError:
         result = {"error": _TOO_MUCH}
     except Exception as error:  # damage meets onnx anywhere
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = first_line(error).strip()[:_MOST_CHARACTERS]
         result = {"error": _TOO_MUCH if any(word in reason for word in _OUT_OF_MEMORY) else reason}
     print(json.dumps(result))
 

@@ -21,7 +21,7 @@ from lrexport.artifacts.state_dicts import (
     reading_numbers_and_options,
     state_dicts_in,
 )
-from lrexport.errors import InputError
+from lrexport.errors import InputError, first_line
 from lrexport.units import format_bytes
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _load_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise _unsafe(path) from error
     except Exception as error:  # damage meets torch's reader anywhere: IndexError, struct.error, AssertionError, …
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {reason}", "Make or fetch it again.") from error
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import stat
 from pathlib import Path
 from typing import Any
 
+from lrexport.artifacts import files
 from lrexport.artifacts.json_files import parse_json
 from lrexport.artifacts.run_files import (
     CHECKPOINTS,
@@ -32,19 +32,19 @@ _SHORT = 1000  # bytes
 
 def names(folder: Path) -> frozenset[str]:
     """Names of what lrexport made in ``folder``, by a record, a state of training or a sweep.json that are lrexport's."""
-    found = {*recorded(folder)}
-    if found:
-        found |= {LOG, CHECKPOINTS}
+    made = {*recorded(folder)}
+    if made:
+        made |= {LOG, CHECKPOINTS}
     state = _json(folder / CHECKPOINTS / STATE)
     if isinstance(state.get("asked"), dict) and state.keys() <= _OF_A_STATE and not (folder / CHECKPOINTS).is_symlink():
-        found |= {CHECKPOINTS, LOG, f"{CHECKPOINTS}/{STATE}"}
-    if CHECKPOINTS in found:
-        found |= {f"{CHECKPOINTS}/{name}" for name in _checkpoints(folder / CHECKPOINTS, state.get("pruned_sha256"))}
+        made |= {CHECKPOINTS, LOG, f"{CHECKPOINTS}/{STATE}"}
+    if CHECKPOINTS in made:
+        made |= {f"{CHECKPOINTS}/{name}" for name in _checkpoints(folder / CHECKPOINTS, state.get("pruned_sha256"))}
     if _json(folder / SWEEP).keys() >= _OF_A_FOUND_SWEEP:
-        found |= {*OF_A_SWEEP}
+        made |= {*OF_A_SWEEP}
     if _HOLDER.fullmatch(_beginning(folder / HOLDER)):
-        found.add(HOLDER)
-    return frozenset(found)
+        made.add(HOLDER)
+    return frozenset(made)
 
 
 def recorded(folder: Path) -> frozenset[str]:
@@ -69,15 +69,15 @@ def _checkpoints(folder: Path, pruned_sha256: Any) -> list[str]:
     """Those that are what their names say; reading them takes as long as loading them."""
     if folder.is_symlink() or not folder.is_dir():
         return []
-    found = []
+    sound = []
     for path in folder.iterdir():
         match = _CHECKPOINT.fullmatch(path.name)
         if (match is None and path.name != PRUNED) or not _is_plain(path):
             continue
-        digest = _sha256(path)
+        digest = files.sha256(path)
         if digest == pruned_sha256 if match is None else digest.startswith(match["hash"]):
-            found.append(path.name)
-    return found
+            sound.append(path.name)
+    return sound
 
 
 def _is_plain(path: Path) -> bool:
@@ -85,14 +85,6 @@ def _is_plain(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _json(path: Path) -> dict[str, Any]:

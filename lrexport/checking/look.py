@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts.children import threads_with_children
+from lrexport.artifacts.files import check_readable
 from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
 from lrexport.budget.facts import Accuracy, Facts, Latency, Layer, machine_of
@@ -83,11 +84,9 @@ def look(path: Path, how: How | None = None, dense: Path | None = None) -> Looke
 def _look_at_other(path: Path, how: How) -> Looked:
     """A file of which only the size is known: of another runtime, or whatever else is shipped. Raises InputError."""
     refuse_lfs_pointer(path)
-    size = path.stat().st_size
-    if size == 0:
-        raise InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
+    check_readable(path)
     packed = gzip_bytes([path]) if how.with_gzip else None
-    return Looked(Facts(bytes=size, gzip_bytes=packed, kind=_kind(path)), path, files=(path,))
+    return Looked(Facts(bytes=path.stat().st_size, gzip_bytes=packed, kind=_kind(path)), path, files=(path,))
 
 
 def _kind(path: Path) -> str:

@@ -87,8 +87,9 @@ def _quantise(source: Path, images: ImageSet, folder: Path) -> onnx.ModelProto:
         except (LrexportError, OSError):
             raise
         except Exception as error:  # onnxruntime raises whatever it likes
-            first = first_line(error)
-            raise InputError(f"onnxruntime could not quantise {source.name}: {first}", "Export without --int8.") from error
+            raise InputError(
+                f"onnxruntime could not quantise {source.name}: {first_line(error)}", "Export without --int8."
+            ) from error
 
 
 class _Calibration:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lrexport.artifacts.plain_files import destination
 from lrexport.artifacts.run_files import DATABASE
-from lrexport.errors import DeviceError, InputError, UsageError
+from lrexport.errors import DeviceError, InputError, UsageError, first_line
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -93,7 +93,7 @@ def _explaining(url: str) -> Iterator[None]:
     try:
         yield
     except exc.ArgumentError as error:
-        raise UsageError(f"--storage {shown}: {_first_line(error)}", _HINT) from error
+        raise UsageError(f"--storage {shown}: {first_line(error)}", _HINT) from error
     except ImportError as error:
         missing = error if error.name else error.__cause__  # Optuna puts its own words around it
         module = getattr(missing, "name", None) or "a database driver"
@@ -101,18 +101,18 @@ def _explaining(url: str) -> Iterator[None]:
         hint = f"Install it with: pip install '{package}'" if package != "a database driver" else "Install it with pip."
         raise DeviceError(f"--storage {shown} needs {module}, which is not installed", hint) from error
     except (exc.OperationalError, exc.InterfaceError) as error:
-        reason = _first_line(error.orig or error)
+        reason = first_line(error.orig or error)
         raise DeviceError(
             f"cannot open {shown}: {reason}", "Trials that finished are kept; the same command goes on."
         ) from error
     except exc.DatabaseError as error:
-        reason = _first_line(error.orig or error)
+        reason = first_line(error.orig or error)
         if url.startswith("sqlite"):
             hint = "It was damaged, or is something else; the runs in the sweep's folder are not affected."
             raise InputError(f"{shown} is no database: {reason}", hint) from error
         raise DeviceError(f"{shown} refuses: {reason}", "The user in the URL must be able to create tables.") from error
     except RuntimeError as error:  # made by another version of Optuna
-        raise DeviceError(f"cannot use {shown}: {_first_line(error)}", "Use the version of optuna that made it.") from error
+        raise DeviceError(f"cannot use {shown}: {first_line(error)}", "Use the version of optuna that made it.") from error
 
 
 def _open_journal(path: Path) -> BaseStorage:
@@ -124,7 +124,7 @@ def _open_journal(path: Path) -> BaseStorage:
     except OSError as error:
         raise DeviceError(f"cannot open {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is no journal of Optuna's: {_first_line(error)}") from error
+        raise InputError(f"{path} is no journal of Optuna's: {first_line(error)}") from error
 
 
 def _without_password(url: str) -> str:
@@ -134,7 +134,3 @@ def _without_password(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except exc.ArgumentError:
         return repr(url) if "@" not in url else "URL"
-
-
-def _first_line(error: object) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -112,7 +112,7 @@ def plain_equivalent(layer: nn.Module, tied: bool) -> nn.Module:
         for each in (drawn, layer):
             plain = _plain_of(each)
             for given in _inputs(each, generator):
-                if not _agree(_run(each, given.clone()), plain(given), _TOLERANCE):
+                if not _agree(each(given.clone()), plain(given), _TOLERANCE):
                     raise _NoPlainLayer(f"computes something else than {type(plain).__name__}")
     except _NoPlainLayer:
         raise
@@ -213,10 +213,6 @@ def _inputs(layer: Any, generator: torch.Generator) -> Iterator[Tensor]:
         drawn = torch.randn(shape, generator=generator).to(example)
         yield drawn
         yield 3 * drawn.abs() + 1
-
-
-def _run(layer: nn.Module, given: Tensor) -> object:
-    return layer(given)
 
 
 @torch.no_grad()

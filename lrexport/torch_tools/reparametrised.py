@@ -39,7 +39,7 @@ def fold_reparametrised(network: nn.Module) -> list[str]:
                 part.training = mode
         if dict(folded) != before and isinstance(module, nn.RNNBase):
             module.flatten_parameters()
-    return [_told(kind, count) for kind, count in folded.items()]
+    return [_note(kind, count) for kind, count in folded.items()]
 
 
 def _parametrisations(module: nn.Module) -> list[nn.Module]:
@@ -47,7 +47,7 @@ def _parametrisations(module: nn.Module) -> list[nn.Module]:
     return list(held.modules()) if held is not None else []
 
 
-def _told(kind: str, count: int) -> str:
+def _note(kind: str, count: int) -> str:
     weights = f"{count} weight{'s' if count > 1 else ''}"
     if kind == _MASKED:
         return f"the prune masks of {weights} were applied for good; training can move the zeros"

@@ -26,8 +26,8 @@ def marker(comment_id: str = "") -> str:
 def failure(error: LrexportError, comment_id: str = "") -> str:
     """What a check says that ended before anything was judged."""
     hint = f" {markdown(error.hint)}" if error.hint else ""
-    told = f"**Exit code {error.exit_code}**: {markdown(error.message)}.{hint} No limit was judged."
-    return f"{marker(comment_id)}\n### lrexport check: not done\n\n{told}\n"
+    text = f"**Exit code {error.exit_code}**: {markdown(error.message)}.{hint} No limit was judged."
+    return f"{marker(comment_id)}\n### lrexport check: not done\n\n{text}\n"
 
 
 def render(report: Report, most_bytes: int = COMMENT_BYTES, comment_id: str = "") -> str:
