@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lrexport.artifacts.onnx_graphs import graphs_in
+
 if TYPE_CHECKING:
     import onnx
 
@@ -66,13 +68,13 @@ def _calls(nodes: Any, functions: dict[_Key, Any]) -> Iterator[_Key]:
 
 
 def _nodes(nodes: Any) -> Iterator[Any]:
+    """The nodes and all in graphs inside of them."""
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         yield node
-        for attribute in node.attribute:
-            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                waiting += graph.node
+        for graph in graphs_in(node):
+            waiting += graph.node
 
 
 def _shown(count: int) -> str:

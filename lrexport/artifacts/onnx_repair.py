@@ -10,20 +10,21 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lrexport.artifacts.onnx_graphs import MICROSOFT, all_graphs, domain_of, graphs_in, opset_of
+
 if TYPE_CHECKING:
     import onnx
 
 # From this version on an initializer need not be listed among the inputs.
 _FIRST_FREE_INITIALIZERS = 4
 # Domains whose operators ONNX Runtime has without an import, and their version.
-_RUNTIME_DOMAINS = {"com.microsoft": 1, "ai.onnx.ml": 3}
+_RUNTIME_DOMAINS = {MICROSOFT: 1, "ai.onnx.ml": 3}
 # Operators of ONNX Runtime's own that stand in the standard domain, some of them until the standard had them.
 _RUNTIME_OPERATORS = (
     *("Affine", "Crop", "DynamicSlice", "GRUUnit", "GivenTensorFill", "ImageScaler", "LayerNormalization"),
     *("MeanVarianceNormalization", "ParametricSoftplus", "Scale", "ScaledTanh", "SimplifiedLayerNormalization"),
     "ThresholdedRelu",
 )
-_STANDARD = ("", "ai.onnx")
 
 
 def repair(model: onnx.ModelProto) -> list[str]:
@@ -57,7 +58,7 @@ def _initializers(model: onnx.ModelProto) -> Iterator[str]:
 
 def _imports(model: onnx.ModelProto) -> Iterator[str]:
     imported = {entry.domain for entry in model.opset_import}
-    used = {node.domain for graph in _graphs(model.graph) for node in graph.node}
+    used = {node.domain for graph in all_graphs([model.graph]) for node in graph.node}
     for domain in sorted((used - imported) & _RUNTIME_DOMAINS.keys()):
         entry = model.opset_import.add()
         entry.domain, entry.version = domain, _RUNTIME_DOMAINS[domain]
@@ -105,7 +106,7 @@ def _topological(waits_for: list[set[int]]) -> list[int]:
 def _read(node: Any) -> Iterator[str]:
     """Names that a node reads, those that graphs inside of it read included."""
     yield from (name for name in node.input if name)
-    for graph in _inner(node):
+    for graph in graphs_in(node):
         for inner in graph.node:
             yield from _read(inner)
         yield from (item.name for item in graph.output)
@@ -116,7 +117,7 @@ def _shadowing(model: onnx.ModelProto) -> Iterator[str]:
     taken = {item.name for item in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
     taken |= {name for node in model.graph.node for name in node.output}
     count = 0
-    for graph in _graphs(model.graph):
+    for graph in all_graphs([model.graph]):
         if graph is model.graph:
             continue
         made = {name for node in graph.node for name in node.output if name}
@@ -132,25 +133,11 @@ def _rename(graph: Any, new: dict[str, str]) -> None:
     for node in graph.node:
         node.input[:] = [new.get(name, name) for name in node.input]
         node.output[:] = [new.get(name, name) for name in node.output]
-        for inner in _inner(node):
+        for inner in graphs_in(node):
             own = {name for other in inner.node for name in other.output} | {item.name for item in inner.input}
             _rename(inner, {old: name for old, name in new.items() if old not in own})
     for item in (*graph.output, *graph.value_info):
         item.name = new.get(item.name, item.name)
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    """The graph and all inside of it."""
-    waiting = [graph]
-    while waiting:
-        one = waiting.pop()
-        yield one
-        for node in one.node:
-            waiting += _inner(node)
-
-
-def _inner(node: Any) -> list[Any]:
-    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
 
 
 @contextmanager
@@ -191,19 +178,19 @@ def _operators(model: onnx.ModelProto, said: list[str], undo: list[Callable[[], 
     """Operators of ONNX Runtime's own in the standard domain stand in another one."""
     import onnx
 
-    opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), 1)
+    opset = opset_of(model) or 1
     names = set()
-    for node in (node for graph in _graphs(model.graph) for node in graph.node):
-        if node.op_type in _RUNTIME_OPERATORS and node.domain in _STANDARD and not onnx.defs.has(node.op_type, opset):
+    for node in (node for graph in all_graphs([model.graph]) for node in graph.node):
+        if node.op_type in _RUNTIME_OPERATORS and domain_of(node) == "" and not onnx.defs.has(node.op_type, opset):
             names.add(node.op_type)
             said_before = node.HasField("domain")
             undo.append(partial(setattr, node, "domain", node.domain) if said_before else partial(node.ClearField, "domain"))
-            node.domain = "com.microsoft"
+            node.domain = MICROSOFT
     if names:
         said.append(f"{', '.join(sorted(names))}: ONNX has no such operator at opset {opset}, ONNX Runtime has")
-        if not any(entry.domain == "com.microsoft" for entry in model.opset_import):
+        if not any(entry.domain == MICROSOFT for entry in model.opset_import):
             entry = model.opset_import.add()
-            entry.domain, entry.version = "com.microsoft", 1
+            entry.domain, entry.version = MICROSOFT, 1
             undo.append(partial(model.opset_import.pop, -1))
 
 

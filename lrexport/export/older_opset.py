@@ -12,9 +12,8 @@ from typing import Any
 
 import onnx
 
+from lrexport.artifacts.onnx_graphs import STANDARD
 from lrexport.errors import InputError
-
-_STANDARD = ("", "ai.onnx")
 
 
 def written_in(model: onnx.ModelProto, before: int, opset: int) -> onnx.ModelProto:
@@ -28,11 +27,11 @@ def written_in(model: onnx.ModelProto, before: int, opset: int) -> onnx.ModelPro
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t")
     }
     for node in made.graph.node:
-        if node.domain in _STANDARD:
+        if node.domain in STANDARD:
             _rewrite(node, constants, before, opset)
     _drop_unused(made.graph)
     for entry in made.opset_import:
-        if entry.domain in _STANDARD:
+        if entry.domain in STANDARD:
             entry.version = opset
     return made
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.artifacts import files
+from lrexport.artifacts.onnx_graphs import graphs_in
 from lrexport.errors import InputError
 from lrexport.export.opsets import FIRST_OPSET, check_opset, in_opset, opset_of
 from lrexport.export.quiet import quiet
@@ -190,9 +191,8 @@ def _strip_graph(graph: onnx.GraphProto) -> None:
         item.doc_string = ""
         del item.metadata_props[:]
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _strip_graph(attribute.g)
+        for inner in graphs_in(node):
+            _strip_graph(inner)
 
 
 def _simplify(model: onnx.ModelProto) -> onnx.ModelProto | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from lrexport.artifacts.onnx_graphs import opset_of as opset_of
 from lrexport.errors import InputError, UsageError
 from lrexport.export.older_opset import written_in
 from lrexport.export.verify import check_model
@@ -46,11 +47,6 @@ def last_opset() -> int:
             continue
         return opset
     return FIRST_OPSET
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the standard's operators that a model declares; 0 for none."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def in_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from lrexport.artifacts import files
+from lrexport.artifacts.onnx_graphs import domain_of
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError, LrexportError, first_line
 from lrexport.export.onnx_export import strip
@@ -109,7 +110,7 @@ class _Calibration:
 
 def _forget_unused_domains(model: onnx.ModelProto) -> None:
     """onnxruntime declares every domain it knows; a runtime that knows fewer might refuse the file for it."""
-    used = {node.domain or "" for node in model.graph.node} | {""}
-    kept = [entry for entry in model.opset_import if ("" if entry.domain == "ai.onnx" else entry.domain) in used]
+    used = {domain_of(node) for node in model.graph.node} | {""}
+    kept = [entry for entry in model.opset_import if domain_of(entry) in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)

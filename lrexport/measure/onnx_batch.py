@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lrexport.artifacts.onnx_graphs import MICROSOFT, domain_of
 from lrexport.measure.onnx_inputs import inputs_of
-from lrexport.measure.onnx_operators import domain_of
 from lrexport.measure.onnx_values import Value, attributes_of, names_in
 
 # Their first axis is the batch by definition.
@@ -71,7 +71,7 @@ def batch_of(graph: Any, values: Mapping[str, Value]) -> int:
 def _keeps_samples_apart(node: Any, samples: set[str], values: Mapping[str, Value], size: int) -> bool:
     """Whether the first axis of the output has the samples in their order as the inputs' have, and nothing mixes them."""
     made = values.get(node.output[0], Value()).shape if node.output else None
-    if domain_of(node) not in ("", "com.microsoft") or not made or made[0] is None or made[0] % size:
+    if domain_of(node) not in ("", MICROSOFT) or not made or made[0] is None or made[0] % size:
         return False
     kind, shapes = node.op_type, [values.get(name, Value()).shape for name in node.input]
     if kind in _BATCHED | _SAMPLEWISE:

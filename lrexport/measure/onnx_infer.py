@@ -8,7 +8,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from lrexport.measure.onnx_operators import MICROSOFT, domain_of
+from lrexport.artifacts.onnx_graphs import MICROSOFT, domain_of
 from lrexport.measure.onnx_values import (
     MOST_NUMBERS,
     Shape,
@@ -136,7 +136,7 @@ class Inference:
         }
         try:
             made = onnx.shape_inference.infer_node_outputs(schema, node, types, data, None, self._imports, self.ir_version)
-        except Exception:  # the node does not fit its inputs; who runs the file is told so by the runtime
+        except Exception:  # the node does not fit its inputs; whoever runs the file hears so from the runtime
             return unknown
         return [Value(made[name]) if name and name in made else Value() for name in node.output]
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lrexport.measure.onnx_batch import batch_of
+from lrexport.measure.onnx_costs import NodeCost, UncountedNode
 from lrexport.measure.onnx_inputs import inputs_of, sized_inputs
 from lrexport.measure.onnx_params import count_params
 from lrexport.measure.onnx_values import Shape, Value
-from lrexport.measure.onnx_walk import NodeCost, UncountedNode, Walk
+from lrexport.measure.onnx_walk import Walk
 
 if TYPE_CHECKING:  # who only reads a count that another process made does without onnx
     import onnx

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from lrexport.artifacts.onnx_graphs import MICROSOFT, domain_of
 from lrexport.einsum import einsum_macs
 from lrexport.measure.onnx_values import Value, attributes_of, names_in
-
-MICROSOFT = "com.microsoft"
-STANDARD = ("", "ai.onnx")
 
 _MOVED = """
     Cast CastLike BitCast Compress Concat ConcatFromSequence Constant ConstantOfShape DepthToSpace Dropout Expand EyeLike
@@ -105,11 +103,6 @@ class Rule:
 
     macs: Formula
     weights: tuple[int, ...] = (1,)
-
-
-def domain_of(node: Any) -> str:
-    """The node's domain; the standard one has two names."""
-    return "" if node.domain in STANDARD else node.domain
 
 
 def is_free(node: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-from lrexport.measure.onnx_operators import MICROSOFT, domain_of
+from lrexport.artifacts.onnx_graphs import MICROSOFT, bodies, domain_of
 from lrexport.measure.onnx_values import attributes_of
 
 # Inputs that hold scales, zero points, sizes and limits: numbers that say how to compute, and no weights.
@@ -70,16 +70,6 @@ def count_params(model: Any) -> int:
         for name, kind, count in _stored(body)
         if name not in settings and (kind in kinds or name in weights)
     )
-
-
-def bodies(model: Any) -> Iterator[Any]:
-    """All that holds nodes: the graph, the functions, and the graphs inside of both, such as the branches of an If."""
-    waiting: list[Any] = [model.graph, *model.functions]
-    while waiting:
-        body = waiting.pop()
-        yield body
-        for attribute in (attribute for node in body.node for attribute in node.attribute):
-            waiting += [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def _stored(body: Any) -> Iterator[tuple[str, int, int]]:

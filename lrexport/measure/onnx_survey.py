@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts import onnx_child
 from lrexport.artifacts.onnx_files import ask_child
+from lrexport.artifacts.onnx_graphs import bodies, operator_of, opset_of
 from lrexport.errors import UsageError
+from lrexport.measure.onnx_costs import NodeCost, UncountedNode
 from lrexport.measure.onnx_digest import structure_digest
 from lrexport.measure.onnx_macs import GraphCost, count_onnx
-from lrexport.measure.onnx_params import bodies
-from lrexport.measure.onnx_walk import NodeCost, UncountedNode
 
 if TYPE_CHECKING:
     import onnx
 
-_STANDARD = ("", "ai.onnx")
 # Key of an answer that says what is wrong with the shapes, not with the file.
 _MISTAKE = "mistake"
 # Of one input, that are handed to the child on its command line.
@@ -97,8 +96,8 @@ def _tuple(shape: list[Any] | None) -> tuple[Any, ...] | None:
 
 
 def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
-    operators = {_operator(node) for body in bodies(model) for node in body.node}
-    opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), None)
+    operators = {operator_of(node) for body in bodies(model) for node in body.node}
+    opset = opset_of(model) or None
     try:
         cost = asdict(_count(model, json.loads(sys.argv[3])))
     except UsageError as error:
@@ -112,10 +111,6 @@ def _count(model: onnx.ModelProto, request: dict[str, Any]) -> GraphCost:
 
     values = {name: np.array(numbers, kind) for name, (kind, numbers) in request.get("values", {}).items()}
     return count_onnx(model, request["shapes"], values)
-
-
-def _operator(node: Any) -> str:
-    return node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
 
 
 if __name__ == "__main__":

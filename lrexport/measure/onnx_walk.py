@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
+from lrexport.artifacts.onnx_graphs import domain_of, operator_of
 from lrexport.errors import InputError
+from lrexport.measure.onnx_costs import Tally, costed
 from lrexport.measure.onnx_infer import Inference
 from lrexport.measure.onnx_inputs import SizedInputs
-from lrexport.measure.onnx_operators import STANDARD, Node, domain_of, is_free, rule_of
+from lrexport.measure.onnx_operators import Node, is_free, rule_of
 from lrexport.measure.onnx_values import Value, attributes_of, common, like, merged, of_data, of_sparse, of_tensor
 
 # Calls of functions inside of functions multiply: a small file can stand for more nodes than can ever be looked at.
@@ -23,62 +24,6 @@ _MOST_STEPS = 500_000
 _MOST_DEPTH = 50
 # After the first pass a state's sizes are known or have changed, after the second those that follow from them have, too.
 _PASSES = 3
-
-
-@dataclass(frozen=True)
-class NodeCost:
-    """One node that multiplies: its name, operator, weight's shape (None for a product of activations) and MACs.
-
-    ``bytes`` are those of the weight as it is stored, ``weight`` is its name in the graph.
-    """
-
-    name: str
-    operator: str
-    weight_shape: tuple[int, ...] | None
-    macs: int
-    params: int
-    bytes: int
-    weight: str | None = None
-
-
-@dataclass(frozen=True)
-class UncountedNode:
-    """One node that computes and whose MACs are unknown, with its weight as in :class:`NodeCost`; ``reason`` in words."""
-
-    name: str
-    operator: str
-    weight_shape: tuple[int, ...] | None
-    bytes: int
-    reason: str
-
-
-@dataclass
-class Tally:
-    """Costs of a part of the graph, and the nodes that are not in them."""
-
-    nodes: list[NodeCost] = field(default_factory=list)
-    unknown: list[UncountedNode] = field(default_factory=list)
-
-    @property
-    def macs(self) -> int:
-        return sum(node.macs for node in self.nodes)
-
-    def add(self, other: Tally, times: int = 1, prefix: str = "") -> None:
-        """Another part's costs, so many times over; ``prefix`` says where that part is."""
-        nodes = other.nodes
-        if times != 1 or prefix:
-            nodes = [
-                replace(n, macs=n.macs * times, name=f"{prefix}{n.name or n.operator}" if prefix else n.name) for n in nodes
-            ]
-        self.nodes += nodes
-        self.unknown += [replace(n, name=f"{prefix}{n.name or n.operator}") if prefix else n for n in other.unknown]
-
-    def leave_out(self, node: Any, reason: str, held: Sequence[Value] = ()) -> None:
-        """Note a node whose MACs are unknown; ``held`` are its weights."""
-        constants = [value for value in held if value.constant is not None]
-        shape = constants[0].sizes if constants else None
-        size = sum(value.constant.bytes for value in constants if value.constant is not None)
-        self.unknown.append(UncountedNode(node.name, _operator(node), shape, size, reason))
 
 
 @dataclass(frozen=True)
@@ -111,7 +56,7 @@ class Walk:
         _outputs, self.tally, self.values = self._graph(model.graph, scope, given)
 
     def _inference(self, opset_import: Any) -> Inference:
-        opsets = {"" if entry.domain in STANDARD else entry.domain: entry.version for entry in opset_import}
+        opsets = {domain_of(entry): entry.version for entry in opset_import}
         return self._inferences.setdefault(tuple(sorted(opsets.items())), Inference(opsets, self._ir_version))
 
     def _graph(
@@ -171,18 +116,18 @@ class Walk:
         rule = rule_of(node)
         if rule is None:
             weights = [value for value in inputs if value is not None and value.constant is not None]
-            tally.leave_out(node, _operator(node), weights)
+            tally.leave_out(node, operator_of(node), weights)
             return
         seen = Node(node, inputs, outputs)
         held = [value for i in rule.weights if (value := seen.given(i)) is not None]
         if len(held) < len(rule.weights):
-            tally.leave_out(node, f"{_operator(node)} without a weight", held)
+            tally.leave_out(node, f"{operator_of(node)} without a weight", held)
             return
         macs = rule.macs(seen, seen.attributes)
         if macs is None:
-            tally.leave_out(node, f"{_operator(node)} of unknown shape", held)
+            tally.leave_out(node, f"{operator_of(node)} of unknown shape", held)
             return
-        tally.nodes.append(_costed(node, held, macs))
+        tally.nodes.append(costed(node, held, macs))
 
     def _function(
         self, function: Any, node: Any, inputs: Sequence[Value | None], scope: _Scope, tally: Tally
@@ -299,21 +244,6 @@ class Walk:
             tally.leave_out(node, f"{node.op_type} of unknown length")
 
 
-def _costed(node: Any, held: Sequence[Value], macs: int) -> NodeCost:
-    """The cost with the weight: the constant behind the first of ``held``; several are counted together."""
-    constants = [value.constant for value in held if value.constant is not None]
-    if not constants or held[0].constant is None:
-        return NodeCost(node.name, _operator(node), None, macs, 0, 0)
-    shape, params = held[0].sizes, sum(prod(value.sizes or ()) for value in held if value.constant is not None)
-    attributes = attributes_of(node)
-    if node.op_type in ("MatMulNBits", "MatMulBnb4"):  # the weight's own sizes; what is stored are blocks of it
-        shape = (attributes.get("K", 0), attributes.get("N", 0))
-        params = prod(shape)
-    return NodeCost(
-        node.name, _operator(node), shape, macs, params, sum(constant.bytes for constant in constants), constants[0].name
-    )
-
-
 def _signature(value: Value | None) -> Any:
     """What tells one input of a call from another."""
     if value is None:
@@ -321,11 +251,6 @@ def _signature(value: Value | None) -> Any:
     kind = None if value.type is None else value.type.SerializeToString()
     data = None if value.data is None else (value.data.dtype.str, value.data.tobytes())
     return kind, data, value.constant
-
-
-def _operator(node: Any) -> str:
-    domain = domain_of(node)
-    return f"{domain}.{node.op_type}" if domain else node.op_type
 
 
 def _with_attributes(node: Any, attributes: Mapping[str, Any]) -> Any:
