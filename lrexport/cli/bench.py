@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,9 @@ import click
 
 from lrexport.artifacts.plain_files import check_input
 from lrexport.cli import output
-from lrexport.cli.options import FILE, SizeType, input_shapes_option, json_option, target_option, threads_option
+from lrexport.cli.inputs import Shapes, input_file_option, input_shapes_option, read_inputs
+from lrexport.cli.option_types import SizeType
+from lrexport.cli.options import FILE, json_option, target_option, threads_option
 from lrexport.errors import InputError, UsageError
 from lrexport.escape import shell_path
 
@@ -34,9 +35,7 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
     "--batch", type=click.IntRange(1), metavar="N", help="Batch of files where it is open [default: the file's own, or 1]."
 )
 @input_shapes_option("Sizes of an input that a file leaves open, as in images=1,3,320,320.")
-@click.option(
-    "--input", "input_file", type=FILE, metavar="FILE.npz", help="Arrays for inputs by name, instead of made-up ones."
-)
+@input_file_option("Arrays for inputs by name, instead of made-up ones.")
 @click.option(
     "--rounds",
     type=click.IntRange(10),
@@ -65,7 +64,7 @@ def command(
     target: str,
     threads: int,
     batch: int | None,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     input_file: Path | None,
     rounds: int,
     profile: bool,
@@ -87,6 +86,7 @@ def command(
 
     Inputs without values of yours: floats and pixels are random, wider integers are 1, booleans true.
     """
+    from lrexport.artifacts.arrays import npz_bytes
     from lrexport.measure.targets import Job, parse_target
     from lrexport.report.latency import distinct_names
 
@@ -99,7 +99,7 @@ def command(
     named = {name: file for name, (file, _) in zip(names, files, strict=True)}
     sizes = {name: size for name, (_, size) in zip(names, files, strict=True)}
     against = next(iter(named)) if len(named) > 1 else None
-    values = _values(input_file, shapes) if input_file else None
+    values = npz_bytes(read_inputs(input_file, shapes)) if input_file else None
     job = Job(
         (),
         rounds,
@@ -113,18 +113,6 @@ def command(
         memory=memory,
     )
     _measure_and_print(named, sizes, against, job, chosen, json_to)
-
-
-def _values(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """The arrays of a .npz, as they go to the target. Raises InputError, UsageError where they contradict ``shapes``."""
-    from lrexport.artifacts.arrays import npz_bytes, read_arrays
-
-    arrays = read_arrays(path)
-    for name, shape in shapes.items():
-        if name in arrays and arrays[name].shape != shape:
-            sizes, others = (",".join(map(str, each)) for each in (arrays[name].shape, shape))
-            raise UsageError(f"{name} is {sizes} in {path} and {others} in --shape", "Give one of them.")
-    return npz_bytes(arrays)
 
 
 def _files(path: Path, target: str) -> list[tuple[Path, int]]:

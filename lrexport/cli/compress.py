@@ -9,9 +9,9 @@ import click
 
 from lrexport.cli.goals import compress_config, goal_options, pruning_options
 from lrexport.cli.notes import refuse_finished, say_as_made, say_left_behind, say_replaced, say_unused
+from lrexport.cli.option_types import EpochsOrSame
 from lrexport.cli.options import (
     RUN,
-    EpochsOrSame,
     is_run,
     json_option,
     resume_options,

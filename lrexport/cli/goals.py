@@ -9,12 +9,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lrexport.cli.option_types import LatencyType, ShareType, SizeType
 from lrexport.cli.options import (
     FILE,
     Command,
-    LatencyType,
-    ShareType,
-    SizeType,
     choice_option,
     count_option,
     stacked,

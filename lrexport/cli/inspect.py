@@ -12,13 +12,12 @@ import click
 from lrexport.artifacts.plain_files import check_input
 from lrexport.artifacts.run_files import RECORD
 from lrexport.cli import output
-from lrexport.cli.options import FILE, input_shapes_option, json_option
+from lrexport.cli.inputs import Shapes, input_file_option, input_shapes_option, read_inputs
+from lrexport.cli.options import FILE, json_option
 from lrexport.errors import UsageError
 
 if TYPE_CHECKING:
     from lrexport.report.graphs import Graph
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,7 @@ class Given:
 @click.argument("path", type=FILE, metavar="RUN|FILE")
 @click.argument("other", type=FILE, required=False, metavar="[OTHER]")
 @input_shapes_option("Sizes of an input of an .onnx FILE that leaves them free, as in images=1,3,320,320.")
-@click.option(
-    "--input", "input_file", type=FILE, metavar="FILE.npz", help="Arrays for inputs of an .onnx FILE: sizes, and choices."
-)
+@input_file_option("Arrays for inputs of an .onnx FILE: sizes, and choices.")
 @json_option()
 def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | None, json_to: str | None) -> None:
     """Layer by layer: weight, scheme, rank of full rank, energy kept, MACs, parameters and bytes of a RUN or of a plan
@@ -55,7 +52,7 @@ def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | N
     if (shapes or input_file) and not _is_onnx(path):
         option = "--shape" if shapes else "--input"
         raise UsageError(f"{option} is for .onnx files, and {path} is a run or a plan", "Leave it out.")
-    given = Given(shapes, _arrays(input_file, shapes) if input_file else {})
+    given = Given(shapes, read_inputs(input_file, shapes) if input_file else {})
     if other is not None:
         _compare(path, _given(other), given, json_to)
     elif path.is_dir():
@@ -64,17 +61,6 @@ def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | N
         _inspect_onnx(path, given, json_to)
     else:
         _inspect_plan(path, json_to)
-
-
-def _arrays(path: Path, shapes: Shapes) -> Mapping[str, Any]:
-    """Arrays by the name of their input. Raises UsageError for one whose shape is given as well."""
-    from lrexport.artifacts.arrays import read_arrays
-
-    arrays = read_arrays(path)
-    twice = sorted(set(arrays) & set(shapes))
-    if twice:
-        raise UsageError(f"{twice[0]} has a shape in {path} and one in --shape", "Give one of them.")
-    return arrays
 
 
 def _given(path: Path) -> Path:

@@ -14,7 +14,7 @@ import click
 
 from lrexport import __version__
 from lrexport.cli import configuration, output
-from lrexport.cli.options import PathType
+from lrexport.cli.option_types import PathType
 from lrexport.errors import DeviceError, InputError, LrexportError, of_system, signal_of
 from lrexport.trust import consent
 

@@ -1,178 +1,23 @@
-"""Options that several commands share, and the types behind them."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import errno
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from lrexport.artifacts.plain_files import check_input, destination
+from lrexport.artifacts.plain_files import destination
 from lrexport.artifacts.run_files import RECORD
 from lrexport.artifacts.run_folder import plain
+from lrexport.cli.option_types import InputPath, MilestonesType, PathType, ShapeType, StrengthType, TargetType
 from lrexport.config import TrainConfig
 from lrexport.errors import UsageError
 from lrexport.trust import consent
-from lrexport.units import parse_bytes, parse_input_shape, parse_latency, parse_share
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class ShapeType(click.ParamType[tuple[int, ...]]):
-    """``3,224,224`` → (3, 224, 224); one to four numbers."""
-
-    name = "C,H,W"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).replace("x", ",").split(",")
-        if len(parts) > 4 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is no shape; write one to four numbers, as in 3,224,224", param, ctx)
-        return tuple(int(part) for part in parts)
-
-
-class ShareType(click.ParamType[float]):
-    """``0.5`` or ``50%`` → 0.5; ``parse`` says of what it is a share, and raises UsageError."""
-
-    name = "SHARE"
-
-    def __init__(self, parse: Callable[[str], float] = parse_share) -> None:
-        self.parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return self.parse(str(value))
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-class SizeType(click.ParamType[int]):
-    """``500KB`` → 500000."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_bytes(str(value))
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-class LatencyType(click.ParamType[tuple[float, bool]]):
-    """``0.6`` or ``5ms`` → the number, and whether it is milliseconds."""
-
-    name = "SHARE|MS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
-        try:
-            return parse_latency(str(value))
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-class InputShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
-    """``images=1,3,320,320`` → ("images", (1, 3, 320, 320))."""
-
-    name = "NAME=SIZES"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, tuple[int, ...]]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return parse_input_shape(str(value))
-        except UsageError as error:
-            self.fail(f"{error.message}. {error.hint}", param, ctx)
-
-
-class MilestonesType(click.ParamType[tuple[float, ...]]):
-    """``1/2,0.75`` → (0.5, 0.75)."""
-
-    name = "SHARE,SHARE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            found = tuple(float(Fraction(part.strip())) for part in str(value).split(","))
-        except (ValueError, ZeroDivisionError):
-            found = ()
-        if not found or not all(0 < share <= 1 for share in found):
-            self.fail(f"{value!r} are no shares of a stage; write them as 1/2,3/4 or 0.5,0.75", param, ctx)
-        return found
-
-
-class StrengthType(click.ParamType[float | str]):
-    """A number of at least 0, or ``auto``."""
-
-    name = "X|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        if value == "auto":
-            return "auto"
-        try:
-            found = float(value)
-        except ValueError:
-            found = math.nan
-        if not 0 <= found < math.inf:
-            self.fail(f"{value!r} is neither a number of at least 0 nor 'auto'", param, ctx)
-        return found
-
-
-class EpochsOrSame(click.ParamType[int | str]):
-    """A number of epochs, or ``same``."""
-
-    name = "N|same"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if str(value) == "same" or str(value).isdigit():
-            return "same" if str(value) == "same" else int(value)
-        self.fail(f"{value!r} is neither a number of epochs nor 'same'", param, ctx)
-        return None
-
-
-class TargetType(click.ParamType[str]):
-    """``local`` or ``ssh://[user@]host``, checked; nothing is connected yet."""
-
-    name = "local|ssh://HOST"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from lrexport.measure.targets import parse_target
-
-        parse_target(str(value))
-        return str(value)
-
-
-class PathType(click.Path):
-    """A path that the system can have: without a NUL, which files may bring along, and not too long."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        text = os.fspath(value)
-        try:
-            os.lstat(text)
-        except ValueError:
-            self.fail(f"{text!r} holds a NUL character, which no path can.", param, ctx)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                self.fail(f"{text[:60]!r}…: {error.strerror} ({len(os.fsencode(text)):,} bytes).", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class InputPath(PathType):
-    """The path of a file or folder that is read; a FIFO, a socket or a device is refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
-        check_input(Path(os.fsdecode(path)))
-        return path
 
 
 RUN = PathType(path_type=Path, file_okay=False)
@@ -214,24 +59,6 @@ def check_output(_context: click.Context, option: click.Parameter, given: str | 
         )
     destination(Path(given))
     return given
-
-
-def input_shapes_option(text: str) -> Callable[[Command], Command]:
-    """``--shape NAME=1,3,320,320``, repeatable, passed as ``shapes``: sizes by the name of the input."""
-
-    def by_name(
-        _context: click.Context, _option: click.Parameter, given: Sequence[tuple[str, tuple[int, ...]]]
-    ) -> dict[str, tuple[int, ...]]:
-        shapes = dict(given)
-        if len(shapes) != len(given):
-            twice = next(name for name, _ in given if [other for other, _ in given].count(name) > 1)
-            raise UsageError(f"--shape {twice}=… is given more than once", "Give each input one shape.")
-        return shapes
-
-    kind = InputShapeType()
-    return click.option(
-        "--shape", "shapes", type=kind, multiple=True, metavar=kind.name, callback=by_name, help=f"{text} Repeatable."
-    )
 
 
 def target_option(text: str = "Where to measure.", default: str | None = "local") -> Callable[[Command], Command]:

@@ -20,7 +20,8 @@ from lrexport.artifacts.toml_files import read_settings
 from lrexport.cli import output
 from lrexport.cli.configuration import NOT_IN_FILES, OF_ONE_CALL, Defaults, names_code, recipe_defaults
 from lrexport.cli.goals import GOALS, compress_config, given_goal, nearest_goals
-from lrexport.cli.options import Command, LatencyType, SizeType, stacked
+from lrexport.cli.option_types import LatencyType, SizeType
+from lrexport.cli.options import Command, stacked
 from lrexport.config import CompressConfig
 from lrexport.escape import toml_text, visible
 
