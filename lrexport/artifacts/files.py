@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lrexport.artifacts.plain_files import destination, open_input
+from lrexport.artifacts.plain_files import destination, open_input, without_links
 from lrexport.errors import DeviceError, InputError
 from lrexport.escape import json_text
 from lrexport.units import format_bytes
@@ -81,7 +81,7 @@ def append_text(path: Path, text: str, sync: bool = False) -> None:
     content = text.encode()
     before = path.stat().st_size if path.exists() else 0
     try:
-        with open(path, "ab", opener=_without_links) as stream:
+        with open(path, "ab", opener=without_links) as stream:
             stream.write(content)
             if sync:
                 stream.flush()
@@ -90,10 +90,6 @@ def append_text(path: Path, text: str, sync: bool = False) -> None:
         if path.exists():
             os.truncate(path, before)
         raise write_failed(path, error, len(content)) from error
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def check_readable(path: Path) -> None:

@@ -34,7 +34,7 @@ def check_input(path: Path) -> None:
 
 
 def open_input(path: Path) -> BinaryIO:
-    """``path`` for reading. Raises InputError where it is no plain file, OSError as ``open`` does."""
+    """``path`` for reading. Raises InputError where it is not a plain file, OSError as ``open`` does."""
     check_input(path)
     # Should it become a FIFO just now, opening it must not wait.
     stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller's
@@ -46,6 +46,11 @@ def open_input(path: Path) -> BinaryIO:
 
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def without_links(path: str, flags: int, mode: int = 0o666) -> int:
+    """An opener that fails with OSError where ``path`` is a link, and waits for nobody where it is a FIFO."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), mode)
 
 
 def destination(path: Path) -> Path:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrexport.forward_errors import forward_error
 from lrexport.lowrank.kernels import LayerCall
+from lrexport.torch_tools.modules import in_mode
 
 
 @dataclass
@@ -215,15 +216,3 @@ def _ignoring_autocast() -> Iterator[None]:
     finally:
         for name, method in usual.items():
             setattr(torch.autocast, name, method)
-
-
-@contextmanager
-def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """Training or eval mode inside; every module back in its own mode afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.train(training)
-    try:
-        yield
-    finally:
-        for module, before in modes:
-            module.training = before

@@ -59,7 +59,7 @@ def without_compiler(network: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """What torch.compile wrapped; told by the attribute, as importing the wrapper's class would load the compiler."""
+    """What torch.compile wrapped, known by the attribute, as importing the wrapper's class would load the compiler."""
     return module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from lrexport.torch_tools.modules import WITHOUT_PARTS
+
 M = TypeVar("M", bound=nn.Module)
 
-# What deepcopy takes as it is, or copies without looking into it.
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, FunctionType, BuiltinFunctionType, ModuleType)
 _DEEPEST = 20
 
 
 def copy_network(network: M) -> M:
-    """A copy with parameters, buffers and attributes of its own.
+    """A copy that shares no parameters, buffers or attributes.
 
     Tensors that a forward pass computed, such as a loss that is kept for later, lose their history. What Python cannot copy
     (locks, open files, generators, compiled functions) is shared between the network and its copy.
@@ -34,7 +34,7 @@ def copy_network(network: M) -> M:
 
 def _prepare(value: object, memo: dict[int, Any], kept: list[object], seen: set[int], depth: int) -> None:
     """Put into ``memo`` what stands for the parts of ``value`` that cannot be copied."""
-    if isinstance(value, (*_PLAIN, torch.jit.ScriptModule)) or id(value) in seen or depth > _DEEPEST:
+    if isinstance(value, (*WITHOUT_PARTS, torch.jit.ScriptModule)) or id(value) in seen or depth > _DEEPEST:
         return
     seen.add(id(value))
     kept.append(value)

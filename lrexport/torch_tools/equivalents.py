@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.layers import TRANSPOSED, WEIGHTED
-from lrexport.torch_tools.modules import replace
+from lrexport.torch_tools.modules import in_mode, replace
 
 # Methods in which a subclass could compute something else.
 _COMPUTES = ("__call__", "forward", "_conv_forward")
@@ -90,7 +90,7 @@ def make_layers_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[
 
 
 def why_not_plain(layer: nn.Module) -> str:
-    """Why no plain layer computes what ``layer`` does, whose class computes something of its own."""
+    """Why no plain layer computes what ``layer`` does, whose class overrides the computation."""
     try:
         plain_equivalent(layer, tied=False)
     except _NoPlainLayer as why:
@@ -202,7 +202,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _inputs(layer: Any, generator: torch.Generator) -> Iterator[Tensor]:
-    """Inputs of several sizes, even and odd, and of several scales: what depends on either is no plain layer."""
+    """Inputs of several sizes, even and odd, and of several scales: what depends on either is not a plain layer."""
     example = next(value for value in layer.parameters() if value.is_floating_point())
     if isinstance(layer, nn.Linear):
         shapes: list[tuple[int, ...]] = [(3, layer.in_features), (2, 2, layer.in_features)]
@@ -218,17 +218,12 @@ def _inputs(layer: Any, generator: torch.Generator) -> Iterator[Tensor]:
 @torch.no_grad()
 def _output(network: nn.Module, images: Tensor) -> object:
     """What the network gives in eval mode, or the kind of error that it raises."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        with torch.random.fork_rng():
+        with in_mode(network, training=False), torch.random.fork_rng():
             torch.manual_seed(0)
             return network(images.clone())
     except Exception as error:
         return type(error)
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _agree(one: object, other: object, tolerance: float) -> bool:

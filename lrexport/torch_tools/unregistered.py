@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lrexport.errors import InputError
+from lrexport.torch_tools.modules import WITHOUT_PARTS
 
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, FunctionType, BuiltinFunctionType, ModuleType)
 _DEEPEST = 6
 _SHOWN = 10
 
@@ -41,14 +40,14 @@ def check_registered(network: nn.Module, run: Callable[[], object]) -> None:
 def unregistered(network: nn.Module) -> dict[str, Tensor]:
     """Parameters, and other tensors that can be trained, within what modules hold as plain attributes, by their places."""
     known = {id(value) for value in (*network.parameters(), *network.buffers())}
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     seen: set[int] = {id(module) for module in network.modules()}
     for name, module in network.named_modules():
         for place, value in _weights_in(module, name, seen, 0):
             if id(value) not in known:
                 known.add(id(value))
-                found[place.lstrip(".")] = value
-    return found
+                weights[place.lstrip(".")] = value
+    return weights
 
 
 def _weights_in(value: object, place: str, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
@@ -56,7 +55,7 @@ def _weights_in(value: object, place: str, seen: set[int], depth: int) -> Iterat
         if isinstance(part, Tensor):
             if isinstance(part, nn.Parameter) or (part.requires_grad and part.is_leaf):
                 yield key, part
-        elif not isinstance(part, _PLAIN) and id(part) not in seen and depth < _DEEPEST:
+        elif not isinstance(part, WITHOUT_PARTS) and id(part) not in seen and depth < _DEEPEST:
             seen.add(id(part))
             yield from _weights_in(part, key, seen, depth + 1)
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from lrexport.errors import DeviceError, FailedElsewhere, InputError, LrexportError
-from lrexport.lowrank.tracing import channels_last, example_input, fast_layout, in_mode, takes_channels_last
+from lrexport.lowrank.tracing import channels_last, example_input, fast_layout, takes_channels_last
+from lrexport.torch_tools.modules import in_mode
 from lrexport.training.first_pass import logits_of
 from lrexport.training.memory import hold_freed_memory
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from lrexport.data.images import Splits
 from lrexport.errors import InputError, first_line
 from lrexport.forward_errors import place_in_code
-from lrexport.lowrank.tracing import fast_layout, in_mode, noise
+from lrexport.lowrank.tracing import fast_layout, noise
+from lrexport.torch_tools.modules import in_mode
 from lrexport.training.scoring import check_numbers
 
 _IMAGES = 8

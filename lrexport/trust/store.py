@@ -8,6 +8,8 @@ import os
 import stat
 from pathlib import Path
 
+from lrexport.artifacts.plain_files import without_links
+
 # Another folder than the user's own, as tests have it.
 FOLDER_VARIABLE = "LREXPORT_STATE"
 _FILE = "trusted-code.jsonl"
@@ -40,8 +42,7 @@ def remember(key: str, path: str, file: str) -> None:
     line = json.dumps({"key": key, "path": path, "file": file}) + "\n"
     with contextlib.suppress(OSError, ValueError):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        descriptor = os.open(place / _FILE, flags, 0o600)
+        descriptor = without_links(str(place / _FILE), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             if _is_own(os.fstat(descriptor)):
                 os.write(descriptor, line.encode())  # at once: several processes may do so
@@ -55,8 +56,7 @@ def _read() -> set[str]:
         return set()
     keys = set()
     try:
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        with open(os.open(place / _FILE, flags), "rb") as stream:
+        with open(place / _FILE, "rb", opener=without_links) as stream:
             if not _is_own(os.fstat(stream.fileno())):
                 return set()
             lines = stream.read(_MOST_BYTES).decode(errors="replace").splitlines()
@@ -68,8 +68,8 @@ def _read() -> set[str]:
     return keys
 
 
-def _is_own(found: os.stat_result) -> bool:
+def _is_own(status: os.stat_result) -> bool:
     """Whether it is a plain file of this user's that no other one may write."""
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return False
-    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+    return not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
