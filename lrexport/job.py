@@ -126,12 +126,16 @@ def open_job(
             if not first:
                 return
             if event["event"] not in ("step", "pruning"):  # these are for who watches
-                run_folder.append_json_line(run, LOG, event)
+                for each in (*unwritten, event):
+                    run_folder.append_json_line(run, LOG, each)
+                unwritten.clear()
             loggers(event)
             on_event(event)
 
+        unwritten = list(checked)  # until work begins: a plan or a goal that is refused before leaves no log
         for event in checked:
-            log(event)
+            loggers(event)
+            on_event(event)
         for text in start.record.notes:
             if first and text != RANDOM:  # which stands in the notes of a run that this one goes on from
                 on_event({"event": "note", "text": text})
