@@ -30,7 +30,7 @@ def plain(text: str) -> str:
 
 
 def plain_line(text: str) -> str:
-    """:func:`visible`, for a whole line: it is no command of a CI log.
+    """:func:`visible`, for a whole line, so that a CI log takes it for no command.
 
     Inside a line ``::`` is none, and stays: names in C++ have it.
     """
@@ -69,7 +69,7 @@ def shell_word(word: str) -> str:
 
 
 def shell_path(path: str | os.PathLike[str]) -> str:
-    """:func:`shell_word` of a path, which is no option though it begins with ``-``."""
+    """:func:`shell_word` of a path, which is never taken for an option though it begins with ``-``."""
     return shell_word(as_argument(path))
 
 

@@ -101,7 +101,7 @@ class _Looks:
                 self._dense[path, budget.dense] = find_models(budget.dense, root)[0] if budget.dense else None
 
     def run(self) -> None:
-        with threads_with_children(os.cpu_count()) as pool:  # each thread waits for a process of its own
+        with threads_with_children(os.cpu_count()) as pool:  # each thread waits for its own process
             self._outcomes = dict(zip(self._dense, pool.map(self._look, self._dense), strict=True))
 
     def _look(self, key: tuple[Path, str | None]) -> Outcome:

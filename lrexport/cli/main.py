@@ -109,7 +109,7 @@ def _say_unknown_variables(ctx: click.Context, name: str) -> None:
         return
     for variable, near in configuration.unknown_variables(name, command, COMMANDS).items():
         meant = f"; did you mean {near}?" if near else ""
-        output.note(f"note: the environment's {variable} is no option of {name}{meant}")
+        output.note(f"note: the environment's {variable} is not an option of {name}{meant}")
 
 
 def _all_commands(ctx: click.Context) -> dict[str, click.Command]:

@@ -166,7 +166,7 @@ def _show_warning(
 
 
 def _write(stream: TextIO, text: str, errors: str = _ERRORS) -> None:
-    """Write and flush. Raises DeviceError where stdout cannot be written; of stderr nobody could be told."""
+    """Write and flush. Raises DeviceError where stdout cannot be written; for stderr there is nobody to report it to."""
     try:
         stream.write(_fitting(stream, text, errors))
         stream.flush()

@@ -36,8 +36,8 @@ _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 def decode(path: Path) -> Image.Image:
     """The image as RGB; of several in one file the first.
 
-    Raises InputError for what is no plain file, OSError for one that cannot be read, ValueError for one that is not an image
-    of :data:`FORMATS` or that is larger than its limits, and whatever Pillow's decoders raise on a damaged one.
+    Raises InputError for what is not a plain file, OSError for one that cannot be read, ValueError for one that is not
+    an image of :data:`FORMATS` or that is larger than its limits, and whatever Pillow's decoders raise on a damaged one.
     """
     with open_input(path) as stream:
         _check_chunks(stream)

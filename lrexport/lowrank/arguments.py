@@ -37,6 +37,6 @@ def check_images(network: nn.Module, images: object) -> None:
 
 
 def check_share(name: str, value: object) -> None:
-    """Raise UsageError for a goal that is no number."""
+    """Raise UsageError for a goal that is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"invalid {name} {value!r}: expected a number", f"As in select(svd, {name}=0.5).")

@@ -182,7 +182,7 @@ def _is_symbol(size: Size) -> bool:
 
 
 def _kind(item: Any) -> str:
-    """``tensor(int64)`` → ``int64``, by numpy's name. Raises ValueError for what is no tensor."""
+    """``tensor(int64)`` → ``int64``, by numpy's name. Raises ValueError for what is not a tensor."""
     kind = item.type[len("tensor(") : -1] if item.type.startswith("tensor(") else ""
     kind = _FLOATS.get(kind, kind)
     if kind not in (*_FLOATS.values(), *_PIXELS, *_ONES, _TEXT):

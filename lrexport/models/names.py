@@ -1,4 +1,4 @@
-"""What MODEL may be, by its name alone: told before torch is loaded."""
+"""What MODEL may be, checked by its name alone, before torch is loaded."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class ModelRecipe:
         All of its weights are trainable; torch.compile is taken off, and ``notes`` says so. Parameters that the builder
         froze train, too: what compression breaks has to heal everywhere. Lazy layers get their weights from one input.
 
-        Raises UsageError where the builder fails or returns what is no network of layers that can be changed, and
+        Raises UsageError where the builder fails or returns something else than a network of layers that can be changed, and
         InputError where lazy layers do not take the input.
         """
         try:
@@ -196,7 +196,7 @@ def import_callable(
 
     ``said_in`` is the file that names it, None where the user does. Raises InputError where a file does and the user did
     not agree; nothing is imported then. Raises UsageError, each case apart: the module is not found, it raises while
-    importing, the attribute is missing, or it is no callable.
+    importing, the attribute is missing, or it is not callable.
     """
     check_import_path(path, what)
     module_name, _, attribute = path.partition(":")

@@ -55,8 +55,8 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None, o
 
     A checkpoint may hold anything beside them. Taken is the mapping of tensors whose names and shapes fit the network,
     wherever it stands (``state_dict``, ``model.ema``); a prefix that the network's names do not have is removed. Where
-    several fit, ``key`` says which, by its place; otherwise the first that is no average over training is taken, and noted.
-    ``option`` is what ``key`` is called in messages.
+    several fit, ``key`` says which, by its place; otherwise the first that is not an average over training is taken, and
+    noted. ``option`` is what ``key`` is called in messages.
 
     Raises InputError naming missing and unexpected tensors, shapes that differ and the closest known network, or the
     tensors that hold NaN or infinity; UsageError where no weights of the file have that key.

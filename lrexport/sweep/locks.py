@@ -27,7 +27,7 @@ class Process:
     """This process among those of a sweep; ``claim`` is held while trials are taken and while sweep.json is written.
 
     With ``database`` that lock is held as well, so that processes on other folders wait, too. Every process holds a lock on
-    a file of its own, so that others on the same machine see at once when it has died.
+    its own file, so that others on the same machine see at once when it has died.
     """
 
     def __init__(self, folder: Path, database: DatabaseLock | None = None) -> None:

@@ -29,7 +29,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """The storage at ``url``, by default SQLite in ``folder``; heartbeats tell others of machines that went away.
 
     Raises UsageError for a malformed URL, DeviceError where nothing answers or the database refuses, InputError for a file
-    that is no database.
+    that is not a database.
     """
     if url is not None and url.startswith(JOURNAL):
         return _open_journal(Path(url.removeprefix(JOURNAL)))
@@ -109,7 +109,7 @@ def _explaining(url: str) -> Iterator[None]:
         reason = first_line(error.orig or error)
         if url.startswith("sqlite"):
             hint = "It was damaged, or is something else; the runs in the sweep's folder are not affected."
-            raise InputError(f"{shown} is no database: {reason}", hint) from error
+            raise InputError(f"{shown} is not a database: {reason}", hint) from error
         raise DeviceError(f"{shown} refuses: {reason}", "The user in the URL must be able to create tables.") from error
     except RuntimeError as error:  # made by another version of Optuna
         raise DeviceError(f"cannot use {shown}: {first_line(error)}", "Use the version of optuna that made it.") from error

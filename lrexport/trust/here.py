@@ -31,7 +31,7 @@ class _Here(MetaPathFinder):
         return _in(_Here.folder, fullname, self.plain_folders)
 
 
-# A package anywhere goes before a plain folder.
+# A package anywhere takes precedence over a plain folder.
 _FIRST, _LAST = _Here(plain_folders=False), _Here(plain_folders=True)
 
 

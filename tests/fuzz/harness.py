@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -112,7 +113,7 @@ def _batch(
         child = os.fork()
         if child == 0:
             os.close(ours)
-            _work(reader, seed, seeds, executions, seconds, corpus, current, its)
+            _work(partial(_loop, reader, seed, seeds, executions, seconds, corpus, current, its), its)
         os.close(its)
         lines, silent = b"", False
         while not silent:
@@ -157,22 +158,13 @@ def _keep(folder: Path, content: bytes) -> str:
     return digest
 
 
-def _work(
-    reader: Reader,
-    seed: str,
-    seeds: list[bytes],
-    executions: int,
-    seconds: float | None,
-    corpus: Path,
-    current: Path,
-    pipe: int,
-) -> NoReturn:
+def _work(loop: Callable[[], None], pipe: int) -> NoReturn:
     """The child's side: one line a result, never a return into the parent's code."""
     code = 1
     try:
         _confine()
         with _silent():
-            _loop(reader, seed, seeds, executions, seconds, corpus, current, pipe)
+            loop()
         code = 0
     except BaseException:  # of the harness itself: a reader's are its outcomes
         os.write(pipe, f"broken\t{traceback.format_exc(limit=-3)!r}\n".encode())

@@ -94,9 +94,9 @@ def test_a_variable_that_is_no_option_is_told_with_the_nearest_that_is(
     done = lrexport("compress", finished, "--dry-run")
     assert done.code == 0
     assert [line for line in done.err.splitlines() if "the environment's" in line] == [
-        "note: the environment's LREXPORT_COMPRESS_MAC is no option of compress; did you mean LREXPORT_COMPRESS_MACS?",
-        "note: the environment's LREXPORT_COMPRES_MACS is no option of compress; did you mean LREXPORT_COMPRESS_MACS?",
-        "note: the environment's LREXPORT_WHATEVER is no option of compress",
+        "note: the environment's LREXPORT_COMPRESS_MAC is not an option of compress; did you mean LREXPORT_COMPRESS_MACS?",
+        "note: the environment's LREXPORT_COMPRES_MACS is not an option of compress; did you mean LREXPORT_COMPRESS_MACS?",
+        "note: the environment's LREXPORT_WHATEVER is not an option of compress",
     ]
 
 

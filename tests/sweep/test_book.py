@@ -227,5 +227,5 @@ def test_the_driver_that_postgresql_needs_is_named_with_its_package(tmp_path: Pa
 
 def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "sweep.db").write_bytes(b"not a database, but long enough to be looked at" * 50)
-    with pytest.raises(InputError, match="is no database"):
+    with pytest.raises(InputError, match="is not a database"):
         open_storage(None, tmp_path)

@@ -110,7 +110,7 @@ class Flood(DeviceError):
 def work_folder(job: Job, names: dict[Path, str]) -> dict[str, bytes]:
     """The files, by path, of the folder in which ``python -m lrexport.measure.runner job.json`` does the job.
 
-    ``names`` are those that the target gave the files to measure. The runner has a package of its own there, so that it is
+    ``names`` are those that the target gave the files to measure. The runner comes with its own package there, so that it is
     the same one everywhere, whatever is installed.
     """
     modules = {f"lrexport/{name}.py": (_PACKAGE / f"{name}.py").read_bytes() for name in _MODULES}
