@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lrexport.artifacts import onnx_child
 from lrexport.artifacts.children import run_child
@@ -16,9 +16,6 @@ from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.artifacts.plain_files import check_input
 from lrexport.errors import InputError
 from lrexport.units import format_bytes
-
-if TYPE_CHECKING:
-    import onnx
 
 # Importing onnx and checking a graph of 100,000 nodes take 2 s of a processor, counting its MACs takes 10 s; such a graph
 # has 5 MB or more without its weights.
@@ -35,19 +32,6 @@ _PROTOBUF_LIMIT = 2 << 30
 # The child starts in the folder that holds this package: it finds the package, and nothing in the user's current folder
 # stands before Python's own modules.
 _HOME = Path(__file__).parents[2]
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The model in ``path``, without external data. Raises InputError where a parser fails, crashes or does not end."""
-    check_onnx(path)
-    import onnx
-
-    return onnx.load(str(path), load_external_data=False)
-
-
-def check_onnx(path: Path) -> None:
-    """onnx's checker on ``path`` in a child process: a crash there is an error here. Raises InputError."""
-    external_files(path)
 
 
 def external_files(path: Path) -> list[Path]:

@@ -95,6 +95,7 @@ class _Looks:
         self._how: dict[Path, How] = {}
         self._dense: dict[tuple[Path, str | None], Path | None] = {}
         self._outcomes: dict[tuple[Path, str | None], Outcome] = {}
+        self._totals: dict[str, Facts | InputError | UsageError] = {}
         for path, budgets in subjects.budgets_by_path().items():
             self._how[path] = How(any(budget.needs_gzip for budget in budgets), shapes_of(path, budgets))
             for budget in budgets:
@@ -124,6 +125,11 @@ class _Looks:
 
     def total(self, each: Sum) -> Facts | InputError | UsageError:
         """The parts of a sum together, or why one of them could not be looked into."""
+        if each.name not in self._totals:  # once: it may compress all of their bytes
+            self._totals[each.name] = self._added(each)
+        return self._totals[each.name]
+
+    def _added(self, each: Sum) -> Facts | InputError | UsageError:
         parts: dict[str, Looked] = {}
         for path in each.paths:
             outcome = self.of(path, each.budget)

@@ -68,9 +68,8 @@ class Bench:
     path: Path
     measured: _Measured
 
-    def of(self, file: Path) -> tuple[str, _File] | None:
-        """The name and entry of a file, wherever it lies now; None where it was not measured as it is."""
-        digest = files.sha256(file)
+    def of(self, digest: str) -> tuple[str, _File] | None:
+        """The name and entry of a file by its sha256, wherever it lies now; None where it was not measured as it is."""
         return next(((name, entry) for name, entry in self.measured.files.items() if entry.sha256 == digest), None)
 
 
@@ -92,8 +91,9 @@ def with_latencies(looked: Looked, benches: Sequence[Bench], shapes: Mapping[str
     if looked.file is None:
         return looked
     by_target, gaps = dict(looked.facts.latency_ms), dict(looked.gaps)
+    digest = files.sha256(looked.file)
     for bench in benches:
-        place, target = bench.of(looked.file), bench.measured.target
+        place, target = bench.of(digest), bench.measured.target
         if place is None:
             continue
         _, entry = place
@@ -126,7 +126,7 @@ def _ratio(bench: Bench, entry: _File, dense_file: Path | None) -> tuple[dict[st
     none = {"ratio": None, "ratio_iqr": None}
     if dense_file is None or not os.path.isfile(dense_file):
         return none, "there is no dense network to compare with: name the file with dense = in the budget"
-    dense = bench.of(dense_file)
+    dense = bench.of(files.sha256(dense_file))
     how = f"measure both in one run: lrexport bench --baseline {dense_file} {entry.path} --json {bench.path}"
     if dense is None:
         return none, f"{bench.path} does not have {dense_file}, as it is now: {how}"

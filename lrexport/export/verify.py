@@ -20,7 +20,7 @@ from lrexport.measure.latency import session
 from lrexport.record import Accuracy
 from lrexport.training.scoring import count_correct, images_of, nan_rows, not_a_number
 
-__all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference", "compare_with_torch"]
+__all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference"]
 
 # Cohen's κ up to which agreement counts as slight (Landis and Koch 1977, doi:10.2307/2529310).
 _LEAST_KAPPA = 0.2
@@ -99,11 +99,6 @@ class Reference:
             return [np.where(np.isfinite(pair.difference), pair.difference, 0.0) for pair in pairs]
 
         return measure
-
-
-def compare_with_torch(network: nn.Module, model: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> Comparison:
-    """Run both on every input. Raises InputError with the largest error and where it is when it passes the tolerance."""
-    return Reference(network, inputs).compare(model)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lrexport.errors import InputError
 from lrexport.export.agreement import Array, Pair, Terms, check_agreement
-from lrexport.export.verify import Reference, compare_with_torch
+from lrexport.export.verify import Reference
 from tests.export.support import exported
 
 TERMS = Terms("the graph", "torch")
@@ -41,10 +41,10 @@ def test_a_score_that_is_wrong_beside_pixels_is_found_on_whichever_axis_the_chan
     wrong = copy.deepcopy(right)
     wrong.scores.bias.data[1] += 0.002
     images = {"noise": torch.randn(1, 3, 8, 8)}
-    assert compare_with_torch(right, exported(right, (3, 8, 8)), images).relative_error <= 1e-5
+    assert Reference(right, images).compare(exported(right, (3, 8, 8))).relative_error <= 1e-5
     axis = 2 if last else 1
     with pytest.raises(InputError, match=rf"differs from torch by .* in slice 5 of axis {axis}, whose largest value is 0\."):
-        compare_with_torch(right, exported(wrong, (3, 8, 8)), images)
+        Reference(right, images).compare(exported(wrong, (3, 8, 8)))
 
 
 class Cancelling(nn.Module):
@@ -59,7 +59,7 @@ class Cancelling(nn.Module):
 def test_rounding_where_values_cancel_out_dead_channels_and_vanishing_probabilities_pass() -> None:
     network = Cancelling().eval()
     inputs = {f"noise {seed}": torch.randn(1, 3, 16, 16) for seed in range(3)}
-    found = compare_with_torch(network, exported(network, (3, 16, 16)), inputs)
+    found = Reference(network, inputs).compare(exported(network, (3, 16, 16)))
     assert found.relative_error <= 1e-4
     small = network(inputs["noise 0"])[:, 3:6]
     assert 0 < float(small.abs().max()) < 1e-5  # what is exactly 0 there is rounded to something else
@@ -74,7 +74,7 @@ class Single(nn.Module):
 
 def test_a_network_that_cannot_run_in_double_precision_is_compared_all_the_same() -> None:
     network = Single().eval()
-    assert compare_with_torch(network, exported(network, (3, 8, 8)), {"noise": torch.randn(1, 3, 8, 8)}).where == "noise"
+    assert Reference(network, {"noise": torch.randn(1, 3, 8, 8)}).compare(exported(network, (3, 8, 8))).where == "noise"
 
 
 def test_a_network_that_gives_nan_is_named_unless_the_input_is_extreme() -> None:
