@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -170,13 +171,13 @@ def answer(command: tuple[str, ...], typed: bytes) -> tuple[int, str]:
             assert select.select([terminal], [], [], 120)[0], shown
             shown += os.read(terminal, 1 << 16)
         os.write(terminal, typed)
-        while select.select([terminal], [], [], 120)[0]:
-            shown += os.read(terminal, 1 << 16)
-    except OSError:  # Linux's word for the end
-        pass
+        with contextlib.suppress(OSError):  # Linux's word for the end
+            while select.select([terminal], [], [], 120)[0]:
+                shown += os.read(terminal, 1 << 16)
+        status = os.waitpid(pid, 0)[1]  # before the terminal hangs up, which would kill a process that is about to end
     finally:
         os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors="replace")
+    return os.waitstatus_to_exitcode(status), shown.decode(errors="replace")
 
 
 def test_on_a_terminal_the_user_is_asked_and_shown_what_would_run(lrexport: Command, finished: Path) -> None:
