@@ -1,6 +1,7 @@
 """The mark of a folder that lrexport writes in: the names of what it made there, each noted before it is made.
 
-Whatever is not named is somebody else's, whatever it is called. ``.lrexport.jsonl`` is only added to while a job works, a
+Whatever is not named is somebody else's, whatever it is called. A mark may come from others: names that lrexport never
+gives a file (artifacts/run_files.py) mean nothing in it. ``.lrexport.jsonl`` is only added to while a job works, a
 JSON object a line: ``{"lrexport": 1}`` first, then ``{"made": NAME}`` and ``{"gone": NAME}``, names relative to the folder
 with forward slashes, and ``{"process": TOKEN}``. TOKEN is random, and part of the names of all temporary files of that
 process, which so need no lines of their own. A folder of an lrexport that left no mark is known by its record, see
@@ -21,14 +22,14 @@ from pathlib import Path
 
 from lrexport.artifacts import files, unmarked
 from lrexport.artifacts.json_files import parse_json
-from lrexport.artifacts.run_files import MARK
+from lrexport.artifacts.run_files import MARK, is_ours
 from lrexport.errors import InputError
 
 _VERSION = 1
 _HEAD, _MADE, _GONE, _PROCESS = "lrexport", "made", "gone", "process"
-_MOST_BYTES = 64 << 20  # far beyond what any run notes
-_MOST_LINES = 1000  # above which lines that say nothing any more are left out when a job begins
-_DEEPEST = 2  # parts of a name: a file, or one in a folder
+_MOST_BYTES = 2 << 20  # far beyond what a run notes between two of the times that lines are left out
+_MANY_BYTES = 1 << 20  # above which lines that say nothing any more are left out while a job works
+_MOST_LINES = 1000  # the same when a job begins
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 
@@ -104,32 +105,25 @@ def tidy(folder: Path) -> None:
     if marked is None or (folder / MARK).read_bytes().count(b"\n") < _MOST_LINES:
         return
     note(folder, ())
-    there = [name for name in marked.names if os.path.lexists(folder / name)]
-    files.put(folder / MARK, _temporary(folder), _content(there, {*marked.tokens, token()}))
+    _rewrite(folder, [name for name in marked.names if os.path.lexists(folder / name)], marked.tokens)
 
 
-def before(folder: Path) -> tuple[int | None, frozenset[str]]:
-    """For :func:`settle`: the mark's size, None where there is none, and the names of what lrexport made so far."""
+def before(folder: Path) -> tuple[os.stat_result | None, frozenset[str]]:
+    """For :func:`settle`: the mark's file, None where there is none, and the names of what lrexport made so far."""
     made = known(folder)
     path = folder / MARK
-    return path.stat().st_size if path.exists() else None, made.names if made is not None else frozenset()
+    return path.stat() if path.exists() else None, made.names if made is not None else frozenset()
 
 
-def settle(folder: Path, size_bytes: int | None, names: frozenset[str]) -> None:
+def settle(folder: Path, file: os.stat_result | None, names: frozenset[str]) -> None:
     """Make the mark what it was :func:`before` a job that made nothing new, so that one that was refused changed nothing."""
     marked = _read(folder)
     if marked is None:
         return
-    if not any(os.path.lexists(folder / name) for name in marked.names) or (size_bytes is None and marked.names == names):
+    if not any(os.path.lexists(folder / name) for name in marked.names) or (file is None and marked.names == names):
         (folder / MARK).unlink()
-    elif size_bytes is not None and marked.names == names:
-        os.truncate(folder / MARK, size_bytes)
-
-
-def is_name(name: str) -> bool:
-    """Whether it can be that of something that lrexport made: below the folder, and not deep."""
-    parts = name.split("/")
-    return len(parts) <= _DEEPEST and not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts)
+    elif file is not None and marked.names == names and os.path.samestat(file, (folder / MARK).stat()):
+        os.truncate(folder / MARK, file.st_size)
 
 
 def _read(folder: Path) -> Mark | None:
@@ -141,7 +135,10 @@ def _read(folder: Path) -> Mark | None:
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path} is not a plain file", "Remove it, or choose another folder.")
     if found.st_size > _MOST_BYTES:
-        raise InputError(f"{path} has {found.st_size:,} bytes; expected what lrexport notes of a run")
+        raise InputError(
+            f"{path} has {found.st_size:,} bytes; expected at most {_MOST_BYTES:,}, more than lrexport notes of a run",
+            "It is damaged or not lrexport's: remove it, and the record says which files are lrexport's.",
+        )
     head, *lines = path.read_bytes().decode(errors="replace").splitlines() or [""]
     first = _line(head)
     if _HEAD not in first:
@@ -154,7 +151,7 @@ def _read(folder: Path) -> Mark | None:
         for key, value in line.items():
             if not isinstance(value, str):
                 continue
-            if key == _MADE and is_name(value):
+            if key == _MADE and is_ours(value):
                 names.add(value)
             elif key == _GONE:
                 names.discard(value)
@@ -180,8 +177,15 @@ def _create(folder: Path, names: Collection[str]) -> None:
 
 def _append(folder: Path, lines: Iterable[Mapping[str, object]], sync: bool = True) -> None:
     path = folder / MARK
+    if path.stat().st_size > _MANY_BYTES and (marked := _read(folder)) is not None:
+        _rewrite(folder, marked.names, marked.tokens)
     whole = path.read_bytes().endswith(b"\n")  # else a crash left half a line
     files.append_text(path, _text(lines) if whole else f"\n{_text(lines)}", sync)
+
+
+def _rewrite(folder: Path, names: Collection[str], tokens: Collection[str]) -> None:
+    """Leave out of the mark of a folder that is held whatever says nothing any more."""
+    files.put(folder / MARK, _temporary(folder), _content(names, {*tokens, token()}))
 
 
 def _temporary(folder: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 RECORD = "run.json"
 DENSE, BASELINE = "dense.safetensors", "baseline.safetensors"
 SVD, MODEL = "svd.safetensors", "model.safetensors"
@@ -40,3 +42,23 @@ SWEEP, DATABASE = "sweep.json", "sweep.db"
 LOCKS, STAGES, TRIALS = ".locks", "stages", "trials"
 SWEEP_FOLDERS = (LOCKS, STAGES, TRIALS)
 OF_A_SWEEP = (SWEEP, DATABASE, *SWEEP_FOLDERS)
+_BELOW = {  # what lrexport makes in its folders, by the folder's name
+    CHECKPOINTS: re.compile(
+        rf"{re.escape(STATE)}|{re.escape(PRUNED)}|(dense|svd|fine-tune|baseline)-[^/]*\.(?P<hash>[0-9a-f]{{16}})\.safetensors"
+    ),
+    LOGS: re.compile(r"(mlflow|wandb)\.id"),
+}
+
+
+def checkpoint_hash(name: str) -> str | None:
+    """The hash of its content in the name of a checkpoint of training; None for every other name."""
+    match = _BELOW[CHECKPOINTS].fullmatch(name)
+    return match["hash"] if match is not None else None
+
+
+def is_ours(name: str) -> bool:
+    """Whether lrexport ever makes a file or folder of that name, relative to the folder of a run or a sweep."""
+    folder, _, below = name.partition("/")
+    if not below:
+        return name in OF_A_RUN or name in OF_A_SWEEP or name == LOGS
+    return folder in _BELOW and _BELOW[folder].fullmatch(below) is not None

@@ -24,6 +24,7 @@ from lrexport.errors import InputError, UsageError
 
 _FOLDERS = (*FOLDERS, *SWEEP_FOLDERS)
 _SCRATCH = re.compile(rf"{re.escape(SCRATCH)}[a-z0-9_]+")
+_TEMPORARY = re.compile(r"\..*\.(?P<token>[0-9a-f]{16})\.tmp", re.DOTALL)
 _SHOWN = 10
 
 
@@ -151,13 +152,14 @@ def scratch(folder: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes that were killed left of writing and exporting; the folder must be held."""
     made = mark.known(folder)
-    for token in made.tokens if made is not None else ():
-        for place in (folder, folder / CHECKPOINTS):
-            if not place.is_symlink():
-                for path in place.glob(f".*.{token}.tmp"):
-                    _remove_file(path)
-        path = folder / f"{SCRATCH}{token}"
-        if path.is_dir() and not path.is_symlink():
+    tokens = made.tokens if made is not None else frozenset()
+    places = [folder] if (folder / CHECKPOINTS).is_symlink() else [folder, folder / CHECKPOINTS]
+    for path in (path for place in places for path in place.glob(".*.tmp")):
+        temporary = _TEMPORARY.fullmatch(path.name)
+        if temporary is not None and temporary["token"] in tokens:
+            _remove_file(path)
+    for path in folder.glob(f"{SCRATCH}*"):
+        if path.name.removeprefix(SCRATCH) in tokens and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -27,7 +27,7 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._before: tuple[int | None, frozenset[str]] = (None, frozenset())
+        self._before: tuple[os.stat_result | None, frozenset[str]] = (None, frozenset())
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:

@@ -19,13 +19,13 @@ from lrexport.artifacts.run_files import (
     RECORD,
     STATE,
     SWEEP,
+    checkpoint_hash,
 )
 
 _MOST_BYTES = 256 << 20  # of a record, a state, or what a sweep found
 _STORED = {"sha256", "bytes"}
 _OF_A_STATE = {"asked", "log_bytes", "pruned", "pruned_sha256"}
 _OF_A_FOUND_SWEEP = {"schema_version", "study", "objective", "made_with", "wanted", "trials"}
-_CHECKPOINT = re.compile(r"(dense|svd|fine-tune|baseline)-[^/]*\.(?P<hash>[0-9a-f]{16})\.safetensors")
 _HOLDER = re.compile(r"process \d+ on \S+ since \S+\n")
 _SHORT = 1000  # bytes
 
@@ -71,11 +71,11 @@ def _checkpoints(folder: Path, pruned_sha256: Any) -> list[str]:
         return []
     sound = []
     for path in folder.iterdir():
-        match = _CHECKPOINT.fullmatch(path.name)
-        if (match is None and path.name != PRUNED) or not _is_plain(path):
+        named = checkpoint_hash(path.name)
+        if (named is None and path.name != PRUNED) or not _is_plain(path):
             continue
         digest = files.sha256(path)
-        if digest == pruned_sha256 if match is None else digest.startswith(match["hash"]):
+        if digest == pruned_sha256 if named is None else digest.startswith(named):
             sound.append(path.name)
     return sound
 

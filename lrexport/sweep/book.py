@@ -202,7 +202,7 @@ class Book:
             if died or (failed_by_environment and _failed_by_environment(trial)):
                 self._queue_again(trial, _MOST_DEATHS if died and "interrupted" not in noted else None)
                 run = self.folder / run_of(trial.number)  # whatever a storage of somebody else's says
-                if is_dead and "run" in noted and not is_stopped(run):
+                if is_dead and "run" in noted and not run.is_symlink() and not is_stopped(run):
                     with suppress(LrexportError):  # what is in the way is said where the trial is made again
                         remove_run(run)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lrexport import pipeline, runs
 from lrexport.artifacts import files, mark, run_folder
-from lrexport.artifacts.run_files import OF_A_SWEEP
+from lrexport.artifacts.run_files import DATABASE, OF_A_SWEEP
 from lrexport.errors import DeviceError, Stopped, UsageError, first_line
 from lrexport.export.onnx_export import export_onnx
 from lrexport.job import OnEvent
@@ -22,6 +22,8 @@ from lrexport.sweep.request import Request
 from lrexport.sweep.shared_stages import dense_stage, svd_stage
 from lrexport.sweep.space import Point
 from lrexport.sweep.storage import database_lock, open_storage
+
+_BESIDE = ("-journal", "-wal", "-shm")  # what SQLite itself writes beside a database, wherever a link of that name leads
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
     if (place.folder / RECORD).exists():
         raise UsageError(f"{place.folder} holds a run, not a sweep", "Choose another folder with -o.")
     run_folder.check(place.folder, OF_A_SWEEP)
+    for beside in _BESIDE:
+        run_folder.refuse_link(place.folder / f"{DATABASE}{beside}")
     folder = files.make_run_folder(place.folder)
     mark.note(folder, OF_A_SWEEP)
     try:
@@ -67,6 +71,7 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
 
 def _trial(request: Request, number: int, point: Point, run: Path, dense: Path, folder: Path, on_event: OnEvent) -> Made:
     """One compression, from the shared stages on; figures of its network and of the dense one."""
+    run_folder.refuse_link(run)
     on_event({"event": "trial", "number": number, "of": request.wanted, "point": point})
     config = request.config(point)
     start = svd_stage(request, config.train, dense, folder, on_event)

@@ -98,7 +98,8 @@ class Process:
         if not _ID.fullmatch(process):  # nothing of ours: its name would be a path
             return True
         path = self._path(process)
-        if process == self.id or not path.exists():  # this one asks between its trials; that one has left
+        # This one asks between its trials; that one has left. Taking the lock of a link would empty what it points to.
+        if process == self.id or path.is_symlink() or not path.exists():
             return True
         try:
             with FileLock(path, timeout=0):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrexport import pipeline
+from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import STAGES
 from lrexport.artifacts.run_lock import remove_run
 from lrexport.config import TrainConfig
@@ -39,6 +40,7 @@ def svd_stage(request: Request, config: TrainConfig, dense: Path, folder: Path, 
 
 def _once(run: Path, wanted: str, on_wait: Callable[[], None], make: Callable[[Path], Any]) -> Path:
     """The folder ``run``, filled by whoever comes first; the others wait, and go on with it should that process die."""
+    run_folder.refuse_link(run)
     if _has(run, wanted):
         return run
     with exclusively(run.parent.parent, run.name, on_wait):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -212,3 +213,39 @@ def test_a_refused_command_leaves_no_line_in_a_mark(lrexport: Command, finished:
     before = listing(finished)
     assert lrexport("compress", finished, "--macs", "0.0001").code == 2
     assert (finished / MARK).read_bytes() == before[MARK]
+
+
+def test_a_mark_of_somebody_else_names_only_what_lrexport_calls_its_files(lrexport: Command, here: Path) -> None:
+    (here / "checkpoint").mkdir()
+    theirs = ["checkpoint/best.pt", "checkpoint/dense-best.pt", "notes.txt", ".git", "logs/mine.txt", "trials/0000"]
+    (here / "checkpoint" / "best.pt").write_bytes(b"weeks of work")
+    (here / "notes.txt").write_bytes(b"mine")
+    ours = ["checkpoint", "checkpoint/state.json", "checkpoint/svd-best.0123456789abcdef.safetensors", "logs/mlflow.id"]
+    names = [*theirs, *ours, "model.ort", "sweep.db", "trials"]
+    (here / MARK).write_text("".join(f"{json.dumps(line)}\n" for line in ({"lrexport": 1}, *({"made": n} for n in names))))
+    known = mark.known(here)
+    assert known is not None
+    assert known.names == {*ours, "model.ort", "sweep.db", "trials"}
+    assert lrexport("compress", "tiny:make", "--macs", "0.6", "-o", ".").code == 0
+    assert (here / "checkpoint" / "best.pt").read_bytes() == b"weeks of work"
+    assert (here / "notes.txt").read_bytes() == b"mine"
+
+
+def test_a_mark_longer_than_any_run_has_is_refused_and_one_that_grows_is_shortened(
+    lrexport: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mark, "_MANY_BYTES", 2000)
+    for _ in range(100):
+        run_folder.write_bytes(finished, "model.ort", b"made")
+        assert run_folder.remove(finished, "model.ort") == ["model.ort"]
+    assert (finished / MARK).stat().st_size < 3000
+    known = mark.known(finished)
+    assert known is not None
+    assert "run.json" in known.names
+    with open(finished / MARK, "a") as stream:
+        stream.write('{"made": "a"}\n' * 200_000)
+    before = listing(finished)
+    result = lrexport("onnx", finished)
+    assert result.code == 3
+    assert "expected at most 2,097,152" in result.err
+    assert listing(finished) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -184,3 +185,30 @@ def test_json_on_stdout_is_the_sweep_and_nothing_else(lrexport: Command) -> None
     assert json.loads(done.out) == json.loads(Path("out/sweep.json").read_text())
     assert "optuna" not in done.err.lower()
     assert "Warning" not in done.err
+
+
+@pytest.mark.parametrize("name", ["stages/dense", "trials/0001", "sweep.db-journal"])
+def test_a_link_in_a_sweep_is_named_and_what_it_points_to_stays(lrexport: Command, finished: Path, name: str) -> None:
+    before = listing(finished)
+    assert sweep(lrexport, "--trials", "1").code == 0
+    link = Path("out", name)
+    if name == "stages/dense":
+        link = next(Path("out", "stages").iterdir())
+        link.rename("elsewhere")
+        shutil.copytree(finished, "mine")
+        (Path("mine") / "dense.safetensors").unlink()
+        record = json.loads((Path("mine") / "run.json").read_text())
+        del record["files"]["dense.safetensors"]
+        (Path("mine") / "run.json").write_text(json.dumps(record))
+        link.symlink_to(Path("mine").resolve())
+    else:
+        link.symlink_to(finished.resolve())
+    mine = listing(Path("mine")) if Path("mine").exists() else {}
+    done = sweep(lrexport, "--trials", "2")
+    if name == "trials/0001":  # the trial failed, and says why
+        assert load_sweep(Path("out")).trials[1].state == "failed"
+    else:
+        assert done.code == 3
+    assert f"{link} is a symbolic link" in done.err
+    assert listing(finished) == before
+    assert listing(Path("mine")) == mine if mine else True
