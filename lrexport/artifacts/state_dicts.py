@@ -29,13 +29,13 @@ def state_dicts_in(path: Path, content: object) -> StateDicts:
     Keys are joined by dots, "" is the content itself. Entries that are no tensors (an epoch, options) are left out.
     Raises InputError where there is no tensor at all; ``path`` is named in it.
     """
-    found: StateDicts = {}
+    by_place: StateDicts = {}
     for place, values in _mappings(content):
         held = _tensors_in(values)
         if held:
-            found.setdefault(place, held)
-    if found:
-        return found
+            by_place.setdefault(place, held)
+    if by_place:
+        return by_place
     if isinstance(content, Mapping) and content:
         listed = ", ".join(map(str, list(content)[:_SHOWN]))
         raise InputError(f"{path} holds no tensors; its entries are {listed}", "Save the state dict of the network.")

@@ -48,12 +48,12 @@ class Subjects:
 
     def budgets_by_path(self) -> dict[Path, list[Budget]]:
         """Every file or run that is looked into, with all budgets that it counts for."""
-        found: dict[Path, list[Budget]] = {model.path: list(model.budgets) for model in self.models if model.budgets}
-        names = {os.path.abspath(path): path for path in found}
+        budgets: dict[Path, list[Budget]] = {model.path: list(model.budgets) for model in self.models if model.budgets}
+        names = {os.path.abspath(path): path for path in budgets}
         for each in self.sums:
             for path in each.paths:
-                found.setdefault(names.setdefault(os.path.abspath(path), path), []).append(each.budget)
-        return found
+                budgets.setdefault(names.setdefault(os.path.abspath(path), path), []).append(each.budget)
+        return budgets
 
 
 def given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> Subjects:
@@ -79,7 +79,7 @@ def given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> Sub
 
 def budgeted(budgets: Iterable[Budget], root: Path) -> Subjects:
     """What the budgets name. Raises UsageError where one names nothing."""
-    found: dict[str, tuple[Path, list[Budget]]] = {}
+    by_place: dict[str, tuple[Path, list[Budget]]] = {}
     sums = []
     for budget in budgets:
         if not budget.paths:
@@ -92,8 +92,8 @@ def budgeted(budgets: Iterable[Budget], root: Path) -> Subjects:
             sums.append(Sum(budget, tuple(paths)))
             continue
         for path in paths:
-            found.setdefault(os.path.abspath(path), (path, []))[1].append(budget)
-    models = [Model(name_of(path, root), path, tuple(about)) for path, about in found.values()]
+            by_place.setdefault(os.path.abspath(path), (path, []))[1].append(budget)
+    models = [Model(name_of(path, root), path, tuple(about)) for path, about in by_place.values()]
     return Subjects(tuple(models), tuple(sums))
 
 

@@ -86,8 +86,8 @@ def _scans(stream: IO[bytes]) -> int:
     """Scans of a JPEG up to its end (ITU-T T.81, annex B); what follows, such as a film, is none of it."""
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         scans, place = 0, len(_JPEG)
-        while (found := _MARKER.search(data, place)) is not None:
-            kind, place = data[found.start() + 1], found.end()
+        while (marker := _MARKER.search(data, place)) is not None:
+            kind, place = data[marker.start() + 1], marker.end()
             if kind == _END:
                 break
             scans += kind == _SCAN

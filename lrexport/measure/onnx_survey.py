@@ -66,23 +66,23 @@ def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None, values
         "shapes": {**(shapes or {}), **{name: array.shape for name, array in fed.items()}},
         "values": {name: [array.dtype.str, array.tolist()] for name, array in fed.items() if _is_choice(array)},
     }
-    found = ask_child("lrexport.measure.onnx_survey", path, json.dumps(request))
-    if _MISTAKE in found:
-        message, hint = found[_MISTAKE]
+    answer = ask_child("lrexport.measure.onnx_survey", path, json.dumps(request))
+    if _MISTAKE in answer:
+        message, hint = answer[_MISTAKE]
         raise UsageError(f"{path}: {message}", hint)
-    files = (path, *(path.parent / name for name in found[onnx_child.EXTERNAL]))
-    cost = found["cost"]
+    files = (path, *(path.parent / name for name in answer[onnx_child.EXTERNAL]))
+    cost = answer["cost"]
     nodes = tuple(NodeCost(**{**node, "weight_shape": _tuple(node["weight_shape"])}) for node in cost["nodes"])
     unknown = tuple(UncountedNode(**{**node, "weight_shape": _tuple(node["weight_shape"])}) for node in cost["unknown"])
     inputs = tuple((name, _tuple(shape)) for name, shape in cost["inputs"])
     return Survey(
         cost=GraphCost(nodes, cost["params"], tuple(cost["uncounted"]), inputs, unknown),
-        operators=tuple(found["operators"]),
-        opset=found["opset"],
+        operators=tuple(answer["operators"]),
+        opset=answer["opset"],
         files=files,
         bytes=sum(file.stat().st_size for file in files),
-        repairs=tuple(found[onnx_child.REPAIRS]),
-        structure=found["structure"],
+        repairs=tuple(answer[onnx_child.REPAIRS]),
+        structure=answer["structure"],
     )
 
 
@@ -102,8 +102,8 @@ def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
         cost = asdict(_count(model, json.loads(sys.argv[3])))
     except UsageError as error:
         return {_MISTAKE: (error.message, error.hint), onnx_child.EXTERNAL: external}
-    found = {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
-    return {**found, "structure": structure_digest(model)}  # last: it clears the weights
+    answer = {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
+    return {**answer, "structure": structure_digest(model)}  # last: it clears the weights
 
 
 def _count(model: onnx.ModelProto, request: dict[str, Any]) -> GraphCost:

@@ -64,12 +64,12 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None, o
     if not isinstance(network, nn.Module):
         raise UsageError(f"invalid network of type {type(network).__name__}: expected a torch.nn.Module")
     path = Path(path)
-    found = tensors.load_all(path)
+    held = tensors.load_all(path)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    every = [each for place, values in found.items() for each in _candidates(place, values, wanted, network)]
+    every = [each for place, values in held.items() for each in _candidates(place, values, wanted, network)]
     chosen = [each for each in every if key is None or _is_at(each.name, key)]
     if not chosen:
-        raise _unknown_key(path, found, option, key, [each.name for each in every if not _misfit(each.values, wanted)])
+        raise _unknown_key(path, held, option, key, [each.name for each in every if not _misfit(each.values, wanted)])
     fitting = _different([each for each in chosen if not _misfit(each.values, wanted)])
     nearest = [min(chosen, key=lambda each: len(_misfit(each.values, wanted)))]
     taken = next((each for each in fitting if not _AVERAGED.search(each.name)), (fitting or nearest)[0])
@@ -195,9 +195,9 @@ def _notes(path: Path, taken: _Candidate, fitting: list[_Candidate], option: str
         yield f"{path}: the tensors at {taken.name} were taken; {taken.unused} beside them are not used"
 
 
-def _unknown_key(path: Path, found: StateDicts, option: str, key: str | None, fitting: list[str]) -> UsageError:
+def _unknown_key(path: Path, held: StateDicts, option: str, key: str | None, fitting: list[str]) -> UsageError:
     what = "Weights that fit the network" if fitting else "Tensors"
-    places = fitting or [place or _TOP for place in found]
+    places = fitting or [place or _TOP for place in held]
     return UsageError(
         f"invalid {option} {key!r}: expected the place of weights in {path}", f"{what} are at: {_first(places)}."
     )
