@@ -164,7 +164,7 @@ def _overshoot(limit: Bound, found: Measured) -> str:
     difference = abs(found.value - limit.value)
     # A share of a size says more than bytes alone; a share of a share says nothing.
     plain = limit.quantity.unit not in ("ratio", "fraction", "") and limit.value
-    return limit.quantity.show_difference(difference) + (f" ({100 * difference / limit.value:.3g} %)" if plain else "")
+    return limit.quantity.show_difference(difference) + (f" ({_percent(difference / limit.value)})" if plain else "")
 
 
 def _why(found: Measured, status: Status) -> str:
@@ -187,3 +187,9 @@ def _explain(share: Share | None, subject: Subject) -> Explanation | None:
         return Explanation(share, tuple(grew[:_MOST_LAYERS]), True)
     changes.sort(key=lambda change: -change.now)
     return Explanation(share, tuple(changes[:_MOST_LAYERS]), False) if changes else None
+
+
+def _percent(share: float) -> str:
+    """Three digits, all of those before the point: ``0.123 %``, ``12.3 %``, ``9230 %``."""
+    percent = 100 * share
+    return f"{percent:.0f} %" if percent >= 1000 else f"{percent:.3g} %"

@@ -53,6 +53,13 @@ def test_sizes_and_macs_gate_exactly_and_are_never_inconclusive(found: int, limi
     assert _verdict(Facts(bytes=found), "max_bytes_growth", "0%", baseline=dense).status == wanted
 
 
+@pytest.mark.parametrize(
+    ("macs", "words"), [(1001, "(0.1 %)"), (1234, "(23.4 %)"), (9999, "(900 %)"), (932_992, "(93199 %)")]
+)
+def test_what_is_over_is_a_percentage_without_powers_of_ten(macs: int, words: str) -> None:
+    assert _verdict(Facts(macs=macs), "max_macs", "1K").over.endswith(words)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_a_drop_in_accuracy_is_judged_to_the_image(right: int, dense_right: int) -> None:
