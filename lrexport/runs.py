@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,13 @@ from lrexport.artifacts import tensors
 from lrexport.errors import InputError, UsageError, with_hint
 from lrexport.lowrank.fold import fold_structure
 from lrexport.lowrank.svd_form import fit_ranks
-from lrexport.models.resolve import from_record
+from lrexport.models.resolve import ModelRecipe, from_record
 from lrexport.record import BASELINE, DENSE, MODEL, RECORD, Plan, Record, load_record, uncompressed
 from lrexport.trust import consent
+from lrexport.units import format_bytes
+
+# A run whose dense network was removed to save space still has a tenth of it, or is small.
+_MOST_TIMES, _SMALL_BYTES = 10, 256 << 20
 
 
 def load(run: str | Path, trust_code: bool = False) -> nn.Module:
@@ -51,6 +56,7 @@ def load_baseline(run: Path, record: Record) -> nn.Module:
 def _stored(run: Path, record: Record, name: str, plan: Plan) -> nn.Module:
     """The network of the record, with pairs by ``plan`` and the weights of the run's file ``name``."""
     recipe = from_record(record.model, run / RECORD)
+    check_size(recipe, run, record)
     network = fold_structure(recipe.build(), plan)
     weights = tensors.load(record.check(run, name))
     if weights.keys() != network.state_dict().keys():
@@ -59,6 +65,17 @@ def _stored(run: Path, record: Record, name: str, plan: Plan) -> nn.Module:
         if weights.keys() == fold_structure(older, plan).state_dict().keys():
             network = older
     return _put(network, weights, run / name)
+
+
+def check_size(recipe: ModelRecipe, run: Path, record: Record) -> None:
+    """Raise InputError where the record asks for a network far larger than the run's weights, before it takes the memory."""
+    asked = recipe.bytes_of_weights()
+    held = sum(os.path.getsize(run / name) for name in record.files if os.path.isfile(run / name))
+    if asked is not None and asked > _MOST_TIMES * held + _SMALL_BYTES:
+        raise InputError(
+            f"{run / RECORD} describes a network of {format_bytes(asked)}, the files of the run have {format_bytes(held)}",
+            "The record was changed; fetch the run again.",
+        )
 
 
 def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:

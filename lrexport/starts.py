@@ -113,6 +113,7 @@ def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
     recipe = from_record(record.model, source / RECORD)
     if SVD not in record.files:
         return to_svd_form(runs.load_start(source, record), recipe, config)
+    runs.check_size(recipe, source, record)
     trained = {"scheme": record.config["scheme"], "keep": tuple(record.config.get("keep", ()))}
     svd = to_svd_form(recipe.build(), recipe, replace(config, **trained))
     runs.fill(svd.network, record, source, SVD)

@@ -87,6 +87,17 @@ class ModelRecipe:
                 parameter.requires_grad_()
         return network
 
+    def bytes_of_weights(self) -> int | None:
+        """What the weights take in float32, found without that memory; None for a callable of the user's own."""
+        if not self.is_named:
+            return None
+        try:
+            with torch.device("meta"):
+                network = with_operators(lambda: self.build_with(**self.kwargs))
+        except Exception:  # building it for real says why
+            return None
+        return sum(4 * tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+
     def with_classes(self, classes: int) -> ModelRecipe:
         """The same network for another number of classes, unless the user chose it or the builder has no such option."""
         if not self.takes_num_classes or "num_classes" in self.kwargs:

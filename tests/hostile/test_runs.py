@@ -16,7 +16,7 @@ from lrexport import InputError, load
 from lrexport.artifacts import tensors
 from lrexport.record import load_record
 from tests.conftest import heed_ctrl_c
-from tests.hostile.support import DATA, TINY, Command, listing, nothing_made, write_module
+from tests.hostile.support import DATA, TINY, Command, frugally, listing, nothing_made, write_module
 
 
 def _flip(path: Path, index: int) -> None:
@@ -282,3 +282,18 @@ def test_a_run_compressed_again_in_its_place_loads_whenever_ctrl_c_comes(
     assert (record == before) == (name == "spectra")
     for file in record.files:
         record.check(finished, file)
+
+
+@pytest.mark.parametrize("command", [("onnx",), ("compress", "--macs", "0.5"), ("compress", "--macs", "0.5", "--dry-run")])
+def test_a_record_that_asks_for_a_network_of_gigabytes_is_refused_before_it_takes_them(
+    lrexport: Command, finished: Path, command: tuple[str, ...]
+) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    record["model"] |= {"source": "torchvision:resnet18", "kwargs": {"num_classes": 20_000_000}}
+    (finished / "run.json").write_text(json.dumps(record))
+    before = listing(finished)
+    with frugally(megabytes=500, seconds=60):
+        done = lrexport(command[0], finished, *command[1:])
+    assert done.code == 3
+    assert "describes a network of 41.1 GB" in done.err
+    assert listing(finished) == before
