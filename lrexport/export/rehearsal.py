@@ -16,7 +16,7 @@ from lrexport.errors import InputError, first_line
 from lrexport.export.onnx_export import check_output, check_written, strip
 from lrexport.export.opsets import FIRST_OPSET
 from lrexport.export.torch_graph import to_onnx, to_program
-from lrexport.export.verify import Reference, check_repeats
+from lrexport.export.verify import check_repeats, compare_with_torch
 from lrexport.lowrank.tracing import eval_mode, example_input, noise, run_once
 
 _SKIP = "--no-export-check compresses it all the same, for use in torch alone."
@@ -51,7 +51,7 @@ def rehearse(network: nn.Module, input_shape: tuple[int, ...]) -> Rehearsal:
             model = to_onnx(program or network, example, FIRST_OPSET)
             check_written(model, 1, FIRST_OPSET)
             strip(model)
-            Reference(network, {"random input, batch 1": given}).compare(model)
+            compare_with_torch(network, model, {"random input, batch 1": given})
             if known is not None:
                 _KNOWN.add(known)
         note = _one_at_a_time(network, given)

@@ -101,6 +101,11 @@ class Reference:
         return measure
 
 
+def compare_with_torch(network: nn.Module, model: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> Comparison:
+    """Run both on every input. Raises InputError with the largest error and where it is when it passes the tolerance."""
+    return Reference(network, inputs).compare(model)
+
+
 @torch.no_grad()
 def _outputs(network: nn.Module, given: Tensor) -> list[Tensor]:
     """The network's outputs on the CPU, copied: they may be views of the input, which the network may change."""
