@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lrexport import InputError
 from lrexport.artifacts import tensors
+from lrexport.artifacts.pickles import check_cost
 from lrexport.models.cifar_resnet import CifarResNet
 from lrexport.record import load_record
 from lrexport.report.repeating import commands
@@ -651,3 +652,11 @@ def test_a_safetensors_header_that_costs_more_than_its_tensors_is_refused(tmp_pa
     with frugally(), pytest.raises(InputError) as raised:
         tensors.load(tmp_path / "w.safetensors")
     assert message in raised.value.message
+
+
+@pytest.mark.parametrize("opcode", [b"X" + b"\xf0\xff\xff\xff", b"T" + b"\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 7 + b"\x00"])
+def test_a_pickle_whose_text_is_longer_than_its_file_takes_no_memory_for_it(here: Path, opcode: bytes) -> None:
+    path = here / "w.pt"
+    path.write_bytes(b"\x80\x02" + opcode + b"abc")
+    with frugally(megabytes=100):
+        check_cost(path)

@@ -300,3 +300,9 @@ def test_parameters_of_a_quantised_graph_are_its_weights_and_biases_without_scal
     made = helper.make_graph(nodes, "g", [given], [output], [weight, bias, scales, *zeros])
     cost = count_onnx(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
     assert (cost.params, cost.macs) == (6 * 8 * 9 + 6, 6 * 8 * 9 * 9)
+
+
+def test_a_transposed_convolution_of_a_number_is_not_counted() -> None:
+    cost = count_onnx(graph("ConvTranspose", [], (4, 6, 3, 3)))
+    assert cost.uncounted
+    assert cost.macs == 0
