@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from lrexport.budget.facts import Facts, Layer
 from lrexport.checking.look import Looked, gzip_bytes
+from lrexport.units import sum_known
 
 
 def added(parts: Mapping[str, Looked], with_gzip: bool) -> Facts:
@@ -18,24 +19,15 @@ def added(parts: Mapping[str, Looked], with_gzip: bool) -> Facts:
     files = {path.resolve() for looked in parts.values() for path in looked.files}
     has_files = all(looked.files for looked in parts.values())
     return Facts(
-        bytes=sum(file.stat().st_size for file in files) if has_files else _total(each.bytes for each in facts),
+        bytes=sum(file.stat().st_size for file in files) if has_files else sum_known(each.bytes for each in facts),
         gzip_bytes=gzip_bytes(files) if with_gzip and has_files else None,
-        macs=_total(each.macs for each in facts),
-        params=_total(each.params for each in facts),
+        macs=sum_known(each.macs for each in facts),
+        params=sum_known(each.params for each in facts),
         uncounted=tuple(sorted({operator for each in facts for operator in each.uncounted})),
         layers=_layers(parts),
         graph=_digest([each.graph for each in facts]),
         kind=next((each.kind for each in facts if each.kind), None),
     )
-
-
-def _total(values: Iterable[int | None]) -> int | None:
-    total = 0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
 
 
 def _layers(parts: Mapping[str, Looked]) -> dict[str, Layer]:

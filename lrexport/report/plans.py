@@ -9,7 +9,7 @@ from typing import Any
 from lrexport.plans import Entry, Pair, PlanFile
 from lrexport.record import DenseLayer, FactorisedLayer, Scheme
 from lrexport.report.tables import Table
-from lrexport.units import format_bytes, format_count, format_share
+from lrexport.units import format_bytes, format_count, format_share, sum_known
 
 BYTES_PER_PARAMETER = 4  # float32
 _UNKNOWN = "—"
@@ -64,10 +64,10 @@ def totals(layers: Iterable[Facts]) -> Totals:
     """Sums over layers."""
     listed = list(layers)
     return Totals(
-        _sum(layer.dense_macs for layer in listed),
-        _sum(layer.macs for layer in listed),
-        _sum(layer.dense_params for layer in listed),
-        _sum(layer.params for layer in listed),
+        sum_known(layer.dense_macs for layer in listed),
+        sum_known(layer.macs for layer in listed),
+        sum_known(layer.dense_params for layer in listed),
+        sum_known(layer.params for layer in listed),
     )
 
 
@@ -174,12 +174,3 @@ def _costs(layer: Facts | Totals) -> tuple[str, str, str]:
 
 def _bytes(params: int | None) -> int | None:
     return None if params is None else BYTES_PER_PARAMETER * params
-
-
-def _sum(values: Iterable[int | None]) -> int | None:
-    total = 0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
