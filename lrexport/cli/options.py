@@ -197,4 +197,7 @@ def train_config(options: dict[str, Any]) -> TrainConfig:
 
 def is_run(model: str) -> bool:
     """Whether MODEL is a run's folder. Raises InputError where its record is a link or no plain file."""
-    return plain(Path(model), RECORD).is_file()
+    try:
+        return plain(Path(model), RECORD).is_file()
+    except ValueError:  # a NUL, which no path can have
+        return False

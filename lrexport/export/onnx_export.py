@@ -85,7 +85,7 @@ def export_onnx(
         blind = _is_blind(network, inputs, _example(network, input_shape, batch))
     content = model.SerializeToString()
     files.write_bytes(path, content)
-    return Exported(path, len(content), opset, count_onnx(model), comparison, simpler is not None, blind)
+    return Exported(path, len(content), opset, count_onnx(model, batch=batch), comparison, simpler is not None, blind)
 
 
 def _in_float32_on_cpu(network: nn.Module) -> nn.Module:

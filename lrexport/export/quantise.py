@@ -49,7 +49,8 @@ def quantise_onnx(source: str | Path, path: str | Path, images: ImageSet) -> Qua
     agreement = compare_predictions(source, model, images)
     content = model.SerializeToString()
     files.write_bytes(path, content)
-    cost, small = count_onnx(model), int8_nodes(model)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # 0 where it is dynamic
+    cost, small = count_onnx(model, batch=batch or None), int8_nodes(model)
     in_float = tuple(node.name for node in cost.nodes if node.name not in small)
     int8_macs = sum(node.macs for node in cost.nodes if node.name in small)
     return Quantised(path, len(content), cost, int8_macs, in_float, agreement)

@@ -51,16 +51,20 @@ class GraphCost:
 
 
 def count_onnx(
-    model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None, values: Mapping[str, Any] | None = None
+    model: onnx.ModelProto,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, Any] | None = None,
+    batch: int | None = None,
 ) -> GraphCost:
     """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that were left out, and why.
 
-    ``shapes`` are sizes of inputs by name, ``values`` small arrays by name, such as a rate that chooses a branch. Raises
+    ``shapes`` are sizes of inputs by name, ``values`` small arrays by name, such as a rate that chooses a branch, ``batch``
+    the first size of the inputs where who made the file knows that it is one; else it has to follow from the graph. Raises
     UsageError where they do not fit the graph's inputs, InputError where functions call one another without end.
     """
     sized = sized_inputs(model.graph, shapes or {}, values)
     walk = Walk(model, sized)
-    batch = batch_of(model.graph, walk.values)
+    batch = batch or batch_of(model.graph, walk.values)
     nodes = tuple(replace(node, macs=node.macs // batch) for node in walk.tally.nodes)
     counted_for = {item.name: Value(sized.types[item.name]).shape for item in inputs_of(model.graph)}
     if batch > 1:
