@@ -84,7 +84,8 @@ def test_the_api_and_the_command_make_the_same_plan_of_the_same_macs(kind: str, 
     svd = api.decompose(network, SHAPE)
     chosen = api.select(svd, macs=0.75)
     model = f"{__name__}:mixed?kind={kind.replace(' ', '_')}"
-    config = CompressConfig(TrainConfig(model, device="cpu"), Goal(macs=0.75))
+    # The exporter refuses fused attention of three axes, which the plan does not depend on.
+    config = CompressConfig(TrainConfig(model, device="cpu", export_check=kind != "fused attention"), Goal(macs=0.75))
     of_command, planned = plan_only(config, lambda _event: None)
     assert svd.dense_macs == of_command.dense_macs == total
     assert chosen.plan == planned.plan

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import lrexport
+from lrexport.artifacts.run_files import MARK
 from lrexport.cli.main import run
 from lrexport.data.images import ArraySet, ImageData
 from lrexport.data.resolve import load_data
@@ -73,7 +74,7 @@ def test_a_finished_run_holds_what_its_record_says(compressed: Path) -> None:
     assert set(record.files) == names
     for name in names:
         record.check(compressed, name)
-    assert {path.name for path in compressed.iterdir()} == {*names, "run.json", "log.jsonl", "checkpoint"}
+    assert {path.name for path in compressed.iterdir()} == {*names, MARK, "run.json", "log.jsonl", "checkpoint"}
     assert not list((compressed / "checkpoint").iterdir())
     stages = [json.loads(line).get("stage") for line in (compressed / "log.jsonl").read_text().splitlines()]
     assert stages == ["dense"] * 6 + ["svd"] * 3 + [None] + ["fine-tune"] * 4

@@ -18,6 +18,7 @@ import torch
 from onnxruntime import quantization
 
 from lrexport.artifacts import tensors
+from lrexport.artifacts.run_files import MARK
 from lrexport.cli.main import run
 from lrexport.data.images import ArraySet, ImageData, hold_out
 from lrexport.data.resolve import load_data
@@ -87,7 +88,7 @@ def test_the_record_tells_of_all_four_files_what_is_in_them(exported: Path) -> N
     record = load_record(exported)
     assert {name for name in record.files if name.endswith(".onnx")} == FILES
     assert {path.name for path in exported.glob("*.onnx")} == FILES
-    assert not [path for path in exported.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in exported.iterdir() if path.name.startswith(".")] == [MARK]
     test = load_data("digits", SHAPE).test
     (images, labels), *_ = test.batches(len(test), torch.device("cpu"))
     for name in FILES:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from lrexport.artifacts import run_folder
 from lrexport.cli.main import run
 from lrexport.errors import UsageError
 from lrexport.progress import Pruned, take_up
-from lrexport.record import load_record
+from lrexport.record import LOG, load_record
 from tests.forked import Forked, folder_with
 from tests.test_resume import COMMAND, NETWORK, stop_in_svd_training
 
@@ -96,14 +97,14 @@ def test_whether_the_strength_of_sparsity_is_steered_is_settled_once_svd_trainin
 
 
 def test_epochs_of_svd_training_that_come_to_a_run_stopped_in_choosing_ranks_stay_in_its_log(tmp_path: Path) -> None:
-    log, asked = tmp_path / "log.jsonl", ASKED | {"svd_epochs": 0}
+    log, asked = tmp_path / LOG, ASKED | {"svd_epochs": 0}
     stopped(tmp_path, "dense-done", svd_epochs=0)
-    log.write_text("dense\n")
-    take_up(tmp_path, asked, resume=True).begin_pruning(log)
-    log.write_text("dense\nplan\n")
+    run_folder.write_bytes(tmp_path, LOG, b"dense\n")
+    take_up(tmp_path, asked, resume=True).begin_pruning()
+    run_folder.write_bytes(tmp_path, LOG, b"dense\nplan\n")
     progress = take_up(tmp_path, ASKED, resume=True, allow_changes=True)
-    log.write_text(log.read_text() + "svd\n")
-    progress.begin_pruning(log)
+    run_folder.write_bytes(tmp_path, LOG, log.read_bytes() + b"svd\n")
+    progress.begin_pruning()
     assert log.read_text() == "dense\nsvd\n"
 
 

@@ -15,7 +15,6 @@ from lrexport.trust import consent
 from lrexport.trust.consent import Code
 
 _MOST_SHOWN = 4000  # characters of keyword arguments: what cannot be looked at whole is not asked about
-# Of several processes that begin a run none can ask: they share one terminal.
 _OF_SEVERAL = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
 
@@ -45,8 +44,13 @@ def settle_record(run: Path, record: Record, with_data: bool) -> None:
             consent.require(code, run / RECORD, _ask)
 
 
+def one_of_several() -> bool:
+    """Whether torchrun or SLURM started this process beside others of one run."""
+    return any(name in os.environ for name in _OF_SEVERAL)
+
+
 def _ask(code: Code, said_in: Path) -> bool:
-    asks = output.is_interactive() and not any(name in os.environ for name in _OF_SEVERAL)
+    asks = output.is_interactive() and not one_of_several()  # which share one terminal
     if not asks or len(code.call) > _MOST_SHOWN:
         return False
     output.note(f"{said_in} names code to run as {code.what}:")

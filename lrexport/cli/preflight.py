@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.run_files import OF_A_SWEEP
-from lrexport.cli.asking import agree_to_typed, settle_record
+from lrexport.cli.asking import agree_to_typed, one_of_several, settle_record
 from lrexport.config import CompressConfig, TrainConfig, check_source, check_trainable, several_need_data
 from lrexport.data import sources
 from lrexport.errors import InputError, UsageError
@@ -84,6 +84,8 @@ def _check_teacher(teacher: str, weights: Path | None) -> None:
 
 
 def _check_output(run: Path, resume: bool, log_to: tuple[str, ...]) -> None:
+    if one_of_several():
+        return  # once they know of each other the first one checks it for all: alone the others would wait for it
     check_folder(run, log_to)
     if is_stopped(run) and not resume:
         raise stopped(run)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lrexport.artifacts import run_folder
 from lrexport.export import verify
 from tests.hostile.support import DATA, Command, listing, write_module
 
@@ -41,7 +42,7 @@ def test_int8_that_knows_nothing_of_the_network_leaves_everything_as_it_was(
     # That a broken file does agree so little is shown in tests/export/test_quantise.py.
     write_module("users", DATA)
     monkeypatch.setattr(verify, "_agreement", lambda first, second: (0.1, 0.01))
-    (finished / "model.int8.onnx").write_bytes(b"from an earlier export")
+    run_folder.write_bytes(finished, "model.int8.onnx", b"from an earlier export")
     before = listing(finished)
     done = lrexport("onnx", finished, "--int8", "--rounds", "0", "--data", "users:fitting")
     assert done.code == 3

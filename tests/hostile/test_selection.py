@@ -100,7 +100,7 @@ def test_a_network_in_which_nothing_can_be_factorised_is_listed_with_the_reasons
     )
     done = lrexport("compress", "depthwise:make", "--energy", "0.5", "-o", "out", "--device", "cpu")
     assert done.code == 0
-    depthwise, other = "depthwise convolution", "Doubled may compute something else than Conv2d"
+    depthwise, other = "depthwise convolution", "Doubled computes something else than Conv2d"
     assert [layer["reason"] for layer in _plan().values()] == [depthwise, other, depthwise]
     assert f"2 layers left dense: {depthwise}" in done.err
     assert f"1 layer left dense: {other}" in done.err
