@@ -42,7 +42,9 @@ def rounding(zoo: Any, name: str) -> float:
     noise = torch.Generator().manual_seed(0)
     images = [torch.randn(1, 3, SIZE, SIZE, generator=noise) for _ in range(3)]
     single = [network(image) for image in images]
-    return max(zoo.relative_error(one.double(), network.double()(image.double())) for one, image in zip(single, images))
+    return max(
+        zoo.relative_error(one.double(), network.double()(image.double())) for one, image in zip(single, images, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", [*SAMPLE, pytest.param("swin_t", marks=pytest.mark.slow)])
