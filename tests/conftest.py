@@ -53,6 +53,25 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+_EXPORT_CHECKS = [f"LREXPORT_{command}_EXPORT_CHECK" for command in ("COMPRESS", "TRAIN", "SWEEP")]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_export_checks() -> Iterator[None]:
+    """Commands do not export the dense network first: that takes seconds, and it is the subject of few tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _EXPORT_CHECKS:
+            patch.setenv(name, "false")
+        yield
+
+
+@pytest.fixture
+def export_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands export the dense network before they work on it, as they do for users."""
+    for name in _EXPORT_CHECKS:
+        monkeypatch.delenv(name)
+
+
 class SmallNet(nn.Module):
     """A network with every kind of layer that matters here; (B, 3, 12, 12) → (B, 10)."""
 
