@@ -266,3 +266,30 @@ def test_a_check_runs_with_the_packages_that_the_action_installs() -> None:
     brought_by_those = {"pydantic_core", "pydantic-core", "annotated-types", "typing_extensions", "typing-inspection"}
     own = {"lrexport", "setuptools", "distutils-precedence", "coverage"}
     assert imported - brought_by_those - own - named == set()
+
+
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_workflow_runs_make_test_on_every_python_that_is_supported_and_may_only_read() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    (job,) = workflow["jobs"].values()
+    assert "permissions" not in job
+    pythons = job["strategy"]["matrix"]["python"]
+    assert f'requires-python = ">={pythons[0]}"' in PROJECT
+    assert re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT) == pythons
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make test"]
+    assert re.search(r"^test:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_workflow_and_example_use_the_same_versions_of_the_same_actions() -> None:
+    texts = [ROOT / ".github" / "workflows" / "test.yml", ROOT / "examples" / "ci" / "github-workflow.yml"]
+    own, example = (set(re.findall(r"uses: (actions/\S+)", text.read_text(encoding="utf-8"))) for text in texts)
+    assert own <= example
+    assert all(re.search(r"@v\d+$", action) for action in own)
+
+
+def test_the_package_ships_the_marker_of_its_types() -> None:
+    assert (ROOT / "lrexport" / "py.typed").is_file()
+    assert '"lrexport" = ["py.typed"]' in PROJECT
