@@ -19,15 +19,15 @@ import torch
 from common import interleaved, machine, write_markdown
 from torch import Tensor, nn
 
-from lrexport import pipeline
-from lrexport.config import CompressConfig, Goal, TrainConfig
-from lrexport.lowrank.decompose import Factorisable, decompose, inspect_layers
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.selection import select
+from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.lowrank.factors.decompose import Factorisable, decompose, inspect_layers
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.schemes import SCHEMES
+from lrexport.lowrank.selection.select import select
 from lrexport.measure.statistics import spread
-from lrexport.models.resolve import resolve
+from lrexport.networks.building import resolve
+from lrexport.workflow import pipeline
 
 MACS = 0.5
 

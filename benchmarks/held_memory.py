@@ -20,12 +20,12 @@ import torch
 from common import machine, write_markdown
 from step_time import CASES, stepper
 
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.selection import select
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.selection.select import select
 from lrexport.measure.statistics import spread
-from lrexport.models.resolve import resolve
-from lrexport.training.memory import hold_freed_memory
+from lrexport.networks.building import resolve
+from lrexport.torch_tools.memory import hold_freed_memory
 
 _WARM_UP_STEPS, _STEPS = 3, 8
 _SHARE = 0.3  # of the MACs, which the low-rank network has

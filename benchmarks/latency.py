@@ -20,22 +20,22 @@ from typing import Any
 import torch
 from common import machine, write_markdown
 
-from lrexport.export.onnx_export import export_onnx
-from lrexport.lowrank.costs import plan_macs
-from lrexport.lowrank.decompose import SVDNetwork, decompose
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.moments import every_scheme_of
-from lrexport.lowrank.selection import Selection, at_threshold, first_true, select, within, within_latency
-from lrexport.lowrank.torch_macs import count_torch_macs
-from lrexport.lowrank.truncation import Truncations, truncations
+from lrexport.formats.onnx import export_onnx
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.factors.moments import every_scheme_of
+from lrexport.lowrank.factors.truncation import Truncations, truncations
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.lowrank.selection.costs import plan_macs
+from lrexport.lowrank.selection.select import Selection, at_threshold, first_true, select, within, within_latency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import Job
 from lrexport.measure.targets.local import Local
-from lrexport.models.resolve import resolve
-from lrexport.models.weights import load_weights
-from lrexport.record import FactorisedLayer
-from lrexport.speed import Speed, measure_speed
+from lrexport.networks.building import resolve
+from lrexport.networks.weights import load_weights
+from lrexport.runs.record import FactorisedLayer
+from lrexport.workflow.target_speed import Speed, measure_speed
 
 NAIVE_MACS = 0.69  # at which the naive pairs of ResNet-20 are compared by the energy they keep
 

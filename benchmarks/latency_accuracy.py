@@ -17,16 +17,16 @@ from typing import Any
 from common import machine, write_markdown
 
 import lrexport
-from lrexport import pipeline
-from lrexport.config import CompressConfig, Goal, TrainConfig
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.moments import own_schemes_of
-from lrexport.lowrank.selection import select
+from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.factors.moments import own_schemes_of
+from lrexport.lowrank.selection.select import select
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets.local import Local
-from lrexport.record import Record
-from lrexport.speed import measure_speed
-from lrexport.starts import look
+from lrexport.runs.record import Record
+from lrexport.runs.starting_point import look
+from lrexport.workflow import pipeline
+from lrexport.workflow.target_speed import measure_speed
 
 
 def config(options: argparse.Namespace, goal: Goal, target: str | None) -> CompressConfig:

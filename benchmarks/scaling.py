@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from common import interleaved, machine, write_markdown
 from torch import nn
 
-from lrexport.lowrank.decompose import SVDNetwork, decompose
-from lrexport.lowrank.regularisers import losses
-from lrexport.lowrank.selection import select
-from lrexport.lowrank.svd_form import cut
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
+from lrexport.lowrank.factors.svd_form import cut
+from lrexport.lowrank.regularisation.regularisers import losses
+from lrexport.lowrank.selection.select import select
 from lrexport.measure.statistics import spread
-from lrexport.models.resolve import resolve
-from lrexport.record import FactorisedLayer
+from lrexport.networks.building import resolve
+from lrexport.runs.record import FactorisedLayer
 from lrexport.training.engine import to_fast_layout
 
 CASES = (("resnet20", "resnet20", (3, 32, 32)), ("ResNet-18", "torchvision:resnet18?num_classes=10", (3, 64, 64)))

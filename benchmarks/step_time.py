@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from common import interleaved, machine, write_markdown
 from torch import Tensor, nn
 
-from lrexport.lowrank.decompose import decompose, inspect_layers
-from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.regularisers import hoyer, losses, orthogonality
-from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.svd_form import exact_svd
+from lrexport.lowrank.factors.decompose import decompose, inspect_layers
+from lrexport.lowrank.factors.svd_form import exact_svd
+from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.schemes import SCHEMES
+from lrexport.lowrank.regularisation.regularisers import hoyer, losses, orthogonality
 from lrexport.measure.statistics import spread
-from lrexport.models.resolve import resolve
-from lrexport.record import Scheme
+from lrexport.networks.building import resolve
+from lrexport.runs.record import Scheme
 from lrexport.training.engine import to_fast_layout
 
 CASES = (

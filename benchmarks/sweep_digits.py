@@ -10,10 +10,10 @@ from pathlib import Path
 
 from common import machine, write_markdown
 
-from lrexport.record import Results, load_record
 from lrexport.report.sweep_tables import front_table
-from lrexport.report.sweeps import Sweep, load_sweep
 from lrexport.report.tables import Table
+from lrexport.runs.record import Results, load_record
+from lrexport.runs.sweep_record import Sweep, load_sweep
 from lrexport.units import format_percent
 
 SWEEP = ["resnet20", "--data", "digits", "--dense-epochs", "5", "--svd-epochs", "3", "--fine-tune-epochs", "4"]

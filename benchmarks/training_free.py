@@ -28,20 +28,20 @@ import torch
 from common import RESULTS, machine, write_markdown
 from torch import Tensor, nn
 
-from lrexport import runs
+from lrexport.data.datasets import load_data
 from lrexport.data.images import ImageSet, Splits, hold_out
-from lrexport.data.resolve import load_data
-from lrexport.lowrank.costs import plan_macs
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.moments import every_scheme_of, input_moments, own_schemes_of
-from lrexport.lowrank.reconstruct import reconstruct
-from lrexport.lowrank.selection import Rule, select
-from lrexport.models.resolve import resolve
-from lrexport.models.weights import load_weights
-from lrexport.record import load_record
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.factors.moments import every_scheme_of, input_moments, own_schemes_of
+from lrexport.lowrank.repair.reconstruct import reconstruct
+from lrexport.lowrank.selection.costs import plan_macs
+from lrexport.lowrank.selection.select import Rule, select
+from lrexport.networks.building import resolve
+from lrexport.networks.weights import load_weights
+from lrexport.runs import loading
+from lrexport.runs.record import load_record
+from lrexport.tasks.classification import reestimate_batchnorm, score
 from lrexport.training.engine import to_fast_layout
-from lrexport.training.scoring import reestimate_batchnorm, score
 
 CPU = torch.device("cpu")
 CALIBRATION, BATCHNORM = 512, 1000
@@ -109,7 +109,7 @@ def networks(arguments: argparse.Namespace) -> Iterator[tuple[str, Sequence[str]
         record = load_record(run)
         epochs = record.config["dense_epochs"]
         name = f"ResNet-{depth}, {epochs} epoch{'s' if epochs > 1 else ''} on this data"
-        yield name, FEW, partial(runs.load_start, run, record)
+        yield name, FEW, partial(loading.load_start, run, record)
 
 
 def main() -> None:

@@ -28,15 +28,15 @@ import torch.nn.functional as F
 from common import machine, write_markdown
 from torch import Tensor, nn
 
-from lrexport.export.onnx_export import export_onnx
-from lrexport.lowrank.costs import plan_layer, plan_macs
-from lrexport.lowrank.decompose import SVDNetwork, decompose
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.selection import select
-from lrexport.lowrank.torch_macs import count_torch_macs
-from lrexport.models.resolve import ModelRecipe, resolve
-from lrexport.models.vision import torchvision
-from lrexport.record import FactorisedLayer, Plan
+from lrexport.formats.onnx import export_onnx
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.lowrank.selection.costs import plan_layer, plan_macs
+from lrexport.lowrank.selection.select import select
+from lrexport.networks.building import ModelRecipe, resolve
+from lrexport.runs.record import FactorisedLayer, Plan
+from lrexport.torch_tools.import_torchvision import torchvision
 
 MACS = 0.7
 TOLERANCE = 1e-4  # largest difference relative to the largest output

@@ -6,34 +6,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrexport.checking.asserting import assert_within_budget
+    from lrexport.check.asserting import assert_within_budget
     from lrexport.errors import DeviceError, InputError, LrexportError, UsageError
-    from lrexport.export.onnx_export import export_onnx
-    from lrexport.lowrank.decompose import decompose
-    from lrexport.lowrank.fold import fold
-    from lrexport.lowrank.moments import input_moments
-    from lrexport.lowrank.reconstruct import reconstruct
-    from lrexport.lowrank.regularisers import losses
-    from lrexport.lowrank.selection import select
-    from lrexport.models.weights import load_weights
-    from lrexport.runs import load
+    from lrexport.formats.onnx import export_onnx
+    from lrexport.lowrank.factors.decompose import decompose
+    from lrexport.lowrank.factors.fold import fold
+    from lrexport.lowrank.factors.moments import input_moments
+    from lrexport.lowrank.regularisation.regularisers import losses
+    from lrexport.lowrank.repair.reconstruct import reconstruct
+    from lrexport.lowrank.selection.select import select
+    from lrexport.networks.weights import load_weights
+    from lrexport.runs.loading import load
     from lrexport.torch_tools.plain_form import make_plain
 
 __version__ = "0.1.0"
 
 # Where each public name lives. `import lrexport` itself imports neither torch nor anything else heavy.
 _HOMES = {
-    "decompose": "lrexport.lowrank.decompose",
-    "losses": "lrexport.lowrank.regularisers",
-    "input_moments": "lrexport.lowrank.moments",
-    "select": "lrexport.lowrank.selection",
-    "fold": "lrexport.lowrank.fold",
-    "reconstruct": "lrexport.lowrank.reconstruct",
-    "load": "lrexport.runs",
-    "load_weights": "lrexport.models.weights",
+    "decompose": "lrexport.lowrank.factors.decompose",
+    "losses": "lrexport.lowrank.regularisation.regularisers",
+    "input_moments": "lrexport.lowrank.factors.moments",
+    "select": "lrexport.lowrank.selection.select",
+    "fold": "lrexport.lowrank.factors.fold",
+    "reconstruct": "lrexport.lowrank.repair.reconstruct",
+    "load": "lrexport.runs.loading",
+    "load_weights": "lrexport.networks.weights",
     "make_plain": "lrexport.torch_tools.plain_form",
-    "export_onnx": "lrexport.export.onnx_export",
-    "assert_within_budget": "lrexport.checking.asserting",
+    "export_onnx": "lrexport.formats.onnx",
+    "assert_within_budget": "lrexport.check.asserting",
     "LrexportError": "lrexport.errors",
     "UsageError": "lrexport.errors",
     "InputError": "lrexport.errors",

@@ -15,7 +15,9 @@ if TYPE_CHECKING:  # its processes have no use for it
     import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["lrexport.pipeline", "lrexport.shipping", "lightning_fabric", "tests.forked"])
+_CONTEXT.set_forkserver_preload(
+    ["lrexport.workflow.pipeline", "lrexport.workflow.exporting", "lightning_fabric", "tests.forked"]
+)
 
 
 def folder_with(factory: pytest.TempPathFactory, module: str, source: str) -> Path:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lrexport as api
-from lrexport.config import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, Goal, TrainConfig
 from lrexport.errors import InputError
-from lrexport.lowrank.costs import plan_macs
-from lrexport.lowrank.torch_macs import count_torch_macs
-from lrexport.pipeline import compress, plan_only
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.lowrank.selection.costs import plan_macs
+from lrexport.workflow.pipeline import compress, plan_only
 
 SHAPE = (3, 16, 16)
 

@@ -11,7 +11,7 @@ import pytest
 import lrexport
 from lrexport.cli.demo import DEFAULT
 from lrexport.cli.main import run
-from lrexport.models.cifar_resnet import CifarResNet
+from lrexport.networks.cifar_resnet import CifarResNet
 
 ROOT = Path(__file__).parents[1]
 

@@ -27,11 +27,11 @@ from benchmarks.paper.other_tools import (
 )
 from benchmarks.paper.study import Study
 from lrexport.cli.main import cli
+from lrexport.data.datasets import load_data
 from lrexport.data.images import hold_out
-from lrexport.data.resolve import load_data
-from lrexport.lowrank.torch_macs import count_torch_macs
-from lrexport.models.cifar_resnet import CifarResNet
-from lrexport.record import Record
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.networks.cifar_resnet import CifarResNet
+from lrexport.runs.record import Record
 
 SHAPE = (3, 32, 32)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lrexport.record import load_record
+from lrexport.runs.record import load_record
 from tests.forked import Forked, folder_with
 
 NETWORK = """

@@ -14,8 +14,8 @@ import torch
 from lrexport.artifacts.toml_files import read_settings
 from lrexport.budget.limits import read_budgets
 from lrexport.cli.main import cli, run
-from lrexport.models.cifar_resnet import CifarResNet
-from lrexport.record import load_record
+from lrexport.networks.cifar_resnet import CifarResNet
+from lrexport.runs.record import load_record
 from tools.run_readme import commands, configuration
 
 ROOT = Path(__file__).parents[1]

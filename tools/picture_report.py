@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 
 from lrexport import __version__
 from lrexport.report.page.render import render
-from lrexport.report.subjects import read_subjects
+from lrexport.report.reported_run import read_subjects
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 1280

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from lrexport.artifacts import tensors
+from lrexport.data.datasets import load_data
 from lrexport.data.images import ImageSet, draw, hold_out
-from lrexport.data.resolve import load_data
-from lrexport.models.resolve import resolve
-from lrexport.models.vision import torchvision
-from lrexport.models.weights import load_weights
-from lrexport.training.scoring import score
+from lrexport.networks.building import resolve
+from lrexport.networks.weights import load_weights
+from lrexport.tasks.classification import score
+from lrexport.torch_tools.import_torchvision import torchvision
 
 torchvision()  # AIMET imports it, and lrexport knows how beside a CPU build of torch
 

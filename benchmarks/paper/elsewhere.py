@@ -14,9 +14,9 @@ from benchmarks.paper.other_tools import TOOLS, Make, ToolAbsentError
 from benchmarks.paper.study import SHAPE, Row, Study
 from benchmarks.paper.tables import GOALS, OWN, TAUGHT, at
 from benchmarks.paper.training import Training, dense, finished, trained
-from lrexport.lowrank.fold import fold_structure
-from lrexport.models.resolve import resolve
-from lrexport.record import Plan
+from lrexport.lowrank.factors.fold import fold_structure
+from lrexport.networks.building import resolve
+from lrexport.runs.record import Plan
 
 # By what lrexport's own learning rate is multiplied; each tool's network gets the one that is best on held-out images. The
 # next smaller one is tried as long as it is better.

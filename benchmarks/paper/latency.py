@@ -14,12 +14,12 @@ from typing import Any
 from benchmarks.common import machine
 from benchmarks.paper.study import OUT, SHAPE, Row, Study, read_kept, result_file
 from benchmarks.paper.training import start_network
-from lrexport import runs
 from lrexport.artifacts import files
-from lrexport.export.onnx_export import export_onnx
+from lrexport.formats.onnx import export_onnx
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.targets import Job
-from lrexport.record import MODEL_ONNX
+from lrexport.runs import loading
+from lrexport.runs.record import MODEL_ONNX
 
 ROUNDS = 200
 DENSE = "dense"
@@ -44,7 +44,7 @@ def measure(study: Study) -> None:
 
 
 def measured(label: str) -> dict[str, Any]:
-    """By the name of a row the figures of :class:`lrexport.record.Latency`, and how they were measured: the ``machine``, the
+    """By the name of a row the figures of :class:`lrexport.runs.record.Latency`, and how they were measured: the ``machine``, the
     ``date``, how many ``networks`` were interleaved, the dense one included, and ``dense_p50``, milliseconds of the dense
     network in the same measurement, which ratios are to.
 
@@ -63,7 +63,7 @@ def _onnx(study: Study, name: str) -> Path:
     other, own = study.work / name / MODEL_ONNX, study.work / _EXPORTED / f"{name}.onnx"
     if other.is_file():
         return other
-    export_onnx(runs.load(study.work / name), own, SHAPE)
+    export_onnx(loading.load(study.work / name), own, SHAPE)
     return own
 
 

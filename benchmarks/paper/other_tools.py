@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from benchmarks.paper.study import SHAPE, Study
 from benchmarks.paper.training import start_network
 from lrexport.artifacts import tensors
-from lrexport.lowrank.torch_macs import count_torch_macs
-from lrexport.models.cifar_resnet import BasicBlock
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.networks.cifar_resnet import BasicBlock
 
 _STEPS = 200  # in which Torch-Pruning would remove everything
 _HALVINGS = 10  # of the interval in which Tucker-2's share of channels is searched

@@ -19,21 +19,21 @@ from torch import nn
 
 from benchmarks.paper.study import SHAPE, Row, Study
 from lrexport.artifacts import files, run_folder, tensors
-from lrexport.config import TrainConfig
+from lrexport.config.compression import TrainConfig
 from lrexport.data.images import Splits, draw
 from lrexport.errors import Stopped
-from lrexport.export.onnx_export import export_onnx
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.torch_macs import count_torch_macs
+from lrexport.formats.onnx import export_onnx
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
-from lrexport.models.resolve import resolve
-from lrexport.models.weights import load_weights
-from lrexport.record import LOG, MODEL, MODEL_ONNX, Plan
-from lrexport.starts import load_svd
+from lrexport.networks.building import resolve
+from lrexport.networks.weights import load_weights
+from lrexport.runs.record import LOG, MODEL, MODEL_ONNX, Plan
+from lrexport.runs.starting_point import load_svd
+from lrexport.tasks.classification import reestimate_batchnorm, score
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
 from lrexport.training.loops import train_stage
-from lrexport.training.scoring import reestimate_batchnorm, score
 from lrexport.training.stage import Stage
 
 _BATCH = 250  # images at a time for BatchNorm, as in lrexport

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from lrexport.artifacts.plain_files import destination, open_input, without_links
 from lrexport.errors import DeviceError, InputError
-from lrexport.escape import json_text
+from lrexport.text import json_text
 from lrexport.units import format_bytes
 
 

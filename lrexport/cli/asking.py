@@ -8,9 +8,9 @@ from typing import Any
 
 from lrexport.cli import output
 from lrexport.data import sources
-from lrexport.models import names
-from lrexport.models.names import parse_model
-from lrexport.record import RECORD, Record
+from lrexport.networks import names
+from lrexport.networks.names import parse_model
+from lrexport.runs.record import RECORD, Record
 from lrexport.trust import consent
 from lrexport.trust.consent import Code
 

@@ -9,11 +9,11 @@ import click
 
 from lrexport.artifacts.plain_files import check_input
 from lrexport.cli import output
-from lrexport.cli.inputs import Shapes, input_file_option, input_shapes_option, read_inputs
+from lrexport.cli.input_options import Shapes, input_file_option, input_shapes_option, read_inputs
 from lrexport.cli.option_types import SizeType
 from lrexport.cli.options import FILE, json_option, target_option, threads_option
 from lrexport.errors import InputError, UsageError
-from lrexport.escape import shell_path
+from lrexport.text import shell_path
 
 if TYPE_CHECKING:
     from lrexport.measure.latency import Measurement
@@ -88,7 +88,7 @@ def command(
     """
     from lrexport.artifacts.arrays import npz_bytes
     from lrexport.measure.targets import Job, parse_target
-    from lrexport.report.latency import distinct_names
+    from lrexport.report.latency_tables import distinct_names
 
     chosen = parse_target(target)
     files = [sized for path in paths for sized in _files(path, target)]
@@ -125,7 +125,7 @@ def _files(path: Path, target: str) -> list[tuple[Path, int]]:
     check_input(path)
     if not path.is_dir():
         return [(path, _checked_bytes(path, is_sent=target != "local"))]
-    from lrexport.record import DENSE_ONNX, MODEL_ONNX, load_record
+    from lrexport.runs.record import DENSE_ONNX, MODEL_ONNX, load_record
 
     record = load_record(path)
     order = {DENSE_ONNX: 0, MODEL_ONNX: 1}
@@ -190,8 +190,8 @@ def _print(
     json_to: str | None,
 ) -> None:
     from lrexport.cli.console import note, print_result
-    from lrexport.escape import plain
-    from lrexport.report.latency import inputs_line, latencies_to_json, latency_table, operator_table
+    from lrexport.report.latency_tables import inputs_line, latencies_to_json, latency_table, operator_table
+    from lrexport.text import plain
 
     tables = [latency_table(found.latencies, sizes, baseline, target.name, found.environment)]
     if any(latency.operators_ms for latency in found.latencies.values()):

@@ -18,7 +18,7 @@ from lrexport.cli.options import FILE, json_option, output_option
 from lrexport.errors import DeviceError, LrexportError, UsageError
 
 if TYPE_CHECKING:
-    from lrexport.budget.report import Report
+    from lrexport.budget.check_report import Report
 
 _STEP_SUMMARY_BYTES = 1 << 20  # GitHub refuses a step's summary beyond 1 MiB
 
@@ -60,7 +60,7 @@ def command(
     lrexport check --update-baseline
     """
     from lrexport.artifacts.toml_files import read_settings
-    from lrexport.checking.flow import Choices, check_settings
+    from lrexport.check.run_check import Choices, check_settings
 
     if list(outputs.values()).count("-") > 1:
         raise UsageError("only one output fits on stdout", "Give the others a file instead of -.")
@@ -80,7 +80,7 @@ def command(
         _tell_failure(error, outputs["markdown_to"], comment_id)
         raise
     if update_baseline:
-        from lrexport.checking.flow import baseline_path
+        from lrexport.check.run_check import baseline_path
 
         output.note(f"written: {baseline_path(settings, choices)}")
     for text in report.notes:

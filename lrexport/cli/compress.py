@@ -7,20 +7,12 @@ from typing import Any
 
 import click
 
-from lrexport.cli.goals import compress_config, goal_options, pruning_options
+from lrexport.cli.goal_options import compress_config, goal_options, pruning_options
 from lrexport.cli.notes import refuse_finished, say_as_made, say_left_behind, say_replaced, say_unused
 from lrexport.cli.option_types import EpochsOrSame
-from lrexport.cli.options import (
-    RUN,
-    is_run,
-    json_option,
-    resume_options,
-    switch_option,
-    training_options,
-    trust_option,
-)
-from lrexport.cli.recipes import RecipeCommand, recipe_options
-from lrexport.config import CompressConfig
+from lrexport.cli.options import RUN, is_run, json_option, resume_options, switch_option, training_options, trust_option
+from lrexport.cli.recipe_options import RecipeCommand, recipe_options
+from lrexport.config.compression import CompressConfig
 from lrexport.errors import UsageError
 
 BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
@@ -64,10 +56,10 @@ def command(
     )
     from lrexport.cli.output import say
     from lrexport.cli.preflight import check_compress
-    from lrexport.escape import shell_path
-    from lrexport.plans import digest
-    from lrexport.report.plans import plan_table
+    from lrexport.report.plan_tables import plan_table
     from lrexport.report.tables import results_table
+    from lrexport.runs.plan_file import digest
+    from lrexport.text import shell_path
 
     source = Path(options["model"]) if is_run(options["model"]) else None
     run = output or source
@@ -85,9 +77,9 @@ def command(
             say_replaced(source)
     check_compress(config, source, None if dry_run else run, resume)
 
-    from lrexport import pipeline
-    from lrexport.lowrank.costs import plan_macs
+    from lrexport.lowrank.selection.costs import plan_macs
     from lrexport.training.engine import is_first
+    from lrexport.workflow import pipeline
 
     if dry_run:
         with Progressing() as progress:

@@ -129,7 +129,7 @@ def names_code(name: str, value: str) -> bool:
 
         return is_import_path(value)
     if name == "teacher":
-        from lrexport.models.names import is_import_path, parse_model
+        from lrexport.networks.names import is_import_path, parse_model
 
         return is_import_path(parse_model(value)[0])
     return False

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from lrexport.artifacts import files
 from lrexport.cli import output
 from lrexport.cli.output import note as note
-from lrexport.escape import plain, plain_line
 from lrexport.report.tables import Table
+from lrexport.text import plain, plain_line
 from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from lrexport.plans import Entry
+    from lrexport.runs.plan_file import Entry
 
 _NAME_WIDTH = 28  # of a first column that is longer, when a terminal is too narrow for everything
 _REPAIRS = {
@@ -31,7 +31,7 @@ _STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-
 
 def note_dense(plan: Mapping[str, Entry]) -> None:
     """How many layers stay dense for which reason, on stderr."""
-    from lrexport.report.plans import dense_reasons
+    from lrexport.report.plan_tables import dense_reasons
 
     for reason, count in dense_reasons(plan).items():
         note(f"{count} layer{'s' if count > 1 else ''} left dense: {reason}")

@@ -21,10 +21,10 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
     """Train, compress, export, verify and measure a ResNet-20 on scikit-learn's handwritten digits."""
     from lrexport.artifacts.run_lock import remove_run
     from lrexport.cli.console import Progressing, note, print_table
-    from lrexport.cli.recipes import recipe_config
+    from lrexport.cli.recipe_options import recipe_config
     from lrexport.errors import UsageError
-    from lrexport.escape import shell_path
     from lrexport.report.tables import results_table
+    from lrexport.text import shell_path
 
     if output == DEFAULT and not resume:  # its own folder, made again every time
         remove_run(output)
@@ -32,13 +32,13 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
         raise UsageError(f"{output} exists already", "Choose another folder with -o, or go on in this one with --resume.")
     config = recipe_config(MODEL, RECIPE)
 
-    from lrexport import pipeline, shipping
+    from lrexport.workflow import exporting, pipeline
 
     began = time.perf_counter()
     note(f"lrexport compress {MODEL} --recipe {RECIPE}: dense training, SVD training, pruning, fine-tuning")
     with Progressing() as progress:
         pipeline.compress(config, output, progress, None, resume, allow_changes)
         note("lrexport onnx: export, verify, score, measure")
-        record = shipping.export_run(output, shipping.ExportOptions(), progress)
+        record = exporting.export_run(output, exporting.ExportOptions(), progress)
     print_table(results_table(record))
     note(f"{time.perf_counter() - began:.0f} s; the run is in {output}, next: lrexport report {shell_path(output)}")

@@ -12,7 +12,7 @@ import click
 from lrexport.artifacts.plain_files import check_input
 from lrexport.artifacts.run_files import RECORD
 from lrexport.cli import output
-from lrexport.cli.inputs import Shapes, input_file_option, input_shapes_option, read_inputs
+from lrexport.cli.input_options import Shapes, input_file_option, input_shapes_option, read_inputs
 from lrexport.cli.options import FILE, json_option
 from lrexport.errors import UsageError
 
@@ -81,10 +81,10 @@ def _is_onnx(path: Path) -> bool:
 
 def _inspect_run(run: Path, json_to: str | None) -> None:
     from lrexport.cli.console import note, note_dense, print_result
-    from lrexport.record import load_record, uncompressed
-    from lrexport.report.int8 import int8_table
-    from lrexport.report.plans import plan_table
+    from lrexport.report.int8_tables import int8_table
+    from lrexport.report.plan_tables import plan_table
     from lrexport.report.tables import results_table
+    from lrexport.runs.record import load_record, uncompressed
 
     record = load_record(run)
     tables = (plan_table(record.plan), results_table(record), int8_table(record))
@@ -97,8 +97,8 @@ def _inspect_run(run: Path, json_to: str | None) -> None:
 
 def _inspect_plan(path: Path, json_to: str | None) -> None:
     from lrexport.cli.console import note_dense, print_result
-    from lrexport.plans import read_plan
-    from lrexport.report.plans import plan_table, plan_to_json
+    from lrexport.report.plan_tables import plan_table, plan_to_json
+    from lrexport.runs.plan_file import read_plan
 
     plan = read_plan(path)
     print_result(plan_to_json(plan), json_to, plan_table(plan.entries, plan.as_written))
@@ -115,7 +115,7 @@ def _inspect_onnx(path: Path, given: Given, json_to: str | None) -> None:
 
 def _read_graph(path: Path, given: Given) -> Graph:
     from lrexport.cli.console import note
-    from lrexport.measure.onnx_survey import survey
+    from lrexport.measure.macs.onnx_survey import survey
     from lrexport.report.graphs import Graph, Node
 
     found = survey(path, given.shapes, given.values)
@@ -147,8 +147,8 @@ def _compare(path: Path, other: Path, given: Given, json_to: str | None) -> None
 def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
     from lrexport.cli.console import print_table, write_json
     from lrexport.cli.output import say
-    from lrexport.plans import read_plan
     from lrexport.report.diffs import diff_plans, diff_table, diff_to_json
+    from lrexport.runs.plan_file import read_plan
 
     diff = diff_plans(read_plan(path), read_plan(other))
     if json_to:

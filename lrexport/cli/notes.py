@@ -10,10 +10,10 @@ import click
 from click.core import ParameterSource
 
 from lrexport.artifacts.run_files import BASELINE, EXPORTED
-from lrexport.cli.recipes import RECIPE
-from lrexport.config import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig
+from lrexport.cli.recipe_options import RECIPE
+from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig
 from lrexport.errors import UsageError
-from lrexport.escape import plain
+from lrexport.text import plain
 
 # What decides a result where there is data, and what decides it always; a finished stage keeps its own.
 _WITH_DATA = ({*TRAINING} | {"precision"}) - {*FINISHED, "download", "log_to", "falling_ranks"}
@@ -22,7 +22,7 @@ _ALWAYS = ("rule", "target", "threads")
 
 def refuse_finished(source: Path) -> None:
     """Options of stages that a run has behind it would do nothing; say so."""
-    from lrexport.record import SVD
+    from lrexport.runs.record import SVD
 
     context = click.get_current_context()
     trained = (source / SVD).is_file()
@@ -36,7 +36,7 @@ def refuse_finished(source: Path) -> None:
 def say_unused(data: str | None, source: Path | None) -> None:
     """Options of training would do nothing without data; say so."""
     from lrexport.cli.console import note
-    from lrexport.record import load_record
+    from lrexport.runs.record import load_record
 
     if data is not None or (source is not None and load_record(source).data is not None):
         return
@@ -63,7 +63,7 @@ def say_as_made(options: dict[str, Any]) -> None:
 def say_left_behind(source: Path, config: CompressConfig) -> None:
     """Options that the run was made with and that are others now, without having been given: a run keeps to itself."""
     from lrexport.cli.console import note
-    from lrexport.record import SVD, load_record
+    from lrexport.runs.record import SVD, load_record
 
     record = load_record(source)
     names = {*_ALWAYS} | (_WITH_DATA if record.data is not None or config.train.data is not None else set())
@@ -83,7 +83,7 @@ def say_replaced(run: Path) -> None:
     """What a run that is compressed again in its own folder loses once the new network is done."""
     from lrexport.artifacts import mark
     from lrexport.cli.console import note
-    from lrexport.record import load_record
+    from lrexport.runs.record import load_record
 
     if load_record(run).results.compressed is None:
         return

@@ -82,18 +82,18 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
     """
     from lrexport.cli.console import Progressing, note, print_result
     from lrexport.cli.preflight import check_export
-    from lrexport.report.int8 import int8_notes, int8_table
+    from lrexport.report.int8_tables import int8_notes, int8_table
     from lrexport.report.tables import results_table
 
     if not run.is_dir():
         raise UsageError(f"there is no run {run}", "Make one with lrexport compress MODEL -o RUN.")
     check_export(run, options["data"], options["int8"] or not no_rescore, options["int8"])
 
-    from lrexport import shipping
+    from lrexport.workflow import exporting
 
-    chosen = shipping.ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
+    chosen = exporting.ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
     with Progressing() as progress:
-        record = shipping.export_run(run, chosen, progress)
+        record = exporting.export_run(run, chosen, progress)
     for name in record.files:
         result = record.result_of(name)
         for latency in (result.latency_ms if result else {}).values():

@@ -13,7 +13,7 @@ from lrexport.artifacts.plain_files import destination
 from lrexport.artifacts.run_files import RECORD
 from lrexport.artifacts.run_folder import plain
 from lrexport.cli.option_types import InputPath, MilestonesType, PathType, ShapeType, StrengthType, TargetType
-from lrexport.config import TrainConfig
+from lrexport.config.compression import TrainConfig
 from lrexport.errors import UsageError
 from lrexport.trust import consent
 

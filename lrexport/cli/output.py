@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import click
 
 from lrexport.errors import DeviceError
-from lrexport.escape import json_text, plain_line, plain_lines
+from lrexport.text import json_text, plain_line, plain_lines
 
 # What our own texts have beyond ASCII, for streams that do not take it.
 _IN_ASCII = {"×": "x", "÷": "/", "−": "-", "–": "-", "—": "-", "→": "->", "…": "...", "λ": "lambda", "·": "*", "°": " deg"}

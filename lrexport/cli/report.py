@@ -44,7 +44,7 @@ def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_fro
     lrexport report run --format markdown --no-front-matter -o comment.md
     """
     from lrexport.cli.output import document, page
-    from lrexport.report.subjects import read_subjects
+    from lrexport.report.reported_run import read_subjects
 
     kind = kind or _kind_of(output)
     if no_front_matter and kind != "markdown":

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from lrexport.cli import output
-from lrexport.cli.goals import given_goal, goal_options, pruning_options
+from lrexport.cli.goal_options import given_goal, goal_options, pruning_options
 from lrexport.cli.notes import refuse_finished
 from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options, trust_option
-from lrexport.config import CompressConfig
+from lrexport.config.compression import CompressConfig
 from lrexport.errors import UsageError
 
 VARY = (
@@ -59,11 +59,11 @@ def command(
     """
     from lrexport.cli.console import Progressing, note, print_result
     from lrexport.cli.preflight import check_sweep
-    from lrexport.escape import shell_path
     from lrexport.report.sweep_tables import front_table
-    from lrexport.report.sweeps import is_sweep, load_sweep
+    from lrexport.runs.sweep_record import is_sweep, load_sweep
     from lrexport.sweep.extras import need_optuna
     from lrexport.sweep.request import make_request
+    from lrexport.text import shell_path
 
     source = Path(options["model"]) if is_run(options["model"]) else None
     if source is not None:
@@ -78,7 +78,7 @@ def command(
         note(f"the space has {request.wanted} points, so that many trials")
 
     from lrexport.cli.sweep_progress import SweepProgress
-    from lrexport.sweep.flow import Place, run_sweep
+    from lrexport.sweep.run_sweep import Place, run_sweep
 
     try:
         with Progressing() as progress:

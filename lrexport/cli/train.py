@@ -9,7 +9,7 @@ import click
 
 from lrexport.cli.notes import say_as_made
 from lrexport.cli.options import RUN, is_run, json_option, resume_options, train_config, training_options, trust_option
-from lrexport.cli.recipes import RecipeCommand, recipe_options
+from lrexport.cli.recipe_options import RecipeCommand, recipe_options
 from lrexport.errors import UsageError
 
 
@@ -29,7 +29,7 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
     """
     from lrexport.cli.console import Progressing, note, write_json
     from lrexport.cli.preflight import check_train
-    from lrexport.escape import shell_path
+    from lrexport.text import shell_path
 
     if output is None:
         raise UsageError("no folder for the run", "Give one with -o RUN.")
@@ -39,8 +39,8 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
     config = train_config(options)
     check_train(config, output, resume)
 
-    from lrexport import pipeline
     from lrexport.training.engine import is_first
+    from lrexport.workflow import pipeline
 
     with Progressing() as progress:
         record = pipeline.train(config, output, progress, None, resume, allow_changes)

@@ -13,8 +13,8 @@ from torch import Tensor
 from lrexport.data.augment import Augmentation
 from lrexport.data.order import Order, Purpose
 from lrexport.errors import InputError
-from lrexport.escape import plain
-from lrexport.record import DataSource
+from lrexport.runs.record import DataSource
+from lrexport.text import plain
 
 # ImageNet's statistics: what torchvision's networks and the usual CIFAR checkpoints were trained with.
 MEAN = (0.485, 0.456, 0.406)

@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from lrexport.errors import InputError, UsageError
-from lrexport.models.names import check_import_path
+from lrexport.networks.names import check_import_path
 
 FOLDERS = ("folder", "imagenet")
 CIFAR = ("cifar10", "cifar100")

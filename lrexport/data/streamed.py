@@ -17,7 +17,7 @@ from lrexport.data.images import MEAN, STD, Normalisation
 from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.data.reading import Files, cores_here, size_of, try_image
 from lrexport.errors import InputError
-from lrexport.models.vision import torchvision
+from lrexport.torch_tools.import_torchvision import torchvision
 
 # torchvision's reference evaluation: a side of 256 for a crop of 224.
 _RESIZE_OVER_CROP = 256 / 224

@@ -16,7 +16,7 @@ from lrexport.measure import runner
 from lrexport.measure.statistics import spread
 from lrexport.measure.targets import Job, Target
 from lrexport.measure.targets.local import Local
-from lrexport.record import Latency
+from lrexport.runs.record import Latency
 
 LEAST_ROUNDS = 50
 # A spread this wide relative to the median says that the machine was busy.

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 from torch import nn
 
-from lrexport.lowrank.kernels import TRANSPOSED, LayerCall, spec_of
+from lrexport.lowrank.layers.kernels import TRANSPOSED, LayerCall, spec_of
 
 COPIES = (2, 6)
 _OPSET = 18

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from lrexport.measure.onnx_macs import layer_of
+from lrexport.measure.macs.onnx_macs import layer_of
 
 if TYPE_CHECKING:
     import onnx

@@ -10,14 +10,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lrexport.escape import markdown, visible
 from lrexport.report.fronts import Front, fronts_of
 from lrexport.report.headline import goal_text
-from lrexport.report.int8 import int8_table
-from lrexport.report.repeating import commands, shell_lines
+from lrexport.report.int8_tables import int8_table
+from lrexport.report.repeat_commands import commands, shell_lines
+from lrexport.report.reported_run import Subject
 from lrexport.report.runs_table import front_table, runs_table
-from lrexport.report.subjects import Subject
 from lrexport.report.tables import Table, data_name, has_top5, results_table
+from lrexport.text import markdown, visible
 
 _TAGS = ("lrexport", "low-rank", "svd", "compression", "onnx")
 

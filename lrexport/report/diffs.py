@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from lrexport.plans import PlanFile
-from lrexport.report.plans import (
+from lrexport.report.plan_tables import (
     Facts,
     Totals,
     before_and_after,
@@ -20,6 +19,7 @@ from lrexport.report.plans import (
     totals_to_json,
 )
 from lrexport.report.tables import Table
+from lrexport.runs.plan_file import PlanFile
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from lrexport.escape import visible
 from lrexport.report.tables import data_name
+from lrexport.text import visible
 
 if TYPE_CHECKING:
-    from lrexport.record import Latency, Result
-    from lrexport.report.subjects import Subject
+    from lrexport.report.reported_run import Subject
+    from lrexport.runs.record import Latency, Result
 
 # What has to be the same for two latencies to be compared.
 _MACHINE = ("cpu", "cores", "isa", "system", "governor", "onnxruntime")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lrexport.escape import visible
+from lrexport.text import visible
 from lrexport.units import format_bytes, format_macs, format_macs_share, format_ms, format_percent, format_share
 
 if TYPE_CHECKING:
-    from lrexport.record import Record, Result
+    from lrexport.runs.record import Record, Result
 
 NOT_MEASURED = "not measured"
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lrexport.report import layers
+from lrexport.report import layer_tables
 from lrexport.report.fronts import fronts_of
-from lrexport.report.plans import entry_to_json
-from lrexport.report.repeating import commands
-from lrexport.report.subjects import Subject
+from lrexport.report.plan_tables import entry_to_json
+from lrexport.report.repeat_commands import commands
+from lrexport.report.reported_run import Subject
 
 SCHEMA_VERSION = 1
 
@@ -52,8 +52,8 @@ def _ratios(subject: Subject) -> dict[str, Any]:
 
 
 def _layers(subject: Subject) -> dict[str, Any]:
-    rows = layers.rows_of(subject)
-    costs = {cost.name: cost for cost in layers.costs_of(subject, rows)}
+    rows = layer_tables.rows_of(subject)
+    costs = {cost.name: cost for cost in layer_tables.costs_of(subject, rows)}
     times = costs["Time"]
     found = {}
     for i, (name, row) in enumerate(zip(subject.record.plan, rows, strict=True)):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lrexport.escape import visible
 from lrexport.report.fronts import Front
 from lrexport.report.headline import headlines
-from lrexport.report.subjects import Subject
+from lrexport.report.reported_run import Subject
 from lrexport.report.tables import Table
+from lrexport.text import visible
 from lrexport.units import format_count, format_ms, format_percent
 
 _KINDS = ("MACs", "ONNX file", "Latency", "Top-1")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lrexport.report.sweeps import Figures, Objective, Sweep, Trial
 from lrexport.report.tables import Table
+from lrexport.runs.sweep_record import Figures, Objective, Sweep, Trial
 from lrexport.units import format_bytes, format_count, format_ms, format_percent
 
 _HEADS: dict[Objective, tuple[str, ...]] = {

@@ -16,7 +16,7 @@ from lrexport.units import (
 )
 
 if TYPE_CHECKING:  # a table needs no record
-    from lrexport.record import Record, Result
+    from lrexport.runs.record import Record, Result
 
 
 @dataclass(frozen=True)

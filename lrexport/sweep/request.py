@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lrexport.config import BY_SVD_TRAINING, FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
-from lrexport.record import DENSE, SVD, Record, load_record
-from lrexport.report.sweeps import Objective
+from lrexport.runs.record import DENSE, SVD, Record, load_record
+from lrexport.runs.sweep_record import Objective
 from lrexport.sweep.space import GOALS, Dimension, Point, parse_space, size_of
 
 DEFAULT_SPACE = "macs=0.2..0.8"

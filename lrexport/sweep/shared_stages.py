@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lrexport import pipeline
 from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import STAGES
 from lrexport.artifacts.run_lock import remove_run
-from lrexport.config import TrainConfig
+from lrexport.config.compression import TrainConfig
 from lrexport.errors import InputError
-from lrexport.job import OnEvent
-from lrexport.progress import is_stopped
-from lrexport.record import DENSE, SVD, load_record
+from lrexport.runs.open import OnEvent
+from lrexport.runs.record import DENSE, SVD, load_record
+from lrexport.runs.resume import is_stopped
 from lrexport.sweep.locks import exclusively
 from lrexport.sweep.request import Request
+from lrexport.workflow import pipeline
 
 
 def dense_stage(request: Request, folder: Path, on_event: OnEvent) -> Path:

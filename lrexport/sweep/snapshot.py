@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lrexport.artifacts.run_files import TRIALS
 from lrexport.report.sweep_tables import flag
-from lrexport.report.sweeps import Figures, State, Trial
+from lrexport.runs.sweep_record import Figures, State, Trial
 
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from lrexport.errors import DeviceError, FailedElsewhere, InputError, LrexportError
-from lrexport.lowrank.tracing import channels_last, example_input, fast_layout, takes_channels_last
+from lrexport.torch_tools.memory import hold_freed_memory
 from lrexport.torch_tools.modules import in_mode
+from lrexport.torch_tools.tracing import channels_last, example_input, fast_layout, takes_channels_last
 from lrexport.training.first_pass import logits_of
-from lrexport.training.memory import hold_freed_memory
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

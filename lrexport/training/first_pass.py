@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from lrexport.data.images import Splits
 from lrexport.errors import InputError, first_line
-from lrexport.forward_errors import place_in_code
-from lrexport.lowrank.tracing import fast_layout, noise
+from lrexport.tasks.classification import check_numbers
+from lrexport.torch_tools.forward_errors import place_in_code
 from lrexport.torch_tools.modules import in_mode
-from lrexport.training.scoring import check_numbers
+from lrexport.torch_tools.tracing import fast_layout, noise
 
 _IMAGES = 8
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from lrexport.data.images import Splits
 from lrexport.errors import UsageError
-from lrexport.lowrank.svd_form import fit_ranks
+from lrexport.lowrank.factors.svd_form import fit_ranks
+from lrexport.torch_tools.batchnorm import global_statistics, needing_several
 from lrexport.torch_tools.copying import copy_network
-from lrexport.training.batchnorm import global_statistics, needing_several
+from lrexport.torch_tools.memory import naming_the_batch
 from lrexport.training.checkpoints import Checkpoints
-from lrexport.training.memory import naming_the_batch
 from lrexport.training.stage import Stage
 from lrexport.training.stage_run import OnEvent, StageRun
 from lrexport.training.stopping import heeding_signals

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lrexport.lowrank.svd_form import SVDForm
+from lrexport.lowrank.factors.svd_form import SVDForm
 from lrexport.training.scaling import scale_gradients
 
 Optimizer = Literal["sgd", "adam"]

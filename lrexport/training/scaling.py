@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.pairs import is_pair
-from lrexport.lowrank.svd_form import factors, is_attached
+from lrexport.lowrank.factors.svd_form import factors, is_attached
+from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.pairs import is_pair
 
 
 @torch.no_grad()

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from lrexport.data.images import Splits
 from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
-from lrexport.lowrank.tracing import fast_layout
+from lrexport.tasks.classification import NotANumber, score
 from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.tracing import fast_layout
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
 from lrexport.training.engine import freeze_unused, to_fast_layout
 from lrexport.training.first_pass import logits_of
 from lrexport.training.optimizers import make_optimizer
-from lrexport.training.scoring import NotANumber, score
 from lrexport.training.stage import Stage
 from lrexport.training.stopping import StopRequest
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from lrexport.errors import InputError
 from lrexport.trust import store
-from lrexport.trust.here import origin_of
+from lrexport.trust.current_folder import origin_of
 
 _MOST_SHOWN = 300  # characters of keyword arguments in an error
 

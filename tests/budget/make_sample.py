@@ -9,8 +9,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lrexport.budget.limits import make_budget
-from lrexport.checking.flow import Choices, check
-from lrexport.record import Accuracy, DataSource, DenseLayer, FactorisedLayer, Latency, ModelSource, Record, Result, Results
+from lrexport.check.run_check import Choices, check
+from lrexport.runs.record import (
+    Accuracy,
+    DataSource,
+    DenseLayer,
+    FactorisedLayer,
+    Latency,
+    ModelSource,
+    Record,
+    Result,
+    Results,
+)
 
 SAMPLE = Path(__file__).parent / "sample"
 MACHINE = {"cpu": "Sample CPU @ 2 GHz", "cores": 4, "isa": ["avx2", "fma"], "system": "Linux x86_64", "python": "3.12.1"}

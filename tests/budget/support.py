@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lrexport.checking import look
+from lrexport.check import gather_facts
 from lrexport.cli.main import run
-from lrexport.measure import onnx_survey
+from lrexport.measure.macs import onnx_survey
 from tests.budget.make_sample import SAMPLE
 from tests.hostile.support import Command, Outcome
 
@@ -38,7 +38,7 @@ def _surveyed(content: bytes, path: Path) -> onnx_survey.Survey:
 def _looked_into_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of the same name and content is looked into by one child process for all tests that say so."""
     monkeypatch.setattr(
-        look,
+        gather_facts,
         "survey",
         lambda path, shapes=None: _surveyed(path.read_bytes(), path) if not shapes else onnx_survey.survey(path, shapes),
     )

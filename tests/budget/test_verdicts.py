@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrexport.budget.check_report import Checked, Report
 from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
 from lrexport.budget.limits import make_budget
 from lrexport.budget.quantities import Subject
-from lrexport.budget.report import Checked, Report
 from lrexport.budget.verdicts import Verdict, judge
 
 MACHINE = {"cpu": "A", "cores": 4}

@@ -17,8 +17,8 @@ import pytest
 
 from lrexport.cli.console import print_table
 from lrexport.cli.main import run
-from lrexport.record import Latency, ModelSource, Record
-from lrexport.report.latency import distinct_names, latency_table, machine_line, verdict
+from lrexport.report.latency_tables import distinct_names, latency_table, machine_line, verdict
+from lrexport.runs.record import Latency, ModelSource, Record
 from tests.board import Board, write_lookup, write_model, write_open
 from tests.cli.test_console import Terminal
 

@@ -13,7 +13,7 @@ import torch
 
 import lrexport
 from lrexport.cli.main import run
-from lrexport.record import load_record
+from lrexport.runs.record import load_record
 
 NETWORK = """
 import torch

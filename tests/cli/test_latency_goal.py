@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lrexport.cli.main import run as cli
-from lrexport.record import DenseLayer, FactorisedLayer, load_record
+from lrexport.runs.record import DenseLayer, FactorisedLayer, load_record
 
 MODEL = "tests.conftest:SmallNet"
 

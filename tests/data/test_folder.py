@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from lrexport.data.augment import Augmentation
+from lrexport.data.datasets import load_data
 from lrexport.data.folder import load_folder
 from lrexport.data.images import MEAN, STD, ArraySet, Normalisation
 from lrexport.data.order import Order
-from lrexport.data.resolve import load_data
 from lrexport.data.streamed import StreamedSet
 from lrexport.errors import InputError, UsageError
-from lrexport.models.vision import torchvision
+from lrexport.torch_tools.import_torchvision import torchvision
 
 SHAPE = (3, 16, 16)
 

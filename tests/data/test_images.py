@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrexport.data.augment import Augmentation
+from lrexport.data.datasets import load_data
 from lrexport.data.images import ArraySet, ImageData, hold_out
 from lrexport.data.order import Order, Purpose, seed_of
-from lrexport.data.resolve import load_data
 from lrexport.errors import InputError
 
 CPU = torch.device("cpu")

@@ -16,26 +16,26 @@ from typing import Any
 from lrexport.artifacts import arrays, onnx_child, tensors
 from lrexport.artifacts.toml_files import LREXPORT, PYPROJECT, read_settings
 from lrexport.budget.limits import read_budgets
-from lrexport.checking.flow import Choices, check_settings
+from lrexport.check.run_check import Choices, check_settings
 from lrexport.cli import configuration
 from lrexport.cli import main as commands
 from lrexport.data.reading import read_image
 from lrexport.errors import DeviceError, InputError
-from lrexport.measure import onnx_survey
 from lrexport.measure.latency import Interrupted, measure
+from lrexport.measure.macs import onnx_survey
 from lrexport.measure.targets.answers import answers
 from lrexport.measure.targets.base import Job
-from lrexport.plans import read_plan
-from lrexport.record import SPECTRA, Latency, load_record
 from lrexport.report import cards
 from lrexport.report.json_report import to_json
-from lrexport.report.latency import latency_table
-from lrexport.report.plans import plan_table, plan_to_json
-from lrexport.report.repeating import commands as repeating
-from lrexport.report.subjects import read_subject
+from lrexport.report.latency_tables import latency_table
+from lrexport.report.plan_tables import plan_table, plan_to_json
+from lrexport.report.repeat_commands import commands as repeating
+from lrexport.report.reported_run import read_subject
 from lrexport.report.sweep_tables import front_table
-from lrexport.report.sweeps import load_sweep
 from lrexport.report.tables import results_table
+from lrexport.runs.plan_file import read_plan
+from lrexport.runs.record import SPECTRA, Latency, load_record
+from lrexport.runs.sweep_record import load_sweep
 from tests.fuzz import mutate, seeds
 from tests.fuzz.harness import Reader
 from tests.report.runs import write_run

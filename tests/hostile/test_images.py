@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lrexport.data.datasets import load_data
 from lrexport.data.decoding import FORMATS
 from lrexport.data.reading import in_threads, read_image
-from lrexport.data.resolve import load_data
 from lrexport.errors import InputError
-from lrexport.record import load_record
+from lrexport.runs.record import load_record
 from tests.hostile.support import TINY, Command, Outcome, frugally, nothing_made, write_module
 
 # Two classes, and batches small enough that several workers have something to do.

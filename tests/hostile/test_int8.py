@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrexport.artifacts import run_folder
-from lrexport.export import verify
+from lrexport.formats import verify
 from tests.hostile.support import DATA, Command, listing, write_module
 
 
@@ -39,7 +39,7 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_exported(lrexport:
 def test_int8_that_knows_nothing_of_the_network_leaves_everything_as_it_was(
     lrexport: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # That a broken file does agree so little is shown in tests/export/test_quantise.py.
+    # That a broken file does agree so little is shown in tests/formats/test_int8.py.
     write_module("users", DATA)
     monkeypatch.setattr(verify, "_agreement", lambda first, second: (0.1, 0.01))
     run_folder.write_bytes(finished, "model.int8.onnx", b"from an earlier export")

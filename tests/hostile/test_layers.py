@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import lrexport as package
-from lrexport import runs
-from lrexport.record import load_record
+from lrexport.runs import loading
+from lrexport.runs.record import load_record
 from tests.conftest import relative_error
 from tests.hostile.support import Command, write_module
 
@@ -66,7 +66,7 @@ def _plan() -> dict[str, dict[str, Any]]:
 
 def _dense_and_folded() -> tuple[nn.Module, nn.Module]:
     run = Path("out")
-    return runs.load_start(run, load_record(run)), package.load(run)
+    return loading.load_start(run, load_record(run)), package.load(run)
 
 
 @pytest.mark.parametrize("kind", EXACT)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lrexport.record import load_record
+from lrexport.runs.record import load_record
 from tests.hostile.support import DATA, TINY, Command, nothing_made, write_module
 
 USERS = """
@@ -195,7 +195,7 @@ def test_a_folder_here_is_no_library_that_others_look_for(here: Path) -> None:
     Path("absent_thing/run.json").write_text("{}")
     code = (
         "import sys; sys.path = [place for place in sys.path if place]\n"  # as the command lrexport has it, not python -m
-        "from lrexport.models.resolve import import_callable\n"
+        "from lrexport.networks.building import import_callable\n"
         "import_callable('nets.blocks:make', 'MODEL')\n"
         "import tiny\n"
         "import_callable('users:make', 'MODEL')"

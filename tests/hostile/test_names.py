@@ -21,7 +21,7 @@ from lrexport.cli.console import Progressing, print_table
 from lrexport.cli.main import COMMANDS, run
 from lrexport.cli.sweep_progress import SweepProgress
 from lrexport.report.sweep_tables import front_table
-from lrexport.report.sweeps import Figures, Sweep, Trial
+from lrexport.runs.sweep_record import Figures, Sweep, Trial
 from tests.hostile.support import Command, write_module
 from tests.report.runs import write_run
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lrexport import load as lrexport_load
-from lrexport import runs
 from lrexport.artifacts import tensors
-from lrexport.record import FactorisedLayer, load_record
-from lrexport.trust.here import import_here
+from lrexport.runs import loading
+from lrexport.runs.record import FactorisedLayer, load_record
+from lrexport.trust.current_folder import import_here
 from tests.hostile.support import Command, Outcome, nothing_made, write_module
 
 NETWORKS = """
@@ -281,7 +281,7 @@ def test_weights_that_are_computed_are_folded_once_their_checkpoint_is_loaded(pr
     assert output.err.count(note) == 1
     assert note in load_record(Path("out")).notes
     assert getattr(load_record(Path("out")).plan["3"], "kind", "") != "unsupported"
-    dense = runs.load_start(Path("out"), load_record(Path("out")))
+    dense = loading.load_start(Path("out"), load_record(Path("out")))
     images = torch.randn(2, 1, 8, 8)
     assert torch.allclose(dense(images), made.eval()(images), rtol=1e-5, atol=1e-6)
     assert not any("weight_" in name for name in lrexport_load("out").state_dict())
@@ -430,6 +430,6 @@ def test_a_run_from_before_computed_weights_were_folded_is_still_read(prune: Com
     record.save(run)
     images = torch.randn(2, 1, 8, 8)
     made = import_here("networks").hooked().eval()
-    assert torch.allclose(runs.load_start(run, record)(images), made(images), atol=1e-5)
+    assert torch.allclose(loading.load_start(run, record)(images), made(images), atol=1e-5)
     assert lrexport_load(run)(images).isfinite().all()
     assert lrexport("onnx", run, "--rounds", "0").code == 0

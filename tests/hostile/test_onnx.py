@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import lrexport as api
-from lrexport.export import onnx_export
+from lrexport.formats import onnx as onnx_export
 from tests.hostile.support import Command, frugally, listing, write_module
 
 

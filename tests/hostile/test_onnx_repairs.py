@@ -15,7 +15,7 @@ from onnx import ModelProto, helper, numpy_helper
 from lrexport.artifacts.onnx_repair import allowances, repair
 from lrexport.cli.main import run
 from lrexport.errors import InputError
-from lrexport.measure.onnx_survey import survey
+from lrexport.measure.macs.onnx_survey import survey
 from tests.measure.graphs import model, value, zeros
 
 node = helper.make_node

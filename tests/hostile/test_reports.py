@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lrexport.record import LOG, RECORD, SPECTRA, load_record
+from lrexport.runs.record import LOG, RECORD, SPECTRA, load_record
 from tests.hostile.support import Command, listing
 from tests.report.runs import HOSTILE, write_run
 

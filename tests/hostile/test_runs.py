@@ -14,7 +14,7 @@ import pytest
 
 from lrexport import InputError, load
 from lrexport.artifacts import tensors
-from lrexport.record import load_record
+from lrexport.runs.record import load_record
 from tests.conftest import heed_ctrl_c
 from tests.hostile.support import DATA, TINY, Command, frugally, listing, nothing_made, write_module
 
@@ -259,7 +259,7 @@ def test_an_opset_that_cannot_be_written_or_run_is_refused_with_the_range(
     assert listing(finished) == before
 
 
-@pytest.mark.parametrize("moment", ["lrexport.stages.spectra", "lrexport.artifacts.run_folder.write_bytes"])
+@pytest.mark.parametrize("moment", ["lrexport.workflow.stages.spectra", "lrexport.artifacts.run_folder.write_bytes"])
 def test_a_run_compressed_again_in_its_place_loads_whenever_ctrl_c_comes(
     moment: str, lrexport: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

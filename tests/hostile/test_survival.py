@@ -1,4 +1,4 @@
-"""Training that something stops: docs/faults.md 15, 20, 21, 25. What a signal or a kill stops is in tests/test_resume.py."""
+"""Training that something stops: docs/faults.md 15, 20, 21, 25. What a signal or a kill stops is in tests/runs/test_resume.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from lrexport.artifacts import files, tensors
 from lrexport.cli.main import run
 from lrexport.errors import DeviceError
-from lrexport.record import load_record
+from lrexport.runs.record import load_record
 from tests.forked import Forked
 from tests.hostile.support import DATA, Command, write_module
 
@@ -209,7 +209,7 @@ def test_the_command_itself_ends_with_4_when_memory_runs_out_elsewhere(
     def out_of_memory(*arguments: object, **named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("lrexport.pipeline.train", out_of_memory)
+    monkeypatch.setattr("lrexport.workflow.pipeline.train", out_of_memory)
     assert run(list(TRAIN)) == 4
     assert "out of memory" in capsys.readouterr().err
 
@@ -238,7 +238,7 @@ def test_of_several_processes_it_is_said_which_one_failed_and_which_only_followe
     def fail(*arguments: object, **named: object) -> None:
         raise error
 
-    monkeypatch.setattr("lrexport.pipeline.train", fail)
+    monkeypatch.setattr("lrexport.workflow.pipeline.train", fail)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
     assert run(list(TRAIN)) == code

@@ -13,8 +13,8 @@ import pytest
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError
-from lrexport.record import load_record
-from lrexport.report.sweeps import load_sweep
+from lrexport.runs.record import load_record
+from lrexport.runs.sweep_record import load_sweep
 from tests.hostile.support import DATA, Command, Outcome, listing, nothing_made, write_module
 
 QUICK = ("--dense-epochs", "0", "--svd-epochs", "0", "--fine-tune-epochs", "0", "--device", "cpu")

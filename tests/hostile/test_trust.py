@@ -289,10 +289,10 @@ def test_a_record_names_no_file_outside_of_its_run(
 
 
 def test_a_sweeps_storage_names_no_folder_to_remove(here: Path) -> None:
-    from lrexport.sweep.book import Book
     from lrexport.sweep.locks import Process
     from lrexport.sweep.storage import open_storage
-    from tests.sweep.test_book import request
+    from lrexport.sweep.study import Book
+    from tests.sweep.test_study import request
 
     Path("precious").mkdir()
     Path("precious/work.txt").write_text("mine")
@@ -320,8 +320,8 @@ def test_weights_that_torchvision_does_not_have_are_refused(lrexport: Command, f
 
 
 def test_nothing_is_fetched_for_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lrexport.models.resolve import from_record
-    from lrexport.record import ModelSource
+    from lrexport.networks.building import from_record
+    from lrexport.runs.record import ModelSource
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were fetched"))
     kwargs = {"weights_backbone": "DEFAULT", "weights": None}
@@ -364,7 +364,7 @@ def test_modules_of_a_received_folder_do_not_run(command: tuple[str, ...]) -> No
 def test_a_module_of_a_library_opens_no_folder_to_other_imports(here: Path) -> None:
     code = (
         "import sys; sys.path = [place for place in sys.path if place]\n"
-        "from lrexport.models.resolve import import_callable\n"
+        "from lrexport.networks.building import import_callable\n"
         "import_callable('wave:open', 'MODEL')\n"
         "try:\n    import absent_thing\nexcept ModuleNotFoundError:\n    print('not found')\n"
     )

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from lrexport import InputError
 from lrexport.artifacts import tensors
 from lrexport.artifacts.pickles import check_cost
-from lrexport.models.cifar_resnet import CifarResNet
-from lrexport.record import load_record
-from lrexport.report.repeating import commands
+from lrexport.networks.cifar_resnet import CifarResNet
+from lrexport.report.repeat_commands import commands
+from lrexport.runs.record import load_record
 from tests.hostile.support import Command, frugally, nothing_made, write_module
 
 Weights = dict[str, Tensor]

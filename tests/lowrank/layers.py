@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lrexport.lowrank.kernels import PLAIN, TRANSPOSED
+from lrexport.lowrank.layers.kernels import PLAIN, TRANSPOSED
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import lrexport
 from lrexport import InputError, UsageError
-from lrexport.lowrank.decompose import SVDNetwork
+from lrexport.lowrank.factors.decompose import SVDNetwork
 
 SHAPE = (3, 8, 8)
 

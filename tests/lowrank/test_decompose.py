@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from lrexport.errors import InputError, UsageError
-from lrexport.export.onnx_export import export_onnx
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.regularisers import losses
-from lrexport.lowrank.svd_form import factors
-from lrexport.lowrank.torch_macs import count_torch_macs
+from lrexport.formats.onnx import export_onnx
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.svd_form import factors
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.lowrank.regularisation.regularisers import losses
 from tests.conftest import SmallNet, relative_error
 
 
@@ -44,7 +44,7 @@ def test_training_moves_the_factors_with_the_gradients_of_the_two_layer_form() -
 
 
 def decompose_all(network: nn.Sequential) -> nn.Module:
-    from lrexport.lowrank.svd_form import attach
+    from lrexport.lowrank.factors.svd_form import attach
 
     attach(network[0], "linear")
     return network[0]

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from lrexport.errors import InputError
-from lrexport.lowrank.decompose import SVDNetwork, decompose
-from lrexport.lowrank.fold import fold, fold_layer, fold_structure
-from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.schemes import SCHEMES
-from lrexport.lowrank.selection import select
-from lrexport.lowrank.svd_form import attach
-from lrexport.models.cifar_resnet import CifarResNet
-from lrexport.record import FactorisedLayer, Plan, Scheme
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
+from lrexport.lowrank.factors.fold import fold, fold_layer, fold_structure
+from lrexport.lowrank.factors.svd_form import attach
+from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.schemes import SCHEMES
+from lrexport.lowrank.selection.select import select
+from lrexport.networks.cifar_resnet import CifarResNet
+from lrexport.runs.record import FactorisedLayer, Plan, Scheme
 from tests.conftest import SmallNet, relative_error
 
 TOLERANCE = 1e-5  # float32, largest error relative to the output's scale

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrexport.lowrank.knapsack import Options, least_cost, minimise
+from lrexport.lowrank.selection.knapsack import Options, least_cost, minimise
 
 
 def by_trying(layers: list[Options], budget: float) -> float:

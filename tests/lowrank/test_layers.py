@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.fold import build_pair, fold, fold_layer
-from lrexport.lowrank.inspection import Factorisable, inspect_layers
-from lrexport.lowrank.kernels import PLAIN, TRANSPOSED, spec_of
-from lrexport.lowrank.schemes import CONV_SCHEMES, SCHEMES, scheme_for, schemes_of
-from lrexport.lowrank.svd_form import attach, exact_svd, factors
-from lrexport.lowrank.torch_macs import count_torch_macs
-from lrexport.record import Scheme
+from lrexport.lowrank.eligibility.inspection import Factorisable, inspect_layers
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.fold import build_pair, fold, fold_layer
+from lrexport.lowrank.factors.svd_form import attach, exact_svd, factors
+from lrexport.lowrank.layers.kernels import PLAIN, TRANSPOSED, spec_of
+from lrexport.lowrank.layers.schemes import CONV_SCHEMES, SCHEMES, scheme_for, schemes_of
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.runs.record import Scheme
 from tests.conftest import relative_error
 from tests.lowrank.layers import layers
 

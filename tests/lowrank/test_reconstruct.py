@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.costs import plan_layer
-from lrexport.lowrank.decompose import SVDNetwork, decompose
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.least_squares import RIDGE, fit_pair
-from lrexport.lowrank.reconstruct import batch_statistics, reconstruct
-from lrexport.record import Plan, Scheme
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.repair.least_squares import RIDGE, fit_pair
+from lrexport.lowrank.repair.reconstruct import batch_statistics, reconstruct
+from lrexport.lowrank.selection.costs import plan_layer
+from lrexport.runs.record import Plan, Scheme
 
 
 def at_rank(svd: SVDNetwork, rank: int, scheme: Scheme | None = None) -> Plan:

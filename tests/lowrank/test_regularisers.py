@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lrexport.errors import UsageError
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.regularisers import Regularisers, hoyer, l1, losses, orthogonality
-from lrexport.lowrank.svd_form import factors
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.svd_form import factors
+from lrexport.lowrank.regularisation.regularisers import Regularisers, hoyer, l1, losses, orthogonality
 from tests.conftest import SmallNet
 
 

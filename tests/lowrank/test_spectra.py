@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.selection import select
-from lrexport.lowrank.spectra import spectra
-from lrexport.lowrank.svd_form import factors
-from lrexport.record import FactorisedLayer
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.spectra import spectra
+from lrexport.lowrank.factors.svd_form import factors
+from lrexport.lowrank.selection.select import select
+from lrexport.runs.record import FactorisedLayer
 
 
 def matrix(weight: torch.Tensor, scheme: str) -> np.ndarray:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lrexport.lowrank.decompose import SVDNetwork, decompose
-from lrexport.lowrank.regularisers import losses
-from lrexport.lowrank.steering import INITIAL, LAST, STRONGEST, WEAKEST, SteeredRegularisers
-from lrexport.lowrank.svd_form import factors
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
+from lrexport.lowrank.factors.svd_form import factors
+from lrexport.lowrank.regularisation.regularisers import losses
+from lrexport.lowrank.regularisation.steering import INITIAL, LAST, STRONGEST, WEAKEST, SteeredRegularisers
 
 
 def made(*, steps: int = 800, rank: int = 3, dense: str = "2") -> tuple[SVDNetwork, SteeredRegularisers]:

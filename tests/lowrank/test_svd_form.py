@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.svd_form import attach, compose, exact_svd, factors, form_of, redecompose
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.svd_form import attach, compose, exact_svd, factors, form_of, redecompose
 from tests.conftest import SmallNet, relative_error
 
 

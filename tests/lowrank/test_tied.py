@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.artifacts import tensors
-from lrexport.lowrank.decompose import SVDNetwork, decompose
-from lrexport.lowrank.fold import fold, fold_structure
-from lrexport.lowrank.regularisers import losses
-from lrexport.lowrank.svd_form import factors
-from lrexport.lowrank.torch_macs import count_torch_macs
-from lrexport.record import FactorisedLayer, Plan
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
+from lrexport.lowrank.factors.fold import fold, fold_structure
+from lrexport.lowrank.factors.svd_form import factors
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.lowrank.regularisation.regularisers import losses
+from lrexport.runs.record import FactorisedLayer, Plan
 from tests.conftest import relative_error
 
 SHAPE = (16, 12, 12)

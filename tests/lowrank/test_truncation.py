@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lrexport.errors import InputError
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.fold import build_pair, fold
-from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.moments import input_moments
-from lrexport.lowrank.patches import draw, outputs_at, patches_at, positions, sizes_of
-from lrexport.lowrank.selection import select
-from lrexport.lowrank.truncation import balanced, truncations, weighted_basis
-from lrexport.record import FactorisedLayer
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.fold import build_pair, fold
+from lrexport.lowrank.factors.moments import input_moments
+from lrexport.lowrank.factors.truncation import balanced, truncations, weighted_basis
+from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.patches import draw, outputs_at, patches_at, positions, sizes_of
+from lrexport.lowrank.selection.select import select
+from lrexport.runs.record import FactorisedLayer
 from tests.conftest import relative_error
 from tests.lowrank.test_fold import full_rank_plan
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from lrexport.errors import DeviceError
-from lrexport.export.onnx_export import export_onnx
+from lrexport.formats.onnx import export_onnx
 from lrexport.measure import runner
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.statistics import spread

@@ -16,17 +16,17 @@ from hypothesis import assume, given, settings
 from torch import nn
 
 from lrexport.errors import DeviceError, InputError
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.kernels import TRANSPOSED
-from lrexport.lowrank.moments import every_scheme_of
-from lrexport.lowrank.schemes import SCHEMES, blank
-from lrexport.lowrank.torch_macs import count_torch_macs
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.moments import every_scheme_of
+from lrexport.lowrank.layers.kernels import TRANSPOSED
+from lrexport.lowrank.layers.schemes import SCHEMES, blank
+from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.layer_times import LayerTimes
-from lrexport.measure.onnx_macs import count_onnx
+from lrexport.measure.macs.onnx_macs import count_onnx
 from lrexport.measure.targets import Job
 from lrexport.measure.targets.local import Local
-from lrexport.models.cifar_resnet import CifarResNet
+from lrexport.networks.cifar_resnet import CifarResNet
 from tests.conftest import SmallNet
 from tests.lowrank.layers import layers
 

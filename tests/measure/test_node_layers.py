@@ -8,10 +8,10 @@ import onnx
 import pytest
 from torch import Tensor, nn
 
-from lrexport.export.onnx_export import export_onnx
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.fold import fold
-from lrexport.lowrank.selection import select
+from lrexport.formats.onnx import export_onnx
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.selection.select import select
 from lrexport.measure.latency import measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import Job

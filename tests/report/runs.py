@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lrexport.record import (
+from lrexport.runs.record import (
     LOG,
     SPECTRA,
     Accuracy,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lrexport.report.page.render import render
-from lrexport.report.subjects import read_subjects
+from lrexport.report.reported_run import read_subjects
 from tests.report.browser import Visit, visit, wait_until_drawn
 from tests.report.runs import HOSTILE, NAMES, write_run
 

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from lrexport.report.cards import render
 from lrexport.report.json_report import to_json
-from lrexport.report.subjects import read_subjects
+from lrexport.report.reported_run import read_subjects
 from tests.report.runs import HOSTILE, NAMES, write_run
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lrexport.plans import Entry, Pair, PlanFile
-from lrexport.record import DenseLayer, FactorisedLayer
 from lrexport.report.diffs import Diff, diff_plans, diff_table, diff_to_json
+from lrexport.runs.plan_file import Entry, Pair, PlanFile
+from lrexport.runs.record import DenseLayer, FactorisedLayer
 
 
 def pair(rank: int, scheme: str = "spatial", size: int = 100) -> FactorisedLayer:

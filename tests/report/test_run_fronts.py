@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrexport.report.fronts import Front, fronts_of
-from lrexport.report.subjects import read_subjects
+from lrexport.report.reported_run import read_subjects
 from tests.report.runs import MACHINE, write_run
 
 

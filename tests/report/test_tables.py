@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lrexport.record import Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
 from lrexport.report.headline import headlines
 from lrexport.report.tables import results_table
+from lrexport.runs.record import Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
 
 
 def latency(p50: float, ratio: float | None = None) -> Latency:

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from lrexport.errors import DeviceError
-from lrexport.report.sweeps import load_sweep
+from lrexport.runs.sweep_record import load_sweep
 from lrexport.sweep import storage as storages
 from lrexport.sweep.extras import need_optuna
 from lrexport.sweep.locks import Process
 from lrexport.sweep.storage import database_lock, open_storage
 from tests.forked import Forked, folder_with
 from tests.sweep.postgresql import PASSWORD, Server, running_server
-from tests.sweep.test_book import abandon, request, sweep
 from tests.sweep.test_processes import COMMAND, NETWORK
+from tests.sweep.test_study import abandon, request, sweep
 
 pytest.importorskip("psycopg")
 need_optuna()

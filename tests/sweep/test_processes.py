@@ -14,8 +14,8 @@ import pytest
 
 import lrexport
 from lrexport.cli.main import run
-from lrexport.record import load_record
-from lrexport.report.sweeps import Sweep, load_sweep
+from lrexport.runs.record import load_record
+from lrexport.runs.sweep_record import Sweep, load_sweep
 
 NETWORK = """
 import os, pathlib, time

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrexport.config import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
 from lrexport.sweep.request import Request, make_request
 from lrexport.sweep.space import Choices, Dimension, Numbers, parse_space, points_of, size_of

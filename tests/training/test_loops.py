@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import InputError, UsageError
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.svd_form import factors
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.svd_form import factors
 from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 from lrexport.training.optimizers import parameter_groups

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.fold import fold_layer
-from lrexport.lowrank.kernels import spec_of
-from lrexport.lowrank.schemes import SCHEMES, Scheme, schemes_of
-from lrexport.lowrank.svd_form import exact_svd, factors
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.fold import fold_layer
+from lrexport.lowrank.factors.svd_form import exact_svd, factors
+from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.schemes import SCHEMES, Scheme, schemes_of
 from lrexport.training.optimizers import make_optimizer
 from lrexport.training.scaling import scale_gradients
 from tests.lowrank.layers import layers

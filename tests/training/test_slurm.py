@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from lrexport.artifacts.run_lock import RunLock
-from lrexport.record import load_record
+from lrexport.runs.record import load_record
 from tests.forked import Forked
 from tests.training.test_loggers import COMMAND, NETWORK, complete
 
 TWO = (*COMMAND, "--devices", "2", "-o", "run")
 RAISING = """
 import os
-from lrexport.data.resolve import load_data
+from lrexport.data.datasets import load_data
 
 def data():
     if os.environ["SLURM_PROCID"] == "1":

@@ -19,8 +19,8 @@ from torch import nn
 
 from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import DeviceError, InputError, Stopped
-from lrexport.lowrank.decompose import decompose
-from lrexport.lowrank.regularisers import Regularisers
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.regularisation.regularisers import Regularisers
 from lrexport.training.checkpoints import Checkpoints, optimizer_state, restore_optimizer
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage

@@ -8,11 +8,11 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
+from lrexport.budget.check_report import Report
 from lrexport.budget.outputs.text import explanation, headline
-from lrexport.budget.report import Report
 from lrexport.budget.verdicts import Verdict
 from lrexport.errors import LrexportError
-from lrexport.escape import plain
+from lrexport.text import plain
 
 _LEVELS = dict.fromkeys(("bad input", "failed", "not measured"), "error")
 _LEVELS |= dict.fromkeys(("inconclusive", "warning"), "warning")

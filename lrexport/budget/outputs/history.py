@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from lrexport.budget import figures
+from lrexport.budget.check_report import Report
 from lrexport.budget.facts import Facts
-from lrexport.budget.report import Report
-from lrexport.escape import plain
+from lrexport.text import plain
 
 
 def to_json(report: Report) -> list[dict[str, Any]]:

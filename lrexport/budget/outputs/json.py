@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lrexport.budget.report import Report
+from lrexport.budget.check_report import Report
 from lrexport.budget.verdicts import Verdict
 
 SCHEMA_VERSION = 1

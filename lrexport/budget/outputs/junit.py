@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from lrexport.budget.check_report import Checked, Report
 from lrexport.budget.outputs.text import explanation, headline
-from lrexport.budget.report import Checked, Report
 from lrexport.budget.verdicts import Status, Verdict
-from lrexport.escape import plain
+from lrexport.text import plain
 
 # A limit that is inconclusive or only a warning is a test that was skipped; one that was not measured is an error.
 _TAGS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from lrexport.budget.check_report import Report
 from lrexport.budget.outputs.text import explanation, headline
-from lrexport.budget.report import Report
 from lrexport.budget.verdicts import Verdict
 from lrexport.errors import LrexportError
-from lrexport.escape import markdown
+from lrexport.text import markdown
 
 # GitHub takes 65,536 characters in a comment and 1 MiB in a step's summary; one text serves both.
 COMMENT_BYTES = 60_000

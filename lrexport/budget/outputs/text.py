@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lrexport.budget.report import Checked, Report
+from lrexport.budget.check_report import Checked, Report
 from lrexport.budget.verdicts import Explanation, LayerChange, Verdict
-from lrexport.escape import plain
 from lrexport.report.tables import Table
+from lrexport.text import plain
 
 _SPARE = ("budget", "over by", "wanted")
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrexport.report.fronts import Front
-from lrexport.report.layers import UNKNOWN, Cost, Row
-from lrexport.report.subjects import STAGES, Epoch
+from lrexport.report.layer_tables import UNKNOWN, Cost, Row
+from lrexport.report.reported_run import STAGES, Epoch
 from lrexport.units import format_count, format_ms, format_percent
 
 Figure = dict[str, Any]

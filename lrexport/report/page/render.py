@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrexport.errors import DeviceError
-from lrexport.escape import plain_line
-from lrexport.record import Record
-from lrexport.report import layers
+from lrexport.report import layer_tables
 from lrexport.report.fronts import Front, fronts_of
 from lrexport.report.headline import Headline, goal_text, headlines
-from lrexport.report.int8 import int8_table
+from lrexport.report.int8_tables import int8_table
 from lrexport.report.page import charts
-from lrexport.report.repeating import commands, shell_lines
+from lrexport.report.repeat_commands import commands, shell_lines
+from lrexport.report.reported_run import STAGES, Subject
 from lrexport.report.runs_table import front_table, runs_table
-from lrexport.report.subjects import STAGES, Subject
 from lrexport.report.tables import Table, results_table
-from lrexport.report.training import training_table
+from lrexport.report.training_tables import training_table
+from lrexport.runs.record import Record
+from lrexport.text import plain_line
 from lrexport.units import format_percent
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _embedded(value: Mapping[str, Any]) -> str:
 
 
 def _view(subject: Subject, id: str, figures: _Figures) -> RunView:
-    record, rows = subject.record, layers.rows_of(subject)
+    record, rows = subject.record, layer_tables.rows_of(subject)
     sections = (
         _spectra(subject, rows, id, figures),
         _ranks(rows, id, figures),
@@ -196,7 +196,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, st
             yield f"{before}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _spectra(subject: Subject, rows: Sequence[layers.Row], id: str, figures: _Figures) -> Section:
+def _spectra(subject: Subject, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
     title, place = "Singular values", f"{id}-spectra"
     if not subject.spectra:
         why = (
@@ -215,22 +215,22 @@ def _spectra(subject: Subject, rows: Sequence[layers.Row], id: str, figures: _Fi
     alt = (
         f"Singular values of {len(subject.spectra)} layers with the rank that each was cut at; the table has their figures."
     )
-    chart = figures.chart(f"{place}-chart", charts.spectra_figure(rows), alt, layers.spectrum_table(rows))
+    chart = figures.chart(f"{place}-chart", charts.spectra_figure(rows), alt, layer_tables.spectrum_table(rows))
     return Section(place, title, text, (chart,))
 
 
-def _ranks(rows: Sequence[layers.Row], id: str, figures: _Figures) -> Section:
+def _ranks(rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
     pairs = [row for row in rows if row.rank is not None]
     whole = len(rows) - len(pairs)
     text = f"{len(pairs)} of {len(rows)} layers became pairs" + (f", {whole} stay whole." if whole else ".")
     place = f"{id}-ranks"
     alt = f"Rank kept of the full rank, layer by layer. {text}"
-    chart = figures.chart(f"{place}-chart", charts.rank_figure(rows), alt, layers.rank_table(rows))
+    chart = figures.chart(f"{place}-chart", charts.rank_figure(rows), alt, layer_tables.rank_table(rows))
     return Section(place, "Ranks", text, (chart,))
 
 
-def _costs(subject: Subject, rows: Sequence[layers.Row], id: str, figures: _Figures) -> Section:
-    place, costs = f"{id}-costs", layers.costs_of(subject, rows)
+def _costs(subject: Subject, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
+    place, costs = f"{id}-costs", layer_tables.costs_of(subject, rows)
     found = [
         figures.chart(
             f"{place}-{cost.name.lower()}",
@@ -243,7 +243,7 @@ def _costs(subject: Subject, rows: Sequence[layers.Row], id: str, figures: _Figu
     ]
     missing = "" if costs[-1].is_known else "Time by layer was not measured: lrexport onnx RUN measures it."
     text = "What each layer costs, dense beside compressed; both convolutions of a pair together."
-    return Section(place, "Cost by layer", text, tuple(found), layers.cost_table(rows, costs), missing)
+    return Section(place, "Cost by layer", text, tuple(found), layer_tables.cost_table(rows, costs), missing)
 
 
 def _training(subject: Subject, id: str, figures: _Figures) -> Section:

@@ -1,0 +1,44 @@
+"""A budget as an assertion, for those who gate in their tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lrexport.artifacts.toml_files import read_settings
+from lrexport.budget.check_report import Report
+from lrexport.budget.limits import make_budget
+from lrexport.budget.outputs import text
+from lrexport.check.run_check import Choices, check, check_settings
+from lrexport.errors import InputError
+
+
+def assert_within_budget(
+    path: str | Path,
+    *,
+    config: str | Path | None = None,
+    baseline: str | Path | None = None,
+    allow_other_machine: bool = False,
+    strict: bool = False,
+    **limits: Any,
+) -> Report:
+    """Fail with an AssertionError unless a run or an .onnx file (or all that a glob matches) is within its budget.
+
+    ``limits`` are those of docs/budgets.md, ``max_bytes="500 KB"`` say; without any the budgets of ``config`` hold, or those
+    of the current folder's lrexport.toml or pyproject.toml. A limit whose figure was not measured fails as well; with
+    ``strict`` also an inconclusive one. Returns what was found. Raises UsageError and InputError as ``lrexport check`` does.
+
+        def test_the_model_stays_small():
+            lrexport.assert_within_budget("run", max_bytes="500 KB", max_accuracy_drop="1 point")
+    """
+    choices = Choices(Path(baseline) if baseline else None, any_machine=allow_other_machine, strict=strict)
+    if limits:
+        budget = make_budget("assert_within_budget", limits, lambda key: "assert_within_budget")
+        report = check([str(path)], [budget], Path(), choices)
+    else:
+        report = check_settings([str(path)], read_settings(str(config) if config else None), choices)
+    if report.counts["bad input"]:
+        raise InputError("\n".join([report.summary(), *text.details(report)]))
+    if report.exit_code:
+        raise AssertionError("\n".join([report.summary(), *text.details(report)]))
+    return report

@@ -1,0 +1,142 @@
+"""Latencies that ``lrexport bench --json`` wrote, for the files that it measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from lrexport.artifacts import files
+from lrexport.artifacts.json_files import first_fault, read_json
+from lrexport.budget.facts import machine_of
+from lrexport.budget.figures import P50, P90, RATIO
+from lrexport.check.gather_facts import Looked, latency
+from lrexport.errors import InputError
+from lrexport.runs.record import Latency
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Figures(Latency):
+    """Figures as a measurement gives them: no time is negative, and a median is above zero."""
+
+    p50: _Positive
+    p90: _Positive
+    p99: _Positive
+    iqr: _Milliseconds
+    rounds: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=0)]
+    batch: Annotated[int, Field(ge=0)]
+    ratio: _Positive | None = None
+    ratio_iqr: tuple[_Positive, _Positive] | None = None
+
+
+class _Input(BaseModel):
+    """What a file was fed for one of its inputs."""
+
+    shape: tuple[int, ...]
+
+
+class _File(BaseModel):
+    """One file that was measured; what has come later is empty in older files."""
+
+    sha256: str
+    latency_ms: _Figures
+    path: str = "model.onnx"
+    inputs: dict[str, _Input] = {}
+    samples_ms: tuple[_Positive, ...] = ()
+
+
+class _Measured(BaseModel):
+    """What is used of the JSON that ``lrexport bench`` writes."""
+
+    files: dict[str, _File]
+    target: str
+    baseline: str | None
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What one ``lrexport bench --json`` wrote."""
+
+    path: Path
+    measured: _Measured
+
+    def of(self, digest: str) -> tuple[str, _File] | None:
+        """The name and entry of a file by its sha256, wherever it lies now; None where it was not measured as it is."""
+        return next(((name, entry) for name, entry in self.measured.files.items() if entry.sha256 == digest), None)
+
+
+def read_bench(path: Path) -> Bench:
+    """Raises InputError where the file was not written by ``lrexport bench --json``."""
+    try:
+        return Bench(path, _Measured.model_validate(read_json(path)))
+    except ValidationError as error:
+        message = f"{path} was not written by lrexport bench --json: {first_fault(error)}".splitlines()[0]
+        raise InputError(message, "Measure again: lrexport bench FILE --json OUTPUT.") from error
+
+
+def with_latencies(looked: Looked, benches: Sequence[Bench], shapes: Mapping[str, tuple[int, ...]]) -> Looked:
+    """``looked`` with the latencies that ``benches`` have of its very file, at ``shapes`` where a budget gives sizes.
+
+    The ratio is that to the dense file in the same rounds, whichever file ``bench`` compared with. Where there is none, or
+    where the sizes were others, :attr:`Looked.gaps` say why and what helps.
+    """
+    if looked.file is None:
+        return looked
+    by_target, gaps = dict(looked.facts.latency_ms), dict(looked.gaps)
+    digest = files.sha256(looked.file)
+    for bench in benches:
+        place, target = bench.of(digest), bench.measured.target
+        if place is None:
+            continue
+        _, entry = place
+        if other := _other_shapes(entry, shapes):
+            gaps |= {(figure.name, target): f"{bench.path} has its latency at {other}" for figure in (P50, P90, RATIO)}
+            continue
+        ratio, why_not = _ratio(bench, entry, looked.dense_file)
+        if why_not:
+            gaps[RATIO.name, target] = why_not
+        by_target[target] = latency(entry.latency_ms.model_dump() | ratio, machine_of(bench.measured.environment))
+    return replace(looked, facts=replace(looked.facts, latency_ms=by_target), gaps=gaps)
+
+
+def _other_shapes(entry: _File, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The sizes that a file was measured at and what measures it at those of the budget; "" where they are the same."""
+    fed = {name: one.shape for name, one in entry.inputs.items()}
+    wrong = {name: shape for name, shape in shapes.items() if fed.get(name, shape) != shape}
+    if not wrong:
+        return ""
+    options = " ".join(f"--shape {name}={_joined(shape)}" for name, shape in wrong.items())
+    return f"{', '.join(f'{name}={_joined(fed[name])}' for name in wrong)}: measure with lrexport bench {options}"
+
+
+def _joined(shape: Sequence[int]) -> str:
+    return ",".join(map(str, shape))
+
+
+def _ratio(bench: Bench, entry: _File, dense_file: Path | None) -> tuple[dict[str, Any], str]:
+    """The fields of a latency that say its ratio to the dense file, or why there is none and what helps."""
+    none = {"ratio": None, "ratio_iqr": None}
+    if dense_file is None or not os.path.isfile(dense_file):
+        return none, "there is no dense network to compare with: name the file with dense = in the budget"
+    dense = bench.of(files.sha256(dense_file))
+    how = f"measure both in one run: lrexport bench --baseline {dense_file} {entry.path} --json {bench.path}"
+    if dense is None:
+        return none, f"{bench.path} does not have {dense_file}, as it is now: {how}"
+    name, dense_entry = dense
+    if name == bench.measured.baseline:
+        return {}, ""
+    mine, theirs = entry.samples_ms, dense_entry.samples_ms
+    if not mine or len(mine) != len(theirs):
+        return none, f"{bench.path} has its ratio to another file than {dense_file}, and not every round: {how}"
+    from lrexport.measure.statistics import spread
+
+    ratios = spread([one / other for one, other in zip(mine, theirs, strict=True)])
+    return {"ratio": ratios.p50, "ratio_iqr": (ratios.p25, ratios.p75)}, ""

@@ -1,0 +1,198 @@
+"""What there is to know of a run or an .onnx file: counted on the file itself, scored and timed as its record says."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrexport.artifacts.children import threads_with_children
+from lrexport.artifacts.files import check_readable
+from lrexport.artifacts.lfs import refuse_lfs_pointer
+from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
+from lrexport.budget.facts import Accuracy, Facts, Latency, Layer, machine_of
+from lrexport.check.find_models import is_other
+from lrexport.errors import InputError
+from lrexport.measure.macs.onnx_macs import layer_of
+from lrexport.measure.macs.onnx_survey import Survey, survey
+from lrexport.text import shell_path
+
+if TYPE_CHECKING:
+    from lrexport.runs.record import Record, Result
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A model, the dense network to compare it with where there is one, and the .onnx files of both.
+
+    ``files`` are all that the model's bytes are in. ``gaps`` are as in :class:`lrexport.budget.quantities.Subject`.
+    ``notes`` say what a reader of the figures should know about the file.
+    """
+
+    facts: Facts
+    file: Path | None = None
+    dense: Facts | None = None
+    dense_file: Path | None = None
+    files: tuple[Path, ...] = ()
+    gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class How:
+    """What to look at: the size after gzip too, and MACs at these sizes of inputs."""
+
+    with_gzip: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def survey(self, path: Path) -> Survey:
+        """Raises InputError, and UsageError where the shapes do not fit the file."""
+        return survey(path, self.shapes) if self.shapes else survey(path)
+
+
+def look(path: Path, how: How | None = None, dense: Path | None = None) -> Looked:
+    """Look into a run, an .onnx file, which may be one of a run's, or a file of another kind, which has bytes alone.
+
+    ``dense`` stands for the dense network then. Raises InputError for a file that is malformed, damaged or not what the
+    record says, or a run without a result; UsageError where the shapes do not fit.
+    """
+    how = how or How()
+    if is_other(path):
+        looked = _look_at_other(path, how)
+        return looked if dense is None else replace(looked, dense=look(dense, how).facts, dense_file=dense)
+    run, name = (path, MODEL_ONNX) if path.is_dir() else (path.parent, path.name)
+    with threads_with_children(2) as pool:
+        # The child processes work while this one imports what reads a record.
+        now = pool.submit(how.survey, run / name) if (run / name).is_file() else None
+        other = pool.submit(look, dense, how) if dense is not None else None
+        record = _record_of(path)
+        if record is not None:
+            looked = _look_at_run(run, name, record, now, how)
+        else:
+            found = (now or pool.submit(how.survey, path)).result()
+            looked = Looked(_facts(found, how), path, files=found.files, notes=tuple(found.notes))
+    if other is not None:
+        looked = replace(looked, dense=other.result().facts, dense_file=dense)
+    return looked
+
+
+def _look_at_other(path: Path, how: How) -> Looked:
+    """A file of which only the size is known: of another runtime, or whatever else is shipped. Raises InputError."""
+    refuse_lfs_pointer(path)
+    check_readable(path)
+    packed = gzip_bytes([path]) if how.with_gzip else None
+    return Looked(Facts(bytes=path.stat().st_size, gzip_bytes=packed, kind=_kind(path)), path, files=(path,))
+
+
+def _kind(path: Path) -> str:
+    return f"a file {path.suffix}" if path.suffix else "a file without an extension"
+
+
+def _record_of(path: Path) -> Record | None:
+    """The record of a run, or of the run that an .onnx file is one of; None where it is a file of its own."""
+    if not path.is_dir() and not (path.parent / RECORD).is_file():
+        return None
+    from lrexport.runs.record import load_record
+
+    if path.is_dir():
+        return load_record(path)
+    record = load_record(path.parent)
+    return record if path.name in record.files and record.result_of(path.name) is not None else None
+
+
+def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] | None, how: How) -> Looked:
+    result = record.result_of(name)
+    if result is None:
+        raise InputError(
+            f"{run} has no compressed network yet", f"lrexport compress {shell_path(run)} --macs 0.5 goes on from it."
+        )
+    file, counted = None, Facts()
+    files: tuple[Path, ...] = ()
+    if name in record.files:
+        file = record.check(run, name)
+        found = counting.result() if counting else how.survey(file)
+        counted, files = _facts(found, how), found.files
+    dense = None
+    if record.results.dense:
+        counts_dense = how.shapes and DENSE_ONNX in record.files  # the record has its MACs at the run's own sizes
+        dense_facts = _facts(how.survey(record.check(run, DENSE_ONNX)), how) if counts_dense else Facts()
+        dense = _recorded(dense_facts, record.results.dense, record)
+    return Looked(_recorded(counted, result, record), file, dense, run / DENSE_ONNX, files)
+
+
+def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
+    """``facts`` with what only the record knows; MACs and bytes are the record's where they were not counted."""
+    return replace(
+        facts,
+        bytes=result.bytes if facts.bytes is None else facts.bytes,
+        macs=result.macs if facts.macs is None else facts.macs,
+        uncounted=result.uncounted if facts.macs is None else facts.uncounted,
+        params=result.params,
+        accuracy=_accuracy(result),
+        latency_ms={
+            target: latency(found.model_dump(), machine_of(record.environment_of(target)))
+            for target, found in result.latency_ms.items()
+        },
+    )
+
+
+def _accuracy(result: Result) -> Accuracy | None:
+    found = result.accuracy
+    return Accuracy(found.top1, found.top5, found.n) if found else None
+
+
+def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> Latency:
+    """A latency of a record, as a dictionary, on ``machine``."""
+    quartiles = figures["ratio_iqr"]
+    return Latency(
+        p50=figures["p50"],
+        p90=figures["p90"],
+        iqr=figures["iqr"],
+        threads=figures["threads"],
+        batch=figures["batch"],
+        ratio=figures["ratio"],
+        ratio_iqr=(quartiles[0], quartiles[1]) if quartiles else None,
+        warning=figures["warning"],
+        machine=machine,
+    )
+
+
+def _facts(found: Survey, how: How) -> Facts:
+    return Facts(
+        bytes=found.bytes,
+        gzip_bytes=gzip_bytes(found.files) if how.with_gzip else None,
+        macs=found.cost.macs,
+        params=found.cost.params,
+        opset=found.opset,
+        operators=found.operators,
+        uncounted=found.cost.uncounted,
+        layers=_layers(found),
+        graph=found.structure,
+    )
+
+
+def gzip_bytes(files: Iterable[Path]) -> int:
+    """What ``gzip -9`` makes of the files, one by one, without a name in its header."""
+    total = 0
+    for path in files:
+        packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)  # 16 more: gzip's header and trailer
+        with open(path, "rb") as stream:
+            for block in iter(lambda: stream.read(_BLOCK), b""):
+                total += len(packer.compress(block))
+        total += len(packer.flush())
+    return total
+
+
+def _layers(found: Survey) -> dict[str, Layer]:
+    """Costs by layer; what has no weight goes by its node's name."""
+    layers: dict[str, Layer] = {}
+    for node in found.cost.nodes:
+        name = layer_of(node.weight) if node.weight else node.name or node.operator
+        sofar = layers.get(name, Layer(0, 0, 0))
+        layers[name] = Layer(sofar.macs + node.macs, sofar.params + node.params, sofar.bytes + node.bytes)
+    return layers

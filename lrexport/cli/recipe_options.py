@@ -1,0 +1,132 @@
+"""``--recipe`` and ``--print-config``.
+
+Option > environment > recipe named by one of these > [tool.lrexport] > recipe named there > default.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from lrexport.artifacts.toml_files import read_settings
+from lrexport.cli import output
+from lrexport.cli.configuration import NOT_IN_FILES, OF_ONE_CALL, Defaults, names_code, recipe_defaults
+from lrexport.cli.goal_options import GOALS, compress_config, given_goal, nearest_goals
+from lrexport.cli.option_types import LatencyType, SizeType
+from lrexport.cli.options import Command, stacked
+from lrexport.config import recipes
+from lrexport.config.compression import CompressConfig
+from lrexport.text import toml_text, visible
+
+TAKERS = ("compress", "train")  # the commands with --recipe
+# In a context's meta: the recipe that is followed, and where each value stands.
+RECIPE, _PLACES = "lrexport.recipe", "lrexport.places"
+
+
+class RecipeCommand(output.Command):
+    """A command with the options of :func:`recipe_options`, which it does not see itself."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Print the configuration, or do what the command does."""
+        ctx.params.pop("recipe")
+        if ctx.params.pop("print_config"):
+            output.document("\n".join(_config_lines(ctx)))
+            return None
+        return super().invoke(ctx)
+
+
+def recipe_options() -> Callable[[Command], Command]:
+    """``--recipe`` and ``--print-config`` of a :class:`RecipeCommand`."""
+    text = f"Options from a TOML file: {', '.join(recipes.names())}, or a file of your own."
+    return stacked(
+        click.option("--recipe", metavar="NAME|FILE", is_eager=True, callback=_follow, help=text),
+        click.option("--print-config", is_flag=True, help="Print the options that would be used, as a recipe, and stop."),
+    )
+
+
+def recipe_config(model: str, recipe: str) -> CompressConfig:
+    """What ``lrexport compress MODEL --recipe RECIPE`` means where no file and no environment says more."""
+    context = _command("compress").make_context("compress", [model, "--recipe", recipe])
+    with context.scope():
+        return compress_config({name: value for name, value in context.params.items() if name not in OF_ONE_CALL})
+
+
+def _command(name: str) -> click.Command:
+    command = getattr(importlib.import_module(f"lrexport.cli.{name}"), "command")  # noqa: B009 - typed Any on purpose
+    assert isinstance(command, click.Command)
+    return command
+
+
+def _follow(context: click.Context, parameter: click.Parameter, recipe: str | None) -> str | None:
+    """Before any other option is looked at: add the recipe to what the configuration says, above or below it."""
+    of_files = Defaults(dict(context.default_map or {}), dict((context.obj or {}).get(context.command.name, {})))
+    context.meta[_PLACES] = {name: f"file {place}" for name, place in of_files.places.items()}
+    if recipe is None:
+        return None
+    settings = read_settings(str(recipes.find(recipe)))
+    said = recipe_defaults(settings, context.command, map(_command, TAKERS))
+    said = replace(said, places=dict.fromkeys(said.places, f"recipe {recipe}"))
+    of_files = replace(of_files, places=context.meta[_PLACES])
+    named_in_file = context.get_parameter_source("recipe") is ParameterSource.DEFAULT_MAP
+    both = _merged(said, of_files) if named_in_file else _merged(of_files, said)
+    context.default_map, context.meta[_PLACES], context.meta[RECIPE] = both.values, both.places, recipe
+    return recipe
+
+
+def _merged(below: Defaults, above: Defaults) -> Defaults:
+    """``above`` goes before; a goal there leaves none of those below."""
+    hidden = set(GOALS) if above.values.keys() & set(GOALS) else set()
+    kept = {name: value for name, value in below.values.items() if name not in hidden}
+    return Defaults({**kept, **above.values}, {**below.places, **above.places})
+
+
+def _config_lines(context: click.Context) -> Iterator[str]:
+    """TOML of all options that decide something, each with where its value comes from."""
+    given_goal(dict(context.params))  # two goals are a mistake here, too
+    goals = nearest_goals({name: context.params[name] for name in GOALS if name in context.params})
+    yield visible(f"# lrexport {context.command.name} {context.params['model']}")
+    for option in context.command.params:
+        name = option.name or ""
+        if not isinstance(option, click.Option) or name in OF_ONE_CALL:
+            continue
+        key = next(flag[2:] for flag in option.opts if flag.startswith("--"))
+        value = context.params[name]
+        if value is None or (name in GOALS and name not in goals):
+            yield f"# {key} is not set"
+        else:
+            apart = "# " if name in NOT_IN_FILES or names_code(name, str(value)) else ""  # a recipe must not say it
+            yield f"{apart}{key} = {_toml(value, option.type)}  # {visible(_origin(context, option))}"
+
+
+def _origin(context: click.Context, option: click.Option) -> str:
+    source, name = context.get_parameter_source(option.name or ""), option.name or ""
+    if source is ParameterSource.COMMANDLINE:
+        return "option"
+    if source is ParameterSource.ENVIRONMENT:
+        return f"environment {context.auto_envvar_prefix}_{name.upper()}"
+    if source is ParameterSource.DEFAULT_MAP:
+        return str(context.meta[_PLACES][name])
+    return "default"
+
+
+def _toml(value: Any, kind: Any) -> str:
+    """A value as the option would read it again."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(kind, SizeType):
+        return f'"{value}B"'
+    if isinstance(kind, LatencyType):
+        number, is_ms = value
+        return f'"{Decimal(repr(number)):f}ms"' if is_ms else repr(number)
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(_toml(each, None) for each in value)}]"
+    if isinstance(value, int | float):
+        return repr(value)
+    return toml_text(str(value) if isinstance(value, Path) else value)

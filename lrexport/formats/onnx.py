@@ -1,0 +1,243 @@
+"""torch network → one ONNX file, each step verified: export, strip, compare with torch, simplify, compare again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from lrexport.artifacts import files
+from lrexport.artifacts.onnx_graphs import graphs_in
+from lrexport.errors import InputError
+from lrexport.formats.opsets import FIRST_OPSET, check_opset, in_opset, opset_of
+from lrexport.formats.torch_graph import to_onnx
+from lrexport.formats.verify import RELATIVE_TOLERANCE, Comparison, Reference, check_repeats
+from lrexport.lowrank.factors.decompose import eval_mode
+from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
+from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.quiet import quiet
+from lrexport.units import format_bytes
+
+# Real inputs that are compared; a batch of at most so many random ones is drawn once more.
+_REAL, _FEW = 8, 4
+# Of weights and nodes in one file: protobuf's 2 GiB, less room for names and shapes.
+_MOST_BYTES = (2 << 30) - (1 << 20)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished file: its cost counted on the graph, and the largest error relative to torch over all comparisons.
+
+    ``blind`` says that the output hardly depends on the input, so that agreement with torch proves little.
+    """
+
+    path: Path
+    bytes: int
+    opset: int
+    cost: GraphCost
+    comparison: Comparison
+    simplified: bool
+    blind: bool = False
+
+
+def export_onnx(
+    network: nn.Module,
+    path: str | Path,
+    input_shape: tuple[int, ...],
+    *,
+    batch: int | None = 1,
+    opset: int = FIRST_OPSET,
+    samples: Tensor | None = None,
+) -> Exported:
+    """Write ``network`` to ``path`` as one self-contained ONNX file; input ``input``, output ``output``, float32.
+
+    ``batch`` is the fixed batch size, or None for a dynamic one; ``samples`` (N, *input_shape) are real inputs to
+    compare on, beside random ones. The network is exported in eval mode and put back; of one in another precision, or
+    on a GPU, a copy is exported. Raises UsageError for an opset that cannot be written or run, InputError when the graph
+    differs from torch or is too large for one file; then nothing is left at ``path``.
+    """
+    check_opset(opset)
+    path = Path(path)
+    network = _in_float32_on_cpu(network)
+    _check_bytes(sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers())))
+    with eval_mode(network):
+        _check_output(network, input_shape, batch)
+        inputs = _comparison_inputs(input_shape, batch, samples)
+        check_repeats(network, next(iter(inputs.values())))
+        torchs = Reference(network, inputs, _extremes(input_shape, batch))
+        model = _export(network, input_shape, batch, opset)
+        check_written(model, batch, opset)
+        strip(model)
+        _check_bytes(_size_bytes(model))
+        comparison = torchs.compare(model)
+        simpler = _simplify(model)
+        if simpler is not None:
+            try:
+                check_written(simpler, batch, opset)
+                comparison = comparison.worst(torchs.compare(simpler))
+                model = simpler
+            except InputError:  # the graph before it was verified
+                simpler = None
+        blind = _is_blind(network, inputs, _example(network, input_shape, batch))
+    content = model.SerializeToString()
+    files.write_bytes(path, content)
+    return Exported(path, len(content), opset, count_onnx(model, batch=batch), comparison, simpler is not None, blind)
+
+
+def _in_float32_on_cpu(network: nn.Module) -> nn.Module:
+    """The network itself where it is so: a GPU's convolutions may round to TF32, which is not what the file does."""
+    tensors = (*network.parameters(), *network.buffers())
+    if all(tensor.device.type == "cpu" for tensor in tensors) and all(
+        tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()
+    ):
+        return network
+    return copy_network(network).cpu().float()
+
+
+def _size_bytes(model: onnx.ModelProto) -> int:
+    """Weights and nodes, one by one: protobuf itself counts no further than 2 GiB."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) + sum(
+        node.ByteSize() for node in model.graph.node
+    )
+
+
+def _check_bytes(size: int) -> None:
+    if size > _MOST_BYTES:
+        raise InputError(
+            f"the network takes {format_bytes(size)}; one ONNX file has at most {format_bytes(_MOST_BYTES)}",
+            "lrexport writes no external data; torch.onnx.export(…, external_data=True) does. Of a run whose compressed "
+            "network is smaller, lrexport.export_onnx(lrexport.load(RUN), …) writes that one alone.",
+        )
+
+
+def _example(network: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> Tensor:
+    parameter = next(network.parameters(), torch.empty(0))
+    # Two images: with one, torch.export takes a dynamic batch for the constant 1.
+    return torch.zeros(2 if batch is None else batch, *input_shape, device=parameter.device)
+
+
+@torch.no_grad()
+def _check_output(network: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> None:
+    """The file declares one output with the batch first: the network must return that."""
+    example = _example(network, input_shape, batch)
+    try:
+        output = network(example)
+    except Exception as error:
+        raise InputError(f"the network does not take a float32 input of shape {tuple(example.shape)}: {error}") from error
+    check_output(output, batch if batch == 1 else None)  # of others the graph itself tells
+
+
+def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None, opset: int) -> onnx.ModelProto:
+    example = _example(network, input_shape, batch)
+    return in_opset(to_onnx(network, example, max(opset, FIRST_OPSET), dynamic=batch is None), opset)
+
+
+def check_output(output: object, batch: int | None = None) -> None:
+    """Raise InputError unless this is what a network that can be exported returns, for ``batch`` inputs: one tensor."""
+    if not isinstance(output, Tensor) or output.ndim == 0:
+        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise InputError(
+            f"the network returns {found}, one tensor with the batch first was wanted",
+            "Wrap it in a module whose forward returns that tensor.",
+        )
+    if batch is not None and len(output) != batch:
+        raise InputError(
+            f"the network returns shape {tuple(output.shape)} for a batch of {batch}: the first axis is not the batch",
+            "squeeze() without axes drops a batch of 1, too: use flatten(1), or squeeze with the axes that are meant.",
+        )
+    if output.dtype == torch.bfloat16:
+        raise InputError("the network returns bfloat16, which ONNX Runtime cannot hand out", "Let it return x.float().")
+
+
+def check_written(model: onnx.ModelProto, batch: int | None, opset: int) -> None:
+    """Opset and batch as declared in the file must be what was asked for."""
+    written = opset_of(model)
+    if written != opset:
+        raise InputError(f"opset {opset} was asked for, the exporter wrote {written}", f"Ask for --opset {written}.")
+    for item in (*model.graph.input, *model.graph.output):
+        first = item.type.tensor_type.shape.dim[0]
+        fixed = first.dim_value if first.HasField("dim_value") else None
+        if fixed != batch:
+            asked = "a dynamic batch" if batch is None else f"a batch of {batch}"
+            found = "a dynamic one" if fixed is None else str(fixed)
+            raise InputError(
+                f"{asked} was asked for, but {item.name!r} was written with {found}",
+                "The network's forward pass fixes it (a reshape with a number, say); use -1 or x.shape[0] there.",
+            )
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what no runtime reads: doc strings, metadata, inferred shapes. The exporter writes up to 100 KB of it."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.value_info[:]
+    _strip_graph(model.graph)
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for node in graph.node:
+        for inner in graphs_in(node):
+            _strip_graph(inner)
+
+
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """onnxsim's result, or None where it fails: the verified graph before it is then the one to ship."""
+    try:
+        import onnxsim
+
+        with quiet():
+            simpler, agreed = onnxsim.simplify(model)
+    except Exception:
+        return None
+    if not agreed:
+        return None
+    strip(simpler)
+    return simpler
+
+
+@torch.no_grad()
+def _is_blind(network: nn.Module, inputs: Mapping[str, Tensor], zeros: Tensor) -> bool:
+    """Whether random input changes the output by no more than a comparison tolerates; a fresh ViT gives zeros for all."""
+    noise = next(iter(inputs.values()))[:1].to(zeros)
+    noise = noise.expand(len(zeros), *noise.shape[1:])
+    found, reference = network(noise), network(zeros)
+    return bool((found - reference).abs().max() <= RELATIVE_TOLERANCE * found.abs().max())
+
+
+def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples: Tensor | None) -> dict[str, Tensor]:
+    """Random and real inputs at the fixed batch, or at several sizes of a dynamic one."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (1, 2, 5) if batch is None else (batch,) * (3 if batch <= _FEW else 2)
+    inputs: dict[str, Tensor] = {}
+    for number, size in enumerate(sizes):
+        again = f", draw {number + 1}" if number and batch is not None else ""
+        inputs[f"random input, batch {size}{again}"] = torch.randn(size, *input_shape, generator=generator)
+    if samples is not None and len(samples):
+        size = batch or min(_REAL, len(samples))
+        for start in range(0, min(len(samples), max(_REAL, size)), size):
+            part = samples[start : start + size]
+            repeated = part.repeat(-(-size // len(part)), *[1] * (samples.ndim - 1))[:size]
+            inputs[f"real input, batch {size}" + (f", from sample {start + 1}" if start else "")] = repeated.cpu()
+    return inputs
+
+
+def _extremes(input_shape: tuple[int, ...], batch: int | None) -> dict[str, Tensor]:
+    """Inputs at the ends of what a network may get: nothing at all, and values far outside of a normalised image's."""
+    size = batch or 2
+    large = 10 * torch.randn(size, *input_shape, generator=torch.Generator().manual_seed(1))
+    return {f"an input of zeros, batch {size}": torch.zeros_like(large), f"large random input, batch {size}": large}

@@ -1,0 +1,93 @@
+"""Which ONNX operator sets a graph can be written in: torch's exporter knows new ones, onnx's converter goes back."""
+
+from __future__ import annotations
+
+import onnx
+
+from lrexport.artifacts.onnx_graphs import opset_of as opset_of
+from lrexport.errors import InputError, UsageError
+from lrexport.formats.older_opset import written_in
+from lrexport.formats.verify import check_model
+
+# The oldest opset that torch's exporter has operators for; asked for less, it writes this one.
+FIRST_OPSET = 18
+# The oldest that ONNX Runtime promises to run.
+OLDEST_OPSET = 7
+# Before IR version 4 every weight had to be an input as well.
+_OLDEST_IR = 4
+
+
+def check_opset(opset: int) -> None:
+    """Raise UsageError for an opset that no graph can be written in or run with here."""
+    last = last_opset()
+    if not OLDEST_OPSET <= opset <= last:
+        side = "ONNX Runtime runs none older" if opset < OLDEST_OPSET else "the ONNX Runtime installed here runs none newer"
+        raise UsageError(
+            f"invalid opset {opset}: expected {OLDEST_OPSET} to {last}; {side}",
+            f"{FIRST_OPSET} and newer work for every network, older ones for most.",
+        )
+
+
+def last_opset() -> int:
+    """The newest opset that the installed ONNX Runtime loads, found by trying."""
+    import onnxruntime
+
+    helper = onnx.helper
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
+    for opset in range(onnx.defs.onnx_opset_version(), FIRST_OPSET, -1):
+        imports = [helper.make_opsetid("", opset)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception:
+            continue
+        return opset
+    return FIRST_OPSET
+
+
+def in_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The same graph in an older opset and the oldest IR version that goes with it; the model itself is left as it is.
+
+    Raises UsageError, with the opsets that work, where onnx cannot convert it. Outputs are not compared.
+    """
+    if opset == opset_of(model):
+        return model
+    try:
+        return _converted(model, opset)
+    except InputError as error:
+        oldest = opset_of(model)
+        while oldest - 1 > opset and _converts(model, oldest - 1):
+            oldest -= 1
+        raise UsageError(
+            f"this network cannot be written in opset {opset}: {error.message}",
+            f"It can be in opsets {oldest} to {last_opset()}: choose one with --opset.",
+        ) from error
+
+
+def _converts(model: onnx.ModelProto, opset: int) -> bool:
+    try:
+        _converted(model, opset)
+    except InputError:
+        return False
+    return True
+
+
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """By the standard's schemas or, where these do not suffice, by onnx's converter, and checked. Raises InputError."""
+    try:
+        return _checked(written_in(model, opset_of(model), opset))
+    except InputError as error:
+        try:
+            return _checked(onnx.version_converter.convert_version(model, opset))
+        except Exception:  # its C++ raises whatever it likes, and says less than the schemas do
+            raise error from None
+
+
+def _checked(made: onnx.ModelProto) -> onnx.ModelProto:
+    made.ir_version = max(_OLDEST_IR, onnx.helper.find_min_ir_version_for(list(made.opset_import)))
+    check_model(made)
+    return made

@@ -1,0 +1,135 @@
+"""A verified ONNX file → ONNX Runtime's own format (.ort), which its small builds for phones and boards load.
+
+An .ort file holds the graph as optimised on this machine; the runtime that loads it optimises little more. So nothing may be
+done to it that is only right here: the NCHWc transformer, which lays weights out in blocks as wide as this processor's
+vectors, is left out, as in the runtime's own converter. On x86 that costs speed: there the .onnx file, which is
+laid out when it is loaded, is the faster one wherever a full runtime can load it.
+https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lrexport.artifacts import files
+from lrexport.errors import InputError
+from lrexport.formats.agreement import RELATIVE_TOLERANCE, Array, Pair, Terms, check_agreement
+from lrexport.measure.latency import session
+
+Platform = Literal["amd64", "arm"]
+# Whether activations may stay signed int8: right on ARM, slow on x86, where they become unsigned. It changes nothing in
+# float32.
+_SIGNED_INT8: dict[Platform, str] = {"amd64": "0", "arm": "1"}
+_MACHINE_SPECIFIC = ["NchwcTransformer"]
+# Quantised graphs that are fused differently round differently: a few steps of 1/255 of the largest output.
+_INT8_TOLERANCE = 0.03
+# Whatever a slice's own size is: activations are rounded to 1/255 of what their whole tensor holds.
+_INT8_STEP = 2 / 255
+_DYNAMIC_BATCHES = (1, 2, 5)
+
+
+@dataclass(frozen=True)
+class OrtFile:
+    """A finished file and its largest difference from the ONNX file, relative to the largest output."""
+
+    path: Path
+    bytes: int
+    relative_error: float
+
+
+def write_ort(source: str | Path, path: str | Path, platform: Platform) -> OrtFile:
+    """Write the ONNX file ``source`` to ``path``, which must end in .ort, for processors of ``platform``.
+
+    It is loaded back and compared with ``source`` on random inputs. Raises InputError where ONNX Runtime cannot write it
+    or where the outputs differ; then nothing is left at ``path``.
+    """
+    source, path = Path(source), Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ort-") as scratch:
+        made = Path(scratch) / "model.ort"
+        _convert(source, made, platform)
+        error = _compare(source, made)
+        files.write_bytes(path, made.read_bytes())
+    return OrtFile(path, path.stat().st_size, error)
+
+
+def _convert(source: Path, made: Path, platform: Platform) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised; names would be printed raw
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(made)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.qdqisint8allowed", _SIGNED_INT8[platform])
+    try:
+        onnxruntime.InferenceSession(
+            str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=_MACHINE_SPECIFIC
+        )
+    except Exception as error:  # its exceptions share no base but Exception
+        raise InputError(f"ONNX Runtime cannot write {source.name} in its own format: {error}") from error
+
+
+def _compare(source: Path, made: Path) -> float:
+    """The largest relative difference of the outputs. Raises InputError when it passes the tolerance."""
+    before, after = session(source), session(made)
+    given = before.get_inputs()[0]
+    inputs = {
+        f"random input {number + 1} of shape {tuple(shape)}": np.random.default_rng(number)
+        .standard_normal(shape)
+        .astype(np.float32)
+        for number, shape in enumerate(_shapes(given.shape))
+    }
+
+    def outputs(runtime: Any) -> list[list[Array]]:
+        runs = (runtime.run(None, {given.name: values}) for values in inputs.values())
+        return [[np.asarray(output).astype(np.float64) for output in run] for run in runs]
+
+    wanted, found = outputs(before), outputs(after)
+    names = [item.name for item in before.get_outputs()]
+    quantised = _is_quantised(source)
+    terms = Terms(
+        "the file in ONNX Runtime's own format",
+        source.name,
+        _INT8_TOLERANCE if quantised else RELATIVE_TOLERANCE,
+        _INT8_STEP if quantised else 0.0,
+    )
+    worst = 0.0
+    for number, name in enumerate(names):
+
+        def rounding(number: int = number) -> list[Array]:
+            """What optimising the graph changes."""
+            plain = outputs(_unoptimised(source))
+            return [np.abs(one[number] - two[number]) for one, two in zip(plain, wanted, strict=True)]
+
+        pairs = [Pair(label, one[number], two[number]) for label, one, two in zip(inputs, wanted, found, strict=True)]
+        named = name if len(names) > 1 else ""
+        worst = max(worst, check_agreement(pairs, rounding, terms, named).relative_error)
+    return worst
+
+
+def _unoptimised(source: Path) -> Any:
+    """A session that runs every node of the graph as it is written."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised; names would be printed raw
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+
+
+def _shapes(shape: list[Any]) -> list[list[int]]:
+    """Those of inputs to compare on: several draws of a fixed batch, a dynamic one in several sizes."""
+    batches = (shape[0],) * len(_DYNAMIC_BATCHES) if isinstance(shape[0], int) else _DYNAMIC_BATCHES
+    return [[batch, *shape[1:]] for batch in batches]
+
+
+def _is_quantised(source: Path) -> bool:
+    import onnx
+
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)

@@ -1,0 +1,1 @@
+"""Which layers can be factorised, and why the others cannot."""

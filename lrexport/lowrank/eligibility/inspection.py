@@ -1,0 +1,272 @@
+"""Which layers of a network can be factorised, what each costs, and why the others stay dense; nothing is changed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lrexport.config.compression import AskedScheme
+from lrexport.errors import InputError
+from lrexport.lowrank.eligibility.substitution import misfits
+from lrexport.lowrank.layers.constants import constant_layers
+from lrexport.lowrank.layers.kernels import WEIGHTED, LayerCall, dense_macs, spec_of
+from lrexport.lowrank.layers.schemes import SCHEMES, scheme_for, schemes_of
+from lrexport.runs.record import DenseKind, DenseLayer, Scheme
+from lrexport.torch_tools.equivalents import computes_itself, why_not_plain
+from lrexport.torch_tools.tracing import trace
+from lrexport.units import format_count
+
+# Modules that multiply by weights of their own and have no scheme.
+_WITHOUT_SCHEME = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+# These hand their children's weights to fused functions instead of calling the children.
+_READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_Why = tuple[DenseKind, str]
+
+
+@dataclass(frozen=True)
+class SchemeFacts:
+    """A layer's pair by one scheme: its full rank, and its costs for one rank, in every group of a grouped layer."""
+
+    full_rank: int
+    macs_per_rank: int
+    params_per_rank: int
+
+
+@dataclass(frozen=True)
+class Factorisable:
+    """A layer that can be factorised, with its costs for one input of the network.
+
+    ``names`` are all places where it or a layer with the same weight stands, the first of them its name; ``scheme`` is
+    the one of its SVD form, ``schemes`` holds every one whose pair of rank 1 costs less than the layer; ``shape`` is the
+    weight's. MACs sum over the places; parameters count once, ``bias_params`` those of the biases. ``calls`` are all uses
+    in one forward pass, each with the name of the layer that is called.
+    """
+
+    names: tuple[str, ...]
+    scheme: Scheme
+    schemes: dict[Scheme, SchemeFacts]
+    dense_macs: int
+    dense_params: int
+    bias_params: int
+    shape: tuple[int, ...]
+    calls: tuple[tuple[str, LayerCall], ...] = ()
+
+    def modules(self, network: nn.Module) -> list[nn.Module]:
+        """Those that stand in its places, each once: a module can stand in several, and several can share the weight."""
+        return list(dict.fromkeys(network.get_submodule(place) for place in self.names))
+
+    @property
+    def full_rank(self) -> int:
+        """Full rank by the SVD form's scheme."""
+        return self.schemes[self.scheme].full_rank
+
+    @property
+    def macs_per_rank(self) -> int:
+        """MACs for one rank by the SVD form's scheme."""
+        return self.schemes[self.scheme].macs_per_rank
+
+    @property
+    def params_per_rank(self) -> int:
+        """Weights for one rank by the SVD form's scheme."""
+        return self.schemes[self.scheme].params_per_rank
+
+
+def inspect_layers(
+    network: nn.Module, input_shape: tuple[int, ...], scheme: AskedScheme, keep: Collection[str] = ()
+) -> dict[str, Factorisable | DenseLayer]:
+    """Facts of every layer with a weight, by the first of its names, in the order of the network.
+
+    Modules with weights and without a scheme, such as recurrent layers and MultiheadAttention, are among the dense ones.
+    ``keep`` are shell patterns of layers that stay dense. Raises InputError for NaN or infinity in a weight, and when the
+    network does not take such an input.
+    """
+    layers = _Layers(network, input_shape)
+    found: dict[str, Factorisable | DenseLayer] = {}
+    for tied in layers.tied():
+        whys = {layer: layers.why_dense(layer, keep) for layer in tied}
+        if held := [layer for layer, why in whys.items() if why]:
+            kind, _ = whys[held[0]] or ("unsupported", "")
+            shared: _Why = (kind, f"its weight is shared with {layers.name(held[0])}, which stays dense")
+            found |= {layers.name(layer): layers.dense(layer, why or shared) for layer, why in whys.items()}
+            continue
+        facts = layers.facts(tied, scheme)
+        if isinstance(facts, Factorisable):
+            found[facts.names[0]] = facts
+        else:
+            found |= {layers.name(layer): layers.dense(layer, facts) for layer in tied}
+    factorisable = {name: facts for name, facts in found.items() if isinstance(facts, Factorisable)}
+    for name, why in misfits(network, input_shape, factorisable).items():
+        alike = factorisable[name].modules(network)
+        found |= {layers.name(layer): layers.dense(layer, ("unsupported", why)) for layer in alike}
+    found |= {layers.name(module): layers.without_scheme(module) for module in layers.places if module not in layers.uses}
+    return {name: found[name] for name in map(layers.name, layers.places) if name in found}
+
+
+class _Layers:
+    """The layers of a network with a weight: where each stands, who else has its weight, how a forward pass uses it."""
+
+    def __init__(self, network: nn.Module, input_shape: tuple[int, ...]) -> None:
+        self.places: dict[Any, list[str]] = defaultdict(list)
+        self.parents: dict[nn.Module, list[nn.Module]] = defaultdict(list)
+        self.owners: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
+        for name, module in network.named_modules(remove_duplicate=False):
+            if isinstance(module, (*WEIGHTED, *_WITHOUT_SCHEME)):
+                self.places[module].append(name)
+                self.parents[module].append(network.get_submodule(name.rpartition(".")[0]))
+        for name, owner in network.named_modules():
+            for parameter in owner.parameters(recurse=False):
+                self.owners[id(parameter)].append((name, owner))
+        self.layers = [module for module in self.places if isinstance(module, WEIGHTED)]
+        self.attention_macs: dict[nn.Module, int] = defaultdict(int)
+        with self._watching_attention() as outputs:
+            self.uses = trace(network, self.layers, input_shape)
+        for layer in self.uses:
+            self.uses[layer].calls += outputs[layer]
+        self.constant = constant_layers(network, self.layers, input_shape)
+
+    @contextmanager
+    def _watching_attention(self) -> Iterator[dict[nn.Module, list[LayerCall]]]:
+        """Note what MultiheadAttention multiplies by its own weights; yields how it uses its last layer, uncalled."""
+        outputs: dict[nn.Module, list[LayerCall]] = defaultdict(list)
+
+        def leave(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object) -> None:
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            values = sum(given[name].numel() for name in ("query", "key", "value"))
+            self.attention_macs[module] += values * module.embed_dim
+            outputs[module.out_proj].append(LayerCall(given["query"].numel() // module.embed_dim))
+
+        usual = nn.MultiheadAttention.forward  # a subclass may take other arguments, and multiply otherwise
+        attentions = [module for module in self.places if getattr(module.forward, "__func__", None) is usual]
+        hooks = [module.register_forward_hook(leave, with_kwargs=True) for module in attentions]
+        try:
+            yield outputs
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def name(self, layer: nn.Module) -> str:
+        return self.places[layer][0]
+
+    def tied(self) -> Iterator[list[Any]]:
+        """Every layer once, together with those that have the same weight and could have the same factors."""
+        done: set[nn.Module] = set()
+        for layer in self.layers:
+            if layer in done:
+                continue
+            others = [other for _, other in self.owners.get(id(layer.weight), []) if other is not layer]
+            group = [layer, *(other for other in others if self._can_share(layer, other))]
+            done |= set(group)
+            yield group
+
+    def _can_share(self, layer: Any, other: Any) -> bool:
+        """Whether two layers with one weight make the same matrix of it; stride, padding and bias may differ."""
+        return type(layer) is type(other) and layer.weight is other.weight and spec_of(layer) == spec_of(other)
+
+    def why_dense(self, layer: Any, keep: Collection[str]) -> _Why | None:
+        """Kind and text of the first reason for the layer to stay dense; None where it can be factorised."""
+        if any(fnmatchcase(place, pattern) for place in self.places[layer] for pattern in keep):
+            return "kept", "kept dense as asked"
+        text = self._unsupported_itself(layer) or self._unsupported_in_use(layer)
+        return ("unsupported", text) if text else None
+
+    def _unsupported_itself(self, layer: Any) -> str | None:
+        if "" in self.places[layer]:
+            return "it is the whole network"
+        if readers := [parent for parent in self.parents[layer] if isinstance(parent, _READS_CHILDREN)]:
+            return f"{type(readers[0]).__name__} uses its weight without calling it"
+        if parametrize.is_parametrized(layer):
+            return "its weight has a parametrisation that is not constant"
+        if computes_itself(layer):
+            return why_not_plain(layer)
+        if not isinstance(layer.weight, nn.Parameter):
+            return "its weight is computed by a hook"
+        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+            return "it has hooks, which a pair would lose"
+        if not layer.weight.is_floating_point():
+            return f"its weight is {str(layer.weight.dtype).removeprefix('torch.')}"
+        return "depthwise convolution" if spec_of(layer).is_depthwise else None
+
+    def _unsupported_in_use(self, layer: Any) -> str | None:
+        owners = self.owners[id(layer.weight)]
+        if foreign := [name for name, owner in owners if owner is not layer and not self._can_share(layer, owner)]:
+            return f"its weight is shared with {', '.join(foreign)}"
+        if others := [name for name, owner in self.owners[id(layer.bias)] if owner is not layer and layer.bias is not None]:
+            return f"its bias is shared with {', '.join(others)}"
+        if self.uses[layer].weight_read:
+            return "the network uses its weight without calling it"
+        if not self.uses[layer].calls:
+            return "not called in a forward pass"
+        if layer in self.constant:
+            return "works on constants alone, so an exported graph holds its result"
+        if self.uses[layer].extra_arguments:
+            return "called with more than its input, which a pair does not take"
+        return None
+
+    def facts(self, tied: list[Any], asked: AskedScheme) -> Factorisable | _Why:
+        """Facts of layers that share a weight, or why their pair cannot pay."""
+        names = [name for layer in tied for name in self.places[layer]]
+        weight, spec = tied[0].weight, spec_of(tied[0])
+        if not torch.isfinite(weight).all():
+            raise InputError(f"NaN or infinity in the weight of layer {names[0]!r}", "Use weights from before it diverged.")
+        macs = sum(map(self.dense_macs, tied))
+        calls = [call for layer in tied for call in self.uses[layer].calls]
+        every = {scheme: _scheme_facts(scheme, tied[0], calls) for scheme in schemes_of(spec)}
+        # An input-channel or spatial pair can lose at rank 1 already (first layers, tiny 1×1 layers).
+        gaining = {scheme: facts for scheme, facts in every.items() if facts.macs_per_rank < macs}
+        if not gaining:
+            return "costly", "even a pair of rank 1 costs more than the layer"
+        scheme = _cheapest(gaining) if asked == "auto" else scheme_for(spec, asked)
+        if scheme not in gaining:
+            pair = f"a {scheme} pair of rank 1 costs {format_count(every[scheme].macs_per_rank)} MACs"
+            return "costly", f"{pair}, the layer {format_count(macs)}"
+        biases = sum(layer.bias.numel() for layer in tied if layer.bias is not None)
+        params, shape = weight.numel() + biases, tuple(weight.shape)
+        named = tuple((self.name(layer), call) for layer in tied for call in self.uses[layer].calls)
+        return Factorisable(tuple(names), scheme, gaining, macs, params, biases, shape, named)
+
+    def dense_macs(self, layer: nn.Module) -> int:
+        if layer in self.constant:
+            return 0
+        spec = spec_of(layer)
+        return sum(dense_macs(spec, call) for call in self.uses[layer].calls)
+
+    def dense(self, layer: Any, why: _Why) -> DenseLayer:
+        kind, reason = why
+        params = sum(parameter.numel() for parameter in layer.parameters() if self._is_first_owner(layer, parameter))
+        shape = tuple(layer.weight.shape)
+        return DenseLayer(kind=kind, reason=reason, dense_macs=self.dense_macs(layer), dense_params=params, shape=shape)
+
+    def without_scheme(self, module: nn.Module) -> DenseLayer:
+        """MACs are those that are counted in the whole network's, so none of a recurrent layer."""
+        own = list(module.parameters(recurse=False))
+        shapes = [tuple(parameter.shape) for parameter in own if parameter.ndim == 2]
+        return DenseLayer(
+            reason=f"there is no scheme for {type(module).__name__}",
+            dense_macs=self.attention_macs[module],
+            dense_params=sum(parameter.numel() for parameter in own if self._is_first_owner(module, parameter)),
+            shape=shapes[0] if len(shapes) == 1 else (),
+        )
+
+    def _is_first_owner(self, layer: nn.Module, parameter: nn.Parameter) -> bool:
+        """A shared parameter counts where it first stands."""
+        owners = (owner for _, owner in self.owners.get(id(parameter), []) if owner in self.places)
+        return next(owners, layer) is layer
+
+
+def _scheme_facts(scheme: Scheme, layer: Any, calls: list[LayerCall]) -> SchemeFacts:
+    spec, factorisation = spec_of(layer), SCHEMES[scheme]
+    macs = sum(factorisation.macs_per_rank(spec, call) for call in calls)
+    return SchemeFacts(factorisation.full_rank(spec), macs, factorisation.params_per_rank(spec))
+
+
+def _cheapest(schemes: dict[Scheme, SchemeFacts]) -> Scheme:
+    """The scheme whose pair costs least at full rank; the first of equals."""
+    return min(schemes, key=lambda scheme: schemes[scheme].macs_per_rank * schemes[scheme].full_rank)

@@ -1,0 +1,1 @@
+"""Factors: SVD form, moments of the inputs, truncation, folding."""

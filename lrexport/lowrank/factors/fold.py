@@ -1,0 +1,107 @@
+"""Fold: replace layers in SVD form by their plain pairs, with sqrt(|s|) on either side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lrexport.errors import InputError
+from lrexport.lowrank.factors import svd_form
+from lrexport.lowrank.factors.arguments import check_plan, check_svd
+from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.truncation import Truncations
+from lrexport.lowrank.layers.kernels import WEIGHTED, spec_of
+from lrexport.lowrank.layers.pairs import put_pairs, untrained_pair
+from lrexport.lowrank.layers.schemes import SCHEMES, schemes_of
+from lrexport.runs.record import FactorisedLayer, Plan, Scheme
+from lrexport.torch_tools.copying import copy_network
+
+
+@parametrize.cached()  # a layer's settings are read off its weight, too, and composing that is a large product
+def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) -> nn.Module:
+    """A new network of plain torch.nn layers only: pairs where the plan has ranks, the composed weight elsewhere.
+
+    ``truncations`` are those that the plan was selected from: pairs get their factors, which lose least on the data where
+    that was known; without them the largest |s| are kept. The network in ``svd`` is left as it is. Stride, padding in
+    every mode, dilation, groups and bias carry over exactly; layers that share a weight become pairs that share theirs.
+    """
+    check_svd(svd)
+    check_plan(plan)
+    network = copy_network(svd.network)
+    for name, facts in svd.layers.items():
+        planned = plan.get(name)
+        if isinstance(planned, FactorisedLayer):
+            layer = network.get_submodule(name)
+            truncation = (truncations or {}).get(name, {}).get(planned.scheme)
+            if truncation is None:
+                pair = fold_layer(layer, planned.scheme, planned.rank)
+            else:
+                pair = build_pair(layer, planned.scheme, *truncation.factors(planned.rank))
+            put_pairs(network, facts.names, planned, pair)
+        else:
+            layer, *tied = facts.modules(network)
+            svd_form.detach(layer, tied)
+    return network
+
+
+def fold_structure(network: nn.Module, plan: Plan) -> nn.Module:
+    """Put untrained pairs where the plan has ranks, in place: the network that a run's weights are loaded into.
+
+    Raises InputError where plan and network do not belong together.
+    """
+    modules = dict(network.named_modules(remove_duplicate=False))
+    for name, planned in plan.items():
+        if name not in modules:
+            raise InputError(f"the plan has a layer {name!r}, the network has none of that name")
+        if not isinstance(planned, FactorisedLayer):
+            continue
+        layer: Any = modules[name]
+        _check_admitted(name, layer, planned)
+        places = [place for place, other in modules.items() if isinstance(other, WEIGHTED) and other.weight is layer.weight]
+        put_pairs(network, places, planned, untrained_pair(layer, planned.scheme, planned.rank))
+    return network
+
+
+@torch.no_grad()
+def fold_layer(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
+    """The plain pair of one layer with its ``rank`` largest |s|, in every group; the layer is left as it is.
+
+    Where ``scheme`` is not the one of its SVD form, or it is in none, its weight is decomposed for it.
+    """
+    left, singular, right = svd_form.factors_by(layer, scheme)
+    kept = singular.abs().topk(rank, dim=-1).indices
+    scale = singular.abs().gather(-1, kept).sqrt().unsqueeze(-2)
+    left, right = (side.take_along_dim(kept.unsqueeze(-2), dim=-1) * scale for side in (left, right))
+    return build_pair(layer, scheme, left, right.mT)
+
+
+@torch.no_grad()
+def build_pair(layer: Any, scheme: Scheme, left: Tensor, right: Tensor) -> nn.Sequential:
+    """The plain pair ``first``, ``second`` of a layer whose matrix is left (rows, r) @ right (r, columns).
+
+    With g > 1 groups left is (g, rows, r) and right (g, r, columns). The scale of the singular values is the caller's to
+    put in. The layer gives stride, padding, dilation, groups, bias and mode; its weight's values, ordinary or in SVD form,
+    are not looked at.
+    """
+    pair = untrained_pair(layer, scheme, left.shape[-1])
+    weights = SCHEMES[scheme].weights(left.to(layer.weight), right.to(layer.weight), spec_of(layer))
+    for half, weight in zip(pair, weights, strict=True):
+        # A fresh copy has the strides of a fresh layer also on axes of length 1, by which runtimes choose their kernels.
+        half.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+    return pair
+
+
+def _check_admitted(name: str, layer: nn.Module, planned: FactorisedLayer) -> None:
+    """Plans are also written by hand."""
+    if not isinstance(layer, WEIGHTED):
+        raise InputError(f"the plan factorises {name!r}, which is a {type(layer).__name__}")
+    spec = spec_of(layer)
+    if planned.scheme not in schemes_of(spec):
+        known = f"It can be: {', '.join(schemes_of(spec))}."
+        raise InputError(f"the plan factorises {name!r} by {planned.scheme}, which its kernel does not admit", known)
+    full_rank = SCHEMES[planned.scheme].full_rank(spec)
+    if planned.rank > full_rank:
+        raise InputError(f"the plan gives {name!r} rank {planned.rank}, its full rank by {planned.scheme} is {full_rank}")

@@ -1,0 +1,131 @@
+"""Second moments of what the layers of a network are given: how much each direction of a kernel matters on real data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from itertools import islice
+from operator import length_hint
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.errors import UsageError
+from lrexport.lowrank.factors.arguments import check_images, check_svd
+from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.patches import draw, patches_at, positions, sizes_of
+from lrexport.lowrank.layers.schemes import SCHEMES
+from lrexport.runs.record import Scheme
+from lrexport.torch_tools.tracing import eval_mode, fast_layout, given_to
+
+# Outputs looked at per layer: a second moment of a few thousand columns needs no more.
+_MOST_SAMPLES = 10_000
+# Above this a moment costs more memory (half a GB) and time than it is worth; the layer counts unweighted.
+_MOST_COLUMNS = 8192
+
+Moments = Mapping[str, Mapping[Scheme, Tensor]]
+Schemes = Mapping[str, Iterable[Scheme]]
+
+
+def own_schemes_of(svd: SVDNetwork) -> Schemes:
+    """The scheme of each layer's SVD form."""
+    return {name: (layer.scheme,) for name, layer in svd.layers.items()}
+
+
+def every_scheme_of(svd: SVDNetwork) -> Schemes:
+    """Every scheme that a layer admits and gains by."""
+    return {name: tuple(layer.schemes) for name, layer in svd.layers.items()}
+
+
+@torch.no_grad()
+def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | None = None) -> Moments:
+    """E[x xᵀ] over the columns of a layer's matrix, (columns, columns) or (g, columns, columns), by layer and scheme.
+
+    ``schemes`` are by default those of the SVD form. ``batches`` are tensors, (N, …), or pairs of one and anything else, as
+    a DataLoader's (images, labels) are; labels are not used, and of more than 10,000 batches the first count. One tensor is
+    one batch. x is one column's worth of the input: input channels times the taps of the pair's first half. Layers with too
+    many columns are left out. Raises UsageError for batches of another kind.
+    """
+    check_svd(svd)
+    batches = [batches] if isinstance(batches, Tensor) else batches
+    if not isinstance(batches, Iterable):
+        raise _no_batches(batches)
+    schemes = schemes or own_schemes_of(svd)
+    wanted = {name: _not_too_wide(svd, name, schemes[name]) for name in svd.layers}
+    sums: dict[str, dict[Scheme, Tensor]] = {name: {} for name in wanted}
+    counts: dict[tuple[str, Scheme], int] = {}
+    generator = torch.Generator().manual_seed(0)
+    count = length_hint(batches)
+    if not count:  # how many there are is known only once they have been read
+        batches = list(islice(batches, _MOST_SAMPLES))
+        count = len(batches)
+    most = max(1, _MOST_SAMPLES // max(1, count))
+
+    def watch(name: str) -> Any:
+        def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            numbers = draw(positions(output, layer), most, generator)
+            patches = patches_at(layer, given_to(args, kwargs), sizes_of(output, layer), numbers)
+            for scheme in wanted[name]:
+                columns = columns_of(layer, patches, scheme).flatten(1, 2)
+                moment = columns.mT @ columns
+                sums[name][scheme] = sums[name][scheme] + moment if scheme in sums[name] else moment
+                counts[name, scheme] = counts.get((name, scheme), 0) + columns.shape[1]
+
+        return note
+
+    def watch_all(hooks: ExitStack) -> None:
+        for name, layer in svd.layers.items():
+            for module in layer.modules(svd.network):
+                hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
+
+    with ExitStack() as hooks, eval_mode(svd.network):
+        for number, batch in enumerate(islice(batches, _MOST_SAMPLES)):
+            images = images_of(batch)
+            if not number:
+                check_images(svd.network, images)
+            images = fast_layout(svd.network, images)
+            if not number:  # finding out which layout the network takes was not to be watched
+                watch_all(hooks)
+            svd.network(images)
+    return {
+        name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in found.items()}
+        for name, found in sums.items()
+    }
+
+
+def images_of(batch: object) -> Tensor:
+    """The inputs in a batch: the tensor itself, or the first of several things. Raises UsageError for anything else."""
+    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(images, Tensor):
+        raise _no_batches(batch)
+    return images
+
+
+def _no_batches(batch: object) -> UsageError:
+    return UsageError(
+        f"invalid batch of type {type(batch).__name__}: expected a tensor (N, …), or a pair of one and its labels",
+        "Give an iterable of those: a DataLoader, [images], or ((item['image'], None) for item in loader).",
+    )
+
+
+def columns_of(layer: Any, patches: Tensor, scheme: Scheme) -> Tensor:
+    """Patches (n, in, k…) as what meets a matrix's columns: (g, n, taps of the second half, columns)."""
+    spec = spec_of(layer)
+    second = SCHEMES[scheme].second_axes(spec)
+    first = [axis for axis in spec.axes if axis not in second]
+    grouped = patches.unflatten(1, (spec.groups, -1))  # (n, g, in ÷ g, k…)
+    ordered = grouped.permute(1, 0, *(3 + axis for axis in second), 2, *(3 + axis for axis in first))
+    count = len(patches)
+    return ordered.reshape(spec.groups, count, -1, SCHEMES[scheme].matrix_shape(spec)[1])
+
+
+def _not_too_wide(svd: SVDNetwork, name: str, schemes: Iterable[Scheme]) -> list[Scheme]:
+    spec = spec_of(svd.network.get_submodule(name))
+    return [scheme for scheme in schemes if SCHEMES[scheme].matrix_shape(spec)[1] <= _MOST_COLUMNS]
+
+
+def _grouped(svd: SVDNetwork, name: str, moment: Tensor) -> Tensor:
+    """Without groups there is no group axis, as in the matrices."""
+    return moment if spec_of(svd.network.get_submodule(name)).groups > 1 else moment[0]

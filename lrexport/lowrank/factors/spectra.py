@@ -1,0 +1,46 @@
+"""Singular values of a network's layers, before and after SVD training: what a cut is judged by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.svd_form import exact_svd, factors_by, redecompose
+from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.schemes import SCHEMES
+from lrexport.runs.record import FactorisedLayer, Plan, Scheme
+
+_DIGITS = 5  # enough for a chart, and a file of kilobytes
+
+
+@torch.no_grad()
+def spectra(svd: SVDNetwork, plan: Plan, start: nn.Module | None = None) -> dict[str, Any]:
+    """What spectra.json holds, as docs/record.md describes it: the layers of the network in SVD form by the plan's schemes.
+
+    ``start`` is the dense network before SVD training, None where there was none. U, s, V are replaced by the exact SVD of
+    the composed kernels first.
+    """
+    layers = {}
+    for name, layer in svd.layers.items():
+        planned = plan.get(name)
+        scheme = planned.scheme if isinstance(planned, FactorisedLayer) else layer.scheme
+        module = svd.network.get_submodule(name)
+        redecompose(module)
+        now = _values(factors_by(module, scheme)[1])
+        before = now if start is None else _values(_singular(start.get_submodule(name), scheme))
+        layers[name] = {"scheme": scheme, "dense": before, "trained": None if start is None else now}
+    return {"schema_version": 1, "layers": layers}
+
+
+def _singular(layer: Any, scheme: Scheme) -> Tensor:
+    return exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer))).singular
+
+
+def _values(singular: Tensor) -> list[float]:
+    """Descending. Of a layer with groups each value is the root of the sum of squares over the groups, (g, r) → r."""
+    values = singular.detach().double().abs()
+    values = values if values.ndim == 1 else values.square().sum(0).sqrt()
+    return [float(f"{value:.{_DIGITS}g}") for value in values.cpu().tolist()]

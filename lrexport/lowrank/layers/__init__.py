@@ -1,0 +1,1 @@
+"""Single layers: kernels, schemes, pairs, and what each layer costs."""

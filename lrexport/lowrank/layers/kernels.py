@@ -1,0 +1,96 @@
+"""What a scheme needs to know of a layer, from the layer's attributes alone, and the layer's own cost.
+
+Weights are (out, in ÷ groups, k…) for convolutions, (in, out ÷ groups, k…) for transposed ones and (out, in) for Linear,
+which is a convolution without kernel axes here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from lrexport.torch_tools.weight_layers import PLAIN as PLAIN
+from lrexport.torch_tools.weight_layers import TRANSPOSED as TRANSPOSED
+from lrexport.torch_tools.weight_layers import WEIGHTED as WEIGHTED
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A layer's kernel. ``split_axis`` is the one of ``kernel_size`` that `spatial` gives to the second half."""
+
+    out_channels: int
+    in_channels: int
+    kernel_size: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+    split_axis: int = 0
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Every kernel axis: () for Linear, (0, 1) for height and width."""
+        return tuple(range(len(self.kernel_size)))
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the layer's weight."""
+        outer, inner = (self.out_channels, self.in_channels)[:: -1 if self.transposed else 1]
+        return (outer, inner // self.groups, *self.kernel_size)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every input channel is a group of its own."""
+        return 1 < self.groups == self.in_channels
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One use of a layer for one input of the network: on ``samples`` items, from ``input`` to ``output`` positions.
+
+    Positions are the sizes along the kernel's axes, (H, W) for Conv2d; Linear has none, its samples are rows.
+    """
+
+    samples: int
+    input: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
+
+
+def spec_of(layer: Any) -> KernelSpec:
+    """The spec of a Linear, convolution or transposed convolution, with an ordinary weight or in SVD form.
+
+    `spatial` splits off the axis longer than 1 whose pair costs least at full rank, by kernel, stride and channels; the
+    first of equals, so that a square kernel becomes 1×kW then kH×1 (Yang et al. 2020, section 3.1). No input is needed.
+    """
+    if isinstance(layer, nn.Linear):
+        return KernelSpec(layer.out_features, layer.in_features)
+    return KernelSpec(
+        layer.out_channels,
+        layer.in_channels,
+        layer.kernel_size,
+        layer.groups,
+        isinstance(layer, TRANSPOSED),
+        _split_axis(layer),
+    )
+
+
+def dense_macs(spec: KernelSpec, call: LayerCall) -> int:
+    """MACs of the layer as it is for one call; the bias is not counted (fvcore's convention)."""
+    return call.samples * prod(call.input if spec.transposed else call.output) * prod(spec.weight_shape)
+
+
+def _split_axis(layer: Any) -> int:
+    kernel, stride = layer.kernel_size, layer.stride
+    into, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+
+    def cost(axis: int) -> int:
+        """MACs of the full-rank pair per output position, per input position where the layer is transposed."""
+        first, second = into * prod(kernel) // kernel[axis], out * kernel[axis]
+        full_rank = min(first, second)
+        if isinstance(layer, TRANSPOSED):
+            return full_rank * (first + second * prod(stride) // stride[axis])
+        return full_rank * (first * stride[axis] + second)
+
+    longer = [axis for axis, length in enumerate(kernel) if length > 1]
+    return min(longer or [0], key=cost)

@@ -1,0 +1,57 @@
+"""Pairs: the two plain layers that stand where a layer was, and how they get there."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from lrexport.lowrank.layers.kernels import WEIGHTED
+from lrexport.lowrank.layers.schemes import SCHEMES
+from lrexport.runs.record import FactorisedLayer, Scheme
+
+_HALVES = ["first", "second"]  # in the order in which they run
+# What a network may ask a layer for, as in `x.view(-1, self.head.in_features)`.
+_SIZES = ("in_features", "out_features", "in_channels", "out_channels")
+
+
+def is_pair(module: nn.Sequential) -> bool:
+    """Whether it is one that a layer was folded into."""
+    return [name for name, _ in module.named_children()] == _HALVES and all(isinstance(half, WEIGHTED) for half in module)
+
+
+def untrained_pair(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
+    """A pair for the layer with weights still to be filled in, the layer's bias in the second half."""
+    first, second = SCHEMES[scheme].pair(layer, rank)
+    if layer.bias is not None:
+        second.bias = nn.Parameter(layer.bias.detach().clone())
+    return as_pair(layer, first, second)
+
+
+def as_pair(layer: Any, first: nn.Module, second: nn.Module) -> nn.Sequential:
+    """Two modules as the pair that stands for the layer, and answers for its sizes."""
+    pair = nn.Sequential(OrderedDict(zip(_HALVES, (first, second), strict=True))).train(layer.training)
+    for name in _SIZES:
+        if hasattr(layer, name):
+            setattr(pair, name, getattr(layer, name))
+    return pair
+
+
+def put(network: nn.Module, place: str, module: nn.Module) -> None:
+    """Put ``module`` in a place of the network, in place of what is there."""
+    parent, _, child = place.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def put_pairs(network: nn.Module, places: Iterable[str], planned: FactorisedLayer, pair: nn.Sequential) -> None:
+    """Put ``pair`` in the place of a layer; of others with its weight each gets a pair with its own stride and bias."""
+    pairs: dict[nn.Module, nn.Sequential] = {}
+    layers = {place: network.get_submodule(place) for place in places}  # all of them first: places may have one parent
+    for place, layer in layers.items():
+        if pairs and layer not in pairs:
+            pairs[layer] = untrained_pair(layer, planned.scheme, planned.rank)
+            for half, tied in zip(pair, pairs[layer], strict=True):
+                tied.weight = half.weight
+        put(network, place, pairs.setdefault(layer, pair))

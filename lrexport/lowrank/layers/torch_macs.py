@@ -1,0 +1,160 @@
+"""MACs of a torch network, layer by layer, counted by fvcore.
+
+Convention: multiply–accumulates of convolutions and matrix products for one input; bias, normalisation, pooling and
+element-wise operators are not counted; 1 MAC = 2 FLOPs. fvcore counts one "flop" per MAC. Nor are layers that work on
+constants alone: an exported graph holds their result.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isqrt, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.einsum import einsum_macs
+from lrexport.errors import InputError, first_line
+from lrexport.lowrank.layers.constants import constant_layers
+from lrexport.lowrank.layers.kernels import WEIGHTED
+from lrexport.torch_tools.tracing import eval_mode, example_input, flat_tensors
+
+# Matrix products that sum over the last axis of one input, and the place of that input.
+_PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "inner": 0}
+_PRODUCTS |= {"addmm": 1, "addmv": 1, "baddbmm": 1}
+# Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
+_UNCOUNTED = {"lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "_trilinear", "deform_conv2d", "conv_tbc", "cdist", "kron"}
+_UNCOUNTED |= {"chain_matmul", "linalg_multi_dot", "linalg_matrix_power", "linalg_matrix_exp", "linalg_vecdot"}
+_Handle = Callable[[list[Any], list[Any]], int]
+
+
+@dataclass(frozen=True)
+class TorchMacs:
+    """``total`` for one input, ``by_layer`` for modules that multiply themselves.
+
+    ``uncounted`` names operators that multiply and are not in ``total``.
+    """
+
+    total: int
+    by_layer: dict[str, int]
+    uncounted: tuple[str, ...]
+
+
+def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchMacs:
+    """Count for one input of ``input_shape`` (without the batch), in eval mode; the network's own mode is put back.
+
+    Raises InputError where the network does not take such an input, and where torch cannot trace it.
+    """
+    from fvcore.nn import FlopCountAnalysis
+
+    layers: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
+    constant = {layers[layer] for layer in constant_layers(network, layers, input_shape)}
+    example = example_input(network, input_shape)
+    with eval_mode(network), _without_fused_attention(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, announces its retirement
+        analysis = FlopCountAnalysis(_Outputs(network), example).unsupported_ops_warnings(False)
+        handles = {f"aten::{operator}": handle for operator, handle in _HANDLES.items()}
+        analysis = analysis.uncalled_modules_warnings(False).tracer_warnings("none").set_op_handle(**handles)
+        by_layer: dict[str, int] = {}
+        modules = dict(network.named_modules())
+        for name, counts in _of_network(analysis).items():
+            own = sum(count for operator, count in counts.items() if operator in _COUNTED)
+            if own and not any(modules[name].children()):
+                by_layer[name] = int(own)
+        operators = analysis.by_operator()
+        left_out = {operator.rpartition(":")[2] for operator in analysis.unsupported_ops()}
+    total = int(sum(operators[name] for name in _COUNTED if name in operators))
+    total -= sum(by_layer.pop(name, 0) for name in constant)
+    return TorchMacs(total, by_layer, tuple(sorted(left_out & _UNCOUNTED)))
+
+
+class _Outputs(nn.Module):
+    """A network that returns what torch.jit.trace takes: the tensors of its output, whatever holds them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flat_tensors(self.network(given)))
+
+
+def _of_network(analysis: Any) -> dict[str, Any]:
+    """fvcore's counts by module of the network and operator. Raises InputError where torch cannot trace the network."""
+    try:
+        counts = analysis.by_module_and_operator()
+    except Exception as error:  # torch's tracer raises whatever it likes
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"the MACs of the network cannot be counted, since torch.jit.trace fails on it: {why}",
+            "Its forward must compute tensors from a tensor.",
+        ) from error
+    within = "network."
+    found = {name.removeprefix(within): count for name, count in counts.items() if name.startswith(within)}
+    return {"": counts[within.rstrip(".")], **found}
+
+
+def _product_macs(summed: int) -> _Handle:
+    """One MAC for every output and every entry of the axis that is summed over, the last of input ``summed``.
+
+    fvcore's own count takes neither vectors nor, in full, operands of which the second is broadcast.
+    """
+
+    def handle(inputs: list[Any], outputs: list[Any]) -> int:
+        return prod(outputs[0].type().sizes()) * inputs[summed].type().sizes()[-1]
+
+    return handle
+
+
+def _summed_batch_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """(B, N, M) by (B, M, P), summed over the batch too."""
+    first, second = (given.type().sizes() for given in inputs[1:3])
+    return prod(first) * second[-1]
+
+
+def _contraction_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every axis of the two operands is either in the output or summed over, which both have."""
+    sizes = [prod(value.type().sizes()) for value in (*inputs[:2], outputs[0])]
+    return isqrt(prod(sizes))
+
+
+def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Query (…, L, E) by key (…, S, E), and the result by value (…, S, V)."""
+    query, key, value = (given.type().sizes() for given in inputs[:3])
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _string_padded_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """A convolution with padding="same" or "valid" is an operator of its own, which fvcore does not know."""
+    weight, output = inputs[1].type().sizes(), outputs[0].type().sizes()
+    return output[0] * prod(weight) * prod(output[2:])
+
+
+def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """fvcore's own count is rounded to four digits."""
+    from fvcore.nn.jit_handles import einsum_flop_jit
+
+    shapes = [tuple(value.type().sizes()) for value in inputs[1].node().inputs()]
+    macs = einsum_macs(inputs[0].toIValue(), shapes)
+    return int(einsum_flop_jit(inputs, outputs)) if macs is None else macs
+
+
+_HANDLES: dict[str, _Handle] = {operator: _product_macs(summed) for operator, summed in _PRODUCTS.items()}
+_HANDLES |= {"addbmm": _summed_batch_macs, "tensordot": _contraction_macs, "einsum": _einsum_macs}
+_HANDLES |= {"scaled_dot_product_attention": _attention_macs, "_convolution_mode": _string_padded_macs}
+_COUNTED = ("conv", *_HANDLES)
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """In eval mode MultiheadAttention and the encoder layer are one operator each, which hides their products."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,1 @@
+"""Regularisers of SVD training, and their strength layer by layer."""

@@ -1,0 +1,1 @@
+"""Repair after folding: pairs refitted to what their dense layers put out."""

@@ -1,0 +1,1 @@
+"""Rank selection: what plans cost, and the best plan within a budget."""

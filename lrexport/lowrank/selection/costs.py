@@ -1,0 +1,79 @@
+"""What a plan costs: MACs and parameters of the folded network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lrexport.lowrank.factors.decompose import Factorisable, SVDNetwork
+from lrexport.runs.record import DenseKind, DenseLayer, FactorisedLayer, Plan, Scheme
+from lrexport.units import format_count
+
+Cost = Literal["macs", "params"]
+NAMES: dict[Cost, str] = {"macs": "MACs", "params": "parameters"}
+
+
+def pair_cost(layer: Factorisable, scheme: Scheme, rank: int, cost: Cost) -> int:
+    """Cost of a layer's pair at one rank; the bias counts as a parameter."""
+    facts = layer.schemes[scheme]
+    return rank * facts.macs_per_rank if cost == "macs" else rank * facts.params_per_rank + layer.bias_params
+
+
+def dense_cost(layer: Factorisable | DenseLayer, cost: Cost) -> int:
+    """Cost of the layer as it is."""
+    return layer.dense_macs if cost == "macs" else layer.dense_params
+
+
+def plan_macs(svd: SVDNetwork, plan: Plan) -> int:
+    """MACs of the folded network for one input."""
+    return plan_cost(svd, plan, "macs")
+
+
+def plan_cost(svd: SVDNetwork, plan: Plan, cost: Cost) -> int:
+    """Cost of the whole folded network, for one input."""
+    return other_cost(svd, cost) + sum(planned_cost(layer, cost) for layer in plan.values())
+
+
+def planned_cost(layer: FactorisedLayer | DenseLayer, cost: Cost) -> int:
+    """Cost of one layer by its entry in a plan."""
+    if isinstance(layer, DenseLayer):
+        return dense_cost(layer, cost)
+    return layer.macs if cost == "macs" else layer.params
+
+
+def whole_cost(svd: SVDNetwork, cost: Cost) -> int:
+    """Cost of the whole dense network."""
+    factorised = sum(dense_cost(layer, cost) for layer in svd.layers.values())
+    return other_cost(svd, cost) + factorised + sum(dense_cost(layer, cost) for layer in svd.dense.values())
+
+
+def other_cost(svd: SVDNetwork, cost: Cost) -> int:
+    """Cost of everything that no plan changes and no layer makes: attention's products, BatchNorm's parameters."""
+    return svd.other_macs if cost == "macs" else svd.other_params
+
+
+def plan_layer(
+    layer: Factorisable, rank: int, energy_kept: float, scheme: Scheme | None = None, even_if_costly: bool = False
+) -> FactorisedLayer | DenseLayer:
+    """The entry for one layer at one rank, dense where the pair would cost as many MACs as the layer."""
+    scheme = scheme or layer.scheme
+    macs = pair_cost(layer, scheme, rank, "macs")
+    if macs >= layer.dense_macs and not even_if_costly:
+        pair = f"{'an' if scheme[0] == 'i' else 'a'} {scheme} pair of rank {rank} costs {format_count(macs)} MACs"
+        return dense_layer(layer, "costly", f"{pair}, the layer {format_count(layer.dense_macs)}")
+    return FactorisedLayer(
+        scheme=scheme,
+        rank=rank,
+        full_rank=layer.schemes[scheme].full_rank,
+        energy_kept=energy_kept,
+        dense_macs=layer.dense_macs,
+        macs=macs,
+        dense_params=layer.dense_params,
+        params=pair_cost(layer, scheme, rank, "params"),
+        shape=layer.shape,
+    )
+
+
+def dense_layer(layer: Factorisable, kind: DenseKind, reason: str) -> DenseLayer:
+    """The entry for a layer that could be factorised and is not."""
+    macs, params = layer.dense_macs, layer.dense_params
+    return DenseLayer(kind=kind, reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)

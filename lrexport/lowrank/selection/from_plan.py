@@ -1,0 +1,94 @@
+"""What a plan from a file makes of a network: its choices checked against the layers, its figures worked out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from lrexport.errors import InputError
+from lrexport.lowrank.factors.decompose import Factorisable, SVDNetwork
+from lrexport.lowrank.factors.moments import Moments, Schemes
+from lrexport.lowrank.factors.truncation import truncations
+from lrexport.lowrank.selection.costs import dense_layer, plan_layer
+from lrexport.lowrank.selection.select import Selection, in_order
+from lrexport.runs.plan_file import Choice, Pair
+from lrexport.runs.record import FactorisedLayer, Plan
+from lrexport.units import format_count
+
+
+def schemes_in(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> Schemes:
+    """The schemes that the choices give to the layers; none where a layer stays dense. Raises InputError as below."""
+    wanted = _by_layer(svd, choices, source)
+    pairs = {name: wanted.get(name) for name in svd.layers}
+    return {name: (pair.scheme,) if isinstance(pair, Pair) else () for name, pair in pairs.items()}
+
+
+def plan_from_choices(
+    svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan", moments: Moments | None = None
+) -> Selection:
+    """The plan that has exactly these choices; layers that they do not name stay dense.
+
+    ``moments`` weight the energy by the data. A pair that costs more than its layer is allowed, with a warning. Raises
+    InputError as :func:`check_choices` does.
+    """
+    wanted = _by_layer(svd, choices, source)
+    found = truncations(svd, moments, schemes_in(svd, choices, source))
+    plan: Plan = {}
+    warnings = []
+    for name, layer in svd.layers.items():
+        choice = wanted.get(name)
+        if not isinstance(choice, Pair):
+            plan[name] = dense_layer(layer, "kept", "dense in the plan" if choice else "not in the plan")
+            continue
+        kept = 1 - float(found[name][choice.scheme].energy_dropped[choice.rank])
+        plan[name] = pair = plan_layer(layer, choice.rank, kept, choice.scheme, even_if_costly=True)
+        if isinstance(pair, FactorisedLayer) and pair.macs >= layer.dense_macs:
+            costs = f"costs {format_count(pair.macs)} MACs, the layer {format_count(layer.dense_macs)}"
+            warnings.append(f"layer {name!r}: a {pair.scheme} pair of rank {pair.rank} {costs}")
+    return Selection(in_order(svd, {**svd.dense, **plan}), None, (*svd.notes, *warnings), found)
+
+
+def check_choices(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> None:
+    """Raise InputError, naming ``source`` and the layer, for a choice that the network does not have.
+
+    That is a layer it does not have, one that cannot be factorised, a scheme that the layer cannot have, or a rank above
+    its full rank.
+    """
+    _by_layer(svd, choices, source)
+
+
+def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> dict[str, Choice]:
+    """The choices for layers in SVD form, by the first of their names."""
+    first_names = {place: name for name, layer in svd.layers.items() for place in layer.names}
+    found: dict[str, Choice] = {}
+    for given, choice in choices.items():
+        where = f"{source}: layer {given!r}"
+        if given in first_names:
+            name = first_names[given]
+            if isinstance(choice, Pair):
+                _check_pair(where, svd.layers[name], choice)
+            if found.setdefault(name, choice) != choice:
+                raise InputError(f"{where} has the same weight as {name!r}, for which the plan wants something else")
+        elif given not in svd.dense:
+            close = difflib.get_close_matches(given, [*first_names, *svd.dense], 3)
+            raise InputError(
+                f"{source}: the network has no layer {given!r}", f"Close: {', '.join(close)}." if close else None
+            )
+        elif isinstance(choice, Pair):
+            layer = svd.dense[given]
+            hint = "By another --scheme its pair may pay." if layer.kind == "costly" else 'Write "dense", or leave it out.'
+            raise InputError(f"{where} cannot be factorised: {layer.reason}", hint)
+    return found
+
+
+def _check_pair(where: str, layer: Factorisable, pair: Pair) -> None:
+    if pair.scheme not in layer.schemes:
+        known = ", ".join(f"{scheme} (full rank {facts.full_rank})" for scheme, facts in layer.schemes.items())
+        kernel = "×".join(map(str, layer.shape))
+        raise InputError(
+            f"{where} cannot be {pair.scheme}: its weight is {kernel}",
+            f"Schemes it can have: {known}. Others give the same matrix, or cost more at rank 1 already.",
+        )
+    full_rank = layer.schemes[pair.scheme].full_rank
+    if pair.rank > full_rank:
+        raise InputError(f"{where}: rank is {pair.rank}, at most its full rank by {pair.scheme}, {full_rank}, was wanted")

@@ -1,0 +1,1 @@
+"""MACs, parameters and shapes, counted on an ONNX graph."""

@@ -1,0 +1,261 @@
+"""MODEL → a recipe that builds the network: a known name, ``torchvision:NAME``, or ``package.module:callable``."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrexport.errors import InputError, UsageError, signal_of, with_hint
+from lrexport.networks import cifar_resnet, torchvision_zoo
+from lrexport.networks.names import CIFAR_NAMES as CIFAR_NAMES
+from lrexport.networks.names import (
+    TORCHVISION,
+    check_import_path,
+    check_name,
+    is_import_path,
+    no_module,
+    no_torchvision,
+    parse_model,
+)
+from lrexport.runs.record import ModelSource
+from lrexport.torch_tools.forward_errors import forward_error
+from lrexport.torch_tools.import_torchvision import torchvision, with_operators
+from lrexport.torch_tools.plain_form import make_plain, unwrapped
+from lrexport.trust import consent
+from lrexport.trust.current_folder import import_here
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Builds the network as often as needed. ``source`` is MODEL without its options.
+
+    ``input_shape`` is that of one input, without the batch: (C, H, W) for images. ``is_named`` tells a
+    network that lrexport or torchvision knows by name from a user's own callable.
+    """
+
+    source: str
+    build_with: Callable[..., nn.Module]
+    input_shape: Shape
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    takes_num_classes: bool = False
+    is_named: bool = False
+
+    def build(self) -> nn.Module:
+        """A new network of plain layers with fresh weights: see :meth:`as_made`, :func:`make_plain`."""
+        network = self.as_made([])
+        make_plain(network, self.input_shape)
+        return network
+
+    def as_made(self, notes: list[str]) -> nn.Module:
+        """A new network with fresh weights under the names that its builder gives them, in eval mode, in float32.
+
+        All of its weights are trainable; torch.compile is taken off, and ``notes`` says so. Parameters that the builder
+        froze train, too: what compression breaks has to heal everywhere. Lazy layers get their weights from one input.
+
+        Raises UsageError where the builder fails or returns something else than a network of layers that can be changed, and
+        InputError where lazy layers do not take the input.
+        """
+        try:
+            network = with_operators(lambda: self.build_with(**self.kwargs))
+        except (Exception, SystemExit) as error:
+            if signal_of(error) is not None:
+                raise
+            if isinstance(error, InputError | UsageError):
+                raise
+            raise UsageError(f"MODEL {self.source!r} raised {type(error).__name__}: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise UsageError(
+                f"MODEL {self.source!r} returned {type(network).__name__}, a torch.nn.Module was wanted",
+                "The callable must return the network itself.",
+            )
+        network, said = unwrapped(network, f"MODEL {self.source!r} returned a network")
+        notes += said
+        network = network.float().eval()
+        _fill_lazy_layers(network, self.input_shape)
+        for parameter in network.parameters():
+            if parameter.is_floating_point() and not parameter.requires_grad:
+                parameter.requires_grad_()
+        return network
+
+    def bytes_of_weights(self) -> int | None:
+        """What the weights take in float32, found without that memory; None for a callable of the user's own."""
+        if not self.is_named:
+            return None
+        try:
+            with torch.device("meta"):
+                network = with_operators(lambda: self.build_with(**self.kwargs))
+        except Exception:  # building it for real says why
+            return None
+        return sum(4 * tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+
+    def with_classes(self, classes: int) -> ModelRecipe:
+        """The same network for another number of classes, unless the user chose it or the builder has no such option."""
+        if not self.takes_num_classes or "num_classes" in self.kwargs:
+            return self
+        return replace(self, kwargs={**self.kwargs, "num_classes": classes})
+
+    def is_random(self, weights: Path | None) -> bool:
+        """Whether the network has random weights: it has a known name, and neither ``weights`` nor its options give any.
+
+        A callable of the user's own may well come with weights.
+        """
+        return self.is_named and weights is None and not self.kwargs.get("weights")
+
+    def to_record(self) -> ModelSource:
+        return ModelSource(source=self.source, kwargs=self.kwargs, input_shape=self.input_shape)
+
+
+def resolve(model: str, input_shape: Shape | None = None) -> ModelRecipe:
+    """Recipe for MODEL, as ``resnet20``, ``torchvision:resnet18?num_classes=10`` or ``my.module:make``.
+
+    Raises UsageError when the name is unknown, or an import path does not import or is no callable.
+    """
+    name, kwargs = parse_model(model)
+    return _resolve(name, kwargs, input_shape)
+
+
+def from_record(source: ModelSource, said_in: Path) -> ModelRecipe:
+    """Recipe of a run's network, which the record ``said_in`` names.
+
+    Raises UsageError where what it was made from no longer exists, InputError for code that was not agreed to.
+    """
+    kwargs = dict(source.kwargs)
+    if source.source.startswith(TORCHVISION):
+        check_name(source.source)
+        kwargs = _without_downloads(source.source.removeprefix(TORCHVISION), kwargs, said_in)
+    try:
+        return _resolve(source.source, kwargs, source.input_shape, said_in)
+    except UsageError as error:
+        if not is_import_path(source.source):
+            raise
+        hint = f"The run was made from {source.source}: start in the folder that it is importable from."
+        raise with_hint(error, hint) from error
+
+
+def _without_downloads(name: str, kwargs: dict[str, Any], said_in: Path) -> dict[str, Any]:
+    """A record's options without weights to fetch: the run's own follow. But torchvision's may have set more than values."""
+    own = {key: value for key, value in kwargs.items() if key not in ("weights", "weights_backbone")}
+    if kwargs.get("weights") is None:
+        return own
+    try:
+        return {**torchvision_zoo.options_of_weights(name, kwargs["weights"]), **own}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{said_in}: torchvision has no weights {kwargs['weights']!r} of {name!r}") from error
+
+
+def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None, said_in: Path | None = None) -> ModelRecipe:
+    if name.startswith(TORCHVISION):
+        return _from_torchvision(name, kwargs, input_shape)
+    if is_import_path(name):
+        return _from_import_path(name, kwargs, input_shape, said_in)
+    check_name(name)
+    depth = int(name.removeprefix("resnet"))
+
+    def build(**options: Any) -> nn.Module:
+        return cifar_resnet.CifarResNet(depth, **options)
+
+    shape = input_shape or cifar_resnet.INPUT_SHAPE
+    return ModelRecipe(name, build, shape, kwargs, takes_num_classes=True, is_named=True)
+
+
+def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
+    name = source.removeprefix(TORCHVISION)
+    known = torchvision("models").list_models()
+    if name not in known:
+        raise no_torchvision(name, known)
+    size = 299 if name == "inception_v3" else 224
+    build = partial(torchvision_zoo.build, name)
+    return ModelRecipe(source, build, input_shape or (3, size, size), kwargs, takes_num_classes=True, is_named=True)
+
+
+def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None, said_in: Path | None) -> ModelRecipe:
+    build = import_callable(source, "MODEL", kwargs, said_in)
+    if isinstance(build, nn.Module):
+        raise UsageError(
+            f"MODEL {source!r} is a network itself; a callable that returns one was wanted",
+            "It is built anew more than once: write a function or a class that makes it.",
+        )
+    shape = input_shape or getattr(build, "input_shape", None)
+    if shape is None:
+        raise UsageError(
+            f"the input shape of MODEL {source!r} is not known",
+            "Give --input-shape, as in 3,224,224, or set an attribute input_shape = (3, 224, 224) on the callable.",
+        )
+    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
+        raise UsageError(f"the input_shape of MODEL {source!r} is {shape!r}, numbers as in (3, 224, 224) were wanted")
+    try:
+        takes_num_classes = "num_classes" in inspect.signature(build).parameters
+    except (TypeError, ValueError):
+        takes_num_classes = False
+    return ModelRecipe(source, build, tuple(shape), kwargs, takes_num_classes)
+
+
+def import_callable(
+    path: str, what: str, kwargs: Mapping[str, Any] | None = None, said_in: Path | None = None
+) -> Callable[..., Any]:
+    """The object at ``package.module:attribute``, which may be in the current folder, to be called with ``kwargs``.
+
+    ``said_in`` is the file that names it, None where the user does. Raises InputError where a file does and the user did
+    not agree; nothing is imported then. Raises UsageError, each case apart: the module is not found, it raises while
+    importing, the attribute is missing, or it is not callable.
+    """
+    check_import_path(path, what)
+    module_name, _, attribute = path.partition(":")
+    code = consent.code_at(path, what, kwargs)
+    if code is None:
+        raise no_module(what, path, module_name)
+    if said_in is None:
+        consent.agree(code)
+    else:
+        consent.require(code, said_in)
+    try:
+        module = with_operators(lambda: import_here(module_name))
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise no_module(what, path, error.name) from error
+        raise UsageError(f"{what} {path!r}: importing it raised ModuleNotFoundError: {error}") from error
+    except (Exception, SystemExit) as error:  # a script without a main guard may well exit, with 0 even
+        if signal_of(error) is not None:
+            raise
+        raise UsageError(f"{what} {path!r}: importing it raised {type(error).__name__}: {error}") from error
+    try:
+        target = getattr(module, attribute)
+    except AttributeError:
+        close = difflib.get_close_matches(attribute, dir(module), 3)
+        raise UsageError(
+            f"{what} {path!r}: {module_name} has no {attribute!r}", f"Close: {', '.join(close)}." if close else None
+        ) from None
+    if not callable(target):
+        raise UsageError(f"{what} {path!r} is a {type(target).__name__}, not a callable")
+    return target
+
+
+def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:
+    """Let torch.nn's lazy layers find their sizes by one input, and become the plain layers that they stand for."""
+    if not _lazy_weights(network):
+        return
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *input_shape))
+    except Exception as error:
+        raise forward_error(error, input_shape) from error
+    if left := _lazy_weights(network):
+        raise InputError(
+            f"an input does not reach these lazy weights, whose sizes are not known: {', '.join(left[:10])}",
+            "Build their layers with the sizes, or leave them out.",
+        )
+
+
+def _lazy_weights(network: nn.Module) -> list[str]:
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]

@@ -1,0 +1,120 @@
+"""What MODEL may be, checked by its name alone, before torch is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from lrexport.errors import UsageError
+from lrexport.trust.current_folder import origin_of
+
+DEPTHS = (20, 32, 44, 56, 110)
+CIFAR_NAMES = tuple(f"resnet{depth}" for depth in DEPTHS)
+TORCHVISION = "torchvision:"
+# How torchvision's files declare a model, perhaps with further decorators of several lines below.
+_REGISTERED = re.compile(r'^@register_model\((?:name="(\w+)")?\)\n(?:[@\s)].*\n)*def (\w+)\(', re.MULTILINE)
+
+
+def parse_model(model: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of MODEL, as in ``torchvision:resnet18?num_classes=10``."""
+    name, _, query = model.partition("?")
+    return name, {key: _literal(value) for key, value in parse_qsl(query)}
+
+
+def _literal(text: str) -> Any:
+    """``10`` → int, ``0.5`` → float, ``true`` → bool; anything else stays text."""
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def is_import_path(source: str) -> bool:
+    """Whether MODEL, without its options, names a callable of somebody's own."""
+    return ":" in source and not source.startswith(TORCHVISION)
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError where MODEL, without its options, can be nothing; torch and the user's code are not loaded."""
+    if name in CIFAR_NAMES:
+        return
+    if name.startswith(TORCHVISION):
+        known = list(torchvision_names())
+        if known and name.removeprefix(TORCHVISION) not in known:
+            raise no_torchvision(name.removeprefix(TORCHVISION), known)
+    elif is_import_path(name):
+        check_import_path(name, "MODEL")
+    elif name.endswith(".py"):
+        raise _a_file("MODEL", name)
+    else:
+        raise _unknown(name)
+
+
+def random_teacher() -> UsageError:
+    """For a teacher that knows nothing."""
+    return UsageError("it has random weights", "Give --teacher-weights FILE, or a run as the teacher.")
+
+
+def check_import_path(path: str, what: str) -> None:
+    """Raise UsageError where ``package.module:callable`` is not written like that, or there is no such module."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"invalid {what} {path!r}: expected package.module:callable")
+    if module_name.endswith(".py"):
+        raise _a_file(what, path)
+    if origin_of(module_name) is not None:
+        return
+    parts = module_name.split(".")
+    known = next(depth for depth in range(len(parts)) if origin_of(".".join(parts[: depth + 1])) is None)
+    raise no_module(what, path, ".".join(parts[: known + 1]))
+
+
+def no_module(what: str, path: str, name: str) -> UsageError:
+    """For an import path whose module ``name`` cannot be found."""
+    return UsageError(
+        f"{what} {path!r}: there is no module {name!r}", "It must be importable from the current folder or installed."
+    )
+
+
+def no_torchvision(name: str, known: list[str]) -> UsageError:
+    """For a name that torchvision does not have."""
+    close = difflib.get_close_matches(name, known, 3)
+    return UsageError(f"torchvision has no model {name!r}", f"Close: {', '.join(close)}." if close else None)
+
+
+def torchvision_names() -> Iterator[str]:
+    """The models of the installed torchvision, as its files declare them; none where they are written in another way."""
+    spec = PathFinder.find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for path in sorted(Path(folder, "models").rglob("*.py")):
+            for named, function in _REGISTERED.findall(path.read_text(encoding="utf-8")):
+                yield named or function
+
+
+def _unknown(name: str) -> UsageError:
+    close = difflib.get_close_matches(name, CIFAR_NAMES, 3)
+    if name in torchvision_names():
+        close.insert(0, f"{TORCHVISION}{name}")
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    where = "It is a folder, but not a run (it has no run.json). " if Path(name).is_dir() else ""
+    return UsageError(
+        f"unknown MODEL {name!r}",
+        f"{hint}{where}Known: {', '.join(CIFAR_NAMES)}, torchvision:NAME, package.module:callable, or a run's folder.",
+    )
+
+
+def _a_file(what: str, path: str) -> UsageError:
+    """For a file where a module was expected: a run's record has to find it again by its name."""
+    file, _, attribute = path.partition(":")
+    where = "" if Path(file).resolve().parent == Path.cwd() else f", started in {Path(file).parent}"
+    return UsageError(
+        f"{what} {path!r} names a file; expected an import path",
+        f"Write {Path(file).stem}:{attribute or 'CALLABLE'}{where}.",
+    )

@@ -1,0 +1,102 @@
+"""The int8 files of a record beside its dense float32 network: a table, and what a user should be told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lrexport.artifacts.run_files import DENSE_INT8, DENSE_ONNX, MODEL_INT8, MODEL_ONNX
+from lrexport.report.tables import Table
+from lrexport.units import format_bytes, format_ms, format_percent, format_share
+
+if TYPE_CHECKING:
+    from lrexport.runs.record import Latency, Record, Result
+
+# A loss of top-1, in points, that static quantisation of a convolutional network usually stays below.
+_USUAL_POINTS = 1.0
+
+
+def int8_table(record: Record) -> Table:
+    """Dense and compressed in int8, each with its ratio to dense in float32. Empty where the record has no int8."""
+    results = record.results
+    dense, first, second = results.dense, results.dense_int8, results.compressed_int8
+    columns = ("int8", "dense", "ratio", "compressed", "ratio")
+    if dense is None or first is None or second is None or first.quantisation is None:
+        return Table(columns, ())
+    networks = (first, second)
+    rows: list[tuple[str, ...]] = [("top-1", *_top1(first, dense), *_top1(second, dense))]
+    rows += [("change by int8, points", _change(first, dense), "", _change(second, results.compressed), "")]
+    rows += [("MACs in int8", _share_in_int8(first), "", _share_in_int8(second), "")]
+    rows += [("ONNX file", *(cell for one in networks for cell in _bytes(one, dense)))]
+    for target in dense.latency_ms:
+        rows += [(f"latency p50 ({target})", *(cell for one in networks for cell in _latency(one, target)))]
+    how = first.quantisation
+    caption = f"Ratios are to dense in float32; calibrated on {how.images:,} held-out training images of {how.data}."
+    return Table(columns, tuple(row for row in rows if any(row[1:])), caption)
+
+
+def int8_notes(record: Record) -> list[str]:
+    """Where int8 costs more accuracy than it usually does, and where it is slower and the measurement concludes so."""
+    results, notes = record.results, []
+    for file, new, source, old in (
+        (DENSE_INT8, results.dense_int8, DENSE_ONNX, results.dense),
+        (MODEL_INT8, results.compressed_int8, MODEL_ONNX, results.compressed),
+    ):
+        if new is None or old is None:
+            continue
+        # Rounded as it is printed: a loss of exactly one point is no more than one.
+        lost = round(100 * (old.accuracy.top1 - new.accuracy.top1), 2) if new.accuracy and old.accuracy else 0.0
+        if lost > _USUAL_POINTS:
+            notes.append(f"{file} loses {lost:.2f} points of top-1 to {source}")
+        notes += [f"int8 does not pay: {text}" for text in _slower(file, new, source, old)]
+    if results.compressed_int8 and results.dense_int8:
+        slower = _slower(MODEL_INT8, results.compressed_int8, DENSE_INT8, results.dense_int8)
+        notes += [f"low rank does not pay in int8: {text}" for text in slower]
+    return notes
+
+
+def _slower(file: str, new: Result, other: str, old: Result) -> list[str]:
+    """A line for each target where ``new`` takes longer: all of its ratio's quartiles lie above the other's."""
+    lines = []
+    for target, mine in new.latency_ms.items():
+        theirs = old.latency_ms.get(target)
+        if theirs is None or mine.warning or theirs.warning:
+            continue
+        if _quartiles(mine)[0] > _quartiles(theirs)[1]:
+            lines.append(f"{file} takes {format_ms(mine.p50)} ({target}), {other} {format_ms(theirs.p50)}")
+    return lines
+
+
+def _quartiles(latency: Latency) -> tuple[float, float]:
+    """Of the ratio to dense in the same rounds; dense itself has none."""
+    return latency.ratio_iqr or (1.0, 1.0)
+
+
+def _top1(network: Result, dense: Result) -> tuple[str, str]:
+    if network.accuracy is None or dense.accuracy is None:
+        return "", ""
+    return format_percent(network.accuracy.top1), f"{100 * (network.accuracy.top1 - dense.accuracy.top1):+.2f} points"
+
+
+def _change(network: Result, float32: Result | None) -> str:
+    """Points of top-1 to the same network in float32."""
+    if network.accuracy is None or float32 is None or float32.accuracy is None:
+        return ""
+    return f"{100 * (network.accuracy.top1 - float32.accuracy.top1):+.2f}"
+
+
+def _share_in_int8(network: Result) -> str:
+    found = network.quantisation
+    return f"{100 * found.int8_macs / network.macs:.1f} %" if found and network.macs else ""
+
+
+def _bytes(network: Result, dense: Result) -> tuple[str, str]:
+    if not network.bytes or not dense.bytes:
+        return "", ""
+    return format_bytes(network.bytes), format_share(network.bytes, dense.bytes)
+
+
+def _latency(network: Result, target: str) -> tuple[str, str]:
+    found = network.latency_ms.get(target)
+    if found is None or found.ratio is None:
+        return "", ""
+    return format_ms(found.p50), f"{found.ratio:.2f}×" + (" slower!" if found.ratio > 1 else "")

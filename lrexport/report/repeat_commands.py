@@ -1,0 +1,121 @@
+"""The commands that make a run again, from the choices in its record: exactly what options, files and environment gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlencode
+
+from lrexport.config.compression import FINISHED, TRAINING, CompressConfig, TrainConfig
+from lrexport.runs.record import ModelSource, Record
+from lrexport.text import as_argument, shell_word
+
+# Which of a record's choices are no options of their own.
+_APART = {"model", "goal"}
+# Lists that are one option; of others each entry is an option of its own.
+_WITH_COMMAS = {"input_shape", "milestones"}
+
+
+def commands(record: Record, run: str) -> list[list[str]]:
+    """Command lines, as lists of arguments, that make ``run`` again. A run that went on from others begins with theirs.
+
+    Options of ``compress`` and ``train`` that have their default are left out.
+    """
+    last, before = run, dict[str, Any]()
+    lines = []
+    for place, (folder, config) in enumerate([*((one.run, one.config) for one in record.earlier), (run, record.config)]):
+        made = folder if folder is not None else _next_folder(record, place, run)
+        what = _model(record) if place == 0 else as_argument(last)
+        name = "compress" if config.get("goal") else "train"
+        # What a run takes over from the one that it goes on from need not be said, and often may not.
+        taken_over = {key for key in (*FINISHED, "data") if place and config.get(key) == before.get(key)}
+        options = _options(config, taken_over | _APART, record.data is None)
+        lines.append(["lrexport", name, what, *options, "-o", as_argument(made)])
+        last, before = made, config
+    if record.export:
+        lines.append(["lrexport", "onnx", as_argument(run), *_export_options(record.export)])
+    return lines
+
+
+def shell_lines(command: Sequence[str], width: int = 76) -> str:
+    """The command for a shell, quoted; a long one goes on over several lines, an option and its value on the same."""
+    lines: list[str] = []
+    for number, argument in enumerate(command):
+        quoted = shell_word(argument)
+        follows = number > 0 and (command[number - 1].startswith("--") or number < 3) and not argument.startswith("--")
+        if lines and (follows or command[number - 1] == "-o" or len(lines[-1]) + len(quoted) < width):
+            lines[-1] += f" {quoted}"
+        else:
+            lines.append(quoted)
+    return " \\\n    ".join(lines)
+
+
+def _next_folder(record: Record, place: int, run: str) -> str:
+    """Where an earlier compression was that the next one went on from in place."""
+    return next((one.run for one in record.earlier[place:] if one.run is not None), run)
+
+
+def _options(config: Mapping[str, Any], apart: set[str], without_data: bool) -> Iterator[str]:
+    defaults = {field.name: field.default for made in (TrainConfig, CompressConfig) for field in fields(made)}
+    idle = set(TRAINING) if without_data else set()
+    for name, value in config.items():
+        if name in apart | idle or name not in defaults:
+            continue
+        if _as_json(value) != _as_json(defaults[name]):
+            yield from _option(name, value)
+    yield from _goal(config.get("goal") or {})
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _goal(goal: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in goal.items():
+        if name == "size":
+            yield from ("--size", f"{value}B")
+        elif name == "latency_ms":
+            yield from ("--latency", f"{_text(value)}ms")
+        else:
+            yield from _option(name, value)
+
+
+def _export_options(export: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in export.items():
+        if name == "rescore":
+            yield from () if value else ("--no-rescore",)
+        elif name == "batch" and value is None:
+            yield from ("--batch", "dynamic")
+        elif value is not None and value is not False and (name != "calibration_images" or export.get("int8")):
+            yield from _option(name, value)
+
+
+def _option(name: str, value: Any) -> Iterator[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        yield flag if value else f"--no-{flag[2:]}"
+    elif isinstance(value, list | tuple) and name in _WITH_COMMAS:
+        yield from (flag, ",".join(map(_text, value)))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _option(name, each)
+    elif value is not None:
+        text = _text(value)
+        yield from [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+
+
+def _text(value: Any) -> str:
+    """Without an exponent, which a time may not have."""
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
+
+
+def _model(record: Record) -> str:
+    """MODEL with its options; a number of classes that the data decides is none."""
+    model: ModelSource = record.model
+    options = dict(model.kwargs)
+    if record.data is not None and options.get("num_classes") == record.data.classes:
+        del options["num_classes"]
+    query = urlencode({name: value if isinstance(value, str) else str(value).lower() for name, value in options.items()})
+    return f"{model.source}?{query}" if query else model.source

@@ -1,0 +1,142 @@
+"""What a report is about: a finished run, with what its files tell beside the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+
+from lrexport.artifacts import files, run_folder
+from lrexport.artifacts.json_files import first_fault, read_json
+from lrexport.errors import InputError, UsageError
+from lrexport.runs.record import LOG, RECORD, SPECTRA, Record, Result, Scheme, load_record, uncompressed
+from lrexport.runs.sweep_record import is_sweep, load_sweep
+
+STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of a layer's matrix by ``scheme``, descending; ``trained`` None where there was no SVD training."""
+
+    scheme: Scheme
+    dense: list[FiniteFloat]
+    trained: list[FiniteFloat] | None
+
+    @property
+    def last(self) -> list[float]:
+        """The values that the rank is a cut through."""
+        return self.dense if self.trained is None else self.trained
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a stage. ``loss`` is the stage's own, ``heldout_top1`` a share in [0, 1]; None is what was no number."""
+
+    loss: float | None
+    heldout_top1: float | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run: its folder as it was given, and what is in it.
+
+    ``spectra`` by layer are None for a run of an lrexport that did not keep them; ``curves`` are the epochs of each stage
+    that was trained; ``unread`` counts lines of the log that are none.
+    """
+
+    path: Path
+    record: Record
+    dense: Result
+    compressed: Result
+    spectra: dict[str, Spectrum] | None
+    curves: dict[str, list[Epoch]]
+    unread: int = 0
+
+    @property
+    def name(self) -> str:
+        """The folder as it was given."""
+        return str(self.path)
+
+
+_Spectra: TypeAdapter[dict[str, Spectrum]] = TypeAdapter(dict[str, Spectrum])
+
+
+def read_subjects(paths: Sequence[Path]) -> list[Subject]:
+    """The runs, each once, a sweep's being those of its front.
+
+    Raises UsageError for a folder that is not there and for a sweep that has no run yet; InputError as
+    :func:`read_subject`, and where a sweep is damaged.
+    """
+    runs = [run for path in paths for run in (_of_front(path) if is_sweep(path) else [path])]
+    return [read_subject(path) for path in dict.fromkeys(runs)]
+
+
+def _of_front(folder: Path) -> list[Path]:
+    sweep = load_sweep(folder)
+    runs = sweep.runs(folder, sweep.on_front())
+    if not runs:
+        raise UsageError(f"the sweep {folder} has no finished run yet", "Let lrexport sweep go on first.")
+    return runs
+
+
+def read_subject(path: Path) -> Subject:
+    """A finished run. Raises InputError where it is none, is unfinished, or a file of it is damaged."""
+    if not path.exists():
+        raise UsageError(f"there is no run {path}", "Make one with lrexport compress MODEL -o RUN.")
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file, a run's folder was wanted", f"A run is a folder that holds {RECORD}.")
+    record = load_record(path)
+    dense, compressed = record.results.dense, record.results.compressed
+    if dense is None or compressed is None:
+        raise uncompressed(path)
+    curves, unread = _read_log(run_folder.plain(path, LOG))
+    return Subject(path, record, dense, compressed, _read_spectra(path, record), curves, unread)
+
+
+def _read_spectra(run: Path, record: Record) -> dict[str, Spectrum] | None:
+    if SPECTRA not in record.files:
+        return None
+    path = record.check(run, SPECTRA)
+    try:
+        return _Spectra.validate_python(read_json(path)["layers"])
+    except ValidationError as error:
+        raise InputError(f"{path} holds no singular values: {first_fault(error)}") from error
+    except (LookupError, TypeError) as error:
+        raise InputError(f'{path} holds no singular values: expected {{"layers": …}}') from error
+
+
+def _read_log(path: Path) -> tuple[dict[str, list[Epoch]], int]:
+    """The epochs of the last training of each stage, and how many lines cannot be read: a crash leaves half a line."""
+    curves: dict[str, list[Epoch]] = {}
+    unread = 0
+    if not path.is_file():
+        return curves, unread
+    for line in files.read_bytes(path).decode(errors="replace").splitlines() if path.stat().st_size else ():
+        try:
+            event = dict(json.loads(line))
+            if event["event"] == "epoch" and event["stage"] in STAGES:
+                _add(curves, event)
+            elif event["event"] == "plan":  # what came after an earlier plan is of another network
+                curves = {stage: epochs for stage, epochs in curves.items() if stage in ("dense", "svd")}
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            unread += 1
+    return curves, unread
+
+
+def _add(curves: dict[str, list[Epoch]], event: dict[str, Any]) -> None:
+    """An epoch, in place of one of that number and all after it: the stage was begun again, or taken up from before."""
+    number, before = int(event["epoch"]), curves.get(event["stage"], [])
+    if not 1 <= number <= len(before) + 1:
+        raise ValueError(f"epoch {number} after {len(before)}")
+    curves[event["stage"]] = [*before[: number - 1], Epoch(_number(event["loss"]), _number(event["heldout_top1"]))]
+
+
+def _number(value: object) -> float | None:
+    """None for NaN and infinity, which JSON lines of Python may have."""
+    number = float(value)  # type: ignore[arg-type]  # TypeError is the caller's word for a line that cannot be read
+    return number if abs(number) < float("inf") else None

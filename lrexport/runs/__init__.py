@@ -1,0 +1,1 @@
+"""Runs: their record and state, how they are opened, resumed and loaded."""

@@ -1,0 +1,107 @@
+"""A finished run as networks: lrexport.load and what the commands need of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lrexport.artifacts import tensors
+from lrexport.errors import InputError, UsageError, with_hint
+from lrexport.lowrank.factors.fold import fold_structure
+from lrexport.lowrank.factors.svd_form import fit_ranks
+from lrexport.networks.building import ModelRecipe, from_record
+from lrexport.runs.record import BASELINE, DENSE, MODEL, RECORD, Plan, Record, load_record, uncompressed
+from lrexport.trust import consent
+from lrexport.units import format_bytes
+
+# A run whose dense network was removed to save space still has a tenth of it, or is small.
+_MOST_TIMES, _SMALL_BYTES = 10, 256 << 20
+
+
+def load(run: str | Path, trust_code: bool = False) -> nn.Module:
+    """The folded network of a run, in eval mode, from its record and weights; nothing is unpickled.
+
+    A record may name a callable to build the network with. It is called where this user made the run, or agreed to that
+    callable before, on this machine; else only with ``trust_code``. Raises InputError where it may not be called, and where
+    a file of the run is absent, damaged or does not match the record.
+    """
+    folder = Path(run)
+    record = load_record(folder)
+    with consent.trusting(trust_code):
+        return load_compressed(folder, record)
+
+
+def load_compressed(run: Path, record: Record) -> nn.Module:
+    """As :func:`load`, with the record at hand."""
+    if MODEL not in record.files:
+        raise uncompressed(run)
+    return _stored(run, record, MODEL, record.plan)
+
+
+def load_start(run: Path, record: Record) -> nn.Module:
+    """The dense network that compression started from, in eval mode."""
+    return _stored(run, record, DENSE, {})
+
+
+def load_baseline(run: Path, record: Record) -> nn.Module:
+    """The dense network of the comparison, in eval mode: trained on where that was asked for, else the start."""
+    name = BASELINE if BASELINE in record.files else DENSE
+    return _stored(run, record, name, {})
+
+
+def _stored(run: Path, record: Record, name: str, plan: Plan) -> nn.Module:
+    """The network of the record, with pairs by ``plan`` and the weights of the run's file ``name``."""
+    recipe = from_record(record.model, run / RECORD)
+    check_size(recipe, run, record)
+    network = fold_structure(recipe.build(), plan)
+    weights = tensors.load(record.check(run, name))
+    if weights.keys() != network.state_dict().keys():
+        # A run from before computed weights were folded holds them by the names that they have in the network as made.
+        older = recipe.as_made([])
+        if weights.keys() == fold_structure(older, plan).state_dict().keys():
+            network = older
+    return _put(network, weights, run / name)
+
+
+def check_size(recipe: ModelRecipe, run: Path, record: Record) -> None:
+    """Raise InputError where the record asks for a network far larger than the run's weights, before it takes the memory."""
+    asked = recipe.bytes_of_weights()
+    held = sum(os.path.getsize(run / name) for name in record.files if os.path.isfile(run / name))
+    if asked is not None and asked > _MOST_TIMES * held + _SMALL_BYTES:
+        raise InputError(
+            f"{run / RECORD} describes a network of {format_bytes(asked)}, the files of the run have {format_bytes(held)}",
+            "The record was changed; fetch the run again.",
+        )
+
+
+def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:
+    """Put weights of the run into ``network``, in place. Raises InputError where they do not belong together."""
+    return _put(network, tensors.load(record.check(run, name)), run / name)
+
+
+def _put(network: nn.Module, weights: dict[str, Tensor], path: Path) -> nn.Module:
+    fit_ranks(network, weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the network in its record: {error}") from error
+    return network.eval()
+
+
+@contextmanager
+def naming_recorded_data(record: Record, given: str | None) -> Iterator[None]:
+    """Where data cannot be had inside the block, say that the run's record names it and what replaces it.
+
+    ``given`` is what was asked for instead, which then is nobody's mistake but the user's.
+    """
+    try:
+        yield
+    except (InputError, UsageError) as error:
+        if given is not None or record.data is None:
+            raise
+        hint = f"The run was made with --data {record.data.source}; --data says where these images are now."
+        raise with_hint(error, hint) from error

@@ -1,0 +1,150 @@
+"""Plans as files: read back, also when edited by hand. What a network makes of one is in lowrank/plans.py.
+
+Formats: docs/plans.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from lrexport.artifacts.json_files import read_json
+from lrexport.errors import InputError
+from lrexport.runs.record import RECORD, DenseLayer, FactorisedLayer, Scheme
+
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+_WANTED = '{"scheme": "spatial", "rank": 12} or "dense"'
+_Full: TypeAdapter[FactorisedLayer | DenseLayer] = TypeAdapter(FactorisedLayer | DenseLayer)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer is to become a pair; ``rank`` is at least 1, of every group in a grouped layer."""
+
+    scheme: Scheme
+    rank: int
+
+
+Choice = Pair | Literal["dense"]
+# What stands in a file for one layer: with the figures lrexport wrote, or the choice alone where somebody wrote it.
+Entry = FactorisedLayer | DenseLayer | Choice
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan as it was read. ``as_written`` says that the figures are those of these choices, that nobody edited them."""
+
+    entries: dict[str, Entry]
+    as_written: bool
+
+
+def read_choices(path: Path) -> dict[str, Choice]:
+    """What a plan file wants of each layer that it names. Raises InputError as :func:`read_plan` does."""
+    return {name: choice_of(entry) for name, entry in read_plan(path).entries.items()}
+
+
+def choice_of(entry: Entry) -> Choice:
+    """Scheme and rank, or dense, without the figures."""
+    if isinstance(entry, FactorisedLayer):
+        return Pair(entry.scheme, entry.rank)
+    return "dense" if isinstance(entry, DenseLayer) else entry
+
+
+def digest(plan: Mapping[str, Entry]) -> str:
+    """A hash of the choices alone: by it a file that lrexport wrote tells whether it was edited since."""
+    choices = {name: "dense" if (choice := choice_of(entry)) == "dense" else vars(choice) for name, entry in plan.items()}
+    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_plan(path: Path) -> PlanFile:
+    """The plan in a run's folder, a run.json, what ``compress --dry-run --json`` wrote, or a bare layer → entry mapping.
+
+    An entry needs ``scheme`` and ``rank``, or is "dense" or {"dense": true}; other fields may be absent or stale. Raises
+    InputError naming the file, the layer and what was wanted.
+    """
+    is_run = path.is_dir()
+    if is_run:
+        if not (path / RECORD).is_file():
+            raise InputError(f"{path} is no run: it has no {RECORD}", "Give a plan file, or a run's folder.")
+        path = path / RECORD
+    comma = "Mostly a comma too many or too few; every name stands in double quotes."
+    value = read_json(path, comma, lambda pairs: _no_twice(path, pairs))
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds {_shown(value)}, a plan was wanted", f"Write {{LAYER: {_WANTED}, …}}.")
+    # A layer of the user's may be called "plan" too.
+    layers = value["plan"] if "plan" in value and not _is_entry(value["plan"]) else value
+    if not isinstance(layers, dict):
+        raise InputError(f"{path}: plan is {_shown(layers)}, a mapping of layers was wanted")
+    if not layers:
+        hint = "A run that was only trained has none; compress it first." if path.name == RECORD else None
+        raise InputError(f"{path}: the plan is empty", hint)
+    entries = {name: _entry(f"{path}: layer {name!r}", entry) for name, entry in layers.items()}
+    return PlanFile(entries, is_run or (layers is not value and value.get("digest") == digest(entries)))
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether this is one layer's, and not a mapping of layers, which may be called "scheme" or "dense" themselves."""
+    if not isinstance(value, dict):
+        return bool(value == "dense")
+    scheme = value.get("scheme", "dense")
+    return (isinstance(scheme, str) and scheme != "dense") or isinstance(value.get("dense"), bool)
+
+
+def _no_twice(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path}: {twice!r} stands there twice", "JSON would silently take the last; remove one.")
+    return found
+
+
+def _entry(where: str, value: Any) -> Entry:
+    if value == "dense":
+        return "dense"
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {_shown(value)}; {_WANTED} was wanted")
+    choice = _choice(where, value)
+    try:
+        full = _Full.validate_python(value)
+    except ValidationError:  # written by hand
+        return choice
+    return full if choice_of(full) == choice else choice
+
+
+def _choice(where: str, value: Mapping[str, Any]) -> Choice:
+    dense = value.get("dense", False)
+    if not isinstance(dense, bool):
+        raise InputError(f"{where}: dense is {_shown(dense)}, true or false was wanted")
+    if dense:
+        if "scheme" in value or "rank" in value:
+            raise InputError(f"{where} is dense and has a scheme or rank too", "Remove the one or the other.")
+        return "dense"
+    for field in ("scheme", "rank"):
+        if field not in value:
+            close = difflib.get_close_matches(field, value, 1)
+            found = f"it has {close[0]!r}" if close else f"{_WANTED} was wanted"
+            raise InputError(f"{where} has no {field}; {found}")
+    scheme, rank = value["scheme"], value["rank"]
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
+        close = difflib.get_close_matches(str(scheme), SCHEMES, 1)
+        meant = f"Did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"{where}: unknown scheme {_shown(scheme)}", f"{meant}Known: {', '.join(SCHEMES)}.")
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise InputError(f"{where}: rank is {_shown(rank)}, a whole number was wanted")
+    if rank < 1:
+        raise InputError(f"{where}: rank is {rank}, at least 1 was wanted", 'To leave the layer as it is, write "dense".')
+    return Pair(scheme, rank)
+
+
+def _shown(value: Any) -> str:
+    """As it stands in the file, the beginning of it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"

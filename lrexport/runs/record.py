@@ -1,0 +1,312 @@
+"""The run's record (run.json): what was done, with what, and what came out. Field by field in docs/record.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lrexport.artifacts import files, run_folder
+from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
+from lrexport.artifacts.run_files import BASELINE as BASELINE
+from lrexport.artifacts.run_files import CHECKPOINTS as CHECKPOINTS
+from lrexport.artifacts.run_files import DENSE as DENSE
+from lrexport.artifacts.run_files import DENSE_INT8 as DENSE_INT8
+from lrexport.artifacts.run_files import DENSE_ONNX as DENSE_ONNX
+from lrexport.artifacts.run_files import LOG as LOG
+from lrexport.artifacts.run_files import MODEL as MODEL
+from lrexport.artifacts.run_files import MODEL_INT8 as MODEL_INT8
+from lrexport.artifacts.run_files import MODEL_ONNX as MODEL_ONNX
+from lrexport.artifacts.run_files import RECORD as RECORD
+from lrexport.artifacts.run_files import SPECTRA as SPECTRA
+from lrexport.artifacts.run_files import STATE as STATE
+from lrexport.artifacts.run_files import SVD as SVD
+from lrexport.errors import InputError
+from lrexport.runs.recorded_values import check_choices, check_environment
+from lrexport.text import shell_path
+
+SCHEMA_VERSION = 1
+RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # among the notes
+Scheme = Literal["spatial", "channel", "input-channel", "linear"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FactorisedLayer(_Strict):
+    """A layer that becomes a pair of plain layers. ``energy_kept`` is Σ kept s² ÷ Σ s², in [0, 1].
+
+    ``shape`` is the dense weight's; a grouped layer has ``rank`` in every group.
+    """
+
+    scheme: Scheme
+    rank: int = Field(ge=1)
+    full_rank: int = Field(ge=1)
+    energy_kept: float
+    dense_macs: int
+    macs: int
+    dense_params: int
+    params: int
+    shape: tuple[int, ...] = ()
+
+
+# Why a layer is dense: the user asked for it, it cannot be factorised, its pair costs as much as itself, no pair is faster
+# on the target, or the budget is spent better elsewhere.
+DenseKind = Literal["kept", "unsupported", "costly", "slow", "chosen"]
+
+
+class DenseLayer(_Strict):
+    """A layer that stays as it is, and why."""
+
+    dense: Literal[True] = True
+    kind: DenseKind = "unsupported"
+    reason: str
+    dense_macs: int = 0
+    dense_params: int = 0
+    shape: tuple[int, ...] = ()
+
+
+Plan = dict[str, FactorisedLayer | DenseLayer]
+
+
+class Accuracy(_Strict):
+    """Shares in [0, 1] over ``n`` images of ``split``."""
+
+    top1: float
+    top5: float
+    n: int
+    split: str
+
+
+class Latency(_Strict):
+    """Milliseconds for one inference; ``iqr`` is p75 − p25, ``ratio`` this network ÷ dense in the same rounds.
+
+    ``load_ms``, ``first_run_ms`` and ``peak_bytes`` (the memory that both added) are those of a fresh process,
+    ``operators_ms`` the time by kind of operator, where they were asked for. ``layers_ms`` has the time by layer, what
+    belongs to none under "", as the runtime's own profiler tells it.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    iqr: float
+    rounds: int
+    threads: int
+    batch: int
+    ratio: float | None = None
+    ratio_iqr: tuple[float, float] | None = None
+    warning: str | None = None
+    load_ms: float | None = None
+    first_run_ms: float | None = None
+    peak_bytes: int | None = None
+    operators_ms: dict[str, float] | None = None
+    layers_ms: dict[str, float] | None = None
+
+
+class PlannedLatency(_Strict):
+    """What the plan was predicted to take on ``target``, and what the folded network then took there.
+
+    Milliseconds for one inference of one image: ``dense`` and ``measured`` are medians of the same interleaved rounds,
+    ``ratio`` and its quartiles are measured ÷ dense round by round. ``environment`` is the target's.
+    """
+
+    target: str
+    threads: int
+    dense: float
+    predicted: float
+    measured: float
+    ratio: float
+    ratio_iqr: tuple[float, float]
+    environment: dict[str, Any] = {}
+    warning: str | None = None
+
+
+class Quantisation(_Strict):
+    """How a network came to int8. ``images`` held-out training images of ``data`` gave the ranges of its activations.
+
+    ``int8_macs`` of its MACs multiply int8 numbers, the rest stayed in float32; ``agreement`` is the share of those images
+    that it puts in the same class as the float32 file.
+    """
+
+    data: str
+    images: int
+    int8_macs: int
+    agreement: float
+
+
+class Result(_Strict):
+    """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run.
+
+    ``uncounted`` names operators that compute and are not in ``macs``, which is a lower bound then.
+
+    ``accuracy`` is on the test images; ``heldout_accuracy``, the torch network's, on training images held out for choices.
+    """
+
+    macs: int
+    macs_counted_on: Literal["torch", "onnx"]
+    uncounted: tuple[str, ...] = ()
+    params: int
+    precision: Literal["float32", "int8"] = "float32"
+    quantisation: Quantisation | None = None
+    bytes: int | None = None
+    epochs: int = 0
+    accuracy: Accuracy | None = None
+    heldout_accuracy: Accuracy | None = None
+    latency_ms: dict[str, Latency] = {}
+
+
+class Results(_Strict):
+    """Both networks' figures, in float32 and, where that was asked for, in int8. Ratios are to ``dense``."""
+
+    dense: Result | None = None
+    compressed: Result | None = None
+    dense_int8: Result | None = None
+    compressed_int8: Result | None = None
+
+
+class ModelSource(_Strict):
+    """How to build the network again: ``source`` is MODEL as given, without options, which are in ``kwargs``."""
+
+    source: str
+    kwargs: dict[str, Any] = {}
+    input_shape: tuple[int, ...] = Field(min_length=1)
+
+
+class DataSource(_Strict):
+    """``source`` as given to --data; ``heldout`` of the training images served every choice, ``test`` none.
+
+    ``skipped`` more could not be read and were left out.
+    """
+
+    source: str
+    classes: int
+    train: int
+    heldout: int
+    test: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    skipped: int = 0
+
+
+class StoredFile(_Strict):
+    """A file of the run as it was written."""
+
+    sha256: str
+    bytes: int
+
+
+class Earlier(_Strict):
+    """A run that another one went on from: its folder as it was given, None for the same one, and its choices."""
+
+    run: str | None
+    config: dict[str, Any]
+
+
+class Record(BaseModel):
+    """run.json. Ratios are derived from ``results``, never stored."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    model: ModelSource
+    data: DataSource | None = None
+    config: dict[str, Any] = {}
+    digests: dict[str, str] = {}
+    earlier: list[Earlier] = []
+    export: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    plan: Plan = {}
+    planned_latency: PlannedLatency | None = None
+    notes: list[str] = []
+    results: Results = Results()
+    files: dict[str, StoredFile] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _stay_in_the_run(cls, files: dict[str, StoredFile]) -> dict[str, StoredFile]:
+        """Names alone, so that nothing outside of the run's folder is read, replaced or removed."""
+        for name in files:
+            if not name or name in (".", "..") or any(char in name for char in "/\\:\0"):
+                raise ValueError(f"{name!r} is not the name of a file in the run's folder")
+        return files
+
+    def result_of(self, name: str) -> Result | None:
+        """Figures of an exported file by its name in the run."""
+        found = self.results
+        results = {DENSE_ONNX: found.dense, MODEL_ONNX: found.compressed}
+        results |= {DENSE_INT8: found.dense_int8, MODEL_INT8: found.compressed_int8}
+        return results.get(name)
+
+    def environment_of(self, target: str) -> dict[str, Any]:
+        """The machine behind latencies on ``target``: this one, unless the record has the target's own."""
+        targets = self.environment.get("targets")
+        own = targets.get(target) if isinstance(targets, dict) else None
+        return own if isinstance(own, dict) else self.environment
+
+    def save(self, run: Path) -> None:
+        """Write ``run/run.json`` atomically."""
+        run_folder.write_json(run, RECORD, self.model_dump(mode="json"))
+
+    def seal(self, run: Path, *names: str) -> None:
+        """Note hash and size of files of the run that were just written."""
+        for name in names:
+            self.files[name] = StoredFile(sha256=files.sha256(run / name), bytes=(run / name).stat().st_size)
+
+    def check(self, run: Path, name: str) -> Path:
+        """Path of a file of the run. Raises InputError if it is absent or not what the record says was written."""
+        path, stored = run_folder.plain(run, name), self.files.get(name)
+        if stored is None or not path.is_file():
+            raise InputError(f"{run} has no {name}", "Has this run been finished?")
+        found = path.stat().st_size
+        if found == 0:
+            raise InputError(f"empty file: {path}", "It was probably not copied to the end; fetch it again.")
+        checkpoints = sorted((run / CHECKPOINTS).glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        hint = f"The last checkpoint is {checkpoints[-1]}." if checkpoints else "Fetch it again, or make the run again."
+        if found != stored.bytes:
+            state = "truncated" if found < stored.bytes else "changed"
+            raise InputError(f"{path} is {state}: {stored.bytes:,} bytes expected, {found:,} found", hint)
+        digest = files.sha256(path)
+        if digest != stored.sha256:
+            raise InputError(
+                f"{path} was damaged or changed: sha256 {digest[:12]}…, run.json says {stored.sha256[:12]}…", hint
+            )
+        return path
+
+
+def uncompressed(run: Path) -> InputError:
+    """For a run that has no compressed network: what goes on from there."""
+    if (run / CHECKPOINTS / STATE).is_file():
+        return InputError(
+            f"{run} holds a run that was stopped, or is under way",
+            "Wait for it, or give the command that began it with --resume to go on.",
+        )
+    return InputError(
+        f"{run} has no compressed network yet", f"lrexport compress {shell_path(run)} --macs 0.5 goes on from it."
+    )
+
+
+def load_record(run: Path) -> Record:
+    """The record of a run. Raises InputError when it is absent, malformed or of a newer lrexport."""
+    path = run_folder.plain(run, RECORD)
+    if not path.is_file() and (run / CHECKPOINTS / STATE).is_file():
+        raise uncompressed(run)
+    if not path.is_file():
+        raise InputError(f"{run} is no run: it has no {RECORD}", "A run is the folder given to compress or train with -o.")
+    try:
+        value = read_json(path, pairs=unicode_names)
+        if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",
+                "Use the lrexport that wrote it, or a newer one.",
+            )
+        record = Record.model_validate(value)
+        for config in (record.config, *(earlier.config for earlier in record.earlier)):
+            check_choices(config)
+        check_environment(record.environment)
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is not a valid record: {first_fault(error)}", "Fetch it again, or make the run again."
+        ) from error
+    return record

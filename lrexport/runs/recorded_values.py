@@ -1,0 +1,67 @@
+"""What a record's open tables may hold: the choices of its run, as JSON has them, and the machine that it was made on."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+
+# What is shown of a machine; whatever else a record has of it is only listed.
+_MACHINE: dict[str, Any] = {
+    "cpu": str,
+    "isa": list[str],
+    "cores": int,
+    "system": str,
+    "governor": str,
+    "celsius": float,
+    "onnxruntime": str,
+}
+
+
+def check_choices(config: Mapping[str, Any]) -> None:
+    """Raise pydantic's ValidationError where an option is not of its type. Options of other versions may be anything."""
+    _choices().model_validate({"config": config})
+
+
+def check_environment(environment: Mapping[str, Any]) -> None:
+    """Raise pydantic's ValidationError where a fact of the machine, or of a target's, is not of its type."""
+    _environment().model_validate({"environment": environment})
+
+
+@cache
+def _choices() -> type[BaseModel]:
+    goal = _model("Goal", {**get_type_hints(Goal)}, extra="forbid")
+    hints = {**get_type_hints(TrainConfig), **get_type_hints(CompressConfig), "goal": goal | None}
+    del hints["train"]
+    return _model("Record", {"config": _model("Choices", hints)})
+
+
+@cache
+def _environment() -> type[BaseModel]:
+    machine = _model("Machine", _MACHINE)
+    targets: Any = dict[str, machine]  # type: ignore[valid-type]  # made just now
+    return _model("Record", {"environment": _model("Environment", {**_MACHINE, "targets": targets})})
+
+
+def _model(name: str, hints: Mapping[str, Any], extra: Literal["allow", "forbid"] = "allow") -> type[BaseModel]:
+    """Every field may be absent; None only where the hint says so."""
+    fields: dict[str, Any] = {key: (_in_json(hint), None) for key, hint in hints.items()}
+    config = ConfigDict(extra=extra, strict=True, allow_inf_nan=False, protected_namespaces=())
+    return create_model(name, __config__=config, **fields)
+
+
+def _in_json(hint: Any) -> Any:
+    """The type that a value of ``hint`` has in JSON: a path is a text, a tuple a list."""
+    if hint is Path:
+        return str
+    if get_origin(hint) is tuple:
+        return list[_in_json(get_args(hint)[0])]  # type: ignore[misc]  # known when it runs
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(_in_json, get_args(hint)))]  # noqa: UP007 - of a tuple
+    return hint

@@ -1,0 +1,202 @@
+"""What a job starts from: model, weights and data, or an earlier run, loaded and checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, TrainConfig
+from lrexport.data.datasets import check_fits, load_data
+from lrexport.data.images import Splits, hold_out
+from lrexport.errors import InputError, UsageError
+from lrexport.formats.onnx import check_output
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose, run_once
+from lrexport.networks.building import ModelRecipe, from_record, resolve
+from lrexport.networks.names import random_teacher
+from lrexport.networks.weights import check_finite, load_weights
+from lrexport.runs import loading
+from lrexport.runs.record import RANDOM, RECORD, SVD, Earlier, Record, load_record
+from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.plain_form import make_plain
+
+
+@dataclass
+class Subject:
+    """What a job is about: its choices, where the network comes from, the record, the data, and the networks themselves.
+
+    ``teacher`` is what distillation follows, the dense network itself where no other is named.
+    """
+
+    config: TrainConfig
+    recipe: ModelRecipe
+    record: Record
+    splits: Splits | None
+    dense: nn.Module
+    svd: SVDNetwork
+    teacher: nn.Module
+
+
+@dataclass
+class Start(Subject):
+    """The subject as a job begins. ``trained`` says that SVD training is behind it."""
+
+    trained: bool = False
+
+    def __post_init__(self) -> None:
+        if self.splits is not None:
+            self.record.data = self.splits.to_record()
+            self.record.digests["data_sha256"] = self.splits.digest()
+
+
+def from_model(config: TrainConfig) -> Start:
+    """The start of a new run: what ``config`` names."""
+    notes: list[str] = []
+    recipe, splits, network = _load(config, notes)
+    svd = to_svd_form(copy_network(network), recipe, config)
+    teacher = _load_teacher(config, splits, notes) or network
+    record = Record(model=recipe.to_record(), config=config.to_record(), digests=config.digests(), notes=notes)
+    return Start(config, recipe, record, splits, network, svd, teacher)
+
+
+def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...] = BY_SVD_TRAINING) -> Start:
+    """The start of a job in ``run`` that goes on from the run ``source``: its SVD-trained network, or its dense one.
+
+    From the dense one, the choices ``anew`` are ``config``'s; all others of finished stages stay what they were.
+    """
+    before = load_record(source)
+    recipe = from_record(before.model, source / RECORD)
+    dense, svd = loading.load_start(source, before), load_svd(config, source)
+    # What the finished stages were trained with stays; the same held-out images above all.
+    done = {name: before.config[name] for name in FINISHED if name in before.config}
+    done["weights"] = Path(done["weights"]) if done.get("weights") else None
+    done["keep"] = tuple(done.get("keep", ()))
+    data = config.data or (before.data.source if before.data else None)
+    trained = SVD in before.files
+    if not trained:
+        done |= {name: getattr(config, name) for name in anew}
+    given, config = config.data, replace(config, **done, model=recipe.source, data=data)
+    with loading.naming_recorded_data(before, given):
+        splits = _load_splits(config, recipe, None if given else source / RECORD)
+    _check_fits(splits, dense, recipe)
+    place = None if run.resolve() == source.resolve() else str(source)
+    digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
+    digests |= config.teacher_digest()
+    earlier = [*before.earlier, Earlier(run=place, config=before.config)]
+    notes = [RANDOM] if RANDOM in before.notes else []
+    teacher = _load_teacher(config, splits, notes) or dense
+    record = Record(model=before.model, digests=digests, earlier=earlier, notes=notes)
+    return Start(config, recipe, record, splits, dense, svd, teacher, trained)
+
+
+def look(config: TrainConfig, source: Path | None, notes: list[str]) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
+    """What a plan is made from, of a model or of a run, with nothing written; ``notes`` gets what is to be noted."""
+    if source is None:
+        recipe, splits, network = _load(config, notes)
+        _load_teacher(config, splits, notes)  # for its errors: what is only looked at is checked as well
+        return recipe, to_svd_form(network, recipe, config), splits
+    record = load_record(source)
+    recipe = from_record(record.model, source / RECORD)
+    data = config.data or (record.data.source if record.data else None)
+    kept = {name: record.config[name] for name in ("seed", "heldout", "max_bad") if name in record.config}
+    with loading.naming_recorded_data(record, config.data):
+        splits = _load_splits(replace(config, **kept, data=data), recipe, None if config.data else source / RECORD)
+    _load_teacher(config, splits, notes)
+    return recipe, load_svd(config, source), splits
+
+
+def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
+    """The network of a run in SVD form, SVD-trained where it has that stage."""
+    record = load_record(source)
+    recipe = from_record(record.model, source / RECORD)
+    if SVD not in record.files:
+        return to_svd_form(loading.load_start(source, record), recipe, config)
+    loading.check_size(recipe, source, record)
+    trained = {"scheme": record.config["scheme"], "keep": tuple(record.config.get("keep", ()))}
+    svd = to_svd_form(recipe.build(), recipe, replace(config, **trained))
+    loading.fill(svd.network, record, source, SVD)
+    return svd
+
+
+def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
+    """Put ``network`` into SVD form in place, as the choices of ``config`` say."""
+    return decompose(network, recipe.input_shape, config.scheme, config.keep)
+
+
+def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:
+    # Without data, too: weights that a hook computes have to be there before the network can be copied.
+    output: object = run_once(network, recipe.input_shape)
+    if splits is None:
+        check_output(output)  # now rather than when all is done
+        return
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"the network returns a {type(output).__name__}; one tensor, (batch, classes), was wanted",
+            "Give a callable that returns a network with one output, say a module that calls yours and picks it.",
+        )
+    check_fits(splits.data, recipe.input_shape, tuple(output.shape))
+
+
+def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | None, nn.Module]:
+    """Recipe, data and network of a MODEL, checked against each other."""
+    recipe = resolve(config.model, config.input_shape)
+    splits = _load_splits(config, recipe)
+    if splits is not None:
+        recipe = recipe.with_classes(len(splits.data.classes))
+    torch.manual_seed(config.seed)  # fresh weights are part of what a seed decides
+    network = _load_network(recipe, config.weights, config.weights_key, "--weights-key", notes)
+    _check_fits(splits, network, recipe)
+    return recipe, splits, network
+
+
+def _load_network(recipe: ModelRecipe, weights: Path | None, key: str | None, option: str, notes: list[str]) -> nn.Module:
+    network = recipe.as_made(notes)
+    if weights is not None:
+        notes += load_weights(network, weights, key, option)
+    notes += make_plain(network, recipe.input_shape)
+    check_finite(network, "the network")
+    return network
+
+
+def _load_teacher(config: TrainConfig, splits: Splits | None, notes: list[str]) -> nn.Module | None:
+    """The network that ``config`` names as the teacher, where there is one and data to learn from it with.
+
+    ``notes`` gets what is to be noted of its weights.
+
+    Raises what loading it raises, InputError where it does not fit the data, UsageError where it has random weights.
+    """
+    if config.teacher is None or splits is None:
+        return None
+    try:
+        recipe, network = _teacher(config, splits, notes)
+        _check_fits(splits, network, recipe)
+    except (InputError, UsageError) as error:
+        raise type(error)(f"the teacher {config.teacher}: {error.message}", error.hint) from error
+    return network
+
+
+def _teacher(config: TrainConfig, splits: Splits, notes: list[str]) -> tuple[ModelRecipe, nn.Module]:
+    """A run's dense network, or a MODEL with the weights of a file where it does not come with its own."""
+    teacher, weights = str(config.teacher), config.teacher_weights
+    run = Path(teacher)
+    if (run / RECORD).is_file():
+        if weights is not None:
+            raise UsageError("it is a run, and has weights of its own", "Leave --teacher-weights out.")
+        record = load_record(run)
+        if RANDOM in record.notes:
+            raise UsageError("the dense network of this run has random weights", "Give one that was trained.")
+        return from_record(record.model, run / RECORD), loading.load_start(run, record)
+    recipe = resolve(teacher, splits.data.train.image_shape).with_classes(len(splits.data.classes))
+    if recipe.is_random(weights):
+        raise random_teacher()
+    return recipe, _load_network(recipe, weights, config.teacher_weights_key, "--teacher-weights-key", notes)
+
+
+def _load_splits(config: TrainConfig, recipe: ModelRecipe, said_in: Path | None = None) -> Splits | None:
+    """The data of ``config``; ``said_in`` is the file that names it, None where the user does."""
+    if config.data is None:
+        return None
+    data = load_data(config.data, recipe.input_shape, config.download, config.workers, config.max_bad, said_in)
+    return hold_out(data, config.heldout, seed=config.seed)

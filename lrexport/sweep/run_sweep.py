@@ -1,0 +1,110 @@
+"""The whole sweep on one screen: shared dense training → trials, each a run → the front."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrexport.artifacts import files, mark, run_folder
+from lrexport.artifacts.run_files import DATABASE, OF_A_SWEEP
+from lrexport.errors import DeviceError, Stopped, UsageError, first_line
+from lrexport.formats.onnx import export_onnx
+from lrexport.runs import loading
+from lrexport.runs.open import OnEvent
+from lrexport.runs.record import DENSE_ONNX, MODEL_ONNX, RECORD, Record, Result
+from lrexport.runs.resume import is_stopped
+from lrexport.runs.sweep_record import Figures, Sweep
+from lrexport.sweep.extras import need_optuna
+from lrexport.sweep.locks import Process
+from lrexport.sweep.request import Request
+from lrexport.sweep.shared_stages import dense_stage, svd_stage
+from lrexport.sweep.space import Point
+from lrexport.sweep.storage import database_lock, open_storage
+from lrexport.sweep.study import Book, Made
+from lrexport.workflow import pipeline
+
+_BESIDE = ("-journal", "-wal", "-shm")  # what SQLite itself writes beside a database, wherever a link of that name leads
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep is: its folder, and the study in a storage of Optuna's (None: SQLite in the folder)."""
+
+    folder: Path
+    storage: str | None = None
+    study: str | None = None
+
+
+def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
+    """Make trials until ``request.trials`` are done, with all processes that work on the same study, and find the front.
+
+    Going on with a sweep makes what is missing. Raises UsageError where it was made with something else, and what dense
+    training raises; errors of trials are recorded in their place.
+    """
+    optuna = need_optuna()
+    if (place.folder / RECORD).exists():
+        raise UsageError(f"{place.folder} holds a run, not a sweep", "Choose another folder with -o.")
+    run_folder.check(place.folder, OF_A_SWEEP)
+    for beside in _BESIDE:
+        run_folder.refuse_link(place.folder / f"{DATABASE}{beside}")
+    folder = files.make_run_folder(place.folder)
+    mark.note(folder, OF_A_SWEEP)
+    try:
+        with Process(folder, database_lock(place.storage)) as process:
+            with process.claimed():  # tables of a new database are made by one process alone
+                storage = open_storage(place.storage, folder)
+                book = Book(request, folder, storage, place.study or folder.resolve().name, process)
+            if not book.has_work():
+                return book.save()
+            dense = dense_stage(request, folder, on_event)
+            book.bind()
+            while book.begin(lambda running: on_event({"event": "others", "running": running})):
+                book.make(lambda number, point, run: _trial(request, number, point, run, dense, folder, on_event))
+                on_event({"event": "trials", "sweep": book.save()})
+            return book.save()
+    except Stopped as stopped:  # which speaks of the one run
+        raise Stopped(stopped.number, stopped.message, "The same command goes on with the sweep.") from stopped
+    except optuna.exceptions.StorageInternalError as error:
+        cause = first_line(error.__cause__ or error)
+        raise DeviceError(f"the storage failed: {cause}", "Trials that finished are kept; start the same again.") from error
+
+
+def _trial(request: Request, number: int, point: Point, run: Path, dense: Path, folder: Path, on_event: OnEvent) -> Made:
+    """One compression, from the shared stages on; figures of its network and of the dense one."""
+    run_folder.refuse_link(run)
+    on_event({"event": "trial", "number": number, "of": request.wanted, "point": point})
+    config = request.config(point)
+    start = svd_stage(request, config.train, dense, folder, on_event)
+    record = pipeline.compress(config, run, on_event, start, is_stopped(run), allow_changes=True)
+    assert record.results.dense is not None
+    assert record.results.compressed is not None
+    sizes: dict[str, int | None] = {DENSE_ONNX: None, MODEL_ONNX: None}
+    if request.objective == "size":
+        sizes |= _sizes(run, record)
+    latency = record.planned_latency
+    own: dict[str, float | str | None] = {}
+    other: dict[str, float | str | None] = {}
+    if latency is not None:
+        own |= {"latency_ratio": latency.ratio, "latency_ms": latency.measured, "latency_warning": latency.warning}
+        own |= {"target": latency.target}
+        other |= {"latency_ratio": 1.0, "latency_ms": latency.dense, "target": latency.target}
+    return (
+        _figures(record.results.compressed, bytes=sizes[MODEL_ONNX], **own),
+        _figures(record.results.dense, bytes=sizes[DENSE_ONNX], **other),
+    )
+
+
+def _figures(result: Result, **more: float | int | str | None) -> Figures:
+    assert result.heldout_accuracy is not None  # a sweep has data
+    assert result.accuracy is not None
+    found = {"heldout_top1": result.heldout_accuracy.top1, "test_top1": result.accuracy.top1}
+    return Figures.model_validate({**found, "macs": result.macs, "params": result.params, **more})
+
+
+def _sizes(run: Path, record: Record) -> dict[str, int]:
+    """Bytes of both ONNX files, which are not kept: ``lrexport onnx`` writes and verifies them."""
+    networks = {DENSE_ONNX: loading.load_start(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
+    with tempfile.TemporaryDirectory(prefix="lrexport-") as scratch:
+        shape = record.model.input_shape
+        return {name: export_onnx(net, Path(scratch) / name, shape).bytes for name, net in networks.items()}

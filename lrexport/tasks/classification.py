@@ -1,0 +1,104 @@
+"""Top-1 and top-5 accuracy, and BatchNorm statistics for a network whose weights just changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.data.images import ImageSet
+from lrexport.errors import InputError
+from lrexport.lowrank.repair.reconstruct import batch_statistics
+from lrexport.runs.record import Accuracy
+from lrexport.torch_tools.tracing import eval_mode, fast_layout
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
+    """How many labels are the largest logit, and among the five largest (all, where there are fewer). (B, K), (B,)."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return int(best[:, 0].sum()), int(best.sum())
+
+
+class NotANumber(InputError):
+    """A network gives NaN, so that no score of it means anything."""
+
+
+def nan_rows(logits: Tensor) -> int:
+    """Of how many images there is NaN among the logits. (B, K)."""
+    return int(logits.isnan().any(1).sum())
+
+
+def images_of(split: str) -> str:
+    """A split's images in words."""
+    return f"{split.replace('heldout', 'held-out')} images"
+
+
+def not_a_number(what: str, bad: int, count: int, images: str) -> NotANumber:
+    """For ``what`` gives NaN on ``bad`` of ``count`` images."""
+    return NotANumber(
+        f"{what} gives NaN on {bad:,} of {count:,} {images}, so it has no score",
+        "Are its weights sound, and are its inputs in the range that it was made for?",
+    )
+
+
+@torch.no_grad()
+def check_numbers(network: nn.Module, images: Tensor, name: str) -> None:
+    """Raise NotANumber where the network gives NaN in eval mode on a batch of images, which ``name`` names."""
+    with eval_mode(network):
+        bad = nan_rows(network(fast_layout(network, images)))
+    if bad:
+        raise not_a_number("the network", bad, len(images), name)
+
+
+@torch.no_grad()
+def score(
+    network: nn.Module,
+    images: ImageSet,
+    device: torch.device,
+    split: str,
+    batch_size: int = 250,
+    fabric: Fabric | None = None,
+) -> Accuracy:
+    """Accuracy in eval mode; the network's own mode is put back. The processes of ``fabric`` share the images out.
+
+    Raises NotANumber, in all processes, where the network gives NaN on any image.
+    """
+    part, several = images, fabric is not None and fabric.world_size > 1
+    if fabric is not None and several:
+        part = images.subset(torch.arange(fabric.global_rank, len(images), fabric.world_size))
+    sums = torch.zeros(3, dtype=torch.int64)  # top-1, top-5, and images with NaN
+    with eval_mode(network):
+        for batch, labels in part.batches(batch_size, device):
+            logits = network(fast_layout(network, batch))
+            sums += torch.tensor([*count_correct(logits, labels), nan_rows(logits)])
+    if fabric is not None and several:
+        total: Any = fabric.all_reduce(sums.to(device), reduce_op="sum")
+        sums = total.cpu()
+    top1, top5, bad = sums.tolist()
+    if bad:
+        raise not_a_number("the network", bad, len(images), images_of(split))
+    return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
+
+
+@torch.no_grad()
+def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Replace BatchNorm's running mean and variance by the plain average over ``batches``; no labels are used.
+
+    Pruning changes every layer's output distribution; this repairs the statistics in seconds. Returns whether there was
+    a BatchNorm at all. Dropout and the rest stay in eval mode.
+    """
+    with eval_mode(network), batch_statistics(network) as norms:
+        if not norms:
+            return False
+        size = 0
+        for images, _ in batches:
+            if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
+                break
+            size = len(images)
+            network(fast_layout(network, images))
+    return True

@@ -1,0 +1,92 @@
+"""BatchNorm over all processes' images: several processes with one global batch train as one process with that batch.
+
+torch.nn.SyncBatchNorm does this on GPUs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrexport.torch_tools.tracing import run_once, watching_inputs
+
+
+@contextmanager
+def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
+    """Inside the block the network's BatchNorms take mean and variance over the images of all ``world`` processes."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)] if world > 1 else []
+    for norm in norms:
+        norm.forward = MethodType(_forward, norm)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.__dict__["forward"]
+
+
+def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
+    """Names of BatchNorms with one value a channel in an image: there is no training these on one image at a time."""
+    found: list[str] = []
+
+    modules = dict(network.named_modules())
+    norms: dict[nn.Module, str] = {module: name for name, module in modules.items() if isinstance(module, _BatchNorm)}
+
+    def look(norm: nn.Module, given: Tensor) -> None:
+        if given.numel() == given.shape[0] * given.shape[1]:
+            found.append(norms[norm])
+
+    with watching_inputs(norms, look):
+        run_once(network, image_shape)
+    return found
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; each one's loss depends on all that was summed, so gradients are summed, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def _forward(norm: Any, x: Tensor) -> Tensor:
+    """BatchNorm of x (B, C, …) by Ioffe & Szegedy 2015, with sums over all processes; running statistics as torch keeps."""
+    if not norm.training:  # each for itself, as batches are shared out in training alone
+        result: Tensor = type(norm).forward(norm, x)
+        return result
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    wide = x.float()
+    count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
+    sums = _Sum.apply(torch.cat([wide.sum(axes), count]))
+    total = sums[-1].detach()
+    mean = sums[:-1] / total
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    centred = wide - mean.view(shape)  # a second pass: a difference of squares would lose digits
+    variance = _Sum.apply(centred.square().sum(axes)) / total
+    if norm.track_running_stats:
+        _note(norm, mean.detach(), variance.detach() * total / (total - 1).clamp_min(1))
+    scaled = centred * (variance + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)
+    return scaled.to(x.dtype)
+
+
+@torch.no_grad()
+def _note(norm: Any, mean: Tensor, unbiased: Tensor) -> None:
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+    norm.running_var.lerp_(unbiased.to(norm.running_var), momentum)

@@ -1,0 +1,1 @@
+"""The workflow: train in SVD form, choose ranks, fold, fine-tune, export."""

@@ -1,0 +1,268 @@
+"""A run becomes files: both networks exported, verified, quantised, re-scored and measured; then all appear at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from lrexport.artifacts import files, run_folder
+from lrexport.artifacts.run_files import EXPORTED, HOLDER, MODEL_ARM_ORT, MODEL_INT8_ARM_ORT, MODEL_INT8_ORT, MODEL_ORT
+from lrexport.artifacts.run_lock import RunLock
+from lrexport.data.datasets import check_fits, load_data
+from lrexport.data.images import ImageData, ImageSet, draw, hold_out
+from lrexport.data.sources import no_calibration
+from lrexport.formats.int8 import quantise_onnx
+from lrexport.formats.onnx import export_onnx
+from lrexport.formats.opsets import FIRST_OPSET
+from lrexport.formats.ort import Platform, write_ort
+from lrexport.formats.verify import check_same_accuracy, score_onnx
+from lrexport.lowrank.factors.decompose import run_once
+from lrexport.measure.environment import environment
+from lrexport.measure.latency import Measurement, measure
+from lrexport.measure.node_layers import layer_times
+from lrexport.measure.targets import Job, Target, parse_target
+from lrexport.runs import loading
+from lrexport.runs.open import OnEvent, torch_result
+from lrexport.runs.record import (
+    DENSE_INT8,
+    DENSE_ONNX,
+    MODEL_INT8,
+    MODEL_ONNX,
+    RECORD,
+    Quantisation,
+    Record,
+    Result,
+    Results,
+    StoredFile,
+    load_record,
+)
+from lrexport.tasks.classification import score
+from lrexport.training.engine import LASTING
+from lrexport.training.stopping import heeding_signals
+
+_IN_INT8 = {DENSE_ONNX: DENSE_INT8, MODEL_ONNX: MODEL_INT8}
+_IN_ORT: dict[str, dict[Platform, str]] = {
+    MODEL_ONNX: {"amd64": MODEL_ORT, "arm": MODEL_ARM_ORT},
+    MODEL_INT8: {"amd64": MODEL_INT8_ORT, "arm": MODEL_INT8_ARM_ORT},
+}
+_OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name in names.values())}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency on ``target``; ``data`` stands in for the record's.
+
+    ``int8`` makes both files once more in int8, calibrated on at most ``calibration_images``; ``ort`` makes the compressed
+    ones once more in ONNX Runtime's own format.
+    """
+
+    batch: int | None = 1
+    opset: int = FIRST_OPSET
+    rounds: int = 100
+    threads: int = 1
+    target: str = "local"
+    data: str | None = None
+    rescore: bool = True
+    int8: bool = False
+    calibration_images: int = 512
+    ort: bool = False
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What the files are scored on, and held-out training images of ``source`` to calibrate on; None for not asked."""
+
+    source: str | None = None
+    test: ImageSet | None = None
+    calibration: ImageSet | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
+    """Write model.onnx and dense.onnx of a run, and both in int8 where asked, and their figures into its record.
+
+    The run is held meanwhile. Raises InputError where a graph differs from torch or scores differently, or where in int8
+    little of the network is left, UsageError where there is nothing to calibrate on or another process has the run; then
+    none of the files is written.
+    """
+    target = parse_target(options.target)
+    load_record(run)  # nothing is written into what is no run
+    run_folder.check(run, (RECORD, HOLDER, *_written(options)))
+    files.make_run_folder(run)
+    with RunLock(run):
+        run_folder.remove_leftovers(run)
+        return _export_held(run, options, target, on_event)
+
+
+def _written(options: ExportOptions) -> list[str]:
+    """Names of the files that will be."""
+    written = [DENSE_ONNX, MODEL_ONNX, *(_IN_INT8.values() if options.int8 else ())]
+    return [
+        *written,
+        *(name for source in _IN_ORT if options.ort and source in written for name in _IN_ORT[source].values()),
+    ]
+
+
+def _export_held(run: Path, options: ExportOptions, target: Target, on_event: OnEvent) -> Record:
+    record = load_record(run)
+    # Also the first word with the target: one that is not there should not be noticed after minutes of work.
+    machine = target.environment() if options.rounds else {}
+    networks = {DENSE_ONNX: loading.load_baseline(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
+    images = _load_images(record, options, networks[DENSE_ONNX], None if options.data else run / RECORD)
+    for text in images.warnings:
+        on_event({"event": "warning", "text": text})
+    results: dict[str, Result] = {}
+    with run_folder.scratch(run) as scratch:
+        for name, network in networks.items():
+            before = record.result_of(name) or torch_result(network, record.model.input_shape, record.notes)
+            results[name] = _export(network, scratch / name, before, record, options, images.test, on_event)
+            if images.calibration is not None:
+                int8 = _IN_INT8[name]
+                results[int8] = _quantise(scratch / name, scratch / int8, results[name], images, on_event)
+        in_ort = _write_ort(scratch, results, on_event) if options.ort else []
+        if options.rounds:
+            paths = {name: scratch / name for name in results}
+            job = Job((), options.rounds, options.threads, options.batch or 1, profile=True)
+            measured = measure(paths, DENSE_ONNX, job, target)
+            results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
+        _note(record, options, results, {target.name: machine} if options.rounds and target.name != "local" else {})
+        _replace(run, record, scratch, [*results, *in_ort], on_event)
+    return record
+
+
+def _note(record: Record, options: ExportOptions, results: dict[str, Result], targets: dict[str, dict[str, Any]]) -> None:
+    """Into the record, but for the files: how it was exported, what came out, and on which machines."""
+    record.export = asdict(options)
+    record.results = Results(
+        dense=results[DENSE_ONNX],
+        compressed=results[MODEL_ONNX],
+        dense_int8=results.get(DENSE_INT8),
+        compressed_int8=results.get(MODEL_INT8),
+    )
+    training = {name: value for name, value in record.environment.items() if name in LASTING}
+    record.environment = environment() | training | ({"targets": targets} if targets else {})
+
+
+def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_event: OnEvent) -> None:
+    """Put the files ``written`` in the place of an earlier export's, then the record.
+
+    Optional ones of before go: they may be of other weights, opset or batch than what is there now. A kill in between
+    leaves a run that was not exported, none whose files are not what its record says.
+    """
+    weights = {name: stored for name, stored in record.files.items() if name not in EXPORTED}
+    before, record.files = load_record(run), dict(weights)
+    record.seal(scratch, *written)
+    with heeding_signals():
+        if before.files != weights:
+            _unexported(before, weights).save(run)
+        stale = run_folder.remove(run, *sorted(_OPTIONAL - {*written}))
+        run_folder.move(run, written, scratch)
+        record.save(run)
+    if stale:
+        on_event({"event": "removed", "files": stale})
+
+
+def _unexported(record: Record, weights: dict[str, StoredFile]) -> Record:
+    """The record of a run of these files, without what is said of exported ones."""
+    without: dict[str, Any] = {"bytes": None, "latency_ms": {}}
+    dense, compressed = (
+        each.model_copy(update=without) if each is not None else None
+        for each in (record.results.dense, record.results.compressed)
+    )
+    results = Results(dense=dense, compressed=compressed)
+    return record.model_copy(update={"files": weights, "export": {}, "results": results})
+
+
+def _export(
+    network: nn.Module,
+    path: Path,
+    before: Result,
+    record: Record,
+    options: ExportOptions,
+    test: ImageSet | None,
+    on_event: OnEvent,
+) -> Result:
+    samples = next(iter(test.batches(8, torch.device("cpu"))))[0] if test is not None else None
+    shape = record.model.input_shape
+    done = export_onnx(network, path, shape, batch=options.batch, opset=options.opset, samples=samples)
+    update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
+    update |= {"bytes": done.bytes, "latency_ms": {}}
+    if test is not None:
+        # The test images serve no choice here: the same ones tell whether the file is the network.
+        found = score_onnx(path, test, "test")
+        check_same_accuracy(path, score(network, test, torch.device("cpu"), "test"), found)
+        update["accuracy"] = found
+    event = {"event": "export", "file": path.name, "bytes": done.bytes, "opset": done.opset}
+    event |= {"relative_error": done.comparison.relative_error, "simplified": done.simplified}
+    event |= {"blind": done.blind and test is None, "rescored": test is not None, "uncounted": done.cost.uncounted}
+    on_event(event)
+    return before.model_copy(update=update)
+
+
+def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_event: OnEvent) -> Result:
+    """The int8 file of a verified one, scored on the same test images."""
+    assert images.source is not None
+    assert images.calibration is not None
+    done = quantise_onnx(source, path, images.calibration)
+    how = Quantisation(
+        data=images.source, images=len(images.calibration), int8_macs=done.int8_macs, agreement=done.agreement
+    )
+    accuracy = score_onnx(path, images.test, "test") if images.test is not None else None
+    figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
+    figures |= {"uncounted": done.cost.uncounted}
+    figures |= {"heldout_accuracy": None}  # that of the float32 network; these images are what int8 was calibrated on
+    event = {"event": "int8", "file": path.name, "source": source.name, "bytes": done.bytes, "macs": done.cost.macs}
+    top1 = {"top1": accuracy.top1, "float32_top1": float32.accuracy.top1} if accuracy and float32.accuracy else {}
+    on_event({**event, **how.model_dump(), **top1, "in_float": done.in_float})
+    return float32.model_copy(update=figures)
+
+
+def _timed(result: Result, path: Path, measured: Measurement, target: str) -> Result:
+    """``result`` with the file's latency on the target, and how it spreads over layers."""
+    graph = onnx.load(path, load_external_data=False).graph
+    spread = {"layers_ms": layer_times(graph, measured.nodes_ms[path.name])}
+    latency = measured.latencies[path.name].model_copy(update=spread)
+    return result.model_copy(update={"latency_ms": {target: latency}})
+
+
+def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[str]:
+    """The compressed ones of the ONNX files in ``folder`` in ONNX Runtime's own format; their names."""
+    names = []
+    for source in (name for name in _IN_ORT if name in written):
+        for platform, name in _IN_ORT[source].items():
+            done = write_ort(folder / source, folder / name, platform)
+            event = {"event": "ort", "file": name, "source": source, "platform": platform, "bytes": done.bytes}
+            on_event({**event, "relative_error": done.relative_error})
+            names.append(name)
+    return names
+
+
+def _load_images(record: Record, options: ExportOptions, network: nn.Module, said_in: Path | None) -> _Images:
+    """Test and calibration images, as far as they are asked for; ``said_in`` names them, None where the user does.
+
+    Raises UsageError for int8 without any data.
+    """
+    source = options.data or (record.data.source if record.data else None)
+    if source is None and options.int8:
+        raise no_calibration()
+    if source is None or not (options.rescore or options.int8):
+        return _Images()
+    shape = record.model.input_shape
+    with loading.naming_recorded_data(record, options.data):
+        data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)), said_in=said_in)
+    check_fits(data, shape, tuple(run_once(network, shape).shape))
+    calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
+    return _Images(source, data.test if options.rescore else None, calibration, data.warnings)
+
+
+def _calibration_images(data: ImageData, record: Record, most: int) -> ImageSet:
+    """At most ``most`` of the training images that the run held out, or would have held out, drawn by its seed."""
+    seed = int(record.config.get("seed", 0))
+    heldout = hold_out(data, float(record.config.get("heldout", 0.1)), seed=seed).heldout
+    return draw(heldout, most, seed)

@@ -1,0 +1,70 @@
+"""Ranks that fall while SVD training goes on, so that it lands on the budget that was asked for, by itself.
+
+Singular values that matter least to the budget go at the start of an epoch, and training heals what that cost while there
+is still a learning rate to heal with. Composing the kernels, and the regularisers, get cheaper with the ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lrexport.config.compression import Goal
+from lrexport.lowrank.factors.svd_form import cut
+from lrexport.lowrank.selection.costs import plan_macs
+from lrexport.runs.open import OnEvent
+from lrexport.runs.record import FactorisedLayer
+from lrexport.training.engine import failing_together
+from lrexport.workflow.pruning import Pruning
+
+FALL = 0.6  # share of SVD training's epochs in which ranks fall: the others heal what the last cut cost
+
+
+@dataclass(frozen=True)
+class FallingRanks:
+    """Cuts the layers of ``pruning.svd`` at the start of each of the first ``epochs``; the last time to its goal.
+
+    In between the reduction, dense ÷ budget, rises by equal steps. The first of several processes chooses for all.
+    """
+
+    pruning: Pruning
+    epochs: int
+    fabric: Any
+    on_event: OnEvent
+
+    def __call__(self, epoch: int) -> bool:
+        """Cut for ``epoch``, from 0. True: even a layer that was not cut has its exact SVD in place of U, s, V."""
+        if epoch >= self.epochs:
+            return False
+        factors: dict[str, Any] = {}
+        with failing_together(self.fabric):
+            if self.fabric.is_global_zero:
+                config = replace(self.pruning.config, goal=self._goal(epoch))
+                selection = replace(self.pruning, config=config).predict()
+                for name, planned in selection.plan.items():
+                    if isinstance(planned, FactorisedLayer) and planned.scheme == self.pruning.svd.layers[name].scheme:
+                        left, right = selection.truncations[name][planned.scheme].factors(planned.rank)
+                        factors[name] = left.cpu(), right.cpu()
+                dense_macs = self.pruning.svd.dense_macs
+                share = plan_macs(self.pruning.svd, selection.plan) / dense_macs if dense_macs else 1.0
+                self.on_event({"event": "cut", "epoch": epoch + 1, "layers": len(factors), "macs_share": share})
+        if self.fabric.world_size > 1:
+            factors = self.fabric.broadcast(factors, src=0)
+        for name, (left, right) in factors.items():
+            layer = self.pruning.svd.network.get_submodule(name)
+            cut(layer, left, right)
+        self.pruning.svd.network.to(self.fabric.device)
+        return True
+
+    def _goal(self, epoch: int) -> Goal:
+        """The epoch's budget, which is never below the goal's."""
+        goal, speed = self.pruning.config.goal, self.pruning.speed
+        if goal.macs is not None:
+            return Goal(macs=self._share(goal.macs, epoch))
+        if goal.params is not None:
+            return Goal(params=self._share(goal.params, epoch))
+        assert speed is not None
+        return Goal(latency=self._share(self.pruning.milliseconds(speed) / speed.latency.dense, epoch))
+
+    def _share(self, final: float, epoch: int) -> float:
+        return 1 / (1 + (1 / min(final, 1.0) - 1) * (epoch + 1) / self.epochs)

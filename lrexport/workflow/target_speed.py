@@ -1,0 +1,90 @@
+"""What a target says of a network's speed: layer by layer before ranks are chosen, the whole folded network after."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lrexport.formats.onnx import export_onnx
+from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.factors.moments import Schemes
+from lrexport.lowrank.selection.predicted_latency import NetworkLatency
+from lrexport.measure.latency import measure_latency
+from lrexport.measure.layer_times import LayerTimes
+from lrexport.measure.targets import Job, Target
+from lrexport.runs.record import DENSE_ONNX, MODEL_ONNX, Plan, PlannedLatency
+
+OnEvent = Callable[[dict[str, Any]], None]
+_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A network's times on ``target``, and the dense network's file to compare others with, as bytes."""
+
+    target: Target
+    threads: int
+    environment: dict[str, Any]
+    latency: NetworkLatency
+    input_shape: tuple[int, ...]
+    dense_onnx: bytes
+
+    def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
+        """Export the folded ``network`` and time it beside the dense one. Raises DeviceError, or what exporting raises."""
+        with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+            paths = {name: Path(folder) / name for name in (DENSE_ONNX, MODEL_ONNX)}
+            paths[DENSE_ONNX].write_bytes(self.dense_onnx)
+            export_onnx(network, paths[MODEL_ONNX], self.input_shape)
+            found = measure_latency(paths, DENSE_ONNX, Job((), _ROUNDS, self.threads), self.target)
+        dense, mine = found[DENSE_ONNX], found[MODEL_ONNX]
+        assert mine.ratio is not None
+        assert mine.ratio_iqr is not None
+        return PlannedLatency(
+            target=self.target.name,
+            threads=self.threads,
+            dense=dense.p50,
+            # The machine may be faster or slower than when the table was made: what was predicted is the ratio.
+            predicted=self.latency.of_plan(plan) / self.latency.dense * dense.p50,
+            measured=mine.p50,
+            ratio=mine.ratio,
+            ratio_iqr=mine.ratio_iqr,
+            environment=self.environment,
+            warning=mine.warning or dense.warning,
+        )
+
+
+def measure_speed(
+    svd: SVDNetwork,
+    input_shape: tuple[int, ...],
+    schemes: Schemes,
+    times: LayerTimes,
+    on_event: OnEvent,
+) -> Speed:
+    """Time the dense network and, where the table of ``times`` lacks them, its layers and their pairs.
+
+    Speed depends on shapes, not on weights: this can be done before any training. Raises DeviceError.
+    """
+    target, threads = times.target, times.threads
+
+    def on_table(done: int, of: int) -> None:
+        on_event({"event": "table", "done": done, "of": of, "target": target.name})
+
+    layers = times.of(svd, schemes, on_table)
+    if times.unsaved is not None:
+        on_event({"event": "warning", "text": f"times of layers are not kept for the next run: {times.unsaved}"})
+    with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+        path = Path(folder) / DENSE_ONNX
+        export_onnx(fold(svd, {}), path, input_shape)
+        dense, now = times.whole(path)
+        content = path.read_bytes()
+    table = str(times.path) if times.unsaved is None else None
+    on_event({"event": "speed", "dense": now.p50, "target": target.name, "table": table})
+    # What is predicted shall be milliseconds of today, whatever the machine's speed was when the table was begun.
+    today = {name: layer.scaled(now.p50 / dense) for name, layer in layers.items()}
+    return Speed(target, threads, times.environment, NetworkLatency(now.p50, today), input_shape, content)
