@@ -44,9 +44,9 @@ def measure(study: Study) -> None:
 
 
 def measured(label: str) -> dict[str, Any]:
-    """By the name of a row the figures of :class:`lrexport.runs.record.Latency`, and how they were measured: the ``machine``, the
-    ``date``, how many ``networks`` were interleaved, the dense one included, and ``dense_p50``, milliseconds of the dense
-    network in the same measurement, which ratios are to.
+    """By a row's name the figures of :class:`lrexport.runs.record.Latency`, and how they were measured: the ``machine``,
+    the ``date``, how many ``networks`` were interleaved, the dense one included, and ``dense_p50``, milliseconds of the
+    dense network in the same measurement, which ratios are to.
 
     Those of networks that are not here any more stay.
     """

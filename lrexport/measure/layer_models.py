@@ -16,7 +16,8 @@ import onnx
 from onnx import TensorProto, helper
 from torch import nn
 
-from lrexport.lowrank.layers.kernels import TRANSPOSED, LayerCall, spec_of
+from lrexport.lowrank.layers.kernels import TRANSPOSED, spec_of
+from lrexport.torch_tools.tracing import LayerCall
 
 COPIES = (2, 6)
 _OPSET = 18

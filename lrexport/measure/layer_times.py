@@ -29,7 +29,6 @@ from lrexport.artifacts.json_files import read_json
 from lrexport.errors import DeviceError, InputError
 from lrexport.lowrank.factors.decompose import Factorisable, SVDNetwork
 from lrexport.lowrank.factors.moments import Schemes
-from lrexport.lowrank.layers.kernels import LayerCall
 from lrexport.lowrank.layers.schemes import SCHEMES, blank
 from lrexport.lowrank.selection.costs import whole_cost
 from lrexport.lowrank.selection.predicted_latency import LayerLatency
@@ -37,6 +36,7 @@ from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.targets import Job, Target
 from lrexport.runs.record import Latency, Scheme
+from lrexport.torch_tools.tracing import LayerCall
 
 # Runtimes compute channels in blocks of 4, 8 or 16: no other rank is faster than the next of these.
 _GRAIN = 4

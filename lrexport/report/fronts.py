@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lrexport.pareto import pareto_front
+from lrexport.report.reported_run import Subject
 from lrexport.report.tables import data_name
+from lrexport.runs.record import Latency, Result
 from lrexport.text import visible
-
-if TYPE_CHECKING:
-    from lrexport.report.reported_run import Subject
-    from lrexport.runs.record import Latency, Result
 
 # What has to be the same for two latencies to be compared.
 _MACHINE = ("cpu", "cores", "isa", "system", "governor", "onnxruntime")
@@ -36,20 +35,6 @@ class Front:
     cost: str
     points: tuple[Point, ...]
     note: str = ""
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, accuracy) that no other point beats, cheapest first.
-
-    A point is beaten by one that costs no more and is at least as accurate, and better in one of the two; of equal points
-    the first is taken. Points with NaN are never on the front.
-    """
-    order = sorted((i for i, (x, y) in enumerate(points) if x == x and y == y), key=lambda i: (points[i][0], -points[i][1]))
-    front: list[int] = []
-    for index in order:
-        if not front or points[index][1] > points[front[-1]][1]:
-            front.append(index)
-    return front
 
 
 def fronts_of(subjects: Sequence[Subject]) -> list[Front]:

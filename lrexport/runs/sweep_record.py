@@ -13,7 +13,7 @@ from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
 from lrexport.artifacts.run_files import RECORD
 from lrexport.artifacts.run_files import SWEEP as SWEEP
 from lrexport.errors import InputError
-from lrexport.report.fronts import pareto_front
+from lrexport.pareto import pareto_front
 
 SCHEMA_VERSION = 1
 Objective = Literal["macs", "latency", "size"]

@@ -12,7 +12,7 @@ from lrexport.errors import InputError
 
 # No shape of an input is behind these.
 _OF_THE_CODE = (AttributeError, ImportError, KeyError, NameError, TypeError)
-_OURS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
+_OURS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 
 
 def forward_error(error: Exception, input_shape: tuple[int, ...]) -> InputError:

@@ -12,9 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lrexport.lowrank.layers.kernels import LayerCall
 from lrexport.torch_tools.forward_errors import forward_error
 from lrexport.torch_tools.modules import in_mode
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One use of a layer for one input of the network: on ``samples`` items, from ``input`` to ``output`` positions.
+
+    Positions are the sizes along the kernel's axes, (H, W) for Conv2d; Linear has none, its samples are rows.
+    """
+
+    samples: int
+    input: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
 
 
 @dataclass

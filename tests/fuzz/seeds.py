@@ -103,7 +103,7 @@ def own_settings() -> list[bytes]:
 
 
 def recipes() -> list[bytes]:
-    folder = Path(__file__).parents[2] / "lrexport" / "recipes"
+    folder = Path(__file__).parents[2] / "lrexport" / "config" / "recipes"
     return [path.read_bytes() for path in sorted(folder.glob("*.toml"))]
 
 

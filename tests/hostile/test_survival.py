@@ -1,4 +1,4 @@
-"""Training that something stops: docs/faults.md 15, 20, 21, 25. What a signal or a kill stops is in tests/runs/test_resume.py."""
+"""Training that something stops: docs/faults.md 15, 20, 21, 25. Signals and kills: tests/runs/test_resume.py."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_loss_that_is_nan_keeps_the_last_good_state_and_goes_on_with_a_smaller
 
 def test_whatever_fails_while_a_job_is_opened_the_folder_is_free_again(lrexport: Command) -> None:
     """In the same process, as a library's user or the next of these tests has it."""
-    for name, error in (("job.environment", RuntimeError("no such thing")), ("job.Loggers", KeyError("x"))):
+    for name, error in (("runs.open.environment", RuntimeError("no such thing")), ("runs.open.Loggers", KeyError("x"))):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(f"lrexport.{name}", raising(error))
             assert lrexport(*TRAIN, *STAGES).code == 4

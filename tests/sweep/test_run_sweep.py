@@ -12,11 +12,10 @@ from lrexport.config.compression import TrainConfig
 from lrexport.report.sweep_tables import front_table
 from lrexport.runs.record import Accuracy, ModelSource, PlannedLatency, Record, Result, Results, load_record
 from lrexport.runs.sweep_record import Objective, front_of, load_sweep
-from lrexport.sweep import run_sweep as flow
+from lrexport.sweep import run_sweep as running
 from lrexport.sweep import shared_stages
 from lrexport.sweep.request import make_request
-from lrexport.sweep.run_sweep import Place
-from lrexport.sweep.run_sweep import run_sweep as flow
+from lrexport.sweep.run_sweep import Place, run_sweep
 from tests.hostile.support import DATA, TINY, write_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -49,7 +48,7 @@ def compressions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         model = ModelSource(source="x", input_shape=(1,))
         return Record(model=model, results=results, planned_latency=took if config.target else None)
 
-    monkeypatch.setattr(flow.pipeline, "compress", compress)
+    monkeypatch.setattr(running.pipeline, "compress", compress)
     monkeypatch.setattr(shared_stages, "_once", lambda run, *others: run)
     return asked
 

@@ -17,11 +17,11 @@ from lrexport.config.compression import AskedScheme
 from lrexport.errors import InputError
 from lrexport.lowrank.eligibility.substitution import misfits
 from lrexport.lowrank.layers.constants import constant_layers
-from lrexport.lowrank.layers.kernels import WEIGHTED, LayerCall, dense_macs, spec_of
+from lrexport.lowrank.layers.kernels import WEIGHTED, dense_macs, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES, scheme_for, schemes_of
 from lrexport.runs.record import DenseKind, DenseLayer, Scheme
 from lrexport.torch_tools.equivalents import computes_itself, why_not_plain
-from lrexport.torch_tools.tracing import trace
+from lrexport.torch_tools.tracing import LayerCall, trace
 from lrexport.units import format_count
 
 # Modules that multiply by weights of their own and have no scheme.

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from lrexport.torch_tools.tracing import LayerCall
 from lrexport.torch_tools.weight_layers import PLAIN as PLAIN
 from lrexport.torch_tools.weight_layers import TRANSPOSED as TRANSPOSED
 from lrexport.torch_tools.weight_layers import WEIGHTED as WEIGHTED
@@ -43,18 +44,6 @@ class KernelSpec:
     def is_depthwise(self) -> bool:
         """Whether every input channel is a group of its own."""
         return 1 < self.groups == self.in_channels
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """One use of a layer for one input of the network: on ``samples`` items, from ``input`` to ``output`` positions.
-
-    Positions are the sizes along the kernel's axes, (H, W) for Conv2d; Linear has none, its samples are rows.
-    """
-
-    samples: int
-    input: tuple[int, ...] = ()
-    output: tuple[int, ...] = ()
 
 
 def spec_of(layer: Any) -> KernelSpec:

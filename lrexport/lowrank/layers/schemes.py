@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.layers.kernels import PLAIN, TRANSPOSED, KernelSpec, LayerCall, spec_of
+from lrexport.lowrank.layers.kernels import PLAIN, TRANSPOSED, KernelSpec, spec_of
 from lrexport.runs.record import Scheme
+from lrexport.torch_tools.tracing import LayerCall
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrexport.report.fronts import pareto_front
+from lrexport.pareto import pareto_front
 
 _POINT = st.tuples(st.integers(0, 6).map(float), st.integers(0, 6).map(float))
 
