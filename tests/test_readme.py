@@ -1,10 +1,11 @@
-"""The README is true: its Python runs, its commands parse, its links lead somewhere."""
+"""The pages are true: their Python runs, their commands parse, their links lead somewhere."""
 
 from __future__ import annotations
 
 import importlib
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,24 +17,38 @@ from lrexport.budget.limits import read_budgets
 from lrexport.cli.main import cli, run
 from lrexport.networks.cifar_resnet import CifarResNet
 from lrexport.runs.record import load_record
-from tools.run_readme import commands, configuration
+from tools.run_readme import CONTINUED, commands, configuration
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BUDGETS = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
-REPORTS = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
-MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+}
+README, BUDGETS = PAGES["README.md"], PAGES["docs/budgets.md"]
+MODELS, PYTHON = PAGES["docs/models.md"], PAGES["docs/python.md"]
+# Commands at least, by page that shows any; CONTRIBUTING.md and the benchmarks' show those of other programs.
+COMMANDS = {
+    "README.md": 12,
+    "docs/budgets.md": 5,
+    "docs/compress.md": 4,
+    "docs/configuration.md": 5,
+    "docs/export.md": 4,
+    "docs/models.md": 5,
+    "docs/report.md": 5,
+    "docs/sweep.md": 3,
+    "docs/targets.md": 8,
+    "docs/training.md": 8,
+}
 
 
 def test_the_training_loop_runs_as_written_in_under_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, with_images = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, with_images = re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)
     body = [line for line in code.splitlines() if line.strip() and not line.startswith("import")]
     assert len(body) < 10
     model = CifarResNet(20)
     images, labels = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
-    # The optimizer comes after decompose, as the README says: give it the network's parameters when they are asked for.
+    # The optimizer is created after decompose, as the page says: it takes the parameters at its first step.
     names = {"model": model, "batches": [(images, labels)] * 2, "optimizer": _Late(model)}
     exec(code, names)
     assert (tmp_path / "model.onnx").is_file()
@@ -57,22 +72,33 @@ class _Late:
         self.model.zero_grad()
 
 
-@pytest.mark.parametrize(
-    ("text", "least"),
-    [(README, 8), (BUDGETS, 5), (REPORTS, 5), (TRAINING, 8), (MODELS, 4)],
-    ids=["README", "budgets", "reports", "training", "models"],
-)
-def test_every_command_parses(text: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_python_lists_every_public_function() -> None:
+    import lrexport
+
+    for name in lrexport.__all__:
+        assert f"`{name}`" in PYTHON or f"`lrexport.{name}`" in PYTHON, name
+
+
+@pytest.mark.parametrize("page", COMMANDS)
+def test_every_command_parses(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").touch()
-    found = commands(text)
-    assert len(found) >= least
-    for line in found:
+    lines = commands(PAGES[page])
+    assert len(lines) >= COMMANDS[page]
+    for line in lines:
         program, name, *arguments = shlex.split(line)
         assert program == "lrexport"
         command = cli.get_command(click.Context(cli), name)
         assert command is not None, line
         command.make_context(name, arguments)
+
+
+def test_every_page_that_shows_commands_is_tested_here() -> None:
+    pages = {page: text for page, text in PAGES.items() if page.startswith(("README", "docs/"))}
+    assert {page for page, text in pages.items() if commands(text)} == set(COMMANDS)
+    assert set(CONTINUED) <= set(COMMANDS)
+    for page, text in pages.items():
+        assert not re.search(r"^(    |\t)lrexport ", text, re.MULTILINE), f"{page}: commands stand in sh blocks"
 
 
 def test_the_network_of_ones_own_is_compressed_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +119,33 @@ def test_the_network_of_ones_own_is_compressed_as_written(tmp_path: Path, monkey
 def test_every_configuration_is_one(text: str, tmp_path: Path) -> None:
     path = tmp_path / "pyproject.toml"
     path.write_text(configuration(text), encoding="utf-8")
-    assert [len(budget.limits) >= 6 for budget in read_budgets(read_settings(str(path)))] == [True]
+    budgets = read_budgets(read_settings(str(path)))
+    assert len(budgets) == text.count("[tool.lrexport.budget.")
+    assert len(budgets[0].limits) >= 6
+    assert all(budget.limits for budget in budgets)
 
 
 def test_every_link_into_the_project_leads_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page, text in PAGES.items():
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+            path = (ROOT / page).parent / target if target else ROOT / page
+            assert path.exists(), f"{page}: {target}"
+            if anchor:
+                assert anchor in set(_anchors(path.read_text(encoding="utf-8"))), f"{page}: {target}#{anchor}"
+
+
+def _anchors(text: str) -> Iterator[str]:
+    """Of every heading, as GitHub makes them: lower case, no punctuation, hyphens for spaces."""
+    outside_of_code = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for heading in re.findall(r"^#+ (.*)$", outside_of_code, re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    for page in PAGES:
+        if page.startswith("docs/"):
+            assert f"]({page}" in README, page
+
+
+def test_the_readme_is_short_enough_to_be_read_to_its_end() -> None:
+    assert len(README.split()) < 850

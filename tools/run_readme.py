@@ -1,7 +1,7 @@
-"""Run every command of the README's `sh` blocks as written, in a fresh folder, and stop at the first that fails.
+"""Run every command of the README's `sh` blocks as written, in a fresh folder, then those of pages that continue from there.
 
-`make …` and `pip …` lines are left out: they set up what this runs in. The `toml` blocks are its pyproject.toml. Takes a few
-minutes.
+It stops at the first command that fails. `make …` and `pip …` lines are left out: they set up what this runs in. So are
+commands for a board over ssh, which needs one. The README's `toml` blocks are the folder's pyproject.toml. Takes minutes.
 """
 
 from __future__ import annotations
@@ -14,28 +14,35 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+README = "README.md"
+# Pages whose commands need what earlier ones made, in this order. Lines that name files of the reader's are left out.
+CONTINUED = ("docs/compress.md", "docs/export.md", "docs/targets.md")
+_NOT_HERE = ("ssh://", "detector.onnx", "encoder.onnx")
 
 
-def commands(readme: str) -> list[str]:
+def commands(page: str) -> list[str]:
     """Lines of all sh blocks, without comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith(("#", "make ", "pip "))]
 
 
-def configuration(readme: str) -> str:
+def configuration(page: str) -> str:
     """All toml blocks, one after the other."""
-    return "\n".join(re.findall(r"```toml\n(.*?)```", readme, re.DOTALL))
+    return "\n".join(re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
 
 
 def main() -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in (README, *CONTINUED)}
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "pyproject.toml").write_text(configuration(readme), encoding="utf-8")
-        for command in commands(readme):
-            print(f"$ {command}", flush=True)
-            subprocess.run(command, shell=True, check=True, cwd=folder, env=environment)
+        (Path(folder) / "pyproject.toml").write_text(configuration(pages[README]), encoding="utf-8")
+        for page, text in pages.items():
+            for command in commands(text):
+                if any(name in command for name in _NOT_HERE):
+                    continue
+                print(f"{page} $ {command}", flush=True)
+                subprocess.run(command, shell=True, check=True, cwd=folder, env=environment)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Budgets that check nothing, baselines that do not fit, names made to break outputs: docs/faults.md 40 to 43."""
+"""Budgets that check nothing, baselines that do not fit, names made to break outputs: docs/faults.md, Budgets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration file with a mistake in it: docs/faults.md 43."""
+"""A configuration file with a mistake in it: docs/faults.md, Configuration and foreign code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output that cannot be written: docs/faults.md 21."""
+"""Output that cannot be written: docs/faults.md, Training and resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of others in and around the folders that lrexport writes in: docs/faults.md 46 and 47."""
+"""Files of others in and around the folders that lrexport writes in: docs/faults.md, Folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files that cannot be read: docs/faults.md 26."""
+"""Image files that cannot be read: docs/faults.md, Data and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""int8 that cannot be made, or that is not the network any more: docs/faults.md 32."""
+"""int8 that cannot be made, or differs from its network: docs/faults.md, Exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of every kind, shared ones, and an SVD that does not converge: docs/faults.md 10, 11 and 13."""
+"""Layers of every kind, shared ones, and an SVD that does not converge: docs/faults.md, Networks and layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files made to cost more time or memory than they are worth: docs/faults.md 51. Each is ended, said, and leaves nothing."""
+"""Files made to cost too much time or memory: docs/faults.md, Weights, Data, ONNX files. Each is ended and named."""
 
 from __future__ import annotations
 

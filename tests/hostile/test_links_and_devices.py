@@ -1,4 +1,4 @@
-"""Links in runs; devices, FIFOs and sockets as inputs and outputs: docs/faults.md 47."""
+"""Links in runs; devices, FIFOs and sockets as inputs and outputs: docs/faults.md, Folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A MODEL that is none, and data that does not fit it: docs/faults.md 44 and 45."""
+"""An invalid MODEL, and data that does not fit it: docs/faults.md, Networks and layers, Data and images."""
 
 from __future__ import annotations
 

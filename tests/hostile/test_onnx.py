@@ -1,4 +1,4 @@
-"""ONNX files made by others, and exports that are not the network: docs/faults.md 28, 29, 30, 32, 33, 34."""
+"""ONNX files made by others, and exports that differ from the network: docs/faults.md, ONNX files, Exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose files were cut, changed or lost: docs/faults.md 1, 2, 3."""
+"""A run whose files were cut, changed or lost: docs/faults.md, Weights and checkpoints."""
 
 from __future__ import annotations
 

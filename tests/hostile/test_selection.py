@@ -1,4 +1,4 @@
-"""Goals and layers at which factorising stops making sense: docs/faults.md 12 and 14."""
+"""Goals and layers at which factorising stops making sense: docs/faults.md, Networks and layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training that something stops: docs/faults.md 15, 20, 21, 25. Signals and kills: tests/runs/test_resume.py."""
+"""Training that faults interrupt: docs/faults.md, Training and resuming. Signals: tests/runs/test_resume.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps that cannot be made: docs/faults.md 19, 21, 22, 24, 44, 45; killed processes are in tests/sweep."""
+"""Sweeps that cannot be made: docs/faults.md, Sweeps; killed processes are in tests/sweep."""
 
 from __future__ import annotations
 

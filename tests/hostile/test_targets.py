@@ -1,4 +1,4 @@
-"""Files with strange names, and devices that do not answer, vanish or hang: docs/faults.md 35 to 39."""
+"""Files with strange names, and devices that do not answer, vanish or hang: docs/faults.md, Devices, Names and streams."""
 
 from __future__ import annotations
 

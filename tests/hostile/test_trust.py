@@ -1,4 +1,4 @@
-"""Code that files of somebody else name: docs/faults.md 48."""
+"""Code named by files from somebody else: docs/faults.md, Configuration and foreign code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign weights that are empty, cut, unsafe, lying, of another network or not finite: docs/faults.md 1, 2, 4 to 9."""
+"""Foreign weights: empty, cut, unsafe, lying, of another network, not finite: docs/faults.md, Weights and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of a device that is broken or somebody else's: bounded, checked, and an error of the device: docs/faults.md 53."""
+"""Answers of a device that is broken or hostile: bounded, checked, and an error of the device: docs/faults.md, Devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGKILL at every rename, removal and cut of ``compress``, ``onnx`` and ``export_onnx``: docs/faults.md 19.
+"""SIGKILL at each rename, removal and cut of ``compress``, ``onnx``, ``export_onnx``: docs/faults.md, Training and resuming.
 
 A process is killed before the n-th of these calls, for n from 1 until it comes to its end: every state that a kill between
 two of them can leave.
