@@ -149,3 +149,25 @@ def test_the_readme_leads_to_every_page() -> None:
 
 def test_the_readme_is_short_enough_to_be_read_to_its_end() -> None:
     assert len(README.split()) < 850
+
+
+def test_the_architecture_page_names_every_room_and_only_files_that_exist() -> None:
+    page = PAGES["docs/architecture.md"]
+    files = {path.name for path in (ROOT / "lrexport").rglob("*.py")}
+    for named in re.findall(r"`([\w/.]+)`", page):
+        if named.startswith("lrexport/"):
+            assert (ROOT / named).exists(), named
+        elif named.endswith(".py"):
+            assert named in files, named
+    for room in (ROOT / "lrexport").iterdir():
+        if not room.name.startswith("__") and (room.is_dir() or room.suffix == ".py"):
+            assert room.name in page, room.name
+
+
+def test_equations_stand_where_the_architecture_page_says() -> None:
+    rows = re.findall(r"^\| ([1-4]) \|.*?\| `(\w+)`", PAGES["docs/architecture.md"], re.MULTILINE)
+    assert [number for number, _ in rows] == ["1", "2", "3", "4"]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lrexport" / "lowrank").rglob("*.py")]
+    for number, name in rows:
+        (definition,) = [part for text in sources for part in text.split("\ndef ") if part.startswith(f"{name}(")]
+        assert f"quation {number}" in definition, name
