@@ -32,7 +32,7 @@ bench: $(VENV)/.test
 clean:
 	rm -rf $(VENV) lrexport-demo
 
-# The constraints file pins what is tested; a changed pin or dependency sets the environment up again.
+# constraints.txt pins the tested versions; a changed pin or dependency updates the environment.
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'

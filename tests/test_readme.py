@@ -171,3 +171,9 @@ def test_equations_stand_where_the_architecture_page_says() -> None:
     for number, name in rows:
         (definition,) = [part for text in sources for part in text.split("\ndef ") if part.startswith(f"{name}(")]
         assert f"quation {number}" in definition, name
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    for page, text in PAGES.items():
+        for named in re.findall(r"[\w/]*test_\w+\.py", text):
+            assert (ROOT / named).exists() or (ROOT / "tests" / named).exists(), f"{page}: {named}"
