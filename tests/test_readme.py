@@ -177,3 +177,18 @@ def test_every_test_that_a_page_names_exists() -> None:
     for page, text in PAGES.items():
         for named in re.findall(r"[\w/]*test_\w+\.py", text):
             assert (ROOT / named).exists() or (ROOT / "tests" / named).exists(), f"{page}: {named}"
+
+
+def test_the_files_of_the_configuration_page_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings, printed = re.findall(r"```toml\n(.*?)```", PAGES["docs/configuration.md"], re.DOTALL)
+    Path("pyproject.toml").write_text(settings, encoding="utf-8")
+    Path("printed.toml").write_text(printed, encoding="utf-8")
+    assert run(["compress", "resnet20", "--print-config"]) == 0
+    shown = capfd.readouterr().out
+    assert "threads = 2  # file pyproject.toml:2" in shown
+    assert "seed = 3  # file pyproject.toml:5" in shown
+    assert run(["compress", "resnet20", "--recipe", "printed.toml", "--print-config"]) == 0
+    assert "lr = 0.001  # recipe printed.toml" in capfd.readouterr().out
