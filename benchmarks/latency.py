@@ -34,7 +34,7 @@ from lrexport.measure.targets import Job
 from lrexport.measure.targets.local import Local
 from lrexport.networks.building import resolve
 from lrexport.networks.weights import load_weights
-from lrexport.runs.record import FactorisedLayer
+from lrexport.plan import Pair
 from lrexport.workflow.target_speed import Speed, measure_speed
 
 NAIVE_MACS = 0.69  # at which the naive pairs of ResNet-20 are compared by the energy they keep
@@ -77,7 +77,7 @@ def half_the_macs(svd: SVDNetwork, found: Truncations, speed: Speed) -> Selectio
 def row(svd: SVDNetwork, speed: Speed, name: str, selection: Selection) -> dict[str, Any]:
     confirmed = speed.confirm(selection.plan, fold(svd, selection.plan, selection.truncations))
     macs = plan_macs(svd, selection.plan) / svd.dense_macs
-    pairs = [layer for layer in selection.plan.values() if isinstance(layer, FactorisedLayer)]
+    pairs = [layer for layer in selection.plan.values() if isinstance(layer, Pair)]
     worst = max((1 - layer.energy_kept for layer in pairs), default=0.0)
     return {
         "plan": name,
@@ -91,7 +91,7 @@ def row(svd: SVDNetwork, speed: Speed, name: str, selection: Selection) -> dict[
 
 def dropped(selection: Selection) -> float:
     """Shares of energy dropped, summed over the layers."""
-    return sum(1 - layer.energy_kept for layer in selection.plan.values() if isinstance(layer, FactorisedLayer))
+    return sum(1 - layer.energy_kept for layer in selection.plan.values() if isinstance(layer, Pair))
 
 
 def fastest_keeping(svd: SVDNetwork, found: Truncations, speed: Speed, most: float) -> Selection:

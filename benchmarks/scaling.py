@@ -29,7 +29,7 @@ from lrexport.lowrank.regularisation.regularisers import losses
 from lrexport.lowrank.selection.select import select
 from lrexport.measure.statistics import spread
 from lrexport.networks.building import resolve
-from lrexport.runs.record import FactorisedLayer
+from lrexport.plan import Pair
 from lrexport.training.engine import to_fast_layout
 
 CASES = (("resnet20", "resnet20", (3, 32, 32)), ("ResNet-18", "torchvision:resnet18?num_classes=10", (3, 64, 64)))
@@ -42,7 +42,7 @@ def cut_to(svd: SVDNetwork, share: float) -> None:
     """Cut the layers to the ranks of the plan at this share of the MACs."""
     selection = select(svd, macs=share)
     for name, planned in selection.plan.items():
-        if isinstance(planned, FactorisedLayer):
+        if isinstance(planned, Pair):
             cut(svd.network.get_submodule(name), *selection.truncations[name][planned.scheme].factors(planned.rank))
 
 

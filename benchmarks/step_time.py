@@ -26,7 +26,7 @@ from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.regularisation.regularisers import hoyer, losses, orthogonality
 from lrexport.measure.statistics import spread
 from lrexport.networks.building import resolve
-from lrexport.runs.record import Scheme
+from lrexport.plan import Scheme
 from lrexport.training.engine import to_fast_layout
 
 CASES = (

@@ -35,7 +35,7 @@ from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.selection.costs import plan_layer, plan_macs
 from lrexport.lowrank.selection.select import select
 from lrexport.networks.building import ModelRecipe, resolve
-from lrexport.runs.record import FactorisedLayer, Plan
+from lrexport.plan import Pair, Plan
 from lrexport.torch_tools.import_torchvision import torchvision
 
 MACS = 0.7
@@ -146,9 +146,9 @@ def measure(name: str, row: dict[str, Any], input_shape: tuple[int, ...] | None 
         folded = fold(svd, selection.plan, selection.truncations)
     row |= {"compress_bytes": peak_bytes(), "factorisable": len(svd.layers), "other_macs": svd.other_macs}
     row |= {"dense_macs": svd.dense_macs, "macs": plan_macs(svd, selection.plan), "notes": selection.warnings}
-    row["pairs"] = sum(isinstance(layer, FactorisedLayer) for layer in selection.plan.values())
+    row["pairs"] = sum(isinstance(layer, Pair) for layer in selection.plan.values())
     row["dense"] = Counter(
-        f"{layer.kind}: {layer.reason}" for layer in selection.plan.values() if not isinstance(layer, FactorisedLayer)
+        f"{layer.kind}: {layer.reason}" for layer in selection.plan.values() if not isinstance(layer, Pair)
     )
     macs = row["macs"]
     del selection

@@ -16,7 +16,7 @@ from benchmarks.paper.tables import GOALS, OWN, TAUGHT, at
 from benchmarks.paper.training import Training, dense, finished, trained
 from lrexport.lowrank.factors.fold import fold_structure
 from lrexport.networks.building import resolve
-from lrexport.runs.record import Plan
+from lrexport.plan import Plan
 
 # By what lrexport's own learning rate is multiplied; each tool's network gets the one that is best on held-out images. The
 # next smaller one is tried as long as it is better.

@@ -28,7 +28,8 @@ from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
 from lrexport.networks.building import resolve
 from lrexport.networks.weights import load_weights
-from lrexport.runs.record import LOG, MODEL, MODEL_ONNX, Plan
+from lrexport.plan import Plan
+from lrexport.runs.record import LOG, MODEL, MODEL_ONNX
 from lrexport.runs.starting_point import load_svd
 from lrexport.tasks.classification import reestimate_batchnorm, score
 from lrexport.training.checkpoints import Checkpoints

@@ -56,9 +56,9 @@ def command(
     )
     from lrexport.cli.output import say
     from lrexport.cli.preflight import check_compress
+    from lrexport.plan import digest
     from lrexport.report.plan_tables import plan_table
     from lrexport.report.tables import results_table
-    from lrexport.runs.plan_file import digest
     from lrexport.text import shell_path
 
     source = Path(options["model"]) if is_run(options["model"]) else None

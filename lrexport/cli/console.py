@@ -18,7 +18,7 @@ from lrexport.units import format_bytes, format_count, format_duration, format_m
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from lrexport.runs.plan_file import Entry
+    from lrexport.plan import Entry
 
 _NAME_WIDTH = 28  # of a first column that is longer, when a terminal is too narrow for everything
 _REPAIRS = {

@@ -96,9 +96,9 @@ def _inspect_run(run: Path, json_to: str | None) -> None:
 
 
 def _inspect_plan(path: Path, json_to: str | None) -> None:
+    from lrexport.artifacts.plan_file import read_plan
     from lrexport.cli.console import note_dense, print_result
     from lrexport.report.plan_tables import plan_table, plan_to_json
-    from lrexport.runs.plan_file import read_plan
 
     plan = read_plan(path)
     print_result(plan_to_json(plan), json_to, plan_table(plan.entries, plan.as_written))
@@ -145,10 +145,10 @@ def _compare(path: Path, other: Path, given: Given, json_to: str | None) -> None
 
 
 def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
+    from lrexport.artifacts.plan_file import read_plan
     from lrexport.cli.console import print_table, write_json
     from lrexport.cli.output import say
     from lrexport.report.diffs import diff_plans, diff_table, diff_to_json
-    from lrexport.runs.plan_file import read_plan
 
     diff = diff_plans(read_plan(path), read_plan(other))
     if json_to:

@@ -37,7 +37,7 @@ Rounding = Callable[[], Sequence[Array]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedOutputs:
     """One output for one input: what it must be and what it is."""
 
     where: str
@@ -80,7 +80,7 @@ class Terms:
     lenient: bool = False
 
 
-def check_agreement(pairs: Sequence[Pair], rounding: Rounding, terms: Terms, output: str = "") -> Agreement:
+def check_agreement(pairs: Sequence[ComparedOutputs], rounding: Rounding, terms: Terms, output: str = "") -> Agreement:
     """Compare one output for several inputs. Raises InputError with the largest difference and where it is.
 
     ``output`` names it where a network has several.
@@ -95,7 +95,7 @@ def check_agreement(pairs: Sequence[Pair], rounding: Rounding, terms: Terms, out
     worst = Agreement(0.0, "nowhere")
     for pair in pairs:
         worst = worst.worst(_check_whole(pair, measured, terms, output))
-    alike: dict[tuple[int, ...], list[Pair]] = defaultdict(list)
+    alike: dict[tuple[int, ...], list[ComparedOutputs]] = defaultdict(list)
     for pair in pairs:
         alike[pair.wanted.shape[1:]].append(pair)
     for shape, group in alike.items():
@@ -104,7 +104,9 @@ def check_agreement(pairs: Sequence[Pair], rounding: Rounding, terms: Terms, out
     return worst
 
 
-def _check_whole(pair: Pair, measured: Callable[[tuple[int, ...]], list[Array]], terms: Terms, output: str) -> Agreement:
+def _check_whole(
+    pair: ComparedOutputs, measured: Callable[[tuple[int, ...]], list[Array]], terms: Terms, output: str
+) -> Agreement:
     if not pair.wanted.size:
         return Agreement(0.0, pair.where)
     difference = pair.difference
@@ -124,7 +126,9 @@ def _check_whole(pair: Pair, measured: Callable[[tuple[int, ...]], list[Array]],
     return Agreement(0.0 if terms.lenient else relative, pair.where)
 
 
-def _check_slices(pairs: list[Pair], axis: int, measured: Callable[[], list[Array]], terms: Terms, output: str) -> None:
+def _check_slices(
+    pairs: list[ComparedOutputs], axis: int, measured: Callable[[], list[Array]], terms: Terms, output: str
+) -> None:
     """Every slice along ``axis`` against the largest value that it has on any of the inputs."""
     if not all(pair.wanted.size for pair in pairs):
         return
@@ -164,7 +168,7 @@ def _largest(values: Array, axis: int) -> Array:
     return np.asarray(values.max(axis=others))
 
 
-def _at(pair: Pair, place: Sequence[Any], output: str) -> str:
+def _at(pair: ComparedOutputs, place: Sequence[Any], output: str) -> str:
     index = tuple(int(part) for part in place)
     named = f"output {output!r} " if output else "output "
     return f"at {named}{index}: {pair.found[index]:.6g} instead of {pair.wanted[index]:.6g}"

@@ -18,7 +18,7 @@ import numpy as np
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError
-from lrexport.formats.agreement import RELATIVE_TOLERANCE, Array, Pair, Terms, check_agreement
+from lrexport.formats.agreement import RELATIVE_TOLERANCE, Array, ComparedOutputs, Terms, check_agreement
 from lrexport.measure.latency import session
 
 Platform = Literal["amd64", "arm"]
@@ -106,7 +106,9 @@ def _compare(source: Path, made: Path) -> float:
             plain = outputs(_unoptimised(source))
             return [np.abs(one[number] - two[number]) for one, two in zip(plain, wanted, strict=True)]
 
-        pairs = [Pair(label, one[number], two[number]) for label, one, two in zip(inputs, wanted, found, strict=True)]
+        pairs = [
+            ComparedOutputs(label, one[number], two[number]) for label, one, two in zip(inputs, wanted, found, strict=True)
+        ]
         named = name if len(names) > 1 else ""
         worst = max(worst, check_agreement(pairs, rounding, terms, named).relative_error)
     return worst

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError, first_line
-from lrexport.formats.agreement import RELATIVE_TOLERANCE, Agreement, Array, Pair, Rounding, Terms, check_agreement
+from lrexport.formats.agreement import (
+    RELATIVE_TOLERANCE,
+    Agreement,
+    Array,
+    ComparedOutputs,
+    Rounding,
+    Terms,
+    check_agreement,
+)
 from lrexport.measure.latency import session
 from lrexport.runs.record import Accuracy
 from lrexport.tasks.classification import count_correct, images_of, nan_rows, not_a_number
@@ -80,7 +88,7 @@ class Reference:
                 _check_form(label, mine, torchs)
             for number, name in enumerate(names):
                 pairs = [
-                    Pair(label, _array(torchs[number]), np.asarray(mine[number]).astype(np.float64))
+                    ComparedOutputs(label, _array(torchs[number]), np.asarray(mine[number]).astype(np.float64))
                     for label, torchs, mine in zip(given, wanted, found, strict=True)
                 ]
                 terms = Terms("the exported graph", "torch", lenient=lenient)
@@ -95,7 +103,10 @@ class Reference:
 
         def measure() -> Sequence[Array]:
             exact = [_more_exact(self._network, inputs[index])[number] for index in chosen]
-            pairs = [Pair("", _array(one), _array(wanted[index][number])) for one, index in zip(exact, chosen, strict=True)]
+            pairs = [
+                ComparedOutputs("", _array(one), _array(wanted[index][number]))
+                for one, index in zip(exact, chosen, strict=True)
+            ]
             return [np.where(np.isfinite(pair.difference), pair.difference, 0.0) for pair in pairs]
 
         return measure
@@ -123,7 +134,7 @@ def check_repeats(network: nn.Module, given: Tensor) -> None:
             worst = float("inf")
         elif one.numel():
             scale = float(np.nan_to_num(np.abs(_array(one))).max()) or 1.0
-            worst = max(worst, float(Pair("", _array(one), _array(two)).difference.max()) / scale)
+            worst = max(worst, float(ComparedOutputs("", _array(one), _array(two)).difference.max()) / scale)
     if worst <= RELATIVE_TOLERANCE:
         return
     raise InputError(

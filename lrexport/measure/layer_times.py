@@ -35,7 +35,8 @@ from lrexport.lowrank.selection.predicted_latency import LayerLatency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.targets import Job, Target
-from lrexport.runs.record import Latency, Scheme
+from lrexport.plan import Scheme
+from lrexport.runs.record import Latency
 from lrexport.torch_tools.tracing import LayerCall
 
 # Runtimes compute channels in blocks of 4, 8 or 16: no other rank is faster than the next of these.

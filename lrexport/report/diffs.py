@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from lrexport.artifacts.plan_file import PlanFile
 from lrexport.report.plan_tables import (
     Facts,
     Totals,
@@ -19,7 +20,6 @@ from lrexport.report.plan_tables import (
     totals_to_json,
 )
 from lrexport.report.tables import Table
-from lrexport.runs.plan_file import PlanFile
 
 
 @dataclass(frozen=True)

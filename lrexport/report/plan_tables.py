@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lrexport.artifacts.plan_file import PlanFile
+from lrexport.plan import Dense, Entry, Pair, PairChoice, Scheme
 from lrexport.report.tables import Table
-from lrexport.runs.plan_file import Entry, Pair, PlanFile
-from lrexport.runs.record import DenseLayer, FactorisedLayer, Scheme
 from lrexport.units import format_bytes, format_count, format_share, sum_known
 
 BYTES_PER_PARAMETER = 4  # float32
@@ -52,12 +52,12 @@ class Totals:
 
 def facts(entry: Entry) -> Facts:
     """What an entry of a plan says."""
-    if isinstance(entry, FactorisedLayer):
+    if isinstance(entry, Pair):
         return Facts(**entry.model_dump())
-    if isinstance(entry, DenseLayer):
+    if isinstance(entry, Dense):
         macs, params = entry.dense_macs, entry.dense_params
         return Facts(None, None, None, None, macs, macs, params, params, entry.shape, entry.reason)
-    return Facts(entry.scheme, entry.rank) if isinstance(entry, Pair) else Facts(None)
+    return Facts(entry.scheme, entry.rank) if isinstance(entry, PairChoice) else Facts(None)
 
 
 def totals(layers: Iterable[Facts]) -> Totals:
@@ -75,7 +75,7 @@ def dense_reasons(plan: Mapping[str, Entry]) -> dict[str, int]:
     """How many layers stay dense for each reason."""
     counts: dict[str, int] = {}
     for layer in plan.values():
-        if isinstance(layer, DenseLayer):
+        if isinstance(layer, Dense):
             # The figures in a costly one are the layer's own: "a spatial pair of rank 9 costs 12K MACs, the layer 9K".
             reason = _COSTLY if layer.kind == "costly" else layer.reason
             counts[reason] = counts.get(reason, 0) + 1

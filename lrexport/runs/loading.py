@@ -14,7 +14,8 @@ from lrexport.errors import InputError, UsageError, with_hint
 from lrexport.lowrank.factors.fold import fold_structure
 from lrexport.lowrank.factors.svd_form import fit_ranks
 from lrexport.networks.building import ModelRecipe, from_record
-from lrexport.runs.record import BASELINE, DENSE, MODEL, RECORD, Plan, Record, load_record, uncompressed
+from lrexport.plan import Plan
+from lrexport.runs.record import BASELINE, DENSE, MODEL, RECORD, Record, load_record, uncompressed
 from lrexport.trust import consent
 from lrexport.units import format_bytes
 

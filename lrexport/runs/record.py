@@ -23,52 +23,16 @@ from lrexport.artifacts.run_files import SPECTRA as SPECTRA
 from lrexport.artifacts.run_files import STATE as STATE
 from lrexport.artifacts.run_files import SVD as SVD
 from lrexport.errors import InputError
+from lrexport.plan import Plan, PlannedLatency
 from lrexport.runs.recorded_values import check_choices, check_environment
 from lrexport.text import shell_path
 
 SCHEMA_VERSION = 1
 RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # among the notes
-Scheme = Literal["spatial", "channel", "input-channel", "linear"]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FactorisedLayer(_Strict):
-    """A layer that becomes a pair of plain layers. ``energy_kept`` is Σ kept s² ÷ Σ s², in [0, 1].
-
-    ``shape`` is the dense weight's; a grouped layer has ``rank`` in every group.
-    """
-
-    scheme: Scheme
-    rank: int = Field(ge=1)
-    full_rank: int = Field(ge=1)
-    energy_kept: float
-    dense_macs: int
-    macs: int
-    dense_params: int
-    params: int
-    shape: tuple[int, ...] = ()
-
-
-# Why a layer is dense: the user asked for it, it cannot be factorised, its pair costs as much as itself, no pair is faster
-# on the target, or the budget is spent better elsewhere.
-DenseKind = Literal["kept", "unsupported", "costly", "slow", "chosen"]
-
-
-class DenseLayer(_Strict):
-    """A layer that stays as it is, and why."""
-
-    dense: Literal[True] = True
-    kind: DenseKind = "unsupported"
-    reason: str
-    dense_macs: int = 0
-    dense_params: int = 0
-    shape: tuple[int, ...] = ()
-
-
-Plan = dict[str, FactorisedLayer | DenseLayer]
 
 
 class Accuracy(_Strict):
@@ -103,24 +67,6 @@ class Latency(_Strict):
     peak_bytes: int | None = None
     operators_ms: dict[str, float] | None = None
     layers_ms: dict[str, float] | None = None
-
-
-class PlannedLatency(_Strict):
-    """What the plan was predicted to take on ``target``, and what the folded network then took there.
-
-    Milliseconds for one inference of one image: ``dense`` and ``measured`` are medians of the same interleaved rounds,
-    ``ratio`` and its quartiles are measured ÷ dense round by round. ``environment`` is the target's.
-    """
-
-    target: str
-    threads: int
-    dense: float
-    predicted: float
-    measured: float
-    ratio: float
-    ratio_iqr: tuple[float, float]
-    environment: dict[str, Any] = {}
-    warning: str | None = None
 
 
 class Quantisation(_Strict):

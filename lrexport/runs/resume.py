@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lrexport.artifacts import files, run_folder, tensors
 from lrexport.artifacts.run_files import LOGS, OF_A_JOB, OF_A_RUN, PRUNED, STATE
 from lrexport.errors import InputError, UsageError
-from lrexport.runs.record import CHECKPOINTS, LOG, RECORD, SVD, Plan, PlannedLatency, Record, load_record
+from lrexport.plan import Plan, PlannedLatency
+from lrexport.runs.record import CHECKPOINTS, LOG, RECORD, SVD, Record, load_record
 
 if TYPE_CHECKING:
     import torch

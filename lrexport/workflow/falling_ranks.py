@@ -12,8 +12,8 @@ from typing import Any
 from lrexport.config.compression import Goal
 from lrexport.lowrank.factors.svd_form import cut
 from lrexport.lowrank.selection.costs import plan_macs
+from lrexport.plan import Pair
 from lrexport.runs.open import OnEvent
-from lrexport.runs.record import FactorisedLayer
 from lrexport.training.engine import failing_together
 from lrexport.workflow.pruning import Pruning
 
@@ -42,7 +42,7 @@ class FallingRanks:
                 config = replace(self.pruning.config, goal=self._goal(epoch))
                 selection = replace(self.pruning, config=config).predict()
                 for name, planned in selection.plan.items():
-                    if isinstance(planned, FactorisedLayer) and planned.scheme == self.pruning.svd.layers[name].scheme:
+                    if isinstance(planned, Pair) and planned.scheme == self.pruning.svd.layers[name].scheme:
                         left, right = selection.truncations[name][planned.scheme].factors(planned.rank)
                         factors[name] = left.cpu(), right.cpu()
                 dense_macs = self.pruning.svd.dense_macs

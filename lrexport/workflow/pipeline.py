@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from lrexport.artifacts.plan_file import read_choices
 from lrexport.artifacts.run_files import HOLDER
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.compression import (
@@ -23,8 +24,8 @@ from lrexport.lowrank.selection.from_plan import check_choices
 from lrexport.lowrank.selection.select import Selection
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
+from lrexport.plan import Choice, digest
 from lrexport.runs.open import OnEvent, Opening, open_job
-from lrexport.runs.plan_file import Choice, digest, read_choices
 from lrexport.runs.record import RANDOM, RECORD, SVD, Record, load_record
 from lrexport.runs.resume import clear, is_clear, is_stopped, other_choices
 from lrexport.runs.starting_point import look

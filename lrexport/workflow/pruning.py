@@ -26,8 +26,7 @@ from lrexport.lowrank.selection.costs import Cost, plan_cost, whole_cost
 from lrexport.lowrank.selection.from_plan import plan_from_choices, schemes_in
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.lowrank.selection.select import Selection, at_threshold, first_true, select, smallest, within, within_latency
-from lrexport.runs.plan_file import Choice
-from lrexport.runs.record import FactorisedLayer, PlannedLatency
+from lrexport.plan import Choice, Pair, PlannedLatency
 from lrexport.tasks.classification import NotANumber, reestimate_batchnorm, score
 from lrexport.torch_tools.tracing import largest_output
 from lrexport.training.engine import to_fast_layout
@@ -105,7 +104,7 @@ class Pruning:
             plan = within_latency(self.svd, found, self.speed.latency, budget, "threshold").plan
         else:
             plan = select(self.svd, macs=goal.macs, params=goal.params, rule="threshold", latency=self._latency).plan
-        return {name: layer.rank for name, layer in plan.items() if isinstance(layer, FactorisedLayer)}
+        return {name: layer.rank for name, layer in plan.items() if isinstance(layer, Pair)}
 
     def milliseconds(self, speed: Speed) -> float:
         """The goal of latency on a target."""

@@ -18,7 +18,8 @@ from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import Job, Target
-from lrexport.runs.record import DENSE_ONNX, MODEL_ONNX, Plan, PlannedLatency
+from lrexport.plan import Plan, PlannedLatency
+from lrexport.runs.record import DENSE_ONNX, MODEL_ONNX
 
 OnEvent = Callable[[dict[str, Any]], None]
 _ROUNDS = 100

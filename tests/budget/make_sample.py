@@ -10,17 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lrexport.budget.limits import make_budget
 from lrexport.check.run_check import Choices, check
-from lrexport.runs.record import (
-    Accuracy,
-    DataSource,
-    DenseLayer,
-    FactorisedLayer,
-    Latency,
-    ModelSource,
-    Record,
-    Result,
-    Results,
-)
+from lrexport.plan import Dense, Pair
+from lrexport.runs.record import Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
 
 SAMPLE = Path(__file__).parent / "sample"
 MACHINE = {"cpu": "Sample CPU @ 2 GHz", "cores": 4, "isa": ["avx2", "fma"], "system": "Linux x86_64", "python": "3.12.1"}
@@ -73,13 +64,13 @@ def write_run(run: Path, rank: int) -> None:
     rest = {"conv1": _CHANNELS * 27, "head": _CLASSES * _CHANNELS}
     area = _SIDE * _SIDE
     kept = {"kind": "kept", "reason": "kept as asked"}
-    plan: dict[str, FactorisedLayer | DenseLayer] = {
-        "conv1": DenseLayer(**kept, dense_macs=rest["conv1"] * area, dense_params=rest["conv1"]),
-        "conv2": FactorisedLayer(
+    plan: dict[str, Pair | Dense] = {
+        "conv1": Dense(**kept, dense_macs=rest["conv1"] * area, dense_params=rest["conv1"]),
+        "conv2": Pair(
             scheme="spatial", rank=rank, full_rank=48, energy_kept=0.93, dense_macs=whole * area, macs=pair * area,
             dense_params=whole, params=pair, shape=(_CHANNELS, _CHANNELS, 3, 3),
         ),
-        "head": DenseLayer(**kept, dense_macs=rest["head"], dense_params=rest["head"]),
+        "head": Dense(**kept, dense_macs=rest["head"], dense_params=rest["head"]),
     }  # fmt: skip
     others = sum(rest.values())
     record = Record(

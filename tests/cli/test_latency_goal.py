@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lrexport.cli.main import run as cli
-from lrexport.runs.record import DenseLayer, FactorisedLayer, load_record
+from lrexport.plan import Dense, Pair
+from lrexport.runs.record import load_record
 
 MODEL = "tests.conftest:SmallNet"
 
@@ -55,8 +56,8 @@ def test_any_goal_with_a_target_has_its_ranks_on_the_grain(tmp_path: Path, lrexp
     found = json.loads(plan.read_text(encoding="utf-8"))
     assert found["latency"]["target"] == "local"
     for entry in found["plan"].values():
-        layer = (DenseLayer if entry.get("dense") else FactorisedLayer).model_validate(entry)
-        assert isinstance(layer, DenseLayer) or layer.rank % 4 == 0 or layer.rank < 4
+        layer = (Dense if entry.get("dense") else Pair).model_validate(entry)
+        assert isinstance(layer, Dense) or layer.rank % 4 == 0 or layer.rank < 4
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lrexport.errors import InputError
-from lrexport.formats.agreement import Array, Pair, Terms, check_agreement
+from lrexport.formats.agreement import Array, ComparedOutputs, Terms, check_agreement
 from lrexport.formats.verify import Reference
 from tests.formats.support import exported
 
@@ -95,7 +95,7 @@ def test_a_network_that_gives_nan_is_named_unless_the_input_is_extreme() -> None
     ],
 )
 def test_infinity_and_nan_agree_with_themselves_alone(found: list[float], passes: bool) -> None:
-    pair = Pair("x", np.array([[1.0, -np.inf, np.nan]]), np.array([found]))
+    pair = ComparedOutputs("x", np.array([[1.0, -np.inf, np.nan]]), np.array([found]))
     if passes:
         assert check_agreement([pair], exact, TERMS).relative_error == 0
     else:
@@ -104,7 +104,7 @@ def test_infinity_and_nan_agree_with_themselves_alone(found: list[float], passes
 
 
 def test_the_output_is_named_where_there_are_several() -> None:
-    pair = Pair("x", np.ones((1, 2)), np.array([[1.0, 1.1]]))
+    pair = ComparedOutputs("x", np.ones((1, 2)), np.array([[1.0, 1.1]]))
     with pytest.raises(InputError, match=r"at output 'boxes' \(0, 1\): 1\.1 instead of 1"):
         check_agreement([pair], list, TERMS, "boxes")
 
@@ -114,7 +114,7 @@ def test_a_whole_output_may_differ_by_a_few_of_the_rounding_errors_that_torch_ha
     lenient: bool, roundings: int, passes: bool
 ) -> None:
     wanted, rounding = np.array([[1.0, -1.0]]), np.array([[1e-4, 0.5e-4]])
-    pair = Pair("x", wanted, wanted + np.array([[1e-4 + roundings * 1e-4, 0.0]]))
+    pair = ComparedOutputs("x", wanted, wanted + np.array([[1e-4 + roundings * 1e-4, 0.0]]))
     terms = Terms("the graph", "torch", lenient=lenient)
     if passes:
         assert check_agreement([pair], lambda: [rounding], terms).relative_error == (0 if lenient else pytest.approx(4e-4))
@@ -125,7 +125,7 @@ def test_a_whole_output_may_differ_by_a_few_of_the_rounding_errors_that_torch_ha
 
 def test_a_channel_is_measured_by_its_size_over_all_inputs() -> None:
     small, large = np.array([[1.0, 1e-6]]), np.array([[1.0, 1.0]])
-    pairs = [Pair("small", small, small + np.array([[0, 5e-5]])), Pair("large", large, large)]
+    pairs = [ComparedOutputs("small", small, small + np.array([[0, 5e-5]])), ComparedOutputs("large", large, large)]
     check_agreement(pairs, exact, TERMS)
     with pytest.raises(InputError, match="in slice 1 of axis 1"):
         check_agreement(pairs[:1], list, TERMS)
@@ -159,6 +159,6 @@ def test_an_error_of_a_slice_passes_just_when_it_is_small_beside_the_slice(
 
     if large:
         with pytest.raises(InputError, match="differs from torch"):
-            check_agreement([Pair("x", wanted, found)], rounding, TERMS)
+            check_agreement([ComparedOutputs("x", wanted, found)], rounding, TERMS)
     else:
-        check_agreement([Pair("x", wanted, found)], rounding, TERMS)
+        check_agreement([ComparedOutputs("x", wanted, found)], rounding, TERMS)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lrexport.artifacts import arrays, onnx_child, tensors
+from lrexport.artifacts.plan_file import read_plan
 from lrexport.artifacts.toml_files import LREXPORT, PYPROJECT, read_settings
 from lrexport.budget.limits import read_budgets
 from lrexport.check.run_check import Choices, check_settings
@@ -33,7 +34,6 @@ from lrexport.report.repeat_commands import commands as repeating
 from lrexport.report.reported_run import read_subject
 from lrexport.report.sweep_tables import front_table
 from lrexport.report.tables import results_table
-from lrexport.runs.plan_file import read_plan
 from lrexport.runs.record import SPECTRA, Latency, load_record
 from lrexport.runs.sweep_record import load_sweep
 from tests.fuzz import mutate, seeds

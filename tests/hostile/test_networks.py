@@ -10,8 +10,9 @@ import torch
 
 from lrexport import load as lrexport_load
 from lrexport.artifacts import tensors
+from lrexport.plan import Pair
 from lrexport.runs import loading
-from lrexport.runs.record import FactorisedLayer, load_record
+from lrexport.runs.record import load_record
 from lrexport.trust.current_folder import import_here
 from tests.hostile.support import Command, Outcome, nothing_made, write_module
 
@@ -225,7 +226,7 @@ def prune(here: Path, compress: Command) -> Command:
 def test_layers_that_are_given_constants_are_pruned_like_others(name: str, goal: tuple[str, str], lrexport: Command) -> None:
     output = lrexport("compress", f"networks:{name}", *DATA, *UNTRAINED, *goal, "-o", "out")
     assert output.code == 0, output.err
-    assert any(isinstance(layer, FactorisedLayer) for layer in load_record(Path("out")).plan.values())
+    assert any(isinstance(layer, Pair) for layer in load_record(Path("out")).plan.values())
     assert all(bool(value.isfinite().all()) for value in tensors.load(Path("out/model.safetensors")).values())
 
 
@@ -259,15 +260,15 @@ def test_networks_of_another_precision_become_float32(
 def test_layers_that_are_called_by_the_name_of_their_argument_are_factorised_and_refitted(prune: Command) -> None:
     output = prune("named", *DATA, *UNTRAINED)
     assert output.code == 0, output.err
-    assert isinstance(load_record(Path("out")).plan["second"], FactorisedLayer)
+    assert isinstance(load_record(Path("out")).plan["second"], Pair)
 
 
 def test_a_layer_that_somebody_changed_stays_as_it_is_and_the_others_do_not(prune: Command) -> None:
     output = prune("patched")
     assert output.code == 0, output.err
     plan = load_record(Path("out")).plan
-    assert not isinstance(plan.get("3"), FactorisedLayer)
-    assert isinstance(plan["6"], FactorisedLayer)
+    assert not isinstance(plan.get("3"), Pair)
+    assert isinstance(plan["6"], Pair)
 
 
 def test_weights_that_are_computed_are_folded_once_their_checkpoint_is_loaded(prune: Command, lrexport: Command) -> None:
@@ -295,7 +296,7 @@ def test_what_a_network_keeps_on_its_modules_is_in_nobodys_way(name: str, data: 
     training = ("--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "1") if data else ()
     output = prune(f"keeping_{name}", *data, *training)
     assert output.code == 0, output.err
-    assert isinstance(load_record(Path("out")).plan["made.6"], FactorisedLayer)
+    assert isinstance(load_record(Path("out")).plan["made.6"], Pair)
 
 
 def test_a_mask_of_infinity_is_no_weight(prune: Command, lrexport: Command) -> None:

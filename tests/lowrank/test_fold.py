@@ -14,7 +14,7 @@ from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.selection.select import select
 from lrexport.networks.cifar_resnet import CifarResNet
-from lrexport.runs.record import FactorisedLayer, Plan, Scheme
+from lrexport.plan import Pair, Plan, Scheme
 from tests.conftest import SmallNet, relative_error
 
 TOLERANCE = 1e-5  # float32, largest error relative to the output's scale
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5  # float32, largest error relative to the output's scale
 
 def full_rank_plan(svd: SVDNetwork) -> Plan:
     return {
-        name: FactorisedLayer(
+        name: Pair(
             scheme=layer.scheme,
             rank=layer.full_rank,
             full_rank=layer.full_rank,
@@ -119,7 +119,7 @@ def test_a_plan_alone_rebuilds_the_folded_network() -> None:
 )
 def test_a_plan_that_does_not_fit_the_network_is_refused(name: str, scheme: Scheme, rank: int, message: str) -> None:
     costs = {"dense_macs": 1, "macs": 1, "dense_params": 1, "params": 1}
-    planned = FactorisedLayer(scheme=scheme, rank=rank, full_rank=48, energy_kept=1.0, **costs)
+    planned = Pair(scheme=scheme, rank=rank, full_rank=48, energy_kept=1.0, **costs)
     with pytest.raises(InputError) as caught:
         fold_structure(SmallNet(), {name: planned})
     assert caught.value.message == message

@@ -11,8 +11,7 @@ from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.selection.from_plan import check_choices, plan_from_choices
-from lrexport.runs.plan_file import Pair
-from lrexport.runs.record import DenseLayer, FactorisedLayer
+from lrexport.plan import Dense, Pair, PairChoice
 from tests.conftest import SmallNet, relative_error
 
 SHAPE = (3, 12, 12)
@@ -24,15 +23,15 @@ def svd(small_net: nn.Module) -> SVDNetwork:
 
 
 def test_the_plan_has_exactly_these_choices_and_leaves_the_rest_dense(svd: SVDNetwork) -> None:
-    found = plan_from_choices(svd, {"body": Pair("spatial", 5), "stem": "dense", "depthwise": "dense"})
+    found = plan_from_choices(svd, {"body": PairChoice("spatial", 5), "stem": "dense", "depthwise": "dense"})
     assert list(found.plan) == ["stem", "body", "depthwise", "pointwise", "head"]
     body = found.plan["body"]
-    assert isinstance(body, FactorisedLayer)
+    assert isinstance(body, Pair)
     assert (body.scheme, body.rank, body.full_rank, body.shape) == ("spatial", 5, 48, (24, 16, 3, 3))
     # 1×3 with stride 2 along the width makes 12·6 outputs, 3×1 after it 6·6.
     assert body.macs == 5 * (16 * 3 * 72 + 24 * 3 * 36)
     assert body.params == 5 * (16 * 3 + 24 * 3)
-    reasons = {name: (layer.kind, layer.reason) for name, layer in found.plan.items() if isinstance(layer, DenseLayer)}
+    reasons = {name: (layer.kind, layer.reason) for name, layer in found.plan.items() if isinstance(layer, Dense)}
     assert reasons == {
         "stem": ("kept", "dense in the plan"),
         "depthwise": ("unsupported", "depthwise convolution"),
@@ -54,7 +53,7 @@ def test_energy_and_network_are_those_of_the_plans_scheme_whatever_the_svd_form_
     }
     left, singular, right = torch.linalg.svd(matrices[scheme], full_matrices=False)
     svd = decompose(network, SHAPE, own)
-    plan = plan_from_choices(svd, {"body": Pair(scheme, 4)}).plan
+    plan = plan_from_choices(svd, {"body": PairChoice(scheme, 4)}).plan
     energy = singular.square()
     assert plan["body"].energy_kept == pytest.approx(float(energy[:4].sum() / energy.sum()), rel=1e-5)
     folded = fold(svd, plan)
@@ -78,7 +77,7 @@ def test_energy_is_that_of_the_kernel_as_it_was_trained_not_of_its_drifted_facto
         singular.mul_(torch.rand_like(singular) - 0.5)
     weight = svd.network.get_submodule("body").weight.detach().double()
     energy = torch.linalg.svdvals(weight.permute(0, 2, 1, 3).reshape(72, 48)).square()
-    kept = plan_from_choices(svd, {"body": Pair("spatial", 7)}).plan["body"].energy_kept
+    kept = plan_from_choices(svd, {"body": PairChoice("spatial", 7)}).plan["body"].energy_kept
     assert kept == pytest.approx(float(energy[:7].sum() / energy.sum()), rel=1e-4)
 
 
@@ -86,38 +85,41 @@ def test_a_grouped_layer_has_the_rank_in_every_group() -> None:
     network = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=2, bias=False)).eval()
     weight = network[0].weight.detach().double()
     svd = decompose(network, (32, 8, 8), "channel")
-    entry = plan_from_choices(svd, {"0": Pair("channel", 3)}).plan["0"]
+    entry = plan_from_choices(svd, {"0": PairChoice("channel", 3)}).plan["0"]
     energy = torch.linalg.svdvals(weight.reshape(2, 16, 144)).square()
     assert entry.energy_kept == pytest.approx(float(energy[:, :3].sum() / energy.sum()), rel=1e-5)
     assert sum(parameter.numel() for parameter in fold(svd, {"0": entry}).parameters()) == entry.params
 
 
 def test_a_pair_that_costs_more_than_its_layer_is_made_with_a_warning(svd: SVDNetwork) -> None:
-    found = plan_from_choices(svd, {"head": Pair("linear", 10)})
-    assert isinstance(found.plan["head"], FactorisedLayer)
+    found = plan_from_choices(svd, {"head": PairChoice("linear", 10)})
+    assert isinstance(found.plan["head"], Pair)
     assert found.plan["head"].energy_kept == 1.0
     assert found.warnings == ("layer 'head': a linear pair of rank 10 costs 580 MACs, the layer 480",)
 
 
 def test_a_kernel_of_zeros_keeps_all_its_energy(small_net: nn.Module) -> None:
     nn.init.zeros_(small_net.body.weight)
-    plan = plan_from_choices(decompose(small_net, SHAPE), {"body": Pair("channel", 1)}).plan
+    plan = plan_from_choices(decompose(small_net, SHAPE), {"body": PairChoice("channel", 1)}).plan
     assert plan["body"].energy_kept == 1.0
 
 
 REFUSED = {
     "an unknown layer": ({"bodi": "dense"}, r"mine: the network has no layer 'bodi'\nClose: body"),
     "a layer like none": ({"x": "dense"}, r"the network has no layer 'x'$"),
-    "a depthwise one": ({"depthwise": Pair("spatial", 1)}, "mine: layer 'depthwise' cannot be factorised: depthwise"),
+    "a depthwise one": ({"depthwise": PairChoice("spatial", 1)}, "mine: layer 'depthwise' cannot be factorised: depthwise"),
     "another scheme": (
-        {"head": Pair("spatial", 1)},
+        {"head": PairChoice("spatial", 1)},
         r"mine: layer 'head' cannot be spatial: its weight is 10×48\n.*linear \(full rank 10\)",
     ),
     "a rank above full rank": (
-        {"body": Pair("spatial", 49)},
+        {"body": PairChoice("spatial", 49)},
         "mine: layer 'body': rank is 49, at most its full rank by spatial, 48, was wanted",
     ),
-    "a rank above another scheme's": ({"body": Pair("input-channel", 17)}, "full rank by input-channel, 16, was wanted"),
+    "a rank above another scheme's": (
+        {"body": PairChoice("input-channel", 17)},
+        "full rank by input-channel, 16, was wanted",
+    ),
 }
 
 
@@ -143,9 +145,12 @@ class Shared(nn.Module):
 
 def test_a_layer_at_two_places_is_known_by_both_names_and_wants_one_choice() -> None:
     svd = decompose(Shared(), (32,))
-    for choices in ({"second": Pair("linear", 4)}, {"first": Pair("linear", 4), "second": Pair("linear", 4)}):
+    for choices in (
+        {"second": PairChoice("linear", 4)},
+        {"first": PairChoice("linear", 4), "second": PairChoice("linear", 4)},
+    ):
         plan = plan_from_choices(svd, choices).plan
         assert list(plan) == ["first"]
         assert plan["first"].rank == 4
     with pytest.raises(InputError, match="'second' has the same weight as 'first', for which the plan wants something else"):
-        check_choices(svd, {"first": "dense", "second": Pair("linear", 4)})
+        check_choices(svd, {"first": "dense", "second": PairChoice("linear", 4)})

@@ -18,7 +18,7 @@ from lrexport.lowrank.factors.svd_form import attach, exact_svd, factors
 from lrexport.lowrank.layers.kernels import PLAIN, TRANSPOSED, spec_of
 from lrexport.lowrank.layers.schemes import CONV_SCHEMES, SCHEMES, scheme_for, schemes_of
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
-from lrexport.runs.record import Scheme
+from lrexport.plan import Scheme
 from tests.conftest import relative_error
 from tests.lowrank.layers import layers
 

@@ -16,7 +16,7 @@ from lrexport.lowrank.factors.truncation import truncations
 from lrexport.lowrank.selection.costs import plan_layer, plan_macs, whole_cost
 from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLatency
 from lrexport.lowrank.selection.select import select, within, within_latency
-from lrexport.runs.record import DenseLayer, FactorisedLayer
+from lrexport.plan import Dense, Pair
 
 TIMES = st.dictionaries(st.integers(1, 64), st.floats(0.01, 4), min_size=1, max_size=12)
 
@@ -48,7 +48,7 @@ def test_the_blocks_of_a_runtime_become_the_grain() -> None:
     assert list(LayerLatency(1.0, {"channel": times}).gaining["channel"]) == [16, 32, 48, 64]
 
 
-def ranks_of(latency: NetworkLatency, name: str, entry: FactorisedLayer) -> dict[int, float]:
+def ranks_of(latency: NetworkLatency, name: str, entry: Pair) -> dict[int, float]:
     return latency.layers[name].gaining[entry.scheme]
 
 
@@ -93,7 +93,7 @@ def test_the_plan_is_the_best_of_all_within_the_latency(draw: st.DataObject, sha
         return
     plan = within_latency(svd, found, latency, budget).plan
     assert latency.of_plan(plan) <= budget * (1 + 1e-9)
-    loss = sum((1 - entry.energy_kept) ** 0.75 for entry in plan.values() if isinstance(entry, FactorisedLayer))
+    loss = sum((1 - entry.energy_kept) ** 0.75 for entry in plan.values() if isinstance(entry, Pair))
     assert loss == pytest.approx(min(fitting), abs=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_a_latency_that_the_dense_network_has_already_prunes_nothing_and_says_so
     fast = {name: LayerLatency(1.0, {"spatial": {1: 0.3, 4: 0.6}}) for name in svd.layers}
     found = within_latency(svd, truncations(svd), NetworkLatency(3.5, fast), 5.0)
     assert "the dense network takes 3.50 ms, within the 5.00 ms asked for: nothing is pruned" in found.warnings
-    assert not any(isinstance(entry, FactorisedLayer) for entry in found.plan.values())
+    assert not any(isinstance(entry, Pair) for entry in found.plan.values())
     assert not within_latency(svd, truncations(svd), NetworkLatency(3.5, fast), 3.0).warnings
 
 
@@ -111,7 +111,7 @@ def test_where_no_pair_is_faster_the_network_stays_dense_and_says_so() -> None:
     slow = {name: LayerLatency(1.0, {"spatial": {1: 1.1, 4: 1.4}}) for name in svd.layers}
     found = within_latency(svd, truncations(svd), NetworkLatency(3.5, slow), 1.0)
     assert "no pair is faster than its layer on the target: all stay dense" in found.warnings
-    assert all(isinstance(entry, DenseLayer) and entry.kind == "slow" for entry in found.plan.values())
+    assert all(isinstance(entry, Dense) and entry.kind == "slow" for entry in found.plan.values())
 
 
 @settings(max_examples=20, deadline=None)
@@ -122,14 +122,14 @@ def test_equation_4_on_a_target_drops_no_more_energy_and_is_never_slower(draw: s
     plain = select(svd, energy=energy, every_scheme=True).plan
     timed = select(svd, energy=energy, every_scheme=True, latency=latency).plan
     for name, entry in timed.items():
-        if not isinstance(entry, FactorisedLayer):
+        if not isinstance(entry, Pair):
             continue
         assert 1 - entry.energy_kept <= energy + 1e-9 or entry.rank == min(ranks_of(latency, name, entry))
         ranks = ranks_of(latency, name, entry)
         assert entry.rank in ranks
         assert ranks[entry.rank] < latency.layers[name].dense
         before = plain[name]
-        if isinstance(before, FactorisedLayer) and before.scheme == entry.scheme:
+        if isinstance(before, Pair) and before.scheme == entry.scheme:
             assert entry.rank >= before.rank
             assert entry.energy_kept >= before.energy_kept - 1e-9
     assert latency.of_plan(timed) <= latency.dense + 1e-9
@@ -149,7 +149,7 @@ def test_a_budget_of_macs_takes_ranks_on_the_grain_where_it_can(draw: st.DataObj
     off_grain = [
         name
         for name, entry in selection.plan.items()
-        if isinstance(entry, FactorisedLayer) and entry.rank not in latency.layers[name].gaining.get(entry.scheme, {})
+        if isinstance(entry, Pair) and entry.rank not in latency.layers[name].gaining.get(entry.scheme, {})
     ]
     assert not off_grain or any("cannot be met by pairs that are faster" in warning for warning in selection.warnings)
 

@@ -13,7 +13,7 @@ from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.repair.least_squares import RIDGE, fit_pair
 from lrexport.lowrank.repair.reconstruct import batch_statistics, reconstruct
 from lrexport.lowrank.selection.costs import plan_layer
-from lrexport.runs.record import Plan, Scheme
+from lrexport.plan import Plan, Scheme
 
 
 def at_rank(svd: SVDNetwork, rank: int, scheme: Scheme | None = None) -> Plan:

@@ -24,7 +24,7 @@ from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.selection.costs import Cost, dense_cost, pair_cost, plan_cost, plan_macs, whole_cost
 from lrexport.lowrank.selection.select import Rule, Selection, at_threshold, select, within
 from lrexport.networks.cifar_resnet import CifarResNet
-from lrexport.runs.record import DenseLayer, FactorisedLayer
+from lrexport.plan import Dense, Pair
 from lrexport.units import format_percent
 from tests.conftest import SmallNet
 
@@ -47,7 +47,7 @@ def test_the_rank_is_the_smallest_that_drops_at_most_the_threshold(energy: float
     values = [0.64**0.5, 0.29**0.5, 0.07**0.5]
     svd = decompose(linear_with(values), (64,))
     plan = select(svd, energy=energy).plan["0"]
-    assert isinstance(plan, FactorisedLayer)
+    assert isinstance(plan, Pair)
     assert plan.rank == rank
     assert plan.energy_kept == pytest.approx(sum(v**2 for v in values[:rank]), abs=1e-5)
 
@@ -59,7 +59,7 @@ def test_no_layer_drops_more_energy_than_allowed_and_none_could_drop_a_value_mor
     svd = decompose(SmallNet(), (3, 12, 12))
     plan = select(svd, energy=energy).plan
     for name, layer in plan.items():
-        if not isinstance(layer, FactorisedLayer):
+        if not isinstance(layer, Pair):
             continue
         s = np.sort(np.abs(factors(svd.network.get_submodule(name))[1].detach().double().numpy()))[::-1]
         share = 1 - np.cumsum(s**2) / np.sum(s**2)
@@ -103,7 +103,7 @@ def test_an_unreachable_goal_says_what_can_be_reached(rule: Rule, cost: Cost, na
 def test_a_threshold_that_would_prune_everything_keeps_rank_one_and_warns() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
     chosen = select(svd, energy=1.0)
-    ranks = [layer.rank for layer in chosen.plan.values() if isinstance(layer, FactorisedLayer)]
+    ranks = [layer.rank for layer in chosen.plan.values() if isinstance(layer, Pair)]
     assert set(ranks) == {1}
     assert "rank 1 was kept" in chosen.warnings[0]
 
@@ -111,7 +111,7 @@ def test_a_threshold_that_would_prune_everything_keeps_rank_one_and_warns() -> N
 def test_a_pair_that_costs_more_than_the_layer_stays_dense_with_the_reason() -> None:
     svd = decompose(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)), (16, 8, 8))
     layer = select(svd, energy=0.0).plan["0"]
-    assert isinstance(layer, DenseLayer)
+    assert isinstance(layer, Dense)
     assert "rank 48 costs 294.91K MACs, the layer 147.46K" in layer.reason
 
 
@@ -127,7 +127,7 @@ def test_ranks_are_chosen_on_the_exact_spectrum_even_where_the_factors_drifted()
         singular.fill_(1.0)
     torch.testing.assert_close(svd.network[0].weight, kernel, atol=1e-3, rtol=1e-3)
     plan = select(svd, energy=0.5).plan["0"]
-    assert isinstance(plan, FactorisedLayer)
+    assert isinstance(plan, Pair)
     assert plan.rank == 1
     assert plan.energy_kept == pytest.approx(9 / 14, abs=1e-3)
 
@@ -140,7 +140,7 @@ def three_layers() -> nn.Module:
 
 def loss_of(selection: Selection) -> float:
     """What the global rule minimises."""
-    return sum((1 - layer.energy_kept) ** 0.75 for layer in selection.plan.values() if isinstance(layer, FactorisedLayer))
+    return sum((1 - layer.energy_kept) ** 0.75 for layer in selection.plan.values() if isinstance(layer, Pair))
 
 
 @pytest.mark.parametrize("cost", ["macs", "params"])
@@ -186,7 +186,7 @@ def test_the_budget_is_met_to_the_grain_and_counted_right(cost: Cost) -> None:
     spare = 0.5 * whole - found
     assert spare >= 0
     for name, layer in plan.items():  # not one more singular value fits, in any layer
-        if isinstance(layer, FactorisedLayer):
+        if isinstance(layer, Pair):
             facts = svd.layers[name]
             more = min(pair_cost(facts, layer.scheme, layer.rank + 1, cost), dense_cost(facts, cost))
             assert more - pair_cost(facts, layer.scheme, layer.rank, cost) > spare
@@ -195,8 +195,8 @@ def test_the_budget_is_met_to_the_grain_and_counted_right(cost: Cost) -> None:
 def test_a_budget_of_everything_leaves_everything_as_it_is() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
     plan = select(svd, macs=1.0).plan
-    assert {layer.kind for layer in plan.values() if isinstance(layer, DenseLayer)} == {"chosen", "unsupported"}
-    assert not any(isinstance(layer, FactorisedLayer) for layer in plan.values())
+    assert {layer.kind for layer in plan.values() if isinstance(layer, Dense)} == {"chosen", "unsupported"}
+    assert not any(isinstance(layer, Pair) for layer in plan.values())
 
 
 def test_the_plan_lists_the_layers_as_they_stand_in_the_network() -> None:

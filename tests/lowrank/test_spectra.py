@@ -13,7 +13,7 @@ from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.spectra import spectra
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.selection.select import select
-from lrexport.runs.record import FactorisedLayer
+from lrexport.plan import Pair
 
 
 def matrix(weight: torch.Tensor, scheme: str) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_values_are_those_of_the_plans_matrices_before_and_after_training(
     now = {name: svd.network.get_submodule(name).weight for name in found}
     for name in ("stem", "body"):
         layer, planned = found[name], plan[name]
-        if isinstance(planned, FactorisedLayer):
+        if isinstance(planned, Pair):
             assert layer["scheme"] == planned.scheme
         if layer["scheme"] not in ("spatial", "channel"):
             continue

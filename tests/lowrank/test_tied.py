@@ -15,7 +15,7 @@ from lrexport.lowrank.factors.fold import fold, fold_structure
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.regularisation.regularisers import losses
-from lrexport.runs.record import FactorisedLayer, Plan
+from lrexport.plan import Pair, Plan
 from tests.conftest import relative_error
 
 SHAPE = (16, 12, 12)
@@ -37,7 +37,7 @@ class Tied(nn.Module):
 
 def plan_of_rank(svd: SVDNetwork, rank: int) -> Plan:
     return {
-        name: FactorisedLayer(
+        name: Pair(
             scheme=layer.scheme,
             rank=rank,
             full_rank=layer.full_rank,
@@ -90,7 +90,7 @@ def test_pairs_of_a_tied_weight_share_theirs_and_are_counted_right() -> None:
     assert (folded.c.first.stride, folded.c.second.dilation) == ((1, 2), (2, 1))
     plan = plan_of_rank(svd, 3)
     folded = fold(svd, plan)
-    entries = [entry for entry in plan.values() if isinstance(entry, FactorisedLayer)]
+    entries = [entry for entry in plan.values() if isinstance(entry, Pair)]
     assert count_torch_macs(folded, SHAPE).total == sum(entry.macs for entry in entries)
     assert sum(parameter.numel() for parameter in folded.parameters()) == sum(entry.params for entry in entries)
 

@@ -19,7 +19,7 @@ from lrexport.lowrank.factors.truncation import balanced, truncations, weighted_
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.patches import draw, outputs_at, patches_at, positions, sizes_of
 from lrexport.lowrank.selection.select import select
-from lrexport.runs.record import FactorisedLayer
+from lrexport.plan import Pair
 from tests.conftest import relative_error
 from tests.lowrank.test_fold import full_rank_plan
 
@@ -217,7 +217,7 @@ def test_at_full_rank_weighted_factors_leave_the_network_as_it_was() -> None:
 def test_without_data_the_factors_are_the_singular_vectors() -> None:
     svd = decompose(nn.Sequential(nn.Conv2d(6, 7, 3)), (6, 9, 9))
     plan = select(svd, macs=0.6).plan
-    assert isinstance(plan["0"], FactorisedLayer)
+    assert isinstance(plan["0"], Pair)
     with_truncations, plain = fold(svd, plan, truncations(svd)), fold(svd, plan)
     images = torch.randn(2, 6, 9, 9)
     torch.testing.assert_close(with_truncations(images), plain(images), atol=1e-5, rtol=1e-5)

@@ -7,19 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lrexport.runs.record import (
-    LOG,
-    SPECTRA,
-    Accuracy,
-    DataSource,
-    DenseLayer,
-    FactorisedLayer,
-    Latency,
-    ModelSource,
-    Record,
-    Result,
-    Results,
-)
+from lrexport.plan import Dense, Pair
+from lrexport.runs.record import LOG, SPECTRA, Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
 
 MACHINE = {"cpu": "Sample CPU @ 2 GHz", "cores": 4, "isa": ["avx2"], "system": "Linux x86_64", "onnxruntime": "1.31.1"}
 NAMES = ("stem", "layer1.conv", "layer2.conv", "head")
@@ -50,14 +39,12 @@ def write_run(
     """Of the layers every first one of four stays whole, the others keep a quarter of their rank."""
     run.mkdir(parents=True)
     names = list(names)
-    plan: dict[str, FactorisedLayer | DenseLayer] = {}
+    plan: dict[str, Pair | Dense] = {}
     for number, name in enumerate(names):
         if number % 4 == 0:
-            plan[name] = DenseLayer(
-                kind="kept", reason="kept as asked", dense_macs=50_000, dense_params=500, shape=(8, 3, 3, 3)
-            )
+            plan[name] = Dense(kind="kept", reason="kept as asked", dense_macs=50_000, dense_params=500, shape=(8, 3, 3, 3))
             continue
-        plan[name] = FactorisedLayer(
+        plan[name] = Pair(
             scheme="spatial", rank=6, full_rank=24, energy_kept=0.9, dense_macs=100_000, macs=40_000, dense_params=1000,
             params=400, shape=(8, 8, 3, 3),
         )  # fmt: skip

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from lrexport.artifacts.plan_file import PlanFile
+from lrexport.plan import Dense, Entry, Pair, PairChoice
 from lrexport.report.diffs import Diff, diff_plans, diff_table, diff_to_json
-from lrexport.runs.plan_file import Entry, Pair, PlanFile
-from lrexport.runs.record import DenseLayer, FactorisedLayer
 
 
-def pair(rank: int, scheme: str = "spatial", size: int = 100) -> FactorisedLayer:
+def pair(rank: int, scheme: str = "spatial", size: int = 100) -> Pair:
     """A layer of ``size`` weights and 10 biases with 10 positions; a rank costs 20 weights, by channel 30."""
     weights = (20 if scheme == "spatial" else 30) * rank
-    return FactorisedLayer(
+    return Pair(
         scheme=scheme,
         rank=rank,
         full_rank=9,
@@ -23,7 +23,7 @@ def pair(rank: int, scheme: str = "spatial", size: int = 100) -> FactorisedLayer
     )
 
 
-DENSE = DenseLayer(kind="kept", reason="as asked", dense_macs=1000, dense_params=110, shape=(10, 10))
+DENSE = Dense(kind="kept", reason="as asked", dense_macs=1000, dense_params=110, shape=(10, 10))
 
 
 def diff(before: dict[str, Entry], after: dict[str, Entry], edited: tuple[bool, bool] = (False, False)) -> Diff:
@@ -80,7 +80,7 @@ def test_figures_that_an_edit_left_behind_are_worked_out_from_the_file_that_was_
 
 def test_figures_by_hand_are_taken_from_the_other_file_where_they_follow_from_it() -> None:
     found = diff(
-        {"a": pair(2), "b": pair(2), "c": DENSE}, {"a": Pair("spatial", 5), "b": "dense", "c": "dense"}, (False, True)
+        {"a": pair(2), "b": pair(2), "c": DENSE}, {"a": PairChoice("spatial", 5), "b": "dense", "c": "dense"}, (False, True)
     )
     assert lines(found)["a"] == ("spatial 2/9", "spatial 5/9", "400 → 1.00K", "2.50×")
     assert lines(found)["b"] == ("spatial 2/9", "dense", "400 → 1.00K", "2.50×")

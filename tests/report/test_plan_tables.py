@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from lrexport.artifacts.plan_file import PlanFile
+from lrexport.plan import Dense, Pair, PairChoice
 from lrexport.report.plan_tables import dense_reasons, plan_table, plan_to_json
-from lrexport.runs.plan_file import Pair, PlanFile
-from lrexport.runs.record import DenseLayer, FactorisedLayer
 
-PAIR = FactorisedLayer(scheme="spatial", rank=3, full_rank=9, energy_kept=0.875, dense_macs=9000, macs=3000,
+PAIR = Pair(scheme="spatial", rank=3, full_rank=9, energy_kept=0.875, dense_macs=9000, macs=3000,
                        dense_params=900, params=300, shape=(10, 10, 3, 3))  # fmt: skip
 COSTLY = "a spatial pair of rank 9 costs 12.00K MACs, the layer 9.00K"
-DENSE = DenseLayer(kind="unsupported", reason="depthwise convolution", dense_macs=500, dense_params=50, shape=(5, 1, 1, 10))
+DENSE = Dense(kind="unsupported", reason="depthwise convolution", dense_macs=500, dense_params=50, shape=(5, 1, 1, 10))
 
 
 def test_a_line_a_layer_and_the_sums_at_the_end() -> None:
@@ -31,7 +31,7 @@ def test_without_dense_layers_there_is_no_column_for_reasons() -> None:
 
 
 def test_what_a_plan_by_hand_does_not_say_is_a_dash_also_in_the_sums() -> None:
-    table = plan_table({"a": PAIR, "b": Pair("channel", 4), "c": "dense"}, as_written=False)
+    table = plan_table({"a": PAIR, "b": PairChoice("channel", 4), "c": "dense"}, as_written=False)
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["b"] == ("—", "channel", "4/—", "—", "—", "—", "—")
     assert rows["c"] == ("—", "dense", "", "", "—", "—", "—")
@@ -51,17 +51,17 @@ def test_a_run_without_a_plan_has_no_table() -> None:
 def test_dense_layers_are_counted_by_reason_and_all_costly_ones_together() -> None:
     plan = {
         "a": PAIR,
-        "b": DenseLayer(kind="costly", reason=COSTLY),
-        "c": DenseLayer(kind="costly", reason="even a pair of rank 1 costs more than the layer"),
+        "b": Dense(kind="costly", reason=COSTLY),
+        "c": Dense(kind="costly", reason="even a pair of rank 1 costs more than the layer"),
         "d": DENSE,
-        "e": DenseLayer(kind="kept", reason="kept dense as asked"),
+        "e": Dense(kind="kept", reason="kept dense as asked"),
     }
     reasons = {"its pair would cost more than the layer": 2, "depthwise convolution": 1, "kept dense as asked": 1}
     assert dense_reasons(plan) == reasons
 
 
 def test_json_has_every_figure_and_null_where_one_is_not_known() -> None:
-    found = plan_to_json(PlanFile({"a": PAIR, "b": Pair("channel", 4), "c": DENSE}, as_written=False))
+    found = plan_to_json(PlanFile({"a": PAIR, "b": PairChoice("channel", 4), "c": DENSE}, as_written=False))
     assert found["plan"]["a"] == {**PAIR.model_dump()}
     assert found["plan"]["b"]["rank"] == 4
     assert found["plan"]["b"]["macs"] is None

@@ -10,7 +10,8 @@ import pytest
 
 from lrexport.artifacts import tensors
 from lrexport.cli.main import run
-from lrexport.runs.record import FactorisedLayer, load_record
+from lrexport.plan import Pair
+from lrexport.runs.record import load_record
 from tests.forked import Forked
 from tests.runs.test_resume import COMMAND, MORE, NETWORK, STAGES, stop_in_svd_training
 
@@ -94,7 +95,7 @@ def test_another_plan_behind_the_same_path_is_refused_and_taken_where_changes_ar
     assert run([*PLAN, "-o", "planned", "--resume"]) == 2
     assert "the plan changed since (plan-sha256 was '" in capsys.readouterr().err
     go_on(folder, *PLAN, "-o", "planned", "--allow-changes")
-    (layer,) = (layer for layer in load_record(folder / "planned").plan.values() if isinstance(layer, FactorisedLayer))
+    (layer,) = (layer for layer in load_record(folder / "planned").plan.values() if isinstance(layer, Pair))
     assert layer.rank == 6
 
 

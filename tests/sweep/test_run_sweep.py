@@ -9,8 +9,9 @@ import pytest
 
 from lrexport.cli.main import run
 from lrexport.config.compression import TrainConfig
+from lrexport.plan import PlannedLatency
 from lrexport.report.sweep_tables import front_table
-from lrexport.runs.record import Accuracy, ModelSource, PlannedLatency, Record, Result, Results, load_record
+from lrexport.runs.record import Accuracy, ModelSource, Record, Result, Results, load_record
 from lrexport.runs.sweep_record import Objective, front_of, load_sweep
 from lrexport.sweep import run_sweep as running
 from lrexport.sweep import shared_stages

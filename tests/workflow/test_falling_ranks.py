@@ -13,7 +13,8 @@ from lrexport.artifacts import tensors
 from lrexport.cli.main import run
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.svd_form import cut, factors, factors_by, fit_ranks, is_cut, redecompose
-from lrexport.runs.record import FactorisedLayer, load_record
+from lrexport.plan import Pair
+from lrexport.runs.record import load_record
 from tests.conftest import SmallNet
 from tests.forked import Forked, folder_with
 from tests.workflow.test_pipeline import NETWORK
@@ -81,7 +82,7 @@ def test_ranks_fall_by_equal_steps_of_reduction_and_land_on_the_budget(fallen: P
     assert record.config["falling_ranks"] is True
     held = tensors.load(fallen / "svd.safetensors")
     for name, layer in record.plan.items():
-        if isinstance(layer, FactorisedLayer):
+        if isinstance(layer, Pair):
             assert layer.rank <= len(held[f"{name}.parametrizations.weight.original1"]) < layer.full_rank
 
 
@@ -94,7 +95,7 @@ def test_another_compression_goes_on_from_a_network_whose_ranks_have_fallen(
     assert run(["compress", "fallen", "--macs", "0.9", "--fine-tune-epochs", "0", "-o", "wider"]) == 0
     wider, held = load_record(folder / "wider"), tensors.load(fallen / "svd.safetensors")
     for name, layer in wider.plan.items():  # a larger budget buys no rank that is not there
-        if isinstance(layer, FactorisedLayer):
+        if isinstance(layer, Pair):
             assert layer.rank <= len(held[f"{name}.parametrizations.weight.original1"])
     assert run(["compress", "fallen", "--macs", "0.3", "--falling-ranks", "-o", "again"]) == 2
     assert "ranks fall in SVD training, which fallen has behind it" in capsys.readouterr().err
@@ -119,6 +120,6 @@ def test_two_processes_let_the_same_ranks_fall(fallen: Path, folder: Path) -> No
     both = Forked(folder, *COMMAND, "--devices", "2", "-o", "both")
     assert both.wait() == 0, both.output
     one, other = load_record(fallen), load_record(folder / "both")
-    mine, theirs = (sum(layer.macs for layer in r.plan.values() if isinstance(layer, FactorisedLayer)) for r in (one, other))
+    mine, theirs = (sum(layer.macs for layer in r.plan.values() if isinstance(layer, Pair)) for r in (one, other))
     assert mine == pytest.approx(theirs, rel=0.1)
     assert other.results.compressed.macs <= 0.4 * other.results.dense.macs

@@ -11,7 +11,8 @@ import pytest
 from lrexport.cli.main import run
 from lrexport.data.datasets import load_data
 from lrexport.errors import InputError
-from lrexport.runs.record import FactorisedLayer, load_record
+from lrexport.plan import Pair
+from lrexport.runs.record import load_record
 
 NETWORKS = """
 from torch import nn
@@ -54,7 +55,7 @@ def test_an_input_of_any_number_of_axes_goes_from_compress_to_a_verified_file(na
     assert run(["compress", f"shapes:{name}", "--input-shape", shape, "--macs", "0.7", "-o", "run"]) == 0
     record = load_record(Path("run"))
     assert record.model.input_shape == tuple(int(part) for part in shape.split(","))
-    assert any(isinstance(layer, FactorisedLayer) for layer in record.plan.values())
+    assert any(isinstance(layer, Pair) for layer in record.plan.values())
     assert record.results.compressed.macs <= 0.7 * record.results.dense.macs
     assert run(["onnx", "run", "--batch", batch, "--rounds", "10"]) == 0
     shipped = load_record(Path("run"))

@@ -20,7 +20,8 @@ from lrexport.artifacts.run_files import MARK
 from lrexport.cli.main import run
 from lrexport.data.datasets import load_data
 from lrexport.data.images import ArraySet, ImageData
-from lrexport.runs.record import FactorisedLayer, Record, load_record
+from lrexport.plan import Pair
+from lrexport.runs.record import Record, load_record
 from tests.conftest import heed_ctrl_c
 
 NETWORK = """
@@ -78,7 +79,7 @@ def test_a_finished_run_holds_what_its_record_says(compressed: Path) -> None:
     assert not list((compressed / "checkpoint").iterdir())
     stages = [json.loads(line).get("stage") for line in (compressed / "log.jsonl").read_text().splitlines()]
     assert stages == [None] + ["dense"] * 6 + ["svd"] * 3 + [None] + ["fine-tune"] * 4
-    assert any(isinstance(layer, FactorisedLayer) for layer in record.plan.values())
+    assert any(isinstance(layer, Pair) for layer in record.plan.values())
     assert record.data is not None
     assert (record.data.train + record.data.heldout, record.data.test) == (1438, 359)
     assert (record.environment["device"], record.environment["precision"]) == ("cpu", "32-true")
@@ -99,7 +100,7 @@ def test_the_results_are_those_of_the_files(compressed: Path) -> None:
         assert result.accuracy.top1 > 0.85
         assert result.latency_ms["local"].rounds == 50
     assert record.results.compressed.macs <= 0.6 * record.results.dense.macs
-    macs = sum(layer.macs if isinstance(layer, FactorisedLayer) else layer.dense_macs for layer in record.plan.values())
+    macs = sum(layer.macs if isinstance(layer, Pair) else layer.dense_macs for layer in record.plan.values())
     assert record.results.compressed.macs == macs
     assert (record.results.dense.epochs, record.results.compressed.epochs) == (6, 13)
 
@@ -130,7 +131,7 @@ def test_a_run_gives_another_with_another_goal_and_is_left_as_it_was(compressed:
     assert (compressed / "run.json").read_bytes() == before
     record = load_record(folder / "b")
     assert record.config["goal"] == {"energy": 0.3}
-    kept = [layer.energy_kept for layer in record.plan.values() if isinstance(layer, FactorisedLayer)]
+    kept = [layer.energy_kept for layer in record.plan.values() if isinstance(layer, Pair)]
     assert min(kept) >= 0.7 - 1e-6
     assert (record.results.dense.epochs, record.results.compressed.epochs) == (10, 10)
 

@@ -23,7 +23,7 @@ from lrexport.lowrank.selection.costs import dense_cost, other_cost, pair_cost, 
 from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLatency
 from lrexport.lowrank.selection.select import select
 from lrexport.measure.targets.local import Local
-from lrexport.runs.record import DenseLayer, FactorisedLayer, Plan, PlannedLatency
+from lrexport.plan import Dense, Pair, Plan, PlannedLatency
 from lrexport.tasks.classification import score
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
@@ -77,7 +77,7 @@ class Biased(Speed):
 
     def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
         predicted, dense = self.latency.of_plan(plan), self.latency.dense
-        pairs = sum(isinstance(layer, FactorisedLayer) for layer in plan.values())
+        pairs = sum(isinstance(layer, Pair) for layer in plan.values())
         assert sum(isinstance(module, nn.Sequential) for module in network.modules()) == pairs
         measured = predicted * (self.environment["bias"] if pairs else 1.0)
         self.environment["confirmed"].append(measured / dense)
@@ -155,7 +155,7 @@ def test_a_latency_that_measurement_denies_is_told(trained: nn.Module) -> None:
 def test_a_network_whose_pairs_are_all_slower_stays_dense(trained: nn.Module) -> None:
     job = pruning(trained, None, latency=0.5)
     found = replace(job, speed=speed_of(job, 1.0, pair_factor=100.0)).select()
-    assert all(isinstance(layer, DenseLayer) for layer in found.plan.values())
+    assert all(isinstance(layer, Dense) for layer in found.plan.values())
     assert found.latency is not None
     assert found.latency.ratio == 1
     assert any("no pair is faster" in warning for warning in found.warnings)
@@ -170,7 +170,7 @@ def test_a_network_faster_than_predicted_is_pruned_to_what_was_asked_all_the_sam
     found = replace(job, speed=speed).select()
     assert found.latency is not None
     assert found.latency.ratio == max(ratio for ratio in speed.environment["confirmed"] if ratio <= 0.92)
-    assert any(isinstance(layer, FactorisedLayer) for layer in found.plan.values())
+    assert any(isinstance(layer, Pair) for layer in found.plan.values())
     assert not any("nothing is pruned" in warning for warning in found.warnings)
 
 
@@ -189,7 +189,7 @@ def test_any_goal_with_a_target_is_confirmed_there(trained: nn.Module, splits: S
     assert found.latency is not None
     assert found.latency.predicted == pytest.approx(speed.latency.of_plan(found.plan))
     for name, layer in found.plan.items():
-        if isinstance(layer, FactorisedLayer):
+        if isinstance(layer, Pair):
             assert layer.rank in speed.latency.layers[name].gaining[layer.scheme]
 
 
@@ -276,7 +276,7 @@ def test_an_accuracy_drop_without_data_is_refused(trained: nn.Module) -> None:
 def test_every_scheme_is_at_least_as_good_as_any_one(trained: nn.Module, splits: Splits) -> None:
     def loss(scheme: str) -> float:
         plan = pruning(trained, splits, scheme, macs=0.4).select().plan
-        return sum((1 - layer.energy_kept) ** 0.75 for layer in plan.values() if isinstance(layer, FactorisedLayer))
+        return sum((1 - layer.energy_kept) ** 0.75 for layer in plan.values() if isinstance(layer, Pair))
 
     assert loss("auto") <= min(loss(scheme) for scheme in ("spatial", "channel", "input-channel")) * (1 + 1e-6)
 
@@ -300,7 +300,7 @@ def test_the_same_seed_gives_the_same_network_and_another_one_other_images(train
 
 def test_a_budget_of_everything_stays_dense(trained: nn.Module, splits: Splits) -> None:
     plan = pruning(trained, splits, params=1.0).select().plan
-    assert {layer.kind for layer in plan.values() if isinstance(layer, DenseLayer)} <= {"chosen", "costly"}
+    assert {layer.kind for layer in plan.values() if isinstance(layer, Dense)} <= {"chosen", "costly"}
 
 
 def test_without_reconstruction_means_are_corrected_and_called_that(trained: nn.Module, splits: Splits) -> None:
@@ -309,7 +309,7 @@ def test_without_reconstruction_means_are_corrected_and_called_that(trained: nn.
     network, scores = job.fold(selection)
     assert list(scores) == ["heldout_top1", "heldout_top1_after_bias_correction", "heldout_top1_after_batchnorm"]
     folded = fold(job.svd, selection.plan, selection.truncations)
-    pairs = [name for name, layer in selection.plan.items() if isinstance(layer, FactorisedLayer)]
+    pairs = [name for name, layer in selection.plan.items() if isinstance(layer, Pair)]
     assert pairs
     for name in pairs:
         for mine, theirs in zip(network.get_submodule(name), folded.get_submodule(name), strict=True):

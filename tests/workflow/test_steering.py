@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lrexport.cli.main import run
-from lrexport.runs.record import FactorisedLayer, load_record
+from lrexport.plan import Pair
+from lrexport.runs.record import load_record
 from tests.forked import Forked, folder_with
 from tests.workflow.test_pipeline import NETWORK
 
@@ -46,7 +47,7 @@ def test_pruning_to_the_budget_drops_next_to_nothing_where_a_fixed_strength_leav
         assert record.results.compressed is not None
         assert record.results.dense is not None
         assert record.results.compressed.macs <= 0.4 * record.results.dense.macs
-        dropped[name] = max(1 - each.energy_kept for each in record.plan.values() if isinstance(each, FactorisedLayer))
+        dropped[name] = max(1 - each.energy_kept for each in record.plan.values() if isinstance(each, Pair))
     assert dropped["steered"] < 0.1 * dropped["fixed"]
     told = [event["steered"] for event in events(steered, "epoch") if event["stage"] == "svd"]
     assert len(told) == 8

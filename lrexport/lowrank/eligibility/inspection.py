@@ -19,7 +19,7 @@ from lrexport.lowrank.eligibility.substitution import misfits
 from lrexport.lowrank.layers.constants import constant_layers
 from lrexport.lowrank.layers.kernels import WEIGHTED, dense_macs, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES, scheme_for, schemes_of
-from lrexport.runs.record import DenseKind, DenseLayer, Scheme
+from lrexport.plan import Dense, DenseKind, Scheme
 from lrexport.torch_tools.equivalents import computes_itself, why_not_plain
 from lrexport.torch_tools.tracing import LayerCall, trace
 from lrexport.units import format_count
@@ -81,7 +81,7 @@ class Factorisable:
 
 def inspect_layers(
     network: nn.Module, input_shape: tuple[int, ...], scheme: AskedScheme, keep: Collection[str] = ()
-) -> dict[str, Factorisable | DenseLayer]:
+) -> dict[str, Factorisable | Dense]:
     """Facts of every layer with a weight, by the first of its names, in the order of the network.
 
     Modules with weights and without a scheme, such as recurrent layers and MultiheadAttention, are among the dense ones.
@@ -89,7 +89,7 @@ def inspect_layers(
     network does not take such an input.
     """
     layers = _Layers(network, input_shape)
-    found: dict[str, Factorisable | DenseLayer] = {}
+    found: dict[str, Factorisable | Dense] = {}
     for tied in layers.tied():
         whys = {layer: layers.why_dense(layer, keep) for layer in tied}
         if held := [layer for layer, why in whys.items() if why]:
@@ -238,17 +238,17 @@ class _Layers:
         spec = spec_of(layer)
         return sum(dense_macs(spec, call) for call in self.uses[layer].calls)
 
-    def dense(self, layer: Any, why: _Why) -> DenseLayer:
+    def dense(self, layer: Any, why: _Why) -> Dense:
         kind, reason = why
         params = sum(parameter.numel() for parameter in layer.parameters() if self._is_first_owner(layer, parameter))
         shape = tuple(layer.weight.shape)
-        return DenseLayer(kind=kind, reason=reason, dense_macs=self.dense_macs(layer), dense_params=params, shape=shape)
+        return Dense(kind=kind, reason=reason, dense_macs=self.dense_macs(layer), dense_params=params, shape=shape)
 
-    def without_scheme(self, module: nn.Module) -> DenseLayer:
+    def without_scheme(self, module: nn.Module) -> Dense:
         """MACs are those that are counted in the whole network's, so none of a recurrent layer."""
         own = list(module.parameters(recurse=False))
         shapes = [tuple(parameter.shape) for parameter in own if parameter.ndim == 2]
-        return DenseLayer(
+        return Dense(
             reason=f"there is no scheme for {type(module).__name__}",
             dense_macs=self.attention_macs[module],
             dense_params=sum(parameter.numel() for parameter in own if self._is_first_owner(module, parameter)),

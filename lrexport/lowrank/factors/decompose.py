@@ -16,7 +16,7 @@ from lrexport.lowrank.factors import svd_form
 from lrexport.lowrank.layers.kernels import WEIGHTED
 from lrexport.lowrank.layers.schemes import CONV_SCHEMES
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
-from lrexport.runs.record import DenseLayer
+from lrexport.plan import Dense
 from lrexport.torch_tools.plain_form import make_plain, unwrapped
 from lrexport.torch_tools.tracing import eval_mode, run_once
 from lrexport.torch_tools.unregistered import check_registered
@@ -34,7 +34,7 @@ class SVDNetwork:
 
     network: nn.Module
     layers: dict[str, Factorisable]
-    dense: dict[str, DenseLayer]
+    dense: dict[str, Dense]
     other_macs: int = 0
     other_params: int = 0
     made_plain: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ def decompose(
     check_registered(network, lambda: run_once(network, input_shape))
     found = inspect_layers(network, input_shape, scheme, keep)
     layers = {name: fact for name, fact in found.items() if isinstance(fact, Factorisable)}
-    dense = {name: fact for name, fact in found.items() if isinstance(fact, DenseLayer)}
+    dense = {name: fact for name, fact in found.items() if isinstance(fact, Dense)}
     params = sum(parameter.numel() for parameter in network.parameters())
     if total_macs is None:  # before the weights become products, which are no work of the network's
         total_macs = count_torch_macs(network, input_shape).total

@@ -16,7 +16,7 @@ from lrexport.lowrank.factors.truncation import Truncations
 from lrexport.lowrank.layers.kernels import WEIGHTED, spec_of
 from lrexport.lowrank.layers.pairs import put_pairs, untrained_pair
 from lrexport.lowrank.layers.schemes import SCHEMES, schemes_of
-from lrexport.runs.record import FactorisedLayer, Plan, Scheme
+from lrexport.plan import Pair, Plan, Scheme
 from lrexport.torch_tools.copying import copy_network
 
 
@@ -33,7 +33,7 @@ def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) ->
     network = copy_network(svd.network)
     for name, facts in svd.layers.items():
         planned = plan.get(name)
-        if isinstance(planned, FactorisedLayer):
+        if isinstance(planned, Pair):
             layer = network.get_submodule(name)
             truncation = (truncations or {}).get(name, {}).get(planned.scheme)
             if truncation is None:
@@ -56,7 +56,7 @@ def fold_structure(network: nn.Module, plan: Plan) -> nn.Module:
     for name, planned in plan.items():
         if name not in modules:
             raise InputError(f"the plan has a layer {name!r}, the network has none of that name")
-        if not isinstance(planned, FactorisedLayer):
+        if not isinstance(planned, Pair):
             continue
         layer: Any = modules[name]
         _check_admitted(name, layer, planned)
@@ -94,7 +94,7 @@ def build_pair(layer: Any, scheme: Scheme, left: Tensor, right: Tensor) -> nn.Se
     return pair
 
 
-def _check_admitted(name: str, layer: nn.Module, planned: FactorisedLayer) -> None:
+def _check_admitted(name: str, layer: nn.Module, planned: Pair) -> None:
     """Plans are also written by hand."""
     if not isinstance(layer, WEIGHTED):
         raise InputError(f"the plan factorises {name!r}, which is a {type(layer).__name__}")

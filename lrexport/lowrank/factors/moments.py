@@ -17,7 +17,7 @@ from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.patches import draw, patches_at, positions, sizes_of
 from lrexport.lowrank.layers.schemes import SCHEMES
-from lrexport.runs.record import Scheme
+from lrexport.plan import Scheme
 from lrexport.torch_tools.tracing import eval_mode, fast_layout, given_to
 
 # Outputs looked at per layer: a second moment of a few thousand columns needs no more.

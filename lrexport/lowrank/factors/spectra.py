@@ -11,7 +11,7 @@ from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.svd_form import exact_svd, factors_by, redecompose
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
-from lrexport.runs.record import FactorisedLayer, Plan, Scheme
+from lrexport.plan import Pair, Plan, Scheme
 
 _DIGITS = 5  # enough for a chart, and a file of kilobytes
 
@@ -26,7 +26,7 @@ def spectra(svd: SVDNetwork, plan: Plan, start: nn.Module | None = None) -> dict
     layers = {}
     for name, layer in svd.layers.items():
         planned = plan.get(name)
-        scheme = planned.scheme if isinstance(planned, FactorisedLayer) else layer.scheme
+        scheme = planned.scheme if isinstance(planned, Pair) else layer.scheme
         module = svd.network.get_submodule(name)
         redecompose(module)
         now = _values(factors_by(module, scheme)[1])

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from lrexport.lowrank.layers.kernels import KernelSpec, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
-from lrexport.runs.record import Scheme
+from lrexport.plan import Scheme
 
 # Factors of a 4608-row matrix are orthogonal to about 1e-6 in float32.
 _ORTHOGONAL = 1e-5

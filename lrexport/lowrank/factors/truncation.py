@@ -15,7 +15,7 @@ from lrexport.lowrank.factors.moments import Moments, Schemes, own_schemes_of
 from lrexport.lowrank.factors.svd_form import factors_by, form_of, is_attached, is_cut, redecompose
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
-from lrexport.runs.record import Scheme
+from lrexport.plan import Scheme
 
 # Keeps directions that the data never showed in the order of their own energy, and the full rank exact.
 _FLOOR = 1e-6

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.lowrank.layers.kernels import PLAIN, TRANSPOSED, KernelSpec, spec_of
-from lrexport.runs.record import Scheme
+from lrexport.plan import Scheme
 from lrexport.torch_tools.tracing import LayerCall
 
 

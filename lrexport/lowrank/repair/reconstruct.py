@@ -24,7 +24,7 @@ from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.patches import draw, outputs_at, patches_at, positions, sizes_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.repair.least_squares import fit_pair
-from lrexport.runs.record import FactorisedLayer, Plan
+from lrexport.plan import Pair, Plan
 from lrexport.torch_tools.tracing import eval_mode, fast_layout, given_to
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -48,7 +48,7 @@ def reconstruct(
     check_plan(plan)
     check_images(svd.network, images)
     images = fast_layout(network, images)
-    names = [name for name, layer in plan.items() if isinstance(layer, FactorisedLayer) and len(svd.layers[name].names) == 1]
+    names = [name for name, layer in plan.items() if isinstance(layer, Pair) and len(svd.layers[name].names) == 1]
     targets = _dense_outputs(svd, names, images, torch.Generator().manual_seed(seed))
     absorbed = _before_batchnorm(network, names, images[:2])
     found: dict[str, float] = {}
@@ -58,7 +58,7 @@ def reconstruct(
 
         # The pass goes on with the pair as it is then.
         def before(pair: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            assert isinstance(planned, FactorisedLayer)
+            assert isinstance(planned, Pair)
             found[name] = _refit(layer, planned, pair, given_to(args, kwargs), targets[name], name in absorbed, weights)
 
         return before
@@ -155,9 +155,7 @@ def _identity(tensor: Tensor) -> tuple[int, int]:
     return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
-def _refit(
-    layer: Any, planned: FactorisedLayer, pair: Any, given: Tensor, target: _Target, absorbed: bool, weights: bool
-) -> float:
+def _refit(layer: Any, planned: Pair, pair: Any, given: Tensor, target: _Target, absorbed: bool, weights: bool) -> float:
     """Fit one pair's weights, where asked, and bias; ``absorbed`` says that the mean of its output does not matter."""
     spec, scheme, groups = spec_of(layer), SCHEMES[planned.scheme], spec_of(layer).groups
     wanted = target.outputs.unflatten(1, (groups, -1)).transpose(0, 1)  # g, n, o

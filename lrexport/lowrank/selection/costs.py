@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lrexport.lowrank.factors.decompose import Factorisable, SVDNetwork
-from lrexport.runs.record import DenseKind, DenseLayer, FactorisedLayer, Plan, Scheme
+from lrexport.plan import Dense, DenseKind, Pair, Plan, Scheme
 from lrexport.units import format_count
 
 Cost = Literal["macs", "params"]
@@ -18,7 +18,7 @@ def pair_cost(layer: Factorisable, scheme: Scheme, rank: int, cost: Cost) -> int
     return rank * facts.macs_per_rank if cost == "macs" else rank * facts.params_per_rank + layer.bias_params
 
 
-def dense_cost(layer: Factorisable | DenseLayer, cost: Cost) -> int:
+def dense_cost(layer: Factorisable | Dense, cost: Cost) -> int:
     """Cost of the layer as it is."""
     return layer.dense_macs if cost == "macs" else layer.dense_params
 
@@ -33,9 +33,9 @@ def plan_cost(svd: SVDNetwork, plan: Plan, cost: Cost) -> int:
     return other_cost(svd, cost) + sum(planned_cost(layer, cost) for layer in plan.values())
 
 
-def planned_cost(layer: FactorisedLayer | DenseLayer, cost: Cost) -> int:
+def planned_cost(layer: Pair | Dense, cost: Cost) -> int:
     """Cost of one layer by its entry in a plan."""
-    if isinstance(layer, DenseLayer):
+    if isinstance(layer, Dense):
         return dense_cost(layer, cost)
     return layer.macs if cost == "macs" else layer.params
 
@@ -53,14 +53,14 @@ def other_cost(svd: SVDNetwork, cost: Cost) -> int:
 
 def plan_layer(
     layer: Factorisable, rank: int, energy_kept: float, scheme: Scheme | None = None, even_if_costly: bool = False
-) -> FactorisedLayer | DenseLayer:
+) -> Pair | Dense:
     """The entry for one layer at one rank, dense where the pair would cost as many MACs as the layer."""
     scheme = scheme or layer.scheme
     macs = pair_cost(layer, scheme, rank, "macs")
     if macs >= layer.dense_macs and not even_if_costly:
         pair = f"{'an' if scheme[0] == 'i' else 'a'} {scheme} pair of rank {rank} costs {format_count(macs)} MACs"
         return dense_layer(layer, "costly", f"{pair}, the layer {format_count(layer.dense_macs)}")
-    return FactorisedLayer(
+    return Pair(
         scheme=scheme,
         rank=rank,
         full_rank=layer.schemes[scheme].full_rank,
@@ -73,7 +73,7 @@ def plan_layer(
     )
 
 
-def dense_layer(layer: Factorisable, kind: DenseKind, reason: str) -> DenseLayer:
+def dense_layer(layer: Factorisable, kind: DenseKind, reason: str) -> Dense:
     """The entry for a layer that could be factorised and is not."""
     macs, params = layer.dense_macs, layer.dense_params
-    return DenseLayer(kind=kind, reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)
+    return Dense(kind=kind, reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)

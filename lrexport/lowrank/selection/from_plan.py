@@ -11,8 +11,7 @@ from lrexport.lowrank.factors.moments import Moments, Schemes
 from lrexport.lowrank.factors.truncation import truncations
 from lrexport.lowrank.selection.costs import dense_layer, plan_layer
 from lrexport.lowrank.selection.select import Selection, in_order
-from lrexport.runs.plan_file import Choice, Pair
-from lrexport.runs.record import FactorisedLayer, Plan
+from lrexport.plan import Choice, Pair, PairChoice, Plan
 from lrexport.units import format_count
 
 
@@ -20,7 +19,7 @@ def schemes_in(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "th
     """The schemes that the choices give to the layers; none where a layer stays dense. Raises InputError as below."""
     wanted = _by_layer(svd, choices, source)
     pairs = {name: wanted.get(name) for name in svd.layers}
-    return {name: (pair.scheme,) if isinstance(pair, Pair) else () for name, pair in pairs.items()}
+    return {name: (pair.scheme,) if isinstance(pair, PairChoice) else () for name, pair in pairs.items()}
 
 
 def plan_from_choices(
@@ -37,12 +36,12 @@ def plan_from_choices(
     warnings = []
     for name, layer in svd.layers.items():
         choice = wanted.get(name)
-        if not isinstance(choice, Pair):
+        if not isinstance(choice, PairChoice):
             plan[name] = dense_layer(layer, "kept", "dense in the plan" if choice else "not in the plan")
             continue
         kept = 1 - float(found[name][choice.scheme].energy_dropped[choice.rank])
         plan[name] = pair = plan_layer(layer, choice.rank, kept, choice.scheme, even_if_costly=True)
-        if isinstance(pair, FactorisedLayer) and pair.macs >= layer.dense_macs:
+        if isinstance(pair, Pair) and pair.macs >= layer.dense_macs:
             costs = f"costs {format_count(pair.macs)} MACs, the layer {format_count(layer.dense_macs)}"
             warnings.append(f"layer {name!r}: a {pair.scheme} pair of rank {pair.rank} {costs}")
     return Selection(in_order(svd, {**svd.dense, **plan}), None, (*svd.notes, *warnings), found)
@@ -65,7 +64,7 @@ def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> di
         where = f"{source}: layer {given!r}"
         if given in first_names:
             name = first_names[given]
-            if isinstance(choice, Pair):
+            if isinstance(choice, PairChoice):
                 _check_pair(where, svd.layers[name], choice)
             if found.setdefault(name, choice) != choice:
                 raise InputError(f"{where} has the same weight as {name!r}, for which the plan wants something else")
@@ -74,14 +73,14 @@ def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> di
             raise InputError(
                 f"{source}: the network has no layer {given!r}", f"Close: {', '.join(close)}." if close else None
             )
-        elif isinstance(choice, Pair):
+        elif isinstance(choice, PairChoice):
             layer = svd.dense[given]
             hint = "By another --scheme its pair may pay." if layer.kind == "costly" else 'Write "dense", or leave it out.'
             raise InputError(f"{where} cannot be factorised: {layer.reason}", hint)
     return found
 
 
-def _check_pair(where: str, layer: Factorisable, pair: Pair) -> None:
+def _check_pair(where: str, layer: Factorisable, pair: PairChoice) -> None:
     if pair.scheme not in layer.schemes:
         known = ", ".join(f"{scheme} (full rank {facts.full_rank})" for scheme, facts in layer.schemes.items())
         kernel = "×".join(map(str, layer.shape))

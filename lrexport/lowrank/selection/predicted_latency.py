@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from lrexport.runs.record import FactorisedLayer, Plan, Scheme
+from lrexport.plan import Pair, Plan, Scheme
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class NetworkLatency:
 
     def _of_layer(self, layer: LayerLatency, planned: object) -> float:
         """Between measured ranks by linear interpolation, past them in proportion."""
-        if not isinstance(planned, FactorisedLayer):
+        if not isinstance(planned, Pair):
             return layer.dense
         times = layer.pairs.get(planned.scheme, {})
         if not times:

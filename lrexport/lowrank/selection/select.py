@@ -28,7 +28,7 @@ from lrexport.lowrank.selection.costs import (
     whole_cost,
 )
 from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLatency
-from lrexport.runs.record import DenseLayer, FactorisedLayer, Plan, PlannedLatency, Scheme
+from lrexport.plan import Dense, Pair, Plan, PlannedLatency, Scheme
 from lrexport.units import format_count, format_ms, format_percent
 
 Rule = Literal["global", "threshold"]
@@ -57,7 +57,7 @@ class Selection:
     @property
     def has_pairs(self) -> bool:
         """Whether anything is pruned."""
-        return any(isinstance(layer, FactorisedLayer) for layer in self.plan.values())
+        return any(isinstance(layer, Pair) for layer in self.plan.values())
 
 
 def select(
@@ -193,7 +193,7 @@ def at_threshold(svd: SVDNetwork, found: Truncations, threshold: float, latency:
 
 def _at_threshold(
     layer: Factorisable, found: Mapping[Scheme, Truncation], threshold: float, latency: LayerLatency | None
-) -> FactorisedLayer | DenseLayer:
+) -> Pair | Dense:
     ranks = {scheme: _rank_for(truncation, threshold) for scheme, truncation in found.items()}
     if latency is None:
         scheme = min(ranks, key=lambda scheme: pair_cost(layer, scheme, ranks[scheme], "macs"))
@@ -252,9 +252,7 @@ def _costed_choices(
     return _choices(found, dense, pairs)
 
 
-def _entry(
-    layer: Factorisable, found: Mapping[Scheme, Truncation], choice: _Choice, slow: bool = False
-) -> FactorisedLayer | DenseLayer:
+def _entry(layer: Factorisable, found: Mapping[Scheme, Truncation], choice: _Choice, slow: bool = False) -> Pair | Dense:
     if choice.scheme is None:
         return dense_layer(layer, "slow", _SLOW) if slow else dense_layer(layer, "chosen", _CHOSEN)
     return plan_layer(layer, choice.rank, 1 - float(found[choice.scheme].energy_dropped[choice.rank]), choice.scheme)
@@ -322,5 +320,5 @@ def in_order(svd: SVDNetwork, plan: Plan) -> Plan:
 def _warnings(plan: Plan, threshold: float) -> tuple[str, ...]:
     if threshold < 1:
         return ()
-    count = sum(isinstance(layer, FactorisedLayer) for layer in plan.values())
+    count = sum(isinstance(layer, Pair) for layer in plan.values())
     return (f"the threshold would prune everything; rank 1 was kept in {count} layers",)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from lrexport.artifacts.plan_file import read_choices, read_plan
 from lrexport.errors import InputError
-from lrexport.runs.plan_file import Pair, choice_of, digest, read_choices, read_plan
-from lrexport.runs.record import DenseLayer, FactorisedLayer
+from lrexport.plan import Dense, Pair, PairChoice, choice_of, digest
 
 FULL = {"scheme": "spatial", "rank": 3, "full_rank": 9, "energy_kept": 0.5, "dense_macs": 90, "macs": 30, "dense_params": 9,
         "params": 3, "shape": [1, 1, 3, 3]}  # fmt: skip
@@ -25,29 +25,29 @@ def written(folder: Path, value: Any) -> Path:
 
 def test_scheme_and_rank_or_the_word_dense_suffice(tmp_path: Path) -> None:
     plan = {"a": {"scheme": "channel", "rank": 4}, "b": "dense", "c": {"dense": True}, "d": {"dense": False, **FULL}}
-    choices = {"a": Pair("channel", 4), "b": "dense", "c": "dense", "d": Pair("spatial", 3)}
+    choices = {"a": PairChoice("channel", 4), "b": "dense", "c": "dense", "d": PairChoice("spatial", 3)}
     assert read_choices(written(tmp_path, plan)) == choices
 
 
 def test_the_figures_of_a_file_are_kept_and_may_be_stale_or_unknown(tmp_path: Path) -> None:
     stale = {**FULL, "rank": 7, "mood": "cheerful"}
     found = read_plan(written(tmp_path, {"a": FULL, "b": DENSE, "c": stale})).entries
-    assert found["a"] == FactorisedLayer(**FULL)
-    assert found["b"] == DenseLayer(**DENSE)
-    assert found["c"] == Pair("spatial", 7)
-    assert [choice_of(entry) for entry in found.values()] == [Pair("spatial", 3), "dense", Pair("spatial", 7)]
+    assert found["a"] == Pair(**FULL)
+    assert found["b"] == Dense(**DENSE)
+    assert found["c"] == PairChoice("spatial", 7)
+    assert [choice_of(entry) for entry in found.values()] == [PairChoice("spatial", 3), "dense", PairChoice("spatial", 7)]
 
 
 @pytest.mark.parametrize("name", ["plan", "scheme", "rank", "dense", "digest"])
 def test_a_layer_may_be_called_like_a_word_of_the_format(tmp_path: Path, name: str) -> None:
     for layer in ({"scheme": "spatial", "rank": 2}, "dense", {"dense": True}):
-        wanted = Pair("spatial", 2) if isinstance(layer, dict) and "rank" in layer else "dense"
+        wanted = PairChoice("spatial", 2) if isinstance(layer, dict) and "rank" in layer else "dense"
         assert read_choices(written(tmp_path, {name: layer})) == {name: wanted}
         assert read_choices(written(tmp_path, {"macs": 5, "plan": {name: layer}})) == {name: wanted}
 
 
 def test_a_file_as_written_is_told_from_one_that_was_edited(tmp_path: Path) -> None:
-    entries = {"a": FactorisedLayer(**FULL), "b": DenseLayer(**DENSE)}
+    entries = {"a": Pair(**FULL), "b": Dense(**DENSE)}
     value = {"digest": digest(entries), "plan": {"a": FULL, "b": DENSE}}
     assert read_plan(written(tmp_path, value)).as_written
     for a, b in (({**FULL, "rank": 2}, DENSE), ({**FULL, "scheme": "channel"}, DENSE), (FULL, FULL), ("dense", DENSE)):
@@ -58,7 +58,7 @@ def test_a_file_as_written_is_told_from_one_that_was_edited(tmp_path: Path) -> N
 def test_a_runs_folder_is_its_record(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"schema_version": 1, "plan": {"a": FULL}}), encoding="utf-8")
     assert read_plan(tmp_path).as_written
-    assert read_choices(tmp_path) == read_choices(tmp_path / "run.json") == {"a": Pair("spatial", 3)}
+    assert read_choices(tmp_path) == read_choices(tmp_path / "run.json") == {"a": PairChoice("spatial", 3)}
 
 
 REFUSED = {

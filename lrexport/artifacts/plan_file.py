@@ -1,4 +1,4 @@
-"""Plans as files: read back, also when edited by hand. What a network makes of one is in lowrank/plans.py.
+"""Plans as files: read back, also when edited by hand. What a network makes of one is in lowrank/selection/from_plan.py.
 
 Formats: docs/plans.md.
 """
@@ -6,35 +6,21 @@ Formats: docs/plans.md.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from lrexport.artifacts.json_files import read_json
+from lrexport.artifacts.run_files import RECORD
 from lrexport.errors import InputError
-from lrexport.runs.record import RECORD, DenseLayer, FactorisedLayer, Scheme
+from lrexport.plan import SCHEMES, Choice, Dense, Entry, Pair, PairChoice, choice_of, digest
 
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 _WANTED = '{"scheme": "spatial", "rank": 12} or "dense"'
-_Full: TypeAdapter[FactorisedLayer | DenseLayer] = TypeAdapter(FactorisedLayer | DenseLayer)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A layer is to become a pair; ``rank`` is at least 1, of every group in a grouped layer."""
-
-    scheme: Scheme
-    rank: int
-
-
-Choice = Pair | Literal["dense"]
-# What stands in a file for one layer: with the figures lrexport wrote, or the choice alone where somebody wrote it.
-Entry = FactorisedLayer | DenseLayer | Choice
+_Full: TypeAdapter[Pair | Dense] = TypeAdapter(Pair | Dense)
 
 
 @dataclass(frozen=True)
@@ -48,19 +34,6 @@ class PlanFile:
 def read_choices(path: Path) -> dict[str, Choice]:
     """What a plan file wants of each layer that it names. Raises InputError as :func:`read_plan` does."""
     return {name: choice_of(entry) for name, entry in read_plan(path).entries.items()}
-
-
-def choice_of(entry: Entry) -> Choice:
-    """Scheme and rank, or dense, without the figures."""
-    if isinstance(entry, FactorisedLayer):
-        return Pair(entry.scheme, entry.rank)
-    return "dense" if isinstance(entry, DenseLayer) else entry
-
-
-def digest(plan: Mapping[str, Entry]) -> str:
-    """A hash of the choices alone: by it a file that lrexport wrote tells whether it was edited since."""
-    choices = {name: "dense" if (choice := choice_of(entry)) == "dense" else vars(choice) for name, entry in plan.items()}
-    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_plan(path: Path) -> PlanFile:
@@ -141,7 +114,7 @@ def _choice(where: str, value: Mapping[str, Any]) -> Choice:
         raise InputError(f"{where}: rank is {_shown(rank)}, a whole number was wanted")
     if rank < 1:
         raise InputError(f"{where}: rank is {rank}, at least 1 was wanted", 'To leave the layer as it is, write "dense".')
-    return Pair(scheme, rank)
+    return PairChoice(scheme, rank)
 
 
 def _shown(value: Any) -> str:
