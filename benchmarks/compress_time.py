@@ -20,7 +20,9 @@ from common import interleaved, machine, write_markdown
 from torch import Tensor, nn
 
 from lrexport.config.compression import CompressConfig, Goal, TrainConfig
-from lrexport.lowrank.factors.decompose import Factorisable, decompose, inspect_layers
+from lrexport.lowrank.eligibility.factorisable import Factorisable
+from lrexport.lowrank.eligibility.inspection import inspect_layers
+from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES

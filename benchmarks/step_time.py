@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from common import interleaved, machine, write_markdown
 from torch import Tensor, nn
 
-from lrexport.lowrank.factors.decompose import decompose, inspect_layers
+from lrexport.lowrank.eligibility.inspection import inspect_layers
+from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.svd_form import exact_svd
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES

@@ -15,11 +15,11 @@ from benchmarks.common import machine
 from benchmarks.paper.study import OUT, SHAPE, Row, Study, read_kept, result_file
 from benchmarks.paper.training import start_network
 from lrexport.artifacts import files
+from lrexport.artifacts.run_files import MODEL_ONNX
 from lrexport.formats.onnx import export_onnx
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.targets import Job
 from lrexport.runs import loading
-from lrexport.runs.record import MODEL_ONNX
 
 ROUNDS = 200
 DENSE = "dense"

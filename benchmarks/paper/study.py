@@ -21,9 +21,10 @@ from typing import Any
 from benchmarks.common import RESULTS, machine
 from benchmarks.paper.schedules import SCHEDULES, Schedule
 from lrexport.artifacts import files
+from lrexport.artifacts.run_files import DENSE, LOG, RECORD, SVD
 from lrexport.data.datasets import load_data
 from lrexport.data.images import Splits, hold_out
-from lrexport.runs.record import DENSE, LOG, RECORD, SVD, Record, Result, load_record
+from lrexport.runs.record import Record, Result, load_record
 from lrexport.runs.resume import is_stopped
 
 OUT = RESULTS / "paper"

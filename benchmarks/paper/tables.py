@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from benchmarks.paper.study import Row, Study
 from benchmarks.paper.training import dense, dense_name, truncated_as_trained
+from lrexport.artifacts.run_files import MODEL
 from lrexport.plan import Scheme
-from lrexport.runs.record import MODEL
 
 # Yang et al. 2020 as they prune: one e for all layers (equation 4), nothing weighted, nothing repaired but by fine-tuning.
 NO_REPAIR = ("--calibration-images", "0", "--batchnorm-images", "0")  # without images biases are not corrected either

@@ -19,6 +19,7 @@ from torch import nn
 
 from benchmarks.paper.study import SHAPE, Row, Study
 from lrexport.artifacts import files, run_folder, tensors
+from lrexport.artifacts.run_files import LOG, MODEL, MODEL_ONNX
 from lrexport.config.compression import TrainConfig
 from lrexport.data.images import Splits, draw
 from lrexport.errors import Stopped
@@ -29,7 +30,6 @@ from lrexport.measure.environment import environment
 from lrexport.networks.building import resolve
 from lrexport.networks.weights import load_weights
 from lrexport.plan import Plan
-from lrexport.runs.record import LOG, MODEL, MODEL_ONNX
 from lrexport.runs.starting_point import load_svd
 from lrexport.tasks.classification import reestimate_batchnorm, score
 from lrexport.training.checkpoints import Checkpoints

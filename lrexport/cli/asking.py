@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lrexport.artifacts.run_files import RECORD
 from lrexport.cli import output
 from lrexport.data import sources
 from lrexport.networks import names
 from lrexport.networks.names import parse_model
-from lrexport.runs.record import RECORD, Record
+from lrexport.runs.record import Record
 from lrexport.trust import consent
 from lrexport.trust.consent import Code
 

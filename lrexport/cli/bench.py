@@ -125,7 +125,8 @@ def _files(path: Path, target: str) -> list[tuple[Path, int]]:
     check_input(path)
     if not path.is_dir():
         return [(path, _checked_bytes(path, is_sent=target != "local"))]
-    from lrexport.runs.record import DENSE_ONNX, MODEL_ONNX, load_record
+    from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX
+    from lrexport.runs.record import load_record
 
     record = load_record(path)
     order = {DENSE_ONNX: 0, MODEL_ONNX: 1}

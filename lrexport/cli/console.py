@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lrexport.artifacts import files
 from lrexport.cli import output
 from lrexport.cli.output import note as note
+from lrexport.config.compression import STAGES
 from lrexport.report.tables import Table
 from lrexport.text import plain, plain_line
 from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
@@ -26,7 +27,6 @@ _REPAIRS = {
     "heldout_top1_after_bias_correction": "with means corrected",
     "heldout_top1_after_batchnorm": "with BatchNorm re-estimated",
 }
-_STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 
 
 def note_dense(plan: Mapping[str, Entry]) -> None:
@@ -243,7 +243,7 @@ class Progressing:
     def _step(self, event: dict[str, Any]) -> None:
         if self._live is None:
             return
-        self._begin(event["stage"], _STAGES[event["stage"]])
+        self._begin(event["stage"], STAGES[event["stage"]])
         steps = event["steps"]
         done = event["epoch"] * steps + event["step"] + 1
         if self._before is None:  # of an earlier life of the run
@@ -257,7 +257,7 @@ class Progressing:
         remaining = f", {format_duration(left)} left" if left else ""
         over = f", a step {event['step_over_dense']:.2f}× a dense one" if "step_over_dense" in event else ""
         self.say(
-            f"{_STAGES[event['stage']]}: epoch {event['epoch']}/{event['epochs']}  loss {event['loss']:.4f}  "
+            f"{STAGES[event['stage']]}: epoch {event['epoch']}/{event['epochs']}  loss {event['loss']:.4f}  "
             f"held-out top-1 {format_percent(event['heldout_top1'])}  {event['images_per_second']:.0f} images/s"
             f"{over}{remaining}"
         )

@@ -22,7 +22,7 @@ _ALWAYS = ("rule", "target", "threads")
 
 def refuse_finished(source: Path) -> None:
     """Options of stages that a run has behind it would do nothing; say so."""
-    from lrexport.runs.record import SVD
+    from lrexport.artifacts.run_files import SVD
 
     context = click.get_current_context()
     trained = (source / SVD).is_file()
@@ -62,8 +62,9 @@ def say_as_made(options: dict[str, Any]) -> None:
 
 def say_left_behind(source: Path, config: CompressConfig) -> None:
     """Options that the run was made with and that are others now, without having been given: a run keeps to itself."""
+    from lrexport.artifacts.run_files import SVD
     from lrexport.cli.console import note
-    from lrexport.runs.record import SVD, load_record
+    from lrexport.runs.record import load_record
 
     record = load_record(source)
     names = {*_ALWAYS} | (_WITH_DATA if record.data is not None or config.train.data is not None else set())

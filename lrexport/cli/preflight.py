@@ -6,13 +6,13 @@ from pathlib import Path
 
 from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.plan_file import read_choices
-from lrexport.artifacts.run_files import OF_A_SWEEP
+from lrexport.artifacts.run_files import MODEL, OF_A_SWEEP, RECORD
 from lrexport.cli.asking import agree_to_typed, one_of_several, settle_record
 from lrexport.config.compression import CompressConfig, TrainConfig, check_source, check_trainable, several_need_data
 from lrexport.data import sources
 from lrexport.errors import InputError, UsageError
 from lrexport.networks.names import check_name, is_import_path, parse_model, random_teacher
-from lrexport.runs.record import MODEL, RECORD, Record, load_record, uncompressed
+from lrexport.runs.record import Record, load_record, uncompressed
 from lrexport.runs.resume import check_folder, check_free, is_stopped, stopped
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrexport.cli.console import Progressing
-from lrexport.report.reported_run import STAGES
+from lrexport.config.compression import STAGES
 from lrexport.report.sweep_tables import cost_text, parameters_text
 from lrexport.runs.sweep_record import Sweep
 from lrexport.units import format_percent

@@ -10,6 +10,8 @@ from lrexport.artifacts import files
 from lrexport.artifacts.run_files import DENSE
 from lrexport.errors import UsageError
 
+# Stages of training, as commands and reports call them.
+STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 # --help takes its defaults from here, and must not wait for the record's validation library.
 AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
 DEFAULT_DENSE_EPOCHS = 20

@@ -27,7 +27,8 @@ from torch import nn
 from lrexport.artifacts import files
 from lrexport.artifacts.json_files import read_json
 from lrexport.errors import DeviceError, InputError
-from lrexport.lowrank.factors.decompose import Factorisable, SVDNetwork
+from lrexport.lowrank.eligibility.factorisable import Factorisable
+from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import Schemes
 from lrexport.lowrank.layers.schemes import SCHEMES, blank
 from lrexport.lowrank.selection.costs import whole_cost

@@ -12,12 +12,12 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.json_files import first_fault, read_json
+from lrexport.artifacts.run_files import LOG, RECORD, SPECTRA
+from lrexport.config.compression import STAGES
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Scheme
-from lrexport.runs.record import LOG, RECORD, SPECTRA, Record, Result, load_record, uncompressed
+from lrexport.runs.record import Record, Result, load_record, uncompressed
 from lrexport.runs.sweep_record import is_sweep, load_sweep
-
-STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lrexport.report.reported_run import STAGES, Epoch
+from lrexport.config.compression import STAGES
+from lrexport.report.reported_run import Epoch
 from lrexport.report.tables import Table
 from lrexport.units import format_percent
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lrexport.artifacts import tensors
+from lrexport.artifacts.run_files import BASELINE, DENSE, MODEL, RECORD
 from lrexport.errors import InputError, UsageError, with_hint
 from lrexport.lowrank.factors.fold import fold_structure
 from lrexport.lowrank.factors.svd_form import fit_ranks
 from lrexport.networks.building import ModelRecipe, from_record
 from lrexport.plan import Plan
-from lrexport.runs.record import BASELINE, DENSE, MODEL, RECORD, Record, load_record, uncompressed
+from lrexport.runs.record import Record, load_record, uncompressed
 from lrexport.trust import consent
 from lrexport.units import format_bytes
 

@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from lrexport.artifacts import files, run_folder, tensors
+from lrexport.artifacts.run_files import DENSE, LOG, SVD
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.compression import BY_SVD_TRAINING, TrainConfig, several_need_data
 from lrexport.formats.rehearsal import rehearse
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
-from lrexport.runs.record import DENSE, LOG, RANDOM, SVD, Result
+from lrexport.runs.record import RANDOM, Result
 from lrexport.runs.resume import Progress, check_folder, check_free, follow, is_stopped, take_up
 from lrexport.runs.starting_point import Start, Subject, from_model, from_run
 from lrexport.tasks.classification import score

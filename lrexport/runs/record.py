@@ -9,19 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
-from lrexport.artifacts.run_files import BASELINE as BASELINE
-from lrexport.artifacts.run_files import CHECKPOINTS as CHECKPOINTS
-from lrexport.artifacts.run_files import DENSE as DENSE
-from lrexport.artifacts.run_files import DENSE_INT8 as DENSE_INT8
-from lrexport.artifacts.run_files import DENSE_ONNX as DENSE_ONNX
-from lrexport.artifacts.run_files import LOG as LOG
-from lrexport.artifacts.run_files import MODEL as MODEL
-from lrexport.artifacts.run_files import MODEL_INT8 as MODEL_INT8
-from lrexport.artifacts.run_files import MODEL_ONNX as MODEL_ONNX
-from lrexport.artifacts.run_files import RECORD as RECORD
-from lrexport.artifacts.run_files import SPECTRA as SPECTRA
-from lrexport.artifacts.run_files import STATE as STATE
-from lrexport.artifacts.run_files import SVD as SVD
+from lrexport.artifacts.run_files import CHECKPOINTS, DENSE_INT8, DENSE_ONNX, MODEL_INT8, MODEL_ONNX, RECORD, STATE
 from lrexport.errors import InputError
 from lrexport.plan import Plan, PlannedLatency
 from lrexport.runs.recorded_values import check_choices, check_environment

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lrexport.artifacts import files, run_folder, tensors
-from lrexport.artifacts.run_files import LOGS, OF_A_JOB, OF_A_RUN, PRUNED, STATE
+from lrexport.artifacts.run_files import CHECKPOINTS, LOG, LOGS, OF_A_JOB, OF_A_RUN, PRUNED, RECORD, STATE, SVD
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Plan, PlannedLatency
-from lrexport.runs.record import CHECKPOINTS, LOG, RECORD, SVD, Record, load_record
+from lrexport.runs.record import Record, load_record
 
 if TYPE_CHECKING:
     import torch

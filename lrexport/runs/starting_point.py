@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lrexport.artifacts.run_files import RECORD, SVD
 from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, TrainConfig
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import Splits, hold_out
@@ -18,7 +19,7 @@ from lrexport.networks.building import ModelRecipe, from_record, resolve
 from lrexport.networks.names import random_teacher
 from lrexport.networks.weights import check_finite, load_weights
 from lrexport.runs import loading
-from lrexport.runs.record import RANDOM, RECORD, SVD, Earlier, Record, load_record
+from lrexport.runs.record import RANDOM, Earlier, Record, load_record
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.plain_form import make_plain
 

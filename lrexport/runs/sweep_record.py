@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrexport.artifacts import run_folder
 from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
-from lrexport.artifacts.run_files import RECORD
-from lrexport.artifacts.run_files import SWEEP as SWEEP
+from lrexport.artifacts.run_files import RECORD, SWEEP
 from lrexport.errors import InputError
 from lrexport.pareto import pareto_front
 

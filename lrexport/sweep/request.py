@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from lrexport.artifacts.run_files import DENSE, SVD
 from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
-from lrexport.runs.record import DENSE, SVD, Record, load_record
+from lrexport.runs.record import Record, load_record
 from lrexport.runs.sweep_record import Objective
 from lrexport.sweep.space import GOALS, Dimension, Point, parse_space, size_of
 

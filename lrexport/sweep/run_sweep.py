@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrexport.artifacts import files, mark, run_folder
-from lrexport.artifacts.run_files import DATABASE, OF_A_SWEEP
+from lrexport.artifacts.run_files import DATABASE, DENSE_ONNX, MODEL_ONNX, OF_A_SWEEP, RECORD
 from lrexport.errors import DeviceError, Stopped, UsageError, first_line
 from lrexport.formats.onnx import export_onnx
 from lrexport.runs import loading
 from lrexport.runs.open import OnEvent
-from lrexport.runs.record import DENSE_ONNX, MODEL_ONNX, RECORD, Record, Result
+from lrexport.runs.record import Record, Result
 from lrexport.runs.resume import is_stopped
 from lrexport.runs.sweep_record import Figures, Sweep
 from lrexport.sweep.extras import need_optuna

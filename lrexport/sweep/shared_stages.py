@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lrexport.artifacts import run_folder
-from lrexport.artifacts.run_files import STAGES
+from lrexport.artifacts.run_files import DENSE, STAGES, SVD
 from lrexport.artifacts.run_lock import remove_run
 from lrexport.config.compression import TrainConfig
 from lrexport.errors import InputError
 from lrexport.runs.open import OnEvent
-from lrexport.runs.record import DENSE, SVD, load_record
+from lrexport.runs.record import load_record
 from lrexport.runs.resume import is_stopped
 from lrexport.sweep.locks import exclusively
 from lrexport.sweep.request import Request

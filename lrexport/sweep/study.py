@@ -15,10 +15,11 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from lrexport.artifacts.run_files import SWEEP
 from lrexport.artifacts.run_lock import remove_run
 from lrexport.errors import InputError, LrexportError, UsageError
 from lrexport.runs.resume import is_stopped
-from lrexport.runs.sweep_record import SWEEP, Figures, Sweep, cost, front_of, is_sweep, load_sweep
+from lrexport.runs.sweep_record import Figures, Sweep, cost, front_of, is_sweep, load_sweep
 from lrexport.sweep.locks import Process
 from lrexport.sweep.request import Request
 from lrexport.sweep.sampling import Sampler, suggest

@@ -12,7 +12,19 @@ import torch
 from torch import nn
 
 from lrexport.artifacts import files, run_folder
-from lrexport.artifacts.run_files import EXPORTED, HOLDER, MODEL_ARM_ORT, MODEL_INT8_ARM_ORT, MODEL_INT8_ORT, MODEL_ORT
+from lrexport.artifacts.run_files import (
+    DENSE_INT8,
+    DENSE_ONNX,
+    EXPORTED,
+    HOLDER,
+    MODEL_ARM_ORT,
+    MODEL_INT8,
+    MODEL_INT8_ARM_ORT,
+    MODEL_INT8_ORT,
+    MODEL_ONNX,
+    MODEL_ORT,
+    RECORD,
+)
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
@@ -29,19 +41,7 @@ from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import Job, Target, parse_target
 from lrexport.runs import loading
 from lrexport.runs.open import OnEvent, torch_result
-from lrexport.runs.record import (
-    DENSE_INT8,
-    DENSE_ONNX,
-    MODEL_INT8,
-    MODEL_ONNX,
-    RECORD,
-    Quantisation,
-    Record,
-    Result,
-    Results,
-    StoredFile,
-    load_record,
-)
+from lrexport.runs.record import Quantisation, Record, Result, Results, StoredFile, load_record
 from lrexport.tasks.classification import score
 from lrexport.training.engine import LASTING
 from lrexport.training.stopping import heeding_signals

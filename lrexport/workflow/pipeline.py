@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrexport.artifacts.plan_file import read_choices
-from lrexport.artifacts.run_files import HOLDER
+from lrexport.artifacts.run_files import HOLDER, RECORD, SVD
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.compression import (
     FINISHED,
@@ -26,7 +26,7 @@ from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plan import Choice, digest
 from lrexport.runs.open import OnEvent, Opening, open_job
-from lrexport.runs.record import RANDOM, RECORD, SVD, Record, load_record
+from lrexport.runs.record import RANDOM, Record, load_record
 from lrexport.runs.resume import clear, is_clear, is_stopped, other_choices
 from lrexport.runs.starting_point import look
 from lrexport.training.engine import failing_together, make_fabric, with_float64

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lrexport.artifacts import run_folder
-from lrexport.artifacts.run_files import EXPORTED
+from lrexport.artifacts.run_files import BASELINE, DENSE, EXPORTED, MODEL, SPECTRA, SVD
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.data.order import Order
 from lrexport.lowrank.factors.fold import fold_structure
@@ -21,7 +21,7 @@ from lrexport.lowrank.regularisation.steering import SteeredRegularisers
 from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.runs import loading
 from lrexport.runs.open import Event, Job, OnEvent
-from lrexport.runs.record import BASELINE, DENSE, MODEL, RANDOM, SPECTRA, SVD, Results
+from lrexport.runs.record import RANDOM, Results
 from lrexport.runs.resume import Pruned, clear
 from lrexport.runs.starting_point import to_svd_form
 from lrexport.torch_tools.copying import copy_network

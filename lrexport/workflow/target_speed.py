@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.fold import fold
@@ -19,7 +20,6 @@ from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import Job, Target
 from lrexport.plan import Plan, PlannedLatency
-from lrexport.runs.record import DENSE_ONNX, MODEL_ONNX
 
 OnEvent = Callable[[dict[str, Any]], None]
 _ROUNDS = 100

@@ -15,6 +15,7 @@ from typing import Any
 
 from lrexport.artifacts import arrays, onnx_child, tensors
 from lrexport.artifacts.plan_file import read_plan
+from lrexport.artifacts.run_files import SPECTRA
 from lrexport.artifacts.toml_files import LREXPORT, PYPROJECT, read_settings
 from lrexport.budget.limits import read_budgets
 from lrexport.check.run_check import Choices, check_settings
@@ -34,7 +35,7 @@ from lrexport.report.repeat_commands import commands as repeating
 from lrexport.report.reported_run import read_subject
 from lrexport.report.sweep_tables import front_table
 from lrexport.report.tables import results_table
-from lrexport.runs.record import SPECTRA, Latency, load_record
+from lrexport.runs.record import Latency, load_record
 from lrexport.runs.sweep_record import load_sweep
 from tests.fuzz import mutate, seeds
 from tests.fuzz.harness import Reader

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lrexport.runs.record import LOG, RECORD, SPECTRA, load_record
+from lrexport.artifacts.run_files import LOG, RECORD, SPECTRA
+from lrexport.runs.record import load_record
 from tests.hostile.support import Command, listing
 from tests.report.runs import HOSTILE, write_run
 

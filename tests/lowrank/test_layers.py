@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lrexport.lowrank.eligibility.inspection import Factorisable, inspect_layers
+from lrexport.lowrank.eligibility.factorisable import Factorisable
+from lrexport.lowrank.eligibility.inspection import inspect_layers
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import build_pair, fold, fold_layer
 from lrexport.lowrank.factors.svd_form import attach, exact_svd, factors

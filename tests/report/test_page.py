@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from lrexport.artifacts.run_files import LOG, SPECTRA
 from lrexport.report.page import render as page
 from lrexport.report.reported_run import read_subjects
-from lrexport.runs.record import LOG, SPECTRA
 from tests.report.runs import HOSTILE, NAMES, write_run
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lrexport.artifacts.run_files import LOG, SPECTRA
 from lrexport.errors import UsageError
 from lrexport.report.reported_run import read_subject, read_subjects
-from lrexport.runs.record import LOG, SPECTRA
 from lrexport.runs.sweep_record import Figures, Sweep, Trial
 from tests.report.runs import NAMES, write_run
 

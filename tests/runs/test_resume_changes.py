@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lrexport.artifacts import run_folder
+from lrexport.artifacts.run_files import LOG
 from lrexport.cli.main import run
 from lrexport.errors import UsageError
-from lrexport.runs.record import LOG, load_record
+from lrexport.runs.record import load_record
 from lrexport.runs.resume import Pruned, take_up
 from tests.forked import Forked, folder_with
 from tests.runs.test_resume import COMMAND, NETWORK, stop_in_svd_training

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lrexport.errors import InputError
+from lrexport.lowrank.eligibility.factorisable import Factorisable
 from lrexport.lowrank.layers.pairs import as_pair, put
 from lrexport.torch_tools.tracing import noise, run_once
-
-if TYPE_CHECKING:
-    from lrexport.lowrank.eligibility.inspection import Factorisable
 
 
 def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[str, Factorisable]) -> dict[str, str]:

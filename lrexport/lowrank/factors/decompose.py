@@ -11,7 +11,8 @@ from torch import nn
 
 from lrexport.config.compression import AskedScheme
 from lrexport.errors import UsageError
-from lrexport.lowrank.eligibility.inspection import Factorisable, SchemeFacts, inspect_layers
+from lrexport.lowrank.eligibility.factorisable import Factorisable, SchemeFacts
+from lrexport.lowrank.eligibility.inspection import inspect_layers
 from lrexport.lowrank.factors import svd_form
 from lrexport.lowrank.layers.kernels import WEIGHTED
 from lrexport.lowrank.layers.schemes import CONV_SCHEMES

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lrexport.lowrank.factors.decompose import Factorisable, SVDNetwork
+from lrexport.lowrank.eligibility.factorisable import Factorisable
+from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.plan import Dense, DenseKind, Pair, Plan, Scheme
 from lrexport.units import format_count
 

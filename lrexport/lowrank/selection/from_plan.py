@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Mapping
 
 from lrexport.errors import InputError
-from lrexport.lowrank.factors.decompose import Factorisable, SVDNetwork
+from lrexport.lowrank.eligibility.factorisable import Factorisable
+from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import Moments, Schemes
 from lrexport.lowrank.factors.truncation import truncations
 from lrexport.lowrank.selection.costs import dense_layer, plan_layer

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrexport.errors import UsageError
+from lrexport.lowrank.eligibility.factorisable import Factorisable
 from lrexport.lowrank.factors.arguments import check_share, check_svd
-from lrexport.lowrank.factors.decompose import Factorisable, SVDNetwork
+from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import Moments, every_scheme_of
 from lrexport.lowrank.factors.truncation import Truncation, Truncations, truncations
 from lrexport.lowrank.selection import knapsack

@@ -10,9 +10,10 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lrexport.config.compression import STAGES
 from lrexport.report.fronts import Front
 from lrexport.report.layer_tables import UNKNOWN, Cost, Row
-from lrexport.report.reported_run import STAGES, Epoch
+from lrexport.report.reported_run import Epoch
 from lrexport.units import format_count, format_ms, format_percent
 
 Figure = dict[str, Any]

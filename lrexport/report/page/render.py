@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrexport.config.compression import STAGES
 from lrexport.errors import DeviceError
 from lrexport.report import layer_tables
 from lrexport.report.fronts import Front, fronts_of
@@ -19,7 +20,7 @@ from lrexport.report.headline import Headline, goal_text, headlines
 from lrexport.report.int8_tables import int8_table
 from lrexport.report.page import charts
 from lrexport.report.repeat_commands import commands, shell_lines
-from lrexport.report.reported_run import STAGES, Subject
+from lrexport.report.reported_run import Subject
 from lrexport.report.runs_table import front_table, runs_table
 from lrexport.report.tables import Table, results_table
 from lrexport.report.training_tables import training_table

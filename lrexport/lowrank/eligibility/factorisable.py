@@ -1,0 +1,58 @@
+"""A layer that can be factorised: by which schemes, and what its pair costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lrexport.plan import Scheme
+from lrexport.torch_tools.tracing import LayerCall
+
+
+@dataclass(frozen=True)
+class SchemeFacts:
+    """A layer's pair by one scheme: its full rank, and its costs for one rank, in every group of a grouped layer."""
+
+    full_rank: int
+    macs_per_rank: int
+    params_per_rank: int
+
+
+@dataclass(frozen=True)
+class Factorisable:
+    """A layer that can be factorised, with its costs for one input of the network.
+
+    ``names`` are all places where it or a layer with the same weight stands, the first of them its name; ``scheme`` is
+    the one of its SVD form, ``schemes`` holds every one whose pair of rank 1 costs less than the layer; ``shape`` is the
+    weight's. MACs sum over the places; parameters count once, ``bias_params`` those of the biases. ``calls`` are all uses
+    in one forward pass, each with the name of the layer that is called.
+    """
+
+    names: tuple[str, ...]
+    scheme: Scheme
+    schemes: dict[Scheme, SchemeFacts]
+    dense_macs: int
+    dense_params: int
+    bias_params: int
+    shape: tuple[int, ...]
+    calls: tuple[tuple[str, LayerCall], ...] = ()
+
+    def modules(self, network: nn.Module) -> list[nn.Module]:
+        """Those that stand in its places, each once: a module can stand in several, and several can share the weight."""
+        return list(dict.fromkeys(network.get_submodule(place) for place in self.names))
+
+    @property
+    def full_rank(self) -> int:
+        """Full rank by the SVD form's scheme."""
+        return self.schemes[self.scheme].full_rank
+
+    @property
+    def macs_per_rank(self) -> int:
+        """MACs for one rank by the SVD form's scheme."""
+        return self.schemes[self.scheme].macs_per_rank
+
+    @property
+    def params_per_rank(self) -> int:
+        """Weights for one rank by the SVD form's scheme."""
+        return self.schemes[self.scheme].params_per_rank
