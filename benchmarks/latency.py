@@ -30,7 +30,7 @@ from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.lowrank.selection.select import Selection, at_threshold, first_true, select, within, within_latency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
-from lrexport.measure.targets import Job
+from lrexport.measure.targets import MeasuringJob
 from lrexport.measure.targets.local import Local
 from lrexport.networks.building import resolve
 from lrexport.networks.weights import load_weights
@@ -144,7 +144,7 @@ def repeated(svd: SVDNetwork, shape: tuple[int, ...], threads: int) -> list[floa
         paths = {name: Path(folder) / f"{name}.onnx" for name in ("dense", "model")}
         export_onnx(fold(svd, {}), paths["dense"], shape)
         export_onnx(fold(svd, select(svd, macs=0.5, rule="threshold").plan), paths["model"], shape)
-        measured = (measure_latency(paths, "dense", Job((), 100, threads))["model"].ratio for _ in range(3))
+        measured = (measure_latency(paths, "dense", MeasuringJob((), 100, threads))["model"].ratio for _ in range(3))
         return [ratio for ratio in measured if ratio is not None]
 
 

@@ -24,7 +24,7 @@ from lrexport.lowrank.selection.select import select
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets.local import Local
 from lrexport.runs.record import Record
-from lrexport.runs.starting_point import look
+from lrexport.runs.starting_point import load_for_planning
 from lrexport.workflow import pipeline
 from lrexport.workflow.target_speed import measure_speed
 
@@ -39,7 +39,7 @@ def config(options: argparse.Namespace, goal: Goal, target: str | None) -> Compr
 def share_of_macs(options: argparse.Namespace, ratio: float) -> tuple[float, float]:
     """The share of MACs whose plan by MACs alone is measured nearest to ``ratio`` of the dense latency, and that."""
     made = config(options, Goal(macs=0.5), None)
-    recipe, svd, _ = look(made.train, None, [])
+    recipe, svd, _ = load_for_planning(made.train, None, [])
     speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), lambda _event: None)
     low, high, best = 0.05, 1.0, (1.0, 1.0)
     for _ in range(7):
@@ -84,7 +84,7 @@ def main() -> None:
         assert fast.planned_latency is not None
         share, _ = share_of_macs(options, fast.planned_latency.ratio)
         plain = pipeline.compress(config(options, Goal(macs=share), None), Path(folder) / "plain", print)
-        recipe, svd, _ = look(config(options, Goal(macs=share), None).train, None, [])
+        recipe, svd, _ = load_for_planning(config(options, Goal(macs=share), None).train, None, [])
         speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), lambda _event: None)
 
         plain.planned_latency = speed.confirm(plain.plan, lrexport.load(Path(folder) / "plain"))

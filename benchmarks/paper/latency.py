@@ -18,7 +18,7 @@ from lrexport.artifacts import files
 from lrexport.artifacts.run_files import MODEL_ONNX
 from lrexport.formats.onnx import export_onnx
 from lrexport.measure.latency import measure_latency
-from lrexport.measure.targets import Job
+from lrexport.measure.targets import MeasuringJob
 from lrexport.runs import loading
 
 ROUNDS = 200
@@ -37,7 +37,7 @@ def measure(study: Study) -> None:
         if not (study.work / name).is_dir():
             print(f"{name} is not under {study.work}: not measured", file=sys.stderr)
             continue
-        found = measure_latency({DENSE: dense, name: _onnx(study, name)}, DENSE, Job((), rounds=ROUNDS))
+        found = measure_latency({DENSE: dense, name: _onnx(study, name)}, DENSE, MeasuringJob((), rounds=ROUNDS))
         every[name] = {**found[name].model_dump(mode="json"), **where, "dense_p50": found[DENSE].p50}
         files.write_json(_path(study.label), every)
         print(f"{name}: {found[name].ratio:.2f} of the dense latency", flush=True)

@@ -24,7 +24,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class AccuracyFacts:
     """Shares in [0, 1] over ``n`` images."""
 
     __pydantic_config__: ClassVar = _STRICT
@@ -35,7 +35,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencyFacts:
     """Milliseconds as in a run's record; ``machine`` is what it was measured on."""
 
     __pydantic_config__: ClassVar = _STRICT
@@ -69,8 +69,8 @@ class Facts:
     opset: int | None = None
     operators: tuple[str, ...] | None = None
     uncounted: tuple[str, ...] = ()
-    accuracy: Accuracy | None = None
-    latency_ms: Mapping[str, Latency] = field(default_factory=dict)
+    accuracy: AccuracyFacts | None = None
+    latency_ms: Mapping[str, LatencyFacts] = field(default_factory=dict)
     layers: Mapping[str, Layer] = field(default_factory=dict)
     graph: str | None = None
     kind: str | None = None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
+from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer
 from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_points
 
 
@@ -98,7 +98,7 @@ def _accuracy(of: Callable[[Facts], float | None]) -> Callable[[Facts, str], Rea
     return lambda facts, target: _exact(of(facts), why)
 
 
-def _latency(of: Callable[[Latency], float]) -> Callable[[Facts, str], Reading]:
+def _latency(of: Callable[[LatencyFacts], float]) -> Callable[[Facts, str], Reading]:
     def read(facts: Facts, target: str) -> Reading:
         found = facts.latency_ms.get(target)
         if found is None:
@@ -126,7 +126,7 @@ def _no_latency(facts: Facts, target: str) -> Missing:
     return Missing(f"its latency on {target} was not measured{others}: {how}")
 
 
-def _relative_spread(latency: Latency) -> tuple[float, float]:
+def _relative_spread(latency: LatencyFacts) -> tuple[float, float]:
     """Quartiles ÷ median, of the interleaved ratio where there is one: it does not see what slows both networks down."""
     if latency.ratio and latency.ratio_iqr:
         return latency.ratio_iqr[0] / latency.ratio, latency.ratio_iqr[1] / latency.ratio
@@ -159,11 +159,11 @@ def _counted(name: str, label: str, read: Callable[[Facts, str], Reading], share
     return Figure(name, label, label, format_count, format_count, read, share)
 
 
-def _timed(name: str, label: str, of: Callable[[Latency], float]) -> Figure:
+def _timed(name: str, label: str, of: Callable[[LatencyFacts], float]) -> Figure:
     return Figure(name, label, "ms", format_ms, format_ms, _latency(of), _MACS)
 
 
-def _scored(name: str, label: str, of: Callable[[Accuracy], float]) -> Figure:
+def _scored(name: str, label: str, of: Callable[[AccuracyFacts], float]) -> Figure:
     read = _accuracy(lambda facts: of(facts.accuracy) if facts.accuracy else None)
     return Figure(name, label, "fraction", format_percent, format_points, read)
 

@@ -15,7 +15,7 @@ _DIGITS = 12
 
 
 @dataclass(frozen=True)
-class Subject:
+class Comparison:
     """A model beside what it is compared with. ``any_machine`` lets latencies of different machines be compared.
 
     ``gaps`` say why a figure that was measured is not this model's to use, by the figure's name and the target.
@@ -49,7 +49,7 @@ class Quantity:
     other: Literal["", "dense", "baseline"] = ""
     compare: Callable[[Measured, Measured], Reading] | None = None
 
-    def measure(self, subject: Subject, target: str) -> Reading:
+    def measure(self, subject: Comparison, target: str) -> Reading:
         """Its value for one model, latencies on ``target``."""
         found = subject.read(self.figure, target)
         if self.compare is None or isinstance(found, Missing):
@@ -154,7 +154,7 @@ def _measured(value: float, low: float, high: float, *of: Measured) -> Measured:
     return Measured(round(value, _DIGITS), round(low, _DIGITS), round(high, _DIGITS), doubt)
 
 
-def _refusal(subject: Subject, target: str) -> Missing | None:
+def _refusal(subject: Comparison, target: str) -> Missing | None:
     """Why the two latencies are not comparable; None where they are, or where the baseline has none."""
     now = subject.now.latency_ms.get(target)
     then = subject.baseline.latency_ms.get(target) if isinstance(subject.baseline, Facts) else None

@@ -15,7 +15,7 @@ from typing import Literal
 from lrexport.budget.facts import Facts
 from lrexport.budget.figures import Measured, Missing, Share, no_graph
 from lrexport.budget.limits import Bound, Budget, Limit, Operators
-from lrexport.budget.quantities import Subject
+from lrexport.budget.quantities import Comparison
 
 Status = Literal["passed", "warning", "inconclusive", "not measured", "failed", "bad input"]
 _MOST_LAYERS = 5
@@ -64,7 +64,7 @@ class Verdict:
     is_judged: bool = True
 
 
-def judge(budget: Budget, subject: Subject, strict: bool = False) -> list[Verdict]:
+def judge(budget: Budget, subject: Comparison, strict: bool = False) -> list[Verdict]:
     """One verdict for every limit of a budget; with ``strict`` an inconclusive one has failed.
 
     Of a budget that only warns, what has failed or was not measured is a warning.
@@ -90,12 +90,12 @@ def _failed(verdict: Verdict) -> Verdict:
 
 
 @singledispatch
-def _judge(limit: Limit, budget: Budget, subject: Subject) -> Verdict:
+def _judge(limit: Limit, budget: Budget, subject: Comparison) -> Verdict:
     raise TypeError(type(limit))
 
 
 @_judge.register
-def _judge_bound(limit: Bound, budget: Budget, subject: Subject) -> Verdict:
+def _judge_bound(limit: Bound, budget: Budget, subject: Comparison) -> Verdict:
     quantity = limit.quantity
     label = quantity.label + (f" on {budget.target}" if quantity.figure.name.startswith("latency") else "")
     wanted = f"at {'most' if limit.most else 'least'} {limit.text}"
@@ -124,7 +124,7 @@ def _judge_bound(limit: Bound, budget: Budget, subject: Subject) -> Verdict:
 
 
 @_judge.register
-def _judge_operators(limit: Operators, budget: Budget, subject: Subject) -> Verdict:
+def _judge_operators(limit: Operators, budget: Budget, subject: Comparison) -> Verdict:
     label = "operators"
     wanted = f"{'only' if limit.allowed else 'none of'} {limit.text}"
     if subject.now.operators is None:
@@ -174,7 +174,7 @@ def _why(found: Measured, status: Status) -> str:
     return doubt if status in ("failed", "not measured") else ""
 
 
-def _explain(share: Share | None, subject: Subject) -> Explanation | None:
+def _explain(share: Share | None, subject: Comparison) -> Explanation | None:
     if share is None:
         return None
     earlier = subject.baseline.layers if isinstance(subject.baseline, Facts) else {}

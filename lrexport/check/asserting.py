@@ -9,7 +9,7 @@ from lrexport.artifacts.toml_files import read_settings
 from lrexport.budget.check_report import Report
 from lrexport.budget.limits import make_budget
 from lrexport.budget.outputs import text
-from lrexport.check.run_check import Choices, check, check_settings
+from lrexport.check.run_check import CheckOptions, check, check_settings
 from lrexport.errors import InputError
 
 
@@ -31,7 +31,7 @@ def assert_within_budget(
         def test_the_model_stays_small():
             lrexport.assert_within_budget("run", max_bytes="500 KB", max_accuracy_drop="1 point")
     """
-    choices = Choices(Path(baseline) if baseline else None, any_machine=allow_other_machine, strict=strict)
+    choices = CheckOptions(Path(baseline) if baseline else None, any_machine=allow_other_machine, strict=strict)
     if limits:
         budget = make_budget("assert_within_budget", limits, lambda key: "assert_within_budget")
         report = check([str(path)], [budget], Path(), choices)

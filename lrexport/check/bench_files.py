@@ -14,7 +14,7 @@ from lrexport.artifacts import files
 from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.budget.facts import machine_of
 from lrexport.budget.figures import P50, P90, RATIO
-from lrexport.check.gather_facts import Looked, latency
+from lrexport.check.gather_facts import Gathered, latency
 from lrexport.errors import InputError
 from lrexport.runs.record import Latency
 
@@ -82,7 +82,7 @@ def read_bench(path: Path) -> Bench:
         raise InputError(message, "Measure again: lrexport bench FILE --json OUTPUT.") from error
 
 
-def with_latencies(looked: Looked, benches: Sequence[Bench], shapes: Mapping[str, tuple[int, ...]]) -> Looked:
+def with_latencies(looked: Gathered, benches: Sequence[Bench], shapes: Mapping[str, tuple[int, ...]]) -> Gathered:
     """``looked`` with the latencies that ``benches`` have of its very file, at ``shapes`` where a budget gives sizes.
 
     The ratio is that to the dense file in the same rounds, whichever file ``bench`` compared with. Where there is none, or

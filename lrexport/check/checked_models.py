@@ -36,7 +36,7 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Subjects:
+class CheckedModels:
     """All that is checked."""
 
     models: tuple[Model, ...]
@@ -56,7 +56,7 @@ class Subjects:
         return budgets
 
 
-def given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> Subjects:
+def given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> CheckedModels:
     """What the command line names, relative to the current folder, each with the budgets that are about it.
 
     A sum that one of them is a part of is over all of its parts. Raises UsageError where no budget is about one.
@@ -74,10 +74,10 @@ def given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> Sub
                 every = [each for each in paths.values() if applies(budget, each, root)]
                 sums[budget.place] = Sum(budget, tuple(models_of(budget, root) if budget.paths else every))
         models.append(Model(name_of(path, root), path, tuple(budget for budget in about if not budget.is_sum)))
-    return Subjects(tuple(model for model in models if model.budgets), tuple(sums.values()))
+    return CheckedModels(tuple(model for model in models if model.budgets), tuple(sums.values()))
 
 
-def budgeted(budgets: Iterable[Budget], root: Path) -> Subjects:
+def budgeted(budgets: Iterable[Budget], root: Path) -> CheckedModels:
     """What the budgets name. Raises UsageError where one names nothing."""
     by_place: dict[str, tuple[Path, list[Budget]]] = {}
     sums = []
@@ -94,7 +94,7 @@ def budgeted(budgets: Iterable[Budget], root: Path) -> Subjects:
         for path in paths:
             by_place.setdefault(os.path.abspath(path), (path, []))[1].append(budget)
     models = [Model(name_of(path, root), path, tuple(about)) for path, about in by_place.values()]
-    return Subjects(tuple(models), tuple(sums))
+    return CheckedModels(tuple(models), tuple(sums))
 
 
 def shapes_of(path: Path, budgets: Iterable[Budget]) -> dict[str, tuple[int, ...]]:

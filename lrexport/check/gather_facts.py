@@ -13,7 +13,7 @@ from lrexport.artifacts.children import threads_with_children
 from lrexport.artifacts.files import check_readable
 from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
-from lrexport.budget.facts import Accuracy, Facts, Latency, Layer, machine_of
+from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer, machine_of
 from lrexport.check.find_models import is_other
 from lrexport.errors import InputError
 from lrexport.measure.macs.onnx_macs import layer_of
@@ -27,10 +27,10 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Looked:
+class Gathered:
     """A model, the dense network to compare it with where there is one, and the .onnx files of both.
 
-    ``files`` are all that the model's bytes are in. ``gaps`` are as in :class:`lrexport.budget.quantities.Subject`.
+    ``files`` are all that the model's bytes are in. ``gaps`` are as in :class:`lrexport.budget.quantities.Comparison`.
     ``notes`` say what a reader of the figures should know about the file.
     """
 
@@ -55,7 +55,7 @@ class How:
         return survey(path, self.shapes) if self.shapes else survey(path)
 
 
-def look(path: Path, how: How | None = None, dense: Path | None = None) -> Looked:
+def gather_facts(path: Path, how: How | None = None, dense: Path | None = None) -> Gathered:
     """Look into a run, an .onnx file, which may be one of a run's, or a file of another kind, which has bytes alone.
 
     ``dense`` stands for the dense network then. Raises InputError for a file that is malformed, damaged or not what the
@@ -64,29 +64,29 @@ def look(path: Path, how: How | None = None, dense: Path | None = None) -> Looke
     how = how or How()
     if is_other(path):
         looked = _look_at_other(path, how)
-        return looked if dense is None else replace(looked, dense=look(dense, how).facts, dense_file=dense)
+        return looked if dense is None else replace(looked, dense=gather_facts(dense, how).facts, dense_file=dense)
     run, name = (path, MODEL_ONNX) if path.is_dir() else (path.parent, path.name)
     with threads_with_children(2) as pool:
         # The child processes work while this one imports what reads a record.
         now = pool.submit(how.survey, run / name) if (run / name).is_file() else None
-        other = pool.submit(look, dense, how) if dense is not None else None
+        other = pool.submit(gather_facts, dense, how) if dense is not None else None
         record = _record_of(path)
         if record is not None:
             looked = _look_at_run(run, name, record, now, how)
         else:
             found = (now or pool.submit(how.survey, path)).result()
-            looked = Looked(_facts(found, how), path, files=found.files, notes=tuple(found.notes))
+            looked = Gathered(_facts(found, how), path, files=found.files, notes=tuple(found.notes))
     if other is not None:
         looked = replace(looked, dense=other.result().facts, dense_file=dense)
     return looked
 
 
-def _look_at_other(path: Path, how: How) -> Looked:
+def _look_at_other(path: Path, how: How) -> Gathered:
     """A file of which only the size is known: of another runtime, or whatever else is shipped. Raises InputError."""
     refuse_lfs_pointer(path)
     check_readable(path)
     packed = gzip_bytes([path]) if how.with_gzip else None
-    return Looked(Facts(bytes=path.stat().st_size, gzip_bytes=packed, kind=_kind(path)), path, files=(path,))
+    return Gathered(Facts(bytes=path.stat().st_size, gzip_bytes=packed, kind=_kind(path)), path, files=(path,))
 
 
 def _kind(path: Path) -> str:
@@ -105,7 +105,7 @@ def _record_of(path: Path) -> Record | None:
     return record if path.name in record.files and record.result_of(path.name) is not None else None
 
 
-def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] | None, how: How) -> Looked:
+def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] | None, how: How) -> Gathered:
     result = record.result_of(name)
     if result is None:
         raise InputError(
@@ -122,7 +122,7 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
         counts_dense = how.shapes and DENSE_ONNX in record.files  # the record has its MACs at the run's own sizes
         dense_facts = _facts(how.survey(record.check(run, DENSE_ONNX)), how) if counts_dense else Facts()
         dense = _recorded(dense_facts, record.results.dense, record)
-    return Looked(_recorded(counted, result, record), file, dense, run / DENSE_ONNX, files)
+    return Gathered(_recorded(counted, result, record), file, dense, run / DENSE_ONNX, files)
 
 
 def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
@@ -141,15 +141,15 @@ def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
     )
 
 
-def _accuracy(result: Result) -> Accuracy | None:
+def _accuracy(result: Result) -> AccuracyFacts | None:
     found = result.accuracy
-    return Accuracy(found.top1, found.top5, found.n) if found else None
+    return AccuracyFacts(found.top1, found.top5, found.n) if found else None
 
 
-def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> Latency:
+def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> LatencyFacts:
     """A latency of a record, as a dictionary, on ``machine``."""
     quartiles = figures["ratio_iqr"]
-    return Latency(
+    return LatencyFacts(
         p50=figures["p50"],
         p90=figures["p90"],
         iqr=figures["iqr"],

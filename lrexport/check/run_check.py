@@ -17,11 +17,11 @@ from lrexport.budget import baseline as baselines
 from lrexport.budget.check_report import Checked, Report
 from lrexport.budget.facts import Facts, Unreadable
 from lrexport.budget.limits import Budget, read_budgets
-from lrexport.budget.quantities import Subject
+from lrexport.budget.quantities import Comparison
 from lrexport.budget.verdicts import Status, judge, unjudged
-from lrexport.check.checked_models import Model, Subjects, Sum, budgeted, given, shapes_of
+from lrexport.check.checked_models import CheckedModels, Model, Sum, budgeted, given, shapes_of
 from lrexport.check.find_models import find_models, is_model, name_of
-from lrexport.check.gather_facts import How, Looked, look
+from lrexport.check.gather_facts import Gathered, How, gather_facts
 from lrexport.check.sums import added
 from lrexport.errors import InputError, UsageError
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 Baseline = dict[str, Facts | Unreadable]
 # What a model turned out to be, or why it could not be looked into.
-Outcome = Looked | InputError | UsageError
+Outcome = Gathered | InputError | UsageError
 
 
 @dataclass(frozen=True)
-class Choices:
+class CheckOptions:
     """How to check. ``baseline`` is a baseline file or a run, ``latencies`` what ``lrexport bench --json`` wrote."""
 
     baseline: Path | None = None
@@ -44,7 +44,7 @@ class Choices:
     latencies: tuple[Path, ...] = ()
 
 
-def check_settings(patterns: Sequence[str], settings: Settings, choices: Choices) -> Report:
+def check_settings(patterns: Sequence[str], settings: Settings, choices: CheckOptions) -> Report:
     """Check models against the budgets of a configuration, whose folder their paths are relative to.
 
     Raises UsageError where that has no budget, a pattern matches nothing, a budget has nothing to check, or a baseline is
@@ -57,12 +57,12 @@ def check_settings(patterns: Sequence[str], settings: Settings, choices: Choices
     return check(patterns, budgets, _root(settings), choices)
 
 
-def baseline_path(settings: Settings, choices: Choices) -> Path:
+def baseline_path(settings: Settings, choices: CheckOptions) -> Path:
     """The file that growth is measured against, and that ``update_baseline`` writes."""
     return _baseline_path(_root(settings), choices)
 
 
-def _baseline_path(root: Path, choices: Choices) -> Path:
+def _baseline_path(root: Path, choices: CheckOptions) -> Path:
     return choices.baseline or root / baselines.FILE
 
 
@@ -70,10 +70,10 @@ def _root(settings: Settings) -> Path:
     return settings.path.parent if settings.path else Path()
 
 
-def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choices: Choices) -> Report:
+def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choices: CheckOptions) -> Report:
     """Check the models that ``patterns`` name, or else those that the budgets do. Raises as :func:`check_settings`."""
     subjects = given(patterns, budgets, root) if patterns else budgeted(budgets, root)
-    looks = _Looks(subjects, root, _benches(choices.latencies))
+    looks = _Gathering(subjects, root, _benches(choices.latencies))
     before, damage = _baseline(subjects, root, choices)
     looks.run()
     if choices.update_baseline:
@@ -85,10 +85,10 @@ def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choice
     return Report((*checked, *damage))
 
 
-class _Looks:
+class _Gathering:
     """Looks into each file once for every dense network that its budgets name, side by side."""
 
-    def __init__(self, subjects: Subjects, root: Path, measured: Sequence[Bench]) -> None:
+    def __init__(self, subjects: CheckedModels, root: Path, measured: Sequence[Bench]) -> None:
         """Raises UsageError where budgets contradict one another or name a dense network that does not exist."""
         self._subjects, self._measured = subjects, measured
         self._root = root
@@ -108,7 +108,7 @@ class _Looks:
     def _look(self, key: tuple[Path, str | None]) -> Outcome:
         path, how = key[0], self._how[key[0]]
         try:
-            looked = look(path, how, self._dense[key])
+            looked = gather_facts(path, how, self._dense[key])
             if not self._measured:
                 return looked
             from lrexport.check.bench_files import with_latencies
@@ -130,10 +130,10 @@ class _Looks:
         return self._totals[each.name]
 
     def _added(self, each: Sum) -> Facts | InputError | UsageError:
-        parts: dict[str, Looked] = {}
+        parts: dict[str, Gathered] = {}
         for path in each.paths:
             outcome = self.of(path, each.budget)
-            if not isinstance(outcome, Looked):
+            if not isinstance(outcome, Gathered):
                 return outcome
             parts[name_of(path, self._root)] = outcome
         return added(parts, each.budget.needs_gzip)
@@ -141,7 +141,7 @@ class _Looks:
     def facts(self) -> dict[str, Facts]:
         """Figures by name of every model and sum that could be looked into."""
         models = {model.name: self.of(model.path, model.budgets[0]) for model in self._subjects.models}
-        found = {name: outcome.facts for name, outcome in models.items() if isinstance(outcome, Looked)}
+        found = {name: outcome.facts for name, outcome in models.items() if isinstance(outcome, Gathered)}
         totals = {each.name: self.total(each) for each in self._subjects.sums}
         return found | {name: total for name, total in totals.items() if isinstance(total, Facts)}
 
@@ -155,7 +155,7 @@ def _benches(paths: Sequence[Path]) -> list[Bench]:
     return [read_bench(path) for path in paths]
 
 
-def _baseline(subjects: Subjects, root: Path, choices: Choices) -> tuple[Baseline, list[Checked]]:
+def _baseline(subjects: CheckedModels, root: Path, choices: CheckOptions) -> tuple[Baseline, list[Checked]]:
     """Figures of the baseline by model, none where none is needed; and the baseline itself where it is damaged."""
     path, models = _baseline_path(root, choices), subjects.models
     if is_model(path):
@@ -188,7 +188,7 @@ def _baseline(subjects: Subjects, root: Path, choices: Choices) -> tuple[Baselin
 def _look_at_baseline(path: Path, model: Model) -> Facts | Unreadable:
     how = How(any(budget.needs_gzip for budget in model.budgets), shapes_of(path, model.budgets))
     try:
-        return look(path, how).facts
+        return gather_facts(path, how).facts
     except InputError as error:
         return Unreadable(_why(error))
 
@@ -197,24 +197,26 @@ def _why(error: InputError | UsageError) -> str:
     return f"{error.message}. {error.hint}" if error.hint else error.message
 
 
-def _judge_model(model: Model, looks: _Looks, before: Mapping[str, Facts | Unreadable], choices: Choices) -> Checked:
+def _judge_model(
+    model: Model, looks: _Gathering, before: Mapping[str, Facts | Unreadable], choices: CheckOptions
+) -> Checked:
     verdicts, facts, notes = [], None, tuple[str, ...]()
     for budget in model.budgets:
         outcome = looks.of(model.path, budget)
-        if isinstance(outcome, Looked):
+        if isinstance(outcome, Gathered):
             facts, notes = facts or outcome.facts, outcome.notes
             baseline = before.get(model.name)
-            subject = Subject(outcome.facts, outcome.dense, baseline, choices.any_machine, outcome.gaps)
+            subject = Comparison(outcome.facts, outcome.dense, baseline, choices.any_machine, outcome.gaps)
             verdicts += judge(budget, subject, choices.strict)
         else:
             verdicts += unjudged(budget, _status(outcome), _why(outcome))
     return Checked(model.name, facts or Facts(), tuple(verdicts), notes)
 
 
-def _judge_sum(each: Sum, looks: _Looks, before: Mapping[str, Facts | Unreadable], choices: Choices) -> Checked:
+def _judge_sum(each: Sum, looks: _Gathering, before: Mapping[str, Facts | Unreadable], choices: CheckOptions) -> Checked:
     total = looks.total(each)
     if isinstance(total, Facts):
-        verdicts = judge(each.budget, Subject(total, baseline=before.get(each.name)), choices.strict)
+        verdicts = judge(each.budget, Comparison(total, baseline=before.get(each.name)), choices.strict)
         return Checked(each.name, total, tuple(verdicts))
     return Checked(each.name, Facts(), tuple(unjudged(each.budget, _status(total), _why(total))))
 

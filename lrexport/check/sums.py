@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping
 
 from lrexport.budget.facts import Facts, Layer
-from lrexport.check.gather_facts import Looked, gzip_bytes
+from lrexport.check.gather_facts import Gathered, gzip_bytes
 from lrexport.units import sum_known
 
 
-def added(parts: Mapping[str, Looked], with_gzip: bool) -> Facts:
+def added(parts: Mapping[str, Gathered], with_gzip: bool) -> Facts:
     """The sum of models by name; a file that several of them share, of external data say, counts once.
 
     A figure that one of them lacks is None, MACs are a lower bound where those of one are.
@@ -30,7 +30,7 @@ def added(parts: Mapping[str, Looked], with_gzip: bool) -> Facts:
     )
 
 
-def _layers(parts: Mapping[str, Looked]) -> dict[str, Layer]:
+def _layers(parts: Mapping[str, Gathered]) -> dict[str, Layer]:
     return {f"{name}: {layer}": costs for name, looked in parts.items() for layer, costs in looked.facts.layers.items()}
 
 

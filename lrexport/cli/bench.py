@@ -17,7 +17,7 @@ from lrexport.text import shell_path
 
 if TYPE_CHECKING:
     from lrexport.measure.latency import Measurement
-    from lrexport.measure.targets import Job, Target
+    from lrexport.measure.targets import MeasuringJob, Target
 
 _INPUTS_HINT = "--shape NAME=SIZES gives an input's sizes, --input FILE.npz its values."
 _LIMIT_HINT = "Where that is right for it, --timeout SECONDS gives more time and --memory SIZE more memory."
@@ -87,7 +87,7 @@ def command(
     Inputs without values of yours: floats and pixels are random, wider integers are 1, booleans true.
     """
     from lrexport.artifacts.arrays import npz_bytes
-    from lrexport.measure.targets import Job, parse_target
+    from lrexport.measure.targets import MeasuringJob, parse_target
     from lrexport.report.latency_tables import distinct_names
 
     chosen = parse_target(target)
@@ -100,7 +100,7 @@ def command(
     sizes = {name: size for name, (_, size) in zip(names, files, strict=True)}
     against = next(iter(named)) if len(named) > 1 else None
     values = npz_bytes(read_inputs(input_file, shapes)) if input_file else None
-    job = Job(
+    job = MeasuringJob(
         (),
         rounds,
         threads,
@@ -157,7 +157,12 @@ def _checked_bytes(path: Path, is_sent: bool) -> int:
 
 
 def _measure_and_print(
-    files: dict[str, Path], sizes: dict[str, int], baseline: str | None, job: Job, target: Target, json_to: str | None
+    files: dict[str, Path],
+    sizes: dict[str, int],
+    baseline: str | None,
+    job: MeasuringJob,
+    target: Target,
+    json_to: str | None,
 ) -> None:
     from lrexport.cli.console import Progressing
     from lrexport.measure.latency import Interrupted, measure

@@ -60,7 +60,7 @@ def command(
     lrexport check --update-baseline
     """
     from lrexport.artifacts.toml_files import read_settings
-    from lrexport.check.run_check import Choices, check_settings
+    from lrexport.check.run_check import CheckOptions, check_settings
 
     if list(outputs.values()).count("-") > 1:
         raise UsageError("only one output fits on stdout", "Give the others a file instead of -.")
@@ -74,7 +74,7 @@ def command(
     comment_id = _comment_id(comment_id, [config_file or "", str(baseline or ""), *models])
     try:
         settings = read_settings(config_file)
-        choices = Choices(baseline, update_baseline, allow_other_machine, strict, latencies)
+        choices = CheckOptions(baseline, update_baseline, allow_other_machine, strict, latencies)
         report = check_settings(models, settings, choices)
     except LrexportError as error:
         _tell_failure(error, outputs["markdown_to"], comment_id)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Size = Any  # a number where the file fixes it, the symbol's name or None where it is open
-Facts = dict[str, Any]
+JsonObject = dict[str, Any]
 
 _FLOATS = {"float": "float32", "float16": "float16", "double": "float64"}
 _PIXELS = ("uint8", "int8", "uint16", "int16")
@@ -39,7 +39,7 @@ class Inputs:
         self.values, self.shapes, self.batch, self.seed = values, shapes, batch, seed
         self._used: set[str] = set()
 
-    def feed(self, declared: Sequence[Any]) -> tuple[Facts, Facts, int]:
+    def feed(self, declared: Sequence[Any]) -> tuple[JsonObject, JsonObject, int]:
         """Arrays by name for inputs as ONNX Runtime declares them; what they are, for the record; and the batch.
 
         Raises InputsError where other sizes or values are needed, ValueError for an input that is not a tensor.
@@ -47,8 +47,8 @@ class Inputs:
         import numpy
 
         generator = numpy.random.default_rng(self.seed)
-        arrays: Facts = {}
-        about: Facts = {}
+        arrays: JsonObject = {}
+        about: JsonObject = {}
         shapes = self._sizes(declared)
         for given in declared:
             name = given.name

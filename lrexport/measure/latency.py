@@ -14,7 +14,7 @@ from typing import Any
 from lrexport.errors import DeviceError
 from lrexport.measure import runner
 from lrexport.measure.statistics import spread
-from lrexport.measure.targets import Job, Target
+from lrexport.measure.targets import MeasuringJob, Target
 from lrexport.measure.targets.local import Local
 from lrexport.runs.record import Latency
 
@@ -22,7 +22,7 @@ LEAST_ROUNDS = 50
 # A spread this wide relative to the median says that the machine was busy.
 _NOISY = 0.2
 _FIGURES = ("load_ms", "first_run_ms", "peak_bytes", "operators_ms")
-Facts = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Measurement:
     """
 
     latencies: dict[str, Latency]
-    environment: Facts
-    after: Facts | None
+    environment: JsonObject
+    after: JsonObject | None
     nodes_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
-    inputs: dict[str, Facts] = field(default_factory=dict)
+    inputs: dict[str, JsonObject] = field(default_factory=dict)
 
 
 class Interrupted(DeviceError):
@@ -61,7 +61,7 @@ def session(path: Path, threads: int = 1) -> Any:
 
 
 def measure_latency(
-    files: Mapping[str, Path], baseline: str | None = None, options: Job | None = None, target: Target | None = None
+    files: Mapping[str, Path], baseline: str | None = None, options: MeasuringJob | None = None, target: Target | None = None
 ) -> dict[str, Latency]:
     """The latencies of :func:`measure` alone."""
     return measure(files, baseline, options, target).latencies
@@ -70,19 +70,19 @@ def measure_latency(
 def measure(
     files: Mapping[str, Path],
     baseline: str | None = None,
-    options: Job | None = None,
+    options: MeasuringJob | None = None,
     target: Target | None = None,
-    on_progress: Callable[[Facts], None] = lambda progress: None,
+    on_progress: Callable[[JsonObject], None] = lambda progress: None,
 ) -> Measurement:
     """Milliseconds of one inference per file, and each file's ratio to ``baseline`` round by round.
 
     ``options`` is a job, whose groups are not looked at. ``on_progress`` is given the runner's progress, about once a
     second. Raises DeviceError where a file or the target fails, Interrupted where that was after the first rounds.
     """
-    job = replace(options or Job(()), groups=(dict(files),))
-    before: Facts = {}
-    after: Facts | None = None
-    figures: dict[str, Facts] = {}
+    job = replace(options or MeasuringJob(()), groups=(dict(files),))
+    before: JsonObject = {}
+    after: JsonObject | None = None
+    figures: dict[str, JsonObject] = {}
     so_far: dict[str, list[float]] = {name: [] for name in files}
     try:
         for answer in (target or Local()).run(job):
@@ -108,7 +108,7 @@ def measure(
     )
 
 
-def slowed_down(before: Facts, after: Facts) -> str | None:
+def slowed_down(before: JsonObject, after: JsonObject) -> str | None:
     """What the machine itself says about having been slowed down between two looks at it."""
     if after.get("throttled", 0) > before.get("throttled", 0):
         return "throttled for heat"
@@ -119,7 +119,7 @@ def slowed_down(before: Facts, after: Facts) -> str | None:
 
 
 def _summaries(
-    figures: Mapping[str, Facts], baseline: str | None, job: Job, before: Facts, after: Facts | None
+    figures: Mapping[str, JsonObject], baseline: str | None, job: MeasuringJob, before: JsonObject, after: JsonObject | None
 ) -> dict[str, Latency]:
     against = figures[baseline]["samples_ms"] if baseline is not None else None
     reason = slowed_down(before, after or {})
@@ -132,7 +132,7 @@ def _summaries(
     return summaries
 
 
-def _partial(figures: Facts, job: Job) -> str | None:
+def _partial(figures: JsonObject, job: MeasuringJob) -> str | None:
     rounds = len(figures["samples_ms"])
     if rounds < job.rounds:
         return f"partial: {rounds} of {job.rounds} rounds, then the target was lost"
@@ -142,7 +142,7 @@ def _partial(figures: Facts, job: Job) -> str | None:
 
 
 def _summary(
-    times: Sequence[float], baseline: Sequence[float] | None, job: Job, figures: Facts, warning: str | None
+    times: Sequence[float], baseline: Sequence[float] | None, job: MeasuringJob, figures: JsonObject, warning: str | None
 ) -> Latency:
     found, ratios = spread(times), None
     if baseline is not None:

@@ -35,7 +35,7 @@ from lrexport.lowrank.selection.costs import whole_cost
 from lrexport.lowrank.selection.predicted_latency import LayerLatency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_models import COPIES, layer_model
-from lrexport.measure.targets import Job, Target
+from lrexport.measure.targets import MeasuringJob, Target
 from lrexport.plan import Scheme
 from lrexport.runs.record import Latency
 from lrexport.torch_tools.tracing import LayerCall
@@ -135,7 +135,7 @@ class LayerTimes:
                 self._write({str(index): option for index, option in enumerate(group)}, Path(folder) / str(number))
                 for number, group in enumerate(groups)
             ]
-            job = Job(
+            job = MeasuringJob(
                 written,
                 _MOST_ROUNDS,
                 self.threads,
@@ -175,7 +175,7 @@ class LayerTimes:
         """A network's milliseconds on the table's scale, and its latency as it is now. Raises DeviceError."""
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
             paths = {path.name: path, **self._write({}, Path(folder) / _REFERENCE)}
-            job = Job((), _WHOLE_ROUNDS, self.threads, self.batch)
+            job = MeasuringJob((), _WHOLE_ROUNDS, self.threads, self.batch)
             found = measure_latency(paths, None, job, self.target)
         few, many = (found[f"{_REFERENCE}x{copies}"].p50 for copies in COPIES)
         return found[path.name].p50 * self._scale((many - few) / (COPIES[1] - COPIES[0])), found[path.name]

@@ -8,7 +8,7 @@ import os
 import platform
 from typing import Any
 
-Facts = dict[str, Any]
+JsonObject = dict[str, Any]
 
 # Instruction sets that decide which kernels a runtime takes.
 _ISA = (
@@ -19,9 +19,9 @@ _ISA = (
 _FIRMWARE = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 
 
-def environment() -> Facts:
+def environment() -> JsonObject:
     """The machine as it is now: processor and its instruction sets, cores, governor, throttling, temperature, versions."""
-    facts: Facts = {
+    facts: JsonObject = {
         "cpu": cpu_model(),
         "isa": isa(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

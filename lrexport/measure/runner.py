@@ -33,7 +33,7 @@ from lrexport.measure.inputs import Inputs, InputsError
 from lrexport.measure.machine import environment
 from lrexport.measure.watch import Watch, confine_to, is_about_memory
 
-Facts = dict[str, Any]
+JsonObject = dict[str, Any]
 
 _MOST_WARMUP_SECONDS = 3.0
 _STABLE = 0.05
@@ -56,7 +56,7 @@ class ModelError(Exception):
         self.is_about_inputs = is_about_inputs or isinstance(reason, InputsError)
         self.limit = "memory" if isinstance(reason, Exception) and is_about_memory(reason) else limit
 
-    def facts(self, memory: int | None = None) -> Facts:
+    def facts(self, memory: int | None = None) -> JsonObject:
         """What the other side is to know; ``memory`` is what there was of it, in bytes."""
         words = str(self)
         if self.limit == "memory" and memory is not None:
@@ -65,7 +65,7 @@ class ModelError(Exception):
         return {"error": words, "model": self.name, "is_about_inputs": self.is_about_inputs, "limit": self.limit}
 
 
-class Progress:
+class ProgressReporter:
     """Says how far a group is, at most once a second."""
 
     def __init__(self, group: int) -> None:
@@ -98,17 +98,17 @@ def session(path: Any, threads: int = 1, profile_prefix: str | None = None) -> A
 
 
 def measure_group(
-    models: Sequence[Facts], job: Facts, progress: Progress | None = None, watch: Watch | None = None
-) -> dict[str, Facts]:
+    models: Sequence[JsonObject], job: JsonObject, progress: ProgressReporter | None = None, watch: Watch | None = None
+) -> dict[str, JsonObject]:
     """Figures of the models of one group: {name: {"samples_ms": […], "repeats": n, "batch": n, "inputs": {…}}}.
 
     One sample is taken a round.
 
     Rounds are ``job["rounds"]``; with ``job["group_seconds"]`` as many of them as fit, and at least ``least_rounds``.
     """
-    progress, watch = progress or Progress(0), watch or _unwatched()
+    progress, watch = progress or ProgressReporter(0), watch or _unwatched()
     inputs = _inputs(job)
-    fed: dict[str, Facts] = {}
+    fed: dict[str, JsonObject] = {}
     runs: dict[str, Callable[[], Any]] = {}
     for model in models:
         name = model["name"]
@@ -141,7 +141,7 @@ def _rounds(
     repeats: dict[str, int],
     rounds: int,
     seed: int,
-    progress: Progress,
+    progress: ProgressReporter,
     before: Callable[[], Any],
     watch: Watch,
 ) -> dict[str, list[float]]:
@@ -165,7 +165,7 @@ def _rounds(
     return samples
 
 
-def _named(fed: dict[str, Facts]) -> str:
+def _named(fed: dict[str, JsonObject]) -> str:
     return ", ".join(sorted({repr(name) for figures in fed.values() for name in figures["inputs"]}))
 
 
@@ -181,9 +181,9 @@ def _evictor(size: int) -> Callable[[], Any]:
     return lambda: numpy.add(filler, 1.0, out=filler)
 
 
-def _inputs(job: Facts) -> Inputs:
+def _inputs(job: JsonObject) -> Inputs:
     """What the job's files are fed; ``values`` names a .npz in the current folder."""
-    values: Facts = {}
+    values: JsonObject = {}
     if job.get("values"):
         import numpy
 
@@ -192,7 +192,7 @@ def _inputs(job: Facts) -> Inputs:
     return Inputs(values, job.get("shapes", {}), job["batch"], job["seed"])
 
 
-def _runnable(runtime: Any, inputs: Inputs) -> tuple[Callable[[], Any], Facts]:
+def _runnable(runtime: Any, inputs: Inputs) -> tuple[Callable[[], Any], JsonObject]:
     """One inference as a call without arguments, and what it is fed: the batch, and each input's shape, type and values."""
     feed, about, batch = inputs.feed(runtime.get_inputs())
     names = [runtime.get_outputs()[0].name]
@@ -203,7 +203,7 @@ def _unwatched() -> Watch:
     return Watch(None, lambda model, reason: None)
 
 
-def _warm_up(name: str, run: Callable[[], Any], job: Facts, progress: Progress, watch: Watch) -> float:
+def _warm_up(name: str, run: Callable[[], Any], job: JsonObject, progress: ProgressReporter, watch: Watch) -> float:
     """Seconds of one run, once the last few times agree with the few before."""
     times: list[float] = []
     runs = job["warmup_runs"]
@@ -234,7 +234,7 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def cold(file: str, job: Facts) -> Facts:
+def cold(file: str, job: JsonObject) -> JsonObject:
     """What loading costs in a fresh process: load and first run in milliseconds, and the memory both added, in bytes."""
     import numpy.random
     import onnxruntime  # noqa: F401
@@ -260,7 +260,7 @@ def cold(file: str, job: Facts) -> Facts:
     return {"load_ms": 1e3 * (loaded - began), "first_run_ms": 1e3 * (ran - fed), "peak_bytes": max(peak - before, 0)}
 
 
-def _cold_in_child(model: Facts, job: Facts, watch: Watch) -> Facts:
+def _cold_in_child(model: JsonObject, job: JsonObject, watch: Watch) -> JsonObject:
     """:func:`cold` in a process of its own. Raises ModelError, also where the runtime crashes on the file."""
     watch.begin(model["name"], "loading and the first run", times=2, more=_CHILD_SECONDS)
     options = json.dumps({name: value for name, value in job.items() if name != "groups"})
@@ -286,7 +286,7 @@ def _peak_bytes() -> int:
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def profile(file: str, job: Facts, runs: int = _PROFILED_RUNS) -> Facts:
+def profile(file: str, job: JsonObject, runs: int = _PROFILED_RUNS) -> JsonObject:
     """Milliseconds of one run by kind of operator and by node, medians over ``runs``, as the runtime's profiler tells them.
 
     Nodes are those of the graph as the runtime optimised it, and have its names.
@@ -307,7 +307,7 @@ def profile(file: str, job: Facts, runs: int = _PROFILED_RUNS) -> Facts:
     }
 
 
-def _by(passes: Sequence[Sequence[Facts]], key: Callable[[Facts], str]) -> dict[str, float]:
+def _by(passes: Sequence[Sequence[JsonObject]], key: Callable[[JsonObject], str]) -> dict[str, float]:
     """Medians over the passes of the milliseconds that the events of one key take together."""
     spent: dict[str, list[float]] = {}
     for events in passes:
@@ -336,7 +336,7 @@ def main(path: str) -> int:
     watch = Watch(job.get("seconds"), lambda model, reason: _say_at_once({"error": reason, "model": model, "limit": "time"}))
     for index, models in enumerate(job["groups"]):
         try:
-            _say({"group": index, "models": _figures(models, job, Progress(index), watch)})
+            _say({"group": index, "models": _figures(models, job, ProgressReporter(index), watch)})
         except ModelError as error:
             _say({"group": index, **error.facts(memory)})
             return 1
@@ -350,8 +350,10 @@ def main(path: str) -> int:
     return 0
 
 
-def _figures(models: Sequence[Facts], job: Facts, progress: Progress, watch: Watch) -> dict[str, Facts]:
-    first: dict[str, Facts] = {model["name"]: {} for model in models}
+def _figures(
+    models: Sequence[JsonObject], job: JsonObject, progress: ProgressReporter, watch: Watch
+) -> dict[str, JsonObject]:
+    first: dict[str, JsonObject] = {model["name"]: {} for model in models}
     if job.get("cold"):  # before any session is loaded: a child starts with what its parent has in memory
         for model in models:
             progress.say(stage="loading", model=model["name"])
@@ -368,12 +370,12 @@ def _figures(models: Sequence[Facts], job: Facts, progress: Progress, watch: Wat
     return figures
 
 
-def _say(value: Facts) -> None:
+def _say(value: JsonObject) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
-def _say_at_once(value: Facts) -> None:
+def _say_at_once(value: JsonObject) -> None:
     """:func:`_say` from another thread, while the first one is anywhere."""
     os.write(1, json.dumps(value).encode() + b"\n")
 

@@ -14,7 +14,7 @@ from lrexport.report.fronts import Front, fronts_of
 from lrexport.report.headline import goal_text
 from lrexport.report.int8_tables import int8_table
 from lrexport.report.repeat_commands import commands, shell_lines
-from lrexport.report.reported_run import Subject
+from lrexport.report.reported_run import ReportedRun
 from lrexport.report.runs_table import front_table, runs_table
 from lrexport.report.tables import Table, data_name, has_top5, results_table
 from lrexport.text import markdown, visible
@@ -22,7 +22,7 @@ from lrexport.text import markdown, visible
 _TAGS = ("lrexport", "low-rank", "svd", "compression", "onnx")
 
 
-def render(subjects: Sequence[Subject], with_front_matter: bool = True) -> str:
+def render(subjects: Sequence[ReportedRun], with_front_matter: bool = True) -> str:
     """One section a run; several runs begin with a comparison and their fronts."""
     parts = [front_matter(subjects)] if with_front_matter else []
     if len(subjects) > 1:
@@ -34,7 +34,7 @@ def render(subjects: Sequence[Subject], with_front_matter: bool = True) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(subjects: Sequence[Subject]) -> str:
+def front_matter(subjects: Sequence[ReportedRun]) -> str:
     """Tags, and the accuracies that were measured; what was not is left out."""
     lines = ["---", "library_name: onnx"]
     if any(subject.record.data is not None for subject in subjects):
@@ -55,7 +55,7 @@ def markdown_table(table: Table) -> str:
     return "\n".join(lines) + (f"\n\n{markdown(table.caption)}" if table.caption else "")
 
 
-def _index(subject: Subject) -> dict[str, Any]:
+def _index(subject: ReportedRun) -> dict[str, Any]:
     """An entry of ``model-index``."""
     accuracy = subject.compressed.accuracy
     assert accuracy is not None
@@ -69,7 +69,7 @@ def _index(subject: Subject) -> dict[str, Any]:
     return {"name": visible(f"{subject.record.model.source} ({subject.name})"), "results": [result]}
 
 
-def _run(subject: Subject, level: str) -> list[str]:
+def _run(subject: ReportedRun, level: str) -> list[str]:
     record = subject.record
     goal = goal_text(record)
     what = f"{_code(record.model.source)}, compressed by low-rank factorisation of its layers with lrexport"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lrexport.artifacts.plan_file import PlanFile
 from lrexport.report.plan_tables import (
-    Facts,
+    PlanRow,
     Totals,
     before_and_after,
     entry_to_json,
@@ -26,7 +26,7 @@ from lrexport.report.tables import Table
 class Diff:
     """What differs from one plan to another, by layer; None on the side that does not have it. ``same`` counts the rest."""
 
-    layers: dict[str, tuple[Facts | None, Facts | None]]
+    layers: dict[str, tuple[PlanRow | None, PlanRow | None]]
     same: int
     totals: tuple[Totals, Totals]
 
@@ -39,7 +39,7 @@ def diff_plans(before: PlanFile, after: PlanFile) -> Diff:
     """
     old, new = ({name: facts(entry) for name, entry in plan.entries.items()} for plan in (before, after))
     edited = not before.as_written, not after.as_written
-    layers: dict[str, tuple[Facts | None, Facts | None]] = {}
+    layers: dict[str, tuple[PlanRow | None, PlanRow | None]] = {}
     for name in [*old, *(name for name in new if name not in old)]:
         if name in old and name in new:
             old[name], new[name] = _completed(old[name], new[name], edited)
@@ -79,14 +79,14 @@ def diff_to_json(diff: Diff, before: str, after: str) -> dict[str, Any]:
     }
 
 
-def _completed(old: Facts, new: Facts, edited: tuple[bool, bool]) -> tuple[Facts, Facts]:
+def _completed(old: PlanRow, new: PlanRow, edited: tuple[bool, bool]) -> tuple[PlanRow, PlanRow]:
     """Both with stale figures left out, and figures that one lacks taken from the other where they follow from it."""
     if not _agree(old, new):
         old, new = (_without_costs(side) if doubtful else side for side, doubtful in zip((old, new), edited, strict=True))
     return _filled(old, new), _filled(new, old)
 
 
-def _agree(old: Facts, new: Facts) -> bool:
+def _agree(old: PlanRow, new: PlanRow) -> bool:
     """Whether the MACs can belong to these ranks: by one scheme they are proportional, and an edit leaves them behind."""
     if old.scheme is None or new.scheme is None or old.dense_macs != new.dense_macs:
         return True
@@ -97,11 +97,11 @@ def _agree(old: Facts, new: Facts) -> bool:
     return (old.macs, old.params, old.energy_kept) != (new.macs, new.params, new.energy_kept)
 
 
-def _without_costs(layer: Facts) -> Facts:
+def _without_costs(layer: PlanRow) -> PlanRow:
     return replace(layer, macs=None, params=None, energy_kept=None)
 
 
-def _filled(layer: Facts, other: Facts) -> Facts:
+def _filled(layer: PlanRow, other: PlanRow) -> PlanRow:
     if layer.dense_macs is None:
         layer = replace(layer, dense_macs=other.dense_macs, dense_params=other.dense_params, shape=other.shape)
     if layer.scheme is None:
@@ -124,11 +124,11 @@ def _at_rank(known: int | None, other: int | None, rank: int, other_rank: int, c
     return constant + (other - constant) // other_rank * rank
 
 
-def _bias(layer: Facts) -> int | None:
+def _bias(layer: PlanRow) -> int | None:
     return layer.dense_params - prod(layer.shape) if layer.dense_params is not None and layer.shape else None
 
 
-def _differ(old: Facts, new: Facts) -> bool:
+def _differ(old: PlanRow, new: PlanRow) -> bool:
     """Another choice, or another layer: of another size, or in a network that takes another input."""
     return old.choice != new.choice or any(
         mine is not None and theirs is not None and mine != theirs
@@ -136,10 +136,10 @@ def _differ(old: Facts, new: Facts) -> bool:
     )
 
 
-def _both_choices(old: Facts | None, new: Facts | None) -> tuple[str, str]:
+def _both_choices(old: PlanRow | None, new: PlanRow | None) -> tuple[str, str]:
     other_weight = bool(old and new and old.shape and new.shape and old.shape != new.shape)
 
-    def text(layer: Facts | None) -> str:
+    def text(layer: PlanRow | None) -> str:
         if layer is None:
             return "not there"
         choice = "dense" if layer.scheme is None else f"{layer.scheme} {rank_text(layer)}"
@@ -148,9 +148,9 @@ def _both_choices(old: Facts | None, new: Facts | None) -> tuple[str, str]:
     return text(old), text(new)
 
 
-def _macs(layer: Facts | None) -> int | None:
+def _macs(layer: PlanRow | None) -> int | None:
     return layer.macs if layer else None
 
 
-def _ratio(old: Facts | None, new: Facts | None) -> str:
+def _ratio(old: PlanRow | None, new: PlanRow | None) -> str:
     return ratio_text(new.macs, old.macs) if old and new else ""

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from lrexport.pareto import pareto_front
-from lrexport.report.reported_run import Subject
+from lrexport.report.reported_run import ReportedRun
 from lrexport.report.tables import data_name
 from lrexport.runs.record import Latency, Result
 from lrexport.text import visible
@@ -37,7 +37,7 @@ class Front:
     note: str = ""
 
 
-def fronts_of(subjects: Sequence[Subject]) -> list[Front]:
+def fronts_of(subjects: Sequence[ReportedRun]) -> list[Front]:
     """Accuracy against MACs, and against latency for every target that one of the runs was measured on."""
     differ = _scored_differently(subjects)
     if differ:
@@ -45,7 +45,7 @@ def fronts_of(subjects: Sequence[Subject]) -> list[Front]:
     return [_macs_front(subjects), *_latency_fronts(subjects)]
 
 
-def _macs_front(subjects: Sequence[Subject]) -> Front:
+def _macs_front(subjects: Sequence[ReportedRun]) -> Front:
     points, left_out = [], []
     for subject in subjects:
         if subject.compressed.accuracy is None:
@@ -58,14 +58,14 @@ def _macs_front(subjects: Sequence[Subject]) -> Front:
     return Front("MACs", _marked([*points, *references]), f"MACs of one input, counted on {counted}.{_without(left_out)}")
 
 
-def _latency_fronts(subjects: Sequence[Subject]) -> list[Front]:
+def _latency_fronts(subjects: Sequence[ReportedRun]) -> list[Front]:
     targets = dict.fromkeys(target for subject in subjects for target in subject.compressed.latency_ms)
     if not targets:
         return [Front("latency", (), "No latency was measured: lrexport onnx RUN measures it.")]
     return [_latency_front(subjects, target) for target in targets]
 
 
-def _latency_front(subjects: Sequence[Subject], target: str) -> Front:
+def _latency_front(subjects: Sequence[ReportedRun], target: str) -> Front:
     cost = f"latency on {visible(target)}"
     measured = [one for one in subjects if target in one.compressed.latency_ms and one.compressed.accuracy is not None]
     conditions = [_conditions(subject, target) for subject in measured]
@@ -91,15 +91,15 @@ def _measured(conditions: Mapping[str, Any]) -> str:
     return visible(f"{how}; runs were measured one after the other.")
 
 
-def _conditions(subject: Subject, target: str) -> dict[str, Any]:
+def _conditions(subject: ReportedRun, target: str) -> dict[str, Any]:
     latency: Latency = subject.compressed.latency_ms[target]
     environment: Mapping[str, Any] = subject.record.environment_of(target)
     return {**{key: environment.get(key) for key in _MACHINE}, "threads": latency.threads, "batch": latency.batch}
 
 
-def _dense_networks(subjects: Sequence[Subject]) -> list[tuple[str, Result, list[Subject]]]:
+def _dense_networks(subjects: Sequence[ReportedRun]) -> list[tuple[str, Result, list[ReportedRun]]]:
     """The different dense networks with a name, and the runs that are compared with each."""
-    found: dict[tuple[str, int, float], list[Subject]] = {}
+    found: dict[tuple[str, int, float], list[ReportedRun]] = {}
     for subject in subjects:
         if subject.dense.accuracy is not None:
             key = (subject.record.model.source, subject.dense.macs, subject.dense.accuracy.top1)
@@ -109,7 +109,7 @@ def _dense_networks(subjects: Sequence[Subject]) -> list[tuple[str, Result, list
     return [(visible(name), same[0].dense, same) for name, same in zip(names, found.values(), strict=True)]
 
 
-def _scored_differently(subjects: Sequence[Subject]) -> str:
+def _scored_differently(subjects: Sequence[ReportedRun]) -> str:
     """Why accuracies of the runs are not comparable; empty where they are."""
     scored = [one for one in subjects if one.compressed.accuracy is not None]
     if not scored:
@@ -120,7 +120,7 @@ def _scored_differently(subjects: Sequence[Subject]) -> str:
     return visible(f"No front: the accuracies cannot be compared, they are on {' and on '.join(sorted(on))}.")
 
 
-def _images(subject: Subject) -> str:
+def _images(subject: ReportedRun) -> str:
     found = subject.compressed.accuracy
     return f"{found.n} {found.split} images of {data_name(subject.record)}" if found else ""
 

@@ -10,18 +10,18 @@ from lrexport.report import layer_tables
 from lrexport.report.fronts import fronts_of
 from lrexport.report.plan_tables import entry_to_json
 from lrexport.report.repeat_commands import commands
-from lrexport.report.reported_run import Subject
+from lrexport.report.reported_run import ReportedRun
 
 SCHEMA_VERSION = 1
 
 
-def to_json(subjects: Sequence[Subject]) -> dict[str, Any]:
+def to_json(subjects: Sequence[ReportedRun]) -> dict[str, Any]:
     """As docs/report.md describes it."""
     fronts = [asdict(front) for front in fronts_of(subjects)] if len(subjects) > 1 else []
     return {"schema_version": SCHEMA_VERSION, "runs": [_run(subject) for subject in subjects], "fronts": fronts}
 
 
-def _run(subject: Subject) -> dict[str, Any]:
+def _run(subject: ReportedRun) -> dict[str, Any]:
     record = subject.record
     return {
         "run": subject.name,
@@ -38,7 +38,7 @@ def _run(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _ratios(subject: Subject) -> dict[str, Any]:
+def _ratios(subject: ReportedRun) -> dict[str, Any]:
     """compressed ÷ dense, and for accuracy the difference of the shares; null where one of them is unknown or a bound."""
     dense, small = subject.dense, subject.compressed
     accuracies = (dense.accuracy, small.accuracy)
@@ -51,7 +51,7 @@ def _ratios(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _layers(subject: Subject) -> dict[str, Any]:
+def _layers(subject: ReportedRun) -> dict[str, Any]:
     rows = layer_tables.rows_of(subject)
     costs = {cost.name: cost for cost in layer_tables.costs_of(subject, rows)}
     times = costs["Time"]

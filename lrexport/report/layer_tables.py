@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from lrexport.report.plan_tables import BYTES_PER_PARAMETER, Facts, facts, rank_text, shape_text
-from lrexport.report.reported_run import Spectrum, Subject
+from lrexport.report.plan_tables import BYTES_PER_PARAMETER, PlanRow, facts, rank_text, shape_text
+from lrexport.report.reported_run import ReportedRun, Spectrum
 from lrexport.report.tables import Table
 from lrexport.runs.record import Latency
 from lrexport.text import visible
@@ -38,7 +38,7 @@ class Row:
     """A layer: its name, made visible; what its plan says; its spectrum where the run has it."""
 
     name: str
-    facts: Facts
+    facts: PlanRow
     spectrum: Spectrum | None
 
     @property
@@ -51,13 +51,13 @@ class Row:
         return self.facts.full_rank or (len(self.spectrum.dense) if self.spectrum else None)
 
 
-def rows_of(subject: Subject) -> list[Row]:
+def rows_of(subject: ReportedRun) -> list[Row]:
     """The layers in the network's order."""
     spectra = subject.spectra or {}
     return [Row(visible(name), facts(entry), spectra.get(name)) for name, entry in subject.record.plan.items()]
 
 
-def profiled(subject: Subject) -> tuple[str, Latency, Latency] | None:
+def profiled(subject: ReportedRun) -> tuple[str, Latency, Latency] | None:
     """A target, and both networks' latencies there with the time of their layers, where that was measured."""
     for target, compressed in subject.compressed.latency_ms.items():
         dense = subject.dense.latency_ms.get(target)
@@ -66,7 +66,7 @@ def profiled(subject: Subject) -> tuple[str, Latency, Latency] | None:
     return None
 
 
-def costs_of(subject: Subject, rows: Sequence[Row]) -> list[Cost]:
+def costs_of(subject: ReportedRun, rows: Sequence[Row]) -> list[Cost]:
     """MACs, bytes and time of ``rows``."""
     layers = [row.facts for row in rows]
     size = tuple(_bytes(layer.dense_params) for layer in layers), tuple(_bytes(layer.params) for layer in layers)

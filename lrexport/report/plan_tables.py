@@ -21,7 +21,7 @@ _COSTLY = "its pair would cost more than the layer"
 
 
 @dataclass(frozen=True)
-class Facts:
+class PlanRow:
     """One layer of a plan; None is what the file does not say. ``scheme`` None is a dense layer, ``reason`` says why."""
 
     scheme: Scheme | None
@@ -50,17 +50,17 @@ class Totals:
     params: int | None
 
 
-def facts(entry: Entry) -> Facts:
+def facts(entry: Entry) -> PlanRow:
     """What an entry of a plan says."""
     if isinstance(entry, Pair):
-        return Facts(**entry.model_dump())
+        return PlanRow(**entry.model_dump())
     if isinstance(entry, Dense):
         macs, params = entry.dense_macs, entry.dense_params
-        return Facts(None, None, None, None, macs, macs, params, params, entry.shape, entry.reason)
-    return Facts(entry.scheme, entry.rank) if isinstance(entry, PairChoice) else Facts(None)
+        return PlanRow(None, None, None, None, macs, macs, params, params, entry.shape, entry.reason)
+    return PlanRow(entry.scheme, entry.rank) if isinstance(entry, PairChoice) else PlanRow(None)
 
 
-def totals(layers: Iterable[Facts]) -> Totals:
+def totals(layers: Iterable[PlanRow]) -> Totals:
     """Sums over layers."""
     listed = list(layers)
     return Totals(
@@ -110,7 +110,7 @@ def plan_table(plan: Mapping[str, Entry], as_written: bool = True) -> Table:
     )
 
 
-def entry_to_json(layer: Facts) -> dict[str, Any]:
+def entry_to_json(layer: PlanRow) -> dict[str, Any]:
     """Scheme and rank, or dense, and the figures; null where they are not known."""
     values = asdict(layer)
     reason = values.pop("reason")
@@ -135,14 +135,14 @@ def totals_to_json(sums: Totals) -> dict[str, int | None]:
     return {**values, "dense_bytes": _bytes(sums.dense_params), "bytes": _bytes(sums.params)}
 
 
-def _choice_cells(layer: Facts) -> tuple[str, str, str, str]:
+def _choice_cells(layer: PlanRow) -> tuple[str, str, str, str]:
     if layer.scheme is None:
         return shape_text(layer.shape), "dense", "", ""
     kept = _UNKNOWN if layer.energy_kept is None else f"{100 * layer.energy_kept:.2f} %"
     return shape_text(layer.shape), layer.scheme, rank_text(layer), kept
 
 
-def rank_text(layer: Facts) -> str:
+def rank_text(layer: PlanRow) -> str:
     """``12/48``: rank of full rank."""
     return f"{layer.rank}/{_UNKNOWN if layer.full_rank is None else layer.full_rank}"
 
@@ -163,7 +163,7 @@ def ratio_text(part: int | None, whole: int | None) -> str:
     return _UNKNOWN if part is None or whole is None else format_share(part, whole)
 
 
-def _costs(layer: Facts | Totals) -> tuple[str, str, str]:
+def _costs(layer: PlanRow | Totals) -> tuple[str, str, str]:
     """MACs, parameters and bytes, before → after where they differ."""
     return (
         before_and_after(layer.dense_macs, layer.macs),

@@ -43,7 +43,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportedRun:
     """A run: its folder as it was given, and what is in it.
 
     ``spectra`` by layer are None for a run of an lrexport that did not keep them; ``curves`` are the epochs of each stage
@@ -67,7 +67,7 @@ class Subject:
 _Spectra: TypeAdapter[dict[str, Spectrum]] = TypeAdapter(dict[str, Spectrum])
 
 
-def read_subjects(paths: Sequence[Path]) -> list[Subject]:
+def read_subjects(paths: Sequence[Path]) -> list[ReportedRun]:
     """The runs, each once, a sweep's being those of its front.
 
     Raises UsageError for a folder that is not there and for a sweep that has no run yet; InputError as
@@ -85,7 +85,7 @@ def _of_front(folder: Path) -> list[Path]:
     return runs
 
 
-def read_subject(path: Path) -> Subject:
+def read_subject(path: Path) -> ReportedRun:
     """A finished run. Raises InputError where it is none, is unfinished, or a file of it is damaged."""
     if not path.exists():
         raise UsageError(f"there is no run {path}", "Make one with lrexport compress MODEL -o RUN.")
@@ -96,7 +96,7 @@ def read_subject(path: Path) -> Subject:
     if dense is None or compressed is None:
         raise uncompressed(path)
     curves, unread = _read_log(run_folder.plain(path, LOG))
-    return Subject(path, record, dense, compressed, _read_spectra(path, record), curves, unread)
+    return ReportedRun(path, record, dense, compressed, _read_spectra(path, record), curves, unread)
 
 
 def _read_spectra(run: Path, record: Record) -> dict[str, Spectrum] | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lrexport.report.fronts import Front
 from lrexport.report.headline import headlines
-from lrexport.report.reported_run import Subject
+from lrexport.report.reported_run import ReportedRun
 from lrexport.report.tables import Table
 from lrexport.text import visible
 from lrexport.units import format_count, format_ms, format_percent
@@ -14,7 +14,7 @@ from lrexport.units import format_count, format_ms, format_percent
 _KINDS = ("MACs", "ONNX file", "Latency", "Top-1")
 
 
-def runs_table(subjects: Sequence[Subject]) -> Table:
+def runs_table(subjects: Sequence[ReportedRun]) -> Table:
     """A line a run: its model, and its ratios to its own dense network."""
     rows = []
     for subject in subjects:

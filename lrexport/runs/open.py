@@ -19,7 +19,7 @@ from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
 from lrexport.runs.record import RANDOM, Result
 from lrexport.runs.resume import Progress, check_folder, check_free, follow, is_stopped, take_up
-from lrexport.runs.starting_point import Start, Subject, from_model, from_run
+from lrexport.runs.starting_point import Materials, Start, from_model, from_run
 from lrexport.tasks.classification import score
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
@@ -44,7 +44,7 @@ class Opening:
 
 
 @dataclass
-class Job(Subject):
+class Job(Materials):
     """The subject, the run's folder, and where training happens. Epochs count what each network has seen here.
 
     Of several processes the ``first`` writes.
@@ -144,7 +144,7 @@ def open_job(
             if first:
                 on_event({"event": "warning", "text": text})
         start.record.environment = environment() | ran_on(fabric)
-        subject = {field.name: getattr(start, field.name) for field in fields(Subject)}
+        subject = {field.name: getattr(start, field.name) for field in fields(Materials)}
         job = Job(**subject, run=run, fabric=fabric, on_event=log, progress=progress)
         if source is not None:
             job.dense_epochs, job.svd_epochs = int(start.config.dense_epochs or 0), start.config.svd_epochs

@@ -25,7 +25,7 @@ from lrexport.torch_tools.plain_form import make_plain
 
 
 @dataclass
-class Subject:
+class Materials:
     """What a job is about: its choices, where the network comes from, the record, the data, and the networks themselves.
 
     ``teacher`` is what distillation follows, the dense network itself where no other is named.
@@ -41,7 +41,7 @@ class Subject:
 
 
 @dataclass
-class Start(Subject):
+class Start(Materials):
     """The subject as a job begins. ``trained`` says that SVD training is behind it."""
 
     trained: bool = False
@@ -92,7 +92,9 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     return Start(config, recipe, record, splits, dense, svd, teacher, trained)
 
 
-def look(config: TrainConfig, source: Path | None, notes: list[str]) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
+def load_for_planning(
+    config: TrainConfig, source: Path | None, notes: list[str]
+) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
     """What a plan is made from, of a model or of a run, with nothing written; ``notes`` gets what is to be noted."""
     if source is None:
         recipe, splits, network = _load(config, notes)

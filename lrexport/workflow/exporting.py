@@ -38,7 +38,7 @@ from lrexport.lowrank.factors.decompose import run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
-from lrexport.measure.targets import Job, Target, parse_target
+from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.runs import loading
 from lrexport.runs.open import OnEvent, torch_result
 from lrexport.runs.record import Quantisation, Record, Result, Results, StoredFile, load_record
@@ -128,7 +128,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
         in_ort = _write_ort(scratch, results, on_event) if options.ort else []
         if options.rounds:
             paths = {name: scratch / name for name in results}
-            job = Job((), options.rounds, options.threads, options.batch or 1, profile=True)
+            job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, profile=True)
             measured = measure(paths, DENSE_ONNX, job, target)
             results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
         _note(record, options, results, {target.name: machine} if options.rounds and target.name != "local" else {})

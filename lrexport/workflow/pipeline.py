@@ -28,7 +28,7 @@ from lrexport.plan import Choice, digest
 from lrexport.runs.open import OnEvent, Opening, open_job
 from lrexport.runs.record import RANDOM, Record, load_record
 from lrexport.runs.resume import clear, is_clear, is_stopped, other_choices
-from lrexport.runs.starting_point import look
+from lrexport.runs.starting_point import load_for_planning
 from lrexport.training.engine import failing_together, make_fabric, with_float64
 from lrexport.workflow import stages
 from lrexport.workflow.pruning import Pruning, schemes_considered
@@ -146,7 +146,7 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
     """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
     choices = _choices(config.goal)
     notes: list[str] = []
-    recipe, svd, splits = look(config.train, source, notes)
+    recipe, svd, splits = load_for_planning(config.train, source, notes)
     for text in notes:
         on_event({"event": "note", "text": text})
     for text in splits.data.warnings if splits else ():

@@ -18,7 +18,7 @@ from lrexport.lowrank.factors.moments import Schemes
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
-from lrexport.measure.targets import Job, Target
+from lrexport.measure.targets import MeasuringJob, Target
 from lrexport.plan import Plan, PlannedLatency
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -42,7 +42,7 @@ class Speed:
             paths = {name: Path(folder) / name for name in (DENSE_ONNX, MODEL_ONNX)}
             paths[DENSE_ONNX].write_bytes(self.dense_onnx)
             export_onnx(network, paths[MODEL_ONNX], self.input_shape)
-            found = measure_latency(paths, DENSE_ONNX, Job((), _ROUNDS, self.threads), self.target)
+            found = measure_latency(paths, DENSE_ONNX, MeasuringJob((), _ROUNDS, self.threads), self.target)
         dense, mine = found[DENSE_ONNX], found[MODEL_ONNX]
         assert mine.ratio is not None
         assert mine.ratio_iqr is not None

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lrexport.budget.limits import make_budget
-from lrexport.check.run_check import Choices, check
+from lrexport.check.run_check import CheckOptions, check
 from lrexport.plan import Dense, Pair
 from lrexport.runs.record import Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
 
@@ -108,7 +108,7 @@ def main() -> None:
     # The baseline is the state before conv2 grew from rank 5 to 6.
     write_run(SAMPLE / "run", rank=5)
     anything = make_budget("any", {"max_bytes": "1 GB"}, lambda key: "here")
-    check(["run"], [anything], SAMPLE, Choices(SAMPLE / "lrexport-baseline.json", update_baseline=True))
+    check(["run"], [anything], SAMPLE, CheckOptions(SAMPLE / "lrexport-baseline.json", update_baseline=True))
     write_run(SAMPLE / "run", rank=6)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrexport.budget.baseline import read_baseline, write_baseline
-from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
+from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer
 from tests.budget.make_sample import write_run
 from tests.budget.support import budget
 from tests.hostile.support import Command
@@ -25,11 +25,11 @@ FACTS = st.builds(
     opset=st.none() | st.integers(1, 30),
     operators=st.none() | st.lists(st.text(), min_size=1).map(tuple),
     uncounted=st.lists(st.text()).map(tuple),
-    accuracy=st.none() | st.builds(Accuracy, SHARES, SHARES, COUNTS),
+    accuracy=st.none() | st.builds(AccuracyFacts, SHARES, SHARES, COUNTS),
     latency_ms=st.dictionaries(
         st.text(),
         st.builds(
-            Latency,
+            LatencyFacts,
             *[st.floats(0, 1e6)] * 3,
             *[st.integers(1, 64)] * 2,
             ratio=st.none() | SHARES,

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from lrexport.check.gather_facts import How, gzip_bytes, look
+from lrexport.check.gather_facts import How, gather_facts, gzip_bytes
 from lrexport.runs.record import load_record
 from tests.budget.make_sample import network
 
@@ -28,7 +28,7 @@ def test_both_halves_of_a_pair_are_one_layer(tmp_path: Path, first: str, second:
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
     onnx.save(model, tmp_path / "model.onnx")
-    found = look(tmp_path / "model.onnx").facts
+    found = gather_facts(tmp_path / "model.onnx").facts
     assert set(found.layers) == layers
     assert sum(layer.macs for layer in found.layers.values()) == found.macs
     assert sum(layer.params for layer in found.layers.values()) == found.params
@@ -39,7 +39,7 @@ def test_external_data_counts_as_size_also_after_gzip(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(network(6), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     files = [path, tmp_path / "weights.bin"]
-    found = look(path, How(with_gzip=True)).facts
+    found = gather_facts(path, How(with_gzip=True)).facts
     assert found.bytes == sum(file.stat().st_size for file in files)
     assert found.gzip_bytes == gzip_bytes(files) == sum(len(gzip.compress(file.read_bytes(), 9)) for file in files)
 
@@ -54,6 +54,6 @@ def test_a_latency_of_another_target_has_that_targets_machine(sample: Path) -> N
     record.results = record.results.model_copy(update={"dense": dense.model_copy(update={"latency_ms": latency})})
     record.environment |= {"targets": {"ssh://pi@board": board | {"python": "3.13.1"}}}
     record.save(sample / "run")
-    found = look(sample / "run" / "dense.onnx").facts.latency_ms
+    found = gather_facts(sample / "run" / "dense.onnx").facts.latency_ms
     assert dict(found["ssh://pi@board"].machine) == board
     assert found["local"].machine["cpu"] == "Sample CPU @ 2 GHz"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrexport.budget.check_report import Checked, Report
-from lrexport.budget.facts import Accuracy, Facts, Latency, Layer
+from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer
 from lrexport.budget.limits import make_budget
-from lrexport.budget.quantities import Subject
+from lrexport.budget.quantities import Comparison
 from lrexport.budget.verdicts import Verdict, judge
 
 MACHINE = {"cpu": "A", "cores": 4}
@@ -21,12 +21,12 @@ TIMES = st.floats(0.01, 1000)
 
 
 def _verdict(now: Facts, key: str, text: str, **others: Facts | bool | None) -> Verdict:
-    (verdict,) = judge(make_budget("test", {key: text}, lambda name: "here"), Subject(now, **others))  # type: ignore[arg-type]
+    (verdict,) = judge(make_budget("test", {key: text}, lambda name: "here"), Comparison(now, **others))  # type: ignore[arg-type]
     return verdict
 
 
 def _timed(ratio: float, low: float, high: float, warning: str | None = None) -> Facts:
-    return Facts(latency_ms={"local": Latency(1.0, 1.2, 0.1, 1, 1, ratio, (low, high), warning, MACHINE)})
+    return Facts(latency_ms={"local": LatencyFacts(1.0, 1.2, 0.1, 1, 1, ratio, (low, high), warning, MACHINE)})
 
 
 @settings(deadline=None)
@@ -64,7 +64,7 @@ def test_what_is_over_is_a_percentage_without_powers_of_ten(macs: int, words: st
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_a_drop_in_accuracy_is_judged_to_the_image(right: int, dense_right: int) -> None:
     """One image of 1000 is 0.1 points, which no binary fraction is."""
-    now, dense = (Facts(accuracy=Accuracy(count / 1000, 1.0, 1000)) for count in (right, dense_right))
+    now, dense = (Facts(accuracy=AccuracyFacts(count / 1000, 1.0, 1000)) for count in (right, dense_right))
     lost = max(0, dense_right - right)
     assert _verdict(now, "max_accuracy_drop", f"{lost / 10:.1f} points", dense=dense).status == "passed"
     if lost:
@@ -79,7 +79,7 @@ def test_milliseconds_have_the_spread_of_the_interleaved_ratio() -> None:
 
 
 def test_a_latency_that_was_measured_alone_has_its_own_spread() -> None:
-    now = Facts(latency_ms={"local": Latency(1.0, 1.2, 0.2, 1, 1, machine=MACHINE)})
+    now = Facts(latency_ms={"local": LatencyFacts(1.0, 1.2, 0.2, 1, 1, machine=MACHINE)})
     assert _verdict(now, "max_latency_p50", "0.89 ms").status == "failed"  # 1 ms − 0.2 ms ÷ 2
     assert _verdict(now, "max_latency_p50", "1.05 ms").status == "inconclusive"
     assert _verdict(now, "max_latency_ratio", "2x").status == "not measured"
@@ -126,7 +126,7 @@ def test_what_was_0_and_is_0_did_not_grow_and_what_was_0_is_told_what_helps() ->
 def test_a_budget_that_warns_never_fails_and_says_so() -> None:
     limits = {"max_bytes": "1 KB", "min_accuracy": "90%", "max_macs": "1K", "severity": "warn"}
     budget = make_budget("test", limits, lambda name: "here")
-    verdicts = judge(budget, Subject(Facts(bytes=2000, macs=5)))
+    verdicts = judge(budget, Comparison(Facts(bytes=2000, macs=5)))
     assert [verdict.status for verdict in verdicts] == ["warning", "warning", "passed"]
     report = Report((Checked("m", Facts(), tuple(verdicts)),))
     assert (report.exit_code, report.summary()) == (0, "of 3 limits 2 only warned")

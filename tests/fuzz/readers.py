@@ -18,7 +18,7 @@ from lrexport.artifacts.plan_file import read_plan
 from lrexport.artifacts.run_files import SPECTRA
 from lrexport.artifacts.toml_files import LREXPORT, PYPROJECT, read_settings
 from lrexport.budget.limits import read_budgets
-from lrexport.check.run_check import Choices, check_settings
+from lrexport.check.run_check import CheckOptions, check_settings
 from lrexport.cli import configuration
 from lrexport.cli import main as commands
 from lrexport.data.reading import read_image
@@ -26,7 +26,7 @@ from lrexport.errors import DeviceError, InputError
 from lrexport.measure.latency import Interrupted, measure
 from lrexport.measure.macs import onnx_survey
 from lrexport.measure.targets.answers import answers
-from lrexport.measure.targets.base import Job
+from lrexport.measure.targets.base import MeasuringJob
 from lrexport.report import cards
 from lrexport.report.json_report import to_json
 from lrexport.report.latency_tables import latency_table
@@ -148,7 +148,7 @@ def _check(**choice: Any) -> Callable[[bytes, Path], None]:
         text = '[budget]\npath = "model.bin"\nmax_bytes = "1 KB"\n'
         (folder / "lrexport.toml").write_text(text, encoding="utf-8")
         chosen = {name: (folder / "given.json",) if name == "latencies" else folder / "given.json" for name in choice}
-        check_settings((), read_settings(str(folder / "lrexport.toml")), Choices(**chosen))
+        check_settings((), read_settings(str(folder / "lrexport.toml")), CheckOptions(**chosen))
 
     return read
 
@@ -180,7 +180,7 @@ class _Answering:
     def environment(self) -> dict[str, Any]:
         return {}
 
-    def run(self, job: Job) -> Iterator[dict[str, Any]]:
+    def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         yield from answers(iter(self.lines), job, self.name, lambda: DeviceError("it ended"))
 
 
@@ -188,7 +188,7 @@ def _answers(content: bytes, folder: Path) -> None:
     target = _Answering([f"{line}\n" for line in content.decode(errors="replace").split("\n")])
     paths = {"a": folder / "a.onnx", "b": folder / "b.onnx"}
     try:
-        measurement = measure(paths, "a", Job((), rounds=50), target)
+        measurement = measure(paths, "a", MeasuringJob((), rounds=50), target)
     except Interrupted as error:
         measurement = error.measurement
     latency_table(measurement.latencies, {}, "a", target.name, measurement.environment)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lrexport.errors import DeviceError
 from lrexport.measure.targets import answers as answers_of
 from lrexport.measure.targets.answers import answers
-from lrexport.measure.targets.base import Flood, InputsRefused, Job, LimitReached, ModelRefused, Tail, lines_of
+from lrexport.measure.targets.base import Flood, InputsRefused, LimitReached, MeasuringJob, ModelRefused, Tail, lines_of
 
 ENVIRONMENT = {
     "cpu": "x",
@@ -46,10 +46,10 @@ HONEST: list[Any] = [
     {"group": 0, "models": {"a": FIGURES, "b": FIGURES}},
     {"done": ENVIRONMENT},
 ]
-JOB = Job([{"a": Path("a.onnx"), "b": Path("b.onnx")}], rounds=2)
+JOB = MeasuringJob([{"a": Path("a.onnx"), "b": Path("b.onnx")}], rounds=2)
 
 
-def _ask(values: list[Any], job: Job = JOB) -> list[dict[str, Any]]:
+def _ask(values: list[Any], job: MeasuringJob = JOB) -> list[dict[str, Any]]:
     lines = [value if isinstance(value, str) else json.dumps(value) for value in values]
     return list(answers(lines, job, "ssh://board", lambda: DeviceError("it ended early")))
 

@@ -13,7 +13,7 @@ from lrexport.formats.onnx import export_onnx
 from lrexport.measure import runner
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.statistics import spread
-from lrexport.measure.targets import Job
+from lrexport.measure.targets import MeasuringJob
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_percentiles_are_ordered_and_a_network_of_a_hundredth_of_the_work_is_faster(files: dict[str, Path]) -> None:
-    found = measure_latency(files, "dense", Job((), cold=True, profile=True))
+    found = measure_latency(files, "dense", MeasuringJob((), cold=True, profile=True))
     for latency in found.values():
         assert 0 < latency.p50 <= latency.p90 <= latency.p99
         assert (latency.rounds, latency.threads, latency.batch) == (50, 1, 1)

@@ -24,7 +24,7 @@ from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.macs.onnx_macs import count_onnx
-from lrexport.measure.targets import Job
+from lrexport.measure.targets import MeasuringJob
 from lrexport.measure.targets.local import Local
 from lrexport.networks.cifar_resnet import CifarResNet
 from tests.conftest import SmallNet
@@ -87,7 +87,7 @@ class Arithmetic:
     def environment(self) -> dict[str, Any]:
         return {"cpu": "abacus", "cores": 1, "celsius": 40.0 + self.files}
 
-    def run(self, job: Job) -> Iterator[dict[str, Any]]:
+    def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         yield {"environment": self.environment()}
         for index, group in enumerate(job.groups):
             if index == self.groups:

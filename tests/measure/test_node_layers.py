@@ -14,7 +14,7 @@ from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.selection.select import select
 from lrexport.measure.latency import measure
 from lrexport.measure.node_layers import layer_times
-from lrexport.measure.targets import Job
+from lrexport.measure.targets import MeasuringJob
 from tests.conftest import SmallNet
 
 
@@ -46,7 +46,7 @@ def test_every_layer_is_found_in_the_profile_of_the_optimised_graph(
         svd = decompose(network, (3, 12, 12))
         network = fold(svd, select(svd, macs=0.6).plan)
     path = export_onnx(network, tmp_path / "model.onnx", (3, 12, 12)).path
-    nodes = measure({"model": path}, None, Job((), rounds=10, profile=True)).nodes_ms["model"]
+    nodes = measure({"model": path}, None, MeasuringJob((), rounds=10, profile=True)).nodes_ms["model"]
     found = layer_times(onnx.load(path).graph, nodes)
     assert set(found) == {*names, ""}
     assert sum(found.values()) == pytest.approx(sum(nodes.values()))

@@ -16,7 +16,7 @@ import pytest
 from lrexport.errors import DeviceError, UsageError
 from lrexport.measure import latency, receiver
 from lrexport.measure.latency import Interrupted, measure, slowed_down
-from lrexport.measure.targets import Job, parse_target
+from lrexport.measure.targets import MeasuringJob, parse_target
 from lrexport.measure.targets.base import ModelRefused
 from lrexport.measure.targets.local import Local
 from lrexport.measure.targets.ssh import Ssh
@@ -62,7 +62,7 @@ def group(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_a_device_answers_as_this_machine_does_and_nothing_is_left_there(board: Board, group: dict[str, Path]) -> None:
-    job = Job((group, {"again": group["wide"]}), rounds=8, profile=True)
+    job = MeasuringJob((group, {"again": group["wide"]}), rounds=8, profile=True)
     places = []
     for target in (Local(), parse_target(board.url)):
         found = list(target.run(job))
@@ -84,7 +84,7 @@ def test_hundreds_of_small_files_go_through_one_connection(board: Board, tmp_pat
         for number in range(100)
     ]
     before = board.log.count("Accepted publickey")
-    job = Job(groups, rounds=2, warmup_runs=2, sample_ms=0.01)
+    job = MeasuringJob(groups, rounds=2, warmup_runs=2, sample_ms=0.01)
     found = [answer for answer in parse_target(board.url).run(job) if "models" in answer]
     assert [(answer["group"], set(answer["models"])) for answer in found] == [(i, set(g)) for i, g in enumerate(groups)]
     assert board.log.count("Accepted publickey") == before + 1
@@ -101,7 +101,7 @@ def test_what_a_login_script_prints_is_no_answer(board: Board) -> None:
 
 
 def test_a_consumer_that_stops_early_leaves_nothing_behind(board: Board, group: dict[str, Path]) -> None:
-    answers = parse_target(board.url).run(Job((group,), rounds=10**6))
+    answers = parse_target(board.url).run(MeasuringJob((group,), rounds=10**6))
     assert "environment" in next(answers)
     assert len(list(board.temporary.rglob("*.onnx"))) == 2
     answers.close()  # type: ignore[attr-defined]
@@ -174,7 +174,7 @@ class Scripted:
     def __init__(self, *answers: dict[str, Any], error: DeviceError | None = None) -> None:
         self.answers, self.error = answers, error
 
-    def run(self, job: Job) -> Iterator[dict[str, Any]]:
+    def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         yield from self.answers
         if self.error:
             raise self.error
@@ -193,7 +193,7 @@ def test_a_target_that_is_lost_leaves_a_partial_result_that_says_so(tmp_path: Pa
     files = {"a": tmp_path / "a", "b": tmp_path / "b"}
     seen: list[dict[str, Any]] = []
     with pytest.raises(Interrupted, match="connection was lost") as caught:
-        measure(files, "a", Job((), rounds=100), target, seen.append)
+        measure(files, "a", MeasuringJob((), rounds=100), target, seen.append)
     found = caught.value.measurement
     assert {latency.warning for latency in found.latencies.values()} == {
         "partial: 60 of 100 rounds, then the target was lost"
@@ -205,7 +205,7 @@ def test_a_target_that_is_lost_leaves_a_partial_result_that_says_so(tmp_path: Pa
 def test_a_target_that_is_lost_before_the_first_round_is_an_error_alone(tmp_path: Path) -> None:
     target = Scripted({"environment": {}}, {"progress": {"stage": "loading"}}, error=DeviceError("gone"))
     with pytest.raises(DeviceError, match="gone") as caught:
-        measure({"a": tmp_path / "a"}, None, Job(()), target)
+        measure({"a": tmp_path / "a"}, None, MeasuringJob(()), target)
     assert not isinstance(caught.value, Interrupted)
 
 
@@ -226,13 +226,15 @@ def test_a_machine_that_was_slowed_down_makes_the_result_inconclusive(
 ) -> None:
     assert slowed_down(before, after) == reason
     figures = {"group": 0, "models": {"a": {"samples_ms": [1.0] * 50, "repeats": 1, "batch": 1}}}
-    found = measure({"a": tmp_path / "a"}, None, Job(()), Scripted({"environment": before}, figures, {"done": after}))
+    found = measure(
+        {"a": tmp_path / "a"}, None, MeasuringJob(()), Scripted({"environment": before}, figures, {"done": after})
+    )
     wanted = f"inconclusive: the processor was slowed down ({reason})" if reason else None
     assert found.latencies["a"].warning == wanted
 
 
 def test_fewer_rounds_than_the_protocol_wants_are_inconclusive(group: dict[str, Path]) -> None:
-    found = measure(group, None, Job((), rounds=10)).latencies["wide"]
+    found = measure(group, None, MeasuringJob((), rounds=10)).latencies["wide"]
     assert found.warning == "inconclusive: 10 rounds, at least 50 are needed"
 
 
@@ -244,7 +246,7 @@ def test_the_batch_is_the_files_own_or_what_was_asked_for(
     batch: int | str, asked: int, wanted: int | None, tmp_path: Path
 ) -> None:
     files = {"m": write_model(tmp_path / "m.onnx", batch=batch)}
-    job = Job((), rounds=2, batch=asked)
+    job = MeasuringJob((), rounds=2, batch=asked)
     if wanted is None:
         with pytest.raises(ModelRefused, match=f"has a fixed batch of {batch}, {asked} was asked for"):
             measure(files, None, job)
@@ -257,4 +259,4 @@ def test_a_crash_of_the_runtime_is_said_to_be_one(tmp_path: Path, monkeypatch: p
     crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(DeviceError, match=r"stopped in the middle: it crashed \(SIGSEGV\)"):
-        measure({"a": write_model(tmp_path / "a.onnx")}, None, Job((), rounds=2))
+        measure({"a": write_model(tmp_path / "a.onnx")}, None, MeasuringJob((), rounds=2))

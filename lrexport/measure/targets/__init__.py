@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lrexport.errors import UsageError
-from lrexport.measure.targets.base import Job, Target
+from lrexport.measure.targets.base import MeasuringJob, Target
 from lrexport.measure.targets.local import Local
 from lrexport.measure.targets.ssh import SYNTAX, parse_ssh
 
-__all__ = ["Job", "Target", "parse_target"]
+__all__ = ["MeasuringJob", "Target", "parse_target"]
 
 
 def parse_target(text: str) -> Target:

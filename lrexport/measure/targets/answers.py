@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lrexport.errors import DeviceError
-from lrexport.measure.targets.base import InputsRefused, Job, LimitReached, ModelRefused
+from lrexport.measure.targets.base import InputsRefused, LimitReached, MeasuringJob, ModelRefused
 
 # Of lines that are no answers: what login scripts and libraries print.
 _MOST_NOISE, _NOISE_A_LINE = 4_000_000, 100
@@ -110,12 +110,14 @@ _KINDS: dict[str, type[_Answer]] = {
 }
 
 
-def most_line_bytes(job: Job) -> int:
+def most_line_bytes(job: MeasuringJob) -> int:
     """How long a line of an answer to ``job`` can be."""
     return _LINE_BYTES + _SAMPLE_BYTES * job.rounds * max(map(len, job.groups), default=0)
 
 
-def answers(lines: Iterable[str], job: Job, target: str, ended_early: Callable[[], DeviceError]) -> Iterator[dict[str, Any]]:
+def answers(
+    lines: Iterable[str], job: MeasuringJob, target: str, ended_early: Callable[[], DeviceError]
+) -> Iterator[dict[str, Any]]:
     """The runner's answers to ``job`` up to the last, each of the shape that the runner gives it.
 
     Raises DeviceError for an error among them, for an answer that the runner cannot have given, or ``ended_early()``.
@@ -148,7 +150,7 @@ def _answer(line: str) -> dict[str, Any] | None:
 class _Checked:
     """One job's answers: environment first, then every group in order with its progress, the environment again."""
 
-    def __init__(self, job: Job, target: str) -> None:
+    def __init__(self, job: MeasuringJob, target: str) -> None:
         self.job, self.target, self.is_done = job, target, False
         self._began, self._groups, self._progress = False, 0, 0
         self._samples: dict[str, int] = {}

@@ -28,7 +28,7 @@ _VALUES = "inputs.npz"
 
 
 @dataclass(frozen=True)
-class Job:
+class MeasuringJob:
     """Groups of files that are measured together, {name: path} each, and how.
 
     ``rounds`` samples of at least ``sample_ms`` each; with ``group_seconds`` as many rounds as fit in that time, at least
@@ -74,7 +74,7 @@ class Target(Protocol):
     @property
     def name(self) -> str: ...
 
-    def run(self, job: Job) -> Iterator[dict[str, Any]]:
+    def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         """The runner's answers, one by one as they come. Raises DeviceError where the target or the runtime fails."""
         ...
 
@@ -107,7 +107,7 @@ class Flood(DeviceError):
     """A target says more than any answer has."""
 
 
-def work_folder(job: Job, names: dict[Path, str]) -> dict[str, bytes]:
+def work_folder(job: MeasuringJob, names: dict[Path, str]) -> dict[str, bytes]:
     """The files, by path, of the folder in which ``python -m lrexport.measure.runner job.json`` does the job.
 
     ``names`` are those that the target gave the files to measure. The runner comes with its own package there, so that it is

@@ -15,7 +15,7 @@ from typing import Any
 from lrexport.errors import DeviceError
 from lrexport.measure import machine
 from lrexport.measure.targets.answers import answers, most_line_bytes
-from lrexport.measure.targets.base import Flood, Job, Silent, Tail, last_line, lines_of, start, stop, work_folder
+from lrexport.measure.targets.base import Flood, MeasuringJob, Silent, Tail, last_line, lines_of, start, stop, work_folder
 
 _LONGEST_STAGE = 50  # profiling is forty runs
 _SECONDS_TO_START = 120
@@ -30,7 +30,7 @@ class Local:
     def environment(self) -> dict[str, Any]:
         return machine.environment()
 
-    def run(self, job: Job) -> Iterator[dict[str, Any]]:
+    def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="lrexport-") as name:
             folder = Path(name)
             names = {file: str(file.resolve()) for file in job.paths()}

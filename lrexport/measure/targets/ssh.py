@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl
 from lrexport.errors import DeviceError, InputError, UsageError
 from lrexport.measure import receiver
 from lrexport.measure.targets.answers import answers, most_line_bytes
-from lrexport.measure.targets.base import Flood, Job, Silent, Tail, lines_of, start, stop, work_folder
+from lrexport.measure.targets.base import Flood, MeasuringJob, Silent, Tail, lines_of, start, stop, work_folder
 from lrexport.measure.targets.ssh_errors import explain
 
 SYNTAX = "ssh://[user@]host[:port][?python=PATH][&timeout=SECONDS]"
@@ -79,9 +79,9 @@ class Ssh:
         return f"ssh://{self.user + '@' if self.user else ''}{host}{f':{self.port}' if self.port else ''}"
 
     def environment(self) -> dict[str, Any]:
-        return next(answer["environment"] for answer in self.run(Job(())) if "environment" in answer)
+        return next(answer["environment"] for answer in self.run(MeasuringJob(())) if "environment" in answer)
 
-    def run(self, job: Job) -> Iterator[dict[str, Any]]:
+    def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         files = _to_send(job)
         try:
             process = start(self._command(), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -146,7 +146,7 @@ def parse_ssh(text: str) -> Ssh:
     return Ssh(match["host"].strip("[]"), match["user"], port, python, float(timeout))
 
 
-def _to_send(job: Job) -> list[tuple[str, int, bytes | Path]]:
+def _to_send(job: MeasuringJob) -> list[tuple[str, int, bytes | Path]]:
     """(path in the device's folder, bytes, content) of everything that the job needs there. Raises InputError."""
     # .ort is how the runtime knows its own format; nothing else of a file's name leaves this machine.
     names = {path: f"{place}{'.ort' if path.suffix == '.ort' else '.onnx'}" for place, path in enumerate(job.paths())}

@@ -20,7 +20,7 @@ from lrexport.report.headline import Headline, goal_text, headlines
 from lrexport.report.int8_tables import int8_table
 from lrexport.report.page import charts
 from lrexport.report.repeat_commands import commands, shell_lines
-from lrexport.report.reported_run import Subject
+from lrexport.report.reported_run import ReportedRun
 from lrexport.report.runs_table import front_table, runs_table
 from lrexport.report.tables import Table, results_table
 from lrexport.report.training_tables import training_table
@@ -86,7 +86,7 @@ class _Figures:
         return Chart(id, alt, table, choice)
 
 
-def render(subjects: Sequence[Subject], version: str) -> str:
+def render(subjects: Sequence[ReportedRun], version: str) -> str:
     """The page. Raises DeviceError where the extra ``report`` is not installed."""
     library = _plotly_js()
     figures = _Figures()
@@ -153,7 +153,7 @@ def _embedded(value: Mapping[str, Any]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _view(subject: Subject, id: str, figures: _Figures) -> RunView:
+def _view(subject: ReportedRun, id: str, figures: _Figures) -> RunView:
     record, rows = subject.record, layer_tables.rows_of(subject)
     sections = (
         _spectra(subject, rows, id, figures),
@@ -197,7 +197,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, st
             yield f"{before}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _spectra(subject: Subject, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
+def _spectra(subject: ReportedRun, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
     title, place = "Singular values", f"{id}-spectra"
     if not subject.spectra:
         why = (
@@ -230,7 +230,7 @@ def _ranks(rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Sect
     return Section(place, "Ranks", text, (chart,))
 
 
-def _costs(subject: Subject, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
+def _costs(subject: ReportedRun, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
     place, costs = f"{id}-costs", layer_tables.costs_of(subject, rows)
     found = [
         figures.chart(
@@ -247,7 +247,7 @@ def _costs(subject: Subject, rows: Sequence[layer_tables.Row], id: str, figures:
     return Section(place, "Cost by layer", text, tuple(found), layer_tables.cost_table(rows, costs), missing)
 
 
-def _training(subject: Subject, id: str, figures: _Figures) -> Section:
+def _training(subject: ReportedRun, id: str, figures: _Figures) -> Section:
     place, curves = f"{id}-training", subject.curves
     unread = f" {subject.unread} lines of log.jsonl cannot be read." if subject.unread else ""
     if not curves:
@@ -275,14 +275,14 @@ def _training(subject: Subject, id: str, figures: _Figures) -> Section:
     return Section(place, "Training", text, found, training_table(curves))
 
 
-def _elsewhere(subject: Subject) -> str:
+def _elsewhere(subject: ReportedRun) -> str:
     """Stages whose log is in the run that this one went on from."""
     trained = {"dense": subject.record.config.get("dense_epochs"), "svd": subject.record.config.get("svd_epochs")}
     names = [STAGES[stage] for stage, epochs in trained.items() if epochs and stage not in subject.curves]
     return f" The epochs of {' and '.join(names)} are in the run that this one went on from." if names else ""
 
 
-def _comparison(subjects: Sequence[Subject], figures: _Figures) -> tuple[Section, ...]:
+def _comparison(subjects: Sequence[ReportedRun], figures: _Figures) -> tuple[Section, ...]:
     return tuple(_front(front, f"front{number}", figures) for number, front in enumerate(fronts_of(subjects), 1))
 
 
