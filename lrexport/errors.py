@@ -64,11 +64,6 @@ def with_hint(error: UsageError | InputError, hint: str) -> UsageError | InputEr
     return type(error)(error.message, f"{error.hint} {hint}" if error.hint else hint)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says anything, or its type where none does."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def of_system(error: OSError) -> UsageError | DeviceError:
     """What the system refused, wherever no place says more of it: a name that cannot be, or the environment."""
     name = error.filename.decode(errors="surrogateescape") if isinstance(error.filename, bytes) else error.filename

@@ -1,4 +1,7 @@
-"""Names out of other people's files, made safe to print: on a terminal, in a CI log, in Markdown, in JSON, in a shell."""
+"""Texts: names from foreign files made safe to print, nearest names, first lines of errors, names of options.
+
+Safe on a terminal, in a CI log, in Markdown, in JSON and in a shell.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 # What logs of CI take for commands: GitHub "::name::" where a line begins so, and "##[name]" anywhere, as Azure takes
@@ -100,3 +104,20 @@ def _bytes(char: str) -> str:
 def _code(char: str) -> str:
     number = ord(char)
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Up to ``most`` names of ``known`` that are most like ``name``, best first; ``cutoff`` as in difflib, in [0, 1]."""
+    import difflib  # only here: --help must not wait for it
+
+    return difflib.get_close_matches(name, list(known), most, cutoff)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says anything, or its type where none does."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def option_name(name: str) -> str:
+    """A setting's name as its option has it, without the dashes in front."""
+    return name.replace("_", "-")

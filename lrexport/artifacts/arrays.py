@@ -9,7 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrexport.errors import InputError, first_line
+from lrexport.errors import InputError
+from lrexport.text import first_line
 from lrexport.units import format_bytes
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from lrexport.artifacts.lfs import is_lfs_pointer
 from lrexport.artifacts.onnx_expansion import check_expansion
 from lrexport.artifacts.onnx_repair import allowances, repair
 from lrexport.confinement import confine, die_with_parent
-from lrexport.errors import first_line
+from lrexport.text import first_line
 
 if TYPE_CHECKING:
     import onnx

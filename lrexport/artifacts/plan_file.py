@@ -5,7 +5,6 @@ Formats: docs/plans.md.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from lrexport.artifacts.json_files import read_json
 from lrexport.artifacts.run_files import RECORD
 from lrexport.errors import InputError
 from lrexport.plan import SCHEMES, Choice, Dense, Entry, Pair, PairChoice, choice_of, digest
+from lrexport.text import nearest
 
 _WANTED = '{"scheme": "spatial", "rank": 12} or "dense"'
 _Full: TypeAdapter[Pair | Dense] = TypeAdapter(Pair | Dense)
@@ -102,12 +102,12 @@ def _choice(where: str, value: Mapping[str, Any]) -> Choice:
         return "dense"
     for field in ("scheme", "rank"):
         if field not in value:
-            close = difflib.get_close_matches(field, value, 1)
+            close = nearest(field, value)
             found = f"it has {close[0]!r}" if close else f"{_WANTED} was wanted"
             raise InputError(f"{where} has no {field}; {found}")
     scheme, rank = value["scheme"], value["rank"]
     if not isinstance(scheme, str) or scheme not in SCHEMES:
-        close = difflib.get_close_matches(str(scheme), SCHEMES, 1)
+        close = nearest(str(scheme), SCHEMES)
         meant = f"Did you mean {close[0]!r}? " if close else ""
         raise InputError(f"{where}: unknown scheme {_shown(scheme)}", f"{meant}Known: {', '.join(SCHEMES)}.")
     if isinstance(rank, bool) or not isinstance(rank, int):

@@ -21,7 +21,8 @@ from lrexport.artifacts.state_dicts import (
     reading_numbers_and_options,
     state_dicts_in,
 )
-from lrexport.errors import InputError, first_line
+from lrexport.errors import InputError
+from lrexport.text import first_line
 from lrexport.units import format_bytes
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from lrexport.budget import figures
 from lrexport.budget.figures import Figure
 from lrexport.budget.quantities import Quantity, drop_from, grown, itself, to_dense
 from lrexport.errors import UsageError
+from lrexport.text import nearest
 from lrexport.units import parse_bytes, parse_count, parse_ms, parse_percent, parse_points, parse_ratio
 
 LOCAL = "local"
@@ -271,5 +271,5 @@ def _canonical(key: str) -> str:
 
 
 def _nearest(key: str) -> str:
-    close = difflib.get_close_matches(key, KEYS, 1)
+    close = nearest(key, KEYS)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(KEYS))}."

@@ -6,7 +6,6 @@ recipe has no tables.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import click
 
 from lrexport.artifacts.toml_files import BUDGET, Settings, kind, read_settings
 from lrexport.errors import UsageError
+from lrexport.text import nearest
 
 # Options of one call alone, which --print-config leaves out.
 OF_ONE_CALL = {"output", "json_to", "dry_run", "resume", "allow_changes", "trust_code", "recipe", "print_config"}
@@ -106,7 +106,7 @@ def unknown_variables(name: str, command: click.Command, others: Iterable[str]) 
     elsewhere = tuple(f"{_PREFIX}_{other.upper()}_" for other in others if other != name)
     given = {variable for variable in os.environ if variable.startswith(f"{_PREFIX}_")} - known - _NO_OPTIONS
     unknown = sorted(variable for variable in given if not variable.startswith(elsewhere))
-    return {variable: next(iter(difflib.get_close_matches(variable, known, 1, 0.8)), "") for variable in unknown}
+    return {variable: next(iter(nearest(variable, known, cutoff=0.8)), "") for variable in unknown}
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
@@ -178,7 +178,7 @@ def _converted(settings: Settings, key: str, value: Any, parameter: click.Option
 def _unknown(
     settings: Settings, key: str, known: set[str], command: str = "", where: str = "the configuration"
 ) -> UsageError:
-    close = difflib.get_close_matches(key, sorted(known), 1)
+    close = nearest(key, sorted(known))
     hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(k for k in known if '_' not in k))}."
     within = f"[{command}]" if command else where
     return UsageError(f"{settings.place(command, key)}: unknown key {key!r} in {within}", hint)

@@ -16,6 +16,7 @@ from lrexport import __version__
 from lrexport.cli import configuration, output
 from lrexport.cli.option_types import PathType
 from lrexport.errors import DeviceError, InputError, LrexportError, of_system, signal_of
+from lrexport.text import nearest
 from lrexport.trust import consent
 
 # Command → (module, help line). The help lines stand here so that --help imports none of them.
@@ -51,9 +52,7 @@ class LazyGroup(output.Command, click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            import difflib  # only here: --help must not wait for it
-
-            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            close = nearest(args[0], COMMANDS)
             raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) if close else error from None
 
     def invoke(self, ctx: click.Context) -> Any:

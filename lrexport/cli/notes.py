@@ -13,7 +13,7 @@ from lrexport.artifacts.run_files import BASELINE, EXPORTED
 from lrexport.cli.recipe_options import RECIPE
 from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig
 from lrexport.errors import UsageError
-from lrexport.text import plain
+from lrexport.text import option_name, plain
 
 # What decides a result where there is data, and what decides it always; a finished stage keeps its own.
 _WITH_DATA = ({*TRAINING} | {"precision"}) - {*FINISHED, "download", "log_to", "falling_ranks"}
@@ -95,7 +95,7 @@ def say_replaced(run: Path) -> None:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return f"--{option_name(name)}"
 
 
 def _told(value: Any) -> str:

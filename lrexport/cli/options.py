@@ -15,6 +15,7 @@ from lrexport.artifacts.run_folder import plain
 from lrexport.cli.option_types import InputPath, MilestonesType, PathType, ShapeType, StrengthType, TargetType
 from lrexport.config.compression import TrainConfig
 from lrexport.errors import UsageError
+from lrexport.text import option_name
 from lrexport.trust import consent
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -86,7 +87,7 @@ def count_option(config: type, name: str, text: str, least: int = 0) -> Callable
 def switch_option(config: type, name: str, text: str) -> Callable[[Command], Command]:
     """``--name/--no-name``."""
     default = next(field.default for field in fields(config) if field.name == name)
-    flag = name.replace("_", "-")
+    flag = option_name(name)
     return click.option(f"--{flag}/--no-{flag}", default=default, show_default=True, help=text)
 
 
@@ -97,7 +98,7 @@ def number_option(config: type, name: str, text: str, **limits: Any) -> Callable
 
 def _option(config: type, name: str, kind: Any, metavar: str | None, text: str) -> Callable[[Command], Command]:
     default = next(field.default for field in fields(config) if field.name == name)
-    flag = "--" + name.replace("_", "-")
+    flag = f"--{option_name(name)}"
     return click.option(flag, type=kind, metavar=metavar, default=default, show_default=default is not None, help=text)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from lrexport.errors import InputError, UsageError
 from lrexport.networks.names import check_import_path
+from lrexport.text import nearest
 
 FOLDERS = ("folder", "imagenet")
 CIFAR = ("cifar10", "cifar100")
@@ -52,7 +52,7 @@ def no_cifar(name: str, root: Path, why: object) -> InputError:
 def unknown(source: str) -> UsageError:
     """For a name that is not known, with the nearest that is."""
     name = source.partition(":")[0]
-    close = [f"folder:{name}"] if Path(name).is_dir() else difflib.get_close_matches(name, NAMES, 1)
+    close = [f"folder:{name}"] if Path(name).is_dir() else nearest(name, NAMES)
     return UsageError(
         f"unknown --data {source!r}",
         (f"Did you mean {close[0]}? " if close else "")

@@ -12,12 +12,13 @@ import onnx
 from lrexport.artifacts import files
 from lrexport.artifacts.onnx_graphs import domain_of
 from lrexport.data.images import ImageSet
-from lrexport.errors import InputError, LrexportError, first_line
+from lrexport.errors import InputError, LrexportError
 from lrexport.formats.onnx import strip
 from lrexport.formats.verify import compare_predictions, feed
 from lrexport.measure.latency import session
 from lrexport.measure.macs.onnx_int8 import int8_nodes
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
+from lrexport.text import first_line
 from lrexport.torch_tools.quiet import quiet
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrexport.errors import InputError, first_line
+from lrexport.errors import InputError
 from lrexport.formats.onnx import check_output, check_written, strip
 from lrexport.formats.opsets import FIRST_OPSET
 from lrexport.formats.torch_graph import to_onnx, to_program
 from lrexport.formats.verify import check_repeats, compare_with_torch
+from lrexport.text import first_line
 from lrexport.torch_tools.tracing import eval_mode, example_input, noise, run_once
 
 _SKIP = "--no-export-check compresses it all the same, for use in torch alone."

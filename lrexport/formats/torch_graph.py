@@ -9,7 +9,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from lrexport.errors import InputError, first_line
+from lrexport.errors import InputError
+from lrexport.text import first_line
 from lrexport.torch_tools.forward_errors import place_in_code
 from lrexport.torch_tools.quiet import quiet
 

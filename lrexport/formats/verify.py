@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.data.images import ImageSet
-from lrexport.errors import InputError, first_line
+from lrexport.errors import InputError
 from lrexport.formats.agreement import (
     RELATIVE_TOLERANCE,
     Agreement,
@@ -26,6 +26,7 @@ from lrexport.formats.agreement import (
 from lrexport.measure.latency import session
 from lrexport.runs.record import Accuracy
 from lrexport.tasks.classification import count_correct, images_of, nan_rows, not_a_number
+from lrexport.text import first_line
 from lrexport.torch_tools.tracing import eval_mode, flat_tensors
 
 __all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference"]

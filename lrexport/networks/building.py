@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from lrexport.networks.names import (
     parse_model,
 )
 from lrexport.runs.record import ModelSource
+from lrexport.text import nearest
 from lrexport.torch_tools.forward_errors import forward_error
 from lrexport.torch_tools.import_torchvision import torchvision, with_operators
 from lrexport.torch_tools.plain_form import make_plain, unwrapped
@@ -231,7 +231,7 @@ def import_callable(
     try:
         target = getattr(module, attribute)
     except AttributeError:
-        close = difflib.get_close_matches(attribute, dir(module), 3)
+        close = nearest(attribute, dir(module), 3)
         raise UsageError(
             f"{what} {path!r}: {module_name} has no {attribute!r}", f"Close: {', '.join(close)}." if close else None
         ) from None

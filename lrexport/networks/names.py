@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from lrexport.errors import UsageError
+from lrexport.text import nearest
 from lrexport.trust.current_folder import origin_of
 
 DEPTHS = (20, 32, 44, 56, 110)
@@ -85,7 +85,7 @@ def no_module(what: str, path: str, name: str) -> UsageError:
 
 def no_torchvision(name: str, known: list[str]) -> UsageError:
     """For a name that torchvision does not have."""
-    close = difflib.get_close_matches(name, known, 3)
+    close = nearest(name, known, 3)
     return UsageError(f"torchvision has no model {name!r}", f"Close: {', '.join(close)}." if close else None)
 
 
@@ -99,7 +99,7 @@ def torchvision_names() -> Iterator[str]:
 
 
 def _unknown(name: str) -> UsageError:
-    close = difflib.get_close_matches(name, CIFAR_NAMES, 3)
+    close = nearest(name, CIFAR_NAMES, 3)
     if name in torchvision_names():
         close.insert(0, f"{TORCHVISION}{name}")
     hint = f"Did you mean {' or '.join(close)}? " if close else ""

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from lrexport.config.compression import FINISHED, TRAINING, CompressConfig, TrainConfig
 from lrexport.runs.record import ModelSource, Record
-from lrexport.text import as_argument, shell_word
+from lrexport.text import as_argument, option_name, shell_word
 
 # Which of a record's choices are no options of their own.
 _APART = {"model", "goal"}
@@ -93,7 +93,7 @@ def _export_options(export: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _option(name: str, value: Any) -> Iterator[str]:
-    flag = "--" + name.replace("_", "-")
+    flag = f"--{option_name(name)}"
     if isinstance(value, bool):
         yield flag if value else f"--no-{flag[2:]}"
     elif isinstance(value, list | tuple) and name in _WITH_COMMAS:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lrexport.report.tables import Table
 from lrexport.runs.sweep_record import Figures, Objective, Sweep, Trial
+from lrexport.text import option_name
 from lrexport.units import format_bytes, format_count, format_ms, format_percent
 
 _HEADS: dict[Objective, tuple[str, ...]] = {
@@ -45,7 +46,7 @@ _ENDS = {"pruned": "out of reach", "failed": "failed"}
 
 def flag(name: str) -> str:
     """A parameter's name as an option has it."""
-    return name.replace("_", "-")
+    return option_name(name)
 
 
 def parameters_text(parameters: Mapping[str, float | int | str]) -> str:

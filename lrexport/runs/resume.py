@@ -15,6 +15,7 @@ from lrexport.artifacts.run_files import CHECKPOINTS, LOG, LOGS, OF_A_JOB, OF_A_
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Plan, PlannedLatency
 from lrexport.runs.record import Record, load_record
+from lrexport.text import option_name
 
 if TYPE_CHECKING:
     import torch
@@ -241,7 +242,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    change = f"{name.replace('_', '-')} was {_told(before)}, is {_told(now)}"
+    change = f"{option_name(name)} was {_told(before)}, is {_told(now)}"
     if name.endswith(_SHA256) and before and now:
         return f"the {name.removesuffix(_SHA256)} changed since ({change})"
     return change
@@ -252,7 +253,7 @@ def _told(value: Any) -> str:
     if value is None:
         return "not given"
     if isinstance(value, dict):
-        return " ".join(f"--{name.replace('_', '-')} {found}" for name, found in value.items() if found is not None)
+        return " ".join(f"--{option_name(name)} {found}" for name, found in value.items() if found is not None)
     return repr(value)
 
 

@@ -15,6 +15,7 @@ from lrexport.errors import UsageError
 from lrexport.runs.record import Record, load_record
 from lrexport.runs.sweep_record import Objective
 from lrexport.sweep.space import GOALS, Dimension, Point, parse_space, size_of
+from lrexport.text import option_name
 
 DEFAULT_SPACE = "macs=0.2..0.8"
 # SVD training also has these of the choices that fine-tuning has.
@@ -122,7 +123,7 @@ def make_request(
         settled = [name for name in FINISHED if SVD in record.files or name not in BY_SVD_TRAINING]
         for dimension in space:
             if dimension.name in settled:
-                flag = dimension.name.replace("_", "-")
+                flag = option_name(dimension.name)
                 raise UsageError(f"--vary {flag}: {source} has that stage behind it", "Sweep the model itself to vary it.")
     if train.data is None and (record is None or record.data is None):
         hint = "Trials are ranked by their accuracy on held-out training images: give --data."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lrexport.artifacts import files, mark, run_folder
 from lrexport.artifacts.run_files import DATABASE, DENSE_ONNX, MODEL_ONNX, OF_A_SWEEP, RECORD
-from lrexport.errors import DeviceError, Stopped, UsageError, first_line
+from lrexport.errors import DeviceError, Stopped, UsageError
 from lrexport.formats.onnx import export_onnx
 from lrexport.runs import loading
 from lrexport.runs.open import OnEvent
@@ -22,6 +22,7 @@ from lrexport.sweep.shared_stages import dense_stage, svd_stage
 from lrexport.sweep.space import Point
 from lrexport.sweep.storage import database_lock, open_storage
 from lrexport.sweep.study import Book, Made
+from lrexport.text import first_line
 from lrexport.workflow import pipeline
 
 _BESIDE = ("-journal", "-wal", "-shm")  # what SQLite itself writes beside a database, wherever a link of that name leads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from lrexport.errors import UsageError
+from lrexport.text import nearest, option_name
 from lrexport.units import parse_bytes, parse_energy, parse_latency, parse_share
 
 Value: TypeAlias = float | int | str
@@ -158,7 +158,7 @@ _OTHERS: Mapping[str, Callable[[str], Value]] = {
 }
 _KINDS = {**GOALS, **_WORDS, **_OTHERS}
 _WHOLE = ("size", "svd_epochs", "fine_tune_epochs")
-NAMES = tuple(name.replace("_", "-") for name in _KINDS if name != "latency_ms")
+NAMES = tuple(option_name(name) for name in _KINDS if name != "latency_ms")
 
 
 def parse_space(texts: Iterable[str]) -> tuple[Dimension, ...]:
@@ -195,7 +195,7 @@ def _parse(text: str) -> Dimension:
     flag, equals, values = (part.strip() for part in text.partition("="))
     name = flag.removeprefix("--").replace("-", "_")
     if name not in _KINDS or not equals:
-        close = difflib.get_close_matches(flag, NAMES, 1)
+        close = nearest(flag, NAMES)
         hint = f"Did you mean {close[0]}? " if close and name not in _KINDS else ""
         problem = f"{flag!r} cannot be varied" if equals else f"--vary {text!r} has no values"
         raise UsageError(problem, f"{hint}{SYNTAX} Names: {', '.join(NAMES)}.")
@@ -260,4 +260,4 @@ def _value(name: str, text: str, part: str) -> Value:
 
 
 def _flag(name: str) -> str:
-    return "latency" if name == "latency_ms" else name.replace("_", "-")
+    return "latency" if name == "latency_ms" else option_name(name)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from lrexport.artifacts.plain_files import destination
 from lrexport.artifacts.run_files import DATABASE
-from lrexport.errors import DeviceError, InputError, UsageError, first_line
+from lrexport.errors import DeviceError, InputError, UsageError
+from lrexport.text import first_line
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.data.images import Splits
-from lrexport.errors import InputError, first_line
+from lrexport.errors import InputError
 from lrexport.tasks.classification import check_numbers
+from lrexport.text import first_line
 from lrexport.torch_tools.forward_errors import place_in_code
 from lrexport.torch_tools.modules import in_mode
 from lrexport.torch_tools.tracing import fast_layout, noise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from lrexport.errors import UsageError
+from lrexport.text import nearest
 
 _FOLDER = Path(__file__).parent
 _SUFFIX = ".toml"
@@ -23,6 +23,6 @@ def find(recipe: str) -> Path:
     path = Path(recipe)
     if path.is_file():
         return path
-    close = difflib.get_close_matches(recipe, names(), 1)
+    close = nearest(recipe, names())
     meant = f"Did you mean {close[0]!r}? " if close else ""
     raise UsageError(f"there is no recipe {recipe!r}", f"{meant}Give {', '.join(names())}, or a TOML file of your own.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -18,6 +17,7 @@ from lrexport.lowrank.layers.kernels import WEIGHTED
 from lrexport.lowrank.layers.schemes import CONV_SCHEMES
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.plan import Dense
+from lrexport.text import nearest
 from lrexport.torch_tools.plain_form import make_plain, unwrapped
 from lrexport.torch_tools.tracing import eval_mode, run_once
 from lrexport.torch_tools.unregistered import check_registered
@@ -101,6 +101,6 @@ def _check_patterns(network: nn.Module, keep: Collection[str]) -> None:
     names = [name for name, module in network.named_modules(remove_duplicate=False) if isinstance(module, WEIGHTED)]
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = get_close_matches(pattern, names, n=5, cutoff=0.3) or names[:5]
+            near = nearest(pattern, names, 5, cutoff=0.3) or names[:5]
             once = "--keep is given once for each pattern. " if "," in pattern else ""
             raise UsageError(f"no layer matches {pattern!r}, to be kept dense", f"{once}Layers: {', '.join(near)}, …")

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.einsum import einsum_macs
-from lrexport.errors import InputError, first_line
+from lrexport.errors import InputError
 from lrexport.lowrank.layers.constants import constant_layers
 from lrexport.lowrank.layers.kernels import WEIGHTED
+from lrexport.text import first_line
 from lrexport.torch_tools.tracing import eval_mode, example_input, flat_tensors
 
 # Matrix products that sum over the last axis of one input, and the place of that input.

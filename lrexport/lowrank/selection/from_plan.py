@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from lrexport.errors import InputError
@@ -13,6 +12,7 @@ from lrexport.lowrank.factors.truncation import truncations
 from lrexport.lowrank.selection.costs import dense_layer, plan_layer
 from lrexport.lowrank.selection.select import Selection, in_order
 from lrexport.plan import Choice, Pair, PairChoice, Plan
+from lrexport.text import nearest
 from lrexport.units import format_count
 
 
@@ -70,7 +70,7 @@ def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> di
             if found.setdefault(name, choice) != choice:
                 raise InputError(f"{where} has the same weight as {name!r}, for which the plan wants something else")
         elif given not in svd.dense:
-            close = difflib.get_close_matches(given, [*first_names, *svd.dense], 3)
+            close = nearest(given, [*first_names, *svd.dense], 3)
             raise InputError(
                 f"{source}: the network has no layer {given!r}", f"Close: {', '.join(close)}." if close else None
             )
