@@ -18,7 +18,8 @@ from lrexport.formats.opsets import FIRST_OPSET
 from lrexport.formats.torch_graph import to_onnx, to_program
 from lrexport.formats.verify import check_repeats, compare_with_torch
 from lrexport.text import first_line
-from lrexport.torch_tools.tracing import eval_mode, example_input, noise, run_once
+from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.tracing import example_input, noise, run_once
 
 _SKIP = "--no-export-check compresses it all the same, for use in torch alone."
 # Of graphs that were exported and verified in this process: a sweep's trials and tests share theirs. Weights are left out,

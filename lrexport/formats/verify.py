@@ -27,7 +27,8 @@ from lrexport.measure.latency import session
 from lrexport.runs.record import Accuracy
 from lrexport.tasks.classification import count_correct, images_of, nan_rows, not_a_number
 from lrexport.text import first_line
-from lrexport.torch_tools.tracing import eval_mode, flat_tensors
+from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.tracing import flat_tensors
 
 __all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference"]
 

@@ -1,8 +1,7 @@
-"""Top-1 and top-5 accuracy, and BatchNorm statistics for a network whose weights just changed."""
+"""Top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError
-from lrexport.lowrank.repair.reconstruct import batch_statistics
 from lrexport.runs.record import Accuracy
-from lrexport.torch_tools.tracing import eval_mode, fast_layout
+from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.modes import eval_mode
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -83,22 +82,3 @@ def score(
     if bad:
         raise not_a_number("the network", bad, len(images), images_of(split))
     return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
-
-
-@torch.no_grad()
-def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> bool:
-    """Replace BatchNorm's running mean and variance by the plain average over ``batches``; no labels are used.
-
-    Pruning changes every layer's output distribution; this repairs the statistics in seconds. Returns whether there was
-    a BatchNorm at all. Dropout and the rest stay in eval mode.
-    """
-    with eval_mode(network), batch_statistics(network) as norms:
-        if not norms:
-            return False
-        size = 0
-        for images, _ in batches:
-            if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
-                break
-            size = len(images)
-            network(fast_layout(network, images))
-    return True

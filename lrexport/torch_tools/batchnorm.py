@@ -1,11 +1,13 @@
-"""BatchNorm over all processes' images: several processes with one global batch train as one process with that batch.
+"""BatchNorm: statistics over the images of all processes, and statistics for a network whose weights just changed.
 
-torch.nn.SyncBatchNorm does this on GPUs alone.
+Several processes with one global batch train as one process with that batch; torch.nn.SyncBatchNorm does this on GPUs
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -14,13 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import run_once, watching_inputs
+
+BatchNorm = _BatchNorm
 
 
 @contextmanager
 def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
     """Inside the block the network's BatchNorms take mean and variance over the images of all ``world`` processes."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)] if world > 1 else []
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)] if world > 1 else []
     for norm in norms:
         norm.forward = MethodType(_forward, norm)  # type: ignore[method-assign]
     try:
@@ -35,7 +41,7 @@ def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[st
     found: list[str] = []
 
     modules = dict(network.named_modules())
-    norms: dict[nn.Module, str] = {module: name for name, module in modules.items() if isinstance(module, _BatchNorm)}
+    norms: dict[nn.Module, str] = {module: name for name, module in modules.items() if isinstance(module, BatchNorm)}
 
     def look(norm: nn.Module, given: Tensor) -> None:
         if given.numel() == given.shape[0] * given.shape[1]:
@@ -44,6 +50,47 @@ def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[st
     with watching_inputs(norms, look):
         run_once(network, image_shape)
     return found
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
+    """Every BatchNorm starts anew and averages what it is given; yields them. The rest of the network stays as it is.
+
+    One that is given nothing keeps what it had.
+    """
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm) and module.track_running_stats]
+    before = [(norm.momentum, norm.training, copy.deepcopy(dict(norm.named_buffers()))) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    try:
+        yield list(norms)
+    finally:
+        for norm, (momentum, training, buffers) in zip(norms, before, strict=True):
+            norm.momentum, norm.training = momentum, training
+            if not norm.num_batches_tracked:
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
+
+
+@torch.no_grad()
+def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Replace BatchNorm's running mean and variance by the plain average over ``batches``; no labels are used.
+
+    Pruning changes every layer's output distribution; this repairs the statistics in seconds. Returns whether there was
+    a BatchNorm at all. Dropout and the rest stay in eval mode.
+    """
+    with eval_mode(network), batch_statistics(network) as norms:
+        if not norms:
+            return False
+        size = 0
+        for images, _ in batches:
+            if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
+                break
+            size = len(images)
+            network(fast_layout(network, images))
+    return True
 
 
 class _Sum(torch.autograd.Function):

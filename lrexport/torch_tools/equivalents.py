@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lrexport.torch_tools.copying import copy_network
-from lrexport.torch_tools.modules import in_mode, replace
+from lrexport.torch_tools.modes import in_mode
+from lrexport.torch_tools.modules import replace
 from lrexport.torch_tools.weight_layers import TRANSPOSED, WEIGHTED
 
 # Methods in which a subclass could compute something else.

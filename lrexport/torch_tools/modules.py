@@ -1,27 +1,13 @@
-"""Modules of a network, one by one: replaced wherever they stand, named, and put in training or eval mode for a while."""
+"""Modules of a network, one by one: replaced wherever they stand, and named."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from torch import nn
 
 # What modules hold as attributes and that has no parts to look into.
 WITHOUT_PARTS = (str, bytes, int, float, complex, bool, type(None), type, FunctionType, BuiltinFunctionType, ModuleType)
-
-
-@contextmanager
-def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """Training or eval mode inside; every module back in its own mode afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.train(training)
-    try:
-        yield
-    finally:
-        for module, before in modes:
-            module.training = before
 
 
 def replace(network: nn.Module, module: nn.Module, other: nn.Module) -> None:

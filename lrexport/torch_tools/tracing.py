@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lrexport.torch_tools.forward_errors import forward_error
-from lrexport.torch_tools.modules import in_mode
+from lrexport.torch_tools.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -166,64 +165,3 @@ def run_once(network: nn.Module, input_shape: tuple[int, ...], images: Tensor | 
             return network(example_input(network, input_shape) if images is None else images)
         except Exception as error:
             raise forward_error(error, input_shape) from error
-
-
-# Whether a network takes channels_last, once it is known; of one that was copied it is found out anew.
-_TAKES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-def takes_channels_last(network: nn.Module, images: Tensor) -> bool:
-    """Whether the network takes ``images`` (N, C, H, W) in channels_last, in which convolutions are faster.
-
-    `x.view(len(x), -1)`, by which many a network flattens, is an error there.
-    """
-    if images.ndim != 4:
-        return False
-    if network not in _TAKES:
-        one = images[:1]  # copied, as a network may change its input in place
-        _TAKES[network] = _runs(network, channels_last(one.clone())) or not _runs(network, one.clone().contiguous())
-    return _TAKES[network]
-
-
-@torch.no_grad()
-def _runs(network: nn.Module, images: Tensor) -> bool:
-    with eval_mode(network):
-        try:
-            network(images)
-        except Exception:  # of whatever kind: the caller's own pass shows it
-            return False
-    return True
-
-
-def fast_layout(network: nn.Module, images: Tensor) -> Tensor:
-    """``images`` (N, …) in the layout in which the network is fastest: channels_last, where it has two axes and takes it."""
-    return channels_last(images) if takes_channels_last(network, images) else images.contiguous()
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """channels_last where there are four axes, anything else as it is."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode and float32 inside, whatever autocast the network's forward asks for; every module back in its mode after.
-
-    An exported file computes in float32, so this is what is scored, counted and compared everywhere.
-    """
-    with in_mode(network, training=False), _ignoring_autocast():
-        yield
-
-
-@contextmanager
-def _ignoring_autocast() -> Iterator[None]:
-    """Regions of torch.autocast that begin inside do nothing; one that was begun outside goes on."""
-    usual = {name: getattr(torch.autocast, name) for name in ("__enter__", "__exit__")}
-    idle: dict[str, Any] = {"__enter__": lambda region: region, "__exit__": lambda *_given: None}
-    try:
-        for name, method in idle.items():
-            setattr(torch.autocast, name, method)
-        yield
-    finally:
-        for name, method in usual.items():
-            setattr(torch.autocast, name, method)

@@ -15,8 +15,9 @@ from torch import nn
 
 from lrexport.errors import DeviceError, FailedElsewhere, InputError, LrexportError
 from lrexport.torch_tools.memory import hold_freed_memory
-from lrexport.torch_tools.modules import in_mode
-from lrexport.torch_tools.tracing import channels_last, example_input, fast_layout, takes_channels_last
+from lrexport.torch_tools.memory_layout import channels_last, fast_layout, takes_channels_last
+from lrexport.torch_tools.modes import in_mode
+from lrexport.torch_tools.tracing import example_input
 from lrexport.training.first_pass import logits_of
 
 if TYPE_CHECKING:

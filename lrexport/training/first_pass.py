@@ -10,8 +10,9 @@ from lrexport.errors import InputError
 from lrexport.tasks.classification import check_numbers
 from lrexport.text import first_line
 from lrexport.torch_tools.forward_errors import place_in_code
-from lrexport.torch_tools.modules import in_mode
-from lrexport.torch_tools.tracing import fast_layout, noise
+from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.modes import in_mode
+from lrexport.torch_tools.tracing import noise
 
 _IMAGES = 8
 

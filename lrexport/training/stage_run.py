@@ -22,7 +22,7 @@ from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
 from lrexport.tasks.classification import NotANumber, score
 from lrexport.torch_tools.copying import copy_network
-from lrexport.torch_tools.tracing import fast_layout
+from lrexport.torch_tools.memory_layout import fast_layout
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
 from lrexport.training.engine import freeze_unused, to_fast_layout
 from lrexport.training.first_pass import logits_of

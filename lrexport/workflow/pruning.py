@@ -27,7 +27,8 @@ from lrexport.lowrank.selection.from_plan import plan_from_choices, schemes_in
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.lowrank.selection.select import Selection, at_threshold, first_true, select, smallest, within, within_latency
 from lrexport.plan import Choice, Pair, PlannedLatency
-from lrexport.tasks.classification import NotANumber, reestimate_batchnorm, score
+from lrexport.tasks.classification import NotANumber, score
+from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from lrexport.torch_tools.tracing import largest_output
 from lrexport.training.engine import to_fast_layout
 from lrexport.units import format_bytes, format_ms

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.repair.least_squares import RIDGE, fit_pair
-from lrexport.lowrank.repair.reconstruct import batch_statistics, reconstruct
+from lrexport.lowrank.repair.reconstruct import reconstruct
 from lrexport.lowrank.selection.costs import plan_layer
 from lrexport.plan import Plan, Scheme
+from lrexport.torch_tools.batchnorm import batch_statistics
 
 
 def at_rank(svd: SVDNetwork, rank: int, scheme: Scheme | None = None) -> Plan:

@@ -16,7 +16,7 @@ from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.repair.reconstruct import reconstruct
 from lrexport.lowrank.selection.costs import plan_layer, plan_macs
 from lrexport.lowrank.selection.select import select
-from lrexport.torch_tools.tracing import fast_layout
+from lrexport.torch_tools.memory_layout import fast_layout
 
 SHAPE = (3, 8, 8)
 

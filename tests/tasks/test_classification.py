@@ -13,7 +13,8 @@ from torch import nn
 
 from lrexport.data.images import ArraySet
 from lrexport.formats.verify import score_onnx
-from lrexport.tasks.classification import NotANumber, count_correct, reestimate_batchnorm, score
+from lrexport.tasks.classification import NotANumber, count_correct, score
+from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from tests.formats.support import exported
 
 CPU = torch.device("cpu")

@@ -18,8 +18,9 @@ from lrexport.lowrank.layers.schemes import CONV_SCHEMES
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.plan import Dense
 from lrexport.text import nearest
+from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.plain_form import make_plain, unwrapped
-from lrexport.torch_tools.tracing import eval_mode, run_once
+from lrexport.torch_tools.tracing import run_once
 from lrexport.torch_tools.unregistered import check_registered
 
 __all__ = ["Factorisable", "SVDNetwork", "SchemeFacts", "decompose", "eval_mode", "inspect_layers", "run_once"]

@@ -18,7 +18,9 @@ from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.patches import draw, patches_at, positions, sizes_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Scheme
-from lrexport.torch_tools.tracing import eval_mode, fast_layout, given_to
+from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.tracing import given_to
 
 # Outputs looked at per layer: a second moment of a few thousand columns needs no more.
 _MOST_SAMPLES = 10_000

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lrexport.torch_tools.tracing import eval_mode, example_input, noise, run_once, watching_inputs
+from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.tracing import example_input, noise, run_once, watching_inputs
 
 
 def constant_layers(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:

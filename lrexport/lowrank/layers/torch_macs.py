@@ -22,7 +22,8 @@ from lrexport.errors import InputError
 from lrexport.lowrank.layers.constants import constant_layers
 from lrexport.lowrank.layers.kernels import WEIGHTED
 from lrexport.text import first_line
-from lrexport.torch_tools.tracing import eval_mode, example_input, flat_tensors
+from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.tracing import example_input, flat_tensors
 
 # Matrix products that sum over the last axis of one input, and the place of that input.
 _PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "inner": 0}

@@ -7,9 +7,8 @@ arXiv 1505.06798, section 3.3: asymmetric reconstruction). Both halves are fitte
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +24,11 @@ from lrexport.lowrank.layers.patches import draw, outputs_at, patches_at, positi
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.repair.least_squares import fit_pair
 from lrexport.plan import Pair, Plan
-from lrexport.torch_tools.tracing import eval_mode, fast_layout, given_to
+from lrexport.torch_tools.batchnorm import BatchNorm, batch_statistics
+from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.tracing import given_to
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
 _MOST_SAMPLES = 16_384
 _MOST_VALUES = 1 << 23  # of one layer's outputs, kept until the folded network gets there: 32 MB
 _MOST_TAPS = 4608  # a larger least-squares problem takes longer than it is worth
@@ -68,28 +69,6 @@ def reconstruct(
             hooks.callback(network.get_submodule(name).register_forward_pre_hook(refit(name), with_kwargs=True).remove)
         network(images)
     return found
-
-
-@contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
-    """Every BatchNorm starts anew and averages what it is given; yields them. The rest of the network stays as it is.
-
-    One that is given nothing keeps what it had.
-    """
-    norms = [module for module in network.modules() if isinstance(module, BatchNorm) and module.track_running_stats]
-    before = [(norm.momentum, norm.training, copy.deepcopy(dict(norm.named_buffers()))) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
-    try:
-        yield list(norms)
-    finally:
-        for norm, (momentum, training, buffers) in zip(norms, before, strict=True):
-            norm.momentum, norm.training = momentum, training
-            if not norm.num_batches_tracked:
-                for name, value in buffers.items():
-                    norm.get_buffer(name).copy_(value)
 
 
 @dataclass(frozen=True)
