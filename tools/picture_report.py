@@ -1,4 +1,4 @@
-"""Take the pictures of a report that the README shows: docs/report-light.png and docs/report-dark.png.
+"""Take the pictures of a report that docs/report.md shows: docs/report-light.png and docs/report-dark.png.
 
 Run `lrexport demo`, then `python tools/picture_report.py`; it needs the extra `test` and Chromium.
 """

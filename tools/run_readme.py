@@ -35,7 +35,8 @@ def configuration(page: str) -> str:
 def main() -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in (README, *CONTINUED)}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        environment["LREXPORT_CACHE"] = cache  # times of layers are measured here and now
         (Path(folder) / "pyproject.toml").write_text(configuration(pages[README]), encoding="utf-8")
         for page, text in pages.items():
             for command in commands(text):
