@@ -171,3 +171,13 @@ def test_the_files_of_the_configuration_page_are_read(
     assert "seed = 3  # file pyproject.toml:5" in shown
     assert run(["compress", "resnet20", "--recipe", "printed.toml", "--print-config"]) == 0
     assert "lr = 0.001  # recipe printed.toml" in capfd.readouterr().out
+
+
+# Turns of phrase that readers stumble over; each has a plain one: again, reported, overrides, expected, if, separate.
+_STUMBLES = r"\b(anew|told|goes before|was wanted|where there is|of (its|their) own|by itself|what (it|they) comes? to)\b"
+
+
+def test_the_pages_are_in_plain_english() -> None:
+    for page, text in PAGES.items():
+        if page.startswith(("README", "CONTRIBUTING", "docs/", "benchmarks/paper/")):
+            assert re.findall(_STUMBLES, text) == [], page
