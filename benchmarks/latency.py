@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from common import machine, write_markdown
 
+from lrexport.events import ignore_events
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.fold import fold
@@ -112,7 +113,7 @@ def measure(model: str, weights: Path, threads: int) -> dict[str, Any]:
         times = LayerTimes(target, threads, folder=Path(cache))
         times.of(svd, every_scheme_of(svd))
         table_s, options = time.perf_counter() - began, len(times.times)
-        speed = measure_speed(svd, shape, every_scheme_of(svd), times, lambda _event: None)
+        speed = measure_speed(svd, shape, every_scheme_of(svd), times, ignore_events)
     rows = [row(svd, speed, name, selection) for name, selection in plans(svd, speed)]
     naive = select(svd, macs=0.5, rule="threshold")
     rows.append(row(svd, speed, "naive spatial, macs 0.5", naive))

@@ -18,6 +18,7 @@ from common import machine, write_markdown
 
 import lrexport
 from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.events import ignore_events
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import own_schemes_of
 from lrexport.lowrank.selection.select import select
@@ -40,7 +41,7 @@ def share_of_macs(options: argparse.Namespace, ratio: float) -> tuple[float, flo
     """The share of MACs whose plan by MACs alone is measured nearest to ``ratio`` of the dense latency, and that."""
     made = config(options, Goal(macs=0.5), None)
     recipe, svd, _ = load_for_planning(made.train, None, [])
-    speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), lambda _event: None)
+    speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
     low, high, best = 0.05, 1.0, (1.0, 1.0)
     for _ in range(7):
         share = (low + high) / 2
@@ -85,7 +86,7 @@ def main() -> None:
         share, _ = share_of_macs(options, fast.planned_latency.ratio)
         plain = pipeline.compress(config(options, Goal(macs=share), None), Path(folder) / "plain", print)
         recipe, svd, _ = load_for_planning(config(options, Goal(macs=share), None).train, None, [])
-        speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), lambda _event: None)
+        speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
 
         plain.planned_latency = speed.confirm(plain.plan, lrexport.load(Path(folder) / "plain"))
     rows[options.model] = {"epochs": options.epochs, "latency": figures(fast), "macs": figures(plain)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -164,13 +165,17 @@ def _measure_and_print(
     target: Target,
     json_to: str | None,
 ) -> None:
-    from lrexport.cli.console import Progressing
+    from lrexport.cli.progress import Progressing
+    from lrexport.events import Measuring
     from lrexport.measure.latency import Interrupted, measure
     from lrexport.measure.targets.base import InputsRefused, LimitReached, ModelRefused
 
+    def on_progress(facts: Mapping[str, Any]) -> None:
+        progress(Measuring(target.name, facts.get("done"), facts.get("of")))
+
     try:
         with Progressing(refreshes=1) as progress:
-            found = measure(files, baseline, job, target, lambda facts: progress(_event(facts, target)))
+            found = measure(files, baseline, job, target, on_progress)
     except InputsRefused as error:
         of = f" {files[error.model]}" if error.model else ""
         raise UsageError(f"{target.name} cannot measure{of}: {error.reason}", _INPUTS_HINT) from error
@@ -181,10 +186,6 @@ def _measure_and_print(
         _print(files, sizes, baseline, target, error.measurement, json_to)
         raise
     _print(files, sizes, baseline, target, found, json_to)
-
-
-def _event(progress: dict[str, object], target: Target) -> dict[str, object]:
-    return {**progress, "event": "measuring", "target": target.name}
 
 
 def _print(

@@ -44,18 +44,10 @@ def command(
     lrexport compress resnet20 --recipe paper-cifar10 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
-    from lrexport.cli.console import (
-        Progressing,
-        latency_text,
-        note,
-        note_dense,
-        print_result,
-        print_table,
-        share_text,
-        write_json,
-    )
+    from lrexport.cli.console import note, note_dense, print_result, print_table, write_json
     from lrexport.cli.output import say
     from lrexport.cli.preflight import check_compress
+    from lrexport.cli.progress import Progressing, latency_text, share_text
     from lrexport.plan import digest
     from lrexport.report.plan_tables import plan_table
     from lrexport.report.tables import results_table
@@ -99,7 +91,7 @@ def command(
             share = share_text(macs, svd.dense_macs)
             say(f"{macs:,} of {svd.dense_macs:,} MACs ({share}), counted on the torch network.")
             if selection.latency is not None:
-                say(f"Measured: {latency_text(selection.latency.model_dump())}.")
+                say(f"Measured: {latency_text(selection.latency)}.")
         return
     assert run is not None
     with Progressing() as progress:
@@ -112,5 +104,5 @@ def command(
     note_dense(record.plan)
     print_result(record.model_dump(mode="json"), json_to, results_table(record))
     if record.planned_latency is not None and json_to != "-":
-        say(f"Measured after pruning: {latency_text(record.planned_latency.model_dump())}.")
+        say(f"Measured after pruning: {latency_text(record.planned_latency)}.")
     note(f"saved in {run}; next: lrexport onnx {shell_path(run)}")

@@ -20,7 +20,8 @@ DEFAULT = Path("lrexport-demo")
 def command(output: Path, resume: bool, allow_changes: bool) -> None:
     """Train, compress, export, verify and measure a ResNet-20 on scikit-learn's handwritten digits."""
     from lrexport.artifacts.run_lock import remove_run
-    from lrexport.cli.console import Progressing, note, print_table
+    from lrexport.cli.console import note, print_table
+    from lrexport.cli.progress import Progressing
     from lrexport.cli.recipe_options import recipe_config
     from lrexport.errors import UsageError
     from lrexport.report.tables import results_table

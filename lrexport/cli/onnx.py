@@ -80,8 +80,9 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
 
     With --int8 both are quantised too (QDQ, a scale per channel), scored, and timed beside the others.
     """
-    from lrexport.cli.console import Progressing, note, print_result
+    from lrexport.cli.console import note, print_result
     from lrexport.cli.preflight import check_export
+    from lrexport.cli.progress import Progressing
     from lrexport.report.int8_tables import int8_notes, int8_table
     from lrexport.report.tables import results_table
 

@@ -57,8 +57,9 @@ def command(
     lrexport sweep resnet20 --data cifar10:data --vary macs=0.2..0.7 --vary scheme=spatial,channel -o sweep
     lrexport sweep run --objective latency --vary latency=0.3..0.9 --target ssh://pi@raspberrypi.local -o sweep
     """
-    from lrexport.cli.console import Progressing, note, print_result
+    from lrexport.cli.console import note, print_result
     from lrexport.cli.preflight import check_sweep
+    from lrexport.cli.progress import Progressing
     from lrexport.report.sweep_tables import front_table
     from lrexport.runs.sweep_record import is_sweep, load_sweep
     from lrexport.sweep.extras import need_optuna

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import singledispatchmethod
 
-from lrexport.cli.console import Progressing
+from lrexport.cli.progress import Progressing
 from lrexport.config.compression import STAGES
+from lrexport.events import Event, LayersTimed, Measuring, StepDone
 from lrexport.report.sweep_tables import cost_text, parameters_text
 from lrexport.runs.sweep_record import Sweep
+from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForStage, WaitingForTrials
 from lrexport.units import format_percent
 
 
@@ -19,21 +21,29 @@ class SweepProgress:
         self._told: set[int] = set()
         self._in_trial = False
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "trial":
-            self._in_trial = True
-            self._progress.say(f"trial {event['number']}: {parameters_text(event['point'])}")
-        elif kind == "trials":
-            self._in_trial = False
-            self._tell(event["sweep"])
-        elif kind == "others":
-            count = event["running"]
-            self._progress.say(f"waiting for {count} trial{'s' if count > 1 else ''} of other processes")
-        elif kind == "sharing":
-            self._progress.say(f"waiting for another process's {STAGES[event['stage']]}")
-        elif kind in ("step", "table", "measuring") or not self._in_trial:
+    @singledispatchmethod
+    def __call__(self, event: Event) -> None:
+        """Of a run's events those of the live line; all of them outside of trials."""
+        if not self._in_trial or isinstance(event, (StepDone, LayersTimed, Measuring)):
             self._progress(event)
+
+    @__call__.register
+    def _(self, event: TrialBegun) -> None:
+        self._in_trial = True
+        self._progress.say(f"trial {event.number}: {parameters_text(event.parameters)}")
+
+    @__call__.register
+    def _(self, event: TrialsSaved) -> None:
+        self._in_trial = False
+        self._tell(event.sweep)
+
+    @__call__.register
+    def _(self, event: WaitingForTrials) -> None:
+        self._progress.say(f"waiting for {event.running} trial{'s' if event.running > 1 else ''} of other processes")
+
+    @__call__.register
+    def _(self, event: WaitingForStage) -> None:
+        self._progress.say(f"waiting for another process's {STAGES[event.stage]}")
 
     def _tell(self, sweep: Sweep) -> None:
         done = sum(trial.state in ("finished", "pruned", "failed") for trial in sweep.trials)

@@ -27,8 +27,9 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
     lrexport train resnet20 --weights w.safetensors --data cifar10:data -o run
     lrexport compress run --macs 0.5
     """
-    from lrexport.cli.console import Progressing, note, write_json
+    from lrexport.cli.console import note, write_json
     from lrexport.cli.preflight import check_train
+    from lrexport.cli.progress import Progressing
     from lrexport.text import shell_path
 
     if output is None:

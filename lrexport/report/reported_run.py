@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.json_files import first_fault, read_json
-from lrexport.artifacts.run_files import LOG, RECORD, SPECTRA
-from lrexport.config.compression import STAGES
+from lrexport.artifacts.run_files import RECORD, SPECTRA
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Scheme
+from lrexport.runs.log import LoggedEpoch, LoggedPlan, read_log
 from lrexport.runs.record import Record, Result, load_record, uncompressed
 from lrexport.runs.sweep_record import is_sweep, load_sweep
 
@@ -35,19 +32,11 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch of a stage. ``loss`` is the stage's own, ``heldout_top1`` a share in [0, 1]; None is what was no number."""
-
-    loss: float | None
-    heldout_top1: float | None
-
-
-@dataclass(frozen=True)
 class ReportedRun:
     """A run: its folder as it was given, and what is in it.
 
     ``spectra`` by layer are None for a run of an lrexport that did not keep them; ``curves`` are the epochs of each stage
-    that was trained; ``unread`` counts lines of the log that are none.
+    that was trained; ``unread`` counts lines of the log that cannot be read.
     """
 
     path: Path
@@ -55,7 +44,7 @@ class ReportedRun:
     dense: Result
     compressed: Result
     spectra: dict[str, Spectrum] | None
-    curves: dict[str, list[Epoch]]
+    curves: dict[str, list[LoggedEpoch]]
     unread: int = 0
 
     @property
@@ -95,7 +84,7 @@ def read_subject(path: Path) -> ReportedRun:
     dense, compressed = record.results.dense, record.results.compressed
     if dense is None or compressed is None:
         raise uncompressed(path)
-    curves, unread = _read_log(run_folder.plain(path, LOG))
+    curves, unread = _curves(path)
     return ReportedRun(path, record, dense, compressed, _read_spectra(path, record), curves, unread)
 
 
@@ -111,33 +100,17 @@ def _read_spectra(run: Path, record: Record) -> dict[str, Spectrum] | None:
         raise InputError(f'{path} holds no singular values: expected {{"layers": …}}') from error
 
 
-def _read_log(path: Path) -> tuple[dict[str, list[Epoch]], int]:
-    """The epochs of the last training of each stage, and how many lines cannot be read: a crash leaves half a line."""
-    curves: dict[str, list[Epoch]] = {}
-    unread = 0
-    if not path.is_file():
-        return curves, unread
-    for line in files.read_bytes(path).decode(errors="replace").splitlines() if path.stat().st_size else ():
-        try:
-            event = dict(json.loads(line))
-            if event["event"] == "epoch" and event["stage"] in STAGES:
-                _add(curves, event)
-            elif event["event"] == "plan":  # what came after an earlier plan is of another network
-                curves = {stage: epochs for stage, epochs in curves.items() if stage in ("dense", "svd")}
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+def _curves(run: Path) -> tuple[dict[str, list[LoggedEpoch]], int]:
+    """The epochs of the last training of each stage, and how many lines of the log cannot be read."""
+    curves: dict[str, list[LoggedEpoch]] = {}
+    logged, unread = read_log(run)
+    for one in logged:
+        if isinstance(one, LoggedPlan):  # what came after an earlier plan is of another network
+            curves = {stage: epochs for stage, epochs in curves.items() if stage in ("dense", "svd")}
+            continue
+        before = curves.get(one.stage, [])
+        if not 1 <= one.number <= len(before) + 1:  # an epoch between is missing
             unread += 1
+        else:  # in place of that epoch and all after it: the stage began again, or was resumed from before
+            curves[one.stage] = [*before[: one.number - 1], one]
     return curves, unread
-
-
-def _add(curves: dict[str, list[Epoch]], event: dict[str, Any]) -> None:
-    """An epoch, in place of one of that number and all after it: the stage was begun again, or taken up from before."""
-    number, before = int(event["epoch"]), curves.get(event["stage"], [])
-    if not 1 <= number <= len(before) + 1:
-        raise ValueError(f"epoch {number} after {len(before)}")
-    curves[event["stage"]] = [*before[: number - 1], Epoch(_number(event["loss"]), _number(event["heldout_top1"]))]
-
-
-def _number(value: object) -> float | None:
-    """None for NaN and infinity, which JSON lines of Python may have."""
-    number = float(value)  # type: ignore[arg-type]  # TypeError is the caller's word for a line that cannot be read
-    return number if abs(number) < float("inf") else None

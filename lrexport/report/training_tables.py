@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lrexport.config.compression import STAGES
-from lrexport.report.reported_run import Epoch
 from lrexport.report.tables import Table
+from lrexport.runs.log import LoggedEpoch
 from lrexport.units import format_percent
 
 _UNKNOWN = "—"
 
 
-def training_table(curves: Mapping[str, Sequence[Epoch]]) -> Table:
+def training_table(curves: Mapping[str, Sequence[LoggedEpoch]]) -> Table:
     """Stage and epoch, loss, held-out top-1."""
     rows = [
         (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,9 +14,11 @@ from lrexport.artifacts import files, run_folder, tensors
 from lrexport.artifacts.run_files import DENSE, LOG, SVD
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.compression import BY_SVD_TRAINING, TrainConfig, several_need_data
+from lrexport.events import ChoosingRanks, Event, ExportChecked, Noted, OnEvent, StepDone, Warned
 from lrexport.formats.rehearsal import rehearse
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
+from lrexport.runs import log
 from lrexport.runs.record import RANDOM, Result
 from lrexport.runs.resume import Progress, check_folder, check_free, follow, is_stopped, take_up
 from lrexport.runs.starting_point import Materials, Start, from_model, from_run
@@ -29,9 +31,6 @@ from lrexport.training.stopping import saying_how_to_go_on
 
 # Any of them other than 0 is training; None is as many as the network needs.
 _EPOCHS = ("dense_epochs", "svd_epochs", "fine_tune_epochs", "baseline_epochs")
-
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -123,12 +122,12 @@ def open_job(
         loggers = Loggers(start.config.log_to if first and start.splits else (), run, start.config.to_record(), on_event)
         held.push(lambda kind, _error, _traceback: loggers.close(done=kind is None))
 
-        def log(event: Event) -> None:
+        def record_event(event: Event) -> None:
             if not first:
                 return
-            if event["event"] not in ("step", "pruning"):  # these are for who watches
+            if not isinstance(event, (StepDone, ChoosingRanks)):  # these are for people who watch
                 for each in (*unwritten, event):
-                    run_folder.append_json_line(run, LOG, each)
+                    log.append(run, each)
                 unwritten.clear()
             loggers(event)
             on_event(event)
@@ -139,13 +138,13 @@ def open_job(
             on_event(event)
         for text in start.record.notes:
             if first and text != RANDOM:  # which stands in the notes of a run that this one goes on from
-                on_event({"event": "note", "text": text})
+                on_event(Noted(text))
         for text in start.splits.data.warnings if start.splits else ():
             if first:
-                on_event({"event": "warning", "text": text})
+                on_event(Warned(text))
         start.record.environment = environment() | ran_on(fabric)
         subject = {field.name: getattr(start, field.name) for field in fields(Materials)}
-        job = Job(**subject, run=run, fabric=fabric, on_event=log, progress=progress)
+        job = Job(**subject, run=run, fabric=fabric, on_event=record_event, progress=progress)
         if source is not None:
             job.dense_epochs, job.svd_epochs = int(start.config.dense_epochs or 0), start.config.svd_epochs
             with failing_together(fabric):
@@ -182,11 +181,11 @@ def _check_network(start: Start, run: Path, fabric: Any, opening: Opening) -> li
     shape = start.recipe.input_shape
     if opening.asked["source"] is None and start.config.export_check:
         done = rehearse(start.dense, shape)
-        events.append({"event": "export check", "seconds": round(done.seconds, 3)})
-        events += [{"event": "warning", "text": note} for note in done.notes]
+        events.append(ExportChecked(round(done.seconds, 3)))
+        events += [Warned(note) for note in done.notes]
     if start.splits is not None and any(opening.asked.get(name, 0) != 0 for name in _EPOCHS):
         note = check_trains(start.dense, shape, start.splits)
-        events += [{"event": "warning", "text": note}] if note else []
+        events += [Warned(note)] if note else []
     return events
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from lrexport.artifacts import files, mark, run_folder
 from lrexport.artifacts.run_files import DATABASE, DENSE_ONNX, MODEL_ONNX, OF_A_SWEEP, RECORD
 from lrexport.errors import DeviceError, Stopped, UsageError
+from lrexport.events import OnEvent
 from lrexport.formats.onnx import export_onnx
 from lrexport.runs import loading
-from lrexport.runs.open import OnEvent
 from lrexport.runs.record import Record, Result
 from lrexport.runs.resume import is_stopped
 from lrexport.runs.sweep_record import Figures, Sweep
+from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForTrials
 from lrexport.sweep.extras import need_optuna
 from lrexport.sweep.locks import Process
 from lrexport.sweep.request import Request
@@ -60,9 +61,9 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
                 return book.save()
             dense = dense_stage(request, folder, on_event)
             book.bind()
-            while book.begin(lambda running: on_event({"event": "others", "running": running})):
+            while book.begin(lambda running: on_event(WaitingForTrials(running))):
                 book.make(lambda number, point, run: _trial(request, number, point, run, dense, folder, on_event))
-                on_event({"event": "trials", "sweep": book.save()})
+                on_event(TrialsSaved(book.save()))
             return book.save()
     except Stopped as stopped:  # which speaks of the one run
         raise Stopped(stopped.number, stopped.message, "The same command goes on with the sweep.") from stopped
@@ -74,7 +75,7 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
 def _trial(request: Request, number: int, point: Point, run: Path, dense: Path, folder: Path, on_event: OnEvent) -> Made:
     """One compression, from the shared stages on; figures of its network and of the dense one."""
     run_folder.refuse_link(run)
-    on_event({"event": "trial", "number": number, "of": request.wanted, "point": point})
+    on_event(TrialBegun(number, request.wanted, point))
     config = request.config(point)
     start = svd_stage(request, config.train, dense, folder, on_event)
     record = pipeline.compress(config, run, on_event, start, is_stopped(run), allow_changes=True)

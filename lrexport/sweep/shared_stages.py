@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import DENSE, STAGES, SVD
 from lrexport.artifacts.run_lock import remove_run
 from lrexport.config.compression import TrainConfig
 from lrexport.errors import InputError
-from lrexport.runs.open import OnEvent
+from lrexport.events import OnEvent
 from lrexport.runs.record import load_record
 from lrexport.runs.resume import is_stopped
+from lrexport.sweep.events import WaitingForStage
 from lrexport.sweep.locks import exclusively
 from lrexport.sweep.request import Request
 from lrexport.workflow import pipeline
@@ -25,7 +25,7 @@ def dense_stage(request: Request, folder: Path, on_event: OnEvent) -> Path:
     if request.source is not None:
         return request.source
     name, config = f"dense-{request.dense_digest()}", replace(request.train, svd_epochs=0)
-    waits = {"event": "sharing", "stage": "dense"}
+    waits = WaitingForStage("dense")
     return _once(folder / STAGES / name, DENSE, lambda: on_event(waits), lambda run: _train(config, run, on_event))
 
 
@@ -34,11 +34,11 @@ def svd_stage(request: Request, config: TrainConfig, dense: Path, folder: Path, 
     if request.source is not None or config.svd_epochs == 0:
         return dense
     name = f"svd-{request.svd_digest(config)}"
-    waits = {"event": "sharing", "stage": "svd"}
+    waits = WaitingForStage("svd")
     return _once(folder / STAGES / name, SVD, lambda: on_event(waits), lambda run: _train(config, run, on_event, dense))
 
 
-def _once(run: Path, wanted: str, on_wait: Callable[[], None], make: Callable[[Path], Any]) -> Path:
+def _once(run: Path, wanted: str, on_wait: Callable[[], None], make: Callable[[Path], None]) -> Path:
     """The folder ``run``, filled by whoever comes first; the others wait, and go on with it should that process die."""
     run_folder.refuse_link(run)
     if _has(run, wanted):

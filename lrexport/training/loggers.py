@@ -10,17 +10,17 @@ import importlib
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, singledispatchmethod
 from pathlib import Path
 from typing import Any, Protocol
 
 from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import LOGS
 from lrexport.errors import DeviceError
+from lrexport.events import EpochDone, Event, OnEvent, StepDone, Warned
 
 STEPS = 20
 PROJECT = "lrexport"
-_OF_EPOCH = ("loss", "heldout_top1", "lr", "images_per_second")
 
 
 class Logger(Protocol):
@@ -132,11 +132,9 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 class Loggers:
-    """Hands a run's events on to the services ``names``. One that fails is told of and left out: training goes on."""
+    """Hands a run's events on to the services ``names``. One that fails is left out with a warning: training continues."""
 
-    def __init__(
-        self, names: Sequence[str], run: Path, config: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any], on_event: OnEvent) -> None:
         self._on_event = on_event
         self._loggers: dict[str, Logger] = {}
         for name in dict.fromkeys(names):
@@ -145,15 +143,25 @@ class Loggers:
     def _begin(self, name: str, run: Path, config: Mapping[str, Any]) -> None:
         self._loggers[name] = _KINDS[name](run, config)
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Log epochs and some steps; other events are log.jsonl's alone."""
-        if event["event"] == "epoch":
-            values, step = {name: event[name] for name in _OF_EPOCH}, event["epoch"] * event["steps"]
-        elif event["event"] == "step":
-            values, step = {"step_loss": event["loss"]}, event["epoch"] * event["steps"] + event["step"] + 1
-        if event["event"] == "epoch" or (event["event"] == "step" and step % STEPS == 0):
-            for name, logger in list(self._loggers.items()):
-                self._try(name, partial(logger.log, event["stage"], values, step))
+    @singledispatchmethod
+    def __call__(self, event: Event) -> None:
+        """Log epochs and some steps; other events are for log.jsonl alone."""
+
+    @__call__.register
+    def _(self, event: EpochDone) -> None:
+        values = {"loss": event.loss, "heldout_top1": event.heldout_top1, "lr": event.lr}
+        values |= {"images_per_second": event.images_per_second}
+        self._log(event.stage, values, event.epoch * event.steps)
+
+    @__call__.register
+    def _(self, event: StepDone) -> None:
+        step = event.epoch * event.steps + event.step + 1
+        if step % STEPS == 0:
+            self._log(event.stage, {"step_loss": event.loss}, step)
+
+    def _log(self, stage: str, values: Mapping[str, float], step: int) -> None:
+        for name, logger in list(self._loggers.items()):
+            self._try(name, partial(logger.log, stage, values, step))
 
     def close(self, done: bool) -> None:
         """Write what is left; ``done`` says whether the run came to its end."""
@@ -166,7 +174,7 @@ class Loggers:
         except Exception as error:  # whatever a service, its network or its disk come up with
             self._loggers.pop(name, None)
             first = next(iter(str(error).splitlines()), "")
-            self._on_event({"event": "warning", "text": f"{name} is left out from here on: {type(error).__name__}: {first}"})
+            self._on_event(Warned(f"{name} is left out from here on: {type(error).__name__}: {first}"))
 
 
 def _kept(run: Path, name: str) -> str | None:

@@ -12,13 +12,14 @@ from torch import nn
 
 from lrexport.data.images import Splits
 from lrexport.errors import UsageError
+from lrexport.events import OnEvent, ignore_events
 from lrexport.lowrank.factors.svd_form import fit_ranks
 from lrexport.torch_tools.batchnorm import global_statistics, needing_several
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.memory import naming_the_batch
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.stage import Stage
-from lrexport.training.stage_run import OnEvent, StageRun
+from lrexport.training.stage_run import StageRun
 from lrexport.training.stopping import heeding_signals
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: 
     """Median time of a step of the stage, on a copy of ``network`` that is thrown away. Raises UsageError as above."""
     _check_batch(network, splits, stage, fabric)
     plain = replace(stage, epochs=1, distill=0.0, lr=1e-12)  # at which a step takes as long, and none diverges
-    training = StageRun(copy_network(network), splits, plain, fabric, lambda _event: None, None, None)
+    training = StageRun(copy_network(network), splits, plain, fabric, ignore_events, None, None)
     with global_statistics(training.network, fabric.world_size):
         training.set_up(None)
         training.wrapped.train()

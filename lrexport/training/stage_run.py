@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lrexport.data.images import Splits
 from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
+from lrexport.events import EpochDone, OnEvent, StepDone, Warned
 from lrexport.tasks.classification import NotANumber, score
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.memory_layout import fast_layout
@@ -33,8 +34,6 @@ from lrexport.training.stopping import StopRequest
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
 _MOST_BAD_STEPS = 3  # steps in a row without a finite loss, before a stage gives up
 _MOST_SOUND = 10.0  # times the loss of guessing: beyond it weights are blowing up
 _SAVE = 0.5  # asked for beside the numbers of signals: a checkpoint
@@ -145,7 +144,7 @@ class StageRun:
                 state.step, state.loss_sum, state.images = 0, 0.0, 0
             if not restore_optimizer(self.optimizer, self.network, state.optimizer):
                 begins = "goes on with another optimizer, which begins without what the one before knew"
-                self.on_event({"event": "warning", "text": f"{stage.name} training {begins}"})
+                self.on_event(Warned(f"{stage.name} training {begins}"))
         self.state.batch_size = stage.batch_size
         if self.teacher is not None and not self.has_teacher:
             self.has_teacher = True
@@ -194,8 +193,7 @@ class StageRun:
             self.state.images += size
         self.state.step = step + 1
         self.seconds.append(time.perf_counter() - began)
-        where = {"stage": stage.name, "epoch": epoch, "epochs": stage.epochs, "step": step, "steps": self.steps}
-        self.on_event({"event": "step", **where, "loss": value})
+        self.on_event(StepDone(stage.name, epoch, stage.epochs, step, self.steps, value))
         return of_all
 
     def _give_up(self, what: str, step: int) -> NoReturn:
@@ -269,15 +267,19 @@ class StageRun:
 
     def _tell(self, top1: float, trained: float, seconds: float, images: int) -> None:
         state, stage = self.state, self.stage
-        event = {"event": "epoch", "stage": stage.name, "epoch": state.epoch + 1, "epochs": stage.epochs}
-        event |= {
-            "steps": self.steps,
-            "loss": state.loss_sum / max(1, state.images),
-            "heldout_top1": top1,
-            "lr": self._rate(state.epoch, state.step - 1),
-        }
-        event |= {"seconds": round(seconds, 3), "images_per_second": round(images / max(trained, 1e-9), 1)}
-        self.on_event({**event, "step_ms": round(self.median_ms(), 3)})
+        done = EpochDone(
+            stage=stage.name,
+            epoch=state.epoch + 1,
+            epochs=stage.epochs,
+            steps=self.steps,
+            loss=state.loss_sum / max(1, state.images),
+            heldout_top1=top1,
+            lr=self._rate(state.epoch, state.step - 1),
+            seconds=round(seconds, 3),
+            images_per_second=round(images / max(trained, 1e-9), 1),
+            step_ms=round(self.median_ms(), 3),
+        )
+        self.on_event(done)
 
 
 def _stopped(number: int, stage: Stage, state: StageState, saved: bool) -> Stopped:

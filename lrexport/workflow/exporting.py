@@ -29,6 +29,7 @@ from lrexport.artifacts.run_lock import RunLock
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.sources import no_calibration
+from lrexport.events import FileExported, FileQuantised, FilesRemoved, OnEvent, OrtWritten, Warned
 from lrexport.formats.int8 import quantise_onnx
 from lrexport.formats.onnx import export_onnx
 from lrexport.formats.opsets import FIRST_OPSET
@@ -40,7 +41,7 @@ from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.runs import loading
-from lrexport.runs.open import OnEvent, torch_result
+from lrexport.runs.open import torch_result
 from lrexport.runs.record import Quantisation, Record, Result, Results, StoredFile, load_record
 from lrexport.tasks.classification import score
 from lrexport.training.engine import LASTING
@@ -116,7 +117,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     networks = {DENSE_ONNX: loading.load_baseline(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
     images = _load_images(record, options, networks[DENSE_ONNX], None if options.data else run / RECORD)
     for text in images.warnings:
-        on_event({"event": "warning", "text": text})
+        on_event(Warned(text))
     results: dict[str, Result] = {}
     with run_folder.scratch(run) as scratch:
         for name, network in networks.items():
@@ -165,7 +166,7 @@ def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_ev
         run_folder.move(run, written, scratch)
         record.save(run)
     if stale:
-        on_event({"event": "removed", "files": stale})
+        on_event(FilesRemoved(tuple(stale)))
 
 
 def _unexported(record: Record, weights: dict[str, StoredFile]) -> Record:
@@ -198,10 +199,17 @@ def _export(
         found = score_onnx(path, test, "test")
         check_same_accuracy(path, score(network, test, torch.device("cpu"), "test"), found)
         update["accuracy"] = found
-    event = {"event": "export", "file": path.name, "bytes": done.bytes, "opset": done.opset}
-    event |= {"relative_error": done.comparison.relative_error, "simplified": done.simplified}
-    event |= {"blind": done.blind and test is None, "rescored": test is not None, "uncounted": done.cost.uncounted}
-    on_event(event)
+    exported = FileExported(
+        file=path.name,
+        bytes=done.bytes,
+        opset=done.opset,
+        relative_error=done.comparison.relative_error,
+        simplified=done.simplified,
+        blind=done.blind and test is None,
+        rescored=test is not None,
+        uncounted=done.cost.uncounted,
+    )
+    on_event(exported)
     return before.model_copy(update=update)
 
 
@@ -217,9 +225,20 @@ def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_eve
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
     figures |= {"uncounted": done.cost.uncounted}
     figures |= {"heldout_accuracy": None}  # that of the float32 network; these images are what int8 was calibrated on
-    event = {"event": "int8", "file": path.name, "source": source.name, "bytes": done.bytes, "macs": done.cost.macs}
-    top1 = {"top1": accuracy.top1, "float32_top1": float32.accuracy.top1} if accuracy and float32.accuracy else {}
-    on_event({**event, **how.model_dump(), **top1, "in_float": done.in_float})
+    quantised = FileQuantised(
+        file=path.name,
+        source=source.name,
+        bytes=done.bytes,
+        macs=done.cost.macs,
+        data=how.data,
+        images=how.images,
+        int8_macs=how.int8_macs,
+        agreement=how.agreement,
+        top1=accuracy.top1 if accuracy and float32.accuracy else None,
+        float32_top1=float32.accuracy.top1 if accuracy and float32.accuracy else None,
+        in_float=done.in_float,
+    )
+    on_event(quantised)
     return float32.model_copy(update=figures)
 
 
@@ -237,8 +256,7 @@ def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[
     for source in (name for name in _IN_ORT if name in written):
         for platform, name in _IN_ORT[source].items():
             done = write_ort(folder / source, folder / name, platform)
-            event = {"event": "ort", "file": name, "source": source, "platform": platform, "bytes": done.bytes}
-            on_event({**event, "relative_error": done.relative_error})
+            on_event(OrtWritten(name, source, platform, done.bytes, done.relative_error))
             names.append(name)
     return names
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lrexport.config.compression import Goal
+from lrexport.events import OnEvent, RanksCut
 from lrexport.lowrank.factors.svd_form import cut
 from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.plan import Pair
-from lrexport.runs.open import OnEvent
 from lrexport.training.engine import failing_together
 from lrexport.workflow.pruning import Pruning
 
@@ -47,7 +47,7 @@ class FallingRanks:
                         factors[name] = left.cpu(), right.cpu()
                 dense_macs = self.pruning.svd.dense_macs
                 share = plan_macs(self.pruning.svd, selection.plan) / dense_macs if dense_macs else 1.0
-                self.on_event({"event": "cut", "epoch": epoch + 1, "layers": len(factors), "macs_share": share})
+                self.on_event(RanksCut(epoch + 1, len(factors), share))
         if self.fabric.world_size > 1:
             factors = self.fabric.broadcast(factors, src=0)
         for name, (left, right) in factors.items():

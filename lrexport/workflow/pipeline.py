@@ -19,13 +19,14 @@ from lrexport.config.compression import (
     check_trainable,
 )
 from lrexport.errors import LrexportError, UsageError
+from lrexport.events import AlreadyFinished, Noted, OnEvent, Warned
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.selection.from_plan import check_choices
 from lrexport.lowrank.selection.select import Selection
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plan import Choice, digest
-from lrexport.runs.open import OnEvent, Opening, open_job
+from lrexport.runs.open import Opening, open_job
 from lrexport.runs.record import RANDOM, Record, load_record
 from lrexport.runs.resume import clear, is_clear, is_stopped, other_choices
 from lrexport.runs.starting_point import load_for_planning
@@ -138,7 +139,7 @@ def _finished(
         # A job that was killed in its last moment, unless another one is at work here or nothing can be changed.
         with suppress(LrexportError, OSError), RunLock(run):
             clear(run)
-    on_event({"event": "finished", "run": str(run)})
+    on_event(AlreadyFinished(str(run)))
     return record
 
 
@@ -148,9 +149,9 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
     notes: list[str] = []
     recipe, svd, splits = load_for_planning(config.train, source, notes)
     for text in notes:
-        on_event({"event": "note", "text": text})
+        on_event(Noted(text))
     for text in splits.data.warnings if splits else ():
-        on_event({"event": "warning", "text": text})
+        on_event(Warned(text))
     device = with_float64(make_fabric(config.train.device).device)
     speed = _speed(config, svd, recipe.input_shape, on_event)
     selection = Pruning(svd, config, recipe.input_shape, splits, device, choices, speed).select()

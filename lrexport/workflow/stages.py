@@ -13,6 +13,7 @@ from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import BASELINE, DENSE, EXPORTED, MODEL, SPECTRA, SVD
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig
 from lrexport.data.order import Order
+from lrexport.events import ChoosingRanks, EpochDone, Event, OnEvent, PlanChosen
 from lrexport.lowrank.factors.fold import fold_structure
 from lrexport.lowrank.factors.spectra import spectra
 from lrexport.lowrank.factors.svd_form import fit_ranks
@@ -20,7 +21,7 @@ from lrexport.lowrank.regularisation.regularisers import Regularisers
 from lrexport.lowrank.regularisation.steering import SteeredRegularisers
 from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.runs import loading
-from lrexport.runs.open import Event, Job, OnEvent
+from lrexport.runs.open import Job
 from lrexport.runs.record import RANDOM, Results
 from lrexport.runs.resume import Pruned, clear
 from lrexport.runs.starting_point import to_svd_form
@@ -65,10 +66,10 @@ def train_svd(job: Job, pruning: Pruning | None = None) -> None:
         extra = _regularisers(job, pruning, stage)
 
     def tell(event: Event) -> None:
-        if event["event"] == "epoch" and dense_ms:
-            event = {**event, "step_over_dense": round(event["step_ms"] / dense_ms, 3)}
-        if event["event"] == "epoch" and isinstance(extra, SteeredRegularisers):
-            event = {**event, "steered": extra.summary()}
+        if isinstance(event, EpochDone) and dense_ms:
+            event = replace(event, step_over_dense=round(event.step_ms / dense_ms, 3))
+        if isinstance(event, EpochDone) and isinstance(extra, SteeredRegularisers):
+            event = replace(event, steered=extra.summary())
         job.on_event(event)
 
     _train(job, stage, job.svd.network, tell, extra_loss=extra, teacher=job.teacher, before_epoch=falling)
@@ -126,18 +127,20 @@ def prune(job: Job, pruning: Pruning) -> nn.Module:
 
 def _choose(job: Job, pruning: Pruning) -> tuple[nn.Module, Pruned]:
     if job.splits is not None:
-        job.on_event({"event": "pruning", "images": min(len(job.splits.train), pruning.config.calibration_images)})
+        job.on_event(ChoosingRanks(min(len(job.splits.train), pruning.config.calibration_images)))
     selection = pruning.select()
     network, scores = pruning.fold(selection)
-    event: Event = {"event": "plan", "threshold": selection.threshold, **scores}
-    if selection.heldout_top1 is not None:
-        event["heldout_top1_before"] = selection.heldout_top1
-    if selection.latency is not None:
-        event["latency"] = selection.latency.model_dump(include={"predicted", "measured", "dense", "ratio", "target"})
-    event |= {"macs": plan_macs(job.svd, selection.plan), "dense_macs": job.svd.dense_macs}
-    job.on_event(event)
-    found = Pruned(plan=selection.plan, planned_latency=selection.latency, notes=list(selection.warnings))
-    return network, found
+    latency = selection.latency
+    chosen = PlanChosen(
+        threshold=selection.threshold,
+        scores=scores,
+        heldout_top1_before=selection.heldout_top1,
+        latency=latency,
+        macs=plan_macs(job.svd, selection.plan),
+        dense_macs=job.svd.dense_macs,
+    )
+    job.on_event(chosen)
+    return network, Pruned(plan=selection.plan, planned_latency=latency, notes=list(selection.warnings))
 
 
 def fine_tune(job: Job, network: nn.Module, epochs: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX
+from lrexport.events import DenseTimed, LayersTimed, OnEvent, Warned
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.fold import fold
@@ -21,7 +21,6 @@ from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import MeasuringJob, Target
 from lrexport.plan import Plan, PlannedLatency
 
-OnEvent = Callable[[dict[str, Any]], None]
 _ROUNDS = 100
 
 
@@ -74,18 +73,18 @@ def measure_speed(
     target, threads = times.target, times.threads
 
     def on_table(done: int, of: int) -> None:
-        on_event({"event": "table", "done": done, "of": of, "target": target.name})
+        on_event(LayersTimed(done, of, target.name))
 
     layers = times.of(svd, schemes, on_table)
     if times.unsaved is not None:
-        on_event({"event": "warning", "text": f"times of layers are not kept for the next run: {times.unsaved}"})
+        on_event(Warned(f"times of layers are not kept for the next run: {times.unsaved}"))
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         path = Path(folder) / DENSE_ONNX
         export_onnx(fold(svd, {}), path, input_shape)
         dense, now = times.whole(path)
         content = path.read_bytes()
     table = str(times.path) if times.unsaved is None else None
-    on_event({"event": "speed", "dense": now.p50, "target": target.name, "table": table})
+    on_event(DenseTimed(now.p50, target.name, table))
     # What is predicted shall be milliseconds of today, whatever the machine's speed was when the table was begun.
     today = {name: layer.scaled(now.p50 / dense) for name, layer in layers.items()}
     return Speed(target, threads, times.environment, NetworkLatency(now.p50, today), input_shape, content)

@@ -1,4 +1,4 @@
-"""Tables on terminals of every width, drawn for real behind a pseudo-terminal; what is said of progress."""
+"""Tables on terminals of every width, drawn for real behind a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lrexport.cli.console import Progressing, print_table
+from lrexport.cli.console import print_table
 from lrexport.report.tables import Table
 
 TABLE = Table(
@@ -78,12 +78,3 @@ def test_a_pipe_gets_aligned_plain_lines_with_words_on_the_left(capsys: pytest.C
         "head                                     dense               640  its pair would cost more than the layer",
         "A caption.",
     ]
-
-
-def test_the_time_that_is_left_is_that_of_whole_epochs_where_the_first_was_taken_up_on_the_way(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    event = {"event": "epoch", "stage": "fine-tune", "epoch": 3, "epochs": 5, "steps": 100, "loss": 1.0, "heldout_top1": 0.5}
-    for seconds, left in ((1.0, "1 min 00 s left"), (40.0, "1 min 20 s left")):
-        Progressing()({**event, "seconds": seconds, "images_per_second": 300.0, "step_ms": 300.0})
-        assert left in capsys.readouterr().err

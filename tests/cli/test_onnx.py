@@ -16,6 +16,7 @@ from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import EXPORTED
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.cli.main import run
+from lrexport.events import Event, FileExported
 from lrexport.runs.record import load_record
 from lrexport.workflow import exporting
 from tests.board import Board
@@ -129,8 +130,8 @@ def test_a_run_is_exported_by_one_process_while_no_other_changes_it(mine: Path, 
     assert f"mine is in use by process {os.getpid()} on " in capsys.readouterr().err
     codes = []
 
-    def compress(event: dict[str, Any]) -> None:
-        if event["event"] == "export":
+    def compress(event: Event) -> None:
+        if isinstance(event, FileExported):
             codes.append(run(["compress", "mine", "--macs", "0.4"]))
 
     exporting.export_run(mine, exporting.ExportOptions(rounds=0), compress)

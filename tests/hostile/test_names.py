@@ -17,11 +17,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lrexport.cli.console import Progressing, print_table
+from lrexport.cli.console import print_table
 from lrexport.cli.main import COMMANDS, run
+from lrexport.cli.progress import Progressing
 from lrexport.cli.sweep_progress import SweepProgress
+from lrexport.events import LayersTimed, Measuring, Warned
 from lrexport.report.sweep_tables import front_table
 from lrexport.runs.sweep_record import Figures, Sweep, Trial
+from lrexport.sweep.events import TrialsSaved
 from tests.hostile.support import Command, write_module
 from tests.report.runs import write_run
 
@@ -178,7 +181,7 @@ def test_a_sweep(capfd: pytest.CaptureFixture[str], here: Path, lrexport: Comman
     sweep = Sweep(study=NAME, objective="macs", made_with={IN_TEXT: NAME}, wanted=2, dense=figures, trials=trials, front=[0])
     print_table(front_table(sweep))
     assert harmless(capfd.readouterr().out)
-    SweepProgress(Progressing())({"event": "trials", "sweep": sweep})
+    SweepProgress(Progressing())(TrialsSaved(sweep))
     told = capfd.readouterr().err
     assert harmless(told)
     assert "trial 2: failed: no reason was noted (3 of 2 done)" in told
@@ -294,9 +297,9 @@ def test_a_terminal_gets_no_sequence_but_those_of_the_drawing(monkeypatch: pytes
     (folder, _) = _runs()
     assert run(["inspect", str(folder)]) == 0
     with Progressing() as progress:
-        progress({"event": "table", "done": 1, "of": 2, "target": NAME})
-        progress({"event": "measuring", "target": NAME})
-        progress({"event": "warning", "text": NAME})
+        progress(LayersTimed(1, 2, NAME))
+        progress(Measuring(NAME))
+        progress(Warned(NAME))
     monkeypatch.undo()
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", terminal.getvalue())
     assert harmless(text)

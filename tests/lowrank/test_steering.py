@@ -120,5 +120,5 @@ def test_it_goes_on_from_its_buffers_as_if_it_had_never_stopped() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True))
     assert float(through.beyond().max()) < 0.1 * float(through.first.max())
     summary = through.summary()
-    assert summary["energy_dropped"] == float(through.beyond().max())
-    assert summary["weakest"] <= summary["strongest"]
+    assert summary.energy_dropped == float(through.beyond().max())
+    assert summary.weakest <= summary.strongest

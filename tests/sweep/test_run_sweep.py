@@ -9,12 +9,14 @@ import pytest
 
 from lrexport.cli.main import run
 from lrexport.config.compression import TrainConfig
+from lrexport.events import Event, ignore_events
 from lrexport.plan import PlannedLatency
 from lrexport.report.sweep_tables import front_table
 from lrexport.runs.record import Accuracy, ModelSource, Record, Result, Results, load_record
 from lrexport.runs.sweep_record import Objective, front_of, load_sweep
 from lrexport.sweep import run_sweep as running
 from lrexport.sweep import shared_stages
+from lrexport.sweep.events import TrialBegun, TrialsSaved
 from lrexport.sweep.request import make_request
 from lrexport.sweep.run_sweep import Place, run_sweep
 from tests.hostile.support import DATA, TINY, write_module
@@ -59,7 +61,7 @@ def test_latency_is_that_of_the_trial_s_own_measurement_and_its_ratio_is_what_co
     tmp_path: Path, compressions: list[Any], objective: Objective, target: str | None
 ) -> None:
     request = make_request(TrainConfig("x", data="digits"), None, {}, ("macs=0.25,0.36",), objective, 5)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     sweep = run_sweep(request, Place(tmp_path), events.append)
     assert [config.target for config, _ in compressions] == [target, target]
     found = {trial.parameters["macs"]: trial.figures for trial in sweep.trials}
@@ -76,12 +78,12 @@ def test_latency_is_that_of_the_trial_s_own_measurement_and_its_ratio_is_what_co
     assert sweep.front == front_of(objective, sweep.trials)
     text = str(front_table(sweep))
     assert ("latency ÷ dense" in text) == (objective == "latency")
-    assert [event["event"] for event in events] == ["trial", "trials"] * 2
+    assert [type(event) for event in events] == [TrialBegun, TrialsSaved] * 2
 
 
 def test_trials_of_another_scheme_begin_from_another_svd_training(tmp_path: Path, compressions: list[Any]) -> None:
     space = ("macs=0.25,0.36", "scheme=spatial,channel")
-    run_sweep(make_request(TrainConfig("x", data="digits"), None, {}, space, "macs", 9), Place(tmp_path), lambda event: None)
+    run_sweep(make_request(TrainConfig("x", data="digits"), None, {}, space, "macs", 9), Place(tmp_path), ignore_events)
     begun = {config.train.scheme: set() for config, _ in compressions}
     for config, source in compressions:
         begun[config.train.scheme].add(source.name)

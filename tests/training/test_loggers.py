@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lrexport.cli.main import run
+from lrexport.events import ChoosingRanks, EpochDone, Event, StepDone, Warned
 from lrexport.training.loggers import STEPS, Loggers
 from tests.forked import Forked
 
@@ -98,15 +100,14 @@ def test_a_folder_that_a_service_left_behind_is_no_package(
     assert "--log-to wandb needs wandb" in capsys.readouterr().err
 
 
-STEP = {"event": "step", "stage": "dense", "epoch": 0, "step": STEPS - 1, "steps": 30, "loss": 2.0}
-EPOCH = {"event": "epoch", "stage": "dense", "epoch": 1, "steps": 30, "loss": 1.0, "heldout_top1": 0.5, "lr": 0.1}
-EPOCH |= {"images_per_second": 100.0}
+STEP = StepDone("dense", epoch=0, epochs=1, step=STEPS - 1, steps=30, loss=2.0)
+EPOCH = EpochDone("dense", 1, 1, 30, loss=1.0, heldout_top1=0.5, lr=0.1, seconds=1.0, images_per_second=100.0, step_ms=9.0)
 
 
-def log(name: str, folder: Path, done: bool) -> list[dict[str, Any]]:
-    said: list[dict[str, Any]] = []
+def log(name: str, folder: Path, done: bool) -> list[Event]:
+    said: list[Event] = []
     loggers = Loggers([name], folder / "run", {"lr": 0.1}, said.append)
-    for event in (STEP, {**STEP, "step": STEPS}, {"event": "pruning"}, EPOCH):
+    for event in (STEP, replace(STEP, step=STEPS), ChoosingRanks(0), EPOCH):
         loggers(event)
     loggers.close(done)
     return said
@@ -130,7 +131,7 @@ def test_mlflow_is_given_choices_once_and_the_same_run_again(folder: Path, monke
     assert log("mlflow", folder, done=False) == []
     assert calls[:2] == [("create", "id of lrexport", "run"), ("log_param", "7", "lr", 0.1)]
     assert ("log_metric", "7", "dense/step_loss", 2.0, STEPS) in calls
-    assert {("log_metric", "7", f"dense/{name}", EPOCH[name], 30) for name in WATCHED} <= set(calls)
+    assert {("log_metric", "7", f"dense/{name}", getattr(EPOCH, name), 30) for name in WATCHED} <= set(calls)
     assert calls[-1] == ("set_terminated", "7", "KILLED")
     calls.clear()
     assert log("mlflow", folder, done=True) == []
@@ -158,7 +159,7 @@ def test_wandb_is_resumed_by_its_id_and_counts_a_stages_steps(folder: Path, monk
     assert begun[0]["dir"] == str(folder / "run" / "logs")
     assert calls[0] == ("define_metric", "dense/*", "dense/step")
     assert ("log", {"dense/step_loss": 2.0, "dense/step": STEPS}) in calls
-    assert ("log", {**{f"dense/{name}": EPOCH[name] for name in WATCHED}, "dense/step": 30}) in calls
+    assert ("log", {**{f"dense/{name}": getattr(EPOCH, name) for name in WATCHED}, "dense/step": 30}) in calls
 
 
 def test_a_service_that_fails_is_told_of_once_and_training_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +168,4 @@ def test_a_service_that_fails_is_told_of_once_and_training_goes_on(folder: Path,
     fake.init = lambda **named: run
     monkeypatch.setitem(sys.modules, "wandb", fake)
     (warning,) = log("wandb", folder, done=True)
-    assert warning == {
-        "event": "warning",
-        "text": "wandb is left out from here on: ZeroDivisionError: division by zero",
-    }
+    assert warning == Warned("wandb is left out from here on: ZeroDivisionError: division by zero")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import InputError, UsageError
+from lrexport.events import EpochDone, Event, StepDone, ignore_events
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
@@ -33,8 +34,8 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2))
 
 
-def train(net: nn.Module, stage: Stage, **more: Any) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
+def train(net: nn.Module, stage: Stage, **more: Any) -> list[Event]:
+    events: list[Event] = []
     train_stage(net, bright_and_dark(), stage, make_fabric("cpu", "float32"), events.append, **more)
     return events
 
@@ -44,9 +45,9 @@ def test_training_learns_and_the_same_seed_gives_the_same_bits() -> None:
     first, second = network(), network()
     events = train(first, stage)
     train(second, stage)
-    epochs = [event for event in events if event["event"] == "epoch"]
+    epochs = [event for event in events if isinstance(event, EpochDone)]
     assert epochs[-1]["heldout_top1"] > 0.95
-    assert [event["epoch"] for event in epochs] == [1, 2, 3]
+    assert [event.epoch for event in epochs] == [1, 2, 3]
     for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -74,8 +75,8 @@ def test_the_best_epoch_on_held_out_images_is_kept_unless_asked_otherwise() -> N
         states.clear()
         net = network()
         stage = Stage("dense", epochs=3, lr=0.05, batch_size=32, keep_best=keep_best)
-        events = [event for event in train(net, stage, after_epoch=remember) if event["event"] == "epoch"]
-        scores = [event["heldout_top1"] for event in events]
+        events = [event for event in train(net, stage, after_epoch=remember) if isinstance(event, EpochDone)]
+        scores = [event.heldout_top1 for event in events]
         assert scores[2] <= 0.6 < scores[1]
         kept = scores.index(max(scores)) if keep_best else 2
         if kept != 1:  # the second epoch's weights were ruined after they were scored
@@ -139,7 +140,7 @@ def test_the_teacher_runs_in_the_precision_of_training() -> None:
 
     teacher[0].register_forward_hook(look)
     stage = Stage("fine-tune", epochs=1, lr=0.05, batch_size=32, distill=0.5)
-    train_stage(student, bright_and_dark(), stage, make_fabric("cpu", "bfloat16"), lambda _event: None, teacher=teacher)
+    train_stage(student, bright_and_dark(), stage, make_fabric("cpu", "bfloat16"), ignore_events, teacher=teacher)
     assert set(seen) == {(torch.bfloat16, False)}
 
 
@@ -175,7 +176,7 @@ class Volume(nn.Module):
 def test_a_network_with_weights_of_five_axes_trains() -> None:
     net = Volume()
     events = train(net, Stage("dense", epochs=2, lr=0.05, batch_size=32))
-    losses = [event["loss"] for event in events if event["event"] == "epoch"]
+    losses = [event.loss for event in events if isinstance(event, EpochDone)]
     assert losses[1] < losses[0]
 
 
@@ -206,7 +207,7 @@ def test_a_network_that_flattens_by_view_trains_taught_by_one_in_channels_last_a
     for net, teacher in ((Viewing(), network()), (network(), Viewing())):
         stage = Stage("fine-tune", epochs=3, lr=0.05, batch_size=32, distill=0.5)
         events = train(net, stage, teacher=teacher)
-        assert [event["heldout_top1"] for event in events if event["event"] == "epoch"][-1] > 0.9
+        assert [event.heldout_top1 for event in events if isinstance(event, EpochDone)][-1] > 0.9
     assert to_fast_layout(Viewing(), (3, 6, 6)).conv.weight.is_contiguous()
 
 
@@ -224,7 +225,7 @@ def test_portions_of_a_batch_give_the_gradients_of_the_whole() -> None:
     whole, portions = network(), network()
     one = train(whole, Stage("dense", epochs=2, lr=0.05, batch_size=50))
     other = train(portions, Stage("dense", epochs=2, lr=0.05, batch_size=50, accumulate=4))
-    losses = [[event["loss"] for event in events if event["event"] == "step"] for events in (one, other)]
+    losses = [[event.loss for event in events if isinstance(event, StepDone)] for events in (one, other)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -252,7 +253,7 @@ def test_a_last_batch_with_a_single_image_in_a_portion_is_left_out(batch: int, p
     assert len(splits.train) == 17
     stage = Stage("dense", epochs=1, lr=0.01, batch_size=batch, accumulate=portions)
     train_stage(with_norm_on_vectors(), splits, stage, make_fabric("cpu", "float32"), events.append)
-    assert sum(event["event"] == "step" for event in events) == steps
+    assert sum(isinstance(event, StepDone) for event in events) == steps
 
 
 @pytest.mark.parametrize(("batch", "portions"), [(1, 1), (8, 8), (8, 5)])

@@ -19,6 +19,7 @@ from torch import nn
 
 from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import DeviceError, InputError, Stopped
+from lrexport.events import EpochDone, Event, OnEvent, StepDone, ignore_events
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.regularisation.regularisers import Regularisers
 from lrexport.training.checkpoints import Checkpoints, optimizer_state, restore_optimizer
@@ -43,9 +44,7 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(48, 2))
 
 
-def train(
-    stage: Stage, on_event: Callable[[dict[str, Any]], None], folder: Path | None = None, strength: float = 0.1
-) -> nn.Module:
+def train(stage: Stage, on_event: OnEvent, folder: Path | None = None, strength: float = 0.1) -> nn.Module:
     """SVD training with the regularisers of equation 3, as ``compress`` does it."""
     svd = decompose(network(), (3, 6, 6))
     extra = Regularisers(svd, 1.0, strength, "hoyer")
@@ -54,21 +53,18 @@ def train(
     return svd.network
 
 
-def ignore(event: dict[str, Any]) -> None: ...
-
-
 def test_a_fixed_strength_that_was_changed_on_the_way_is_the_new_one(tmp_path: Path) -> None:
     stage = Stage("svd", 2, 0.05, batch_size=32, keep_best=False)
 
-    def stop_after_one(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch":
+    def stop_after_one(event: Event) -> None:
+        if isinstance(event, EpochDone):
             os.kill(os.getpid(), signal.SIGTERM)
 
     ends = []
     for number, strength in enumerate((0.1, 3.0)):
         with pytest.raises(Stopped):
             train(stage, stop_after_one, tmp_path / str(number))
-        ends.append(train(stage, ignore, tmp_path / str(number), strength).state_dict())
+        ends.append(train(stage, ignore_events, tmp_path / str(number), strength).state_dict())
     first, second = (torch.cat([value for name, value in end.items() if name.endswith("original1")]) for end in ends)
     assert not torch.equal(first, second)
 
@@ -77,17 +73,17 @@ def test_a_fixed_strength_that_was_changed_on_the_way_is_the_new_one(tmp_path: P
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_two_epochs_a_checkpoint_and_one_more_are_three_to_the_bit(optimizer: Any, schedule: Any, tmp_path: Path) -> None:
     stage = Stage("svd", 3, 0.01, batch_size=32, keep_best=False, optimizer=optimizer, schedule=schedule)
-    whole = train(stage, ignore)
+    whole = train(stage, ignore_events)
 
-    def stop_after_two(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == 2:
+    def stop_after_two(event: Event) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped, match="after step 0 of epoch 3"):
         train(stage, stop_after_two, tmp_path)
-    later: list[dict[str, Any]] = []
+    later: list[Event] = []
     again = train(stage, later.append, tmp_path)
-    assert [event["epoch"] for event in later if event["event"] == "epoch"] == [3]
+    assert [event.epoch for event in later if isinstance(event, EpochDone)] == [3]
     for (name, mine), theirs in zip(again.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
 
@@ -98,9 +94,9 @@ def test_an_epoch_that_began_again_with_larger_batches_is_taken_up_where_it_was_
     def life(batch: int, most: int) -> None:
         steps.clear()
 
-        def stop(event: dict[str, Any]) -> None:
-            if event["event"] == "step":
-                steps.append((event["epoch"], event["step"]))
+        def stop(event: Event) -> None:
+            if isinstance(event, StepDone):
+                steps.append((event.epoch, event.step))
                 if len(steps) == most:
                     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -122,10 +118,10 @@ def test_a_stage_that_diverged_goes_on_to_the_bit_from_the_last_checkpoint_that_
     fabric, stage = make_fabric("cpu", "float32"), replace(STAGE, epochs=5, keep_best=keep_best)
 
     def life(net: nn.Module, after: Callable[[int, nn.Module], None] | None = None, folder: Path = tmp_path) -> list[int]:
-        later: list[dict[str, Any]] = []
+        later: list[Event] = []
         kept = Checkpoints(folder, stage.name)
         train_stage(net, splits(), stage, fabric, later.append, after_epoch=after, checkpoints=kept)
-        return [event["epoch"] for event in later if event["event"] == "epoch"]
+        return [event.epoch for event in later if isinstance(event, EpochDone)]
 
     @torch.no_grad()
     def blow_up(epoch: int, net: nn.Module) -> None:
@@ -150,7 +146,7 @@ def test_weights_that_are_no_numbers_end_a_stage_even_where_its_last_loss_was_on
 
     stage = Stage("dense", 1, 0.01, batch_size=160)
     with pytest.raises(InputError, match="weights are not finite any more at step 1 of epoch 1"):
-        train_stage(net, splits(), stage, make_fabric("cpu", "float32"), ignore, RootOfNothing())
+        train_stage(net, splits(), stage, make_fabric("cpu", "float32"), ignore_events, RootOfNothing())
 
 
 def test_a_parameter_without_axes_gets_back_what_the_optimiser_knew_of_it() -> None:
@@ -174,7 +170,7 @@ def test_a_signal_after_the_last_look_at_it_is_not_lost_and_the_stage_goes_on_to
     heed_ctrl_c()
     fabric, stage = make_fabric("cpu", "float32"), replace(STAGE, keep_best=True)
     whole, net = network(), network()
-    train_stage(whole, splits(), stage, fabric, ignore)
+    train_stage(whole, splits(), stage, fabric, ignore_events)
     load = net.load_state_dict
 
     def load_and_interrupt(state: dict[str, torch.Tensor]) -> None:
@@ -184,10 +180,10 @@ def test_a_signal_after_the_last_look_at_it_is_not_lost_and_the_stage_goes_on_to
     with monkeypatch.context() as patch:
         patch.setattr(net, "load_state_dict", load_and_interrupt)
         with pytest.raises(interrupt):
-            train_stage(net, splits(), stage, fabric, ignore, checkpoints=Checkpoints(tmp_path, stage.name))
+            train_stage(net, splits(), stage, fabric, ignore_events, checkpoints=Checkpoints(tmp_path, stage.name))
     signal.signal(signal.SIGTERM, before)
     again = network()
-    train_stage(again, splits(), stage, fabric, ignore, checkpoints=Checkpoints(tmp_path, stage.name))
+    train_stage(again, splits(), stage, fabric, ignore_events, checkpoints=Checkpoints(tmp_path, stage.name))
     for (name, mine), theirs in zip(again.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
 
@@ -212,7 +208,9 @@ def test_a_metric_that_is_not_a_number_is_never_the_best(monkeypatch: pytest.Mon
     def remember(epoch: int, trained: nn.Module) -> None:
         states.append({name: value.clone() for name, value in trained.state_dict().items()})
 
-    train_stage(net, splits(), Stage("dense", 3, 0.01, 32), make_fabric("cpu", "float32"), ignore, after_epoch=remember)
+    train_stage(
+        net, splits(), Stage("dense", 3, 0.01, 32), make_fabric("cpu", "float32"), ignore_events, after_epoch=remember
+    )
     for name, value in net.state_dict().items():
         assert torch.equal(value, states[1][name])
 
@@ -233,7 +231,7 @@ def test_memory_that_runs_out_is_said_with_the_batch_and_what_to_try(error: Exce
 
     stage = Stage("dense", 1, 0.01, batch_size=32, accumulate=2)
     with pytest.raises(DeviceError) as said:
-        train_stage(network(), splits(), stage, make_fabric("cpu", "float32"), ignore, extra)
+        train_stage(network(), splits(), stage, make_fabric("cpu", "float32"), ignore_events, extra)
     assert said.value.message == "out of memory on cpu in dense training, with --batch-size 32 in 2 portions"
     assert "--accumulate 4" in str(said.value.hint)
     assert "smaller --batch-size" in str(said.value.hint)
@@ -244,4 +242,4 @@ def test_any_other_error_of_a_step_is_left_as_it_is() -> None:
         raise RuntimeError("a mistake of ours")
 
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        train_stage(network(), splits(), STAGE, make_fabric("cpu", "float32"), ignore, extra)
+        train_stage(network(), splits(), STAGE, make_fabric("cpu", "float32"), ignore_events, extra)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lrexport.events import Steering
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.regularisation.regularisers import Regularisers, Sparsity
@@ -75,11 +76,7 @@ class SteeredRegularisers(Regularisers):
         changed = self.strengths * (off * (_GAIN * _EVERY / self.steps)).exp()
         self.strengths.copy_(torch.where(self.strengths > 0, changed.clamp(WEAKEST, STRONGEST), 0))
 
-    def summary(self) -> dict[str, float]:
-        """The weakest and the strongest λ_s, and the largest share of energy that pruning would drop in a layer now."""
+    def summary(self) -> Steering:
+        """Where λ_s and the layers are now."""
         steered = self.strengths[self.strengths > 0].tolist() or [0.0]
-        return {
-            "weakest": min(steered),
-            "strongest": max(steered),
-            "energy_dropped": max(self.beyond().tolist(), default=0.0),
-        }
+        return Steering(min(steered), max(steered), energy_dropped=max(self.beyond().tolist(), default=0.0))

@@ -13,7 +13,7 @@ from typing import Any
 from lrexport.config.compression import STAGES
 from lrexport.report.fronts import Front
 from lrexport.report.layer_tables import UNKNOWN, Cost, Row
-from lrexport.report.reported_run import Epoch
+from lrexport.runs.log import LoggedEpoch
 from lrexport.units import format_count, format_ms, format_percent
 
 Figure = dict[str, Any]
@@ -84,7 +84,7 @@ def cost_figure(rows: Sequence[Row], cost: Cost) -> Figure:
     return {"kind": "plain", "traces": bars, "layout": layout}
 
 
-def training_figure(curves: Mapping[str, Sequence[Epoch]], quantity: str) -> Figure:
+def training_figure(curves: Mapping[str, Sequence[LoggedEpoch]], quantity: str) -> Figure:
     """``heldout_top1`` or ``loss`` over the epochs of all stages; the dense baseline runs beside SVD training."""
     traces: list[Figure] = []
     done = len(curves.get("dense", ()))

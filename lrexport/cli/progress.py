@@ -1,0 +1,244 @@
+"""Events for people, on stderr: a live line with rate and time left on a terminal, a line for each thing otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import singledispatchmethod
+from typing import TYPE_CHECKING
+
+from lrexport.cli.output import note
+from lrexport.config.compression import STAGES
+from lrexport.events import (
+    AlreadyFinished,
+    ChoosingRanks,
+    DenseTimed,
+    EpochDone,
+    Event,
+    ExportChecked,
+    FileExported,
+    FileQuantised,
+    FilesRemoved,
+    LayersTimed,
+    Measuring,
+    Noted,
+    OrtWritten,
+    PlanChosen,
+    RanksCut,
+    StepDone,
+    Warned,
+)
+from lrexport.text import plain, plain_line
+from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from lrexport.plan import PlannedLatency
+
+_REPAIRS = {
+    "heldout_top1_after_reconstruction": "reconstructed",
+    "heldout_top1_after_bias_correction": "with means corrected",
+    "heldout_top1_after_batchnorm": "with BatchNorm re-estimated",
+}
+
+
+class Progressing:
+    """Shows events as they happen: an OnEvent, and the context in which the live line stands.
+
+    ``refreshes`` of that line a second take time that a measurement on this machine may miss.
+    """
+
+    def __init__(self, refreshes: float = 10) -> None:
+        self._refreshes = refreshes
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage: str | None = None
+        self._began = time.perf_counter()
+        self.noted: set[str] = set()
+        self._before: int | None = None  # steps of the stage that were done when it began here
+
+    def __enter__(self) -> Progressing:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            description = TextColumn("{task.description}", markup=False)  # the name of a target may look like markup
+            columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            rate = TextColumn("{task.fields[rate]}", markup=False)
+            console, often = Console(stderr=True), self._refreshes
+            self._live = Progress(*columns, rate, console=console, transient=True, refresh_per_second=often)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line for people, above the live one."""
+        if self._live is not None:
+            # Not wrapped: a line that rich began could begin with a name.
+            self._live.console.print(plain_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        else:
+            note(text)
+
+    @singledispatchmethod
+    def __call__(self, event: Event) -> None:
+        """Show the event. Every kind of a run's events has its handler below."""
+        raise TypeError(f"no handler for {type(event).__name__}")
+
+    @__call__.register
+    def _(self, event: Noted) -> None:
+        self.noted.add(event.text)
+        self.say(f"note: {event.text}")
+
+    @__call__.register
+    def _(self, event: Warned) -> None:
+        self.say(f"warning: {event.text}")
+
+    @__call__.register
+    def _(self, event: AlreadyFinished) -> None:
+        self.say(f"{event.run} is finished: there is nothing to resume")
+
+    @__call__.register
+    def _(self, event: ExportChecked) -> None:
+        self.say(f"the dense network can be exported to ONNX ({format_duration(event.seconds)} to find out)")
+
+    @__call__.register
+    def _(self, event: LayersTimed) -> None:
+        if self._live is None:
+            if event.done == 1:
+                note(f"timing layers and their pairs on {event.target}")
+            return
+        self._show("table", f"timing layers on {event.target}", event.done, event.of)
+
+    @__call__.register
+    def _(self, event: DenseTimed) -> None:
+        table = f"; table in {event.table}" if event.table is not None else ""
+        self.say(f"the dense network takes {format_ms(event.dense)} on {event.target}{table}")
+
+    @__call__.register
+    def _(self, event: Measuring) -> None:
+        self._show("measuring", f"measuring on {event.target}", event.done, event.of)
+
+    @__call__.register
+    def _(self, event: StepDone) -> None:
+        if self._live is None:
+            return
+        done = event.epoch * event.steps + event.step + 1
+        self._begin(event.stage, STAGES[event.stage])
+        if self._before is None:  # of an earlier life of the run
+            self._before = done - 1
+        rate = f"{(done - self._before) / (time.perf_counter() - self._began):.1f} steps/s, loss {event.loss:.3f}"
+        self._show(event.stage, STAGES[event.stage], done, event.epochs * event.steps, rate)
+
+    @__call__.register
+    def _(self, event: EpochDone) -> None:
+        # A resumed epoch has only the seconds since it was resumed.
+        left = (event.epochs - event.epoch) * max(event.seconds, event.steps * event.step_ms / 1e3)
+        remaining = f", {format_duration(left)} left" if left else ""
+        over = f", a step {event.step_over_dense:.2f}× a dense one" if event.step_over_dense is not None else ""
+        self.say(
+            f"{STAGES[event.stage]}: epoch {event.epoch}/{event.epochs}  loss {event.loss:.4f}  "
+            f"held-out top-1 {format_percent(event.heldout_top1)}  {event.images_per_second:.0f} images/s"
+            f"{over}{remaining}"
+        )
+        if (steered := event.steered) is not None:
+            dropped = f"pruning would drop up to {format_percent(steered.energy_dropped)} of a layer's energy"
+            self.say(f"SVD training: λ_s {steered.weakest:.2g} to {steered.strongest:.2g}, {dropped}")
+
+    @__call__.register
+    def _(self, event: RanksCut) -> None:
+        self.say(f"SVD training: {event.layers} layers cut to {format_percent(event.macs_share)} of the MACs")
+
+    @__call__.register
+    def _(self, event: ChoosingRanks) -> None:
+        images = f", with {event.images} training images without their labels" if event.images else ""
+        self.say(f"choosing ranks{images}")
+
+    @__call__.register
+    def _(self, event: PlanChosen) -> None:
+        share = share_text(event.macs, event.dense_macs)
+        line = f"plan: {format_count(event.macs)} of {format_count(event.dense_macs)} MACs ({share})"
+        if (latency := event.latency) is not None:
+            line += f"; {latency_text(latency)}"
+        if event.threshold is not None:
+            line += f", at most {100 * event.threshold:.3g} % of a layer's energy dropped"
+        if event.heldout_top1_before is not None:
+            line += f"; held-out top-1 {format_percent(event.heldout_top1_before)} before"
+        if (best := event.scores.get("heldout_top1")) is not None:
+            line += f"; held-out top-1 {format_percent(best)} as folded"
+            for key, repair in _REPAIRS.items():
+                if (after := event.scores.get(key)) is not None:
+                    line += f", {format_percent(after)} {repair}" + (" (not kept)" if after < best else "")
+                    best = max(best, after)
+        self.say(line)
+
+    @__call__.register
+    def _(self, event: FileExported) -> None:
+        rescored = ", accuracy the same" if event.rescored else ""
+        simplified = "" if event.simplified else " (onnxsim gave nothing usable; exported graph kept)"
+        self.say(
+            f"{event.file}: {format_bytes(event.bytes)}, opset {event.opset}, checked; differs from torch by at most "
+            f"{event.relative_error:.1e} of the largest output{rescored}{simplified}"
+        )
+        if event.blind:
+            proves = "agreement with torch proves little (are the weights random?)"
+            self.say(f"warning: {event.file}: its output hardly depends on its input, so {proves}")
+        for operator in event.uncounted:
+            self.say(f"warning: {event.file}: MACs of {operator} are not counted")
+
+    @__call__.register
+    def _(self, event: FileQuantised) -> None:
+        share = event.int8_macs / max(1, event.macs)
+        line = (
+            f"{event.file}: {format_bytes(event.bytes)}, {100 * share:.1f} % of MACs in int8, same class as "
+            f"{event.source} on {format_percent(event.agreement)} of {event.images} calibration images"
+        )
+        if event.top1 is not None and event.float32_top1 is not None:
+            points = 100 * (event.top1 - event.float32_top1)
+            line += f"; top-1 {format_percent(event.top1)}, {points:+.2f} points to float32"
+        self.say(line)
+        if event.in_float:
+            self.say(f"note: {event.file} has nodes that stay in float32: {', '.join(event.in_float)}")
+
+    @__call__.register
+    def _(self, event: OrtWritten) -> None:
+        self.say(
+            f"{event.file}: {format_bytes(event.bytes)}, for {event.platform}; differs from {event.source} by at "
+            f"most {event.relative_error:.1e} of the largest output"
+        )
+
+    @__call__.register
+    def _(self, event: FilesRemoved) -> None:
+        self.say(f"removed from an earlier export: {', '.join(event.files)}; --int8 and --ort write new ones")
+
+    def _begin(self, stage: str, name: str) -> None:
+        """A bar for each stage, in place of the one before."""
+        if self._live is None or self._stage == stage:
+            return
+        if self._task is not None:
+            self._live.remove_task(self._task)
+        self._task, self._stage = self._live.add_task(plain(name), total=None, rate=""), stage
+        self._began, self._before = time.perf_counter(), None
+
+    def _show(self, stage: str, name: str, done: int | None, of: int | None, rate: str = "") -> None:
+        """The live line of ``stage``, where there is one."""
+        self._begin(stage, name)
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=done, total=of, rate=rate)
+
+
+def share_text(macs: int, dense_macs: int) -> str:
+    """``0.303`` of the dense network's; a dash where that has none, as a network of BatchNorm alone."""
+    return f"{macs / dense_macs:.3f}" if dense_macs else "—"
+
+
+def latency_text(latency: PlannedLatency) -> str:
+    """What was measured for a plan, beside what was predicted."""
+    off = latency.predicted / latency.measured - 1
+    return (
+        f"{latency.ratio:.3f} of the dense network's latency on {latency.target}, {format_ms(latency.measured)} "
+        f"({format_ms(latency.predicted)} predicted, {100 * off:+.1f} %)"
+    )

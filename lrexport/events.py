@@ -1,0 +1,264 @@
+"""What happens while a command works, as values: an ``on_event`` callback is given each one when it happens.
+
+Shares are in [0, 1]; ``stage`` is a key of lrexport.config.compression.STAGES. Those of sweeps: lrexport.sweep.events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import singledispatch
+from typing import Any, ClassVar
+
+from lrexport.plan import PlannedLatency
+
+_OF_LATENCY = {
+    "target",
+    "dense",
+    "predicted",
+    "measured",
+    "ratio",
+}  # what log.jsonl has of a planned latency; run.json has all
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened; each kind is a class below. ``kind`` is its name in log.jsonl."""
+
+    kind: ClassVar[str]
+
+
+OnEvent = Callable[[Event], None]
+
+
+def ignore_events(_event: Event) -> None:
+    """An OnEvent for callers that do not watch."""
+
+
+@dataclass(frozen=True)
+class Noted(Event):
+    """A remark for people: nothing needs to be done."""
+
+    kind = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something that people should look at; work continues."""
+
+    kind = "warning"
+    text: str
+
+
+@dataclass(frozen=True)
+class AlreadyFinished(Event):
+    """Resuming found a finished ``run``: nothing to do."""
+
+    kind = "finished"
+    run: str
+
+
+@dataclass(frozen=True)
+class ExportChecked(Event):
+    """Before any training: the dense network can be exported to ONNX, which took ``seconds`` to find out."""
+
+    kind = "export check"
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LayersTimed(Event):
+    """``done`` of the ``of`` layers and pairs that the table of ``target`` lacked are timed."""
+
+    kind = "table"
+    done: int
+    of: int
+    target: str
+
+
+@dataclass(frozen=True)
+class DenseTimed(Event):
+    """The dense network takes ``dense`` milliseconds on ``target``; layer times are in the file ``table``, None: unsaved."""
+
+    kind = "speed"
+    dense: float
+    target: str
+    table: str | None
+
+
+@dataclass(frozen=True)
+class Measuring(Event):
+    """A latency measurement on ``target`` has ``done`` of its ``of`` rounds; None before the first."""
+
+    kind = "measuring"
+    target: str
+    done: int | None = None
+    of: int | None = None
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """One optimiser step: ``step`` of the epoch's ``steps``, both counted from 0. ``loss`` has all terms."""
+
+    kind = "step"
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The weakest and strongest λ_s of steered SVD training; pruning would now drop at most ``energy_dropped`` of each."""
+
+    weakest: float
+    strongest: float
+    energy_dropped: float
+
+
+@dataclass(frozen=True)
+class EpochDone(Event):
+    """One epoch of a stage, from 1, with ``steps`` optimiser steps in a whole one.
+
+    ``loss`` is the mean task loss, ``lr`` the last step's; ``seconds`` are those spent in this process, scoring included;
+    ``step_ms`` is the median step, ``step_over_dense`` its ratio to a dense one in SVD training.
+    """
+
+    kind = "epoch"
+    stage: str
+    epoch: int
+    epochs: int
+    steps: int
+    loss: float
+    heldout_top1: float
+    lr: float
+    seconds: float
+    images_per_second: float
+    step_ms: float
+    step_over_dense: float | None = None
+    steered: Steering | None = None
+
+
+@dataclass(frozen=True)
+class RanksCut(Event):
+    """Falling ranks, at the start of ``epoch`` (from 1): ``layers`` were cut, ``macs_share`` of the MACs is left."""
+
+    kind = "cut"
+    epoch: int
+    layers: int
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class ChoosingRanks(Event):
+    """Ranks are being chosen, with ``images`` training images without their labels."""
+
+    kind = "pruning"
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanChosen(Event):
+    """Ranks are chosen and the network is folded: ``macs`` of ``dense_macs`` are left.
+
+    At most ``threshold`` of a layer's energy is dropped, where one holds for all. ``scores`` are held-out top-1 of the
+    folded network: ``heldout_top1``, and ``heldout_top1_after_REPAIR`` after each repair. ``heldout_top1_before`` is that
+    of the network before, where the goal needed it.
+    """
+
+    kind = "plan"
+    threshold: float | None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    heldout_top1_before: float | None = None
+    latency: PlannedLatency | None = None
+    macs: int
+    dense_macs: int
+
+
+@dataclass(frozen=True)
+class FileExported(Event):
+    """An ONNX file is written and agrees with torch within ``relative_error`` of the largest output.
+
+    ``blind``: its output hardly depends on its input, so that agreement proves little; ``rescored``: it scores as the torch
+    network does on the test images; ``uncounted`` names operators that ``macs`` leave out.
+    """
+
+    kind = "export"
+    file: str
+    bytes: int
+    opset: int
+    relative_error: float
+    simplified: bool
+    blind: bool
+    rescored: bool
+    uncounted: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileQuantised(Event):
+    """The int8 ``file`` of ``source`` is written: ``int8_macs`` of ``macs`` are in int8, nodes ``in_float`` are not.
+
+    It was calibrated on ``images`` held-out images of ``data``, of which it puts the share ``agreement`` in the same class
+    as ``source``; ``top1`` and ``float32_top1`` are on the test images.
+    """
+
+    kind = "int8"
+    file: str
+    source: str
+    bytes: int
+    macs: int
+    data: str
+    images: int
+    int8_macs: int
+    agreement: float
+    top1: float | None = None
+    float32_top1: float | None = None
+    in_float: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OrtWritten(Event):
+    """``source`` in ONNX Runtime's own format for ``platform``, within ``relative_error`` of its largest output."""
+
+    kind = "ort"
+    file: str
+    source: str
+    platform: str
+    bytes: int
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class FilesRemoved(Event):
+    """Optional ``files`` of an earlier export, which this one did not write, are gone."""
+
+    kind = "removed"
+    files: tuple[str, ...]
+
+
+@singledispatch
+def to_json(event: Event) -> dict[str, Any]:
+    """The event as a line of log.jsonl has it: its kind, then its fields; optional ones that are None are left out."""
+    return {"event": event.kind, **_fields(event)}
+
+
+@to_json.register
+def _(event: PlanChosen) -> dict[str, Any]:
+    values = _fields(event)
+    threshold, scores = values.pop("threshold"), values.pop("scores")
+    if event.latency is not None:
+        values["latency"] = event.latency.model_dump(include=_LATENCY)
+    return {"event": event.kind, "threshold": threshold, **scores, **values}
+
+
+def _fields(value: Event | Steering) -> dict[str, Any]:
+    values = {each.name: getattr(value, each.name) for each in fields(value)}
+    optional = {each.name for each in fields(value) if each.default is None}
+    return {
+        name: _fields(one) if isinstance(one, Steering) else one
+        for name, one in values.items()
+        if one is not None or name not in optional
+    }

@@ -1,0 +1,68 @@
+"""log.jsonl: a run's events, a JSON object a line, written when they happen and read as far as they can be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrexport.artifacts import files, run_folder
+from lrexport.artifacts.run_files import LOG
+from lrexport.config.compression import STAGES
+from lrexport.events import EpochDone, Event, PlanChosen, to_json
+
+
+@dataclass(frozen=True)
+class LoggedEpoch:
+    """Epoch ``number``, from 1, of a ``stage``. ``loss`` and ``heldout_top1``, a share, are None where not finite."""
+
+    stage: str
+    number: int
+    loss: float | None
+    heldout_top1: float | None
+
+
+@dataclass(frozen=True)
+class LoggedPlan:
+    """Ranks were chosen: what comes after is of the network that this plan made."""
+
+
+def append(run: Path, event: Event) -> None:
+    """Write the event's line, all or nothing. Raises DeviceError where the disk is full."""
+    run_folder.append_json_line(run, LOG, to_json(event))
+
+
+def read_log(run: Path) -> tuple[list[LoggedEpoch | LoggedPlan], int]:
+    """Epochs and plans in their order, and how many lines cannot be read: a crash leaves half a line.
+
+    Other events, and fields that this version does not know, are passed over. A run without a log has none.
+    """
+    path = run_folder.plain(run, LOG)
+    logged: list[LoggedEpoch | LoggedPlan] = []
+    unread = 0
+    if not path.is_file() or not path.stat().st_size:
+        return logged, unread
+    for line in files.read_bytes(path).decode(errors="replace").splitlines():
+        try:
+            one = _parse(line)
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            unread += 1
+        else:
+            logged += [one] if one is not None else []
+    return logged, unread
+
+
+def _parse(line: str) -> LoggedEpoch | LoggedPlan | None:
+    values = dict(json.loads(line))
+    if values["event"] == PlanChosen.kind:
+        return LoggedPlan()
+    if values["event"] == EpochDone.kind and values["stage"] in STAGES:
+        epoch = int(values["epoch"])
+        return LoggedEpoch(values["stage"], epoch, _finite(values["loss"]), _finite(values["heldout_top1"]))
+    return None
+
+
+def _finite(value: str | float) -> float | None:
+    """None for NaN and infinity, which JSON lines of Python may have. Raises ValueError or TypeError for no number."""
+    number = float(value)
+    return number if abs(number) < float("inf") else None
