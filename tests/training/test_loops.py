@@ -46,7 +46,7 @@ def test_training_learns_and_the_same_seed_gives_the_same_bits() -> None:
     events = train(first, stage)
     train(second, stage)
     epochs = [event for event in events if isinstance(event, EpochDone)]
-    assert epochs[-1]["heldout_top1"] > 0.95
+    assert epochs[-1].heldout_top1 > 0.95
     assert [event.epoch for event in epochs] == [1, 2, 3]
     for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, theirs)
