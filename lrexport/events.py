@@ -12,13 +12,7 @@ from typing import Any, ClassVar
 
 from lrexport.plan import PlannedLatency
 
-_OF_LATENCY = {
-    "target",
-    "dense",
-    "predicted",
-    "measured",
-    "ratio",
-}  # what log.jsonl has of a planned latency; run.json has all
+_LATENCY = {"target", "dense", "predicted", "measured", "ratio"}  # in log.jsonl; run.json has the rest
 
 
 @dataclass(frozen=True)

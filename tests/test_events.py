@@ -16,9 +16,8 @@ EPOCH_LINE = (
     '{"event": "epoch", "stage": "svd", "epoch": 1, "epochs": 2, "steps": 30, "loss": 0.5, "heldout_top1": 0.25, "lr": 0.1, '
     '"seconds": 1.5, "images_per_second": 640.0, "step_ms": 12.0'
 )
-LATENCY = PlannedLatency(
-    target="local", threads=1, dense=4.0, predicted=2.0, measured=2.5, ratio=0.625, ratio_iqr=(0.6, 0.7)
-)
+TIMES = {"dense": 4.0, "predicted": 2.0, "measured": 2.5, "ratio": 0.625}
+LATENCY = PlannedLatency(target="local", threads=1, ratio_iqr=(0.6, 0.7), **TIMES)
 LINES: list[tuple[Event, str]] = [
     (events.Noted("a"), '{"event": "note", "text": "a"}'),
     (events.Warned("a"), '{"event": "warning", "text": "a"}'),
@@ -54,7 +53,7 @@ LINES: list[tuple[Event, str]] = [
         ),
         '{"event": "plan", "threshold": 0.1, "heldout_top1": 0.5, "heldout_top1_after_reconstruction": 0.75, '
         '"heldout_top1_before": 1.0, "latency": {"target": "local", "dense": 4.0, "predicted": 2.0, "measured": 2.5, '
-        '"ratio": 0.5}, "macs": 400, "dense_macs": 1000}',
+        '"ratio": 0.625}, "macs": 400, "dense_macs": 1000}',
     ),
     (
         events.FileExported("model.onnx", 9, 17, 0.25, True, False, True, ("Foo",)),
