@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from lrexport.artifacts.run_files import LOG
 from lrexport.events import EpochDone, ExportChecked, PlanChosen
 from lrexport.runs import log
 from lrexport.runs.log import LoggedEpoch, LoggedPlan
-from lrexport.runs.record import LOG
 
 
 def test_epochs_and_plans_that_were_written_are_read_in_their_order(tmp_path: Path) -> None:
