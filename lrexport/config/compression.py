@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lrexport.artifacts import files
 from lrexport.artifacts.run_files import DENSE
+from lrexport.config.options import PHASES, TRAINED, Count, Number, Words, about, option
 from lrexport.errors import UsageError
 
 # Stages of training, as commands and reports call them.
 STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 # --help takes its defaults from here, and must not wait for the record's validation library.
 AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
+SCHEMES = Words(("spatial", "channel", "input-channel", "auto"))  # linear layers have a scheme of their kind
 DEFAULT_DENSE_EPOCHS = 20
-# Choices that belong to the first stages: going on from a run keeps what those were made with.
-FINISHED = (
-    "weights",
-    "weights_key",
-    "input_shape",
-    "scheme",
-    "keep",
-    "dense_epochs",
-    "svd_epochs",
-    "orthogonality",
-    "sparsity_strength",
-    "sparsity",
-    "dense_lr",
-    "seed",
-    "heldout",
-    "max_bad",
-)
-# Of these, what only SVD training settles.
-BY_SVD_TRAINING = ("scheme", "keep")
-# What SVD training alone is made with: runs that differ in nothing else share their dense network.
-SVD_TRAINING = (*BY_SVD_TRAINING, "svd_epochs", "orthogonality", "sparsity_strength", "sparsity")
-# Choices that only matter where there is data to train on.
-TRAINING = (
-    "download",
-    "dense_epochs",
-    "svd_epochs",
-    "falling_ranks",
-    "orthogonality",
-    "sparsity_strength",
-    "sparsity",
-    "batch_size",
-    "accumulate",
-    "optimizer",
-    "scale_gradients",
-    "lr",
-    "dense_lr",
-    "weight_decay",
-    "schedule",
-    "milestones",
-    "log_to",
-    "warmup_epochs",
-    "distill",
-    "teacher",
-    "teacher_weights",
-    "teacher_weights_key",
-    "heldout",
-    "max_bad",
-    "fine_tune_epochs",
-    "baseline_epochs",
-    "batchnorm_images",
-    "calibration_images",
-    "weighting",
-    "reconstruct",
-)
 
 
 @dataclass(frozen=True)
@@ -118,57 +66,61 @@ class TrainConfig:
     any work, in memory, so that what ``onnx`` would refuse is known then.
     """
 
-    model: str
-    data: str | None = None
-    weights: Path | None = None
-    weights_key: str | None = None
-    input_shape: tuple[int, ...] | None = None
-    scheme: AskedScheme = "spatial"
-    keep: tuple[str, ...] = ()
-    download: bool = False
-    dense_epochs: int | None = None
-    svd_epochs: int = 6
-    orthogonality: float = 1.0
-    sparsity_strength: float | Literal["auto"] = 0.03
-    sparsity: Literal["hoyer", "l1", "none"] = "hoyer"
-    batch_size: int = 128
-    accumulate: int = 1
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    scale_gradients: bool = True
-    lr: float = 0.02
-    dense_lr: float = 0.1
-    weight_decay: float = 1e-4
-    schedule: Literal["cosine", "step"] = "cosine"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    warmup_epochs: float = 0.0
-    distill: float = 0.5
-    teacher: str | None = None
-    teacher_weights: Path | None = None
-    teacher_weights_key: str | None = None
-    device: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    precision: str = "auto"
-    compile: bool = False
-    workers: int | None = None
-    checkpoint_minutes: float = 30.0
-    log_to: tuple[str, ...] = ()
-    seed: int = 0
-    heldout: float = 0.1
-    max_bad: int = 0
-    export_check: bool = True
+    model: str = field(metadata=about("network", flag=False))
+    # The same data may have moved: a run that goes on may be given its new place.
+    data: str | None = option(None, "images", replaceable=True)
+    weights: Path | None = option(None, "network")
+    weights_key: str | None = option(None, "network", none_decides=True, later=True)
+    input_shape: tuple[int, ...] | None = option(None, "network", commas=True)
+    scheme: AskedScheme = option("spatial", "svd form", values=SCHEMES, varies=True)
+    keep: tuple[str, ...] = option((), "svd form")
+    download: bool = option(False, "images", needs_data=True, changes="nothing", only_user="where files are written")
+    dense_epochs: int | None = option(None, "dense", needs_data=True, values=Count())
+    svd_epochs: int = option(6, "svd", needs_data=True, values=Count(), varies=True)
+    orthogonality: float = option(1.0, "svd", needs_data=True, values=Number(), varies=True)
+    sparsity_strength: float | Literal["auto"] = option(0.03, "svd", needs_data=True, values=Number(), varies=True)
+    sparsity: Literal["hoyer", "l1", "none"] = option(
+        "hoyer", "svd", needs_data=True, values=Words(("hoyer", "l1", "none")), varies=True
+    )
+    batch_size: int = option(128, *TRAINED, needs_data=True, values=Count(1))
+    accumulate: int = option(1, *TRAINED, needs_data=True, values=Count(1))
+    optimizer: Literal["sgd", "adam"] = option("sgd", *TRAINED, needs_data=True, values=Words(("sgd", "adam")))
+    scale_gradients: bool = option(True, *TRAINED, needs_data=True)
+    lr: float = option(0.02, "svd", "fine-tune", "baseline", needs_data=True, values=Number(above=True), varies=True)
+    dense_lr: float = option(0.1, "dense", needs_data=True, values=Number(above=True))
+    weight_decay: float = option(1e-4, *TRAINED, needs_data=True, values=Number())
+    schedule: Literal["cosine", "step"] = option("cosine", *TRAINED, needs_data=True, values=Words(("cosine", "step")))
+    milestones: tuple[float, ...] = option((0.5, 0.75), *TRAINED, needs_data=True, commas=True)
+    warmup_epochs: float = option(0.0, *TRAINED, needs_data=True, values=Number())
+    distill: float = option(0.5, "svd", "fine-tune", needs_data=True, values=Number(most=1.0), varies=True)
+    # Without a teacher it is the dense network that teaches.
+    teacher: str | None = option(None, "svd", "fine-tune", needs_data=True, none_decides=True)
+    teacher_weights: Path | None = option(None, "svd", "fine-tune", needs_data=True, none_decides=True)
+    teacher_weights_key: str | None = option(None, "svd", "fine-tune", needs_data=True, none_decides=True, later=True)
+    device: str = option("auto", *PHASES, changes="rounding", values=Words(("auto", "cpu", "cuda", "mps")))
+    devices: int = option(1, *PHASES, changes="rounding", values=Count(1))
+    nodes: int = option(1, *PHASES, changes="rounding", values=Count(1))
+    precision: str = option("auto", *TRAINED, needs_data=True, values=Words(("auto", "float32", "bfloat16")))
+    compile: bool = option(False, *TRAINED, needs_data=True)
+    workers: int | None = option(None, "images", needs_data=True, changes="nothing", values=Count())
+    checkpoint_minutes: float = option(30.0, *TRAINED, needs_data=True, changes="nothing", values=Number())
+    log_to: tuple[str, ...] = option((), *TRAINED, needs_data=True, changes="nothing", only_user="where training is logged")
+    seed: int = option(0, "split")
+    heldout: float = option(0.1, "split", needs_data=True, values=Number(most=0.5, above=True))
+    max_bad: int = option(0, "images", needs_data=True, values=Count(), later=True)
+    export_check: bool = option(True, "network", changes="nothing")
 
     def __post_init__(self) -> None:
         if self.sparsity_strength == "auto" and self.sparsity == "none":
             raise UsageError("without sparsity there is no λ_s to steer", "Give --sparsity hoyer or l1.")
         if self.teacher is None and self.teacher_weights is not None:
             raise UsageError("--teacher-weights requires --teacher", "Give --teacher MODEL.")
-        for file, key, option in (
+        for file, key, flag in (
             (self.weights, self.weights_key, "--weights"),
             (self.teacher_weights, self.teacher_weights_key, "--teacher-weights"),
         ):
             if file is None and key is not None:
-                raise UsageError(f"{option}-key requires {option}", f"Give {option} FILE, whose weights it chooses from.")
+                raise UsageError(f"{flag}-key requires {flag}", f"Give {flag} FILE, whose weights it chooses from.")
         if self.teacher is not None and not self.distill:
             raise UsageError("with a share of 0 nothing is learned from the teacher", "Leave --teacher or --distill 0 out.")
 
@@ -201,17 +153,17 @@ class CompressConfig:
     """
 
     train: TrainConfig
-    goal: Goal
-    falling_ranks: bool = False
-    rule: Literal["global", "threshold"] = "global"
-    target: str | None = None
-    threads: int = 1
-    weighting: bool = True
-    reconstruct: bool = True
-    calibration_images: int = 512
-    batchnorm_images: int = 1000
-    fine_tune_epochs: int = 4
-    baseline_epochs: int | Literal["same"] = 0
+    goal: Goal = field(metadata=about("pruning", flag=False))
+    falling_ranks: bool = option(False, "svd", needs_data=True)
+    rule: Literal["global", "threshold"] = option("global", "pruning", values=Words(("global", "threshold")), varies=True)
+    target: str | None = option(None, "pruning", only_user="which machines are reached")
+    threads: int = option(1, "pruning", values=Count(1))
+    weighting: bool = option(True, "pruning", needs_data=True)
+    reconstruct: bool = option(True, "pruning", needs_data=True)
+    calibration_images: int = option(512, "pruning", needs_data=True, values=Count())
+    batchnorm_images: int = option(1000, "pruning", needs_data=True, values=Count())
+    fine_tune_epochs: int = option(4, "fine-tune", needs_data=True, values=Count(), varies=True)
+    baseline_epochs: int | Literal["same"] = option(0, "baseline", needs_data=True)
 
     def __post_init__(self) -> None:
         if self.goal.macs or self.goal.params or self.goal.is_latency:
