@@ -184,6 +184,6 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on_but_not_one_alone(alo
     alone_now = start(folder, *LREXPORT, *COMMAND, "-o", "both", "--resume")
     _, err = alone_now.communicate(timeout=60)
     assert alone_now.returncode == 2
-    assert "processes was 2, is 1" in err
+    assert "processes was 2, now 1" in err
     finish(folder, *LREXPORT, *COMMAND, "--devices", "2", "-o", "both", "--resume")
     same_to_rounding(folder / "both", alone)

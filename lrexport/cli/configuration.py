@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import click
@@ -19,18 +20,7 @@ from lrexport.text import nearest
 
 # Options of one call alone, which --print-config leaves out.
 OF_ONE_CALL = {"output", "json_to", "dry_run", "resume", "allow_changes", "trust_code", "recipe", "print_config"}
-# Options that no file may choose, and what they decide: it may be of a repository or a colleague that nobody looked at.
-# The command line and the environment are the user's own. Every option that is text of any kind stands here or in
-# tests/cli/test_configuration.py, as one that is harmless.
-_WRITES, _REACHES, _CALL = "where files are written", "which machines are reached", "what one call does"
-NOT_IN_FILES = {
-    **dict.fromkeys(("output", "json_to", "markdown_to", "junit_to", "history_to", "update_baseline", "download"), _WRITES),
-    **dict.fromkeys(("target", "storage"), _REACHES),
-    **dict.fromkeys(("dry_run", "resume", "allow_changes", "print_config"), _CALL),
-    "log_to": "where training is logged",
-    "trust_code": "which code runs",
-    **dict.fromkeys(("timeout", "memory"), "what a measurement may take"),
-}
+_WRITES, _CALL = "where files are written", "what one call does"
 
 _PREFIX = "LREXPORT"
 # Variables of lrexport's that are read elsewhere, and those of the options before the command.
@@ -122,6 +112,25 @@ def _options(command: click.Command) -> dict[str, click.Option]:
     return found
 
 
+@cache
+def not_in_files() -> dict[str, str]:
+    """Options that no file may choose, by what they decide: it may be of a repository or a colleague that nobody looked at.
+
+    The command line and the environment are the user's own. Every option that is text of any kind stands here, has its
+    ``only_user`` in the configuration, or stands in tests/cli/test_configuration.py as one that is harmless.
+    """
+    from lrexport.config.comparison import OPTIONS  # which --help and check need not wait for
+
+    return {
+        **{name: facts.only_user for name, facts in OPTIONS.items() if facts.only_user is not None},
+        **dict.fromkeys(("output", "json_to", "markdown_to", "junit_to", "history_to", "update_baseline"), _WRITES),
+        "storage": "which machines are reached",
+        **dict.fromkeys(("dry_run", "resume", "allow_changes", "print_config"), _CALL),
+        "trust_code": "which code runs",
+        **dict.fromkeys(("timeout", "memory"), "what a measurement may take"),
+    }
+
+
 def names_code(name: str, value: str) -> bool:
     """Whether the value of an option is an import path."""
     if name == "data":
@@ -139,7 +148,7 @@ def _refuse(settings: Settings, key: str, value: Any, parameter: click.Option, c
     """Raise UsageError for what only the user may choose."""
     name = parameter.name or ""
     flag = next((option for option in parameter.opts if option.startswith("--")), parameter.opts[0])
-    decided = NOT_IN_FILES.get(name) or ("which code runs" if names_code(name, str(value)) else None)
+    decided = not_in_files().get(name) or ("which code runs" if names_code(name, str(value)) else None)
     if decided is not None:
         raise UsageError(
             f"{settings.place(command, key)}: {key!r} decides {decided}, which a file must not",

@@ -11,13 +11,10 @@ from click.core import ParameterSource
 
 from lrexport.artifacts.run_files import BASELINE, EXPORTED
 from lrexport.cli.recipe_options import RECIPE
-from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, TRAINING, CompressConfig
+from lrexport.config.comparison import NEED_DATA, decide_again, differences, in_words, settled
+from lrexport.config.compression import CompressConfig
 from lrexport.errors import UsageError
 from lrexport.text import option_name, plain
-
-# What decides a result where there is data, and what decides it always; a finished stage keeps its own.
-_WITH_DATA = ({*TRAINING} | {"precision"}) - {*FINISHED, "download", "log_to", "falling_ranks"}
-_ALWAYS = ("rule", "target", "threads")
 
 
 def refuse_finished(source: Path) -> None:
@@ -25,9 +22,8 @@ def refuse_finished(source: Path) -> None:
     from lrexport.artifacts.run_files import SVD
 
     context = click.get_current_context()
-    trained = (source / SVD).is_file()
-    for name in FINISHED:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and (trained or name not in BY_SVD_TRAINING):
+    for name in settled(svd_trained=(source / SVD).is_file()):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise UsageError(
                 f"{_flag(name)} belongs to a stage that {source} has behind it", "Compress the model anew to change it."
             )
@@ -41,9 +37,9 @@ def say_unused(data: str | None, source: Path | None) -> None:
     if data is not None or (source is not None and load_record(source).data is not None):
         return
     context = click.get_current_context()
-    unused = [_flag(n) for n in TRAINING if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    unused = [_flag(n) for n in NEED_DATA if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
     if context.meta.get(RECIPE) and any(
-        context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in TRAINING
+        context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in NEED_DATA
     ):
         unused.append(f"what the recipe {context.meta[RECIPE]} says of training")
     if unused:
@@ -67,14 +63,13 @@ def say_left_behind(source: Path, config: CompressConfig) -> None:
     from lrexport.runs.record import load_record
 
     record = load_record(source)
-    names = {*_ALWAYS} | (_WITH_DATA if record.data is not None or config.train.data is not None else set())
-    if SVD not in record.files:
-        names |= {*BY_SVD_TRAINING}
+    with_data = record.data is not None or config.train.data is not None
+    names = {*decide_again(SVD in record.files, with_data)} & record.config.keys()
     now, context = json.loads(json.dumps(config.to_record())), click.get_current_context()
     differ = [
-        f"{_flag(name)} {_told(now[name])} (the run had {_told(before)})"
-        for name, before in record.config.items()
-        if name in names and before != now[name] and context.get_parameter_source(name) is ParameterSource.DEFAULT
+        f"{_flag(name)} {in_words(each.now)} (the run had {in_words(each.before)})"
+        for name, each in differences(record.config, now).items()
+        if name in names and context.get_parameter_source(name) is ParameterSource.DEFAULT
     ]
     if differ:
         note(plain(f"note: not taken over from {source}: {', '.join(differ)}"))
@@ -96,11 +91,3 @@ def say_replaced(run: Path) -> None:
 
 def _flag(name: str) -> str:
     return f"--{option_name(name)}"
-
-
-def _told(value: Any) -> str:
-    if value is None or value == []:
-        return "not given"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from lrexport.artifacts.toml_files import read_settings
 from lrexport.cli import output
-from lrexport.cli.configuration import NOT_IN_FILES, OF_ONE_CALL, Defaults, names_code, recipe_defaults
+from lrexport.cli.configuration import OF_ONE_CALL, Defaults, names_code, not_in_files, recipe_defaults
 from lrexport.cli.goal_options import GOALS, compress_config, given_goal, nearest_goals
 from lrexport.cli.option_types import LatencyType, SizeType
 from lrexport.cli.options import Command, stacked
@@ -101,7 +101,7 @@ def _config_lines(context: click.Context) -> Iterator[str]:
         if value is None or (name in GOALS and name not in goals):
             yield f"# {key} is not set"
         else:
-            apart = "# " if name in NOT_IN_FILES or names_code(name, str(value)) else ""  # a recipe must not say it
+            apart = "# " if name in not_in_files() or names_code(name, str(value)) else ""  # a recipe must not say it
             yield f"{apart}{key} = {_toml(value, option.type)}  # {visible(_origin(context, option))}"
 
 

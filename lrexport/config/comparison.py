@@ -7,13 +7,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lrexport.config.compression import CompressConfig, TrainConfig
-from lrexport.config.options import PHASES, Facts, Phase, facts_of
+from lrexport.config.options import PHASES, TRAINED, Facts, Phase, facts_of
 from lrexport.text import option_name
 
 _SHA256 = "_sha256"  # how the name of a digest of what was read ends
 
 OPTIONS: Mapping[str, Facts] = {
-    each.name: facts for made in (TrainConfig, CompressConfig) for each in fields(made) if (facts := facts_of(each)) is not None
+    each.name: facts
+    for made in (TrainConfig, CompressConfig)
+    for each in fields(made)
+    if (facts := facts_of(each)) is not None
 }
 _LAST_SETTLED = PHASES.index("svd")
 _NO_FACTS = Facts(PHASES)  # of a digest, or an option of another version
@@ -35,9 +38,11 @@ SETTLED = tuple(
 )
 # What a run that goes on from another has from there unless it is given another.
 TAKEN_OVER = (*SETTLED, *_names(lambda facts: facts.replaceable))
-# Of these, what belongs to the SVD form, chosen again where the run has no SVD training; and all that SVD training alone uses.
+# What belongs to the SVD form, chosen again where the run has no SVD training; and all that SVD training alone uses.
 SVD_FORM = tuple(name for name in SETTLED if OPTIONS[name].phases == ("svd form",))
 SVD_TRAINING = tuple(name for name in SETTLED if OPTIONS[name].first >= PHASES.index("svd form"))
+# How many epochs each stage of training has: any of them other than 0 is training; None is as many as the network needs.
+EPOCHS = tuple(f"{stage.replace('-', '_')}_epochs" for stage in TRAINED)
 # What decides which images are read and held out.
 IMAGES = tuple(name for name in SETTLED if set(OPTIONS[name].phases) <= {"images", "split"})
 

@@ -1,4 +1,4 @@
-"""What is known of an option, kept on its field; every list of options is derived from it in :mod:`lrexport.config.comparison`."""
+"""What is known of an option, kept on its field; :mod:`lrexport.config.comparison` derives every list of options from it."""
 
 from __future__ import annotations
 

@@ -8,14 +8,10 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
-from lrexport.config.compression import FINISHED, TRAINING, CompressConfig, TrainConfig
+from lrexport.config.comparison import NEED_DATA, OPTIONS, TAKEN_OVER
+from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.runs.record import ModelSource, Record
 from lrexport.text import as_argument, option_name, shell_word
-
-# Which of a record's choices are no options of their own.
-_APART = {"model", "goal"}
-# Lists that are one option; of others each entry is an option of its own.
-_WITH_COMMAS = {"input_shape", "milestones"}
 
 
 def commands(record: Record, run: str) -> list[list[str]]:
@@ -30,8 +26,8 @@ def commands(record: Record, run: str) -> list[list[str]]:
         what = _model(record) if place == 0 else as_argument(last)
         name = "compress" if config.get("goal") else "train"
         # What a run takes over from the one that it goes on from need not be said, and often may not.
-        taken_over = {key for key in (*FINISHED, "data") if place and config.get(key) == before.get(key)}
-        options = _options(config, taken_over | _APART, record.data is None)
+        taken_over = {key for key in TAKEN_OVER if place and config.get(key) == before.get(key)}
+        options = _options(config, taken_over, record.data is None)
         lines.append(["lrexport", name, what, *options, "-o", as_argument(made)])
         last, before = made, config
     if record.export:
@@ -57,11 +53,11 @@ def _next_folder(record: Record, place: int, run: str) -> str:
     return next((one.run for one in record.earlier[place:] if one.run is not None), run)
 
 
-def _options(config: Mapping[str, Any], apart: set[str], without_data: bool) -> Iterator[str]:
+def _options(config: Mapping[str, Any], taken_over: set[str], without_data: bool) -> Iterator[str]:
     defaults = {field.name: field.default for made in (TrainConfig, CompressConfig) for field in fields(made)}
-    idle = set(TRAINING) if without_data else set()
+    said = {name for name, facts in OPTIONS.items() if facts.flag} - taken_over - ({*NEED_DATA} if without_data else set())
     for name, value in config.items():
-        if name in apart | idle or name not in defaults:
+        if name not in said:
             continue
         if _as_json(value) != _as_json(defaults[name]):
             yield from _option(name, value)
@@ -96,7 +92,7 @@ def _option(name: str, value: Any) -> Iterator[str]:
     flag = f"--{option_name(name)}"
     if isinstance(value, bool):
         yield flag if value else f"--no-{flag[2:]}"
-    elif isinstance(value, list | tuple) and name in _WITH_COMMAS:
+    elif isinstance(value, list | tuple) and name in OPTIONS and OPTIONS[name].commas:
         yield from (flag, ",".join(map(_text, value)))
     elif isinstance(value, list | tuple):
         for each in value:

@@ -13,7 +13,8 @@ from torch import nn
 from lrexport.artifacts import files, run_folder, tensors
 from lrexport.artifacts.run_files import DENSE, LOG, SVD
 from lrexport.artifacts.run_lock import RunLock
-from lrexport.config.compression import BY_SVD_TRAINING, TrainConfig, several_need_data
+from lrexport.config.comparison import EPOCHS, SVD_FORM
+from lrexport.config.compression import TrainConfig, several_need_data
 from lrexport.events import ChoosingRanks, Event, ExportChecked, Noted, OnEvent, StepDone, Warned
 from lrexport.formats.rehearsal import rehearse
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
@@ -28,9 +29,6 @@ from lrexport.training.engine import check_same_images, failing_together, make_f
 from lrexport.training.first_pass import check_trains
 from lrexport.training.loggers import Loggers, check_installed
 from lrexport.training.stopping import saying_how_to_go_on
-
-# Any of them other than 0 is training; None is as many as the network needs.
-_EPOCHS = ("dense_epochs", "svd_epochs", "fine_tune_epochs", "baseline_epochs")
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def open_job(
     on_event: OnEvent,
     opening: Opening,
     source: Path | None = None,
-    anew: tuple[str, ...] = BY_SVD_TRAINING,
+    anew: tuple[str, ...] = SVD_FORM,
 ) -> Iterator[Job]:
     """A new run of a model, or one that goes on from the run ``source``, in place or in another folder.
 
@@ -183,7 +181,7 @@ def _check_network(start: Start, run: Path, fabric: Any, opening: Opening) -> li
         done = rehearse(start.dense, shape)
         events.append(ExportChecked(round(done.seconds, 3)))
         events += [Warned(note) for note in done.notes]
-    if start.splits is not None and any(opening.asked.get(name, 0) != 0 for name in _EPOCHS):
+    if start.splits is not None and any(opening.asked.get(name, 0) != 0 for name in EPOCHS):
         note = check_trains(start.dense, shape, start.splits)
         events += [Warned(note)] if note else []
     return events

@@ -12,41 +12,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lrexport.artifacts import files, run_folder, tensors
 from lrexport.artifacts.run_files import CHECKPOINTS, LOG, LOGS, OF_A_JOB, OF_A_RUN, PRUNED, RECORD, STATE, SVD
+from lrexport.config.comparison import differences, only_in, undecided
+from lrexport.config.options import TRAINED
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Plan, PlannedLatency
 from lrexport.runs.record import Record, load_record
-from lrexport.text import option_name
 
 if TYPE_CHECKING:
     import torch
 
 # What cannot be another when a run is taken up again.
-_NETWORK = ("command", "source", "model", "scheme", "keep", "input_shape", "weights", "weights_key")
+_NETWORK = ("command", "source", *only_in("network", "svd form"))
 # What decides which images are held out: others would be images that the network was trained on.
-_SPLIT = ("seed", "heldout", "data_sha256")
+_SPLIT = (*only_in("split"), "data_sha256")
 # What belongs to a stage of training alone, in the stages' order.
-_OF_STAGES = {
-    "dense": ("dense_epochs", "dense_lr"),
-    "svd": ("svd_epochs", "orthogonality", "sparsity", "sparsity_strength", "falling_ranks"),
-    "fine-tune": ("fine_tune_epochs",),
-    "baseline": ("baseline_epochs",),
-}
+_OF_STAGES = {stage: only_in(stage) for stage in TRAINED}
 # What ranks are chosen and pairs repaired by.
-_PRUNING = (
-    "goal",
-    "plan_sha256",
-    "rule",
-    "target",
-    "threads",
-    "weighting",
-    "reconstruct",
-    "calibration_images",
-    "batchnorm_images",
-)
-# What may be another without a word: none of it changes a result.
-_FREE = ("workers", "checkpoint_minutes", "download", "log_to", "export_check")
+_PRUNING = (*only_in("pruning"), "plan_sha256")
 _SHOWN = 10
-_SHA256 = "_sha256"  # how the name of a digest of what was read ends
 
 
 class Pruned(BaseModel):
@@ -180,12 +163,12 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
     if not resume:
         raise stopped(run)
     state = _read(run)
-    changes = _changes(state.asked, asked)
+    changes = differences(state.asked, asked)
     fixed = _fixed(run, state, asked)
     if changes and not (allow_changes and fixed.isdisjoint(changes)):
         settled = f" Settled by now: {', '.join(sorted(fixed & changes.keys()))}." if allow_changes else ""
         raise UsageError(
-            f"{run} was begun with other choices: {'; '.join(list(changes.values())[:_SHOWN])}",
+            f"{run} was begun with other choices: {'; '.join(map(str, [*changes.values()][:_SHOWN]))}",
             f"Give those it was begun with, or --allow-changes to go on with new ones where that is possible.{settled}",
         )
     if not changes.keys().isdisjoint(_PRUNING):  # ranks are chosen anew, and what came after them begins again
@@ -234,42 +217,11 @@ def _fixed(run: Path, state: _State, asked: dict[str, Any]) -> set[str]:
     return fixed
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What differs, by name, in words. A digest, or an option at 0, that an older lrexport did not note is no difference."""
-    names = [name for name in {**before, **now} if name not in _FREE and before.get(name) != now.get(name)]
-    names = [name for name in names if name in before or not (name.endswith(_SHA256) or now[name] == 0)]
-    return {name: _change(name, before.get(name), now.get(name)) for name in names}
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    change = f"{option_name(name)} was {_told(before)}, is {_told(now)}"
-    if name.endswith(_SHA256) and before and now:
-        return f"the {name.removesuffix(_SHA256)} changed since ({change})"
-    return change
-
-
-def _told(value: Any) -> str:
-    """A choice in words; a goal as the command gives it."""
-    if value is None:
-        return "not given"
-    if isinstance(value, dict):
-        return " ".join(f"--{option_name(name)} {found}" for name, found in value.items() if found is not None)
-    return repr(value)
-
-
 def other_choices(record: Record, asked: dict[str, Any], without: Collection[str] = ()) -> list[str]:
-    """In what a finished run's choices differ from those ``asked`` for, in words; what was left open is no difference.
-
-    Without a teacher it is the dense network that teaches: nothing is open there.
-    """
-    open_choices = {name for name, value in asked.items() if value is None} - {
-        "teacher",
-        "teacher_weights",
-        "teacher_weights_key",
-        "weights_key",
-    }
+    """In what a finished run's choices differ from those ``asked`` for, in words; what was left open is no difference."""
+    open_choices = undecided(asked)
     if record.data is None:  # nothing was trained, whatever was asked
         open_choices.add("svd_epochs")
     held = {name: value for name, value in {**record.config, **record.digests}.items() if name in asked}
-    changes = _changes(held, json.loads(json.dumps(asked)))
-    return [text for name, text in changes.items() if name not in open_choices and name not in without]
+    changes = differences(held, json.loads(json.dumps(asked)))
+    return [str(change) for name, change in changes.items() if name not in open_choices and name not in without]

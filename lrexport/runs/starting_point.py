@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.artifacts.run_files import RECORD, SVD
-from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, TrainConfig
+from lrexport.config.comparison import IMAGES, SETTLED, SVD_FORM
+from lrexport.config.compression import TrainConfig
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import Splits, hold_out
 from lrexport.errors import InputError, UsageError
@@ -62,7 +63,7 @@ def from_model(config: TrainConfig) -> Start:
     return Start(config, recipe, record, splits, network, svd, teacher)
 
 
-def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...] = BY_SVD_TRAINING) -> Start:
+def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...] = SVD_FORM) -> Start:
     """The start of a job in ``run`` that goes on from the run ``source``: its SVD-trained network, or its dense one.
 
     From the dense one, the choices ``anew`` are ``config``'s; all others of finished stages stay what they were.
@@ -71,7 +72,7 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     recipe = from_record(before.model, source / RECORD)
     dense, svd = loading.load_start(source, before), load_svd(config, source)
     # What the finished stages were trained with stays; the same held-out images above all.
-    done = {name: before.config[name] for name in FINISHED if name in before.config}
+    done = {name: before.config[name] for name in SETTLED if name in before.config}
     done["weights"] = Path(done["weights"]) if done.get("weights") else None
     done["keep"] = tuple(done.get("keep", ()))
     data = config.data or (before.data.source if before.data else None)
@@ -103,7 +104,7 @@ def load_for_planning(
     record = load_record(source)
     recipe = from_record(record.model, source / RECORD)
     data = config.data or (record.data.source if record.data else None)
-    kept = {name: record.config[name] for name in ("seed", "heldout", "max_bad") if name in record.config}
+    kept = {name: record.config[name] for name in IMAGES if name in record.config}
     with loading.naming_recorded_data(record, config.data):
         splits = _load_splits(replace(config, **kept, data=data), recipe, None if config.data else source / RECORD)
     _load_teacher(config, splits, notes)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lrexport.artifacts.run_files import DENSE, SVD
-from lrexport.config.compression import BY_SVD_TRAINING, FINISHED, SVD_TRAINING, CompressConfig, Goal, TrainConfig
+from lrexport.config.comparison import decisive, settled, used_up_to
+from lrexport.config.compression import CompressConfig, Goal, TrainConfig
 from lrexport.errors import UsageError
 from lrexport.runs.record import Record, load_record
 from lrexport.runs.sweep_record import Objective
@@ -18,12 +19,6 @@ from lrexport.sweep.space import GOALS, Dimension, Point, parse_space, size_of
 from lrexport.text import option_name
 
 DEFAULT_SPACE = "macs=0.2..0.8"
-# SVD training also has these of the choices that fine-tuning has.
-_SHARED_WITH_FINE_TUNING = ("lr", "distill", "teacher", "teacher_weights", "teacher_weights_key")
-# What may differ between the machines of a sweep.
-_NOT_COMPARED = ("download", "device", "devices", "nodes", "workers", "checkpoint_minutes", "log_to", "export_check")
-# What came later than some sweeps: they know none, and at 0 or where it is not given it changes nothing.
-_ADDED = ("max_bad", "weights_key", "teacher_weights_key")
 _TRAIN = {field.name for field in fields(TrainConfig)}
 
 
@@ -61,7 +56,7 @@ class Request:
 
     def made_with(self) -> dict[str, Any]:
         """All that has to be the same when a sweep is gone on with, as JSON has it."""
-        train = _compared(self.train.to_record())
+        train = decisive(self.train.to_record())
         goal = {field.name: getattr(self.goal, field.name) for field in fields(Goal)} if self.goal else {}
         given = {name: str(value) if isinstance(value, Path) else value for name, value in goal.items() if value is not None}
         made = {**train, **self.others, "objective": self.objective, "space": sorted(map(str, self.space))}
@@ -71,15 +66,15 @@ class Request:
 
     def dense_digest(self) -> str:
         """Names the dense training that all trials share."""
-        later = (*SVD_TRAINING, *_SHARED_WITH_FINE_TUNING)
-        return self._digest({name: value for name, value in self.train.to_record().items() if name not in later})
+        names = used_up_to("dense")
+        return self._digest({name: value for name, value in self.train.to_record().items() if name in names})
 
     def svd_digest(self, config: TrainConfig) -> str:
         """Names the SVD training that all trials with these choices share."""
         return self._digest(config.to_record())
 
     def _digest(self, choices: dict[str, Any]) -> str:
-        compared = _compared(choices) | self._fingerprint()
+        compared = decisive(choices) | self._fingerprint()
         return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:8]
 
     def _fingerprint(self) -> dict[str, str]:
@@ -87,10 +82,6 @@ class Request:
         if self.source is not None:
             return {"start_sha256": start_of(load_record(self.source))[1]}
         return self.train.digests()
-
-
-def _compared(choices: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in choices.items() if name not in _NOT_COMPARED and (name not in _ADDED or value)}
 
 
 def start_of(record: Record) -> tuple[str, str]:
@@ -120,9 +111,9 @@ def make_request(
         space = (*parse_space([DEFAULT_SPACE]), *space)
     record = load_record(source) if source is not None else None
     if record is not None:
-        settled = [name for name in FINISHED if SVD in record.files or name not in BY_SVD_TRAINING]
+        behind = settled(svd_trained=SVD in record.files)
         for dimension in space:
-            if dimension.name in settled:
+            if dimension.name in behind:
                 flag = option_name(dimension.name)
                 raise UsageError(f"--vary {flag}: {source} has that stage behind it", "Sweep the model itself to vary it.")
     if train.data is None and (record is None or record.data is None):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from lrexport.artifacts.run_files import TRIALS
-from lrexport.report.sweep_tables import flag
 from lrexport.runs.sweep_record import Figures, State, Trial
 
 _STATES: dict[TrialState, State] = {
@@ -50,17 +48,3 @@ def to_trial(trial: FrozenTrial) -> Trial:
         reason=reason,
         exit_code=noted.get("exit_code"),
     )
-
-
-def differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Where what a sweep was made with is not what is asked for, in words."""
-    names = [name for name in {**known, **asked} if known.get(name) != asked.get(name)]
-    return [f"{flag(name)} was {_text(known.get(name))}, now {_text(asked.get(name))}" for name in names]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    if isinstance(value, dict):
-        return " ".join(f"{key} {inner}" for key, inner in value.items()) or "none"
-    return "none" if value is None else str(value)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from lrexport.config.comparison import OPTIONS
+from lrexport.config.options import Count, Number, Words
 from lrexport.errors import UsageError
 from lrexport.text import nearest, option_name
 from lrexport.units import parse_bytes, parse_energy, parse_latency, parse_share
@@ -97,10 +99,12 @@ class Dimension:
         return text if plain else f"{text}:step={step}{unit}"
 
 
-def _number(low: float = -math.inf, high: float = math.inf, above: bool = False) -> Callable[[str], Value]:
+def _number(low: float, high: float | None, above: bool = False) -> Callable[[str], Value]:
+    most = math.inf if high is None else high
+
     def parse(text: str) -> Value:
         value = float(text)
-        if not low <= value <= high or not math.isfinite(value) or (above and value == low):
+        if not low <= value <= most or not math.isfinite(value) or (above and value == low):
             raise ValueError
         return value
 
@@ -143,21 +147,14 @@ GOALS: Mapping[str, Callable[[str], Value]] = {
     "energy": _energy,
     "accuracy_drop": _number(0, 100),
 }
-_WORDS: Mapping[str, Callable[[str], Value]] = {
-    "scheme": _word("spatial", "channel", "input-channel", "auto"),
-    "sparsity": _word("hoyer", "l1", "none"),
-    "rule": _word("global", "threshold"),
+_VALUES = {name: facts.values for name, facts in OPTIONS.items() if facts.varies}
+_WORDS = {name: _word(*values.words) for name, values in _VALUES.items() if isinstance(values, Words)}
+_COUNTS = {name: _count for name, values in _VALUES.items() if isinstance(values, Count)}
+_NUMBERS = {
+    name: _number(values.least, values.most, values.above) for name, values in _VALUES.items() if isinstance(values, Number)
 }
-_OTHERS: Mapping[str, Callable[[str], Value]] = {
-    "sparsity_strength": _number(0),
-    "orthogonality": _number(0),
-    "distill": _number(0, 1),
-    "lr": _number(0, above=True),
-    "svd_epochs": _count,
-    "fine_tune_epochs": _count,
-}
-_KINDS = {**GOALS, **_WORDS, **_OTHERS}
-_WHOLE = ("size", "svd_epochs", "fine_tune_epochs")
+_KINDS: Mapping[str, Callable[[str], Value]] = {**GOALS, **_WORDS, **_NUMBERS, **_COUNTS}
+_WHOLE = ("size", *_COUNTS)
 NAMES = tuple(option_name(name) for name in _KINDS if name != "latency_ms")
 
 

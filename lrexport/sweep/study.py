@@ -17,13 +17,14 @@ from optuna.trial import TrialState
 
 from lrexport.artifacts.run_files import SWEEP
 from lrexport.artifacts.run_lock import remove_run
+from lrexport.config.comparison import differences
 from lrexport.errors import InputError, LrexportError, UsageError
 from lrexport.runs.resume import is_stopped
 from lrexport.runs.sweep_record import Figures, Sweep, cost, front_of, is_sweep, load_sweep
 from lrexport.sweep.locks import Process
 from lrexport.sweep.request import Request
 from lrexport.sweep.sampling import Sampler, suggest
-from lrexport.sweep.snapshot import differences, live, run_of, to_trial
+from lrexport.sweep.snapshot import live, run_of, to_trial
 from lrexport.sweep.space import Point
 
 if TYPE_CHECKING:
@@ -233,10 +234,10 @@ class Book:
                     "Give the --storage and --study that this sweep was made with, or another folder with -o.",
                 )
             known = known or sweep.made_with
-        found = differences(known, self.request.made_with()) if known is not None else []
-        if found:
+        changes = differences(known, self.request.made_with()) if known is not None else {}
+        if changes:
             raise UsageError(
-                f"the sweep in {self.folder} was made with something else: {'; '.join(found)}",
+                f"the sweep in {self.folder} was made with other options: {'; '.join(map(str, changes.values()))}",
                 "Give it the same options again, or another folder with -o.",
             )
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from lrexport.artifacts.plan_file import read_choices
 from lrexport.artifacts.run_files import HOLDER, RECORD, SVD
 from lrexport.artifacts.run_lock import RunLock
+from lrexport.config.comparison import SETTLED, SVD_TRAINING
 from lrexport.config.compression import (
-    FINISHED,
-    SVD_TRAINING,
     CompressConfig,
     Goal,
     TrainConfig,
@@ -53,7 +52,7 @@ def compress(
     check_source(config, source)
     choices = _choices(config.goal)
     planned = {"plan_sha256": digest(choices)} if choices is not None else {}
-    if resume and run != source and (finished := _finished(run, on_event, config, planned, source, FINISHED)):
+    if resume and run != source and (finished := _finished(run, on_event, config, planned, source, SETTLED)):
         return finished
     asked = {"command": "compress", "source": str(source) if source else None, **config.to_record(), **planned}
     opening = Opening(asked, resume, allow_changes)
@@ -96,7 +95,7 @@ def train(
     ``allow_changes`` are those of :func:`compress`.
     """
     check_trainable(config)
-    of_source = tuple({*FINISHED} - {*SVD_TRAINING})
+    of_source = tuple({*SETTLED} - {*SVD_TRAINING})
     if resume and (finished := _finished(run, on_event, config, {}, source, of_source)):
         return finished
     asked = {"command": "train", "source": str(source) if source else None, **config.to_record()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from lrexport.cli.configuration import NOT_IN_FILES, names_code
+from lrexport.cli.configuration import names_code, not_in_files
 from lrexport.cli.main import COMMANDS, cli
 
 # Options that are text, and that a file may choose all the same: they name what is read, or decide nothing beyond a result.
@@ -26,7 +26,7 @@ def test_it_is_settled_for_every_option_whether_a_file_may_choose_it(name: str) 
     for option in command.params:
         free = not isinstance(option.type, click.IntRange | click.FloatRange | click.Choice | click.types.BoolParamType)
         if isinstance(option, click.Option) and free and option.type is not click.INT:
-            assert (option.name in NOT_IN_FILES) != (option.name in HARMLESS), (
+            assert (option.name in not_in_files()) != (option.name in HARMLESS), (
                 f"say of {option.name} whether a file may choose it"
             )
 

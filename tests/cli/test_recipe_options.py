@@ -142,6 +142,7 @@ STRANGE = ["--keep", 'a"\\\n#\x7f', "--keep", "b", "--milestones", "1/3,1", "--i
 STRANGE += ["--checkpoint-minutes", "inf", "--weights", "my weights.pt", "--no-weighting", "--baseline-epochs", "same"]
 
 
+@pytest.mark.usefixtures("export_checks")
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -169,7 +169,7 @@ def test_the_export_of_a_run_without_some_images_leaves_them_out_too(train: Comm
 def test_a_run_without_some_images_is_not_taken_for_one_of_other_choices(train: Command, images: Path) -> None:
     assert train("imagenet", "--max-bad", "3").code == 0
     assert train("imagenet", "--max-bad", "3", "--resume").code == 0
-    assert "max-bad was 3, is 4" in train("imagenet", "--max-bad", "4", "--resume").err
+    assert "max-bad was 3, now 4" in train("imagenet", "--max-bad", "4", "--resume").err
     done = train("imagenet", "--max-bad", "4", "-o", "other")
     assert done.code == 0
     once = load_record(Path("other")).digests["data_sha256"]

@@ -209,8 +209,8 @@ def test_a_run_is_taken_up_with_what_it_was_begun_with_or_not_at_all(
     assert run([*COMMAND, "-o", "changed", "--resume", "--lr", "0.5", "--seed", "4"]) == 2
     refused = capsys.readouterr().err
     assert "begun with other choices" in refused
-    assert "lr was 0.02, is 0.5" in refused
-    assert "seed was 0, is 4" in refused
+    assert "lr was 0.02, now 0.5" in refused
+    assert "seed was 0, now 4" in refused
     assert "data-sha256" in refused  # another seed holds other images out
     assert "--allow-changes" in refused
     assert (folder / "changed" / "checkpoint" / "state.json").read_bytes() == state
@@ -230,7 +230,7 @@ def test_a_finished_run_is_not_taken_for_one_with_other_choices(
     whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*COMMAND, "--lr", "0.5", "-o", "whole", "--resume"]) == 2
-    assert "whole is finished, with other choices: lr was 0.02, is 0.5" in capsys.readouterr().err
+    assert "whole is finished, with other choices: lr was 0.02, now 0.5" in capsys.readouterr().err
 
 
 def test_a_finished_run_that_went_on_from_another_is_left_as_it_is_too(
@@ -243,7 +243,7 @@ def test_a_finished_run_that_went_on_from_another_is_left_as_it_is_too(
     assert "further is finished" in capsys.readouterr().err
     assert (folder / "further" / "run.json").read_bytes() == written
     assert run([*command[:2], "--macs", "0.4", *command[4:]]) == 2
-    assert "with other choices: goal was --macs 0.5, is --macs 0.4" in capsys.readouterr().err
+    assert "with other choices: goal was --macs 0.5, now --macs 0.4" in capsys.readouterr().err
     shutil.copytree(folder / "whole", folder / "like-whole")
     assert run(["compress", "like-whole", *command[2:]]) == 2
     assert "with other choices: it went on from whole" in capsys.readouterr().err

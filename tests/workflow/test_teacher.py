@@ -154,7 +154,7 @@ def test_a_finished_run_is_not_left_alone_where_its_teacher_changed_since(
     weights = {name: 0.9 * value for name, value in tensors.load(Path("school/dense.safetensors")).items()}
     tensors.save(Path("school/dense.safetensors"), weights)
     assert run([word for word in command if word not in ("--teacher", "school")]) == 2
-    assert "teacher was 'school', is not given" in capsys.readouterr().err
+    assert "teacher was 'school', now not given" in capsys.readouterr().err
     assert run(command) == 2
     assert "the teacher changed since (teacher-sha256 was '" in capsys.readouterr().err
     assert run([*command[:-3], "-o", "damaged"]) == 3  # the record of the teacher's run says otherwise
