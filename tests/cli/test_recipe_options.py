@@ -152,6 +152,7 @@ STRANGE += ["--checkpoint-minutes", "inf", "--weights", "my weights.pt", "--no-w
         ["train", "resnet20", "--recipe", "demo", *STRANGE[:11]],
     ],
 )
+@pytest.mark.usefixtures("export_checks")  # whose variable is a source of its own
 def test_what_is_printed_means_the_same_as_a_recipe(arguments: list[str], printed: Callable[..., str]) -> None:
     first = printed(*arguments)
     Path("mine.toml").write_text(first, encoding="utf-8")

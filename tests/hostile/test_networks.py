@@ -325,6 +325,34 @@ def test_networks_that_cannot_be_compressed_are_refused_by_name_before_training(
     assert nothing_made()
 
 
+BRANCHING = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 4)
+    def forward(self, x):
+        x = self.body(x)
+        return self.head((x if x.mean() > 0 else 2 * x).mean((2, 3)))
+def make():
+    return Net()
+make.input_shape = (3, 8, 8)
+"""
+
+
+@pytest.mark.usefixtures("export_checks")
+def test_what_no_graph_can_express_is_refused_before_any_work_unless_no_graph_is_wanted(lrexport: Command) -> None:
+    write_module("branching", BRANCHING)
+    command = ["compress", "branching:make", "--macs", "0.6", "-o", "out", "--device", "cpu"]
+    refused = lrexport(*command)
+    assert refused.code == 3
+    assert "its forward decides by the values of a tensor" in " ".join(refused.err.split())
+    assert "--no-export-check" in refused.err
+    assert nothing_made()
+    assert lrexport(*command, "--no-export-check").code == 0
+
+
 @pytest.mark.parametrize("name", ["scripted", "compiled"])
 def test_scripted_activations_and_compiled_parts_are_compressed_and_exported(
     name: str, prune: Command, lrexport: Command

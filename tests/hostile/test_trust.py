@@ -172,8 +172,11 @@ def answer(command: tuple[str, ...], typed: bytes) -> tuple[int, str]:
             shown += os.read(terminal, 1 << 16)
         os.write(terminal, typed)
         with contextlib.suppress(OSError):  # Linux's word for the end
-            while select.select([terminal], [], [], 120)[0]:
-                shown += os.read(terminal, 1 << 16)
+            while True:
+                if select.select([terminal], [], [], 5)[0]:
+                    shown += os.read(terminal, 1 << 16)
+                else:  # Python does not notice a Ctrl-C that comes in the moment before it waits for a line
+                    os.write(terminal, typed)
         status = os.waitpid(pid, 0)[1]  # before the terminal hangs up, which would kill a process that is about to end
     finally:
         os.close(terminal)

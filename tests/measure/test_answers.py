@@ -59,6 +59,11 @@ def test_what_the_runner_answers_passes_as_it_is_and_what_others_print_is_passed
     assert _ask([*noise, *HONEST]) == HONEST
 
 
+@pytest.mark.parametrize("key", ["celsius", "governor", "throttled", "onnxruntime"])
+def test_null_is_passed_on_as_a_key_that_is_missing(key: str) -> None:
+    assert key not in _ask(_changed(0, "environment", key, value=None))[0]["environment"]
+
+
 def _changed(place: int, *keys: Any, value: Any) -> list[Any]:
     found = json.loads(json.dumps(HONEST))  # so that nothing in it is shared
     inner = found[place]

@@ -176,7 +176,7 @@ class _Checked:
             self.is_done = True
             if self._groups != len(self.job.groups):
                 raise self._wrong(f"{self._groups} of {len(self.job.groups)} groups")
-        return answer.model_dump(exclude_unset=True)
+        return answer.model_dump(exclude_none=True)  # null says what a missing key says
 
     def _check_group(self, answer: _Group) -> None:
         if answer.group != self._groups or answer.group >= len(self.job.groups):
