@@ -1,4 +1,4 @@
-"""MACs of a torch network, layer by layer, counted by fvcore.
+"""MACs of a torch network, layer by layer, counted by fvcore (docs/decisions.md, "By libraries": why not by torch itself).
 
 Convention: multiply–accumulates of convolutions and matrix products for one input; bias, normalisation, pooling and
 element-wise operators are not counted; 1 MAC = 2 FLOPs. fvcore counts one "flop" per MAC. Nor are layers that work on
@@ -31,6 +31,10 @@ _PRODUCTS |= {"addmm": 1, "addmv": 1, "baddbmm": 1}
 # Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
 _UNCOUNTED = {"lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "_trilinear", "deform_conv2d", "conv_tbc", "cdist", "kron"}
 _UNCOUNTED |= {"chain_matmul", "linalg_multi_dot", "linalg_matrix_power", "linalg_matrix_exp", "linalg_vecdot"}
+_UNCOUNTED |= {"cov", "corrcoef", "pdist", "_sparse_mm"}
+# Operators of any other library, scripted functions and autograd functions may multiply: a trace does not look into them.
+_OPEN = {"aten", "prim", "prims", "profiler", "torchvision"}
+_SCRIPTED, _AUTOGRAD = "prim::CallFunction", "prim::PythonOp"
 _Handle = Callable[[list[Any], list[Any]], int]
 
 
@@ -38,7 +42,7 @@ _Handle = Callable[[list[Any], list[Any]], int]
 class TorchMacs:
     """``total`` for one input, ``by_layer`` for modules that multiply themselves.
 
-    ``uncounted`` names operators that multiply and are not in ``total``.
+    ``uncounted`` names operators that multiply, or may, and are not in ``total``.
     """
 
     total: int
@@ -68,10 +72,22 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
             if own and not any(modules[name].children()):
                 by_layer[name] = int(own)
         operators = analysis.by_operator()
-        left_out = {operator.rpartition(":")[2] for operator in analysis.unsupported_ops()}
+        left_out = set(filter(None, map(_left_out, analysis.unsupported_ops())))
     total = int(sum(operators[name] for name in _COUNTED if name in operators))
     total -= sum(by_layer.pop(name, 0) for name in constant)
-    return TorchMacs(total, by_layer, tuple(sorted(left_out & _UNCOUNTED)))
+    return TorchMacs(total, by_layer, tuple(sorted(left_out)))
+
+
+def _left_out(operator: str) -> str | None:
+    """How an operator of the trace that fvcore does not count is reported; None where it multiplies nothing."""
+    library, _, name = operator.rpartition("::")
+    if operator.startswith(_SCRIPTED):
+        return "a scripted function"
+    if operator.startswith(_AUTOGRAD):
+        return operator.removeprefix(f"{_AUTOGRAD}.")
+    if library not in _OPEN:
+        return operator
+    return name if name in _UNCOUNTED else None
 
 
 class _Outputs(nn.Module):
