@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -35,7 +39,7 @@ def to_onnx(network: Any, example: Tensor, opset: int, dynamic: bool = False) ->
     """
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     try:
-        with quiet():
+        with quiet(), _listing_functions_once():
             made = torch.onnx.export(
                 network,
                 (example,),
@@ -51,6 +55,38 @@ def to_onnx(network: Any, example: Tensor, opset: int, dynamic: bool = False) ->
         raise refusal(error) from error
     assert made is not None
     return made.model_proto
+
+
+# (kind, opset) → torch's list of ONNX functions, which nothing here adds to.
+_lists: dict[tuple[type, int | None], Any] = {}
+
+
+@contextmanager
+def _listing_functions_once() -> Iterator[None]:
+    """Keep torch's list of ONNX functions from one export to the next: making it takes longer than most exports.
+
+    That list is a detail of torch's: where it is not as expected, every export makes its own.
+    """
+    try:
+        registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        original = registry.__dict__["from_torchlib"]
+        make = original.__func__
+    except (ImportError, KeyError, AttributeError):
+        yield
+        return
+
+    @functools.wraps(make)
+    def once(kind: type, opset_version: int | None = None) -> Any:
+        key = (kind, opset_version)
+        if key not in _lists:
+            _lists[key] = make(kind) if opset_version is None else make(kind, opset_version)
+        return _lists[key]
+
+    registry.from_torchlib = classmethod(once)
+    try:
+        yield
+    finally:
+        registry.from_torchlib = original
 
 
 def refusal(error: Exception) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from lrexport.errors import InputError, UsageError
+from lrexport.formats import torch_graph
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold
@@ -147,3 +149,15 @@ def test_a_network_too_large_for_one_file_is_refused_with_what_to_do(
         export_onnx(nn.Linear(64, 64), tmp_path / "model.onnx", (64,))
     assert "external_data=True" in str(caught.value.hint)
     assert not list(tmp_path.iterdir())
+
+
+def test_torchs_list_of_onnx_functions_is_made_once_and_its_class_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    registration = importlib.import_module("torch.onnx._internal.exporter._registration")
+    listed: list[None] = []
+    real, before = registration.onnxscript_apis.get_torchlib_ops, registration.ONNXRegistry.__dict__["from_torchlib"]
+    monkeypatch.setattr(registration.onnxscript_apis, "get_torchlib_ops", lambda: listed.append(None) or real())
+    monkeypatch.setattr(torch_graph, "_lists", {})
+    graphs = [torch_graph.to_onnx(nn.Linear(4, 2).eval(), torch.zeros(1, 4), 18) for _ in range(2)]
+    assert len(listed) == 1
+    assert [node.op_type for node in graphs[0].graph.node] == [node.op_type for node in graphs[1].graph.node]
+    assert registration.ONNXRegistry.__dict__["from_torchlib"] is before
