@@ -15,7 +15,7 @@ def parse_share(text: str) -> float:
     """A share of the dense network in (0, 1], from ``"0.5"`` or ``"50%"``. Raises UsageError."""
     value = _share(text)
     if value is None or value <= 0:
-        raise UsageError(f"{text!r} is no share of the dense network", "Give a number above 0 and at most 1, like 0.5.")
+        raise UsageError(f"invalid share {text!r}: expected a number in (0, 1] or a percentage", "For example 0.5 or 50%.")
     return value
 
 
@@ -23,7 +23,7 @@ def parse_energy(text: str) -> float:
     """The share of a layer's energy that may be dropped, in [0, 1], from ``"1e-2"`` or ``"1%"``. Raises UsageError."""
     value = _share(text)
     if value is None:
-        raise UsageError(f"{text!r} is no share of a layer's energy", "Give a number from 0 to 1, like 1e-2, or 1%.")
+        raise UsageError(f"invalid share {text!r}: expected a number in [0, 1] or a percentage", "For example 1e-2 or 1%.")
     return value
 
 
@@ -33,7 +33,7 @@ def parse_bytes(text: str) -> int:
     value, unit = _number_and_unit(text)
     size = sizes.get(unit.upper())
     if size is None or round(value * size) < 1:
-        raise UsageError(f"{text!r} is no size", "Give a number and its unit: 500KB, 1.5MB, 64KiB.")
+        raise UsageError(f"invalid size {text!r}: expected a number and its unit", "For example 500KB, 1.5MB or 64KiB.")
     return round(value * size)
 
 
@@ -47,8 +47,8 @@ def parse_latency(text: str) -> tuple[float, bool]:
             return parse(text), is_time
         except UsageError:
             continue
-    hint = "Give a share of the dense network's, like 0.6, or a time above 0 with its unit, like 5ms."
-    raise UsageError(f"{text!r} is no latency", hint)
+    message = f"invalid latency {text!r}: expected a share in (0, 1] or a time above 0 with its unit"
+    raise UsageError(message, "For example 0.6 or 60% of the dense network's, or 5ms.")
 
 
 def parse_count(text: str) -> int:
@@ -56,7 +56,9 @@ def parse_count(text: str) -> int:
     value, unit = _number_and_unit(text)
     match = re.fullmatch(r"([KMG]?)(macs?|params?|parameters?|)", unit, re.IGNORECASE)
     if match is None or not unit:
-        raise UsageError(f"{text!r} is no count", "Give a number and its unit: 20M, 1.5G, 270K, 270000 params.")
+        raise UsageError(
+            f"invalid count {text!r}: expected a number and its unit", "For example 20M, 1.5G, 270K or 270000 params."
+        )
     return round(value * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[1].upper()])
 
 
@@ -65,7 +67,9 @@ def parse_ms(text: str) -> float:
     value, unit = _number_and_unit(text)
     scale = {"us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}.get(unit)
     if scale is None or value <= 0:
-        raise UsageError(f"{text!r} is no time", "Give a number and its unit: 5 ms, 800 us, 0.2 s.")
+        raise UsageError(
+            f"invalid time {text!r}: expected a number above 0 and its unit", "For example 5 ms, 800 us or 0.2 s."
+        )
     return value * scale
 
 
@@ -74,7 +78,7 @@ def parse_ratio(text: str) -> float:
     value, unit = _number_and_unit(text)
     scale = {"x": 1, "×": 1, "%": 100}.get(unit)
     if scale is None or value <= 0:
-        raise UsageError(f"{text!r} is no ratio", "Give a number and its unit: 0.5x, 50%.")
+        raise UsageError(f"invalid ratio {text!r}: expected a number above 0 and its unit", "For example 0.5x or 50%.")
     return round(value / scale, _DIGITS)
 
 
@@ -82,7 +86,7 @@ def parse_percent(text: str) -> float:
     """A fraction from ``"91.5 %"``; it may be 0 or above 1. Raises UsageError; a number needs its unit."""
     value, unit = _number_and_unit(text)
     if unit != "%":
-        raise UsageError(f"{text!r} is no percentage", "Give a number and its unit: 91.5%.")
+        raise UsageError(f"invalid percentage {text!r}: expected a number and %", "For example 91.5%.")
     return round(value / 100, _DIGITS)
 
 
@@ -90,7 +94,9 @@ def parse_points(text: str) -> float:
     """A difference of two shares from ``"0.5 points"``, which is 0.005. Raises UsageError; a number needs its unit."""
     value, unit = _number_and_unit(text)
     if unit not in ("point", "points", "pp"):
-        raise UsageError(f"{text!r} is no number of points", "Give percentage points with their unit: 0.5 points.")
+        raise UsageError(
+            f"invalid difference {text!r}: expected percentage points with their unit", "For example 0.5 points."
+        )
     return round(value / 100, _DIGITS)
 
 
@@ -99,20 +105,20 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, equals, sizes = text.rpartition("=")
     parts = [part.strip() for part in sizes.split(",")]
     if not equals or not name.strip() or not all(part.isascii() and part.isdecimal() for part in parts):
-        hint = "Give an input's name and its sizes: images=1,3,320,320."
+        hint = "For example images=1,3,320,320."
         raise UsageError(f"invalid input shape {text!r}: expected NAME=SIZE,SIZE,…", hint)
     return name.strip(), tuple(map(int, parts))
 
 
 def _share(text: str) -> float | None:
-    """A number from 0 to 1, also as a percentage; None where it is none."""
+    """A number from 0 to 1, also as a percentage; None for any other text."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*", text)
     value = float(match[1]) / (100 if match[2] else 1) if match else math.inf
     return value if value <= 1 else None
 
 
 def _number_and_unit(text: str) -> tuple[float, str]:
-    """The unit is "?" where there is no finite number."""
+    """The unit is "?" if there is no finite number."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(\D*?)\s*", text)
     value = float(match[1]) if match else math.inf
     return (value, match[2]) if match and math.isfinite(value) else (value, "?")

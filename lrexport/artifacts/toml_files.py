@@ -67,7 +67,7 @@ def read_settings(config_file: str | None) -> Settings:
         path = Path(config_file)
         check_input(path)
         if not path.is_file():
-            raise UsageError(f"there is no configuration file {path}")
+            raise UsageError(f"the configuration file {path} does not exist", "Create it, or correct --config.")
         return _read(path)
     for name in (LREXPORT, PYPROJECT):
         check_input(Path(name))
@@ -99,7 +99,7 @@ def _read(path: Path) -> Settings:
     section = tools.get("lrexport", {}) if isinstance(tools, dict) else {}
     if not isinstance(section, dict):
         place = Settings(path, {}).place()
-        raise UsageError(f"{place}: 'lrexport' is a {kind(section)}, a table of options was wanted")
+        raise UsageError(f"{place}: invalid 'lrexport': expected a table of options, not a {kind(section)}")
     return Settings(path, section)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lrexport.artifacts.plain_files import check_input
-from lrexport.cli import output
+from lrexport.cli.help import INPUTS, MEASUREMENT, OUTPUT, Command, section
 from lrexport.cli.input_options import Shapes, input_file_option, input_shapes_option, read_inputs
 from lrexport.cli.option_types import SizeType
 from lrexport.cli.options import FILE, json_option, target_option, threads_option
@@ -21,44 +21,48 @@ if TYPE_CHECKING:
     from lrexport.measure.targets import MeasuringJob, Target
 
 _INPUTS_HINT = "--shape NAME=SIZES gives an input's sizes, --input FILE.npz its values."
-_LIMIT_HINT = "Where that is right for it, --timeout SECONDS gives more time and --memory SIZE more memory."
+_LIMIT_HINT = "If the file needs more, raise --timeout SECONDS or --memory SIZE."
 # For a stage: whatever takes longer on this machine is either not worth a hundred rounds or said to be so.
 _SECONDS, _SECONDS_ON_DEVICE = {"local": 10.0}, 120.0
 _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 
 
-@click.command("bench", cls=output.Command, short_help="Latency of ONNX files on a target, interleaved in one process.")
+@click.command("bench", cls=Command, short_help="Latency of ONNX files on a target, interleaved in one process.")
 @click.argument("paths", type=FILE, nargs=-1, required=True, metavar="FILE|RUN...")
-@click.option("--baseline", type=FILE, metavar="FILE", help="What ratios are to [default: the first of several files].")
-@target_option()
-@threads_option()
-@click.option(
-    "--batch", type=click.IntRange(1), metavar="N", help="Batch of files where it is open [default: the file's own, or 1]."
+@section(
+    INPUTS,
+    click.option("--batch", type=click.IntRange(1), metavar="N", help="Batch size if a file leaves it open. [default: 1]"),
+    input_shapes_option("Shape of an input that a file leaves open: images=1,3,320,320."),
+    input_file_option("Arrays to feed, by input name, instead of made-up ones."),
 )
-@input_shapes_option("Sizes of an input that a file leaves open, as in images=1,3,320,320.")
-@input_file_option("Arrays for inputs by name, instead of made-up ones.")
-@click.option(
-    "--rounds",
-    type=click.IntRange(10),
-    metavar="N",
-    default=100,
-    show_default=True,
-    help="Rounds, at least 10; fewer than 50 are called inconclusive.",
+@section(
+    MEASUREMENT,
+    target_option(),
+    threads_option(),
+    click.option("--baseline", type=FILE, metavar="FILE", help="File that ratios are relative to. [default: the first]"),
+    click.option(
+        "--rounds",
+        type=click.IntRange(10),
+        metavar="N",
+        default=100,
+        show_default=True,
+        help="Rounds, at least 10; with fewer than 50 the result is inconclusive.",
+    ),
+    click.option("--profile", is_flag=True, help="Also measure time per operator."),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, 100_000, min_open=True),
+        metavar="SECONDS",
+        help="Time limit of loading, of the first run, and of each other run. [default: 10 here, 120 on a device]",
+    ),
+    click.option(
+        "--memory",
+        type=SizeType(),
+        metavar="SIZE",
+        help="Memory limit, such as 6GB. [default: 4 × the files + 1/8 of the machine, at least 2 GiB]",
+    ),
 )
-@click.option("--profile", is_flag=True, help="Also time by operator.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, 100_000, min_open=True),
-    metavar="SECONDS",
-    help="Longest time for loading, the first run, and each other run [default: 10 here, 120 on a device].",
-)
-@click.option(
-    "--memory",
-    type=SizeType(),
-    metavar="SIZE",
-    help="Most memory to use, as in 6GB [default: 4 times the files and an eighth of the machine's, at least 2 GiB].",
-)
-@json_option()
+@section(OUTPUT, json_option())
 def command(
     paths: tuple[Path, ...],
     baseline: Path | None,
@@ -73,10 +77,10 @@ def command(
     memory: int | None,
     json_to: str | None,
 ) -> None:
-    """Milliseconds of .onnx and .ort FILEs, and their ratio to a baseline. A RUN stands for its exported files.
+    """Measure the latency of .onnx and .ort FILEs, and its ratio to a baseline. A RUN stands for its exported files.
 
-    All are measured in one process, one after the other in an order that is shuffled every round, so that what slows the
-    machine down slows all of them. A spread too wide to conclude anything is said to be that.
+    All files are measured in one process, in an order that is shuffled every round, so that whatever slows the machine down
+    slows all of them. A spread too wide for a conclusion is reported as inconclusive.
 
     \b
     lrexport bench run
@@ -85,7 +89,7 @@ def command(
     lrexport bench encoder.onnx --input tokens.npz
     lrexport bench run --target ssh://pi@raspberrypi.local
 
-    Inputs without values of yours: floats and pixels are random, wider integers are 1, booleans true.
+    Inputs without --input: floats and pixels are random, wider integers are 1, booleans are true.
     """
     from lrexport.artifacts.arrays import npz_bytes
     from lrexport.measure.targets import MeasuringJob, parse_target
@@ -122,7 +126,7 @@ def _files(path: Path, target: str) -> list[tuple[Path, int]]:
     Raises UsageError where there is none, InputError where one is not what it should be.
     """
     if not path.exists():
-        raise UsageError(f"there is no {path}")
+        raise UsageError(f"{path} does not exist", "Give an .onnx or .ort file, or a run.")
     check_input(path)
     if not path.is_dir():
         return [(path, _checked_bytes(path, is_sent=target != "local"))]
@@ -146,13 +150,13 @@ def _checked_bytes(path: Path, is_sent: bool) -> int:
 
     if path.suffix == ".ort":
         if files.read_bytes(path)[4:8] != _ORT_MARK:
-            raise InputError(f"{path} is no file in ONNX Runtime's format", "Make one with lrexport onnx RUN --ort.")
+            raise InputError(f"{path} is not in ONNX Runtime's format", "Write such a file with lrexport onnx RUN --ort.")
         return path.stat().st_size
     others = external_files(path)
     if others and is_sent:
         raise InputError(
-            f"{path} has its weights in other files; only a whole file is sent to a device",
-            "Save it as one: onnx.save(onnx.load(path), path).",
+            f"{path} keeps its weights in other files; devices need a single file",
+            "Save it as one file: onnx.save(onnx.load(path), path).",
         )
     return sum(file.stat().st_size for file in (path, *others))
 

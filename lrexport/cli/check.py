@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from lrexport.cli import output
+from lrexport.cli.help import COMPARISON, OUTPUT, Command, section
 from lrexport.cli.options import FILE, json_option, output_option
 from lrexport.errors import DeviceError, LrexportError, UsageError
 
@@ -23,20 +24,40 @@ if TYPE_CHECKING:
 _STEP_SUMMARY_BYTES = 1 << 20  # GitHub refuses a step's summary beyond 1 MiB
 
 
-@click.command("check", cls=output.Command, short_help="Budgets for CI: size, MACs, latency, accuracy, operators, growth.")
+@click.command("check", cls=Command, short_help="Budgets for CI: size, MACs, latency, accuracy, operators, growth.")
 @click.argument("models", nargs=-1, metavar="[RUN|FILE|GLOB]...")
-@click.option("--baseline", type=FILE, metavar="FILE|RUN", help="What growth is measured against [lrexport-baseline.json].")
-@click.option("--update-baseline", is_flag=True, help="Write the baseline file from the models as they are.")
-@click.option("--latency", "latencies", type=FILE, multiple=True, metavar="FILE", help="What lrexport bench --json wrote.")
-@click.option("--allow-other-machine", is_flag=True, help="Compare latencies with a baseline of another machine.")
-@click.option("--strict", is_flag=True, help="An inconclusive limit has failed.")
-@json_option()
-@click.option(
-    "--comment-id", metavar="ID", help="Tells comments of several checks apart [made from --config, --baseline and MODELS]."
+@section(
+    COMPARISON,
+    click.option(
+        "--baseline",
+        type=FILE,
+        metavar="FILE|RUN",
+        help="File or run that growth is relative to. [default: lrexport-baseline.json]",
+    ),
+    click.option("--update-baseline", is_flag=True, help="Write the baseline from the current models."),
+    click.option(
+        "--latency",
+        "latencies",
+        type=FILE,
+        multiple=True,
+        metavar="FILE",
+        help="Output of lrexport bench --json. Repeatable.",
+    ),
+    click.option("--allow-other-machine", is_flag=True, help="Compare latencies with a baseline of another machine."),
+    click.option("--strict", is_flag=True, help="Treat inconclusive limits as failures."),
 )
-@output_option("markdown", "Write Markdown, as for a comment on a pull request.")
-@output_option("junit", "Write JUnit XML.")
-@output_option("history", "Write the figures as [{name, unit, value}], as benchmark dashboards take them.")
+@section(
+    OUTPUT,
+    json_option(),
+    output_option("markdown", "Write Markdown, for a comment on a pull request."),
+    output_option("junit", "Write JUnit XML."),
+    output_option("history", "Write figures for benchmark dashboards: [{name, unit, value}]."),
+    click.option(
+        "--comment-id",
+        metavar="ID",
+        help="Distinguishes the comments of several checks. [default: from --config, --baseline and MODELS]",
+    ),
+)
 def command(
     models: tuple[str, ...],
     baseline: Path | None,
@@ -49,9 +70,9 @@ def command(
 ) -> None:
     """Compare models with their budgets: [tool.lrexport.budget] in pyproject.toml, or [budget] in lrexport.toml.
 
-    Without MODELS those that the budgets name are checked. Exit code 1 when a limit was broken, 2 when one could not be
-    checked, 3 when a file could not be read: the others are checked and reported all the same. On GitHub the step's summary
-    and annotations are written as well.
+    Without arguments, the models that the budgets name are checked. Exit code 1: a limit is exceeded; 2: a limit could not
+    be checked; 3: a file could not be read. The other models are checked and reported in any case. On GitHub, the step
+    summary and annotations are written too.
 
     \b
     lrexport check
@@ -63,11 +84,11 @@ def command(
     from lrexport.check.run_check import CheckOptions, check_settings
 
     if list(outputs.values()).count("-") > 1:
-        raise UsageError("only one output fits on stdout", "Give the others a file instead of -.")
+        raise UsageError("only one output can go to stdout", "Give a file for the others instead of -.")
     context = click.get_current_context()
     if update_baseline and context.get_parameter_source("baseline") is ParameterSource.DEFAULT_MAP:
         raise UsageError(
-            f"--update-baseline would write {baseline}, which a configuration file names",
+            f"--update-baseline would write {baseline}, which a configuration file chose",
             "Give --baseline FILE on the command line.",
         )
     config_file = context.find_root().params.get("config_file")

@@ -8,39 +8,48 @@ from typing import Any
 import click
 
 from lrexport.cli.goal_options import compress_config, goal_options, pruning_options
+from lrexport.cli.help import LAYERS, OUTPUT, TRAINING, section
 from lrexport.cli.notes import refuse_finished, say_as_made, say_left_behind, say_replaced, say_unused
 from lrexport.cli.option_types import EpochsOrSame
-from lrexport.cli.options import RUN, is_run, json_option, resume_options, switch_option, training_options, trust_option
+from lrexport.cli.options import RUN, is_run, json_option, resume_options, switch_option
 from lrexport.cli.recipe_options import RecipeCommand, recipe_options
+from lrexport.cli.training_options import training_options
 from lrexport.config.compression import CompressConfig
 from lrexport.errors import UsageError
 
-BASELINE = "Epochs the dense network is trained on for comparison; 'same' for as many as the compressed one gets."
+BASELINE = "Epochs of further dense training for comparison; same: as many as the compressed network gets."
+FOLDER = "Folder of the run. [default: MODEL if it is a run]"
+FALLING = "Reduce ranks to --macs, --params or --latency during SVD training."
 
 
 @click.command("compress", cls=RecipeCommand, short_help="Train in SVD form, prune, fold and fine-tune a network.")
 @recipe_options()
 @training_options()
+@section(OUTPUT, click.option("-o", "--output", type=RUN, metavar="RUN", help=FOLDER))
 @resume_options()
-@trust_option()
-@click.option("-o", "--output", type=RUN, help="Folder of the run [default: RUN itself, when MODEL is a run].")
 @goal_options()
 @pruning_options()
-@switch_option(CompressConfig, "falling_ranks", "Let ranks fall to --macs, --params or --latency during SVD training.")
-@click.option("--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE)
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@json_option()
+@section(LAYERS, rare=(switch_option(CompressConfig, "falling_ranks", FALLING),))
+@section(
+    TRAINING,
+    rare=(
+        click.option(
+            "--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE
+        ),
+    ),
+)
+@section(OUTPUT, click.option("--dry-run", is_flag=True, help="Print the plan and stop."), json_option())
 def command(
     output: Path | None, dry_run: bool, json_to: str | None, resume: bool, allow_changes: bool, **options: Any
 ) -> None:
     """Train MODEL in SVD form, prune singular values to a goal, fold into plain layers and fine-tune.
 
     MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10], package.module:callable, or a run.
-    Without --data nothing is trained: ranks are chosen and folded, in seconds.
+    Without --data nothing is trained: ranks are chosen and folded within seconds.
 
     \b
-    lrexport compress resnet20 --weights w.safetensors --data cifar10:data --macs 0.5 -o run
-    lrexport compress torchvision:resnet18 --weights w.safetensors --macs 0.6 -o run
+    lrexport compress resnet20 --weights w.pt --data cifar10 --macs 0.5 -o run
+    lrexport compress torchvision:resnet18 --weights w.pt --macs 0.6 -o run
     lrexport compress resnet20 --recipe paper-cifar10 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
@@ -56,7 +65,7 @@ def command(
     source = Path(options["model"]) if is_run(options["model"]) else None
     run = output or source
     if run is None and not dry_run:
-        raise UsageError("no folder for the run", "Give one with -o RUN.")
+        raise UsageError("-o RUN is required", "Give the folder that the run is written to.")
     if source is not None:
         refuse_finished(source)
     else:

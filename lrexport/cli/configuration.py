@@ -35,7 +35,7 @@ class Defaults:
     places: dict[str, str] = field(default_factory=dict)
 
     def note(self, name: str, value: Any, place: str) -> None:
-        """The later of two goes before."""
+        """The later of two wins."""
         self.values[name], self.places[name] = value, place
 
 
@@ -56,7 +56,7 @@ def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, c
             continue
         if key in commands:
             if not isinstance(value, dict):
-                raise _wrong(settings, key, f"{key!r} is a {kind(value)}, a table of options was wanted")
+                raise _wrong(settings, key, f"invalid {key!r}: expected a table of options, not a {kind(value)}")
             for inner, chosen in value.items():
                 if inner not in options[key]:
                     raise _unknown(settings, inner, set(options[key]), key)
@@ -151,7 +151,7 @@ def _refuse(settings: Settings, key: str, value: Any, parameter: click.Option, c
     decided = not_in_files().get(name) or ("which code runs" if names_code(name, str(value)) else None)
     if decided is not None:
         raise UsageError(
-            f"{settings.place(command, key)}: {key!r} decides {decided}, which a file must not",
+            f"{settings.place(command, key)}: {key!r} decides {decided}; files must not set it",
             f"Give {flag} on the command line.",
         )
 
@@ -161,16 +161,18 @@ def _checked(settings: Settings, key: str, value: Any, parameter: click.Option, 
     if parameter.multiple:
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items):
-            raise _wrong(settings, key, f"{key} is {value!r}, text or a list of texts was wanted", command)
+            raise _wrong(settings, key, f"invalid {key} {value!r}: expected a string or a list of strings", command)
         for item in items:
             _converted(settings, key, item, parameter, command)
         return items
     if parameter.is_flag:
         if not isinstance(value, bool):
-            raise _wrong(settings, key, f"{key} is a {kind(value)}, true or false was wanted", command)
+            raise _wrong(settings, key, f"invalid {key}: expected true or false, not a {kind(value)}", command)
         return value
     if isinstance(value, bool | dict):
-        raise _wrong(settings, key, f"{key} is a {kind(value)}, one value ({parameter.type.name}) was wanted", command)
+        raise _wrong(
+            settings, key, f"invalid {key}: expected one value ({parameter.type.name}), not a {kind(value)}", command
+        )
     return _converted(settings, key, value, parameter, command)
 
 

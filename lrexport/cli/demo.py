@@ -7,15 +7,18 @@ from pathlib import Path
 
 import click
 
-from lrexport.cli import output
+from lrexport.cli.help import OUTPUT, Command, section
 from lrexport.cli.options import RUN, resume_options
 
 MODEL, RECIPE = "resnet20", "demo"
 DEFAULT = Path("lrexport-demo")
 
 
-@click.command("demo", cls=output.Command, short_help="All of it on embedded data, in about three minutes.")
-@click.option("-o", "--output", type=RUN, default=DEFAULT, show_default=True, help="Folder of the run.")
+@click.command("demo", cls=Command, short_help="Every step on embedded data, in about three minutes.")
+@section(
+    OUTPUT,
+    click.option("-o", "--output", type=RUN, metavar="RUN", default=DEFAULT, show_default=True, help="Folder of the run."),
+)
 @resume_options()
 def command(output: Path, resume: bool, allow_changes: bool) -> None:
     """Train, compress, export, verify and measure a ResNet-20 on scikit-learn's handwritten digits."""
@@ -30,7 +33,7 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
     if output == DEFAULT and not resume:  # its own folder, made again every time
         remove_run(output)
     elif output.exists() and not resume:
-        raise UsageError(f"{output} exists already", "Choose another folder with -o, or go on in this one with --resume.")
+        raise UsageError(f"{output} already exists", "Choose another folder with -o, or resume this run with --resume.")
     config = recipe_config(MODEL, RECIPE)
 
     from lrexport.workflow import exporting, pipeline

@@ -9,17 +9,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lrexport.cli.help import GOAL, HARDWARE, LAYERS, TRAINING, section, stacked
 from lrexport.cli.option_types import LatencyType, ShareType, SizeType
 from lrexport.cli.options import (
     FILE,
     Command,
     choice_option,
     count_option,
-    stacked,
     switch_option,
     target_option,
-    train_config,
 )
+from lrexport.cli.training_options import train_config
 from lrexport.config.compression import CompressConfig, Goal
 from lrexport.units import parse_energy
 
@@ -28,45 +28,44 @@ GOALS = tuple(field.name for field in fields(Goal) if field.name != "latency_ms"
 
 def goal_options() -> Callable[[Command], Command]:
     """One option for each kind of goal; :func:`given_goal` takes them."""
-    return stacked(
-        click.option(
-            "--energy", type=ShareType(parse_energy), help="Largest share of a layer's energy to drop: 1e-2 or 1%."
-        ),
-        click.option("--macs", type=ShareType(), help="MACs to reach, as a share of the dense network's: 0.5 or 50%."),
-        click.option("--params", type=ShareType(), help="Parameters to reach, as a share of the dense network's."),
-        click.option("--size", type=SizeType(), help="Bytes of model.onnx to reach: 500KB, 1.5MB, 64KiB."),
-        click.option(
-            "--latency",
-            type=LatencyType(),
-            help="Latency to reach on the target, as a share of the dense network's, 0.6, or a time, 5ms. Any scheme is "
-            "considered.",
-        ),
+    return section(
+        GOAL,
+        click.option("--macs", type=ShareType(), help="Share of the dense network's MACs: 0.5 or 50%."),
+        click.option("--params", type=ShareType(), help="Share of the dense network's parameters."),
+        click.option("--size", type=SizeType(), help="Size of model.onnx: 500KB, 1.5MB, 64KiB."),
+        click.option("--latency", type=LatencyType(), help="Latency on --target, as a share or a time: 5ms."),
         click.option(
             "--accuracy-drop",
             type=click.FloatRange(0, 100),
             metavar="POINTS",
-            help="Fewest MACs at which pruning, before fine-tuning, costs at most these points of held-out top-1.",
+            help="Fewest MACs with at most this drop of held-out top-1 before fine-tuning.",
         ),
-        click.option("--plan", type=FILE, help="Ranks from a plan file, edited by hand perhaps, or from another run."),
+        click.option("--energy", type=ShareType(parse_energy), help="Energy that each layer may lose: 1e-2 or 1%."),
+        click.option("--plan", type=FILE, metavar="FILE|RUN", help="Ranks from a plan file or another run."),
     )
 
 
 def pruning_options() -> Callable[[Command], Command]:
     """How ranks are chosen and what is repaired afterwards: fields of CompressConfig."""
     made = CompressConfig
+    target = "Where latency is measured: local or ssh://HOST. With other goals than --latency, only ranks that reduce "
+    default = "[default: local with --latency]"
     return stacked(
-        target_option(
-            "Where speed is measured: for --latency [default: local]; with any other goal ranks are then those that are "
-            "faster there than every higher one.",
-            default=None,
+        section(HARDWARE, target_option(f"{target}latency on this device are considered. {default}", default=None)),
+        section(
+            LAYERS,
+            rare=(
+                choice_option(
+                    made, "rule", ("global", "threshold"), "Weigh all layers together, or use the paper's one threshold."
+                ),
+                switch_option(made, "weighting", "Weight the energy by the second moment of each layer's input."),
+                switch_option(made, "reconstruct", "Refit pairs to the dense layers' outputs by least squares."),
+                count_option(made, "calibration_images", "Training images for weighting and refitting, without labels."),
+                count_option(made, "batchnorm_images", "Training images for BatchNorm statistics after pruning."),
+            ),
         ),
-        count_option(made, "threads", "Threads of inference on the target.", least=1),
-        choice_option(made, "rule", ("global", "threshold"), "All layers weighed together, or the paper's one threshold."),
-        switch_option(made, "weighting", "Weight the energy by the second moment of each layer's input."),
-        switch_option(made, "reconstruct", "Refit the pairs to the dense layers' outputs by least squares."),
-        count_option(made, "calibration_images", "Training images for weighting and refitting; labels are not used."),
-        count_option(made, "fine_tune_epochs", "Epochs after folding."),
-        count_option(made, "batchnorm_images", "Training images for BatchNorm's statistics after pruning."),
+        section(TRAINING, count_option(made, "fine_tune_epochs", "Epochs of fine-tuning after folding.")),
+        section(HARDWARE, rare=(count_option(made, "threads", "Threads of the runtime on --target.", least=1),)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a user says about the inputs of an .onnx file: sizes by ``--shape``, arrays by ``--input``."""
+"""Options on the inputs of an .onnx file: sizes by ``--shape``, arrays by ``--input``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def input_shapes_option(text: str) -> Callable[[Command], Command]:
         shapes = dict(given)
         if len(shapes) != len(given):
             twice = next(name for name, _ in given if [other for other, _ in given].count(name) > 1)
-            raise UsageError(f"--shape {twice}=… is given more than once", "Give each input one shape.")
+            raise UsageError(f"--shape {twice}=… is given more than once", "Give one shape for each input.")
         return shapes
 
     kind = InputShapeType()

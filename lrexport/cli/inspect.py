@@ -11,7 +11,7 @@ import click
 
 from lrexport.artifacts.plain_files import check_input
 from lrexport.artifacts.run_files import RECORD
-from lrexport.cli import output
+from lrexport.cli.help import INPUTS, OUTPUT, Command, section
 from lrexport.cli.input_options import Shapes, input_file_option, input_shapes_option, read_inputs
 from lrexport.cli.options import FILE, json_option
 from lrexport.errors import UsageError
@@ -28,17 +28,19 @@ class Given:
     values: Mapping[str, Any]
 
 
-@click.command(
-    "inspect", cls=output.Command, short_help="A run, a plan or an ONNX file, layer by layer, or what differs between two."
-)
+@click.command("inspect", cls=Command, short_help="A run, a plan or an ONNX file layer by layer, or how two differ.")
 @click.argument("path", type=FILE, metavar="RUN|FILE")
 @click.argument("other", type=FILE, required=False, metavar="[OTHER]")
-@input_shapes_option("Sizes of an input of an .onnx FILE that leaves them free, as in images=1,3,320,320.")
-@input_file_option("Arrays for inputs of an .onnx FILE: sizes, and choices.")
-@json_option()
+@section(
+    INPUTS,
+    input_shapes_option("Shape of an input that an .onnx FILE leaves open: images=1,3,320,320."),
+    input_file_option("Arrays for inputs of an .onnx FILE, by input name."),
+)
+@section(OUTPUT, json_option())
 def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | None, json_to: str | None) -> None:
-    """Layer by layer: weight, scheme, rank of full rank, energy kept, MACs, parameters and bytes of a RUN or of a plan
-    FILE; nodes of an .onnx FILE. With OTHER: what changes from the first to the second.
+    """Show a RUN, a plan FILE or an .onnx FILE layer by layer; with OTHER, what differs between the two.
+
+    Runs and plans: weight, scheme, rank and full rank, energy kept, MACs, parameters and bytes. ONNX files: the nodes.
 
     \b
     lrexport inspect run
@@ -51,7 +53,7 @@ def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | N
     path = _given(path)
     if (shapes or input_file) and not _is_onnx(path):
         option = "--shape" if shapes else "--input"
-        raise UsageError(f"{option} is for .onnx files, and {path} is a run or a plan", "Leave it out.")
+        raise UsageError(f"{option} requires an .onnx file; {path} is a run or a plan", f"Omit {option}.")
     given = Given(shapes, read_inputs(input_file, shapes) if input_file else {})
     if other is not None:
         _compare(path, _given(other), given, json_to)
@@ -66,7 +68,7 @@ def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | N
 def _given(path: Path) -> Path:
     """What is there; a run for its record. Raises UsageError."""
     if not path.exists():
-        raise UsageError(f"there is no {path}")
+        raise UsageError(f"{path} does not exist", "Give a run, a plan file or an .onnx file.")
     return path.parent if path.name == RECORD and path.is_file() else path
 
 
@@ -135,7 +137,7 @@ def _compare(path: Path, other: Path, given: Given, json_to: str | None) -> None
         if onnx.suffix != ".onnx":
             _read_graph(onnx, given)  # it may be none either
         raise UsageError(
-            f"{onnx} is an ONNX file, {plan} is none: they cannot be compared",
+            f"cannot compare {onnx}, an ONNX file, with {plan}, which is not",
             "Give two runs or plan files, or two .onnx files.",
         )
     if _is_onnx(path):

@@ -14,28 +14,29 @@ import click
 
 from lrexport import __version__
 from lrexport.cli import configuration, output
+from lrexport.cli.help import Command
 from lrexport.cli.option_types import PathType
-from lrexport.errors import DeviceError, InputError, LrexportError, of_system, signal_of
+from lrexport.errors import DeviceError, InputError, LrexportError, UsageError, of_system, signal_of
 from lrexport.text import nearest
 from lrexport.trust import consent
 
 # Command → (module, help line). The help lines stand here so that --help imports none of them.
 COMMANDS = {
     "compress": ("lrexport.cli.compress", "Train in SVD form, prune, fold and fine-tune a network."),
-    "train": ("lrexport.cli.train", "The SVD-training stage alone; compress RUN goes on from it."),
+    "train": ("lrexport.cli.train", "Train in SVD form only; compress RUN then continues from it."),
     "onnx": ("lrexport.cli.onnx", "Export a run to ONNX: verified, re-scored, measured."),
     "bench": ("lrexport.cli.bench", "Latency of ONNX files on a target, interleaved in one process."),
     "check": ("lrexport.cli.check", "Budgets for CI: size, MACs, latency, accuracy, operators, growth."),
-    "sweep": ("lrexport.cli.sweep", "Many compressions: the front of accuracy against MACs, latency or size."),
-    "inspect": ("lrexport.cli.inspect", "A run, a plan or an ONNX file, layer by layer, or what differs between two."),
-    "report": ("lrexport.cli.report", "One self-contained HTML page on runs; or Markdown, or JSON."),
-    "demo": ("lrexport.cli.demo", "All of it on embedded data, in about three minutes."),
+    "sweep": ("lrexport.cli.sweep", "Many compressions: the Pareto front of accuracy and cost."),
+    "inspect": ("lrexport.cli.inspect", "A run, a plan or an ONNX file layer by layer, or how two differ."),
+    "report": ("lrexport.cli.report", "Report on runs: one self-contained HTML page, Markdown or JSON."),
+    "demo": ("lrexport.cli.demo", "Every step on embedded data, in about three minutes."),
 }
 
 _MOMENT = 0.01  # seconds, after which C code will have its answer
 
 
-class LazyGroup(output.Command, click.Group):
+class LazyGroup(Command, click.Group):
     """Imports a command's module only when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -56,15 +57,19 @@ class LazyGroup(output.Command, click.Group):
             raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) if close else error from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """The command. A pipe that breaks is none of our output's, which never fails so; click would call it that."""
+        """The command. A broken pipe here is never our output's, which handles its own; click would take it for that."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
-            raise DeviceError("another process that this one works with has ended", "What it said is the reason.") from error
+            raise DeviceError("another process of this run has ended", "Its own message has the reason.") from error
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        super().format_options(ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()], max(map(len, COMMANDS)))
 
 
 def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -75,15 +80,29 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    *("-V", "--version"), is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+    *("-V", "--version"),
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
 )
-@click.option("--config", "config_file", type=PathType(), help="TOML file instead of pyproject.toml or lrexport.toml.")
+@click.option(
+    "--config",
+    "config_file",
+    type=PathType(),
+    metavar="FILE",
+    help="Settings. [default: lrexport.toml or pyproject.toml]",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
     """Make convolutional networks smaller and measurably faster, and prove it.
 
-    Start with: lrexport compress MODEL --data DATA --macs 0.5 -o RUN, then lrexport onnx RUN.
+    \b
+    lrexport demo
+    lrexport compress MODEL --data DATA --macs 0.5 -o RUN
+    lrexport onnx RUN
     """
     name = ctx.invoked_subcommand
     if name is not None:
@@ -95,11 +114,13 @@ def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
 
 
 def _check_current_folder() -> None:
-    """Raise DeviceError where the folder that the command was started in was removed since."""
+    """Raise DeviceError if the folder that the command was started in has been removed."""
     try:
         os.getcwd()
     except OSError as error:
-        raise DeviceError(f"the current folder is gone: {error.strerror}", "Change to a folder that exists.") from error
+        raise DeviceError(
+            f"the current folder no longer exists: {error.strerror}", "Change to a folder that exists."
+        ) from error
 
 
 def _say_unknown_variables(ctx: click.Context, name: str) -> None:
@@ -108,12 +129,24 @@ def _say_unknown_variables(ctx: click.Context, name: str) -> None:
         return
     for variable, near in configuration.unknown_variables(name, command, COMMANDS).items():
         meant = f"; did you mean {near}?" if near else ""
-        output.note(f"note: the environment's {variable} is not an option of {name}{meant}")
+        output.note(f"note: the environment variable {variable} is not an option of {name}{meant}")
 
 
 def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
     commands = {name: cli.get_command(ctx, name) for name in COMMANDS}
     return {name: command for name, command in commands.items() if command is not None}
+
+
+def _complete(instruction: str) -> int:
+    """Answer the completion function of a shell."""
+    from lrexport.cli import completion
+
+    text = completion.answer(cli, instruction)
+    if text is None:
+        _complain(f"invalid {completion.VARIABLE} {instruction!r}: expected bash_source, zsh_source or fish_source", None)
+        return UsageError.exit_code
+    output.drawn(f"{text}\n")
+    return 0
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -156,7 +189,7 @@ def _unexpected(error: Exception) -> int:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         _complain("out of memory", "Try a smaller --batch-size, or --device cpu.")
     elif _process() is not None and "by peer" in str(error):  # gloo: connection closed, or reset, by peer
-        _complain("another process of this run ended", "What that one said is the reason.")
+        _complain("another process of this run has ended", "Its own message has the reason.")
     else:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         _complain(f"unexpected {type(error).__name__}: {first}", "--debug before the command shows where.")
@@ -204,7 +237,8 @@ def main() -> NoReturn:
     sys.unraisablehook = _send_again
     try:
         output.prepare()
-        code = run(sys.argv[1:])
+        instruction = os.environ.get("_LREXPORT_COMPLETE")  # a shell asks at every TAB
+        code = _complete(instruction) if instruction else run(sys.argv[1:])
     except DeviceError as error:
         _complain(error.message, error.hint)
         code = error.exit_code

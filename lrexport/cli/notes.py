@@ -1,4 +1,4 @@
-"""What options do not do, said before any work, or refused: of stages that are done or not made, and of an earlier run."""
+"""Options without effect: a note, or an error, before any work starts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from lrexport.text import option_name, plain
 
 
 def refuse_finished(source: Path) -> None:
-    """Options of stages that a run has behind it would do nothing; say so."""
+    """Raise UsageError for options of stages that the run has already finished."""
     from lrexport.artifacts.run_files import SVD
 
     context = click.get_current_context()
     for name in settled(svd_trained=(source / SVD).is_file()):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise UsageError(
-                f"{_flag(name)} belongs to a stage that {source} has behind it", "Compress the model anew to change it."
+                f"{_flag(name)} belongs to a stage that {source} has already finished",
+                "Compress the model itself to change it.",
             )
 
 
 def say_unused(data: str | None, source: Path | None) -> None:
-    """Options of training would do nothing without data; say so."""
+    """Note training options that have no effect without data."""
     from lrexport.cli.console import note
     from lrexport.runs.record import load_record
 
@@ -41,23 +42,23 @@ def say_unused(data: str | None, source: Path | None) -> None:
     if context.meta.get(RECIPE) and any(
         context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in NEED_DATA
     ):
-        unused.append(f"what the recipe {context.meta[RECIPE]} says of training")
+        unused.append(f"the training options of recipe {context.meta[RECIPE]}")
     if unused:
-        note(f"note: without --data nothing is trained; these do nothing: {', '.join(unused)}")
+        note(f"note: without --data nothing is trained; these options have no effect: {', '.join(unused)}")
 
 
 def say_as_made(options: dict[str, Any]) -> None:
-    """Whether a callable of the user's own trained its network, lrexport cannot know; say what it goes by."""
+    """Note that the weights of a user's callable are taken as they are: it may or may not have trained them."""
     from lrexport.cli.console import note
 
     name = options["model"].partition("?")[0]
     is_callable = ":" in name and not name.startswith("torchvision:")
     if is_callable and options["weights"] is None and not (options["data"] and options["dense_epochs"]):
-        note(f"note: without --weights the weights are as {plain(name)} made them")
+        note(f"note: no --weights: starting from the weights that {plain(name)} returns")
 
 
 def say_left_behind(source: Path, config: CompressConfig) -> None:
-    """Options that the run was made with and that are others now, without having been given: a run keeps to itself."""
+    """Note options that the run was made with and that now have other values without having been given."""
     from lrexport.artifacts.run_files import SVD
     from lrexport.cli.console import note
     from lrexport.runs.record import load_record
@@ -72,11 +73,11 @@ def say_left_behind(source: Path, config: CompressConfig) -> None:
         if name in names and context.get_parameter_source(name) is ParameterSource.DEFAULT
     ]
     if differ:
-        note(plain(f"note: not taken over from {source}: {', '.join(differ)}"))
+        note(plain(f"note: options that differ from those of {source}: {', '.join(differ)}"))
 
 
 def say_replaced(run: Path) -> None:
-    """What a run that is compressed again in its own folder loses once the new network is done."""
+    """Note what a run that is compressed again in its own folder loses."""
     from lrexport.artifacts import mark
     from lrexport.cli.console import note
     from lrexport.runs.record import load_record
@@ -85,8 +86,8 @@ def say_replaced(run: Path) -> None:
         return
     made = mark.known(run) or mark.Mark()
     gone = [name for name in (*EXPORTED, BASELINE) if name in made.names and (run / name).exists()]
-    files = f", and removes what was made of it: {', '.join(gone)}" if gone else ""
-    note(plain(f"note: this replaces the compressed network in {run}{files}; -o RUN keeps it"))
+    files = f" and removes {', '.join(gone)}" if gone else ""
+    note(plain(f"note: this replaces the compressed network in {run}{files}; use -o RUN to keep it"))
 
 
 def _flag(name: str) -> str:

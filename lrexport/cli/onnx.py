@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from lrexport.cli import output
+from lrexport.cli.help import EXPORT, MEASUREMENT, MODEL_AND_DATA, OUTPUT, Command, section
+from lrexport.cli.option_types import DataType
 from lrexport.cli.options import RUN, json_option, target_option, threads_option, trust_option
 from lrexport.errors import UsageError
 
@@ -22,12 +23,12 @@ class BatchType(click.ParamType[int]):
             return 0
         if str(value).isdigit() and int(value) > 0:
             return int(value)
-        self.fail(f"{value!r} is neither a number of images nor 'dynamic'", param, ctx)
+        self.fail(f"invalid batch {value!r}: expected a number of at least 1, or 'dynamic'", param, ctx)
         return None
 
 
 class RoundsType(click.ParamType[int]):
-    """0, or a number of rounds that percentiles can be taken of."""
+    """0, or enough rounds for percentiles."""
 
     name = "N"
     least = 10
@@ -36,49 +37,66 @@ class RoundsType(click.ParamType[int]):
         text = str(value)
         if text.isdecimal() and (int(text) == 0 or int(text) >= self.least):
             return int(text)
-        self.fail(f"{text!r}: give at least {self.least} rounds, or 0 to measure no latency", param, ctx)
+        self.fail(
+            f"invalid number of rounds {text!r}: expected at least {self.least} rounds, or 0 to skip the measurement",
+            param,
+            ctx,
+        )
         return None
 
 
-@click.command("onnx", cls=output.Command, short_help="Export a run to ONNX: verified, re-scored, measured.")
+@click.command("onnx", cls=Command, short_help="Export a run to ONNX: verified, re-scored, measured.")
 @click.argument("run", type=RUN)
-@click.option(
-    "--batch", type=BatchType(), metavar="N|dynamic", default="1", show_default=True, help="Fixed batch size, or dynamic."
+@section(
+    MODEL_AND_DATA,
+    click.option(
+        "--data", type=DataType(), metavar="DATA", help="Images to verify and score on. [default: those of the run]"
+    ),
+    trust_option(),
 )
-@click.option(
-    "--opset",
-    type=int,
-    metavar="N",
-    default=18,
-    show_default=True,
-    help="ONNX operator set, 7 or newer.",
+@section(
+    EXPORT,
+    click.option(
+        "--batch", type=BatchType(), metavar="N|dynamic", default="1", show_default=True, help="Batch size of the file."
+    ),
+    click.option("--opset", type=int, metavar="N", default=18, show_default=True, help="ONNX operator set, 7 or later."),
+    click.option(
+        "--int8", is_flag=True, help="Also write model.int8.onnx and dense.int8.onnx: int8 weights and activations."
+    ),
+    click.option(
+        "--calibration-images",
+        type=click.IntRange(1),
+        metavar="N",
+        default=512,
+        show_default=True,
+        help="Held-out training images for --int8, at most, without labels.",
+    ),
+    click.option(
+        "--ort", is_flag=True, help="Also write model.ort (x86) and model.arm.ort for small builds of ONNX Runtime."
+    ),
 )
-@click.option(
-    "--rounds", type=RoundsType(), default=100, show_default=True, help="Rounds of latency, at least 10; 0 for none."
+@section(
+    MEASUREMENT,
+    click.option("--no-rescore", is_flag=True, help="Do not score the files in ONNX Runtime."),
+    click.option(
+        "--rounds", type=RoundsType(), default=100, show_default=True, help="Rounds of latency, at least 10; 0 for none."
+    ),
+    threads_option(),
+    target_option(),
 )
-@threads_option()
-@target_option("Where latency is measured.")
-@click.option("--data", metavar="DATA", help="Other images than the run's own, or where those are now.")
-@click.option("--int8", is_flag=True, help="Also model.int8.onnx and dense.int8.onnx: int8 weights and activations.")
-@click.option(
-    "--calibration-images",
-    type=click.IntRange(1),
-    metavar="N",
-    default=512,
-    show_default=True,
-    help="Held-out training images for --int8, at most; labels are not used.",
-)
-@click.option("--ort", is_flag=True, help="Also model.ort (x86) and model.arm.ort, for small builds of ONNX Runtime.")
-@click.option("--no-rescore", is_flag=True, help="Do not score the files in ONNX Runtime.")
-@trust_option()
-@json_option()
+@section(OUTPUT, json_option())
 def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **options: Any) -> None:
-    """Write RUN/model.onnx and RUN/dense.onnx.
+    """Export RUN to RUN/model.onnx and RUN/dense.onnx.
 
-    Each is checked, compared with torch on random and real inputs, simplified, compared again, scored on the test images
-    and timed on the target, dense and compressed interleaved. If anything differs, nothing is written.
+    Each file is checked, compared with torch on random and real inputs, simplified, compared again, scored on the test
+    images and timed on the target, dense and compressed interleaved. If anything differs, no files are written.
 
-    With --int8 both are quantised too (QDQ, a scale per channel), scored, and timed beside the others.
+    With --int8 both are also quantised (QDQ, one scale per channel), scored and timed beside the others.
+
+    \b
+    lrexport onnx run
+    lrexport onnx run --int8 --target ssh://pi@raspberrypi.local
+    lrexport onnx run --batch dynamic --opset 17
     """
     from lrexport.cli.console import note, print_result
     from lrexport.cli.preflight import check_export
@@ -87,7 +105,7 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
     from lrexport.report.tables import results_table
 
     if not run.is_dir():
-        raise UsageError(f"there is no run {run}", "Make one with lrexport compress MODEL -o RUN.")
+        raise UsageError(f"the run {run} does not exist", "Make one with lrexport compress MODEL -o RUN.")
     check_export(run, options["data"], options["int8"] or not no_rescore, options["int8"])
 
     from lrexport.workflow import exporting

@@ -1,20 +1,23 @@
-"""Types of options: what a text on the command line or in a file of settings stands for."""
+"""Types of options: how a text on the command line or in a file of settings is read."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lrexport.artifacts.plain_files import check_input
 from lrexport.errors import UsageError
 from lrexport.units import parse_bytes, parse_latency, parse_share
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class ShapeType(click.ParamType[tuple[int, ...]]):
@@ -27,12 +30,12 @@ class ShapeType(click.ParamType[tuple[int, ...]]):
             return value
         parts = str(value).replace("x", ",").split(",")
         if len(parts) > 4 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is no shape; write one to four numbers, as in 3,224,224", param, ctx)
+            self.fail(f"invalid shape {value!r}: expected one to four numbers above 0, such as 3,224,224", param, ctx)
         return tuple(int(part) for part in parts)
 
 
 class ShareType(click.ParamType[float]):
-    """``0.5`` or ``50%`` → 0.5; ``parse`` says of what it is a share, and raises UsageError."""
+    """``0.5`` or ``50%`` → 0.5, by ``parse``, which raises UsageError for anything else."""
 
     name = "SHARE"
 
@@ -85,7 +88,7 @@ class MilestonesType(click.ParamType[tuple[float, ...]]):
         except (ValueError, ZeroDivisionError):
             found = ()
         if not found or not all(0 < share <= 1 for share in found):
-            self.fail(f"{value!r} are no shares of a stage; write them as 1/2,3/4 or 0.5,0.75", param, ctx)
+            self.fail(f"invalid milestones {value!r}: expected shares in (0, 1], such as 1/2,3/4 or 0.5,0.75", param, ctx)
         return found
 
 
@@ -102,7 +105,7 @@ class StrengthType(click.ParamType[float | str]):
         except ValueError:
             found = math.nan
         if not 0 <= found < math.inf:
-            self.fail(f"{value!r} is neither a number of at least 0 nor 'auto'", param, ctx)
+            self.fail(f"invalid strength {value!r}: expected a number of at least 0, or 'auto'", param, ctx)
         return found
 
 
@@ -114,14 +117,68 @@ class EpochsOrSame(click.ParamType[int | str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         if str(value) == "same" or str(value).isdigit():
             return "same" if str(value) == "same" else int(value)
-        self.fail(f"{value!r} is neither a number of epochs nor 'same'", param, ctx)
+        self.fail(f"invalid number of epochs {value!r}: expected a whole number, or 'same'", param, ctx)
         return None
 
 
-class TargetType(click.ParamType[str]):
+class _Completed(click.ParamType[str]):
+    """A text that a shell can complete by a function of :mod:`lrexport.cli.completion`."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from lrexport.cli import completion  # only here: commands do without it
+
+        return completion.items(self.candidates(incomplete), incomplete)
+
+    def candidates(self, incomplete: str) -> Iterable[str]:
+        """What may stand there."""
+        raise NotImplementedError
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+
+class ModelType(_Completed):
+    """MODEL: a name, an import path or a run, which is checked with the other options."""
+
+    name = "MODEL"
+
+    def candidates(self, incomplete: str) -> Iterable[str]:
+        from lrexport.cli import completion
+
+        return completion.models(incomplete)
+
+
+class DataType(_Completed):
+    """DATA: a data set, a folder or an import path, which is checked with the other options."""
+
+    name = "DATA"
+
+    def candidates(self, incomplete: str) -> Iterable[str]:
+        from lrexport.cli import completion
+
+        return completion.data(incomplete)
+
+
+class RecipeType(_Completed):
+    """A recipe's name or file."""
+
+    name = "NAME|FILE"
+
+    def candidates(self, incomplete: str) -> Iterable[str]:
+        from lrexport.cli import completion
+
+        return completion.recipes(incomplete)
+
+
+class TargetType(_Completed):
     """``local`` or ``ssh://[user@]host``, checked; nothing is connected yet."""
 
     name = "local|ssh://HOST"
+
+    def candidates(self, incomplete: str) -> Iterable[str]:
+        from lrexport.cli import completion
+
+        return completion.targets(incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from lrexport.measure.targets import parse_target
@@ -131,14 +188,14 @@ class TargetType(click.ParamType[str]):
 
 
 class PathType(click.Path):
-    """A path that the system can have: without a NUL, which files may bring along, and not too long."""
+    """A path that the system accepts: not too long, and without a NUL, which a file of settings may contain."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = os.fspath(value)
         try:
             os.lstat(text)
         except ValueError:
-            self.fail(f"{text!r} holds a NUL character, which no path can.", param, ctx)
+            self.fail(f"{text!r} contains a NUL character, which paths cannot.", param, ctx)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 self.fail(f"{text[:60]!r}…: {error.strerror} ({len(os.fsencode(text)):,} bytes).", param, ctx)

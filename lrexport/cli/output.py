@@ -37,7 +37,7 @@ def note(text: str) -> None:
 
 
 def drawn(text: str) -> None:
-    """What rich drew for a terminal, its control sequences included; every text in it was made safe before."""
+    """What was drawn for a terminal, its control sequences included; every text in it was made safe before."""
     _write(sys.stdout, text)
 
 
@@ -75,6 +75,11 @@ def is_interactive() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
+def takes_styles() -> bool:
+    """Whether stdout is a terminal whose user wants colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def confirm(question: str) -> bool:
     """Ask on stderr; no is the default. Raises click.Abort for Ctrl-C and at the end of stdin."""
     return click.confirm(plain_line(question), default=False, err=True)
@@ -94,23 +99,6 @@ def usage_problem(error: click.ClickException) -> None:
     note(f"Error: {first}")
     for line in others:
         note(f"  {line}")
-
-
-class Command(click.Command):
-    """A command whose help comes out here, like everything else."""
-
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.callback = _show_help
-        return option
-
-
-def _show_help(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        # Defaults out of a configuration file are in it.
-        _write(sys.stdout, f"{plain_lines(context.get_help())}\n")
-        context.exit()
 
 
 def prepare() -> None:

@@ -19,8 +19,8 @@ from lrexport.artifacts.toml_files import read_settings
 from lrexport.cli import output
 from lrexport.cli.configuration import OF_ONE_CALL, Defaults, names_code, not_in_files, recipe_defaults
 from lrexport.cli.goal_options import GOALS, compress_config, given_goal, nearest_goals
-from lrexport.cli.option_types import LatencyType, SizeType
-from lrexport.cli.options import Command, stacked
+from lrexport.cli.help import MODEL_AND_DATA, OUTPUT, Command, Decorated, section, stacked
+from lrexport.cli.option_types import LatencyType, RecipeType, SizeType
 from lrexport.config import recipes
 from lrexport.config.compression import CompressConfig
 from lrexport.text import toml_text, visible
@@ -30,7 +30,7 @@ TAKERS = ("compress", "train")  # the commands with --recipe
 RECIPE, _PLACES = "lrexport.recipe", "lrexport.places"
 
 
-class RecipeCommand(output.Command):
+class RecipeCommand(Command):
     """A command with the options of :func:`recipe_options`, which it does not see itself."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -42,17 +42,21 @@ class RecipeCommand(output.Command):
         return super().invoke(ctx)
 
 
-def recipe_options() -> Callable[[Command], Command]:
+def recipe_options() -> Callable[[Decorated], Decorated]:
     """``--recipe`` and ``--print-config`` of a :class:`RecipeCommand`."""
-    text = f"Options from a TOML file: {', '.join(recipes.names())}, or a file of your own."
+    text = f"Options from a recipe: {', '.join(recipes.names())}, or a TOML file."
+    printing = click.option("--print-config", is_flag=True, help="Print the options that would be used, as a recipe.")
     return stacked(
-        click.option("--recipe", metavar="NAME|FILE", is_eager=True, callback=_follow, help=text),
-        click.option("--print-config", is_flag=True, help="Print the options that would be used, as a recipe, and stop."),
+        section(
+            MODEL_AND_DATA,
+            click.option("--recipe", type=RecipeType(), metavar="NAME|FILE", is_eager=True, callback=_follow, help=text),
+        ),
+        section(OUTPUT, rare=(printing,)),
     )
 
 
 def recipe_config(model: str, recipe: str) -> CompressConfig:
-    """What ``lrexport compress MODEL --recipe RECIPE`` means where no file and no environment says more."""
+    """The configuration of ``lrexport compress MODEL --recipe RECIPE`` without files and environment."""
     context = _command("compress").make_context("compress", [model, "--recipe", recipe])
     with context.scope():
         return compress_config({name: value for name, value in context.params.items() if name not in OF_ONE_CALL})
@@ -65,7 +69,7 @@ def _command(name: str) -> click.Command:
 
 
 def _follow(context: click.Context, parameter: click.Parameter, recipe: str | None) -> str | None:
-    """Before any other option is looked at: add the recipe to what the configuration says, above or below it."""
+    """Before any other option is read: add the recipe to the configuration, above or below it."""
     of_files = Defaults(dict(context.default_map or {}), dict((context.obj or {}).get(context.command.name, {})))
     context.meta[_PLACES] = {name: f"file {place}" for name, place in of_files.places.items()}
     if recipe is None:
@@ -81,7 +85,7 @@ def _follow(context: click.Context, parameter: click.Parameter, recipe: str | No
 
 
 def _merged(below: Defaults, above: Defaults) -> Defaults:
-    """``above`` goes before; a goal there leaves none of those below."""
+    """``above`` wins; a goal there hides all goals below."""
     hidden = set(GOALS) if above.values.keys() & set(GOALS) else set()
     kept = {name: value for name, value in below.values.items() if name not in hidden}
     return Defaults({**kept, **above.values}, {**below.places, **above.places})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lrexport.cli import output
+from lrexport.cli.help import OUTPUT, Command, section
 from lrexport.cli.options import FILE, check_output
 from lrexport.errors import UsageError
 
@@ -16,25 +16,31 @@ _PAGE = "report.html"
 _GENERATOR, _HEAD_BYTES = b'<meta name="generator" content="lrexport ', 4096  # of the page's template
 
 
-@click.command("report", cls=output.Command, short_help="One self-contained HTML page on runs; or Markdown, or JSON.")
+@click.command("report", cls=Command, short_help="Report on runs: one self-contained HTML page, Markdown or JSON.")
 @click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN|SWEEP...")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE|-",
-    callback=check_output,
-    help=f"Where to write [default: {_PAGE}; Markdown and JSON to stdout].",
+@section(
+    OUTPUT,
+    click.option(
+        "-o",
+        "--output",
+        metavar="FILE|-",
+        callback=check_output,
+        help=f"File to write. [default: {_PAGE}; stdout for Markdown and JSON]",
+    ),
+    click.option(
+        "--format",
+        "kind",
+        type=click.Choice(("html", "markdown", "json")),
+        help="Format. [default: by the suffix of -o, else html]",
+    ),
+    click.option("--no-front-matter", is_flag=True, help="Omit the YAML front matter of Markdown, as for a pull request."),
 )
-@click.option(
-    "--format", "kind", type=click.Choice(("html", "markdown", "json")), help="[default: by the ending of -o, else html]"
-)
-@click.option("--no-front-matter", is_flag=True, help="Markdown without YAML at its head, as for a pull request.")
 def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_front_matter: bool) -> None:
-    """Show finished runs, or the front of a sweep.
+    """Report on finished runs, or on the Pareto front of a sweep.
 
-    Ratios, singular values with their cut, ranks, cost and time by layer, training, and how to repeat it.
-    Several runs are compared as well, with the front of accuracy against MACs and against latency. The page needs no
-    network and no other file.
+    Shows ratios, singular values and where they are cut, ranks, cost and time by layer, training, and the commands that
+    repeat it. Several runs are also compared, with Pareto fronts of accuracy against MACs and against latency. The HTML page
+    is a single file and works offline.
 
     \b
     lrexport report run
@@ -48,7 +54,7 @@ def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_fro
 
     kind = kind or _kind_of(output)
     if no_front_matter and kind != "markdown":
-        raise UsageError(f"--no-front-matter is about Markdown, this is {kind}", "--format markdown makes Markdown.")
+        raise UsageError(f"--no-front-matter requires Markdown; this report is {kind}", "Add --format markdown.")
     if output is None and kind == "html":
         _check_replaceable(Path(_PAGE))
     subjects = read_subjects(runs)
@@ -69,7 +75,7 @@ def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_fro
 
 
 def _check_replaceable(page: Path) -> None:
-    """Raise UsageError where the page that nobody named would take the place of a file that lrexport did not write."""
+    """Raise UsageError if the default page would overwrite a file that lrexport did not write."""
     from lrexport.artifacts.plain_files import destination, open_input
 
     if not destination(page).is_file():
@@ -77,7 +83,9 @@ def _check_replaceable(page: Path) -> None:
     with open_input(page) as stream:
         ours = _GENERATOR in stream.read(_HEAD_BYTES)
     if not ours:
-        raise UsageError(f"{page} is not a report of lrexport's", "It was left as it is. Give another file with -o FILE.")
+        raise UsageError(
+            f"{page} exists and was not written by lrexport", "It was not changed. Choose another file with -o FILE."
+        )
 
 
 def _kind_of(output: str | None) -> str:
@@ -85,14 +93,12 @@ def _kind_of(output: str | None) -> str:
     if output is None:
         return "html"
     if output == "-":
-        raise UsageError("stdout has no ending to tell the format by", "Say which with --format: html, markdown or json.")
+        raise UsageError("-o - requires --format", "Give --format html, markdown or json.")
     ending = Path(output).suffix.lower()
     if ending not in _ENDINGS:
         raise UsageError(
-            f"{output!r}: no format has the ending {ending!r}"
-            if ending
-            else f"{output!r} has no ending to tell the format by",
-            f"Known: {', '.join(_ENDINGS)}. --format says it otherwise.",
+            f"unknown suffix of -o {output!r}: expected {', '.join(_ENDINGS)}",
+            "Use one of these, or add --format html, markdown or json.",
         )
     return _ENDINGS[ending]
 

@@ -8,49 +8,53 @@ from typing import Any
 
 import click
 
-from lrexport.cli import output
 from lrexport.cli.goal_options import given_goal, goal_options, pruning_options
+from lrexport.cli.help import OUTPUT, SWEEP, Command, section
 from lrexport.cli.notes import refuse_finished
-from lrexport.cli.options import RUN, is_run, json_option, train_config, training_options, trust_option
+from lrexport.cli.options import RUN, is_run, json_option
+from lrexport.cli.training_options import train_config, training_options
 from lrexport.config.compression import CompressConfig
 from lrexport.errors import UsageError
 
 VARY = (
-    "What differs between trials, repeatable: NAME=LOW..HIGH, with :log or :step=S, or NAME=A,B,C. NAME is an option: "
-    "macs, latency, size, energy, scheme, sparsity-strength and others. [default: macs=0.2..0.8 unless a goal is given]"
+    "Option that differs between trials, and its values: NAME=LOW..HIGH, with :log or :step=S, or NAME=A,B,C. Repeatable. "
+    "[default: macs=0.2..0.8 unless a goal is given]"
 )
-STORAGE = "Optuna storage that the processes share: a database's URL, or journal:FILE. [default: SQLite in SWEEP]"
+STORAGE = "Optuna storage that several processes share: the URL of a database, or journal:FILE. [default: SQLite in SWEEP]"
 
 
-@click.command(
-    "sweep", cls=output.Command, short_help="Many compressions: the front of accuracy against MACs, latency or size."
-)
+@click.command("sweep", cls=Command, short_help="Many compressions: the Pareto front of accuracy and cost.")
 @training_options()
-@click.option("-o", "--output", type=RUN, required=True, help="Folder of the sweep.")
-@click.option(
-    "--trials", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="Trials of all processes together."
+@section(OUTPUT, click.option("-o", "--output", type=RUN, metavar="SWEEP", required=True, help="Folder of the sweep."))
+@section(
+    SWEEP,
+    click.option(
+        "--trials", type=click.IntRange(1), metavar="N", default=20, show_default=True, help="Trials, over all processes."
+    ),
+    click.option("--vary", multiple=True, metavar="NAME=VALUES", help=VARY),
+    click.option(
+        "--objective",
+        type=click.Choice(("macs", "latency", "size")),
+        default="macs",
+        show_default=True,
+        help="Cost to trade against accuracy; latency is measured on --target.",
+    ),
+    rare=(
+        click.option("--storage", metavar="URL", help=STORAGE),
+        click.option("--study", metavar="NAME", help="Name of the sweep in --storage. [default: name of the folder]"),
+    ),
 )
-@click.option("--vary", multiple=True, metavar="NAME=VALUES", help=VARY)
-@click.option(
-    "--objective",
-    type=click.Choice(("macs", "latency", "size")),
-    default="macs",
-    show_default=True,
-    help="What is traded against accuracy; latency is measured on --target.",
-)
-@click.option("--storage", metavar="URL", help=STORAGE)
-@click.option("--study", metavar="NAME", help="The sweep's name in the storage. [default: that of the folder]")
 @goal_options()
 @pruning_options()
-@trust_option()
-@json_option()
+@section(OUTPUT, json_option())
 def command(
     output: Path, vary: tuple[str, ...], storage: str | None, study: str | None, json_to: str | None, **options: Any
 ) -> None:
-    """Compress MODEL many times and find the trials that no other one beats in accuracy and cost.
+    """Compress MODEL many times and find the Pareto front of accuracy and cost.
 
-    Dense training is done once, SVD training once for equal choices. Trials are ranked on held-out training images. Each is
-    a run, SWEEP/trials/NNNN. The same command again goes on, and at the same time elsewhere it helps.
+    Trials share dense training, and SVD training where its options are equal. They are ranked on held-out training images.
+    Each trial is a run, SWEEP/trials/NNNN. Run the same command again to resume the sweep, or at the same time on other
+    devices to share the work.
 
     \b
     lrexport sweep resnet20 --data cifar10:data --trials 30 -o sweep

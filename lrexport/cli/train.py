@@ -7,24 +7,27 @@ from typing import Any
 
 import click
 
+from lrexport.cli.help import OUTPUT, section
 from lrexport.cli.notes import say_as_made
-from lrexport.cli.options import RUN, is_run, json_option, resume_options, train_config, training_options, trust_option
+from lrexport.cli.options import RUN, is_run, json_option, resume_options
 from lrexport.cli.recipe_options import RecipeCommand, recipe_options
+from lrexport.cli.training_options import train_config, training_options
 from lrexport.errors import UsageError
 
 
-@click.command("train", cls=RecipeCommand, short_help="The SVD-training stage alone; compress RUN goes on from it.")
+@click.command("train", cls=RecipeCommand, short_help="Train in SVD form only; compress RUN then continues from it.")
 @recipe_options()
 @training_options()
+@section(OUTPUT, click.option("-o", "--output", type=RUN, metavar="RUN", help="Folder of the run."))
 @resume_options()
-@trust_option()
-@click.option("-o", "--output", type=RUN, help="Folder of the run.")
-@json_option()
+@section(OUTPUT, json_option())
 def command(output: Path | None, json_to: str | None, resume: bool, allow_changes: bool, **options: Any) -> None:
-    """Train MODEL in SVD form at full rank; ``lrexport compress RUN`` then prunes it to any goal.
+    """Train MODEL in SVD form at full rank; lrexport compress RUN then prunes it to any goal.
+
+    MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10] or package.module:callable.
 
     \b
-    lrexport train resnet20 --weights w.safetensors --data cifar10:data -o run
+    lrexport train resnet20 --weights w.pt --data cifar10 -o run
     lrexport compress run --macs 0.5
     """
     from lrexport.cli.console import note, write_json
@@ -33,9 +36,9 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
     from lrexport.text import shell_path
 
     if output is None:
-        raise UsageError("no folder for the run", "Give one with -o RUN.")
+        raise UsageError("-o RUN is required", "Give the folder that the run is written to.")
     if is_run(options["model"]):
-        raise UsageError(f"{options['model']} is a run already", "Give a model here, or prune the run with compress.")
+        raise UsageError(f"{options['model']} is a run; expected a model", "To prune the run, use lrexport compress.")
     say_as_made(options)
     config = train_config(options)
     check_train(config, output, resume)

@@ -43,7 +43,7 @@ class Goal:
             choice = (
                 "--macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --energy 1e-2, --accuracy-drop 1 and --plan FILE"
             )
-            raise UsageError("give one goal", f"One of {choice}.")
+            raise UsageError("expected exactly one goal", f"Give one of {choice}.")
 
     @property
     def is_latency(self) -> bool:
@@ -112,7 +112,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.sparsity_strength == "auto" and self.sparsity == "none":
-            raise UsageError("without sparsity there is no λ_s to steer", "Give --sparsity hoyer or l1.")
+            raise UsageError("--sparsity-strength auto requires --sparsity hoyer or l1", "Give one of them, or a number.")
         if self.teacher is None and self.teacher_weights is not None:
             raise UsageError("--teacher-weights requires --teacher", "Give --teacher MODEL.")
         for file, key, flag in (
@@ -122,7 +122,7 @@ class TrainConfig:
             if file is None and key is not None:
                 raise UsageError(f"{flag}-key requires {flag}", f"Give {flag} FILE, whose weights it chooses from.")
         if self.teacher is not None and not self.distill:
-            raise UsageError("with a share of 0 nothing is learned from the teacher", "Leave --teacher or --distill 0 out.")
+            raise UsageError("--teacher has no effect with --distill 0", "Omit one of the two.")
 
     def to_record(self) -> dict[str, Any]:
         return _plain(asdict(self))
@@ -169,10 +169,10 @@ class CompressConfig:
         if self.goal.macs or self.goal.params or self.goal.is_latency:
             return
         if self.falling_ranks:
-            raise UsageError("ranks fall to a budget", "--falling-ranks needs --macs, --params or --latency.")
+            raise UsageError("--falling-ranks requires --macs, --params or --latency", "Give one of them as the goal.")
         if self.train.sparsity_strength == "auto":
-            hint = "--sparsity-strength auto needs --macs, --params or --latency."
-            raise UsageError("λ_s is steered to a budget", hint)
+            message = "--sparsity-strength auto requires --macs, --params or --latency"
+            raise UsageError(message, "Give one of them as the goal, or a number as the strength.")
 
     def to_record(self) -> dict[str, Any]:
         own = {key: value for key, value in asdict(self).items() if key != "train"}
@@ -181,23 +181,26 @@ class CompressConfig:
 
 
 def check_trainable(config: TrainConfig) -> None:
-    """Raise UsageError where SVD training alone cannot do what is asked for."""
+    """Raise UsageError if SVD training alone cannot do what is asked for."""
     if config.data is None:
-        raise UsageError("train needs data", "Give --data; without data, compress alone is training-free.")
+        raise UsageError(
+            "lrexport train requires --data", "Without data, use lrexport compress, which then needs no training."
+        )
     if config.sparsity_strength == "auto":
-        hint = "Give --sparsity-strength X, or compress to a budget."
-        raise UsageError("λ_s is steered to a budget, and train knows none", hint)
+        message = "--sparsity-strength auto adapts λ_s to a budget, and lrexport train has none"
+        raise UsageError(message, "Give --sparsity-strength X, or use lrexport compress with a budget.")
 
 
 def check_source(config: CompressConfig, source: Path | None) -> None:
-    """Raise UsageError where the run ``source`` has behind it what a compression is asked to do."""
+    """Raise UsageError if a compression asks for a stage that the run ``source`` has already finished."""
     if config.falling_ranks and source is not None:
-        raise UsageError(f"ranks fall in SVD training, which {source} has behind it", "Compress the model itself for that.")
+        message = f"--falling-ranks needs SVD training, and {source} has already finished it"
+        raise UsageError(message, "Compress the model itself instead of the run.")
 
 
 def several_need_data() -> UsageError:
     """For several processes without anything to train on."""
-    return UsageError("several processes need data to train on", "Give --data, or one device.")
+    return UsageError("several devices require data to train on", "Give --data, or use one device.")
 
 
 def _digest(name: str, path: Path | None) -> dict[str, str]:

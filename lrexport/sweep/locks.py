@@ -134,5 +134,5 @@ def _lock_in(folder: Path, name: str) -> Path:
     """The file of a lock. Taking a lock empties its file, so one that holds something is refused, with UsageError."""
     path = folder / f"{name}.lock"
     if path.is_symlink() or (path.exists() and (not path.is_file() or path.stat().st_size)):
-        raise UsageError(f"{path} is not a lock of lrexport's: it is not empty", "It was left as it is. Move it away.")
+        raise UsageError(f"{path} is not a lock file of lrexport: it is not empty", "It was not changed. Move it away.")
     return path

@@ -99,14 +99,14 @@ def make_request(
     trials: int,
     source: Path | None = None,
 ) -> Request:
-    """A request that makes sense. Raises UsageError where it is contradictory, needs data, or varies what a run has settled.
+    """A consistent request. Raises UsageError if it is contradictory, lacks data, or varies what a run has settled.
 
     Without a goal the share of the MACs is varied.
     """
     space = parse_space(vary)
     varied = next((dimension.name for dimension in space if dimension.name in GOALS), None)
     if varied is not None and goal is not None:
-        raise UsageError("a goal is given and a goal is varied", "Leave one of the two out.")
+        raise UsageError(f"--vary {option_name(varied)} and a goal exclude each other", "Omit one of the two.")
     if varied is None and goal is None:
         space = (*parse_space([DEFAULT_SPACE]), *space)
     record = load_record(source) if source is not None else None
@@ -115,18 +115,20 @@ def make_request(
         for dimension in space:
             if dimension.name in behind:
                 flag = option_name(dimension.name)
-                raise UsageError(f"--vary {flag}: {source} has that stage behind it", "Sweep the model itself to vary it.")
+                raise UsageError(
+                    f"--vary {flag}: {source} has already finished that stage", "Sweep the model itself to vary it."
+                )
     if train.data is None and (record is None or record.data is None):
-        hint = "Trials are ranked by their accuracy on held-out training images: give --data."
-        raise UsageError("a sweep needs data", hint)
+        hint = "Give the images: trials are ranked by accuracy on held-out training images."
+        raise UsageError("lrexport sweep requires --data", hint)
     if train.devices * train.nodes > 1:
         hint = "Start the same command once for each device, with CUDA_VISIBLE_DEVICES=0, 1 and so on: they share the work."
-        raise UsageError("a sweep trains each of its trials on one device", hint)
+        raise UsageError("lrexport sweep trains each trial on one device", hint)
     names = [dimension.name for dimension in space]
     trained_here = source is None and (train.svd_epochs or "svd_epochs" in names)
     if trained_here and train.sparsity_strength == "auto" and "sparsity_strength" not in names:
         hint = "Give --sparsity-strength X, or vary it."
-        raise UsageError("λ_s is steered to one budget, and the trials of a sweep share their SVD training", hint)
+        raise UsageError("--sparsity-strength auto adapts λ_s to one budget, but trials share SVD training", hint)
     chosen = dict(others)
     if objective == "latency":
         chosen["target"] = chosen.get("target") or "local"  # ranks on its grain, and every trial measured there

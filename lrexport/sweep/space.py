@@ -159,7 +159,7 @@ NAMES = tuple(option_name(name) for name in _KINDS if name != "latency_ms")
 
 
 def parse_space(texts: Iterable[str]) -> tuple[Dimension, ...]:
-    """Dimensions of ``--vary``. Raises UsageError for a text that is none, and for two that exclude each other."""
+    """Dimensions of ``--vary``. Raises UsageError for an invalid text, and for two that exclude each other."""
     space: list[Dimension] = []
     for text in texts:
         found = _parse(text)
@@ -218,33 +218,35 @@ def _kind_of_latency(text: str, values: str) -> str:
 def _choices(name: str, text: str, values: str) -> Choices:
     options = tuple(_value(name, text, part) for part in values.split(","))
     if len(set(options)) < len(options):
-        raise UsageError(f"--vary {text} has a value twice")
+        raise UsageError(f"--vary {text} has the same value twice")
     if len(options) < 2:
-        raise UsageError(f"--vary {text} varies nothing", f"Give more values, or --{_flag(name)} {values} for all trials.")
+        raise UsageError(
+            f"--vary {text} has a single value", f"Give more values, or --{_flag(name)} {values} for all trials."
+        )
     return Choices(options)
 
 
 def _range(name: str, text: str, values: str) -> Numbers:
     if name in _WORDS:
-        raise UsageError(f"--vary {text}: {_flag(name)} has no range", f"Write {_flag(name)}=A,B.")
+        raise UsageError(f"--vary {text}: {_flag(name)} takes a list, not a range", f"Write {_flag(name)}=A,B.")
     ends, _, how = values.partition(":")
     first, _, last = ends.partition("..")
     low, high = (float(_value(name, text, end)) for end in (first, last))
     if low >= high:
-        raise UsageError(f"--vary {text}: the first end has to be below the second")
+        raise UsageError(f"--vary {text}: expected the first number below the second")
     whole = name in _WHOLE
     if how == "log":
         if low <= 0:
-            raise UsageError(f"--vary {text}: a logarithmic range begins above 0")
+            raise UsageError(f"--vary {text}: a logarithmic range must start above 0")
         return Numbers(low, high, log=True, step=1.0 if whole else None, whole=whole)
     step = 1.0 if whole else None
     if how.startswith("step="):
         step = float(_value(name, text, how.removeprefix("step=")))
         if not 0 < step <= (high - low) * (1 + _STEPS_SLACK):
-            raise UsageError(f"--vary {text}: the step has to be above 0 and within the range")
+            raise UsageError(f"--vary {text}: expected a step above 0 that fits into the range")
         high = float(Numbers(low, high, step=step).values()[-1])  # type: ignore[index]  # a step has values
     elif how:
-        raise UsageError(f"--vary {text}: {how!r} is neither 'log' nor 'step=S'", SYNTAX)
+        raise UsageError(f"--vary {text}: invalid {how!r}: expected log or step=S", SYNTAX)
     return Numbers(low, high, step=step, whole=whole)
 
 
@@ -253,7 +255,7 @@ def _value(name: str, text: str, part: str) -> Value:
         return _KINDS[name](part)
     except (ValueError, UsageError) as error:
         hint = error.hint if isinstance(error, UsageError) else SYNTAX
-        raise UsageError(f"--vary {text}: {part!r} is no value of {_flag(name)}", hint) from error
+        raise UsageError(f"--vary {text}: invalid {_flag(name)} {part!r}", hint) from error
 
 
 def _flag(name: str) -> str:

@@ -125,7 +125,7 @@ def _open_journal(path: Path) -> BaseStorage:
     except OSError as error:
         raise DeviceError(f"cannot open {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is no journal of Optuna's: {first_line(error)}") from error
+        raise InputError(f"{path} is not a journal of Optuna: {first_line(error)}") from error
 
 
 def _without_password(url: str) -> str:

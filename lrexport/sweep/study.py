@@ -224,7 +224,7 @@ class Book:
     def _check_same(self) -> None:
         """Refuse to go on with a sweep that was made with something else. Raises UsageError with what differs."""
         if len(self._study.directions) != len(_DIRECTIONS):
-            raise UsageError(f"the storage has a study {self.name!r} that is no sweep", "Give another name with --study.")
+            raise UsageError(f"the study {self.name!r} in the storage is not a sweep", "Choose another name with --study.")
         known = self._study.user_attrs.get(_MADE_WITH)
         if is_sweep(self.folder):
             sweep = load_sweep(self.folder)
@@ -238,7 +238,7 @@ class Book:
         if changes:
             raise UsageError(
                 f"the sweep in {self.folder} was made with other options: {'; '.join(map(str, changes.values()))}",
-                "Give it the same options again, or another folder with -o.",
+                "Use the same options again, or another folder with -o.",
             )
 
 

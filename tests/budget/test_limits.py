@@ -83,10 +83,10 @@ def test_any_text_is_a_limit_above_or_at_nothing_or_a_mistake_that_says_where(te
 
 MISTAKES = {
     "a number without a unit": ("max_bytes = 500000", 2, "max_bytes = 500000 has no unit", '"500 KB"'),
-    "a text without a unit": ('max_macs = "20000000"', 2, "'20000000' is no count", '"20M"'),
-    "a unit of something else": ('max_latency_p50 = "5 KB"', 2, "'5 KB' is no time", '"5 ms"'),
+    "a text without a unit": ('max_macs = "20000000"', 2, "invalid count '20000000'", '"20M"'),
+    "a unit of something else": ('max_latency_p50 = "5 KB"', 2, "invalid time '5 KB'", '"5 ms"'),
     "points without a unit": ("max_accuracy_drop = 0.5", 2, "max_accuracy_drop = 0.5 has no unit", '"0.5 points"'),
-    "a ratio without a unit": ('max_macs_ratio = "0.5"', 2, "'0.5' is no ratio", '"0.5x" or "50%"'),
+    "a ratio without a unit": ('max_macs_ratio = "0.5"', 2, "invalid ratio '0.5'", '"0.5x" or "50%"'),
     "an unknown key": ('max_byte = "1 KB"', 2, "unknown key 'max_byte' in the budget 'budget'", "Did you mean 'max_bytes'?"),
     "an unknown key in a budget of its own": (
         '[tool.lrexport.budget.small]\nmax_bits = "1 KB"', 3, "unknown key 'max_bits' in the budget 'small'", "'max_bytes'?",
@@ -113,7 +113,7 @@ MISTAKES = {
     "a dense network of a sum": (
         'sum = true\nmax_bytes = "1 KB"\ndense = "a.onnx"', 4, "dense is about a single model", "Leave it out.",
     ),
-    "a size below a byte": ('max_bytes = "0 B"', 2, "'0 B' is no size", ""),
+    "a size below a byte": ('max_bytes = "0 B"', 2, "invalid size '0 B'", ""),
 }  # fmt: skip
 
 

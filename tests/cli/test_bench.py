@@ -98,11 +98,11 @@ def test_a_run_that_was_not_exported_is_told_how(capsys: pytest.CaptureFixture) 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nowhere.onnx"], 2, "there is no nowhere.onnx"),
-        (["small.onnx", "--baseline", "nowhere.onnx"], 2, "there is no nowhere.onnx"),
+        (["nowhere.onnx"], 2, "nowhere.onnx does not exist"),
+        (["small.onnx", "--baseline", "nowhere.onnx"], 2, "nowhere.onnx does not exist"),
         (["empty.onnx"], 3, "empty file: empty.onnx"),
         (["random.onnx"], 3, "random.onnx is no valid ONNX file"),
-        (["random.ort"], 3, "random.ort is no file in ONNX Runtime's format"),
+        (["random.ort"], 3, "random.ort is not in ONNX Runtime's format"),
         (["cut.ort"], 3, "local cannot measure cut.ort: "),
         (["small.onnx", "--batch", "4"], 2, "a fixed batch of 1, 4 was asked for; ask for none, or export"),
         (

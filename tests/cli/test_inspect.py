@@ -191,4 +191,4 @@ def test_a_graph_and_a_plan_cannot_be_compared(pair: tuple[str, str], capsys: py
 def test_what_is_not_there_is_a_mistake_of_the_command_line(capsys: pytest.CaptureFixture) -> None:
     Path("plan.json").write_text("{}")
     assert run(["inspect", "plan.json", "nowhere"]) == 2
-    assert "there is no nowhere" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err

@@ -63,11 +63,11 @@ def test_any_goal_with_a_target_has_its_ranks_on_the_grain(tmp_path: Path, lrexp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--latency", "5"), ("'5' is no latency", "5ms")),
-        (("--latency", "0ms"), ("'0ms' is no latency",)),
-        (("--latency", "fast"), ("'fast' is no latency", "0.6")),
-        (("--latency", "0.5", "--macs", "0.5"), ("give one goal",)),
-        (("--latency", "0.5", "--target", "moon"), ("there is no target 'moon'", "local")),
+        (("--latency", "5"), ("invalid latency '5'", "5ms")),
+        (("--latency", "0ms"), ("invalid latency '0ms'",)),
+        (("--latency", "fast"), ("invalid latency 'fast'", "0.6")),
+        (("--latency", "0.5", "--macs", "0.5"), ("expected exactly one goal",)),
+        (("--latency", "0.5", "--target", "moon"), ("unknown target 'moon'", "local")),
         (("--macs", "0.5", "--target", "ssh://-oProxyCommand=x"), ("-oProxyCommand",)),
         (("--latency", "0.5", "--threads", "0"), ("threads",)),
     ],

@@ -40,16 +40,19 @@ def test_every_command_is_listed_with_the_help_line_it_has_itself(capsys: pytest
         (["compress", "resnet20", "--macs", "0.5", "-o", "x", "--json", "no/such.json"], "the folder no does not exist"),
         (["compress"], "Missing argument"),
         (["compress", "resnet20", "--mac", "0.5"], "--macs"),
-        (["compress", "resnet20", "--macs", "half", "-o", "x"], "no share"),
+        (
+            ["compress", "resnet20", "--macs", "half", "-o", "x"],
+            "invalid share 'half': expected a number in (0, 1] or a percentage",
+        ),
         (
             ["compress", "resnet20", "-o", "x"],
-            "One of --macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --energy 1e-2, --accuracy-drop 1 and --plan FILE",
+            "one of --macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --energy 1e-2, --accuracy-drop 1 and --plan FILE",
         ),
         (["compress", "resnet20", "--macs", "0.5", "--energy", "0.1", "-o", "x"], "one goal"),
         (["compress", "resnet20", "--plan", "p.json", "--macs", "0.5", "-o", "x"], "one goal"),
         (["compress", "resnet20", "--macs", "0.5"], "-o RUN"),
         (["train", "resnet20", "-o", "x"], "--data"),
-        (["onnx", "nowhere"], "no run nowhere"),
+        (["onnx", "nowhere"], "the run nowhere does not exist"),
         (["onnx", "nowhere", "--rounds", "9"], "at least 10 rounds, or 0"),
         (["compress", "resnet20", "--input-shape", "3,0,32", "--macs", "0.5", "-o", "x"], "one to four numbers"),
         (["compress", "resnet20", "--input-shape", "1,2,3,4,5", "--macs", "0.5", "-o", "x"], "one to four numbers"),
@@ -84,7 +87,7 @@ def test_debug_adds_a_traceback_and_leaves_exit_code_and_message(capsys: pytest.
     assert run(["--debug", *arguments]) == run(arguments) == 2
     err = capsys.readouterr().err
     assert err.count("Traceback (most recent call last)") == 1
-    assert err.count("lrexport: no folder for the run") == 2
+    assert err.count("lrexport: -o RUN is required") == 2
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])

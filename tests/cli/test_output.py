@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lrexport.cli import output
+from lrexport.cli.help import Command
 from lrexport.cli.main import COMMANDS
 from lrexport.errors import DeviceError
 
@@ -100,7 +101,7 @@ def test_what_nobody_reads_any_more_is_dropped_and_what_cannot_be_written_is_an_
 
 def test_every_command_shows_its_help_through_the_one_way_out() -> None:
     for module, _ in COMMANDS.values():
-        assert isinstance(importlib.import_module(module).command, output.Command)
+        assert isinstance(importlib.import_module(module).command, Command)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
@@ -129,7 +130,7 @@ def test_a_reader_that_goes_away_takes_no_exit_code_along() -> None:
 
 def test_help_is_shown_in_any_encoding() -> None:
     for variables in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
-        done = started("compress", "--help", **variables)
+        done = started("compress", "--help-all", **variables)
         assert (done.returncode, done.stderr) == (0, "")
         assert "lambda_o" in done.stdout
         assert done.stdout.isascii()

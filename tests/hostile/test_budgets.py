@@ -22,7 +22,7 @@ NOTHING: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "a glob that matches other files only": (lambda: budget('max_bytes = "1 MB"', "py*"), (), "pyproject.toml for one"),
     "an empty glob on the command line": (lambda: None, ("nowhere/**",), "'nowhere/**' matches no run and no .onnx file"),
     "a limit without a unit": (lambda: budget("max_bytes = 6000"), (), "pyproject.toml:3: max_bytes = 6000 has no unit"),
-    "a text without a unit": (lambda: budget('max_bytes = "6000"'), (), "'6000' is no size"),
+    "a text without a unit": (lambda: budget('max_bytes = "6000"'), (), "invalid size '6000'"),
     "an unknown key": (lambda: budget('max_byts = "6 KB"'), (), "pyproject.toml:3: unknown key 'max_byts'"),
     "a wrong type": (lambda: budget("max_bytes = [6]"), (), "pyproject.toml:3: max_bytes is a list, text was wanted"),
     "a budget without limits": (lambda: budget(""), (), "limits nothing"),

@@ -171,7 +171,7 @@ def test_a_current_folder_that_is_gone_is_said(lrexport: Command, here: Path, mo
     monkeypatch.chdir(gone)
     gone.rmdir()
     for arguments in (("inspect", "run"), ("check",), ("compress", "tiny:make", "--macs", "0.5", "-o", "out")):
-        refused(lrexport(*arguments), 4, "the current folder is gone: No such file or directory")
+        refused(lrexport(*arguments), 4, "the current folder no longer exists: No such file or directory")
     assert lrexport("--help").code == 0
     monkeypatch.chdir(here)
 

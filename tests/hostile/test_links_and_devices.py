@@ -152,7 +152,7 @@ def test_a_page_of_somebody_elses_is_not_replaced_by_a_report_that_nobody_named(
     Path("report.html").write_text("<h1>My report</h1>")
     done = lrexport("report", finished)
     assert done.code == 2
-    assert "report.html is not a report of lrexport's" in done.err
+    assert "report.html exists and was not written by lrexport" in done.err
     assert Path("report.html").read_text() == "<h1>My report</h1>"
     Path("report.html").unlink()
     assert lrexport("report", finished).code == 0

@@ -9,7 +9,8 @@ import pytest
 
 from tests.hostile.support import DATA, Command, write_module
 
-AS_MADE = "note: without --weights the weights are as tiny:make made them"
+NOTE = "note: the environment variable"
+AS_MADE = "note: no --weights: starting from the weights that tiny:make returns"
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
@@ -23,7 +24,7 @@ def test_weights_or_dense_training_leave_nothing_to_say_about_a_callables_own(co
     for options in (("--weights", finished / "dense.safetensors", "--dry-run"), trained):
         done = compress(*options)
         assert done.code == 0
-        assert "as tiny:make made them" not in done.err
+        assert "that tiny:make returns" not in done.err
 
 
 def test_a_dry_run_warns_of_random_weights_of_a_model_and_of_a_run_as_compress_does(compress: Command) -> None:
@@ -38,10 +39,10 @@ def test_a_run_that_is_compressed_in_its_own_folder_says_what_goes(lrexport: Com
     again = ("compress", finished, "--macs", "0.5")
     for elsewhere in (("--dry-run",), ("-o", "other")):
         assert "replaces" not in lrexport(*again, *elsewhere).err
-    said = "note: this replaces the compressed network in run, and removes what was made of it: dense.onnx, model.onnx"
+    said = "note: this replaces the compressed network in run and removes dense.onnx, model.onnx"
     assert said in lrexport(*again).err
     assert not (finished / "model.onnx").exists()
-    assert "note: this replaces the compressed network in run; -o RUN keeps it" in lrexport(*again).err
+    assert "note: this replaces the compressed network in run; use -o RUN to keep it" in lrexport(*again).err
 
 
 def test_options_that_a_run_was_made_with_and_its_next_compression_is_not_are_told(
@@ -51,20 +52,20 @@ def test_options_that_a_run_was_made_with_and_its_next_compression_is_not_are_to
     made = ("--svd-epochs", "0", "--fine-tune-epochs", "0", "--batch-size", "16", "--keep", "0", "--lr", "0.5")
     assert compress("--data", "users:fitting", *made, "--no-weighting").code == 0
     again = ("compress", "out", "--macs", "0.7", "--dry-run")
-    (told,) = (line for line in lrexport(*again, "--lr", "0.1").err.splitlines() if "not taken over" in line)
-    assert told.startswith("note: not taken over from out: ")
-    assert set(re.split(", (?=--)", told.removeprefix("note: not taken over from out: "))) == {
+    (told,) = (line for line in lrexport(*again, "--lr", "0.1").err.splitlines() if "options that differ" in line)
+    assert told.startswith("note: options that differ from those of out: ")
+    assert set(re.split(", (?=--)", told.removeprefix("note: options that differ from those of out: "))) == {
         "--batch-size 128 (the run had 16)",
         "--fine-tune-epochs 4 (the run had 0)",
         "--keep not given (the run had 0)",
         "--weighting on (the run had off)",
     }
     same = ("--batch-size", "16", "--fine-tune-epochs", "0", "--keep", "0", "--no-weighting", "--lr", "0.5")
-    assert "not taken over" not in lrexport(*again, *same).err
+    assert "options that differ" not in lrexport(*again, *same).err
 
 
 def test_without_data_options_of_training_are_not_missed(finished: Path, lrexport: Command) -> None:
-    assert "not taken over" not in lrexport("compress", finished, "--macs", "0.7", "--dry-run").err
+    assert "options that differ" not in lrexport("compress", finished, "--macs", "0.7", "--dry-run").err
 
 
 def test_a_threshold_at_which_nothing_is_pruned_names_the_least_that_prunes(lrexport: Command) -> None:
@@ -93,10 +94,10 @@ def test_a_variable_that_is_no_option_is_told_with_the_nearest_that_is(
         monkeypatch.setenv(f"LREXPORT_{name}", "0.5")
     done = lrexport("compress", finished, "--dry-run")
     assert done.code == 0
-    assert [line for line in done.err.splitlines() if "the environment's" in line] == [
-        "note: the environment's LREXPORT_COMPRESS_MAC is not an option of compress; did you mean LREXPORT_COMPRESS_MACS?",
-        "note: the environment's LREXPORT_COMPRES_MACS is not an option of compress; did you mean LREXPORT_COMPRESS_MACS?",
-        "note: the environment's LREXPORT_WHATEVER is not an option of compress",
+    assert [line for line in done.err.splitlines() if "the environment variable" in line] == [
+        f"{NOTE} LREXPORT_COMPRESS_MAC is not an option of compress; did you mean LREXPORT_COMPRESS_MACS?",
+        f"{NOTE} LREXPORT_COMPRES_MACS is not an option of compress; did you mean LREXPORT_COMPRESS_MACS?",
+        f"{NOTE} LREXPORT_WHATEVER is not an option of compress",
     ]
 
 

@@ -39,8 +39,8 @@ def test_a_sweep_does_not_move_into_a_run(lrexport: Command, finished: Path) -> 
     ("arguments", "words"),
     [
         (("--vary", "macz=0.2..0.7"), "Did you mean macs?"),
-        (("--vary", "macs=0.7..0.2"), "the first end has to be below the second"),
-        (("--vary", "macs=0.2..0.7", "--macs", "0.5"), "a goal is given and a goal is varied"),
+        (("--vary", "macs=0.7..0.2"), "expected the first number below the second"),
+        (("--vary", "macs=0.2..0.7", "--macs", "0.5"), "--vary macs and a goal exclude each other"),
         (("--storage", "nonsense"), "--storage 'nonsense'"),
     ],
 )
@@ -55,7 +55,7 @@ def test_a_sweep_without_data_says_what_it_needs(lrexport: Command, finished: Pa
     for model in ("tiny:make", str(finished)):
         done = lrexport("sweep", model, "-o", "out")
         assert done.code == 2
-        assert "a sweep needs data" in done.err
+        assert "lrexport sweep requires --data" in done.err
         assert "give --data" in done.err
         assert nothing_made()
 
@@ -122,7 +122,7 @@ def test_a_run_is_swept_from_its_network_and_what_it_has_settled_cannot_vary(lre
     write_module("users", DATA)
     refused = lrexport("sweep", finished, *data, "--vary", "sparsity-strength=0.1,0.2")
     assert refused.code == 2
-    assert "--vary sparsity-strength: run has that stage behind it" in refused.err
+    assert "--vary sparsity-strength: run has already finished that stage" in refused.err
     assert lrexport("sweep", finished, *data).code == 0
     assert not Path("out/stages").exists()
     trial = load_record(Path("out/trials/0000"))

@@ -161,7 +161,7 @@ def test_a_machine_without_ssh_is_told(lrexport: Command, model: str, monkeypatc
 def test_phones_are_refused_until_there_is_a_target_for_them(target: str, lrexport: Command, model: str) -> None:
     done = lrexport("bench", model, "--target", target)
     assert done.code == 2
-    assert "phones over adb are no target yet" in done.err
+    assert "phones over adb are not supported yet" in done.err
     assert "local and ssh://" in done.err
 
 

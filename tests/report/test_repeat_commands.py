@@ -13,7 +13,7 @@ import click
 import pytest
 
 from lrexport.cli.main import cli
-from lrexport.cli.options import train_config
+from lrexport.cli.training_options import train_config
 from lrexport.config.compression import CompressConfig, Goal, TrainConfig
 from lrexport.report.repeat_commands import commands, shell_lines
 from lrexport.runs.record import Earlier, ModelSource, Record

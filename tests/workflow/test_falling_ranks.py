@@ -98,7 +98,7 @@ def test_another_compression_goes_on_from_a_network_whose_ranks_have_fallen(
         if isinstance(layer, Pair):
             assert layer.rank <= len(held[f"{name}.parametrizations.weight.original1"])
     assert run(["compress", "fallen", "--macs", "0.3", "--falling-ranks", "-o", "again"]) == 2
-    assert "ranks fall in SVD training, which fallen has behind it" in capsys.readouterr().err
+    assert "--falling-ranks needs SVD training, and fallen has already finished it" in capsys.readouterr().err
     assert run([*COMMAND[:4], "--energy", "0.1", "--falling-ranks", "-o", "energy"]) == 2
     assert "--falling-ranks needs --macs, --params or --latency" in capsys.readouterr().err
 

@@ -234,7 +234,7 @@ def test_without_data_compression_is_training_free(folder: Path) -> None:
 def test_training_options_without_data_are_named_as_doing_nothing(capsys: pytest.CaptureFixture) -> None:
     command = ["compress", "flow_network:make", "--macs", "0.7", "--dry-run"]
     assert run([*command, "--svd-epochs", "4", "--lr", "0.1", "--seed", "3"]) == 0
-    assert "without --data nothing is trained; these do nothing: --svd-epochs, --lr\n" in capsys.readouterr().err
+    assert "without --data nothing is trained; these options have no effect: --svd-epochs, --lr\n" in capsys.readouterr().err
     for arguments in (command, [*command, "--data", "digits", "--svd-epochs", "4"]):
         assert run(arguments) == 0
         assert "nothing is trained" not in capsys.readouterr().err

@@ -80,13 +80,19 @@ def test_two_processes_steer_alike(steered: Path, folder: Path) -> None:
     ("words", "said"),
     [
         (["compress", "resnet20", "--energy", "0.1", *AUTO], "--sparsity-strength auto needs --macs, --params or --latency"),
-        (["train", "resnet20", "--data", "digits", *AUTO], "λ_s is steered to a budget, and train knows none"),
-        (["compress", "resnet20", "--macs", "0.5", "--sparsity", "none", *AUTO], "there is no λ_s to steer"),
+        (["train", "resnet20", "--data", "digits", *AUTO], "adapts λ_s to a budget, and lrexport train has none"),
+        (
+            ["compress", "resnet20", "--macs", "0.5", "--sparsity", "none", *AUTO],
+            "--sparsity-strength auto requires --sparsity hoyer or l1",
+        ),
         (
             ["compress", "resnet20", "--macs", "0.5", "--sparsity-strength", "-1"],
-            "'-1' is neither a number of at least 0 nor",
+            "invalid strength '-1': expected a number of at least 0",
         ),
-        (["compress", "resnet20", "--macs", "0.5", "--sparsity-strength", "nan"], "'nan' is neither a number of at least"),
+        (
+            ["compress", "resnet20", "--macs", "0.5", "--sparsity-strength", "nan"],
+            "invalid strength 'nan': expected a number of at least",
+        ),
     ],
 )
 def test_what_cannot_be_steered_is_refused(

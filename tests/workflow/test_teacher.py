@@ -121,7 +121,7 @@ def test_weights_of_a_teacher_with_a_known_name_are_loaded(folder: Path, taught_
         (["--teacher", "own", "--teacher-weights", "own/dense.safetensors"], 2, "it is a run, and has weights of its own"),
         (["--teacher", "untrained"], 2, "the teacher untrained: the dense network of this run has random weights"),
         (["--teacher", "untrained-on"], 2, "the teacher untrained-on: the dense network of this run has random weights"),
-        (["--teacher", "teachers:threes", "--distill", "0"], 2, "with a share of 0 nothing is learned from the teacher"),
+        (["--teacher", "teachers:threes", "--distill", "0"], 2, "--teacher has no effect with --distill 0"),
         (["--teacher-weights", "w.safetensors"], 2, "--teacher-weights requires --teacher"),
         (["--teacher", "teachers:two_classes"], 3, "the teacher teachers:two_classes: digits has 10 classes"),
     ],

@@ -25,4 +25,4 @@ def find(recipe: str) -> Path:
         return path
     close = nearest(recipe, names())
     meant = f"Did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"there is no recipe {recipe!r}", f"{meant}Give {', '.join(names())}, or a TOML file of your own.")
+    raise UsageError(f"unknown recipe {recipe!r}", f"{meant}Known: {', '.join(names())}, or a TOML file.")

@@ -20,5 +20,5 @@ def parse_target(text: str) -> Target:
     if text.startswith("ssh:"):
         return parse_ssh(text)
     if text.startswith("adb:"):
-        raise UsageError(f"{text!r}: phones over adb are no target yet", f"There are local and {SYNTAX}.")
-    raise UsageError(f"there is no target {text!r}", f"There are local and {SYNTAX}.")
+        raise UsageError(f"invalid target {text!r}: phones over adb are not supported yet", f"Known: local and {SYNTAX}.")
+    raise UsageError(f"unknown target {text!r}", f"Known: local and {SYNTAX}.")

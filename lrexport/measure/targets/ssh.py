@@ -128,20 +128,24 @@ def parse_ssh(text: str) -> Ssh:
     """``ssh://pi@board:2222?python=venv/bin/python``. Raises UsageError."""
     match = _URL.fullmatch(text)
     if match is None or not 0 < int(match["port"] or 22) < 65536:
-        raise UsageError(f"{text!r} is no ssh target", f"Write {SYNTAX}; letters, digits and . _ - in user and host.")
+        raise UsageError(
+            f"invalid ssh target {text!r}: expected {SYNTAX}", "User and host consist of letters, digits and . _ -"
+        )
     options = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
     unknown = set(options) - {"python", "timeout"}
     if unknown:
-        raise UsageError(f"{text!r}: unknown option {', '.join(sorted(unknown))}", f"Write {SYNTAX}.")
+        raise UsageError(f"invalid ssh target {text!r}: unknown option {', '.join(sorted(unknown))}", f"Known: {SYNTAX}.")
     python = options.get("python", "python3")
     if not _PYTHON.fullmatch(python):
         raise UsageError(
-            f"{text!r}: {python!r} is no path of a Python",
-            "Letters, digits and . _ / + - may be in it; relative is relative to the home folder there.",
+            f"invalid ssh target {text!r}: {python!r} is not a path to Python",
+            "It consists of letters, digits and . _ / + - and is relative to the home folder there.",
         )
     timeout = options.get("timeout", "300")
     if not re.fullmatch(r"[1-9]\d{0,4}", timeout):
-        raise UsageError(f"{text!r}: {timeout!r} is no timeout", "Give whole seconds without an answer, 300 say.")
+        raise UsageError(
+            f"invalid ssh target {text!r}: expected a timeout in whole seconds, not {timeout!r}", "For example 300."
+        )
     port = int(match["port"]) if match["port"] else None
     return Ssh(match["host"].strip("[]"), match["user"], port, python, float(timeout))
 

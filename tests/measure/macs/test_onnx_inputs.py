@@ -74,7 +74,7 @@ def test_inspect_takes_shapes_and_refuses_them_for_runs_and_twice(
     assert "Its inputs: x of N,3,H,?, t of H,4." in capsys.readouterr().err
     Path("plan.json").write_text("{}")
     assert run(["inspect", "plan.json", "--shape", "x=1"]) == 2
-    assert "--shape is for .onnx files" in capsys.readouterr().err
+    assert "--shape requires an .onnx file" in capsys.readouterr().err
 
 
 def two_rates() -> onnx.ModelProto:

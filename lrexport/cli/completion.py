@@ -1,0 +1,193 @@
+"""Shell completion: what MODEL, --data, --target and --recipe may be, by names alone: neither torch nor user code is loaded.
+
+click asks a type of option for its candidates; :func:`answer` is what the shell's own function calls at every TAB.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, get_completion_class
+
+from lrexport.artifacts.run_files import RECORD
+
+VARIABLE = "_LREXPORT_COMPLETE"
+_PROGRAM = "lrexport"
+_MOST_BYTES = 1 << 20  # of a Python file or an ssh_config that is looked into
+_MOST_INCLUDES = 8  # levels
+_WORD_BREAK, _ASSIGNMENT = ":", "="  # bash makes words of their own of them
+
+
+def models(incomplete: str) -> Iterator[str]:
+    """Built-in names, runs and folders, torchvision's names once their prefix is begun, callables of modules here."""
+    from lrexport.networks.names import CIFAR_NAMES, TORCHVISION, torchvision_names
+
+    yield from CIFAR_NAMES
+    yield from _runs(incomplete)
+    if incomplete and (TORCHVISION.startswith(incomplete) or incomplete.startswith(TORCHVISION)):
+        yield from (f"{TORCHVISION}{name}" for name in sorted(torchvision_names()))
+    else:
+        yield TORCHVISION
+    yield from _callables(incomplete)
+
+
+def data(incomplete: str) -> Iterator[str]:
+    """Names of data sets, folders after their colon, callables of modules here."""
+    from lrexport.data.sources import CIFAR, FOLDERS
+
+    prefix, colon, root = incomplete.partition(":")
+    if colon and prefix in (*FOLDERS, *CIFAR):
+        yield from (f"{prefix}:{folder}" for folder in _folders(root, last="train"))
+        return
+    yield from ("digits", *CIFAR, *(f"{name}:" for name in reversed(FOLDERS)))
+    yield from _callables(incomplete)
+
+
+def targets(incomplete: str) -> Iterator[str]:
+    """``local``, and the hosts that the user's ssh_config names."""
+    from lrexport.measure.targets.ssh import CONFIG_VARIABLE
+
+    yield "local"
+    user, at, _ = incomplete.removeprefix("ssh://").partition("@")
+    given = os.environ.get(CONFIG_VARIABLE)
+    hosts = list(dict.fromkeys(_ssh_hosts(Path(given) if given else Path.home() / ".ssh" / "config")))
+    yield from (f"ssh://{user + at if at else ''}{host}" for host in hosts)
+    if not hosts:
+        yield "ssh://"
+
+
+def recipes(incomplete: str) -> Iterator[str]:
+    """The recipes that come with lrexport, and TOML files."""
+    from lrexport.config.recipes import names
+
+    yield from names()
+    yield from _entries(incomplete, ".toml")
+
+
+def items(candidates: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    """Those candidates that continue what was typed, and that a terminal can show."""
+    fitting = (text for text in dict.fromkeys(candidates) if text.startswith(incomplete) and text.isprintable())
+    return [CompletionItem(text) for text in fitting]
+
+
+def answer(cli: click.Command, instruction: str) -> str | None:
+    """What a shell asked for: its function, ``bash_source``, or candidates, ``bash_complete``; None for anything else."""
+    shell, _, wanted = instruction.partition("_")
+    kind = _Bash if shell == _Bash.name else get_completion_class(shell)
+    if kind is None or wanted not in ("source", "complete"):
+        return None
+    completion = kind(cli, {}, _PROGRAM, VARIABLE)
+    return completion.source() if wanted == "source" else completion.complete()
+
+
+class _Bash(BashComplete):
+    """bash, which breaks words at colons and replaces only what stands behind the last one.
+
+    Candidates that go on, such as ``folder:``, get no space behind them.
+    """
+
+    source_template = BashComplete.source_template.replace(
+        "        elif [[ $type == 'plain' ]]; then\n",
+        "        elif [[ $type == 'part' ]]; then\n            COMPREPLY+=($value)\n            compopt -o nospace\n"
+        "        elif [[ $type == 'plain' ]]; then\n",
+    )
+    _kept = 0  # characters of a candidate that are on the command line already
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        args, last = super().get_completion_args()
+        joined: list[str] = []
+        for word in (*args, *([last] if last else [])):
+            if joined and (word == _WORD_BREAK or joined[-1].endswith(_WORD_BREAK)):
+                joined[-1] += word
+            elif word != _ASSIGNMENT:
+                joined.append(word)
+        incomplete = joined.pop() if last and last != _ASSIGNMENT else ""
+        self._kept = len(incomplete) if last == _WORD_BREAK else len(incomplete) - len(last)
+        return joined, incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        if item.type != "plain":
+            return super().format_completion(item)
+        value = str(item.value)
+        return f"{'part' if value.endswith((':', '/')) else 'plain'},{value[max(self._kept, 0) :]}"
+
+
+def _runs(incomplete: str) -> Iterator[str]:
+    """Runs, and once something is typed other folders, which may hold some."""
+    for entry in _entries(incomplete):
+        if Path(entry, RECORD).is_file():
+            yield entry.rstrip("/")
+        elif incomplete:
+            yield entry
+
+
+def _folders(incomplete: str, last: str) -> Iterator[str]:
+    """Folders; one that has the folder ``last`` in it is what is looked for."""
+    for entry in _entries(incomplete):
+        yield entry.rstrip("/") if Path(entry, last).is_dir() else entry
+
+
+def _entries(incomplete: str, suffix: str = "") -> Iterator[str]:
+    """Folders, with a slash behind them, and files with ``suffix``, where the path that is being typed leads."""
+    head, _, tail = incomplete.rpartition("/")
+    folder = f"{head}/" if "/" in incomplete else ""
+    try:
+        entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
+    except (OSError, ValueError):
+        return
+    for entry in entries:
+        if not entry.name.startswith(tail) or (entry.name.startswith(".") and not tail):
+            continue
+        if entry.is_dir():
+            yield f"{folder}{entry.name}/"
+        elif suffix and entry.name.endswith(suffix):
+            yield f"{folder}{entry.name}"
+
+
+def _callables(incomplete: str) -> Iterator[str]:
+    """``module:`` for Python files of the current folder once something is typed, then what they define at the top."""
+    module, colon, _ = incomplete.partition(":")
+    if colon and re.fullmatch(r"\w+(\.\w+)*", module):
+        for name in _defined(Path(*module.split(".")).with_suffix(".py")):
+            yield f"{module}:{name}"
+    elif incomplete:
+        yield from (f"{path.stem}:" for path in sorted(Path().glob("*.py")) if path.stem.isidentifier())
+
+
+def _defined(path: Path) -> list[str]:
+    """Public functions and classes at the top of a Python file, which is parsed, not run."""
+    text = _read(path)
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [node.name for node in body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def _ssh_hosts(path: Path, level: int = 0) -> Iterator[str]:
+    """The hosts of an ssh_config and of the files that it includes; patterns are left out."""
+    for line in _read(path).splitlines():
+        keyword, *values = line.replace("=", " ", 1).replace('"', "").split() or [""]
+        if keyword.lower() == "host":
+            yield from (value for value in values if re.fullmatch(r"[A-Za-z0-9][\w.-]*", value))
+        elif keyword.lower() == "include" and level < _MOST_INCLUDES:
+            for value in values:
+                pattern = Path.home() / ".ssh" / Path(value).expanduser()
+                for included in sorted(pattern.parent.glob(pattern.name)) if pattern.name else ():
+                    yield from _ssh_hosts(included, level + 1)
+
+
+def _read(path: Path) -> str:
+    """The text of a file; nothing where it is not a plain file of moderate size."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            return ""
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

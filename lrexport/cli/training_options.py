@@ -1,0 +1,164 @@
+"""Options of ``train``, ``compress`` and ``sweep``: model, data, and the schedule of all stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from lrexport.cli.help import DISTILLATION, HARDWARE, LAYERS, MODEL_AND_DATA, OUTPUT, TRAINING, section, stacked
+from lrexport.cli.option_types import DataType, MilestonesType, ModelType, ShapeType, StrengthType
+from lrexport.cli.options import (
+    FILE,
+    Command,
+    choice_option,
+    count_option,
+    field_option,
+    number_option,
+    switch_option,
+    trust_option,
+)
+from lrexport.config.compression import TrainConfig
+
+
+def training_options() -> Callable[[Command], Command]:
+    """The argument MODEL and every field of TrainConfig; :func:`train_config` takes them."""
+    return stacked(
+        click.argument("model", type=ModelType()),
+        _model_options(),
+        _layer_options(),
+        _schedule_options(),
+        _distillation_options(),
+        _hardware_options(),
+        _log_options(),
+    )
+
+
+def train_config(options: dict[str, Any]) -> TrainConfig:
+    """TrainConfig from the options that :func:`training_options` declares; others are left in ``options``."""
+    return TrainConfig(**{field.name: options.pop(field.name) for field in fields(TrainConfig)})
+
+
+def _model_options() -> Callable[[Command], Command]:
+    made = TrainConfig
+    return section(
+        MODEL_AND_DATA,
+        click.option("--data", type=DataType(), metavar="DATA", help="Images: cifar10[:ROOT], folder:ROOT, digits, …"),
+        click.option("--weights", type=FILE, metavar="FILE", help="Initial weights: safetensors or a checkpoint."),
+        click.option("--input-shape", type=ShapeType(), help="Shape of one input, such as 3,224,224."),
+        rare=(
+            field_option(made, "weights_key", str, "KEY", "Which weights of the file to use, such as state_dict_ema."),
+            click.option("--download", is_flag=True, help="Download cifar10 or cifar100 if it is missing."),
+            number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
+            count_option(made, "max_bad", "Unreadable images of a folder to tolerate."),
+            switch_option(made, "export_check", "First check that the dense network exports to ONNX."),
+            trust_option(),
+        ),
+    )
+
+
+def _layer_options() -> Callable[[Command], Command]:
+    return section(
+        LAYERS,
+        choice_option(
+            TrainConfig,
+            "scheme",
+            ("spatial", "channel", "input-channel", "auto"),
+            ": how kernels become matrices; auto: the best for each layer.",
+        ),
+        click.option("--keep", multiple=True, metavar="PATTERN", help="Layers to keep dense: 'layer1.*'. Repeatable."),
+    )
+
+
+def _schedule_options() -> Callable[[Command], Command]:
+    return section(
+        TRAINING,
+        count_option(TrainConfig, "dense_epochs", "Epochs of dense training. [default: 0 with weights, else 20]"),
+        count_option(TrainConfig, "svd_epochs", "Epochs of training in SVD form."),
+        count_option(TrainConfig, "batch_size", "Images per training step.", least=1),
+        number_option(TrainConfig, "lr", "Learning rate of SVD training and fine-tuning.", min_open=True),
+        rare=(
+            number_option(TrainConfig, "dense_lr", "Learning rate of dense training.", min_open=True),
+            choice_option(TrainConfig, "optimizer", ("sgd", "adam"), "; SGD has momentum 0.9."),
+            choice_option(TrainConfig, "schedule", ("cosine", "step"), ": how the learning rate falls."),
+            click.option(
+                "--milestones",
+                type=MilestonesType(),
+                default="1/2,3/4",
+                show_default=True,
+                help="Shares of a stage at which --schedule step divides the learning rate by 10.",
+            ),
+            number_option(TrainConfig, "warmup_epochs", "Epochs over which the learning rate rises."),
+            number_option(TrainConfig, "weight_decay", "Weight decay of ordinary weights; U, s and V have none."),
+            number_option(TrainConfig, "orthogonality", "λ_o of the paper's equation 3."),
+            field_option(
+                TrainConfig,
+                "sparsity_strength",
+                StrengthType(),
+                "X|auto",
+                "λ_s of equation 3; auto adapts it to the budget, layer by layer.",
+            ),
+            choice_option(TrainConfig, "sparsity", ("hoyer", "l1", "none"), ": the regulariser that λ_s weights."),
+            switch_option(TrainConfig, "scale_gradients", "Scale gradients of factors so that SGD steps match dense ones."),
+            count_option(TrainConfig, "accumulate", "Micro-batches per training step, to save memory.", least=1),
+            field_option(TrainConfig, "seed", int, "N", "Seed of weights, order and augmentation."),
+        ),
+    )
+
+
+def _distillation_options() -> Callable[[Command], Command]:
+    made, default = TrainConfig, "[default: the dense network itself]"
+    teacher = f"Teacher network, or a run, for its dense network. {default}"
+    weights = "Weights of --teacher; required unless it is a run."
+    return section(
+        DISTILLATION,
+        rare=(
+            number_option(made, "distill", "Share of the loss that follows the teacher's outputs.", max=1),
+            click.option("--teacher", type=ModelType(), metavar="MODEL|RUN", help=teacher),
+            click.option("--teacher-weights", type=FILE, metavar="FILE", help=weights),
+            field_option(made, "teacher_weights_key", str, "KEY", "Which weights of that file to use."),
+        ),
+    )
+
+
+def _hardware_options() -> Callable[[Command], Command]:
+    return section(
+        HARDWARE,
+        choice_option(TrainConfig, "device", ("auto", "cpu", "cuda", "mps"), "."),
+        rare=(
+            count_option(TrainConfig, "devices", "Devices of this machine to train on, one process each.", least=1),
+            count_option(
+                TrainConfig, "nodes", "Machines to train on, when torchrun or SLURM starts the processes.", least=1
+            ),
+            choice_option(
+                TrainConfig, "precision", ("auto", "float32", "bfloat16"), "; auto: bfloat16 if the device supports it."
+            ),
+            switch_option(TrainConfig, "compile", "Train through torch.compile."),
+            field_option(
+                TrainConfig,
+                "workers",
+                click.IntRange(0),
+                "N",
+                "Processes that read images from disk. [default: one per core]",
+            ),
+        ),
+    )
+
+
+def _log_options() -> Callable[[Command], Command]:
+    return section(
+        OUTPUT,
+        rare=(
+            number_option(
+                TrainConfig, "checkpoint_minutes", "Longest time between checkpoints; every epoch writes one as well."
+            ),
+            click.option(
+                "--log-to",
+                multiple=True,
+                type=click.Choice(("tensorboard", "mlflow", "wandb")),
+                help="Also log training there, in addition to log.jsonl. Repeatable.",
+            ),
+        ),
+    )
