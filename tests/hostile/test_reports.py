@@ -36,7 +36,7 @@ def run(here: Path) -> Path:
         (["run", "nowhere"], 2, "there is no run nowhere"),
         (["run", "-o", "report.pdf"], 2, "unknown suffix of -o 'report.pdf': expected .html"),
         (["run", "-o", "report"], 2, "unknown suffix of -o 'report': expected .html"),
-        (["run", "-o", "-"], 2, "Say which with --format"),
+        (["run", "-o", "-"], 2, "-o - requires --format"),
         (["run", "--format", "pdf"], 2, "'pdf' is not one of"),
         (["run", "--no-front-matter"], 2, "--no-front-matter requires Markdown"),
         (["run", "-o", "no/such/folder.html"], 2, "the folder no/such does not exist"),
