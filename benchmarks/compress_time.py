@@ -20,6 +20,7 @@ from common import interleaved, machine, write_markdown
 from torch import Tensor, nn
 
 from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.events import ignore_events
 from lrexport.lowrank.eligibility.factorisable import Factorisable
 from lrexport.lowrank.eligibility.inspection import inspect_layers
 from lrexport.lowrank.factors.decompose import decompose
@@ -29,6 +30,7 @@ from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.selection.select import select
 from lrexport.measure.statistics import spread
 from lrexport.networks.building import resolve
+from lrexport.runs.request import RunRequest
 from lrexport.workflow import pipeline
 
 MACS = 0.5
@@ -62,7 +64,7 @@ def steps(model: str) -> dict[str, Callable[[], None]]:
     def whole() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             config = CompressConfig(TrainConfig(model=model, device="cpu"), Goal(macs=MACS))
-            pipeline.compress(config, Path(scratch) / "run", lambda _: None)
+            pipeline.compress(RunRequest(config, Path(scratch) / "run", ignore_events))
 
     return {"bare": bare, "core": core, "whole": whole}
 

@@ -25,6 +25,7 @@ from lrexport.lowrank.selection.select import select
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets.local import Local
 from lrexport.runs.record import Record
+from lrexport.runs.request import RunRequest
 from lrexport.runs.starting_point import load_for_planning
 from lrexport.workflow import pipeline
 from lrexport.workflow.target_speed import measure_speed
@@ -81,10 +82,10 @@ def main() -> None:
     rows = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
 
     with tempfile.TemporaryDirectory() as folder:
-        fast = pipeline.compress(config(options, Goal(latency=0.5), "local"), Path(folder) / "fast", print)
+        fast = pipeline.compress(RunRequest(config(options, Goal(latency=0.5), "local"), Path(folder) / "fast", print))
         assert fast.planned_latency is not None
         share, _ = share_of_macs(options, fast.planned_latency.ratio)
-        plain = pipeline.compress(config(options, Goal(macs=share), None), Path(folder) / "plain", print)
+        plain = pipeline.compress(RunRequest(config(options, Goal(macs=share), None), Path(folder) / "plain", print))
         recipe, svd, _ = load_for_planning(config(options, Goal(macs=share), None).train, None, [])
         speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
 

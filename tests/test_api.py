@@ -14,8 +14,10 @@ from torch import Tensor, nn
 import lrexport as api
 from lrexport.config.compression import CompressConfig, Goal, TrainConfig
 from lrexport.errors import InputError
+from lrexport.events import ignore_events
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.selection.costs import plan_macs
+from lrexport.runs.request import RunRequest
 from lrexport.workflow.pipeline import compress, plan_only
 
 SHAPE = (3, 16, 16)
@@ -91,7 +93,7 @@ def test_the_api_and_the_command_make_the_same_plan_of_the_same_macs(kind: str, 
     assert chosen.plan == planned.plan
     folded = count_torch_macs(api.fold(svd, chosen.plan), SHAPE).total
     assert 0.7 * total < folded == plan_macs(svd, chosen.plan) <= 0.75 * total
-    record = compress(config, tmp_path / "run", lambda _event: None)
+    record = compress(RunRequest(config, tmp_path / "run", ignore_events))
     assert record.plan == chosen.plan
     assert record.results.dense is not None
     assert record.results.compressed is not None

@@ -79,6 +79,7 @@ def command(
     check_compress(config, source, None if dry_run else run, resume)
 
     from lrexport.lowrank.selection.costs import plan_macs
+    from lrexport.runs.request import RunRequest
     from lrexport.training.engine import is_first
     from lrexport.workflow import pipeline
 
@@ -104,7 +105,7 @@ def command(
         return
     assert run is not None
     with Progressing() as progress:
-        record = pipeline.compress(config, run, progress, source, resume, allow_changes)
+        record = pipeline.compress(RunRequest(config, run, progress, source, resume, allow_changes))
     if not is_first():
         return
     for warning in record.notes:

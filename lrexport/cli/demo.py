@@ -36,12 +36,13 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
         raise UsageError(f"{output} already exists", "Choose another folder with -o, or resume this run with --resume.")
     config = recipe_config(MODEL, RECIPE)
 
+    from lrexport.runs.request import RunRequest
     from lrexport.workflow import exporting, pipeline
 
     began = time.perf_counter()
     note(f"lrexport compress {MODEL} --recipe {RECIPE}: dense training, SVD training, pruning, fine-tuning")
     with Progressing() as progress:
-        pipeline.compress(config, output, progress, None, resume, allow_changes)
+        pipeline.compress(RunRequest(config, output, progress, None, resume, allow_changes))
         note("lrexport onnx: export, verify, score, measure")
         record = exporting.export_run(output, exporting.ExportOptions(), progress)
     print_table(results_table(record))

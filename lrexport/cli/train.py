@@ -43,11 +43,12 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
     config = train_config(options)
     check_train(config, output, resume)
 
+    from lrexport.runs.request import RunRequest
     from lrexport.training.engine import is_first
     from lrexport.workflow import pipeline
 
     with Progressing() as progress:
-        record = pipeline.train(config, output, progress, None, resume, allow_changes)
+        record = pipeline.train(RunRequest(config, output, progress, None, resume, allow_changes))
     if not is_first():
         return
     if json_to:

@@ -1,28 +1,32 @@
-"""One compression under way: opened with everything that can fail checked first, in all of its processes or in none."""
+"""A run under way: opened with everything that can fail checked first, in all of its processes or in none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from torch import nn
 
 from lrexport.artifacts import files, run_folder, tensors
 from lrexport.artifacts.run_files import DENSE, LOG, SVD
 from lrexport.artifacts.run_lock import RunLock
-from lrexport.config.comparison import EPOCHS, SVD_FORM
+from lrexport.config.comparison import EPOCHS
 from lrexport.config.compression import TrainConfig, several_need_data
+from lrexport.data.images import Splits
 from lrexport.events import ChoosingRanks, Event, ExportChecked, Noted, OnEvent, StepDone, Warned
 from lrexport.formats.rehearsal import rehearse
+from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
+from lrexport.networks.building import ModelRecipe
 from lrexport.runs import log
-from lrexport.runs.record import RANDOM, Result
+from lrexport.runs.record import RANDOM, Record, Result
+from lrexport.runs.request import Config, RunRequest
 from lrexport.runs.resume import Progress, check_folder, check_free, follow, is_stopped, take_up
-from lrexport.runs.starting_point import Materials, Start, from_model, from_run
+from lrexport.runs.starting_point import Start, start_of
 from lrexport.tasks.classification import score
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
@@ -32,29 +36,25 @@ from lrexport.training.stopping import saying_how_to_go_on
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How a job begins: all that was ``asked`` for, and whether it may go on from where an earlier one was stopped."""
+class OpenRun(Generic[Config]):
+    """What stays the same from the first stage to the last: the request, its materials, and where training happens.
 
-    asked: dict[str, Any]
-    resume: bool = False
-    allow_changes: bool = False
-
-
-@dataclass
-class Job(Materials):
-    """The subject, the run's folder, and where training happens. Epochs count what each network has seen here.
-
+    ``teacher`` is what distillation follows, the dense network itself where no other is named. ``on_event`` logs, too.
     Of several processes the ``first`` writes.
     """
 
-    run: Path
+    request: RunRequest[Config]
+    recipe: ModelRecipe
+    splits: Splits | None
+    teacher: nn.Module
     fabric: Any
     on_event: OnEvent
     progress: Progress
-    dense_epochs: int = 0
-    svd_epochs: int = 0
-    fine_tune_epochs: int = 0
-    baseline_epochs: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.request.run
 
     @property
     def first(self) -> bool:
@@ -64,22 +64,29 @@ class Job(Materials):
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """Those of one stage of training."""
-        return Checkpoints(self.run, stage, LOG, self.first)
+        return Checkpoints(self.folder, stage, LOG, self.first)
 
-    def store(self, name: str, network: nn.Module) -> None:
-        """Save a network's weights in the run and their hash in the record, which is not written yet."""
-        if self.first:
-            run_folder.write_bytes(self.run, name, tensors.packed(network.state_dict()))
-            self.record.seal(self.run, name)
+    def store(self, record: Record, name: str, network: nn.Module) -> Record:
+        """Save a network's weights in the run; the record that knows their hash, which is not written yet."""
+        return self.store_bytes(record, name, tensors.packed(network.state_dict())) if self.first else record
 
-    def save(self) -> None:
-        """Write the record."""
+    def store_bytes(self, record: Record, name: str, content: bytes) -> Record:
+        """As :meth:`store`, of a file's content, in the process that writes."""
+        run_folder.write_bytes(self.folder, name, content)
+        record = record.model_copy(update={"files": {**record.files}})
+        record.seal(self.folder, name)
+        return record
+
+    def save(self, record: Record, config: Mapping[str, Any]) -> Record:
+        """Write the record, with ``config`` as what the run was made with so far."""
+        record = record.model_copy(update={"config": {**config}})
         if self.first:
-            self.record.save(self.run)
+            record.save(self.folder)
+        return record
 
     def result(self, network: nn.Module, epochs: int) -> Result:
         """Figures of a network; this looks at the test images, once, and at the held-out ones that choices are made by."""
-        result = torch_result(network, self.recipe.input_shape, self.record.notes).model_copy(update={"epochs": epochs})
+        result = torch_result(network, self.recipe.input_shape).model_copy(update={"epochs": epochs})
         if self.splits is None:
             return result
         device = self.fabric.device
@@ -89,108 +96,153 @@ class Job(Materials):
         return result.model_copy(update={"accuracy": accuracy, "heldout_accuracy": heldout})
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What training has come to so far: the record, and both networks with the epochs that each has seen in this run.
+
+    ``config`` says of settled options what they were: the dense epochs that there really were above all.
+    """
+
+    record: Record
+    config: TrainConfig
+    dense: nn.Module
+    svd: SVDNetwork
+    dense_epochs: int = 0
+    svd_epochs: int = 0
+    baseline_epochs: int = 0
+
+
 @contextmanager
-def open_job(
-    config: TrainConfig,
-    run: Path,
-    on_event: OnEvent,
-    opening: Opening,
-    source: Path | None = None,
-    anew: tuple[str, ...] = SVD_FORM,
-) -> Iterator[Job]:
-    """A new run of a model, or one that goes on from the run ``source``, in place or in another folder.
+def open_run(
+    request: RunRequest[Config], digests: Mapping[str, str] | None = None
+) -> Iterator[tuple[OpenRun[Config], Trained]]:
+    """The run, held inside the block, and what it starts from; ``digests`` are those of what was read for the request.
 
     Folder, model, weights and data are checked before any training, and where one of several processes finds something
-    wrong all end. The folder is held inside the block. Raises Stopped where a signal ends it. ``anew``: see from_run.
+    wrong all end. Raises Stopped where a signal ends it.
     """
-    check_installed(config.log_to)
-    fabric = make_fabric(config.device, config.precision, config.devices, config.nodes)
-    with saying_how_to_go_on(lambda: is_stopped(run)), ExitStack() as held:
-        with failing_together(fabric, launching=True):
-            fresh = source is None or run.resolve() != source.resolve()
-            if fabric.is_global_zero:
-                check_folder(run, config.log_to)
-                if fresh:
-                    check_free(run, opening.resume)  # and again once it is held: loading may take long
-            start = from_model(config) if source is None else from_run(config, source, run, anew)
-            checked = _check_network(start, run, fabric, opening)
-            progress = _hold(run, start, fabric, opening, fresh, held)
-        check_same_images(fabric, start.record.digests.get("data_sha256"))
-        first = fabric.is_global_zero
-        loggers = Loggers(start.config.log_to if first and start.splits else (), run, start.config.to_record(), on_event)
-        held.push(lambda kind, _error, _traceback: loggers.close(done=kind is None))
-
-        def record_event(event: Event) -> None:
-            if not first:
-                return
-            if not isinstance(event, (StepDone, ChoosingRanks)):  # these are for people who watch
-                for each in (*unwritten, event):
-                    log.append(run, each)
-                unwritten.clear()
-            loggers(event)
-            on_event(event)
-
-        unwritten = list(checked)  # until work begins: a plan or a goal that is refused before leaves no log
-        for event in checked:
-            loggers(event)
-            on_event(event)
-        for text in start.record.notes:
-            if first and text != RANDOM:  # which stands in the notes of a run that this one goes on from
-                on_event(Noted(text))
-        for text in start.splits.data.warnings if start.splits else ():
-            if first:
-                on_event(Warned(text))
-        start.record.environment = environment() | ran_on(fabric)
-        subject = {field.name: getattr(start, field.name) for field in fields(Materials)}
-        job = Job(**subject, run=run, fabric=fabric, on_event=record_event, progress=progress)
-        if source is not None:
-            job.dense_epochs, job.svd_epochs = int(start.config.dense_epochs or 0), start.config.svd_epochs
-            with failing_together(fabric):
-                job.store(DENSE, start.dense)
-                if start.trained:
-                    job.store(SVD, start.svd.network)
-        yield job
+    train = request.train
+    check_installed(train.log_to)
+    fabric = make_fabric(train.device, train.precision, train.devices, train.nodes)
+    with saying_how_to_go_on(lambda: is_stopped(request.run)), ExitStack() as held:
+        yield _open(request, digests or {}, fabric, held)  # of which nothing is kept here: networks take memory
 
 
-def _hold(run: Path, start: Start, fabric: Any, opening: Opening, fresh: bool, held: ExitStack) -> Progress:
+def _open(
+    request: RunRequest[Config], digests: Mapping[str, str], fabric: Any, held: ExitStack
+) -> tuple[OpenRun[Config], Trained]:
+    first = fabric.is_global_zero
+    with failing_together(fabric, launching=True):
+        if first:
+            check_folder(request.run, request.train.log_to)
+            if not request.in_place:
+                check_free(request.run, request.resume)  # and again once it is held: loading may take long
+        start = start_of(request)
+        checked = _check_network(start, request, fabric)
+        progress = _hold(request, start, digests, fabric, held)
+    check_same_images(fabric, start.record.digests.get("data_sha256"))
+    services = start.config.log_to if first and start.splits else ()
+    loggers = Loggers(services, request.run, start.config.to_record(), request.on_event)
+    held.push(lambda kind, _error, _traceback: loggers.close(done=kind is None))
+    on_event = _logging(request, loggers, checked) if first else _ignore
+    if first:
+        for event in (*checked, *_remarks(start)):
+            request.on_event(event)
+    run = OpenRun(request, start.recipe, start.splits, start.teacher, fabric, on_event, progress)
+    update = {"environment": environment() | ran_on(fabric), "digests": {**start.record.digests, **digests}}
+    return run, _begin(run, replace(start, record=start.record.model_copy(update=update)))
+
+
+def _begin(run: OpenRun[Config], start: Start) -> Trained:
+    """What a run starts from, another run's networks stored as its own."""
+    begun = Trained(start.record, start.config, start.dense, start.svd)
+    if run.request.source is None:
+        return begun
+    with failing_together(run.fabric):
+        record = run.store(start.record, DENSE, start.dense)
+        if start.trained:
+            record = run.store(record, SVD, start.svd.network)
+    dense_epochs, svd_epochs = int(start.config.dense_epochs or 0), start.config.svd_epochs
+    return replace(begun, record=record, dense_epochs=dense_epochs, svd_epochs=svd_epochs)
+
+
+def _logging(request: RunRequest[Any], loggers: Loggers, checked: list[Event]) -> OnEvent:
+    """Pass events on to log.jsonl, services and whoever watches.
+
+    What was ``checked`` is written when work begins: a plan or a goal that is refused before leaves no log.
+    """
+    unwritten = list(checked)
+    for event in checked:
+        loggers(event)
+
+    def record_event(event: Event) -> None:
+        if not isinstance(event, (StepDone, ChoosingRanks)):  # these are for people who watch
+            for each in (*unwritten, event):
+                log.append(request.run, each)
+            unwritten.clear()
+        loggers(event)
+        request.on_event(event)
+
+    return record_event
+
+
+def _ignore(_event: Event) -> None:
+    """In processes that do not write."""
+
+
+def _remarks(start: Start) -> Iterator[Event]:
+    for text in start.record.notes:
+        if text != RANDOM:  # which stands in the notes of a run that this one goes on from
+            yield Noted(text)
+    for text in start.splits.data.warnings if start.splits else ():
+        yield Warned(text)
+
+
+def _hold(request: RunRequest[Any], start: Start, digests: Mapping[str, str], fabric: Any, held: ExitStack) -> Progress:
     """Have the folder, in the process that writes, until ``held`` is closed; what is under way in it."""
+    run = request.run
     if fabric.world_size > 1 and start.splits is None:
         raise several_need_data()
     if not fabric.is_global_zero:
         return follow(run)
     files.make_run_folder(run)
     held.enter_context(RunLock(run))
-    if fresh:
-        check_free(run, opening.resume)
-    asked = {**opening.asked, **start.record.digests, "processes": fabric.world_size}
-    progress = take_up(run, asked, opening.resume, opening.allow_changes)
+    if not request.in_place:
+        check_free(run, request.resume)
+    asked = {**request.asked(digests), **start.record.digests, "processes": fabric.world_size}
+    progress = take_up(run, asked, request.resume, request.allow_changes)
     run_folder.remove_leftovers(run)
     return progress
 
 
-def _check_network(start: Start, run: Path, fabric: Any, opening: Opening) -> list[Event]:
+def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[Event]:
     """What would stop the run after hours, found before them: in the process that writes, and once in a run's life.
 
     The events say what was found. A run that another goes on from was exported when it was begun.
     """
-    if not fabric.is_global_zero or is_stopped(run):
+    if not fabric.is_global_zero or is_stopped(request.run):
         return []
     events: list[Event] = []
     shape = start.recipe.input_shape
-    if opening.asked["source"] is None and start.config.export_check:
+    if request.source is None and start.config.export_check:
         done = rehearse(start.dense, shape)
         events.append(ExportChecked(round(done.seconds, 3)))
         events += [Warned(note) for note in done.notes]
-    if start.splits is not None and any(opening.asked.get(name, 0) != 0 for name in EPOCHS):
+    asked = request.config.to_record()
+    if start.splits is not None and any(asked.get(name, 0) != 0 for name in EPOCHS):
         note = check_trains(start.dense, shape, start.splits)
         events += [Warned(note)] if note else []
     return events
 
 
-def torch_result(network: nn.Module, input_shape: tuple[int, ...], notes: list[str]) -> Result:
-    """MACs and parameters of a torch network; operators whose MACs are not counted are added to ``notes``."""
+def torch_result(network: nn.Module, input_shape: tuple[int, ...]) -> Result:
+    """MACs and parameters of a torch network."""
     params = sum(parameter.numel() for parameter in network.parameters())
     counted = count_torch_macs(network, input_shape)
-    found = [f"MACs of {operator} are not counted" for operator in counted.uncounted]
-    notes += [note for note in found if note not in notes]
     return Result(macs=counted.total, macs_counted_on="torch", uncounted=counted.uncounted, params=params)
+
+
+def with_uncounted(notes: list[str], *results: Result) -> list[str]:
+    """``notes``, and what the MACs of these networks leave out."""
+    uncounted = [f"MACs of {operator} are not counted" for result in results for operator in result.uncounted]
+    return [*notes, *(note for note in dict.fromkeys(uncounted) if note not in notes)]

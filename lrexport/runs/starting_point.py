@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lrexport.artifacts.run_files import RECORD, SVD
-from lrexport.config.comparison import IMAGES, SETTLED, SVD_FORM
+from lrexport.config.comparison import IMAGES, SETTLED
 from lrexport.config.compression import TrainConfig
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import Splits, hold_out
@@ -20,16 +21,18 @@ from lrexport.networks.building import ModelRecipe, from_record, resolve
 from lrexport.networks.names import random_teacher
 from lrexport.networks.weights import check_finite, load_weights
 from lrexport.runs import loading
-from lrexport.runs.record import RANDOM, Earlier, Record, load_record
+from lrexport.runs.record import RANDOM, DataSource, Earlier, Record, load_record
+from lrexport.runs.request import RunRequest
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.plain_form import make_plain
 
 
-@dataclass
-class Materials:
-    """What a job is about: its choices, where the network comes from, the record, the data, and the networks themselves.
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from: options, where the network comes from, the record, the data, and the networks themselves.
 
-    ``teacher`` is what distillation follows, the dense network itself where no other is named.
+    ``teacher`` is what distillation follows, the dense network itself where no other is named. ``trained`` says that SVD
+    training is behind ``svd``.
     """
 
     config: TrainConfig
@@ -39,36 +42,33 @@ class Materials:
     dense: nn.Module
     svd: SVDNetwork
     teacher: nn.Module
-
-
-@dataclass
-class Start(Materials):
-    """The subject as a job begins. ``trained`` says that SVD training is behind it."""
-
     trained: bool = False
 
-    def __post_init__(self) -> None:
-        if self.splits is not None:
-            self.record.data = self.splits.to_record()
-            self.record.digests["data_sha256"] = self.splits.digest()
+
+def start_of(request: RunRequest[Any]) -> Start:
+    """Load what a request names, and check it against each other. Raises InputError and UsageError."""
+    return _from_model(request.train) if request.source is None else _from_run(request, request.source)
 
 
-def from_model(config: TrainConfig) -> Start:
-    """The start of a new run: what ``config`` names."""
+def _from_model(config: TrainConfig) -> Start:
     notes: list[str] = []
     recipe, splits, network = _load(config, notes)
     svd = to_svd_form(copy_network(network), recipe, config)
     teacher = _load_teacher(config, splits, notes) or network
-    record = Record(model=recipe.to_record(), config=config.to_record(), digests=config.digests(), notes=notes)
+    digests = config.digests() | _data_digest(splits)
+    record = Record(
+        model=recipe.to_record(), data=_data_record(splits), config=config.to_record(), digests=digests, notes=notes
+    )
     return Start(config, recipe, record, splits, network, svd, teacher)
 
 
-def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...] = SVD_FORM) -> Start:
-    """The start of a job in ``run`` that goes on from the run ``source``: its SVD-trained network, or its dense one.
+def _from_run(request: RunRequest[Any], source: Path) -> Start:
+    """From the SVD-trained network of a run, or from its dense one where it has no other.
 
-    From the dense one, the choices ``anew`` are ``config``'s; all others of finished stages stay what they were.
+    From the dense one, options of SVD training that come now are those of the request; all others of finished stages stay
+    what they were.
     """
-    before = load_record(source)
+    config, before = request.train, load_record(source)
     recipe = from_record(before.model, source / RECORD)
     dense, svd = loading.load_start(source, before), load_svd(config, source)
     # What the finished stages were trained with stays; the same held-out images above all.
@@ -78,19 +78,26 @@ def from_run(config: TrainConfig, source: Path, run: Path, anew: tuple[str, ...]
     data = config.data or (before.data.source if before.data else None)
     trained = SVD in before.files
     if not trained:
-        done |= {name: getattr(config, name) for name in anew}
+        done |= {name: getattr(config, name) for name in request.chosen_again}
     given, config = config.data, replace(config, **done, model=recipe.source, data=data)
     with loading.naming_recorded_data(before, given):
         splits = _load_splits(config, recipe, None if given else source / RECORD)
     _check_fits(splits, dense, recipe)
-    place = None if run.resolve() == source.resolve() else str(source)
     digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
-    digests |= config.teacher_digest()
-    earlier = [*before.earlier, Earlier(run=place, config=before.config)]
+    digests |= config.teacher_digest() | _data_digest(splits)
+    earlier = [*before.earlier, Earlier(run=None if request.in_place else str(source), config=before.config)]
     notes = [RANDOM] if RANDOM in before.notes else []
     teacher = _load_teacher(config, splits, notes) or dense
-    record = Record(model=before.model, digests=digests, earlier=earlier, notes=notes)
+    record = Record(model=before.model, data=_data_record(splits), digests=digests, earlier=earlier, notes=notes)
     return Start(config, recipe, record, splits, dense, svd, teacher, trained)
+
+
+def _data_record(splits: Splits | None) -> DataSource | None:
+    return splits.to_record() if splits is not None else None
+
+
+def _data_digest(splits: Splits | None) -> dict[str, str]:
+    return {"data_sha256": splits.digest()} if splits is not None else {}
 
 
 def load_for_planning(

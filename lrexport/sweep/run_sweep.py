@@ -13,6 +13,7 @@ from lrexport.events import OnEvent
 from lrexport.formats.onnx import export_onnx
 from lrexport.runs import loading
 from lrexport.runs.record import Record, Result
+from lrexport.runs.request import RunRequest
 from lrexport.runs.resume import is_stopped
 from lrexport.runs.sweep_record import Figures, Sweep
 from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForTrials
@@ -78,7 +79,7 @@ def _trial(request: Request, number: int, point: Point, run: Path, dense: Path, 
     on_event(TrialBegun(number, request.wanted, point))
     config = request.config(point)
     start = svd_stage(request, config.train, dense, folder, on_event)
-    record = pipeline.compress(config, run, on_event, start, is_stopped(run), allow_changes=True)
+    record = pipeline.compress(RunRequest(config, run, on_event, start, is_stopped(run), allow_changes=True))
     assert record.results.dense is not None
     assert record.results.compressed is not None
     sizes: dict[str, int | None] = {DENSE_ONNX: None, MODEL_ONNX: None}

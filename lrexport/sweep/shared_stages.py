@@ -13,6 +13,7 @@ from lrexport.config.compression import TrainConfig
 from lrexport.errors import InputError
 from lrexport.events import OnEvent
 from lrexport.runs.record import load_record
+from lrexport.runs.request import RunRequest
 from lrexport.runs.resume import is_stopped
 from lrexport.sweep.events import WaitingForStage
 from lrexport.sweep.locks import exclusively
@@ -54,7 +55,7 @@ def _train(config: TrainConfig, run: Path, on_event: OnEvent, source: Path | Non
     resume = is_stopped(run)
     if not resume:
         remove_run(run)
-    pipeline.train(config, run, on_event, source, resume, allow_changes=True)
+    pipeline.train(RunRequest(config, run, on_event, source, resume, allow_changes=True))
 
 
 def _has(run: Path, wanted: str) -> bool:

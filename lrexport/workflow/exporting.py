@@ -41,7 +41,7 @@ from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.runs import loading
-from lrexport.runs.open import torch_result
+from lrexport.runs.open import torch_result, with_uncounted
 from lrexport.runs.record import Quantisation, Record, Result, Results, StoredFile, load_record
 from lrexport.tasks.classification import score
 from lrexport.training.engine import LASTING
@@ -121,7 +121,10 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     results: dict[str, Result] = {}
     with run_folder.scratch(run) as scratch:
         for name, network in networks.items():
-            before = record.result_of(name) or torch_result(network, record.model.input_shape, record.notes)
+            before = record.result_of(name)
+            if before is None:
+                before = torch_result(network, record.model.input_shape)
+                record.notes = with_uncounted(record.notes, before)
             results[name] = _export(network, scratch / name, before, record, options, images.test, on_event)
             if images.calibration is not None:
                 int8 = _IN_INT8[name]

@@ -1,17 +1,17 @@
-"""The stages of a compression, in their order; each leaves its result in the run before the next begins."""
+"""The stages of a compression, in their order; each returns its result, and leaves it in the run before the next begins."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import BASELINE, DENSE, EXPORTED, MODEL, SPECTRA, SVD
-from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig
+from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig, TrainConfig
 from lrexport.data.order import Order
 from lrexport.events import ChoosingRanks, EpochDone, Event, OnEvent, PlanChosen
 from lrexport.lowrank.factors.fold import fold_structure
@@ -21,8 +21,8 @@ from lrexport.lowrank.regularisation.regularisers import Regularisers
 from lrexport.lowrank.regularisation.steering import SteeredRegularisers
 from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.runs import loading
-from lrexport.runs.open import Job
-from lrexport.runs.record import RANDOM, Results
+from lrexport.runs.open import OpenRun, Trained, with_uncounted
+from lrexport.runs.record import RANDOM, Record, Results
 from lrexport.runs.resume import Pruned, clear
 from lrexport.runs.starting_point import to_svd_form
 from lrexport.torch_tools.copying import copy_network
@@ -33,101 +33,105 @@ from lrexport.workflow.falling_ranks import FALL, FallingRanks
 from lrexport.workflow.pruning import Pruning
 
 
-def train_dense(job: Job) -> None:
+@dataclass(frozen=True)
+class Compressed:
+    """The folded network, what choosing ranks came to, and the network's epochs of fine-tuning."""
+
+    network: nn.Module
+    pruned: Pruned
+    epochs: int = 0
+
+
+def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
     """Train the dense network first, where it has no weights of its own or epochs are asked for."""
-    untrained = job.recipe.is_random(job.config.weights)
-    epochs = job.config.dense_epochs
+    config, record, svd, dense_epochs = trained.config, trained.record, trained.svd, 0
+    untrained = run.recipe.is_random(config.weights)
+    epochs = config.dense_epochs
     if epochs is None:
         epochs = DEFAULT_DENSE_EPOCHS if untrained else 0
-    if epochs and job.splits is not None:
-        _train(job, _stage(job, "dense", epochs, job.config.dense_lr), job.dense)
-        job.dense_epochs = epochs
-        job.svd = to_svd_form(copy_network(job.dense), job.recipe, job.config)
+    if epochs and run.splits is not None:
+        _train(run, _stage(config, "dense", epochs, config.dense_lr), trained.dense)
+        dense_epochs, svd = epochs, to_svd_form(copy_network(trained.dense), run.recipe, config)
     elif untrained:
-        job.record.notes.append(RANDOM)
-    job.config = replace(job.config, dense_epochs=job.dense_epochs)
-    job.store(DENSE, job.dense)
-    _save(job, svd_epochs=0)
+        record = record.model_copy(update={"notes": [*record.notes, RANDOM]})
+    config = replace(config, dense_epochs=dense_epochs)
+    record = run.save(run.store(record, DENSE, trained.dense), {**config.to_record(), "svd_epochs": 0})
+    return replace(trained, record=record, config=config, svd=svd, dense_epochs=dense_epochs)
 
 
-def train_svd(job: Job, pruning: Pruning | None = None) -> None:
+def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = None) -> Trained:
     """SVD training with the regularisers of equation 3; by ``pruning`` ranks fall to its goal, or λ_s is steered to it."""
-    config = job.config
-    if job.splits is None or config.svd_epochs == 0:
-        return
+    config = trained.config
+    if run.splits is None or config.svd_epochs == 0:
+        return trained
     # The last epoch, not the best: sparsity grows along training, and the best held-out epoch is an early, dense one.
-    stage = replace(_stage(job, "svd", config.svd_epochs, config.lr), keep_best=False)
+    stage = replace(_stage(config, "svd", config.svd_epochs, config.lr), keep_best=False)
     falling = None
     if pruning is not None and pruning.config.falling_ranks:
-        falling = FallingRanks(pruning, math.ceil(FALL * config.svd_epochs), job.fabric, job.on_event)
+        falling = FallingRanks(pruning, math.ceil(FALL * config.svd_epochs), run.fabric, run.on_event)
     dense_ms, extra = 0.0, None
-    if not job.checkpoints(stage.name).finished():
-        dense_ms = step_milliseconds(job.dense, job.splits, stage, job.fabric)
-        extra = _regularisers(job, pruning, stage)
+    if not run.checkpoints(stage.name).finished():
+        dense_ms = step_milliseconds(trained.dense, run.splits, stage, run.fabric)
+        extra = _regularisers(run, trained, pruning, stage)
 
     def tell(event: Event) -> None:
         if isinstance(event, EpochDone) and dense_ms:
             event = replace(event, step_over_dense=round(event.step_ms / dense_ms, 3))
         if isinstance(event, EpochDone) and isinstance(extra, SteeredRegularisers):
             event = replace(event, steered=extra.summary())
-        job.on_event(event)
+        run.on_event(event)
 
-    _train(job, stage, job.svd.network, tell, extra_loss=extra, teacher=job.teacher, before_epoch=falling)
-    job.svd_epochs = config.svd_epochs
-    job.store(SVD, job.svd.network)
-    _save(job)
+    _train(run, stage, trained.svd.network, tell, extra_loss=extra, teacher=run.teacher, before_epoch=falling)
+    record = run.save(run.store(trained.record, SVD, trained.svd.network), config.to_record())
+    return replace(trained, record=record, svd_epochs=config.svd_epochs)
 
 
-def _regularisers(job: Job, pruning: Pruning | None, stage: Stage) -> Regularisers:
+def _regularisers(run: OpenRun[Any], trained: Trained, pruning: Pruning | None, stage: Stage) -> Regularisers:
     """Those of equation 3; a λ_s that is steered aims at the ranks that one e for all layers would leave now.
 
     The global rule would rather give one layer up, which pays where nothing can be done about what is dropped.
     """
-    config = job.config
+    config, svd = trained.config, trained.svd
     if config.sparsity_strength != "auto":
-        made = Regularisers(job.svd, config.orthogonality, config.sparsity_strength, config.sparsity)
-        return made.to(job.fabric.device)
-    assert job.splits is not None
+        made = Regularisers(svd, config.orthogonality, config.sparsity_strength, config.sparsity)
+        return made.to(run.fabric.device)
+    assert run.splits is not None
     assert pruning is not None
     ranks: dict[str, int] = {}
-    with failing_together(job.fabric):
-        if job.first:
+    with failing_together(run.fabric):
+        if run.first:
             ranks = pruning.even_ranks()
-    if job.fabric.world_size > 1:
-        ranks = job.fabric.broadcast(ranks, src=0)
-    order = Order(stage.seed, world=job.fabric.world_size, portions=stage.accumulate)
-    steps = stage.epochs * order.steps(len(job.splits.train), stage.batch_size)
-    job.svd.network.to(job.fabric.device)
-    return SteeredRegularisers(job.svd, ranks, steps, config.orthogonality, config.sparsity).to(job.fabric.device)
+    if run.fabric.world_size > 1:
+        ranks = run.fabric.broadcast(ranks, src=0)
+    order = Order(stage.seed, world=run.fabric.world_size, portions=stage.accumulate)
+    steps = stage.epochs * order.steps(len(run.splits.train), stage.batch_size)
+    svd.network.to(run.fabric.device)
+    return SteeredRegularisers(svd, ranks, steps, config.orthogonality, config.sparsity).to(run.fabric.device)
 
 
-def prune(job: Job, pruning: Pruning) -> nn.Module:
+def prune(run: OpenRun[Any], pruning: Pruning) -> Compressed:
     """Choose ranks, fold them, and repair what that broke: in the first of several processes, once in a run's life.
 
     Where training follows, the network is made from the plan and the weights as written, whoever wrote them: the same in
     every process, and in a run that is taken up again.
     """
-    if job.splits is None:
-        network, pruned = _choose(job, pruning)
-    else:
-        with failing_together(job.fabric):
-            if job.first and job.progress.pruned is None:
-                job.progress.begin_pruning()
-                chosen, pruned = _choose(job, pruning)
-                job.progress.note_pruned(pruned, chosen.state_dict())
-        pruned, weights = job.progress.read_pruned()
-        network = fold_structure(job.recipe.build(), pruned.plan)
-        network.load_state_dict(weights)
-        to_fast_layout(network.to(job.fabric.device), job.recipe.input_shape).eval()
-    job.record.plan = pruned.plan
-    job.record.planned_latency = pruned.planned_latency
-    job.record.notes += pruned.notes
-    return network
+    if run.splits is None:
+        return _choose(run, pruning)
+    with failing_together(run.fabric):
+        if run.first and run.progress.pruned is None:
+            run.progress.begin_pruning()
+            chosen = _choose(run, pruning)
+            run.progress.note_pruned(chosen.pruned, chosen.network.state_dict())
+    pruned, weights = run.progress.read_pruned()
+    network = fold_structure(run.recipe.build(), pruned.plan)
+    network.load_state_dict(weights)
+    to_fast_layout(network.to(run.fabric.device), run.recipe.input_shape).eval()
+    return Compressed(network, pruned)
 
 
-def _choose(job: Job, pruning: Pruning) -> tuple[nn.Module, Pruned]:
-    if job.splits is not None:
-        job.on_event(ChoosingRanks(min(len(job.splits.train), pruning.config.calibration_images)))
+def _choose(run: OpenRun[Any], pruning: Pruning) -> Compressed:
+    if run.splits is not None:
+        run.on_event(ChoosingRanks(min(len(run.splits.train), pruning.config.calibration_images)))
     selection = pruning.select()
     network, scores = pruning.fold(selection)
     latency = selection.latency
@@ -136,76 +140,81 @@ def _choose(job: Job, pruning: Pruning) -> tuple[nn.Module, Pruned]:
         scores=scores,
         heldout_top1_before=selection.heldout_top1,
         latency=latency,
-        macs=plan_macs(job.svd, selection.plan),
-        dense_macs=job.svd.dense_macs,
+        macs=plan_macs(pruning.svd, selection.plan),
+        dense_macs=pruning.svd.dense_macs,
     )
-    job.on_event(chosen)
-    return network, Pruned(plan=selection.plan, planned_latency=latency, notes=list(selection.warnings))
+    run.on_event(chosen)
+    return Compressed(network, Pruned(plan=selection.plan, planned_latency=latency, notes=list(selection.warnings)))
 
 
-def fine_tune(job: Job, network: nn.Module, epochs: int) -> None:
+def fine_tune(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Compressed:
     """Low-rank fine-tuning: the plain pairs, λ_s = 0."""
-    if job.splits is not None and epochs:
-        _train(job, _stage(job, "fine-tune", epochs, job.config.lr), network, teacher=job.teacher)
-        job.fine_tune_epochs = epochs
+    config, epochs = trained.config, run.request.config.fine_tune_epochs
+    if run.splits is None or not epochs:
+        return compressed
+    _train(run, _stage(config, "fine-tune", epochs, config.lr), compressed.network, teacher=run.teacher)
+    return replace(compressed, epochs=epochs)
 
 
-def train_baseline(job: Job, config: CompressConfig) -> None:
+def train_baseline(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Trained:
     """Train the dense network on, so that the comparison is with one of the same budget; the start stays as it was."""
-    epochs = config.baseline_epochs
+    config, epochs = trained.config, run.request.config.baseline_epochs
     if epochs == "same":
-        epochs = job.svd_epochs + job.fine_tune_epochs
-    if job.splits is not None and epochs:
-        _train(job, _stage(job, "baseline", epochs, job.config.lr), job.dense)
-        job.baseline_epochs = epochs
+        epochs = trained.svd_epochs + compressed.epochs
+    if run.splits is None or not epochs:
+        return trained
+    _train(run, _stage(config, "baseline", epochs, config.lr), trained.dense)
+    return replace(trained, baseline_epochs=epochs)
 
 
-def finish(job: Job, network: nn.Module, config: CompressConfig) -> None:
+def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Record:
     """Look at the test images; only now do network and record replace those of an earlier compression of the run."""
-    job.record.results = Results(
-        dense=job.result(job.dense, job.dense_epochs + job.baseline_epochs),
-        compressed=job.result(network, job.dense_epochs + job.svd_epochs + job.fine_tune_epochs),
-    )
-    if job.first:
-        found = _spectra(job)
+    pruned = compressed.pruned
+    dense = run.result(trained.dense, trained.dense_epochs + trained.baseline_epochs)
+    small = run.result(compressed.network, trained.dense_epochs + trained.svd_epochs + compressed.epochs)
+    update = {
+        "plan": pruned.plan,
+        "planned_latency": pruned.planned_latency,
+        "notes": with_uncounted([*trained.record.notes, *pruned.notes], dense, small),
+        "results": Results(dense=dense, compressed=small),
+    }
+    record = trained.record.model_copy(update=update)
+    if run.first:
+        layers = _spectra(run, trained, record)
         with heeding_signals():  # between the network and the record that knows it the run could not be loaded
-            _replace(job, network, found, config)
-    leave(job)
+            record = _replace(run, trained, compressed.network, record, layers)
+    leave(run)
+    return record
 
 
-def _replace(job: Job, network: nn.Module, found: bytes, config: CompressConfig) -> None:
+def _replace(run: OpenRun[CompressConfig], trained: Trained, network: nn.Module, record: Record, layers: bytes) -> Record:
     """Write network, spectra and record over those of an earlier compression of the run."""
-    run_folder.remove(job.run, *EXPORTED, BASELINE)  # of an earlier compression
-    if job.baseline_epochs:
-        job.store(BASELINE, job.dense)
-    run_folder.write_bytes(job.run, SPECTRA, found)
-    job.record.seal(job.run, SPECTRA)
-    job.store(MODEL, network)
-    _save(job, **{**replace(config, train=job.config).to_record(), "svd_epochs": job.svd_epochs})
+    run_folder.remove(run.folder, *EXPORTED, BASELINE)  # of an earlier compression
+    if trained.baseline_epochs:
+        record = run.store(record, BASELINE, trained.dense)
+    record = run.store_bytes(record, SPECTRA, layers)
+    record = run.store(record, MODEL, network)
+    config = replace(run.request.config, train=trained.config)
+    return run.save(record, {**config.to_record(), "svd_epochs": trained.svd_epochs})
 
 
-def leave(job: Job) -> None:
+def leave(run: OpenRun[Any]) -> None:
     """Everything is done: what only a run that was stopped would need goes."""
-    job.fabric.barrier()  # nobody may still look for it
-    if job.first:
-        clear(job.run)
+    run.fabric.barrier()  # nobody may still look for it
+    if run.first:
+        clear(run.folder)
 
 
-def _spectra(job: Job) -> bytes:
+def _spectra(run: OpenRun[Any], trained: Trained, record: Record) -> bytes:
     """The layers' singular values, as the run keeps them."""
-    job.svd.network.to(with_float64(job.fabric.device))
-    start = loading.load_start(job.run, job.record) if job.svd_epochs else None  # job.dense may have been trained on since
-    found = spectra(job.svd, job.record.plan, start)
-    return json.dumps(found, allow_nan=False).encode()  # indented, a line a number
+    trained.svd.network.to(with_float64(run.fabric.device))
+    # trained.dense may have been trained on since.
+    start = loading.load_start(run.folder, record) if trained.svd_epochs else None
+    layers = spectra(trained.svd, record.plan, start)
+    return json.dumps(layers, allow_nan=False).encode()  # indented, a line a number
 
 
-def _save(job: Job, **config: Any) -> None:
-    job.record.config = {**job.config.to_record(), **config}
-    job.save()
-
-
-def _stage(job: Job, name: str, epochs: int, lr: float) -> Stage:
-    config = job.config
+def _stage(config: TrainConfig, name: str, epochs: int, lr: float) -> Stage:
     return Stage(
         name,
         epochs,
@@ -225,18 +234,18 @@ def _stage(job: Job, name: str, epochs: int, lr: float) -> Stage:
     )
 
 
-def _train(job: Job, stage: Stage, network: nn.Module, tell: OnEvent | None = None, **more: Any) -> None:
+def _train(run: OpenRun[Any], stage: Stage, network: nn.Module, tell: OnEvent | None = None, **more: Any) -> None:
     """Train, or take what an earlier life of the run ended this stage with."""
-    assert job.splits is not None
-    kept = job.checkpoints(stage.name)
+    assert run.splits is not None
+    kept = run.checkpoints(stage.name)
     done = kept.finished()
     if done is not None:
         fit_ranks(network, done)
-        to_fast_layout(network.to(job.fabric.device), job.recipe.input_shape).eval().load_state_dict(done)
+        to_fast_layout(network.to(run.fabric.device), run.recipe.input_shape).eval().load_state_dict(done)
         return
-    if job.first:
-        job.progress.save()
+    if run.first:
+        run.progress.save()
     if not stage.distill:
         more.pop("teacher", None)
-    train_stage(network, job.splits, stage, job.fabric, tell or job.on_event, checkpoints=kept, **more)
+    train_stage(network, run.splits, stage, run.fabric, tell or run.on_event, checkpoints=kept, **more)
     kept.finish(network)
