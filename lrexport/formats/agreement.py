@@ -42,14 +42,14 @@ class ComparedOutputs:
 
     where: str
     wanted: Array
-    found: Array
+    actual: Array
 
     @property
     def difference(self) -> Array:
         """0 where both are the same infinity or both NaN, infinite where only one of them is."""
         with np.errstate(invalid="ignore"):
-            apart = np.abs(self.found - self.wanted)
-        same = (self.found == self.wanted) | (np.isnan(self.found) & np.isnan(self.wanted))
+            apart = np.abs(self.actual - self.wanted)
+        same = (self.actual == self.wanted) | (np.isnan(self.actual) & np.isnan(self.wanted))
         return np.where(same, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf))
 
 
@@ -73,7 +73,7 @@ class Terms:
     output may differ as a slice may, by many times its rounding errors, and the difference does not count as the largest.
     """
 
-    found: str
+    actual: str
     wanted: str
     tolerance: float = RELATIVE_TOLERANCE
     step: float = 0.0
@@ -119,7 +119,7 @@ def _check_whole(
         allowed += (_ROUNDINGS if terms.lenient else _ROUNDINGS_OF_ALL) * rounding / scale
     if relative > allowed:
         raise InputError(
-            f"{terms.found} differs from {terms.wanted} by {relative:.2g} of the largest output on {pair.where}, "
+            f"{terms.actual} differs from {terms.wanted} by {relative:.2g} of the largest output on {pair.where}, "
             f"{_at(pair, place, output)}",
             f"At most {allowed:.2g} is allowed. Nothing was written.",
         )
@@ -150,7 +150,7 @@ def _check_slices(
     rest = [int(part) for part in np.unravel_index(int(slices.argmax()), slices.shape)]
     place = [*rest[:axis], index, *rest[axis:]]
     raise InputError(
-        f"{terms.found} differs from {terms.wanted} by {differences[index]:.2g} in slice {index} of axis {axis}, "
+        f"{terms.actual} differs from {terms.wanted} by {differences[index]:.2g} in slice {index} of axis {axis}, "
         f"whose largest value is {scales[index]:.3g}, on {pair.where}, {_at(pair, place, output)}",
         f"At most {allowed[index]:.2g} is allowed there: {terms.tolerance:g} of the slice's largest value, "
         "and what rounding explains. Nothing was written.",
@@ -171,4 +171,4 @@ def _largest(values: Array, axis: int) -> Array:
 def _at(pair: ComparedOutputs, place: Sequence[Any], output: str) -> str:
     index = tuple(int(part) for part in place)
     named = f"output {output!r} " if output else "output "
-    return f"at {named}{index}: {pair.found[index]:.6g} instead of {pair.wanted[index]:.6g}"
+    return f"at {named}{index}: {pair.actual[index]:.6g} instead of {pair.wanted[index]:.6g}"

@@ -139,9 +139,9 @@ def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None,
 def check_output(output: object, batch: int | None = None) -> None:
     """Raise InputError unless this is what a network that can be exported returns, for ``batch`` inputs: one tensor."""
     if not isinstance(output, Tensor) or output.ndim == 0:
-        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        returned = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise InputError(
-            f"the network returns {found}, one tensor with the batch first was wanted",
+            f"the network returns {returned}; expected one tensor with the batch first",
             "Wrap it in a module whose forward returns that tensor.",
         )
     if batch is not None and len(output) != batch:
@@ -163,9 +163,9 @@ def check_written(model: onnx.ModelProto, batch: int | None, opset: int) -> None
         fixed = first.dim_value if first.HasField("dim_value") else None
         if fixed != batch:
             asked = "a dynamic batch" if batch is None else f"a batch of {batch}"
-            found = "a dynamic one" if fixed is None else str(fixed)
+            declared = "a dynamic one" if fixed is None else str(fixed)
             raise InputError(
-                f"{asked} was asked for, but {item.name!r} was written with {found}",
+                f"{asked} was asked for, but {item.name!r} was written with {declared}",
                 "The network's forward pass fixes it (a reshape with a number, say); use -1 or x.shape[0] there.",
             )
 
@@ -215,8 +215,8 @@ def _is_blind(network: nn.Module, inputs: Mapping[str, Tensor], zeros: Tensor) -
     """Whether random input changes the output by no more than a comparison tolerates; a fresh ViT gives zeros for all."""
     noise = next(iter(inputs.values()))[:1].to(zeros)
     noise = noise.expand(len(zeros), *noise.shape[1:])
-    found, reference = network(noise), network(zeros)
-    return bool((found - reference).abs().max() <= RELATIVE_TOLERANCE * found.abs().max())
+    of_noise, of_zeros = network(noise), network(zeros)
+    return bool((of_noise - of_zeros).abs().max() <= RELATIVE_TOLERANCE * of_noise.abs().max())
 
 
 def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples: Tensor | None) -> dict[str, Tensor]:

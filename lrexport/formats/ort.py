@@ -89,7 +89,7 @@ def _compare(source: Path, made: Path) -> float:
         runs = (runtime.run(None, {given.name: values}) for values in inputs.values())
         return [[np.asarray(output).astype(np.float64) for output in run] for run in runs]
 
-    wanted, found = outputs(before), outputs(after)
+    wanted, actual = outputs(before), outputs(after)
     names = [item.name for item in before.get_outputs()]
     quantised = _is_quantised(source)
     terms = Terms(
@@ -107,7 +107,7 @@ def _compare(source: Path, made: Path) -> float:
             return [np.abs(one[number] - two[number]) for one, two in zip(plain, wanted, strict=True)]
 
         pairs = [
-            ComparedOutputs(label, one[number], two[number]) for label, one, two in zip(inputs, wanted, found, strict=True)
+            ComparedOutputs(label, one[number], two[number]) for label, one, two in zip(inputs, wanted, actual, strict=True)
         ]
         named = name if len(names) > 1 else ""
         worst = max(worst, check_agreement(pairs, rounding, terms, named).relative_error)

@@ -84,14 +84,14 @@ class Reference:
         runtime = _open(model)
         worst = Comparison(0.0, "nowhere")
         for given, wanted, lenient in self._groups:
-            found = [_run(runtime, label, each) for label, each in given.items()]
+            results = [_run(runtime, label, each) for label, each in given.items()]
             names = [item.name for item in runtime.get_outputs()]
-            for label, mine, torchs in zip(given, found, wanted, strict=True):
+            for label, mine, torchs in zip(given, results, wanted, strict=True):
                 _check_form(label, mine, torchs)
             for number, name in enumerate(names):
                 pairs = [
                     ComparedOutputs(label, _array(torchs[number]), np.asarray(mine[number]).astype(np.float64))
-                    for label, torchs, mine in zip(given, wanted, found, strict=True)
+                    for label, torchs, mine in zip(given, wanted, results, strict=True)
                 ]
                 terms = Terms("the exported graph", "torch", lenient=lenient)
                 rounding = self._rounding(list(given.values()), wanted, number)
@@ -202,11 +202,11 @@ def _run(runtime: Any, label: str, given: Tensor) -> list[npt.NDArray[Any]]:
     return outputs
 
 
-def _check_form(label: str, found: list[npt.NDArray[Any]], wanted: list[Tensor]) -> None:
+def _check_form(label: str, results: list[npt.NDArray[Any]], wanted: list[Tensor]) -> None:
     """Number, shapes and types of the outputs."""
-    if len(found) != len(wanted):
-        raise InputError(f"the exported graph gives {len(found)} outputs on {label}, torch gives {len(wanted)}")
-    for mine, torchs in zip(found, wanted, strict=True):
+    if len(results) != len(wanted):
+        raise InputError(f"the exported graph gives {len(results)} outputs on {label}, torch gives {len(wanted)}")
+    for mine, torchs in zip(results, wanted, strict=True):
         if mine.shape != tuple(torchs.shape):
             raise InputError(f"the exported graph gives {mine.shape} on {label}, torch gives {tuple(torchs.shape)}")
         kind = str(torchs.dtype).removeprefix("torch.")
@@ -238,9 +238,9 @@ def compare_predictions(reference: Path, model: onnx.ModelProto, images: ImageSe
     ten images and hardly more often than two files that know nothing of each other.
     """
     check_model(model)
-    wanted, found = _declared(onnx.load(str(reference))), _declared(model)
-    if found != wanted:
-        raise InputError(f"the int8 graph of {reference.name} declares {found} instead of {wanted}")
+    wanted, declared = _declared(onnx.load(str(reference))), _declared(model)
+    if declared != wanted:
+        raise InputError(f"the int8 graph of {reference.name} declares {declared} instead of {wanted}")
     runtimes = (session(reference, threads=0), _open(model))
     classes: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch, labels in feed(images, runtimes[0]):

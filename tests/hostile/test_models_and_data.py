@@ -219,10 +219,10 @@ def test_a_module_here_is_taken_before_a_library_of_its_name(compress: Command) 
 
 
 OUTPUTS = {
-    "a dataclass": ("users:dataclass", "the network returns a Output, one tensor with the batch first was wanted"),
-    "a dictionary": ("users:with_a_number", "the network returns a dict, one tensor with the batch first was wanted"),
-    "a tuple": ("users:with_none", "the network returns a tuple, one tensor with the batch first was wanted"),
-    "nothing": ("users:nothing", "the network returns a NoneType, one tensor with the batch first was wanted"),
+    "a dataclass": ("users:dataclass", "the network returns a Output; expected one tensor with the batch first"),
+    "a dictionary": ("users:with_a_number", "the network returns a dict; expected one tensor with the batch first"),
+    "a tuple": ("users:with_none", "the network returns a tuple; expected one tensor with the batch first"),
+    "nothing": ("users:nothing", "the network returns a NoneType; expected one tensor with the batch first"),
 }
 
 
