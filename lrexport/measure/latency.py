@@ -102,9 +102,9 @@ def measure(
         _summaries(figures, baseline, job, before, after),
         before,
         after,
-        nodes_ms={name: found["nodes_ms"] for name, found in figures.items() if "nodes_ms" in found},
-        samples_ms={name: found["samples_ms"] for name, found in figures.items()},
-        inputs={name: found["inputs"] for name, found in figures.items() if "inputs" in found},
+        nodes_ms={name: measured["nodes_ms"] for name, measured in figures.items() if "nodes_ms" in measured},
+        samples_ms={name: measured["samples_ms"] for name, measured in figures.items()},
+        inputs={name: measured["inputs"] for name, measured in figures.items() if "inputs" in measured},
     )
 
 
@@ -125,10 +125,10 @@ def _summaries(
     reason = slowed_down(before, after or {})
     slowed = f"inconclusive: the processor was slowed down ({reason})" if reason else None
     summaries = {}
-    for name, found in figures.items():
+    for name, measured in figures.items():
         others = against if name != baseline else None
-        warning = _partial(found, job) or slowed
-        summaries[name] = _summary(found["samples_ms"], others, job, found, warning)
+        warning = _partial(measured, job) or slowed
+        summaries[name] = _summary(measured["samples_ms"], others, job, measured, warning)
     return summaries
 
 
@@ -144,16 +144,16 @@ def _partial(figures: JsonObject, job: MeasuringJob) -> str | None:
 def _summary(
     times: Sequence[float], baseline: Sequence[float] | None, job: MeasuringJob, figures: JsonObject, warning: str | None
 ) -> Latency:
-    found, ratios = spread(times), None
+    spread_ms, ratios = spread(times), None
     if baseline is not None:
         ratios = spread([mine / other for mine, other in zip(times, baseline, strict=True)])
-    if warning is None and found.iqr > _NOISY * found.p50:
-        warning = f"inconclusive: the IQR is {100 * found.iqr / found.p50:.0f} % of the median"
+    if warning is None and spread_ms.iqr > _NOISY * spread_ms.p50:
+        warning = f"inconclusive: the IQR is {100 * spread_ms.iqr / spread_ms.p50:.0f} % of the median"
     return Latency(
-        p50=found.p50,
-        p90=found.p90,
-        p99=found.p99,
-        iqr=found.iqr,
+        p50=spread_ms.p50,
+        p90=spread_ms.p90,
+        p99=spread_ms.p99,
+        iqr=spread_ms.iqr,
         rounds=len(times),
         threads=job.threads,
         batch=figures.get("batch", job.batch or 1),

@@ -176,9 +176,9 @@ class LayerTimes:
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
             paths = {path.name: path, **self._write({}, Path(folder) / _REFERENCE)}
             job = MeasuringJob((), _WHOLE_ROUNDS, self.threads, self.batch)
-            found = measure_latency(paths, None, job, self.target)
-        few, many = (found[f"{_REFERENCE}x{copies}"].p50 for copies in COPIES)
-        return found[path.name].p50 * self._scale((many - few) / (COPIES[1] - COPIES[0])), found[path.name]
+            latencies = measure_latency(paths, None, job, self.target)
+        few, many = (latencies[f"{_REFERENCE}x{copies}"].p50 for copies in COPIES)
+        return latencies[path.name].p50 * self._scale((many - few) / (COPIES[1] - COPIES[0])), latencies[path.name]
 
     def _save(self) -> None:
         """Into the table's file. Where that cannot be written the times serve this process alone: ``unsaved`` says why."""
@@ -244,11 +244,11 @@ def _ranks(facts: Factorisable, scheme: Scheme) -> list[int]:
 
 def _between(times: Mapping[int, float]) -> dict[int, float]:
     """``times`` with the multiples of the largest block between them added, by linear interpolation."""
-    found = dict(times)
+    filled = dict(times)
     for low, high in itertools.pairwise(sorted(rank for rank in times if rank % _BLOCK == 0)):
         for rank in range(low + _BLOCK, high, _BLOCK):
-            found[rank] = times[low] + (times[high] - times[low]) * (rank - low) / (high - low)
-    return found
+            filled[rank] = times[low] + (times[high] - times[low]) * (rank - low) / (high - low)
+    return filled
 
 
 def _slope(models: Mapping[str, Any], name: str) -> float:

@@ -48,8 +48,8 @@ def environment() -> JsonObject:
 def cpu_model() -> str:
     """The processor's name as the system tells it."""
     for key in ("model name", "Hardware", "Model"):
-        if found := _cpuinfo(key):
-            return found
+        if model := _cpuinfo(key):
+            return model
     name = _line("/proc/device-tree/model")
     return name.strip("\0") if name else platform.processor() or platform.machine()
 
@@ -74,8 +74,8 @@ def _cpuinfo(key: str) -> str | None:
 
 def _throttle_count() -> int | None:
     """How often the processor's cores have slowed themselves down for heat since the start, on x86."""
-    found = [_line(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
-    counts = [int(value) for value in found if value]
+    lines = [_line(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
+    counts = [int(value) for value in lines if value]
     return sum(counts) if counts else None
 
 
@@ -92,8 +92,8 @@ def _slowed() -> list[str]:
 
 def _celsius() -> float | None:
     """The hottest of the thermal zones."""
-    found = [_line(path) for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
-    degrees = [int(value) / 1e3 for value in found if value and value.lstrip("-").isdigit()]
+    lines = [_line(path) for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
+    degrees = [int(value) / 1e3 for value in lines if value and value.lstrip("-").isdigit()]
     return max(degrees) if degrees else None
 
 

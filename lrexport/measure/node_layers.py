@@ -28,18 +28,18 @@ def layer_times(graph: onnx.GraphProto, nodes_ms: Mapping[str, float]) -> dict[s
     does not have, or only a half of it, is left out: its time is unknown, not zero.
     """
     names = _Names(graph)
-    found: dict[str, str] = {}
+    node_of: dict[str, str] = {}
     # What has a layer's own name first: of a sum of two convolutions, which is fused into one of them, the other is left.
     for name in nodes_ms:
         if (node := names.own(name)) is not None:
-            found[name] = node
+            node_of[name] = node
     for name in nodes_ms:
-        if name not in found and (node := names.fused(name, set(found.values()))) is not None:
-            found[name] = node
-    unknown = {names.layers[node] for node in set(names.layers) - set(found.values())}
+        if name not in node_of and (node := names.fused(name, set(node_of.values()))) is not None:
+            node_of[name] = node
+    unknown = {names.layers[node] for node in set(names.layers) - set(node_of.values())}
     spent = {layer: 0.0 for layer in names.layers.values() if layer not in unknown} | {OTHER: 0.0}
     for name, milliseconds in nodes_ms.items():
-        layer = names.layers[found[name]] if name in found else OTHER
+        layer = names.layers[node_of[name]] if name in node_of else OTHER
         spent[OTHER if layer in unknown else layer] += milliseconds
     return spent
 

@@ -297,8 +297,8 @@ def profile(file: str, job: JsonObject, runs: int = _PROFILED_RUNS) -> JsonObjec
         for _ in range(runs):
             run()
         with open(runtime.end_profiling(), encoding="utf-8") as events:
-            found = json.load(events)
-    nodes = [event for event in found if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
+            recorded = json.load(events)
+    nodes = [event for event in recorded if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
     a_run = max(1, len(nodes) // runs)
     passes = [nodes[number * a_run : (number + 1) * a_run] for number in range(1, runs)]  # the first run also loads
     return {
