@@ -101,8 +101,8 @@ def _trial(request: Request, number: int, point: Point, run: Path, dense: Path, 
 def _figures(result: Result, **more: float | int | str | None) -> Figures:
     assert result.heldout_accuracy is not None  # a sweep has data
     assert result.accuracy is not None
-    found = {"heldout_top1": result.heldout_accuracy.top1, "test_top1": result.accuracy.top1}
-    return Figures.model_validate({**found, "macs": result.macs, "params": result.params, **more})
+    accuracies = {"heldout_top1": result.heldout_accuracy.top1, "test_top1": result.accuracy.top1}
+    return Figures.model_validate({**accuracies, "macs": result.macs, "params": result.params, **more})
 
 
 def _sizes(run: Path, record: Record) -> dict[str, int]:

@@ -41,25 +41,27 @@ def inspect_layers(
     network does not take such an input.
     """
     layers = _Layers(network, input_shape)
-    found: dict[str, Factorisable | Dense] = {}
+    inspected: dict[str, Factorisable | Dense] = {}
     for tied in layers.tied():
         whys = {layer: layers.why_dense(layer, keep) for layer in tied}
         if held := [layer for layer, why in whys.items() if why]:
             kind, _ = whys[held[0]] or ("unsupported", "")
             shared: _Why = (kind, f"its weight is shared with {layers.name(held[0])}, which stays dense")
-            found |= {layers.name(layer): layers.dense(layer, why or shared) for layer, why in whys.items()}
+            inspected |= {layers.name(layer): layers.dense(layer, why or shared) for layer, why in whys.items()}
             continue
         facts = layers.facts(tied, scheme)
         if isinstance(facts, Factorisable):
-            found[facts.names[0]] = facts
+            inspected[facts.names[0]] = facts
         else:
-            found |= {layers.name(layer): layers.dense(layer, facts) for layer in tied}
-    factorisable = {name: facts for name, facts in found.items() if isinstance(facts, Factorisable)}
+            inspected |= {layers.name(layer): layers.dense(layer, facts) for layer in tied}
+    factorisable = {name: facts for name, facts in inspected.items() if isinstance(facts, Factorisable)}
     for name, why in misfits(network, input_shape, factorisable).items():
         alike = factorisable[name].modules(network)
-        found |= {layers.name(layer): layers.dense(layer, ("unsupported", why)) for layer in alike}
-    found |= {layers.name(module): layers.without_scheme(module) for module in layers.places if module not in layers.uses}
-    return {name: found[name] for name in map(layers.name, layers.places) if name in found}
+        inspected |= {layers.name(layer): layers.dense(layer, ("unsupported", why)) for layer in alike}
+    inspected |= {
+        layers.name(module): layers.without_scheme(module) for module in layers.places if module not in layers.uses
+    }
+    return {name: inspected[name] for name in map(layers.name, layers.places) if name in inspected}
 
 
 class _Layers:

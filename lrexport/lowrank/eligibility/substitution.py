@@ -32,14 +32,14 @@ def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[st
     if _misfit(network, layers, run, wanted) is None:
         return {}
     fitting: dict[str, Factorisable] = {}
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name, layer in layers.items():
         why = _misfit(network, {**fitting, name: layer}, run, wanted)
         if why is None:
             fitting[name] = layer
         else:
-            found[name] = why
-    return found
+            reasons[name] = why
+    return reasons
 
 
 def _misfit(network: nn.Module, layers: Mapping[str, Factorisable], run: Callable[[], Tensor], wanted: Tensor) -> str | None:
@@ -51,12 +51,12 @@ def _misfit(network: nn.Module, layers: Mapping[str, Factorisable], run: Callabl
             pair = network.get_submodule(name)
             hooks.callback(pair.register_forward_hook(lambda *_given, name=name: calls.update([name])).remove)
         try:
-            found = run()
+            output = run()
         except InputError as error:
             return f"the network does not run with a pair in its place: {error.__cause__}"
     if calls != expected:
         return "the network calls it from elsewhere than its place"
-    if _same(found, wanted) or not _same(run(), wanted):  # it draws lots
+    if _same(output, wanted) or not _same(run(), wanted):  # it draws lots
         return None
     return "the network does something else with a pair in its place"
 
@@ -75,8 +75,8 @@ def _stand_ins(network: nn.Module, layers: Mapping[str, Factorisable]) -> Iterat
             put(network, place, layer)
 
 
-def _same(found: object, wanted: object) -> bool:
+def _same(output: object, wanted: object) -> bool:
     """Whether two outputs are, as far as they are tensors."""
-    if not isinstance(found, Tensor) or not isinstance(wanted, Tensor):
+    if not isinstance(output, Tensor) or not isinstance(wanted, Tensor):
         return True
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-3, atol=1e-6, equal_nan=True)
+    return output.shape == wanted.shape and torch.allclose(output, wanted, rtol=1e-3, atol=1e-6, equal_nan=True)

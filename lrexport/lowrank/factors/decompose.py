@@ -83,18 +83,18 @@ def decompose(
     run_once(network, input_shape)  # for its error, where it does not take such an input
     made_plain = (*unwrapping, *make_plain(network, input_shape))
     check_registered(network, lambda: run_once(network, input_shape))
-    found = inspect_layers(network, input_shape, scheme, keep)
-    layers = {name: fact for name, fact in found.items() if isinstance(fact, Factorisable)}
-    dense = {name: fact for name, fact in found.items() if isinstance(fact, Dense)}
+    inspected = inspect_layers(network, input_shape, scheme, keep)
+    layers = {name: fact for name, fact in inspected.items() if isinstance(fact, Factorisable)}
+    dense = {name: fact for name, fact in inspected.items() if isinstance(fact, Dense)}
     params = sum(parameter.numel() for parameter in network.parameters())
     if total_macs is None:  # before the weights become products, which are no work of the network's
         total_macs = count_torch_macs(network, input_shape).total
     for layer in layers.values():
         first, *tied = layer.modules(network)
         svd_form.attach(first, layer.scheme, tied)
-    counted = sum(fact.dense_macs for fact in found.values())
+    counted = sum(fact.dense_macs for fact in inspected.values())
     other_macs = max(0, total_macs - counted)
-    other_params = params - sum(fact.dense_params for fact in found.values())
+    other_params = params - sum(fact.dense_params for fact in inspected.values())
     return SVDNetwork(network, layers, dense, other_macs, other_params, made_plain)
 
 

@@ -92,8 +92,8 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
                 watch_all(hooks)
             svd.network(images)
     return {
-        name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in found.items()}
-        for name, found in sums.items()
+        name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in by_scheme.items()}
+        for name, by_scheme in sums.items()
     }
 
 

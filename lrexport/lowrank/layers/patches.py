@@ -57,8 +57,8 @@ def patches_at(layer: Any, given: Tensor, sizes: tuple[int, ...], numbers: Tenso
         index.append(place.view(shape))
         inside = inside & valid.view(shape)
     # Channels last: the gather then reads whole runs of memory.
-    found = padded.movedim(1, -1).contiguous()[tuple(index)]
-    return (found if inside.all() else found.mul_(inside.unsqueeze(-1))).movedim(-1, 1)
+    patches = padded.movedim(1, -1).contiguous()[tuple(index)]
+    return (patches if inside.all() else patches.mul_(inside.unsqueeze(-1))).movedim(-1, 1)
 
 
 def _rows(values: Tensor, spec: KernelSpec) -> Tensor:

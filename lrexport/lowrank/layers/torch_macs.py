@@ -112,8 +112,8 @@ def _of_network(analysis: Any) -> dict[str, Any]:
             "Its forward must compute tensors from a tensor.",
         ) from error
     within = "network."
-    found = {name.removeprefix(within): count for name, count in counts.items() if name.startswith(within)}
-    return {"": counts[within.rstrip(".")], **found}
+    inside = {name.removeprefix(within): count for name, count in counts.items() if name.startswith(within)}
+    return {"": counts[within.rstrip(".")], **inside}
 
 
 def _product_macs(summed: int) -> _Handle:

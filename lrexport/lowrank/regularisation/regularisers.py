@@ -93,10 +93,10 @@ def losses(
         parts += [orthogonality_strength * _defect(alike) for alike, _ in _batches(sides)]
     if triples and sparsity != "none" and (isinstance(sparsity_strength, Tensor) or sparsity_strength):
         batches = _batches([singular for _, singular, _ in triples])
-        found = torch.cat([_SPARSITY[sparsity](alike).reshape(len(alike), -1).sum(1) for alike, _ in batches])
+        penalties = torch.cat([_SPARSITY[sparsity](alike).reshape(len(alike), -1).sum(1) for alike, _ in batches])
         if isinstance(sparsity_strength, Tensor):
             sparsity_strength = sparsity_strength[[number for _, numbers in batches for number in numbers]]
-        parts.append((sparsity_strength * found).sum())
+        parts.append((sparsity_strength * penalties).sum())
     return torch.stack(parts).sum() if parts else torch.zeros(())
 
 
