@@ -129,14 +129,14 @@ def settle(folder: Path, file: os.stat_result | None, names: frozenset[str]) -> 
 def _read(folder: Path) -> Mark | None:
     path = folder / MARK
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is not a plain file", "Remove it, or choose another folder.")
-    if found.st_size > _MOST_BYTES:
+    if status.st_size > _MOST_BYTES:
         raise InputError(
-            f"{path} has {found.st_size:,} bytes; expected at most {_MOST_BYTES:,}, more than lrexport notes of a run",
+            f"{path} has {status.st_size:,} bytes; expected at most {_MOST_BYTES:,}, more than lrexport notes of a run",
             "It is damaged or not lrexport's: remove it, and the record says which files are lrexport's.",
         )
     head, *lines = path.read_bytes().decode(errors="replace").splitlines() or [""]

@@ -111,19 +111,19 @@ def _load_safetensors(path: Path) -> object:
     import safetensors
     import safetensors.torch
 
-    found = path.stat().st_size
+    size = path.stat().st_size
     with open(path, "rb") as stream:
         prefix = stream.read(8)
         if len(prefix) < 8:
-            raise InputError(f"{path} is truncated: {found} bytes, a safetensors file has at least 8")
+            raise InputError(f"{path} is truncated: {size} bytes, a safetensors file has at least 8")
         (length,) = struct.unpack("<Q", prefix)
         if length > _MAX_HEADER_BYTES:
             raise InputError(
                 f"{path} is no safetensors file: its header claims {format_bytes(length)}, at most 100 MB is allowed",
                 "Weights are read from safetensors or from a PyTorch state dict (.pt, .pth).",
             )
-        if 8 + length > found:
-            raise _truncated(path, 8 + length, found)
+        if 8 + length > size:
+            raise _truncated(path, 8 + length, size)
         raw = stream.read(length)
     if max(raw.count(b","), raw.count(b"["), raw.count(b"{")) > _MAX_HEADER_ITEMS:
         raise InputError(
@@ -143,19 +143,19 @@ def _load_safetensors(path: Path) -> object:
             f"{path} is no valid safetensors file: {strange} has {axes[strange]:,} axes, at most {_MAX_AXES} are read"
         )
     expected = 8 + length + max(ends, default=0)
-    if found < expected:
-        raise _truncated(path, expected, found)
+    if size < expected:
+        raise _truncated(path, expected, size)
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, RuntimeError, ValueError, OverflowError) as error:  # torch's for impossible shapes
         raise InputError(f"{path} is no valid safetensors file: {error}") from error
 
 
-def _truncated(path: Path, expected: int, found: int) -> InputError:
+def _truncated(path: Path, expected: int, size: int) -> InputError:
     previous = sorted(path.parent.glob("checkpoint/*.safetensors"), key=lambda file: file.stat().st_mtime)
     others = [file for file in previous if file.resolve() != path.resolve()]
     hint = f"The last checkpoint beside it is {others[-1]}." if others else "Make or fetch it again."
-    return InputError(f"{path} is truncated: {expected:,} bytes expected, {found:,} found", hint)
+    return InputError(f"{path} is truncated: {expected:,} bytes expected, {size:,} found", hint)
 
 
 def _load_zip_checkpoint(path: Path) -> object:
@@ -232,16 +232,16 @@ def _globals_in_old_format(path: Path) -> list[str]:
 
     The file is four pickles in a row (magic number, version, system, content); the weights come after them.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     with open(path, "rb") as stream:
         try:
             for _ in range(4):
                 for opcode, argument, _position in pickletools.genops(stream):
                     if opcode.name == "GLOBAL":
-                        found.add(str(argument).replace(" ", "."))
+                        names.add(str(argument).replace(" ", "."))
         except ValueError:  # a plain pickle ends earlier
             pass
-    return sorted(name for name in found if not _PLAIN_GLOBALS.fullmatch(name) and name not in HARMLESS)
+    return sorted(name for name in names if not _PLAIN_GLOBALS.fullmatch(name) and name not in HARMLESS)
 
 
 def _not_a_state_dict(path: Path, what: str) -> InputError:

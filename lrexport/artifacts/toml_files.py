@@ -51,13 +51,13 @@ class Settings:
             header = re.match(r"\s*\[+([^\[\]]+)\]", line)
             assignment = re.match(r"\s*((?:[\w.-]|\"[^\"]*\"|'[^']*')+)\s*=", line)
             if header:
-                table = found = _names(header[1])
+                table = keys = _names(header[1])
             elif assignment:
-                found = [*table, *_names(assignment[1])]
+                keys = [*table, *_names(assignment[1])]
             else:
                 continue
-            for depth in range(1, len(found) + 1):
-                lines.setdefault(tuple(found[:depth]), number)
+            for depth in range(1, len(keys) + 1):
+                lines.setdefault(tuple(keys[:depth]), number)
         return lines
 
 

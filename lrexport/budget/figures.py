@@ -100,24 +100,24 @@ def _accuracy(of: Callable[[Facts], float | None]) -> Callable[[Facts, str], Rea
 
 def _latency(of: Callable[[LatencyFacts], float]) -> Callable[[Facts, str], Reading]:
     def read(facts: Facts, target: str) -> Reading:
-        found = facts.latency_ms.get(target)
-        if found is None:
+        latency = facts.latency_ms.get(target)
+        if latency is None:
             return _no_latency(facts, target)
-        value, (low, high) = of(found), _relative_spread(found)
-        return Measured(value, value * low, value * high, found.warning or "")
+        value, (low, high) = of(latency), _relative_spread(latency)
+        return Measured(value, value * low, value * high, latency.warning or "")
 
     return read
 
 
 def _latency_ratio(facts: Facts, target: str) -> Reading:
-    found = facts.latency_ms.get(target)
-    if found is None:
+    latency = facts.latency_ms.get(target)
+    if latency is None:
         return _no_latency(facts, target)
-    if found.ratio is None or found.ratio_iqr is None:
+    if latency.ratio is None or latency.ratio_iqr is None:
         return Missing(
             f"its latency on {target} was measured without the dense network beside it: name that with dense = in the budget"
         )
-    return Measured(found.ratio, *found.ratio_iqr, found.warning or "")
+    return Measured(latency.ratio, *latency.ratio_iqr, latency.warning or "")
 
 
 def _no_latency(facts: Facts, target: str) -> Missing:

@@ -29,9 +29,9 @@ class Comparison:
 
     def read(self, figure: Figure, target: str) -> Reading:
         """A figure of the model itself."""
-        found = figure.read(self.now, target)
+        reading = figure.read(self.now, target)
         gap = self.gaps.get((figure.name, target))
-        return Missing(gap) if gap is not None and isinstance(found, Missing) else found
+        return Missing(gap) if gap is not None and isinstance(reading, Missing) else reading
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Quantity:
 
     def measure(self, subject: Comparison, target: str) -> Reading:
         """Its value for one model, latencies on ``target``."""
-        found = subject.read(self.figure, target)
-        if self.compare is None or isinstance(found, Missing):
-            return found
+        reading = subject.read(self.figure, target)
+        if self.compare is None or isinstance(reading, Missing):
+            return reading
         facts = subject.dense if self.other == "dense" else subject.baseline
         if facts is None:
             return Missing(_NOT_THERE[self.other])
@@ -66,11 +66,11 @@ class Quantity:
         reference = self.figure.read(facts, target)
         if isinstance(reference, Missing):
             return Missing(f"the {self.other} does not have it: {reference.why}")
-        if self.other == "baseline" and _is_unchanged(found, reference, subject.now, facts):
+        if self.other == "baseline" and _is_unchanged(reading, reference, subject.now, facts):
             return Measured(0.0, 0.0, 0.0)
         if reference.is_lower_bound:
             return Missing(_of_lower_bound(self.other, reference))
-        return self.compare(found, reference)
+        return self.compare(reading, reference)
 
 
 _NOT_THERE = {

@@ -99,11 +99,11 @@ def _judge_bound(limit: Bound, budget: Budget, subject: Comparison) -> Verdict:
     quantity = limit.quantity
     label = quantity.label + (f" on {budget.target}" if quantity.figure.name.startswith("latency") else "")
     wanted = f"at {'most' if limit.most else 'least'} {limit.text}"
-    found = quantity.measure(subject, budget.target)
-    if isinstance(found, Missing):
-        why_not: Status = "bad input" if found.is_damaged else "not measured"
-        return Verdict(budget.name, limit, why_not, label, wanted, "—", note=found.why, is_judged=False)
-    status = _status(limit, found)
+    measured = quantity.measure(subject, budget.target)
+    if isinstance(measured, Missing):
+        why_not: Status = "bad input" if measured.is_damaged else "not measured"
+        return Verdict(budget.name, limit, why_not, label, wanted, "—", note=measured.why, is_judged=False)
+    status = _status(limit, measured)
     failed = status == "failed"
     return Verdict(
         budget=budget.name,
@@ -111,11 +111,11 @@ def _judge_bound(limit: Bound, budget: Budget, subject: Comparison) -> Verdict:
         status=status,
         label=label,
         wanted=wanted,
-        found=_shown(limit, found),
-        over=_overshoot(limit, found) if failed else "",
-        note=_why(found, status),
-        value=None if found.is_lower_bound else found.value,
-        at_least=found.value if found.is_lower_bound else None,
+        found=_shown(limit, measured),
+        over=_overshoot(limit, measured) if failed else "",
+        note=_why(measured, status),
+        value=None if measured.is_lower_bound else measured.value,
+        at_least=measured.value if measured.is_lower_bound else None,
         is_judged=status != "not measured",
         limit_value=limit.value,
         unit=quantity.unit,
@@ -138,37 +138,37 @@ def _judge_operators(limit: Operators, budget: Budget, subject: Comparison) -> V
     return Verdict(budget.name, limit, "failed", label, wanted, ", ".join(wrong))
 
 
-def _status(limit: Bound, found: Measured) -> Status:
-    past, within = found.low > limit.value, found.high <= limit.value
+def _status(limit: Bound, measured: Measured) -> Status:
+    past, within = measured.low > limit.value, measured.high <= limit.value
     if not limit.most:
-        past, within = found.high < limit.value, found.low >= limit.value
+        past, within = measured.high < limit.value, measured.low >= limit.value
     if past:
         return "failed"
-    if found.is_lower_bound:
+    if measured.is_lower_bound:
         return "not measured"
-    return "passed" if within and not found.doubt else "inconclusive"
+    return "passed" if within and not measured.doubt else "inconclusive"
 
 
-def _shown(limit: Bound, found: Measured) -> str:
+def _shown(limit: Bound, measured: Measured) -> str:
     """The value, to the last digit where it would otherwise look like the limit, and its interval where it has one."""
     show = limit.quantity.show
-    text = show(found.value)
-    if text == show(limit.value) and found.value != limit.value and found.value == round(found.value):
-        text = f"{found.value:,.0f} {limit.quantity.unit}"
-    if found.exact:
+    text = show(measured.value)
+    if text == show(limit.value) and measured.value != limit.value and measured.value == round(measured.value):
+        text = f"{measured.value:,.0f} {limit.quantity.unit}"
+    if measured.exact:
         return text
-    return f"{text} or more" if found.is_lower_bound else f"{text} ({show(found.low)} to {show(found.high)})"
+    return f"{text} or more" if measured.is_lower_bound else f"{text} ({show(measured.low)} to {show(measured.high)})"
 
 
-def _overshoot(limit: Bound, found: Measured) -> str:
-    difference = abs(found.value - limit.value)
+def _overshoot(limit: Bound, measured: Measured) -> str:
+    difference = abs(measured.value - limit.value)
     # A share of a size says more than bytes alone; a share of a share says nothing.
     plain = limit.quantity.unit not in ("ratio", "fraction", "") and limit.value
     return limit.quantity.show_difference(difference) + (f" ({_percent(difference / limit.value)})" if plain else "")
 
 
-def _why(found: Measured, status: Status) -> str:
-    doubt = found.doubt.removeprefix("inconclusive: ")
+def _why(measured: Measured, status: Status) -> str:
+    doubt = measured.doubt.removeprefix("inconclusive: ")
     if status == "inconclusive":
         return doubt or "the limit lies within the interquartile range: measure more rounds, on a quieter machine"
     return doubt if status in ("failed", "not measured") else ""

@@ -74,8 +74,8 @@ def gather_facts(path: Path, how: How | None = None, dense: Path | None = None) 
         if record is not None:
             looked = _look_at_run(run, name, record, now, how)
         else:
-            found = (now or pool.submit(how.survey, path)).result()
-            looked = Gathered(_facts(found, how), path, files=found.files, notes=tuple(found.notes))
+            surveyed = (now or pool.submit(how.survey, path)).result()
+            looked = Gathered(_facts(surveyed, how), path, files=surveyed.files, notes=tuple(surveyed.notes))
     if other is not None:
         looked = replace(looked, dense=other.result().facts, dense_file=dense)
     return looked
@@ -115,8 +115,8 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
     files: tuple[Path, ...] = ()
     if name in record.files:
         file = record.check(run, name)
-        found = counting.result() if counting else how.survey(file)
-        counted, files = _facts(found, how), found.files
+        surveyed = counting.result() if counting else how.survey(file)
+        counted, files = _facts(surveyed, how), surveyed.files
     dense = None
     if record.results.dense:
         counts_dense = how.shapes and DENSE_ONNX in record.files  # the record has its MACs at the run's own sizes
@@ -135,15 +135,15 @@ def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
         params=result.params,
         accuracy=_accuracy(result),
         latency_ms={
-            target: latency(found.model_dump(), machine_of(record.environment_of(target)))
-            for target, found in result.latency_ms.items()
+            target: latency(measured.model_dump(), machine_of(record.environment_of(target)))
+            for target, measured in result.latency_ms.items()
         },
     )
 
 
 def _accuracy(result: Result) -> AccuracyFacts | None:
-    found = result.accuracy
-    return AccuracyFacts(found.top1, found.top5, found.n) if found else None
+    accuracy = result.accuracy
+    return AccuracyFacts(accuracy.top1, accuracy.top5, accuracy.n) if accuracy else None
 
 
 def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> LatencyFacts:
@@ -162,17 +162,17 @@ def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> LatencyFa
     )
 
 
-def _facts(found: Survey, how: How) -> Facts:
+def _facts(surveyed: Survey, how: How) -> Facts:
     return Facts(
-        bytes=found.bytes,
-        gzip_bytes=gzip_bytes(found.files) if how.with_gzip else None,
-        macs=found.cost.macs,
-        params=found.cost.params,
-        opset=found.opset,
-        operators=found.operators,
-        uncounted=found.cost.uncounted,
-        layers=_layers(found),
-        graph=found.structure,
+        bytes=surveyed.bytes,
+        gzip_bytes=gzip_bytes(surveyed.files) if how.with_gzip else None,
+        macs=surveyed.cost.macs,
+        params=surveyed.cost.params,
+        opset=surveyed.opset,
+        operators=surveyed.operators,
+        uncounted=surveyed.cost.uncounted,
+        layers=_layers(surveyed),
+        graph=surveyed.structure,
     )
 
 
@@ -188,10 +188,10 @@ def gzip_bytes(files: Iterable[Path]) -> int:
     return total
 
 
-def _layers(found: Survey) -> dict[str, Layer]:
+def _layers(surveyed: Survey) -> dict[str, Layer]:
     """Costs by layer; what has no weight goes by its node's name."""
     layers: dict[str, Layer] = {}
-    for node in found.cost.nodes:
+    for node in surveyed.cost.nodes:
         name = layer_of(node.weight) if node.weight else node.name or node.operator
         sofar = layers.get(name, Layer(0, 0, 0))
         layers[name] = Layer(sofar.macs + node.macs, sofar.params + node.params, sofar.bytes + node.bytes)

@@ -141,9 +141,9 @@ class _Gathering:
     def facts(self) -> dict[str, Facts]:
         """Figures by name of every model and sum that could be looked into."""
         models = {model.name: self.of(model.path, model.budgets[0]) for model in self._subjects.models}
-        found = {name: outcome.facts for name, outcome in models.items() if isinstance(outcome, Gathered)}
+        gathered = {name: outcome.facts for name, outcome in models.items() if isinstance(outcome, Gathered)}
         totals = {each.name: self.total(each) for each in self._subjects.sums}
-        return found | {name: total for name, total in totals.items() if isinstance(total, Facts)}
+        return gathered | {name: total for name, total in totals.items() if isinstance(total, Facts)}
 
 
 def _benches(paths: Sequence[Path]) -> list[Bench]:

@@ -29,7 +29,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    found = verdict.explanation
+    explained = verdict.explanation
     return {
         "budget": verdict.budget,
         "key": verdict.limit.key,
@@ -44,7 +44,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "at_least": verdict.at_least,
         "limit": verdict.limit_value,
         "unit": verdict.unit or None,
-        "layers_grew": found.grew if found else None,
-        "layers_unit": found.share.unit if found else None,
-        "layers": [asdict(layer) for layer in found.layers] if found else [],
+        "layers_grew": explained.grew if explained else None,
+        "layers_unit": explained.share.unit if explained else None,
+        "layers": [asdict(layer) for layer in explained.layers] if explained else [],
     }

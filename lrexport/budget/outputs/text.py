@@ -54,17 +54,17 @@ def headline(verdict: Verdict, escape: Callable[[str], str] = plain) -> str:
     return f"{label}: {', '.join(parts)}" + (f"; {note}" if note else "")
 
 
-def explanation(found: Explanation, escape: Callable[[str], str] = plain) -> str:
+def explanation(explained: Explanation, escape: Callable[[str], str] = plain) -> str:
     """``grew since the baseline: conv1 12 KB → 30 KB; …``, or the largest layers."""
 
     def change(layer: LayerChange) -> str:
-        if not found.grew:
-            return f"{escape(layer.name)} {found.share.show(layer.now)}"
-        before = "new" if layer.before is None else found.share.show(layer.before)
-        return f"{escape(layer.name)} {before} → {found.share.show(layer.now)}"
+        if not explained.grew:
+            return f"{escape(layer.name)} {explained.share.show(layer.now)}"
+        before = "new" if layer.before is None else explained.share.show(layer.before)
+        return f"{escape(layer.name)} {before} → {explained.share.show(layer.now)}"
 
-    what = "layers that grew since the baseline" if found.grew else "largest layers"
-    return f"{what}, in {found.share.unit}: {'; '.join(change(layer) for layer in found.layers)}"
+    what = "layers that grew since the baseline" if explained.grew else "largest layers"
+    return f"{what}, in {explained.share.unit}: {'; '.join(change(layer) for layer in explained.layers)}"
 
 
 def _details(checked: Checked, verdict: Verdict) -> list[str]:
