@@ -99,14 +99,16 @@ def _conditions(subject: ReportedRun, target: str) -> dict[str, Any]:
 
 def _dense_networks(subjects: Sequence[ReportedRun]) -> list[tuple[str, Result, list[ReportedRun]]]:
     """The different dense networks with a name, and the runs that are compared with each."""
-    found: dict[tuple[str, int, float], list[ReportedRun]] = {}
+    runs_of: dict[tuple[str, int, float], list[ReportedRun]] = {}
     for subject in subjects:
         if subject.dense.accuracy is not None:
             key = (subject.record.model.source, subject.dense.macs, subject.dense.accuracy.top1)
-            found.setdefault(key, []).append(subject)
-    sources = [source for source, *_ in found]
-    names = [f"dense {key[0]}" + (f" of {same[0].name}" if sources.count(key[0]) > 1 else "") for key, same in found.items()]
-    return [(visible(name), same[0].dense, same) for name, same in zip(names, found.values(), strict=True)]
+            runs_of.setdefault(key, []).append(subject)
+    sources = [source for source, *_ in runs_of]
+    names = [
+        f"dense {key[0]}" + (f" of {same[0].name}" if sources.count(key[0]) > 1 else "") for key, same in runs_of.items()
+    ]
+    return [(visible(name), same[0].dense, same) for name, same in zip(names, runs_of.values(), strict=True)]
 
 
 def _scored_differently(subjects: Sequence[ReportedRun]) -> str:
@@ -121,8 +123,8 @@ def _scored_differently(subjects: Sequence[ReportedRun]) -> str:
 
 
 def _images(subject: ReportedRun) -> str:
-    found = subject.compressed.accuracy
-    return f"{found.n} {found.split} images of {data_name(subject.record)}" if found else ""
+    accuracy = subject.compressed.accuracy
+    return f"{accuracy.n} {accuracy.split} images of {data_name(subject.record)}" if accuracy else ""
 
 
 def _top1(result: Result) -> float:

@@ -34,9 +34,9 @@ def headlines(record: Record) -> list[Headline]:
     left_out = sorted({*dense.uncounted, *small.uncounted})
     warning = visible(f"MACs of {', '.join(left_out)} are not counted") if left_out else ""
     share = format_macs_share(small.macs, dense.macs, (small.uncounted, dense.uncounted))
-    found = [Headline("MACs", share, f"{figures}, counted {counted}", warning), _file(dense, small)]
-    found += _latencies(dense, small)
-    return [*found, _accuracy(dense, small)]
+    lines = [Headline("MACs", share, f"{figures}, counted {counted}", warning), _file(dense, small)]
+    lines += _latencies(dense, small)
+    return [*lines, _accuracy(dense, small)]
 
 
 def goal_text(record: Record) -> str:
@@ -53,7 +53,7 @@ def _file(dense: Result, small: Result) -> Headline:
 
 
 def _latencies(dense: Result, small: Result) -> list[Headline]:
-    found = []
+    lines = []
     for target, new in small.latency_ms.items():
         old = dense.latency_ms.get(target)
         if old is None or new.ratio is None:
@@ -61,8 +61,8 @@ def _latencies(dense: Result, small: Result) -> list[Headline]:
         threads = f"{new.threads} thread{'s' * (new.threads != 1)}"
         detail = f"{format_ms(old.p50)} → {format_ms(new.p50)}, median on {visible(target)}, {threads}"
         slower = "slower than the dense network" if new.ratio > 1 else ""
-        found.append(Headline("Latency", f"{new.ratio:.2f}×", detail, visible(new.warning or slower)))
-    return found or [Headline("Latency", NOT_MEASURED, "lrexport onnx RUN measures it")]
+        lines.append(Headline("Latency", f"{new.ratio:.2f}×", detail, visible(new.warning or slower)))
+    return lines or [Headline("Latency", NOT_MEASURED, "lrexport onnx RUN measures it")]
 
 
 def _accuracy(dense: Result, small: Result) -> Headline:

@@ -85,8 +85,8 @@ def _change(network: Result, float32: Result | None) -> str:
 
 
 def _share_in_int8(network: Result) -> str:
-    found = network.quantisation
-    return f"{100 * found.int8_macs / network.macs:.1f} %" if found and network.macs else ""
+    quantisation = network.quantisation
+    return f"{100 * quantisation.int8_macs / network.macs:.1f} %" if quantisation and network.macs else ""
 
 
 def _bytes(network: Result, dense: Result) -> tuple[str, str]:
@@ -96,7 +96,7 @@ def _bytes(network: Result, dense: Result) -> tuple[str, str]:
 
 
 def _latency(network: Result, target: str) -> tuple[str, str]:
-    found = network.latency_ms.get(target)
-    if found is None or found.ratio is None:
+    latency = network.latency_ms.get(target)
+    if latency is None or latency.ratio is None:
         return "", ""
-    return format_ms(found.p50), f"{found.ratio:.2f}×" + (" slower!" if found.ratio > 1 else "")
+    return format_ms(latency.p50), f"{latency.ratio:.2f}×" + (" slower!" if latency.ratio > 1 else "")

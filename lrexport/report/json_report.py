@@ -55,16 +55,16 @@ def _layers(subject: ReportedRun) -> dict[str, Any]:
     rows = layer_tables.rows_of(subject)
     costs = {cost.name: cost for cost in layer_tables.costs_of(subject, rows)}
     times = costs["Time"]
-    found = {}
+    layers = {}
     for i, (name, row) in enumerate(zip(subject.record.plan, rows, strict=True)):
         spectrum = asdict(row.spectrum) if row.spectrum else None
-        found[name] = {
+        layers[name] = {
             **entry_to_json(row.facts),
             "dense_ms": times.dense[i],
             "ms": times.compressed[i],
             "spectrum": spectrum,
         }
-    return found
+    return layers
 
 
 def _share(part: int | None, whole: int | None) -> float | None:

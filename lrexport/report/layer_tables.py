@@ -74,10 +74,10 @@ def costs_of(subject: ReportedRun, rows: Sequence[Row]) -> list[Cost]:
     counted = "MACs of one input, counted layer by layer on the torch network."
     stored = f"{BYTES_PER_PARAMETER} bytes a parameter (float32), without what the ONNX file holds beside them."
     costs = [Cost("MACs", "MACs", *macs, format_count, counted), Cost("Bytes", "bytes", *size, format_bytes, stored)]
-    found = profiled(subject)
-    if found is None:
+    timed = profiled(subject)
+    if timed is None:
         return [*costs, Cost("Time", "milliseconds", (None,) * len(rows), (None,) * len(rows), format_ms, "")]
-    target, dense, compressed = found
+    target, dense, compressed = timed
     names = list(subject.record.plan)
     times = [tuple((latency.layers_ms or {}).get(name) for name in names) for latency in (dense, compressed)]
     others = [(latency.layers_ms or {}).get("") for latency in (dense, compressed)]
@@ -134,8 +134,8 @@ def spectrum_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         if row.spectrum is None:
             continue
-        found = [row.spectrum.dense] + ([row.spectrum.trained] if row.spectrum.trained is not None else [])
-        pairs = [(str(values_for(values, _MOST)), beyond(values, row.rank)) for values in found]
+        spectra = [row.spectrum.dense] + ([row.spectrum.trained] if row.spectrum.trained is not None else [])
+        pairs = [(str(values_for(values, _MOST)), beyond(values, row.rank)) for values in spectra]
         pairs += [(UNKNOWN, UNKNOWN)] * (2 - len(pairs))
         cut = "whole" if row.rank is None else f"{row.rank}/{len(row.spectrum.dense)}"
         cells.append((row.name, cut, pairs[0][0], pairs[1][0], pairs[0][1], pairs[1][1]))

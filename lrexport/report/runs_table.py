@@ -18,13 +18,13 @@ def runs_table(subjects: Sequence[ReportedRun]) -> Table:
     """A line a run: its model, and its ratios to its own dense network."""
     rows = []
     for subject in subjects:
-        found: dict[str, str] = {}
+        values: dict[str, str] = {}
         for line in headlines(subject.record):
             spoilt = (
                 f" ({line.warning.partition(':')[0]})" if line.warning else ""
             )  # inconclusive, say; the run has the rest
-            found.setdefault(line.label, line.value + spoilt)
-        rows.append((visible(subject.name), visible(subject.record.model.source), *(found[kind] for kind in _KINDS)))
+            values.setdefault(line.label, line.value + spoilt)
+        rows.append((visible(subject.name), visible(subject.record.model.source), *(values[kind] for kind in _KINDS)))
     on = {"onnx": "the exported graph", "torch": "the torch network"}
     counted = " or ".join(sorted({on[one.compressed.macs_counted_on] for one in subjects}))
     caption = f"Each run's ratios are to its own dense network; MACs of one input, counted on {counted}."

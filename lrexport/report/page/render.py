@@ -79,10 +79,10 @@ class RunView:
 class _Figures:
     """What page.js draws, by the id of its place."""
 
-    found: dict[str, charts.Figure] = field(default_factory=dict)
+    by_id: dict[str, charts.Figure] = field(default_factory=dict)
 
     def chart(self, id: str, figure: charts.Figure, alt: str, table: Table | None = None, choice: str = "") -> Chart:
-        self.found[id] = figure
+        self.by_id[id] = figure
         return Chart(id, alt, table, choice)
 
 
@@ -99,7 +99,7 @@ def render(subjects: Sequence[ReportedRun], version: str) -> str:
         policy=policy,
         style=_own("page.css"),
         scripts=scripts,
-        figures=_embedded(figures.found),
+        figures=_embedded(figures.by_id),
         runs=runs,
         comparison=comparison,
         runs_table=runs_table(subjects) if len(runs) > 1 else None,
@@ -232,7 +232,7 @@ def _ranks(rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Sect
 
 def _costs(subject: ReportedRun, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
     place, costs = f"{id}-costs", layer_tables.costs_of(subject, rows)
-    found = [
+    shown = [
         figures.chart(
             f"{place}-{cost.name.lower()}",
             charts.cost_figure(rows, cost),
@@ -244,7 +244,7 @@ def _costs(subject: ReportedRun, rows: Sequence[layer_tables.Row], id: str, figu
     ]
     missing = "" if costs[-1].is_known else "Time by layer was not measured: lrexport onnx RUN measures it."
     text = "What each layer costs, dense beside compressed; both convolutions of a pair together."
-    return Section(place, "Cost by layer", text, tuple(found), layer_tables.cost_table(rows, costs), missing)
+    return Section(place, "Cost by layer", text, tuple(shown), layer_tables.cost_table(rows, costs), missing)
 
 
 def _training(subject: ReportedRun, id: str, figures: _Figures) -> Section:
@@ -261,7 +261,7 @@ def _training(subject: ReportedRun, id: str, figures: _Figures) -> Section:
         "Held-out images are training images that served every choice, never test images. Losses of different stages have "
     )
     text += f"different terms.{_elsewhere(subject)}{unread}"
-    found = (
+    shown = (
         figures.chart(
             f"{place}-top1",
             charts.training_figure(curves, "heldout_top1"),
@@ -272,7 +272,7 @@ def _training(subject: ReportedRun, id: str, figures: _Figures) -> Section:
             f"{place}-loss", charts.training_figure(curves, "loss"), "Loss over epochs, stage by stage.", choice="Loss"
         ),
     )
-    return Section(place, "Training", text, found, training_table(curves))
+    return Section(place, "Training", text, shown, training_table(curves))
 
 
 def _elsewhere(subject: ReportedRun) -> str:
