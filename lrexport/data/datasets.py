@@ -168,8 +168,8 @@ def _collect(source: str, dataset: Any, input_shape: Shape) -> ArraySet:
                 "A dataset gives (uint8 image (C, H, W), label) for every index.",
             ) from error
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != input_shape:
-            found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise InputError(f"image {index} of {source} is {found}, uint8 {input_shape} was wanted")
+            returned = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise InputError(f"image {index} of {source} is {returned}, uint8 {input_shape} was wanted")
         images.append(image)
     if not images:
         raise InputError(f"{source} has no images")

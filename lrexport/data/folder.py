@@ -59,13 +59,13 @@ def _classes(root: Path) -> list[str]:
 
 
 def _list(root: Path, classes: list[str]) -> Files:
-    found: Files = []
+    files: Files = []
     for label, name in enumerate(classes):
         images = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
         if not images:
             raise InputError(f"class folder {root / name} has no images", f"Known endings: {', '.join(sorted(_SUFFIXES))}")
-        found += [(path, label) for path in images]
-    return found
+        files += [(path, label) for path in images]
+    return files
 
 
 def _check_classes(root: Path, classes: list[str], images: ImageSet) -> None:

@@ -113,10 +113,10 @@ class ArraySet:
         return replace(self, images=self.images.to(device))
 
     def digest(self) -> str:
-        found = hashlib.sha256(repr((self.mean, self.std, tuple(self.images.shape))).encode())
-        found.update(self.images.cpu().contiguous().numpy().data)
-        found.update(self.labels.cpu().contiguous().numpy().data)
-        return found.hexdigest()
+        digest = hashlib.sha256(repr((self.mean, self.std, tuple(self.images.shape))).encode())
+        digest.update(self.images.cpu().contiguous().numpy().data)
+        digest.update(self.labels.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 class Normalisation:

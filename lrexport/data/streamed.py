@@ -97,10 +97,10 @@ class StreamedSet:
 
     def digest(self) -> str:
         """Of names, sizes and labels: to read every image would take hours."""
-        found = hashlib.sha256(repr(self.input_shape).encode())
+        digest = hashlib.sha256(repr(self.input_shape).encode())
         for path, label in self.files:
-            found.update(os.fsencode(f"{path.parent.name}/{path.name} {size_of(path)} {label}\n"))
-        return found.hexdigest()
+            digest.update(os.fsencode(f"{path.parent.name}/{path.name} {size_of(path)} {label}\n"))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ class Checkpoints:
     def load(self) -> StageState | None:
         """The last whole state, None where there is none."""
         for path in sorted(self.folder.glob(f"{self.stage}-[0-9]*{_SUFFIX}"), reverse=True):
-            found = _read_whole(path)
-            if found is None:
+            whole = _read_whole(path)
+            if whole is None:
                 continue
-            held, numbers = found
+            held, numbers = whole
             best = None
             if numbers["best"] is not None:
                 kept = _read_whole(self.folder / numbers["best"])
@@ -164,9 +164,9 @@ class Checkpoints:
     def finished(self) -> dict[str, Tensor] | None:
         """The weights that the stage ended with, None where it has not."""
         for path in self.folder.glob(f"{self.stage}-done.*{_SUFFIX}"):
-            found = _read_whole(path)
-            if found is not None:
-                return found[0]
+            whole = _read_whole(path)
+            if whole is not None:
+                return whole[0]
         return None
 
     def _write(self, name: str, held: Mapping[str, Tensor], numbers: dict[str, Any]) -> str:

@@ -107,9 +107,9 @@ def check_same_images(fabric: Fabric, digest: str | None) -> None:
     """Raise InputError, in all processes, where the ``digest`` of what one trains on is not that of the first."""
     if fabric.world_size == 1:
         return
-    found: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(found, digest)
-    others = [str(process) for process, other in enumerate(found) if other != found[0]]
+    digests: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(digests, digest)
+    others = [str(process) for process, other in enumerate(digests) if other != digests[0]]
     if others:
         raise InputError(
             f"the training images of process {', '.join(others)} are not those of process 0",
@@ -144,9 +144,9 @@ def _failures(failure: Exception | None, fabric: Fabric) -> list[tuple[int, str]
         mine = failure.exit_code, failure.message
     elif failure is not None:
         mine = DeviceError.exit_code, f"{type(failure).__name__}: {failure}"
-    found: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(found, mine)
-    return found
+    failures: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(failures, mine)
+    return failures
 
 
 def with_float64(device: torch.device) -> torch.device:

@@ -249,8 +249,8 @@ class StageRun:
     def _most(self, asked: Tensor) -> Tensor:
         """The largest over the processes."""
         most: Any = self.fabric.all_reduce(asked.to(self.fabric.device), reduce_op="max")
-        found: Tensor = most.cpu()
-        return found
+        largest: Tensor = most.cpu()
+        return largest
 
     def _rate(self, epoch: int, step: int) -> float:
         return self.stage.rate((epoch + step / self.steps) / self.stage.epochs)

@@ -199,9 +199,9 @@ def _export(
     update |= {"bytes": done.bytes, "latency_ms": {}}
     if test is not None:
         # The test images serve no choice here: the same ones tell whether the file is the network.
-        found = score_onnx(path, test, "test")
-        check_same_accuracy(path, score(network, test, torch.device("cpu"), "test"), found)
-        update["accuracy"] = found
+        accuracy = score_onnx(path, test, "test")
+        check_same_accuracy(path, score(network, test, torch.device("cpu"), "test"), accuracy)
+        update["accuracy"] = accuracy
     exported = FileExported(
         file=path.name,
         bytes=done.bytes,
