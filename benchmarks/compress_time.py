@@ -19,7 +19,8 @@ import torch
 from common import interleaved, machine, write_markdown
 from torch import Tensor, nn
 
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Macs
 from lrexport.events import ignore_events
 from lrexport.lowrank.eligibility.factorisable import Factorisable
 from lrexport.lowrank.eligibility.inspection import inspect_layers
@@ -58,12 +59,12 @@ def steps(model: str) -> dict[str, Callable[[], None]]:
 
     def core() -> None:
         svd = decompose(copy.deepcopy(network), recipe.input_shape)
-        selection = select(svd, macs=MACS)
-        fold(svd, selection.plan, selection.truncations)
+        selection = select(svd, Macs(MACS))
+        fold(svd, selection)
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            config = CompressConfig(TrainConfig(model=model, device="cpu"), Goal(macs=MACS))
+            config = CompressConfig(TrainConfig(model=model, device="cpu"), Macs(MACS))
             pipeline.compress(RunRequest(config, Path(scratch) / "run", ignore_events))
 
     return {"bare": bare, "core": core, "whole": whole}

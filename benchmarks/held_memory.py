@@ -20,6 +20,7 @@ import torch
 from common import machine, write_markdown
 from step_time import CASES, stepper
 
+from lrexport.config.goals import Macs
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.selection.select import select
@@ -40,7 +41,7 @@ def one(case: int, low_rank: bool, held: bool, threads: int) -> dict[str, float]
     network = resolve(model, shape).build()
     if low_rank:
         svd = decompose(network, shape)
-        network = fold(svd, select(svd, macs=_SHARE).plan)
+        network = fold(svd, select(svd, Macs(_SHARE)).plan)
     images = torch.randn(batch, *shape).contiguous(memory_format=torch.channels_last)
     step, taken = stepper(network, None, images, torch.randint(0, 10, (batch,))), []
     for number in range(_WARM_UP_STEPS + _STEPS):

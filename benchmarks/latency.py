@@ -20,15 +20,19 @@ from typing import Any
 import torch
 from common import machine, write_markdown
 
+from lrexport.config.goals import Macs
 from lrexport.events import ignore_events
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import every_scheme_of
-from lrexport.lowrank.factors.truncation import Truncations, truncations
+from lrexport.lowrank.factors.truncation import Selection, Truncations, truncations
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
+from lrexport.lowrank.selection.by_latency import within_latency
 from lrexport.lowrank.selection.costs import plan_macs
-from lrexport.lowrank.selection.select import Selection, at_threshold, first_true, select, within, within_latency
+from lrexport.lowrank.selection.select import select
+from lrexport.lowrank.selection.threshold import at_threshold, first_true
+from lrexport.lowrank.selection.within_budget import within
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import MeasuringJob
@@ -76,7 +80,7 @@ def half_the_macs(svd: SVDNetwork, found: Truncations, speed: Speed) -> Selectio
 
 
 def row(svd: SVDNetwork, speed: Speed, name: str, selection: Selection) -> dict[str, Any]:
-    confirmed = speed.confirm(selection.plan, fold(svd, selection.plan, selection.truncations))
+    confirmed = speed.confirm(selection.plan, fold(svd, selection))
     macs = plan_macs(svd, selection.plan) / svd.dense_macs
     pairs = [layer for layer in selection.plan.values() if isinstance(layer, Pair)]
     worst = max((1 - layer.energy_kept for layer in pairs), default=0.0)
@@ -115,11 +119,11 @@ def measure(model: str, weights: Path, threads: int) -> dict[str, Any]:
         table_s, options = time.perf_counter() - began, len(times.times)
         speed = measure_speed(svd, shape, every_scheme_of(svd), times, ignore_events)
     rows = [row(svd, speed, name, selection) for name, selection in plans(svd, speed)]
-    naive = select(svd, macs=0.5, rule="threshold")
+    naive = select(svd, Macs(0.5), rule="threshold")
     rows.append(row(svd, speed, "naive spatial, macs 0.5", naive))
     keeping: list[dict[str, Any]] = []
     if model == "resnet20":
-        plain = select(svd, macs=NAIVE_MACS, rule="threshold")
+        plain = select(svd, Macs(NAIVE_MACS), rule="threshold")
         assert plain.threshold is not None
         found = truncations(svd, schemes=every_scheme_of(svd))
         keeping = [
@@ -144,7 +148,7 @@ def repeated(svd: SVDNetwork, shape: tuple[int, ...], threads: int) -> list[floa
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{name}.onnx" for name in ("dense", "model")}
         export_onnx(fold(svd, {}), paths["dense"], shape)
-        export_onnx(fold(svd, select(svd, macs=0.5, rule="threshold").plan), paths["model"], shape)
+        export_onnx(fold(svd, select(svd, Macs(0.5), rule="threshold").plan), paths["model"], shape)
         measured = (measure_latency(paths, "dense", MeasuringJob((), 100, threads))["model"].ratio for _ in range(3))
         return [ratio for ratio in measured if ratio is not None]
 

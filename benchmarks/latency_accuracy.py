@@ -17,7 +17,8 @@ from typing import Any
 from common import machine, write_markdown
 
 import lrexport
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Goal, Latency, Macs
 from lrexport.events import ignore_events
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import own_schemes_of
@@ -40,13 +41,13 @@ def config(options: argparse.Namespace, goal: Goal, target: str | None) -> Compr
 
 def share_of_macs(options: argparse.Namespace, ratio: float) -> tuple[float, float]:
     """The share of MACs whose plan by MACs alone is measured nearest to ``ratio`` of the dense latency, and that."""
-    made = config(options, Goal(macs=0.5), None)
+    made = config(options, Macs(0.5), None)
     recipe, svd, _ = load_for_planning(made.train, None, [])
     speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
     low, high, best = 0.05, 1.0, (1.0, 1.0)
     for _ in range(7):
         share = (low + high) / 2
-        plan = select(svd, macs=share).plan  # ranks differ a little from those weighted by data, latency hardly
+        plan = select(svd, Macs(share)).plan  # ranks differ a little from those weighted by data, latency hardly
         found = speed.confirm(plan, fold(svd, plan)).ratio
         best = min(best, (share, found), key=lambda each: abs(each[1] - ratio))
         low, high = (low, share) if found > ratio else (share, high)
@@ -82,11 +83,11 @@ def main() -> None:
     rows = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
 
     with tempfile.TemporaryDirectory() as folder:
-        fast = pipeline.compress(RunRequest(config(options, Goal(latency=0.5), "local"), Path(folder) / "fast", print))
+        fast = pipeline.compress(RunRequest(config(options, Latency(0.5), "local"), Path(folder) / "fast", print))
         assert fast.planned_latency is not None
         share, _ = share_of_macs(options, fast.planned_latency.ratio)
-        plain = pipeline.compress(RunRequest(config(options, Goal(macs=share), None), Path(folder) / "plain", print))
-        recipe, svd, _ = load_for_planning(config(options, Goal(macs=share), None).train, None, [])
+        plain = pipeline.compress(RunRequest(config(options, Macs(share), None), Path(folder) / "plain", print))
+        recipe, svd, _ = load_for_planning(config(options, Macs(share), None).train, None, [])
         speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
 
         plain.planned_latency = speed.confirm(plain.plan, lrexport.load(Path(folder) / "plain"))

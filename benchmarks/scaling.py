@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from common import interleaved, machine, write_markdown
 from torch import nn
 
+from lrexport.config.goals import Macs
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.svd_form import cut
 from lrexport.lowrank.regularisation.regularisers import losses
@@ -40,7 +41,7 @@ WAYS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 proces
 
 def cut_to(svd: SVDNetwork, share: float) -> None:
     """Cut the layers to the ranks of the plan at this share of the MACs."""
-    selection = select(svd, macs=share)
+    selection = select(svd, Macs(share))
     for name, planned in selection.plan.items():
         if isinstance(planned, Pair):
             cut(svd.network.get_submodule(name), *selection.truncations[name][planned.scheme].factors(planned.rank))

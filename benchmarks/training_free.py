@@ -28,6 +28,7 @@ import torch
 from common import RESULTS, machine, write_markdown
 from torch import Tensor, nn
 
+from lrexport.config.goals import Macs
 from lrexport.data.datasets import load_data
 from lrexport.data.images import ImageSet, Splits, hold_out
 from lrexport.lowrank.factors.decompose import decompose
@@ -35,7 +36,8 @@ from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import every_scheme_of, input_moments, own_schemes_of
 from lrexport.lowrank.repair.reconstruct import reconstruct
 from lrexport.lowrank.selection.costs import plan_macs
-from lrexport.lowrank.selection.select import Rule, select
+from lrexport.lowrank.selection.problem import Rule
+from lrexport.lowrank.selection.select import select
 from lrexport.networks.building import resolve
 from lrexport.networks.weights import load_weights
 from lrexport.runs import loading
@@ -87,11 +89,11 @@ def compress(
     svd = decompose(network, SHAPE, "auto" if method.every_scheme else "spatial")
     schemes = every_scheme_of(svd) if method.every_scheme else own_schemes_of(svd)
     moments = input_moments(svd, batches, schemes) if method.weighting else None
-    chosen = select(svd, macs=1 / factor, rule=method.rule, moments=moments, every_scheme=method.every_scheme)
-    small = to_fast_layout(fold(svd, chosen.plan, chosen.truncations), SHAPE)
+    chosen = select(svd, Macs(1 / factor), rule=method.rule, moments=moments, every_scheme=method.every_scheme)
+    small = to_fast_layout(fold(svd, chosen), SHAPE)
     if method.reconstruct:
         reconstruct(small, svd, chosen.plan, images)
-    reestimate_batchnorm(small, batchnorm.batches(250, CPU))
+    reestimate_batchnorm(small, (batch for batch, _ in batchnorm.batches(250, CPU)))
     return small, plan_macs(svd, chosen.plan) / svd.dense_macs, time.perf_counter() - began
 
 

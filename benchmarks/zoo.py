@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from common import machine, write_markdown
 from torch import Tensor, nn
 
+from lrexport.config.goals import Macs
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.fold import fold
@@ -141,9 +142,9 @@ def measure(name: str, row: dict[str, Any], input_shape: tuple[int, ...] | None 
     with step(row, "decompose"):
         svd = decompose(network, recipe.input_shape, total_macs=total)
     with step(row, "select"):
-        selection = select(svd, macs=MACS)
+        selection = select(svd, Macs(MACS))
     with step(row, "fold"):
-        folded = fold(svd, selection.plan, selection.truncations)
+        folded = fold(svd, selection)
     row |= {"compress_bytes": peak_bytes(), "factorisable": len(svd.layers), "other_macs": svd.other_macs}
     row |= {"dense_macs": svd.dense_macs, "macs": plan_macs(svd, selection.plan), "notes": selection.warnings}
     row["pairs"] = sum(isinstance(layer, Pair) for layer in selection.plan.values())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrexport.check.asserting import assert_within_budget
+    from lrexport.config.goals import AccuracyDrop, Energy, FromPlan, Latency, Macs, Params, Size
     from lrexport.errors import DeviceError, InputError, LrexportError, UsageError
     from lrexport.formats.onnx import export_onnx
     from lrexport.lowrank.factors.decompose import decompose
@@ -23,6 +24,13 @@ __version__ = "0.1.0"
 
 # Where each public name lives. `import lrexport` itself imports neither torch nor anything else heavy.
 _HOMES = {
+    "Macs": "lrexport.config.goals",
+    "Params": "lrexport.config.goals",
+    "Size": "lrexport.config.goals",
+    "Latency": "lrexport.config.goals",
+    "AccuracyDrop": "lrexport.config.goals",
+    "Energy": "lrexport.config.goals",
+    "FromPlan": "lrexport.config.goals",
     "decompose": "lrexport.lowrank.factors.decompose",
     "losses": "lrexport.lowrank.regularisation.regularisers",
     "input_moments": "lrexport.lowrank.factors.moments",
@@ -40,9 +48,16 @@ _HOMES = {
     "DeviceError": "lrexport.errors",
 }
 __all__ = [
+    "AccuracyDrop",
     "DeviceError",
+    "Energy",
+    "FromPlan",
     "InputError",
+    "Latency",
     "LrexportError",
+    "Macs",
+    "Params",
+    "Size",
     "UsageError",
     "assert_within_budget",
     "decompose",

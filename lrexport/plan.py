@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+from lrexport.errors import InputError
 
 Scheme = Literal["spatial", "channel", "input-channel", "linear"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -51,7 +54,41 @@ class Dense(_Strict):
     shape: tuple[int, ...] = ()
 
 
-Plan = dict[str, Pair | Dense]
+class Plan(dict[str, Pair | Dense]):
+    """For every layer with a weight, by name and in the order of the network, the pair it becomes, or dense and why."""
+
+    def to_json(self) -> str:
+        """As JSON, which FromPlan and ``--plan`` read from a file, also edited by hand; format: docs/plans.md."""
+        entries = {name: layer.model_dump(mode="json") for name, layer in self.items()}
+        return json.dumps({"digest": digest(self), "plan": entries}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote. Raises InputError for another text, and for a plan that was edited since."""
+        try:
+            written = _Written.model_validate_json(text)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"]))
+            raise InputError(f"invalid plan: {place + ': ' if place else ''}{fault['msg']}") from error
+        if written.digest != digest(written.plan):
+            raise InputError(
+                "the plan was edited after it was written, so its figures are not those of its choices",
+                "lrexport.FromPlan follows an edited plan, and works the figures out for a network.",
+            )
+        return written.plan
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """As a field of a record: a mapping, made a plan."""
+        return core_schema.no_info_after_validator_function(cls, handler.generate_schema(dict[str, Pair | Dense]))
+
+
+class _Written(BaseModel):
+    """What a plan is written as."""
+
+    digest: str
+    plan: Plan
 
 
 class PlannedLatency(_Strict):

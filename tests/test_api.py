@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lrexport as api
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Macs
 from lrexport.errors import InputError
 from lrexport.events import ignore_events
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
@@ -84,10 +85,10 @@ def test_the_api_and_the_command_make_the_same_plan_of_the_same_macs(kind: str, 
     network = mixed(kind).eval()
     total = count_torch_macs(network, SHAPE).total
     svd = api.decompose(network, SHAPE)
-    chosen = api.select(svd, macs=0.75)
+    chosen = api.select(svd, api.Macs(0.75))
     model = f"{__name__}:mixed?kind={kind.replace(' ', '_')}"
     # The exporter refuses fused attention of three axes, which the plan does not depend on.
-    config = CompressConfig(TrainConfig(model, device="cpu", export_check=kind != "fused attention"), Goal(macs=0.75))
+    config = CompressConfig(TrainConfig(model, device="cpu", export_check=kind != "fused attention"), Macs(0.75))
     of_command, planned = plan_only(config, lambda _event: None)
     assert svd.dense_macs == of_command.dense_macs == total
     assert chosen.plan == planned.plan

@@ -26,7 +26,7 @@ def test_the_demo_network_is_within_the_budget_in_pyproject(
         shutil.copy(ROOT / name, tmp_path)
     DEFAULT.mkdir()
     network = lrexport.decompose(CifarResNet(20), input_shape=(3, 32, 32), scheme="spatial")
-    plan = lrexport.select(network, macs=0.5).plan
+    plan = lrexport.select(network, lrexport.Macs(0.5)).plan
     lrexport.export_onnx(lrexport.fold(network, plan), DEFAULT / "model.onnx", input_shape=(3, 32, 32))
     code = run(["check", "--json", "-"])
     (model,) = json.loads(capsys.readouterr().out)["models"]

@@ -177,7 +177,7 @@ def _repaired(network: nn.Module, splits: Splits, config: dict[str, Any]) -> dic
 
     before, found = copy.deepcopy(network.state_dict()), {"heldout_top1": heldout()}
     images = draw(splits.train, config["batchnorm_images"], config["seed"])
-    reestimate_batchnorm(network, images.batches(_BATCH, device))
+    reestimate_batchnorm(network, (batch for batch, _ in images.batches(_BATCH, device)))
     found["heldout_top1_after_batchnorm"] = heldout()
     if found["heldout_top1_after_batchnorm"] < found["heldout_top1"]:
         network.load_state_dict(before)

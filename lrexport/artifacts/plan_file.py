@@ -36,6 +36,16 @@ def read_choices(path: Path) -> dict[str, Choice]:
     return {name: choice_of(entry) for name, entry in read_plan(path).entries.items()}
 
 
+def choices_in(plan: str | Path | Mapping[str, Any]) -> dict[str, Choice]:
+    """The choices of a plan in a file, of a run's, or of the plan itself, also as JSON has it.
+
+    Raises InputError as :func:`read_plan` does.
+    """
+    if not isinstance(plan, Mapping):
+        return read_choices(Path(plan))
+    return {name: choice_of(_entry(f"the plan: layer {name!r}", entry)) for name, entry in _layers(plan, "the plan").items()}
+
+
 def read_plan(path: Path) -> PlanFile:
     """The plan in a run's folder, a run.json, what ``compress --dry-run --json`` wrote, or a bare layer → entry mapping.
 
@@ -51,19 +61,26 @@ def read_plan(path: Path) -> PlanFile:
     value = read_json(path, comma, lambda pairs: _no_twice(path, pairs))
     if not isinstance(value, dict):
         raise InputError(f"{path} holds {_shown(value)}, a plan was wanted", f"Write {{LAYER: {_WANTED}, …}}.")
-    # A layer of the user's may be called "plan" too.
-    layers = value["plan"] if "plan" in value and not _is_entry(value["plan"]) else value
-    if not isinstance(layers, dict):
-        raise InputError(f"{path}: plan is {_shown(layers)}, a mapping of layers was wanted")
-    if not layers:
-        hint = "A run that was only trained has none; compress it first." if path.name == RECORD else None
-        raise InputError(f"{path}: the plan is empty", hint)
+    empty = "A run that was only trained has none; compress it first." if path.name == RECORD else None
+    layers = _layers(value, str(path), empty)
     entries = {name: _entry(f"{path}: layer {name!r}", entry) for name, entry in layers.items()}
     return PlanFile(entries, is_run or (layers is not value and value.get("digest") == digest(entries)))
 
 
+def _layers(value: Mapping[str, Any], where: str, hint: str | None = None) -> Mapping[str, Any]:
+    """The entries by layer; a layer of the user's may be called "plan" too."""
+    layers = value["plan"] if "plan" in value and not _is_entry(value["plan"]) else value
+    if not isinstance(layers, Mapping):
+        raise InputError(f"{where}: plan is {_shown(layers)}, a mapping of layers was wanted")
+    if not layers:
+        raise InputError(f"{where}: the plan is empty", hint)
+    return layers
+
+
 def _is_entry(value: Any) -> bool:
     """Whether this is one layer's, and not a mapping of layers, which may be called "scheme" or "dense" themselves."""
+    if isinstance(value, Pair | Dense | PairChoice):
+        return True
     if not isinstance(value, dict):
         return bool(value == "dense")
     scheme = value.get("scheme", "dense")
@@ -80,6 +97,8 @@ def _no_twice(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(where: str, value: Any) -> Entry:
+    if isinstance(value, Pair | Dense | PairChoice):
+        return value
     if value == "dense":
         return "dense"
     if not isinstance(value, dict):

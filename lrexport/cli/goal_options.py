@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import click
@@ -20,10 +19,11 @@ from lrexport.cli.options import (
     target_option,
 )
 from lrexport.cli.training_options import train_config
-from lrexport.config.compression import CompressConfig, Goal
+from lrexport.config.compression import CompressConfig
+from lrexport.config.goals import TYPES, Goal, goal_of
 from lrexport.units import parse_energy
 
-GOALS = tuple(field.name for field in fields(Goal) if field.name != "latency_ms")  # which --latency gives
+GOALS = tuple(name for name in TYPES if name != "latency_ms")  # which --latency gives
 
 
 def goal_options() -> Callable[[Command], Command]:
@@ -82,7 +82,7 @@ def given_goal(options: dict[str, Any]) -> Goal | None:
         here["latency_ms"] = here.pop("latency")[0]
     elif value is not None:
         here["latency"] = value
-    return Goal(**here)
+    return goal_of(here)
 
 
 def nearest_goals(given: dict[str, Any]) -> dict[str, Any]:
@@ -97,5 +97,5 @@ def nearest_goals(given: dict[str, Any]) -> dict[str, Any]:
 
 def compress_config(options: dict[str, Any]) -> CompressConfig:
     """CompressConfig from all options of a compression. Raises UsageError where there is no goal, or more than one."""
-    goal = given_goal(options) or Goal()  # which says that there has to be one
+    goal = given_goal(options) or goal_of({})  # which says that there has to be one
     return CompressConfig(train=train_config(options), goal=goal, **options)

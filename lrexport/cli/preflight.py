@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from lrexport.artifacts import files, run_folder
-from lrexport.artifacts.plan_file import read_choices
+from lrexport.artifacts.plan_file import choices_in
 from lrexport.artifacts.run_files import MODEL, OF_A_SWEEP, RECORD
 from lrexport.cli.asking import agree_to_typed, one_of_several, settle_record
 from lrexport.config.compression import CompressConfig, TrainConfig, check_source, check_trainable, several_need_data
+from lrexport.config.goals import FromPlan
 from lrexport.data import sources
 from lrexport.errors import InputError, UsageError
 from lrexport.networks.names import check_name, is_import_path, parse_model, random_teacher
@@ -22,8 +23,8 @@ def check_compress(config: CompressConfig, source: Path | None, run: Path | None
     Raises UsageError for what contradicts itself or is not known, InputError for what is absent or was not agreed to.
     """
     check_source(config, source)
-    if config.goal.plan is not None:
-        read_choices(config.goal.plan)
+    if isinstance(config.goal, FromPlan):
+        choices_in(config.goal.plan)
     record = check_start(config.train, source)
     if (
         config.train.devices * config.train.nodes > 1

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lrexport.artifacts import files
 from lrexport.artifacts.run_files import DENSE
+from lrexport.config.goals import Budget, Goal, values_of
 from lrexport.config.options import PHASES, TRAINED, Count, Number, Words, about, option
 from lrexport.errors import UsageError
 
@@ -17,38 +18,6 @@ STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-t
 AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
 SCHEMES = Words(("spatial", "channel", "input-channel", "auto"))  # linear layers have a scheme of their kind
 DEFAULT_DENSE_EPOCHS = 20
-
-
-@dataclass(frozen=True)
-class Goal:
-    """Exactly one of the fields.
-
-    ``energy`` is the share that may be dropped per layer; ``macs`` and ``params`` the share of the dense network's to
-    reach; ``size`` the bytes of the ONNX file; ``latency`` the share of the dense network's on the target, ``latency_ms``
-    the milliseconds of one inference there; ``accuracy_drop`` the points of held-out top-1 that pruning may cost;
-    ``plan`` a file or a run that says everything itself.
-    """
-
-    energy: float | None = None
-    macs: float | None = None
-    params: float | None = None
-    size: int | None = None
-    latency: float | None = None
-    latency_ms: float | None = None
-    accuracy_drop: float | None = None
-    plan: Path | None = None
-
-    def __post_init__(self) -> None:
-        if sum(value is not None for value in asdict(self).values()) != 1:
-            choice = (
-                "--macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --energy 1e-2, --accuracy-drop 1 and --plan FILE"
-            )
-            raise UsageError("expected exactly one goal", f"Give one of {choice}.")
-
-    @property
-    def is_latency(self) -> bool:
-        """Whether it is about time on the target."""
-        return self.latency is not None or self.latency_ms is not None
 
 
 @dataclass(frozen=True)
@@ -166,7 +135,7 @@ class CompressConfig:
     baseline_epochs: int | Literal["same"] = option(0, "baseline", needs_data=True)
 
     def __post_init__(self) -> None:
-        if self.goal.macs or self.goal.params or self.goal.is_latency:
+        if isinstance(self.goal, Budget):
             return
         if self.falling_ranks:
             raise UsageError("--falling-ranks requires --macs, --params or --latency", "Give one of them as the goal.")
@@ -176,8 +145,7 @@ class CompressConfig:
 
     def to_record(self) -> dict[str, Any]:
         own = {key: value for key, value in asdict(self).items() if key != "train"}
-        goal = {key: value for key, value in _plain(asdict(self.goal)).items() if value is not None}
-        return {**self.train.to_record(), **own, "goal": goal}
+        return {**self.train.to_record(), **own, "goal": values_of(self.goal)}
 
 
 def check_trainable(config: TrainConfig) -> None:

@@ -46,13 +46,13 @@ def load_compressed(run: Path, record: Record) -> nn.Module:
 
 def load_start(run: Path, record: Record) -> nn.Module:
     """The dense network that compression started from, in eval mode."""
-    return _stored(run, record, DENSE, {})
+    return _stored(run, record, DENSE, Plan())
 
 
 def load_baseline(run: Path, record: Record) -> nn.Module:
     """The dense network of the comparison, in eval mode: trained on where that was asked for, else the start."""
     name = BASELINE if BASELINE in record.files else DENSE
-    return _stored(run, record, name, {})
+    return _stored(run, record, name, Plan())
 
 
 def _stored(run: Path, record: Record, name: str, plan: Plan) -> nn.Module:

@@ -151,7 +151,7 @@ class Record(BaseModel):
     earlier: list[Earlier] = []
     export: dict[str, Any] = {}
     environment: dict[str, Any] = {}
-    plan: Plan = {}
+    plan: Plan = Field(default_factory=Plan)
     planned_latency: PlannedLatency | None = None
     notes: list[str] = []
     results: Results = Results()

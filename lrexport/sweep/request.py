@@ -11,7 +11,8 @@ from typing import Any
 
 from lrexport.artifacts.run_files import DENSE, SVD
 from lrexport.config.comparison import decisive, settled, used_up_to
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Goal, goal_of, values_of
 from lrexport.errors import UsageError
 from lrexport.runs.record import Record, load_record
 from lrexport.runs.sweep_record import Objective
@@ -49,7 +50,7 @@ class Request:
         goal = {name: value for name, value in point.items() if name in GOALS}
         train = {name: value for name, value in point.items() if name in _TRAIN}
         others = {name: value for name, value in point.items() if name not in goal and name not in train}
-        chosen = Goal(**goal) if goal else self.goal  # type: ignore[arg-type]  # parse_space gives each its type
+        chosen = goal_of(goal) if goal else self.goal
         assert chosen is not None
         config = replace(self.train, **train)  # type: ignore[arg-type]
         return CompressConfig(train=config, goal=chosen, **{**self.others, **others})
@@ -57,8 +58,7 @@ class Request:
     def made_with(self) -> dict[str, Any]:
         """All that has to be the same when a sweep is gone on with, as JSON has it."""
         train = decisive(self.train.to_record())
-        goal = {field.name: getattr(self.goal, field.name) for field in fields(Goal)} if self.goal else {}
-        given = {name: str(value) if isinstance(value, Path) else value for name, value in goal.items() if value is not None}
+        given = values_of(self.goal) if self.goal else {}
         made = {**train, **self.others, "objective": self.objective, "space": sorted(map(str, self.space))}
         made |= {"goal": given} | self._fingerprint()
         value: dict[str, Any] = json.loads(json.dumps(made))

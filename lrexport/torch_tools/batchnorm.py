@@ -75,8 +75,8 @@ def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 @torch.no_grad()
-def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> bool:
-    """Replace BatchNorm's running mean and variance by the plain average over ``batches``; no labels are used.
+def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> bool:
+    """Replace BatchNorm's running mean and variance by the plain average over ``batches``, (B, …) each; no labels are used.
 
     Pruning changes every layer's output distribution; this repairs the statistics in seconds. Returns whether there was
     a BatchNorm at all. Dropout and the rest stay in eval mode.
@@ -85,7 +85,7 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
         if not norms:
             return False
         size = 0
-        for images, _ in batches:
+        for images in batches:
             if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
                 break
             size = len(images)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lrexport.config.compression import Goal
+from lrexport.config.goals import Goal, Latency, Macs, Params
 from lrexport.events import OnEvent, RanksCut
 from lrexport.lowrank.factors.svd_form import cut
 from lrexport.lowrank.selection.costs import plan_macs
@@ -59,12 +59,11 @@ class FallingRanks:
     def _goal(self, epoch: int) -> Goal:
         """The epoch's budget, which is never below the goal's."""
         goal, speed = self.pruning.config.goal, self.pruning.speed
-        if goal.macs is not None:
-            return Goal(macs=self._share(goal.macs, epoch))
-        if goal.params is not None:
-            return Goal(params=self._share(goal.params, epoch))
+        if isinstance(goal, Macs | Params):
+            return type(goal)(self._share(goal.share, epoch))
+        assert isinstance(goal, Latency)
         assert speed is not None
-        return Goal(latency=self._share(self.pruning.milliseconds(speed) / speed.latency.dense, epoch))
+        return Latency(self._share(goal.budget_ms(speed.latency.dense) / speed.latency.dense, epoch))
 
     def _share(self, final: float, epoch: int) -> float:
         return 1 / (1 + (1 / min(final, 1.0) - 1) * (epoch + 1) / self.epochs)

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lrexport.artifacts.plan_file import read_choices
+from lrexport.artifacts.plan_file import choices_in
 from lrexport.config.compression import (
     CompressConfig,
-    Goal,
     TrainConfig,
     check_source,
     check_trainable,
 )
+from lrexport.config.goals import FromPlan, Goal, Latency
 from lrexport.events import Noted, OnEvent, Warned
 from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.selection.from_plan import check_choices
-from lrexport.lowrank.selection.select import Selection
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plan import Choice, digest
@@ -77,8 +77,8 @@ def _pruning(
     Before any training: a plan of another network or an unreachable target is found out at once, and the machine is quiet.
     """
     config, shape = run.request.config, run.recipe.input_shape
-    if choices is not None:
-        check_choices(trained.svd, choices, str(config.goal.plan))
+    if isinstance(config.goal, FromPlan) and choices is not None:
+        check_choices(trained.svd, choices, config.goal.source)
     speed = None
     with failing_together(run.fabric):
         if run.first and run.progress.pruned is None:
@@ -109,11 +109,11 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
 
 def _speed(config: CompressConfig, svd: SVDNetwork, input_shape: tuple[int, ...], on_event: OnEvent) -> Speed | None:
     """What the target says, where the goal is about it or a target is given."""
-    if config.target is None and not config.goal.is_latency:
+    if config.target is None and not isinstance(config.goal, Latency):
         return None
     times = LayerTimes(parse_target(config.target or "local"), config.threads)
     return measure_speed(svd, input_shape, schemes_considered(svd, config), times, on_event)
 
 
 def _choices(goal: Goal) -> dict[str, Choice] | None:
-    return read_choices(goal.plan) if goal.plan is not None else None
+    return choices_in(goal.plan) if isinstance(goal, FromPlan) else None

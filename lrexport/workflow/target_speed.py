@@ -80,7 +80,7 @@ def measure_speed(
         on_event(Warned(f"times of layers are not kept for the next run: {times.unsaved}"))
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         path = Path(folder) / DENSE_ONNX
-        export_onnx(fold(svd, {}), path, input_shape)
+        export_onnx(fold(svd, Plan()), path, input_shape)
         dense, now = times.whole(path)
         content = path.read_bytes()
     table = str(times.path) if times.unsaved is None else None

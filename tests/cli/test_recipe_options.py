@@ -14,7 +14,8 @@ from lrexport.artifacts.toml_files import tomllib
 from lrexport.cli.main import run
 from lrexport.cli.recipe_options import TAKERS, recipe_config
 from lrexport.config import recipes
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Energy, Macs
 from lrexport.training.schedules import learning_rate
 
 ALL_STAGES = ("dense_epochs", "svd_epochs", "fine_tune_epochs")
@@ -23,7 +24,7 @@ MEANT: dict[str, dict[str, Any]] = {
     "paper-cifar10": dict.fromkeys(ALL_STAGES, 164)
     | {"data": "cifar10", "optimizer": "adam", "lr": 1e-3, "dense_lr": 1e-3, "weight_decay": 0, "batch_size": 100}
     | {"schedule": "step", "milestones": (81 / 164, 122 / 164), "scheme": "channel", "sparsity_strength": 0.07}
-    | {"goal": Goal(energy=1e-4), "rule": "threshold", "heldout": 0.02, "distill": 0}
+    | {"goal": Energy(1e-4), "rule": "threshold", "heldout": 0.02, "distill": 0}
     | {"weighting": False, "reconstruct": False, "batchnorm_images": 0},
     "paper-imagenet": dict.fromkeys(ALL_STAGES, 90)
     | {
@@ -34,10 +35,10 @@ MEANT: dict[str, dict[str, Any]] = {
         "scheme": "channel",
         "scale_gradients": False,
     }
-    | {"schedule": "step", "milestones": (31 / 90, 61 / 90), "goal": Goal(energy=1e-3), "rule": "threshold"}
+    | {"schedule": "step", "milestones": (31 / 90, 61 / 90), "goal": Energy(1e-3), "rule": "threshold"}
     | {"heldout": 0.01, "distill": 0, "weighting": False, "reconstruct": False, "batchnorm_images": 0},
-    "fast": {"goal": Goal(macs=0.5), "svd_epochs": 0, "fine_tune_epochs": 5, "warmup_epochs": 0.5},
-    "demo": {"goal": Goal(macs=0.5), "data": "digits", "dense_epochs": 5, "svd_epochs": 3, "fine_tune_epochs": 8}
+    "fast": {"goal": Macs(0.5), "svd_epochs": 0, "fine_tune_epochs": 5, "warmup_epochs": 0.5},
+    "demo": {"goal": Macs(0.5), "data": "digits", "dense_epochs": 5, "svd_epochs": 3, "fine_tune_epochs": 8}
     | {"baseline_epochs": "same", "sparsity_strength": 0.1, "batch_size": 32, "lr": 0.05, "warmup_epochs": 1.0},
 }
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lrexport.config import comparison
 from lrexport.config.comparison import OPTIONS, decide_again, differences, only_in, settled, undecided
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Macs, Size
 from lrexport.sweep.request import make_request
 
 _TRAIN = TrainConfig("resnet20", data="digits")
@@ -44,13 +45,13 @@ def test_options_of_one_phase_are_those_that_it_alone_uses() -> None:
 
 
 def test_a_configuration_differs_in_nothing_from_itself_as_json_has_it() -> None:
-    config = CompressConfig(train=replace(_TRAIN, keep=("fc",), milestones=(0.3, 0.6)), goal=Goal(macs=0.5))
+    config = CompressConfig(train=replace(_TRAIN, keep=("fc",), milestones=(0.3, 0.6)), goal=Macs(0.5))
     assert differences(_json(config), _json(config)) == {}
 
 
 def test_differences_are_said_in_words() -> None:
-    before = CompressConfig(train=replace(_TRAIN, keep=("fc", "stem")), goal=Goal(macs=0.5))
-    now = replace(before, train=replace(before.train, keep=(), lr=0.5), goal=Goal(size=500), reconstruct=False)
+    before = CompressConfig(train=replace(_TRAIN, keep=("fc", "stem")), goal=Macs(0.5))
+    now = replace(before, train=replace(before.train, keep=(), lr=0.5), goal=Size(500), reconstruct=False)
     told = [str(each) for each in differences(_json(before), _json(now)).values()]
     assert sorted(told) == [
         "goal was --macs 0.5, now --size 500",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrexport.config.goals import Macs
 from lrexport.errors import InputError, UsageError
 from lrexport.formats import torch_graph
 from lrexport.formats.onnx import export_onnx
@@ -97,7 +98,7 @@ def test_an_output_that_does_not_depend_on_the_input_is_told(
 
 def test_macs_on_the_graph_are_those_of_the_plan(tmp_path: Path) -> None:
     svd = decompose(CifarResNet(20).eval(), (3, 32, 32))
-    plan = select(svd, macs=0.5).plan
+    plan = select(svd, Macs(0.5)).plan
     done = export_onnx(fold(svd, plan), tmp_path / "model.onnx", (3, 32, 32))
     assert done.cost.macs == plan_macs(svd, plan)
     dense = export_onnx(CifarResNet(20), tmp_path / "dense.onnx", (3, 32, 32))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrexport.config.goals import Macs
 from lrexport.errors import InputError
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.fold import fold, fold_layer, fold_structure
@@ -81,7 +82,7 @@ def test_both_halves_carry_the_square_root_of_the_singular_values() -> None:
 def test_folding_leaves_the_network_in_svd_form_trainable() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
     before = set(svd.network.state_dict())
-    fold(svd, select(svd, macs=0.6).plan)
+    fold(svd, select(svd, Macs(0.6)).plan)
     assert set(svd.network.state_dict()) == before
 
 
@@ -100,7 +101,7 @@ def test_a_module_used_in_two_places_is_folded_once_for_both() -> None:
 
 def test_a_plan_alone_rebuilds_the_folded_network() -> None:
     svd = decompose(SmallNet().eval(), (3, 12, 12))
-    plan = select(svd, macs=0.6).plan
+    plan = select(svd, Macs(0.6)).plan
     folded = fold(svd, plan)
     rebuilt = fold_structure(SmallNet(), plan)
     rebuilt.load_state_dict(folded.state_dict())

@@ -9,13 +9,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lrexport.config.goals import Energy
 from lrexport.errors import UsageError
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.moments import every_scheme_of
 from lrexport.lowrank.factors.truncation import truncations
+from lrexport.lowrank.selection.by_latency import within_latency
 from lrexport.lowrank.selection.costs import plan_layer, plan_macs, whole_cost
 from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLatency
-from lrexport.lowrank.selection.select import select, within, within_latency
+from lrexport.lowrank.selection.select import select
+from lrexport.lowrank.selection.within_budget import within
 from lrexport.plan import Dense, Pair
 
 TIMES = st.dictionaries(st.integers(1, 64), st.floats(0.01, 4), min_size=1, max_size=12)
@@ -119,8 +122,8 @@ def test_where_no_pair_is_faster_the_network_stays_dense_and_says_so() -> None:
 def test_equation_4_on_a_target_drops_no_more_energy_and_is_never_slower(draw: st.DataObject, energy: float) -> None:
     svd = three_layers()
     latency = latency_of(svd, draw, 0.5)
-    plain = select(svd, energy=energy, every_scheme=True).plan
-    timed = select(svd, energy=energy, every_scheme=True, latency=latency).plan
+    plain = select(svd, Energy(energy), every_scheme=True).plan
+    timed = select(svd, Energy(energy), every_scheme=True, latency=latency).plan
     for name, entry in timed.items():
         if not isinstance(entry, Pair):
             continue

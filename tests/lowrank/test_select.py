@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lrexport.config.goals import AccuracyDrop, Energy, Latency, Macs, Size, goal_of
 from lrexport.errors import UsageError
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import every_scheme_of
 from lrexport.lowrank.factors.svd_form import factors
-from lrexport.lowrank.factors.truncation import truncations
+from lrexport.lowrank.factors.truncation import Selection, truncations
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.selection.costs import Cost, dense_cost, pair_cost, plan_cost, plan_macs, whole_cost
-from lrexport.lowrank.selection.select import Rule, Selection, at_threshold, select, within
+from lrexport.lowrank.selection.problem import Rule
+from lrexport.lowrank.selection.select import select
+from lrexport.lowrank.selection.threshold import at_threshold
+from lrexport.lowrank.selection.within_budget import within
 from lrexport.networks.cifar_resnet import CifarResNet
 from lrexport.plan import Dense, Pair
 from lrexport.units import format_percent
@@ -46,7 +51,7 @@ def test_the_rank_is_the_smallest_that_drops_at_most_the_threshold(energy: float
     # energies 0.64, 0.29 and 0.07 of one: dropping one value loses 0.07, dropping two 0.36
     values = [0.64**0.5, 0.29**0.5, 0.07**0.5]
     svd = decompose(linear_with(values), (64,))
-    plan = select(svd, energy=energy).plan["0"]
+    plan = select(svd, Energy(energy)).plan["0"]
     assert isinstance(plan, Pair)
     assert plan.rank == rank
     assert plan.energy_kept == pytest.approx(sum(v**2 for v in values[:rank]), abs=1e-5)
@@ -57,7 +62,7 @@ def test_the_rank_is_the_smallest_that_drops_at_most_the_threshold(energy: float
 def test_no_layer_drops_more_energy_than_allowed_and_none_could_drop_a_value_more(energy: float, seed: int) -> None:
     torch.manual_seed(seed)
     svd = decompose(SmallNet(), (3, 12, 12))
-    plan = select(svd, energy=energy).plan
+    plan = select(svd, Energy(energy)).plan
     for name, layer in plan.items():
         if not isinstance(layer, Pair):
             continue
@@ -76,13 +81,13 @@ def test_a_macs_goal_is_met_by_the_smallest_threshold_and_counted_right(goal: fl
     dense = count_torch_macs(network, (3, 16, 16)).total
     svd = decompose(network, (3, 16, 16), scheme)  # type: ignore[arg-type]
     assert svd.dense_macs == dense
-    chosen = select(svd, macs=goal, rule="threshold")
+    chosen = select(svd, Macs(goal), rule="threshold")
     found = plan_macs(svd, chosen.plan)
     assert found <= goal * dense
     assert count_torch_macs(fold(svd, chosen.plan), (3, 16, 16)).total == found
     assert chosen.threshold is not None
     if chosen.threshold > 0:  # a threshold a little smaller would not have met it
-        assert plan_macs(svd, select(svd, energy=chosen.threshold * (1 - 1e-6)).plan) > goal * dense
+        assert plan_macs(svd, select(svd, Energy(chosen.threshold * (1 - 1e-6))).plan) > goal * dense
 
 
 @pytest.mark.parametrize("rule", ["global", "threshold"])
@@ -90,19 +95,19 @@ def test_a_macs_goal_is_met_by_the_smallest_threshold_and_counted_right(goal: fl
 def test_an_unreachable_goal_says_what_can_be_reached(rule: Rule, cost: Cost, name: str) -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
     with pytest.raises(UsageError) as caught:
-        select(svd, **{cost: 0.01}, rule=rule)
+        select(svd, goal_of({cost: 0.01}), rule=rule)
     assert f"1.00 % of the {name} is out of reach" in caught.value.message
     told = re.search(r"rank 1 in every layer, has ([0-9.]+) %", caught.value.hint or "")
     assert told
     least = float(told[1]) / 100
-    assert select(svd, **{cost: least + 1e-4}, rule=rule).plan  # what was told can be reached
+    assert select(svd, goal_of({cost: least + 1e-4}), rule=rule).plan  # what was told can be reached
     with pytest.raises(UsageError):
-        select(svd, **{cost: least - 1e-4}, rule=rule)
+        select(svd, goal_of({cost: least - 1e-4}), rule=rule)
 
 
 def test_a_threshold_that_would_prune_everything_keeps_rank_one_and_warns() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
-    chosen = select(svd, energy=1.0)
+    chosen = select(svd, Energy(1.0))
     ranks = [layer.rank for layer in chosen.plan.values() if isinstance(layer, Pair)]
     assert set(ranks) == {1}
     assert "rank 1 was kept" in chosen.warnings[0]
@@ -110,7 +115,7 @@ def test_a_threshold_that_would_prune_everything_keeps_rank_one_and_warns() -> N
 
 def test_a_pair_that_costs_more_than_the_layer_stays_dense_with_the_reason() -> None:
     svd = decompose(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)), (16, 8, 8))
-    layer = select(svd, energy=0.0).plan["0"]
+    layer = select(svd, Energy(0.0)).plan["0"]
     assert isinstance(layer, Dense)
     assert "rank 48 costs 294.91K MACs, the layer 147.46K" in layer.reason
 
@@ -126,7 +131,7 @@ def test_ranks_are_chosen_on_the_exact_spectrum_even_where_the_factors_drifted()
         right.copy_(right @ torch.linalg.inv(mixing).T)
         singular.fill_(1.0)
     torch.testing.assert_close(svd.network[0].weight, kernel, atol=1e-3, rtol=1e-3)
-    plan = select(svd, energy=0.5).plan["0"]
+    plan = select(svd, Energy(0.5)).plan["0"]
     assert isinstance(plan, Pair)
     assert plan.rank == 1
     assert plan.energy_kept == pytest.approx(9 / 14, abs=1e-3)
@@ -148,7 +153,7 @@ def loss_of(selection: Selection) -> float:
 @pytest.mark.parametrize("goal", [0.35, 0.6, 0.8])
 def test_the_global_plan_is_the_best_of_all_plans_within_the_budget(cost: Cost, every_scheme: bool, goal: float) -> None:
     svd = decompose(three_layers(), (4, 9, 9))
-    chosen = select(svd, **{cost: goal}, every_scheme=every_scheme)
+    chosen = select(svd, goal_of({cost: goal}), every_scheme=every_scheme)
     budget = goal * whole_cost(svd, cost)
     assert plan_cost(svd, chosen.plan, cost) <= budget
     best, options = np.inf, []
@@ -178,7 +183,7 @@ def test_the_budget_is_met_to_the_grain_and_counted_right(cost: Cost) -> None:
     dense = CifarResNet(20)
     counted = {"macs": count_torch_macs(dense, (3, 32, 32)).total, "params": sum(p.numel() for p in dense.parameters())}
     assert whole == counted[cost]
-    plan = select(svd, **{cost: 0.5}).plan
+    plan = select(svd, goal_of({cost: 0.5})).plan
     found = plan_cost(svd, plan, cost)
     folded = fold(svd, plan)
     recount = {"macs": count_torch_macs(folded, (3, 32, 32)).total, "params": sum(p.numel() for p in folded.parameters())}
@@ -194,14 +199,14 @@ def test_the_budget_is_met_to_the_grain_and_counted_right(cost: Cost) -> None:
 
 def test_a_budget_of_everything_leaves_everything_as_it_is() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
-    plan = select(svd, macs=1.0).plan
+    plan = select(svd, Macs(1.0)).plan
     assert {layer.kind for layer in plan.values() if isinstance(layer, Dense)} == {"chosen", "unsupported"}
     assert not any(isinstance(layer, Pair) for layer in plan.values())
 
 
 def test_the_plan_lists_the_layers_as_they_stand_in_the_network() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
-    assert list(select(svd, macs=0.6).plan) == ["stem", "body", "depthwise", "pointwise", "head"]
+    assert list(select(svd, Macs(0.6)).plan) == ["stem", "body", "depthwise", "pointwise", "head"]
 
 
 def test_a_params_goal_is_met_by_the_smallest_threshold_though_parameters_may_rise_with_it() -> None:
@@ -223,16 +228,17 @@ def test_a_params_goal_is_met_by_the_smallest_threshold_though_parameters_may_ri
 
 def test_a_rule_that_is_none_is_refused_with_those_there_are() -> None:
     svd = decompose(SmallNet(), (3, 12, 12))
-    for goal in ({"macs": 0.5}, {"energy": 0.1}):
+    for goal in (Macs(0.5), Energy(0.1)):
         with pytest.raises(UsageError, match=r"unknown rule 'threshhold'\nKnown: global, threshold\."):
-            select(svd, **goal, rule="threshhold")  # type: ignore[arg-type]
+            select(svd, goal, rule="threshhold")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="unknown rule"):
         within(svd, truncations(svd), "macs", 1e9, "least")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    "goals", [{}, {"energy": 0.1, "macs": 0.5}, {"macs": 0.5, "params": 0.5}, {"macs": 0.0}, {"macs": 1.5}, {"energy": -0.1}]
+    "goal", [None, 0.5, {"macs": 0.5}, Size(500_000), AccuracyDrop(1), Latency(0.6)], ids=lambda goal: str(goal)
 )
-def test_anything_but_one_goal_in_range_is_refused(goals: dict[str, float]) -> None:
-    with pytest.raises(UsageError):
-        select(decompose(SmallNet(), (3, 12, 12)), **goals)
+def test_what_is_no_goal_of_a_network_alone_is_refused(goal: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        select(decompose(SmallNet(), (3, 12, 12)), goal)
+    assert caught.value.hint

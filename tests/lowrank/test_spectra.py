@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrexport.config.goals import Macs
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.spectra import spectra
 from lrexport.lowrank.factors.svd_form import factors
@@ -36,7 +37,7 @@ def test_values_are_those_of_the_plans_matrices_before_and_after_training(
             for name in svd.layers:
                 for factor in factors(svd.network.get_submodule(name)):
                     factor += 0.05 * torch.randn_like(factor)  # no longer orthogonal, as after training
-    plan = select(svd, macs=0.6, every_scheme=every_scheme).plan
+    plan = select(svd, Macs(0.6), every_scheme=every_scheme).plan
     found = spectra(svd, plan, start if trained else None)["layers"]
     assert set(found) == set(svd.layers)
     now = {name: svd.network.get_submodule(name).weight for name in found}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lrexport.config.goals import Macs, Params
 from lrexport.errors import UsageError
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold, fold_structure
@@ -63,7 +64,7 @@ def test_a_network_that_asks_a_layer_for_its_sizes_asks_the_pair() -> None:
     with torch.no_grad():
         wanted = network(images)
     svd = decompose(network, SHAPE)
-    plan = select(svd, macs=0.5).plan
+    plan = select(svd, Macs(0.5)).plan
     folded = fold(svd, plan)
     assert (folded.get_submodule("first").in_features, folded.get_submodule("first").out_features) == (1024, 32)
     assert folded(images).shape == wanted.shape
@@ -77,7 +78,7 @@ def test_a_layer_that_is_asked_for_what_a_pair_has_not_stays_dense_and_the_other
     assert list(svd.layers) == ["first", "last"]
     assert svd.dense["conv"].kind == "unsupported"
     assert "does not run with a pair in its place: 'Sequential' object has no attribute 'stride'" in svd.dense["conv"].reason
-    assert fold(svd, select(svd, macs=0.5).plan)(torch.randn(2, *SHAPE)).shape == (2, 4)
+    assert fold(svd, select(svd, Macs(0.5)).plan)(torch.randn(2, *SHAPE)).shape == (2, 4)
 
 
 def test_layers_that_are_called_from_elsewhere_than_their_places_stay_dense() -> None:
@@ -87,9 +88,9 @@ def test_layers_that_are_called_from_elsewhere_than_their_places_stay_dense() ->
     for name in ("conv0", "conv1"):
         assert svd.dense[name].reason == "the network calls it from elsewhere than its place"
     with pytest.raises(UsageError) as caught:
-        select(svd, macs=0.5)
+        select(svd, Macs(0.5))
     assert "The largest layer that stays dense is conv1 with 147.46K of them: the network calls" in (caught.value.hint or "")
-    plan = select(svd, params=0.9).plan
+    plan = select(svd, Params(0.9)).plan
     assert count_torch_macs(fold(svd, plan), SHAPE).total == plan_macs(svd, plan)
 
 
@@ -219,6 +220,6 @@ def test_images_are_in_channels_last_where_the_network_takes_it(make: type[nn.Mo
         assert torch.equal(found, images)
         assert found.is_contiguous() == (make is Flattening)
     svd = decompose(network, SHAPE)
-    plan = select(svd, params=0.9, moments=input_moments(svd, [(images, images)])).plan
+    plan = select(svd, Params(0.9), moments=input_moments(svd, [(images, images)])).plan
     folded = fold(svd, plan)
     assert reconstruct(folded, svd, plan, images)

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lrexport.config.goals import Macs
 from lrexport.errors import InputError
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import build_pair, fold
 from lrexport.lowrank.factors.moments import input_moments
-from lrexport.lowrank.factors.truncation import balanced, truncations, weighted_basis
+from lrexport.lowrank.factors.truncation import Selection, balanced, truncations, weighted_basis
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.patches import draw, outputs_at, patches_at, positions, sizes_of
 from lrexport.lowrank.selection.select import select
@@ -143,7 +144,7 @@ def test_a_retry_is_noted_with_the_layer(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(torch.linalg, "eigh", failing_once)
     note = "the SVD of layer '0' did not converge and was done again in float64 on the CPU"
-    assert note in select(svd, macs=0.6, moments=moments).warnings
+    assert note in select(svd, Macs(0.6), moments=moments).warnings
 
 
 @pytest.mark.parametrize("sized", [True, False])
@@ -181,7 +182,7 @@ def test_inputs_that_overflow_are_said_with_the_layer() -> None:
     svd = decompose(network, (3, 9, 9))
     moments = input_moments(svd, [(torch.randn(4, 3, 9, 9), torch.zeros(4))])
     with pytest.raises(InputError, match="what layer '2' is given is not finite, or too large"):
-        select(svd, macs=0.6, moments=moments)
+        select(svd, Macs(0.6), moments=moments)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -210,15 +211,15 @@ def test_at_full_rank_weighted_factors_leave_the_network_as_it_was() -> None:
     svd = decompose(network, (3, 7, 7))
     every = {name: tuple(layer.schemes) for name, layer in svd.layers.items()}
     found = truncations(svd, input_moments(svd, [(images, torch.zeros(4))], every), every)
-    folded = fold(svd, full_rank_plan(svd), found)
+    folded = fold(svd, Selection(full_rank_plan(svd), truncations=found))
     assert relative_error(folded(images), wanted) <= 1e-5
 
 
 def test_without_data_the_factors_are_the_singular_vectors() -> None:
     svd = decompose(nn.Sequential(nn.Conv2d(6, 7, 3)), (6, 9, 9))
-    plan = select(svd, macs=0.6).plan
+    plan = select(svd, Macs(0.6)).plan
     assert isinstance(plan["0"], Pair)
-    with_truncations, plain = fold(svd, plan, truncations(svd)), fold(svd, plan)
+    with_truncations, plain = fold(svd, Selection(plan, truncations=truncations(svd))), fold(svd, plan)
     images = torch.randn(2, 6, 9, 9)
     torch.testing.assert_close(with_truncations(images), plain(images), atol=1e-5, rtol=1e-5)
     for mine, theirs in zip(with_truncations.parameters(), plain.parameters(), strict=True):

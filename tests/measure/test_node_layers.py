@@ -8,6 +8,7 @@ import onnx
 import pytest
 from torch import Tensor, nn
 
+from lrexport.config.goals import Macs
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold
@@ -44,7 +45,7 @@ def test_every_layer_is_found_in_the_profile_of_the_optimised_graph(
     names = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     if compressed:
         svd = decompose(network, (3, 12, 12))
-        network = fold(svd, select(svd, macs=0.6).plan)
+        network = fold(svd, select(svd, Macs(0.6)).plan)
     path = export_onnx(network, tmp_path / "model.onnx", (3, 12, 12)).path
     nodes = measure({"model": path}, None, MeasuringJob((), rounds=10, profile=True)).nodes_ms["model"]
     found = layer_times(onnx.load(path).graph, nodes)

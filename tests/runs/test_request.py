@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Macs
 from lrexport.events import ignore_events
 from lrexport.runs.open import OpenRun, Trained
 from lrexport.runs.request import RunRequest
@@ -16,7 +17,7 @@ from lrexport.runs.starting_point import Start
 from lrexport.workflow.stages import Compressed
 
 _TRAIN = TrainConfig("resnet20", data="digits")
-_COMPRESS = CompressConfig(train=_TRAIN, goal=Goal(macs=0.5))
+_COMPRESS = CompressConfig(train=_TRAIN, goal=Macs(0.5))
 
 
 @pytest.mark.parametrize("made", [RunRequest, OpenRun, Start, Trained, Compressed])

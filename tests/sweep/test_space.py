@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Energy, Goal, Macs, values_of
 from lrexport.errors import UsageError
 from lrexport.sweep.request import Request, make_request
 from lrexport.sweep.space import Choices, Dimension, Numbers, parse_space, points_of, size_of
@@ -159,20 +160,21 @@ def test_a_point_becomes_the_compression_that_it_says() -> None:
         {"macs": 0.4, "scheme": "auto", "fine_tune_epochs": 3}
     )
     train = TrainConfig("resnet20", data="digits", scheme="auto")
-    assert found == CompressConfig(train, Goal(macs=0.4), threads=2, fine_tune_epochs=3)
+    assert found == CompressConfig(train, Macs(0.4), threads=2, fine_tune_epochs=3)
 
 
 @pytest.mark.parametrize("name", ["energy", "params", "accuracy_drop", "size", "latency", "latency_ms"])
 def test_every_goal_can_be_varied(name: str) -> None:
     text = {"size": "size=1KB..2KB", "latency_ms": "latency=1ms..2ms"}.get(name, f"{name}=0.1..0.5")
-    assert getattr(request(text).config({name: 0.25}).goal, name) == 0.25
+    value = 1500 if name == "size" else 0.25
+    assert values_of(request(text).config({name: value}).goal) == {name: value}
 
 
 def test_without_a_goal_the_share_of_the_macs_is_varied() -> None:
     assert list(map(str, request().space)) == ["macs=0.2..0.8"]
     assert list(map(str, request("scheme=spatial,channel").space)) == ["macs=0.2..0.8", "scheme=spatial,channel"]
-    fixed = request("sparsity-strength=0.01..0.1", goal=Goal(energy=0.1))
-    assert fixed.config({"sparsity_strength": 0.05}).goal == Goal(energy=0.1)
+    fixed = request("sparsity-strength=0.01..0.1", goal=Energy(0.1))
+    assert fixed.config({"sparsity_strength": 0.05}).goal == Energy(0.1)
 
 
 def test_no_more_trials_are_wanted_than_the_space_has_points() -> None:
@@ -182,7 +184,7 @@ def test_no_more_trials_are_wanted_than_the_space_has_points() -> None:
 
 def test_a_goal_given_and_varied_and_a_sweep_without_data_are_refused() -> None:
     with pytest.raises(UsageError, match="and a goal exclude each other"):
-        request("macs=0.2..0.7", goal=Goal(macs=0.5))
+        request("macs=0.2..0.7", goal=Macs(0.5))
     with pytest.raises(UsageError, match="requires --data"):
         make_request(TrainConfig("resnet20"), None, {}, (), "macs", 3)
 

@@ -69,9 +69,9 @@ def test_batchnorm_gets_the_mean_and_variance_of_its_inputs() -> None:
     norm = nn.BatchNorm2d(3, momentum=0.1)
     norm.running_mean.fill_(99)
     network = nn.Sequential(norm, nn.Dropout(0.5)).eval()
-    batches = [(3 + 2 * torch.randn(50, 3, 4, 4), torch.zeros(50)) for _ in range(4)]
+    batches = [3 + 2 * torch.randn(50, 3, 4, 4) for _ in range(4)]
     assert reestimate_batchnorm(network, batches)
-    everything = torch.stack([images for images, _ in batches])
+    everything = torch.stack(batches)
     torch.testing.assert_close(norm.running_mean, everything.mean((0, 1, 3, 4)))
     torch.testing.assert_close(norm.running_var, everything.permute(0, 2, 1, 3, 4).flatten(2).var(2).mean(0))
     assert norm.momentum == 0.1

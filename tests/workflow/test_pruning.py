@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from lrexport.config.compression import CompressConfig, Goal, TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import TYPES, Latency, Macs, goal_of
 from lrexport.data.datasets import load_data
 from lrexport.data.images import Splits, hold_out
 from lrexport.errors import UsageError
@@ -66,7 +67,7 @@ def trained(splits: Splits) -> nn.Module:
 
 
 def pruning(network: nn.Module, splits: Splits | None, scheme: str = "spatial", **options: Any) -> Pruning:
-    goal = Goal(**{name: options.pop(name) for name in list(options) if name in Goal.__dataclass_fields__})
+    goal = goal_of({name: options.pop(name) for name in list(options) if name in TYPES})
     train = TrainConfig("net", scheme=scheme)  # type: ignore[arg-type]
     svd = decompose(copy.deepcopy(network), SHAPE, scheme)  # type: ignore[arg-type]
     return Pruning(svd, CompressConfig(train, goal, **options), SHAPE, splits, CPU)
@@ -166,7 +167,7 @@ def test_a_network_faster_than_predicted_is_pruned_to_what_was_asked_all_the_sam
     job = pruning(trained, None, latency=0.92)
     speed = speed_of(job, bias=0.8)
     if in_ms:
-        job = replace(job, config=replace(job.config, goal=Goal(latency_ms=0.92 * speed.latency.dense)))
+        job = replace(job, config=replace(job.config, goal=Latency(milliseconds=0.92 * speed.latency.dense)))
     found = replace(job, speed=speed).select()
     assert found.latency is not None
     assert found.latency.ratio == max(ratio for ratio in speed.environment["confirmed"] if ratio <= 0.92)
@@ -218,7 +219,7 @@ def test_without_data_nothing_is_scored_and_the_plan_is_the_plain_one(trained: n
     selection = job.select()
     network, scores = job.fold(selection)
     assert scores == {}
-    assert selection.plan == select(job.svd, macs=0.5).plan
+    assert selection.plan == select(job.svd, Macs(0.5)).plan
     images = torch.randn(2, *SHAPE)
     torch.testing.assert_close(network(images), fold(job.svd, selection.plan)(images), atol=1e-5, rtol=1e-4)
 
@@ -308,7 +309,7 @@ def test_without_reconstruction_means_are_corrected_and_called_that(trained: nn.
     selection = job.select()
     network, scores = job.fold(selection)
     assert list(scores) == ["heldout_top1", "heldout_top1_after_bias_correction", "heldout_top1_after_batchnorm"]
-    folded = fold(job.svd, selection.plan, selection.truncations)
+    folded = fold(job.svd, selection)
     pairs = [name for name, layer in selection.plan.items() if isinstance(layer, Pair)]
     assert pairs
     for name in pairs:
@@ -320,7 +321,7 @@ def test_with_neither_refitting_nor_statistics_the_network_stays_as_folded(train
     job = pruning(trained, splits, macs=0.25, reconstruct=False, batchnorm_images=0)
     selection = job.select()
     network, scores = job.fold(selection)
-    folded = fold(job.svd, selection.plan, selection.truncations).state_dict()
+    folded = fold(job.svd, selection).state_dict()
     for name, value in network.state_dict().items():
         assert torch.equal(value, folded[name])
     assert list(scores) == ["heldout_top1"]

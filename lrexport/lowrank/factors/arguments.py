@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from lrexport.errors import UsageError
@@ -20,23 +18,9 @@ def check_svd(svd: object) -> None:
         )
 
 
-def check_plan(plan: object) -> None:
-    """Raise UsageError for anything but a plan."""
-    if not isinstance(plan, Mapping):
-        raise UsageError(
-            f"invalid plan: expected layers by name, not a {type(plan).__name__}", "lrexport.select returns it: .plan."
-        )
-
-
 def check_images(network: nn.Module, images: object) -> None:
     """Raise UsageError for anything but a tensor (N, …), InputError where the network does not take the first of it."""
     if not isinstance(images, Tensor) or images.ndim < 2 or not len(images):
         what = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"of type {type(images).__name__}"
         raise UsageError(f"invalid images {what}: expected a tensor (N, …)", "Give one batch, torch.stack(images) say.")
     run_once(network, tuple(images.shape[1:]), images[:1].clone())
-
-
-def check_share(name: str, value: object) -> None:
-    """Raise UsageError for a goal that is not a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"invalid {name} {value!r}: expected a number", f"As in select(svd, {name}=0.5).")

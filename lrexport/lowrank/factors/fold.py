@@ -10,9 +10,9 @@ from torch.nn.utils import parametrize
 
 from lrexport.errors import InputError
 from lrexport.lowrank.factors import svd_form
-from lrexport.lowrank.factors.arguments import check_plan, check_svd
+from lrexport.lowrank.factors.arguments import check_svd
 from lrexport.lowrank.factors.decompose import SVDNetwork
-from lrexport.lowrank.factors.truncation import Truncations
+from lrexport.lowrank.factors.truncation import Selection, plan_of
 from lrexport.lowrank.layers.kernels import WEIGHTED, spec_of
 from lrexport.lowrank.layers.pairs import put_pairs, untrained_pair
 from lrexport.lowrank.layers.schemes import SCHEMES, schemes_of
@@ -21,21 +21,23 @@ from lrexport.torch_tools.copying import copy_network
 
 
 @parametrize.cached()  # a layer's settings are read off its weight, too, and composing that is a large product
-def fold(svd: SVDNetwork, plan: Plan, truncations: Truncations | None = None) -> nn.Module:
+def fold(svd: SVDNetwork, plan: Selection | Plan) -> nn.Module:
     """A new network of plain torch.nn layers only: pairs where the plan has ranks, the composed weight elsewhere.
 
-    ``truncations`` are those that the plan was selected from: pairs get their factors, which lose least on the data where
-    that was known; without them the largest |s| are kept. The network in ``svd`` is left as it is. Stride, padding in
-    every mode, dilation, groups and bias carry over exactly; layers that share a weight become pairs that share theirs.
+    ``plan`` is what select returned: pairs get the factors that it was chosen by, which lose least on the data where that
+    was known. Of a bare plan, ``selection.plan`` or one read from a file, each pair keeps the largest |s| of its layer:
+    the best only where nothing is known of the data. The network in ``svd`` is left as it is. Stride, padding in every
+    mode, dilation, groups and bias carry over exactly; layers that share a weight become pairs that share theirs. Raises
+    UsageError for anything but a plan of a network in SVD form.
     """
     check_svd(svd)
-    check_plan(plan)
+    layers, truncations = plan_of(plan), plan.truncations if isinstance(plan, Selection) else {}
     network = copy_network(svd.network)
     for name, facts in svd.layers.items():
-        planned = plan.get(name)
+        planned = layers.get(name)
         if isinstance(planned, Pair):
             layer = network.get_submodule(name)
-            truncation = (truncations or {}).get(name, {}).get(planned.scheme)
+            truncation = truncations.get(name, {}).get(planned.scheme)
             if truncation is None:
                 pair = fold_layer(layer, planned.scheme, planned.rank)
             else:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lrexport.errors import InputError
+from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import Moments, Schemes, own_schemes_of
 from lrexport.lowrank.factors.svd_form import factors_by, form_of, is_attached, is_cut, redecompose
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
-from lrexport.plan import Scheme
+from lrexport.plan import Pair, Plan, PlannedLatency, Scheme
 
 # Keeps directions that the data never showed in the order of their own energy, and the full rank exact.
 _FLOOR = 1e-6
@@ -43,6 +43,38 @@ class Truncation:
 
 
 Truncations = Mapping[str, Mapping[Scheme, Truncation]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A plan, the truncations it was chosen from, and what the user should know about it.
+
+    ``threshold`` is equation 4's e where one e made the plan, else None; ``heldout_top1`` the accuracy before pruning,
+    where the goal was about it; ``latency`` what the target says of the plan.
+    """
+
+    plan: Plan
+    threshold: float | None = None
+    warnings: tuple[str, ...] = ()
+    truncations: Truncations = field(default_factory=dict)
+    heldout_top1: float | None = None
+    latency: PlannedLatency | None = None
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether anything is pruned."""
+        return any(isinstance(layer, Pair) for layer in self.plan.values())
+
+
+def plan_of(plan: object) -> Plan:
+    """The plan in what select returned, or in what stands for it. Raises UsageError for anything else."""
+    if isinstance(plan, Selection):
+        return plan.plan
+    if not isinstance(plan, Mapping):
+        raise UsageError(
+            f"invalid plan: expected layers by name, not a {type(plan).__name__}", "lrexport.select returns a plan."
+        )
+    return plan if isinstance(plan, Plan) else Plan(plan)
 
 
 def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Schemes | None = None) -> Truncations:

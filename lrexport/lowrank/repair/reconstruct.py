@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.factors.arguments import check_images, check_plan, check_svd
+from lrexport.lowrank.factors.arguments import check_images, check_svd
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import columns_of
-from lrexport.lowrank.factors.truncation import balanced
+from lrexport.lowrank.factors.truncation import Selection, balanced, plan_of
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.patches import draw, outputs_at, patches_at, positions, sizes_of
 from lrexport.lowrank.layers.schemes import SCHEMES
@@ -36,17 +36,19 @@ _MOST_TAPS = 4608  # a larger least-squares problem takes longer than it is wort
 
 @torch.no_grad()
 def reconstruct(
-    network: nn.Module, svd: SVDNetwork, plan: Plan, images: Tensor, weights: bool = True, seed: int = 0
+    network: nn.Module, svd: SVDNetwork, plan: Selection | Plan, images: Tensor, weights: bool = True, seed: int = 0
 ) -> dict[str, float]:
     """Refit the pairs of ``network``, folded from ``svd`` by ``plan``, in place, on ``images`` (N, …) in one batch.
 
-    BatchNorm's running statistics become those of ``images``. A bias is corrected, where a layer has one, so that the mean
-    output is the dense layer's; that alone is done where ``weights`` is false, and for a layer with more taps than the
-    images determine or than are worth it. A layer that is called more than once, or shares its weight, is left alone.
-    Returns the squared output error of the layers that were looked at, relative to the variance of their output.
+    ``network`` is changed: weights and biases of its pairs, statistics of its BatchNorms. No labels are used. BatchNorm's
+    running statistics become those of ``images``. A bias is corrected, where a layer has one, so that the mean output is
+    the dense layer's; that alone is done where ``weights`` is false, and for a layer with more taps than the images
+    determine or than are worth it. A layer that is called more than once, or shares its weight, is left alone. Returns the
+    squared output error of the layers that were looked at, relative to the variance of their output. Raises UsageError for
+    images that are no tensor (N, …), InputError for such as the network does not take.
     """
     check_svd(svd)
-    check_plan(plan)
+    plan = plan_of(plan)
     check_images(svd.network, images)
     images = fast_layout(network, images)
     names = [name for name, layer in plan.items() if isinstance(layer, Pair) and len(svd.layers[name].names) == 1]

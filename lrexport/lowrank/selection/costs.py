@@ -78,3 +78,9 @@ def dense_layer(layer: Factorisable, kind: DenseKind, reason: str) -> Dense:
     """The entry for a layer that could be factorised and is not."""
     macs, params = layer.dense_macs, layer.dense_params
     return Dense(kind=kind, reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)
+
+
+def in_order(svd: SVDNetwork, plan: Plan) -> Plan:
+    """Layers as they stand in the network, dense ones among the others."""
+    names = [name for name, _ in svd.network.named_modules(remove_duplicate=False) if name in plan]
+    return Plan({name: plan[name] for name in names})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lrexport.errors import InputError
 from lrexport.lowrank.eligibility.factorisable import Factorisable
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import Moments, Schemes
-from lrexport.lowrank.factors.truncation import truncations
-from lrexport.lowrank.selection.costs import dense_layer, plan_layer
-from lrexport.lowrank.selection.select import Selection, in_order
+from lrexport.lowrank.factors.truncation import Selection, truncations
+from lrexport.lowrank.selection.costs import dense_layer, in_order, plan_layer
+from lrexport.lowrank.selection.problem import Problem
 from lrexport.plan import Choice, Pair, PairChoice, Plan
 from lrexport.text import nearest
 from lrexport.units import format_count
@@ -23,6 +24,11 @@ def schemes_in(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "th
     return {name: (pair.scheme,) if isinstance(pair, PairChoice) else () for name, pair in pairs.items()}
 
 
+def with_choices(problem: Problem, choices: Mapping[str, Choice], source: str = "the plan") -> Problem:
+    """The problem of following a plan. Raises InputError as :func:`check_choices` does."""
+    return replace(problem, choices=choices, source=source, schemes=schemes_in(problem.svd, choices, source))
+
+
 def plan_from_choices(
     svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan", moments: Moments | None = None
 ) -> Selection:
@@ -32,20 +38,20 @@ def plan_from_choices(
     InputError as :func:`check_choices` does.
     """
     wanted = _by_layer(svd, choices, source)
-    found = truncations(svd, moments, schemes_in(svd, choices, source))
-    plan: Plan = {}
+    truncated = truncations(svd, moments, schemes_in(svd, choices, source))
+    plan = Plan()
     warnings = []
     for name, layer in svd.layers.items():
         choice = wanted.get(name)
         if not isinstance(choice, PairChoice):
             plan[name] = dense_layer(layer, "kept", "dense in the plan" if choice else "not in the plan")
             continue
-        kept = 1 - float(found[name][choice.scheme].energy_dropped[choice.rank])
+        kept = 1 - float(truncated[name][choice.scheme].energy_dropped[choice.rank])
         plan[name] = pair = plan_layer(layer, choice.rank, kept, choice.scheme, even_if_costly=True)
         if isinstance(pair, Pair) and pair.macs >= layer.dense_macs:
             costs = f"costs {format_count(pair.macs)} MACs, the layer {format_count(layer.dense_macs)}"
             warnings.append(f"layer {name!r}: a {pair.scheme} pair of rank {pair.rank} {costs}")
-    return Selection(in_order(svd, {**svd.dense, **plan}), None, (*svd.notes, *warnings), found)
+    return Selection(in_order(svd, Plan({**svd.dense, **plan})), None, (*svd.notes, *warnings), truncated)
 
 
 def check_choices(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> None:
@@ -60,14 +66,14 @@ def check_choices(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = 
 def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> dict[str, Choice]:
     """The choices for layers in SVD form, by the first of their names."""
     first_names = {place: name for name, layer in svd.layers.items() for place in layer.names}
-    found: dict[str, Choice] = {}
+    chosen: dict[str, Choice] = {}
     for given, choice in choices.items():
         where = f"{source}: layer {given!r}"
         if given in first_names:
             name = first_names[given]
             if isinstance(choice, PairChoice):
                 _check_pair(where, svd.layers[name], choice)
-            if found.setdefault(name, choice) != choice:
+            if chosen.setdefault(name, choice) != choice:
                 raise InputError(f"{where} has the same weight as {name!r}, for which the plan wants something else")
         elif given not in svd.dense:
             close = nearest(given, [*first_names, *svd.dense], 3)
@@ -78,7 +84,7 @@ def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> di
             layer = svd.dense[given]
             hint = "By another --scheme its pair may pay." if layer.kind == "costly" else 'Write "dense", or leave it out.'
             raise InputError(f"{where} cannot be factorised: {layer.reason}", hint)
-    return found
+    return chosen
 
 
 def _check_pair(where: str, layer: Factorisable, pair: PairChoice) -> None:

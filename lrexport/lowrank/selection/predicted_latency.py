@@ -22,15 +22,15 @@ class LayerLatency:
 
         These ranks are the target's grain: any other is rounded up to one of them, at no cost in time.
         """
-        found: dict[Scheme, dict[int, float]] = {}
+        gaining: dict[Scheme, dict[int, float]] = {}
         for scheme, times in self.pairs.items():
             least, kept = self.dense, {}
             for rank in sorted(times, reverse=True):
                 if times[rank] < least:
                     least = kept[rank] = times[rank]
             if kept:
-                found[scheme] = dict(reversed(kept.items()))
-        return found
+                gaining[scheme] = dict(reversed(kept.items()))
+        return gaining
 
     def scaled(self, factor: float) -> LayerLatency:
         """The same on a machine that takes ``factor`` times as long."""

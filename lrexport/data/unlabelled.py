@@ -1,0 +1,62 @@
+"""Inputs without labels, to weight, reconstruct and re-estimate statistics with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lrexport.data.images import ImageSet, draw
+
+
+class Unlabelled(Protocol):
+    """Inputs (N, …) of one shape."""
+
+    def __len__(self) -> int: ...
+    def draw(self, most: int) -> Unlabelled:
+        """At most ``most`` of them, at random, always the same; fewer are the first of more."""
+        ...
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """In batches (B, …), B ≤ ``size``, on the device where they are used."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a set, drawn by ``seed``."""
+
+    images: ImageSet
+    device: torch.device
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, most: int) -> Images:
+        return Images(draw(self.images, most, self.seed), self.device, self.seed)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        return (images for images, _ in self.images.batches(size, self.device))
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """One tensor (N, …), drawn by ``seed`` as a set of images is."""
+
+    inputs: Tensor
+    device: torch.device
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def draw(self, most: int) -> Tensors:
+        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(self.seed))
+        return Tensors(self.inputs[order[:most].to(self.inputs.device)], self.device, self.seed)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        return (part.to(self.device) for part in self.inputs.split(size))

@@ -1,0 +1,43 @@
+"""A goal of accuracy: the cheapest plan that loses little, by a line search over pruned networks that are scored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lrexport.config.goals import AccuracyDrop
+from lrexport.errors import UsageError
+from lrexport.lowrank.factors.truncation import Selection
+from lrexport.lowrank.selection.costs import plan_cost, whole_cost
+from lrexport.lowrank.selection.problem import Problem
+from lrexport.lowrank.selection.threshold import at_threshold, first_true
+from lrexport.lowrank.selection.within_budget import smallest, within
+
+_GRID = 64  # steps of the line search
+
+
+def by_accuracy_drop(goal: AccuracyDrop, problem: Problem) -> Selection:
+    """The cheapest plan that loses at most the goal's points of held-out top-1 by pruning and repair, before fine-tuning.
+
+    The line search of Yang et al. 2020, section 3.3: over shares of the MACs by the global rule, over e by the threshold
+    rule, on a grid, cheapest last. Accuracy is taken to fall with cost. Raises UsageError where nothing can be scored.
+    """
+    svd, truncated, heldout_top1 = problem.svd, problem.truncations, problem.heldout_top1
+    if heldout_top1 is None:
+        raise UsageError("--accuracy-drop needs data to measure accuracy on", "Give --data, or another goal.")
+    dense = heldout_top1(None)
+    least, most = plan_cost(svd, smallest(svd, truncated, "macs").plan, "macs"), whole_cost(svd, "macs")
+    last = _GRID - 1
+
+    def plan(step: int) -> Selection:
+        if problem.rule == "threshold":  # from everything to nothing dropped, in equal ratios
+            return at_threshold(svd, truncated, 10 ** (-5 * step / last) if step < last else 0.0, problem.latency)
+        return within(svd, truncated, "macs", least + (most - least) * step / last, latency=problem.latency)
+
+    lost: dict[int, float] = {last: 0.0}
+
+    def holds(step: int) -> bool:
+        if step not in lost:
+            lost[step] = 100 * (dense - heldout_top1(plan(step)))
+        return lost[step] <= goal.points
+
+    return replace(plan(first_true(last, holds)), heldout_top1=dense)

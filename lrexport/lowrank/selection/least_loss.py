@@ -1,0 +1,85 @@
+"""The global rule: of every layer's options those that lose least together within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrexport.lowrank.eligibility.factorisable import Factorisable
+from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.truncation import Selection, Truncation, Truncations
+from lrexport.lowrank.selection import knapsack
+from lrexport.lowrank.selection.costs import Cost, dense_cost, dense_layer, in_order, pair_cost, plan_layer
+from lrexport.lowrank.selection.predicted_latency import LayerLatency
+from lrexport.plan import Dense, Pair, Plan, Scheme
+
+# The loss of a layer is its share of energy dropped to this power. Between the energy (1) and its root (0.5) it spares the
+# layers that lose most; truncated on held-out training images of two networks (benchmarks/training_free.py).
+_LOSS_POWER = 0.75
+_CHOSEN = "the budget is better spent on other layers"
+SLOW = "no pair is faster on the target"
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What one layer may become; no scheme is dense."""
+
+    scheme: Scheme | None
+    rank: int
+    loss: float
+    cost: float
+
+
+def layer_choices(
+    truncated: Mapping[Scheme, Truncation], dense: float, pairs: Mapping[Scheme, Mapping[int, float]]
+) -> list[LayerChoice]:
+    """The layer as it is, at the price ``dense``, and its pairs by scheme, rank and price."""
+    made = [
+        LayerChoice(scheme, rank, float(truncated[scheme].energy_dropped[rank]) ** _LOSS_POWER, price)
+        for scheme, prices in pairs.items()
+        if scheme in truncated
+        for rank, price in prices.items()
+    ]
+    return [LayerChoice(None, 0, 0.0, dense), *made]
+
+
+def costed_choices(
+    layer: Factorisable, truncated: Mapping[Scheme, Truncation], cost: Cost, latency: LayerLatency | None = None
+) -> list[LayerChoice]:
+    """Every pair that costs less than the layer, in MACs too; with ``latency`` those that gain by it."""
+    dense, pairs = dense_cost(layer, cost), dict[Scheme, dict[int, float]]()
+    for scheme, truncation in truncated.items():
+        prices = pairs.setdefault(scheme, {})
+        for rank in range(1, len(truncation.energy_dropped)) if latency is None else latency.gaining.get(scheme, ()):
+            price = pair_cost(layer, scheme, rank, cost)
+            if price >= dense or pair_cost(layer, scheme, rank, "macs") >= layer.dense_macs:
+                break
+            prices[rank] = price
+    return layer_choices(truncated, dense, pairs)
+
+
+def chosen_entry(
+    layer: Factorisable, truncated: Mapping[Scheme, Truncation], choice: LayerChoice, slow: bool = False
+) -> Pair | Dense:
+    """A choice as the plan has it; ``slow`` says that the layer had no other than to stay dense."""
+    if choice.scheme is None:
+        return dense_layer(layer, "slow", SLOW) if slow else dense_layer(layer, "chosen", _CHOSEN)
+    return plan_layer(layer, choice.rank, 1 - float(truncated[choice.scheme].energy_dropped[choice.rank]), choice.scheme)
+
+
+def least_loss(
+    svd: SVDNetwork, truncated: Truncations, options: Mapping[str, list[LayerChoice]], budget: float
+) -> Selection:
+    """The options of least total loss within ``budget``, which holds for factorisable layers only."""
+    arrays = [
+        knapsack.Options(np.array([choice.loss for choice in choices]), np.array([float(choice.cost) for choice in choices]))
+        for choices in options.values()
+    ]
+    solution = knapsack.minimise(arrays, budget)
+    plan = Plan(svd.dense)
+    for (name, choices), index in zip(options.items(), solution.chosen, strict=True):
+        plan[name] = chosen_entry(svd.layers[name], truncated[name], choices[index], len(choices) == 1)
+    warnings = () if solution.optimal else ("the search was cut short: a slightly better plan may exist",)
+    return Selection(in_order(svd, plan), None, (*svd.notes, *warnings), truncated)

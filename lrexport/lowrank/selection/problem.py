@@ -1,0 +1,55 @@
+"""What a plan is chosen from: the network in SVD form, what its layers may become, and what can be measured of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+from torch import nn
+
+from lrexport.errors import UsageError
+from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.moments import Moments, Schemes
+from lrexport.lowrank.factors.truncation import Selection, Truncations, truncations
+from lrexport.lowrank.selection.predicted_latency import NetworkLatency
+from lrexport.plan import Choice, PlannedLatency
+
+Rule = Literal["global", "threshold"]
+
+
+def check_rule(rule: str) -> None:
+    """Raise UsageError for a rule that does not exist."""
+    if rule not in get_args(Rule):
+        raise UsageError(f"unknown rule {rule!r}", f"Known: {', '.join(get_args(Rule))}.")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The layers of ``svd`` by ``schemes`` (those of the SVD form where None), their energy weighted by ``moments``.
+
+    ``rule`` "global" minimises what all layers lose together, "threshold" is equation 4. With ``latency``, ranks are on the
+    target's grain. ``choices`` are those of a plan, from ``source``. What a solver needs beyond these is given where it can
+    be had: ``written_bytes`` of a folded network as an ONNX file; ``heldout_top1`` in [0, 1] after pruning and repair, of
+    None before; ``confirm``, which measures a plan on the target.
+    """
+
+    svd: SVDNetwork
+    rule: Rule = "global"
+    moments: Moments | None = None
+    schemes: Schemes | None = None
+    latency: NetworkLatency | None = None
+    choices: Mapping[str, Choice] | None = None
+    source: str = "the plan"
+    written_bytes: Callable[[nn.Module], int] | None = None
+    heldout_top1: Callable[[Selection | None], float] | None = None
+    confirm: Callable[[Selection], PlannedLatency] | None = None
+
+    def __post_init__(self) -> None:
+        check_rule(self.rule)
+
+    @cached_property
+    def truncations(self) -> Truncations:
+        """Every layer at every rank. U, s, V are replaced by the exact SVD of the composed kernels first."""
+        return truncations(self.svd, self.moments, self.schemes)

@@ -1,0 +1,96 @@
+"""The best plan within a budget of MACs or parameters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from lrexport.errors import UsageError
+from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.truncation import Selection, Truncations
+from lrexport.lowrank.selection.costs import (
+    NAMES,
+    Cost,
+    dense_cost,
+    in_order,
+    other_cost,
+    plan_cost,
+    planned_cost,
+    whole_cost,
+)
+from lrexport.lowrank.selection.least_loss import chosen_entry, costed_choices, least_loss
+from lrexport.lowrank.selection.predicted_latency import NetworkLatency
+from lrexport.lowrank.selection.problem import Rule, check_rule
+from lrexport.lowrank.selection.threshold import at_threshold, layer_at_threshold, steps_of
+from lrexport.plan import Plan
+from lrexport.units import format_count, format_percent
+
+
+def within(
+    svd: SVDNetwork,
+    truncated: Truncations,
+    cost: Cost,
+    budget: float,
+    rule: Rule = "global",
+    latency: NetworkLatency | None = None,
+) -> Selection:
+    """The plan of at most ``budget`` in all, in MACs or parameters. Raises UsageError with the least that can be reached.
+
+    With ``latency`` only pairs that are faster than their layer on the target, and than those of higher rank, are taken;
+    where the budget cannot be met so, any, with a warning.
+    """
+    check_rule(rule)
+    if rule == "threshold":
+        return _least_threshold(svd, truncated, cost, budget, latency)
+    options = {
+        name: costed_choices(layer, truncated[name], cost, latency.layers[name] if latency else None)
+        for name, layer in svd.layers.items()
+    }
+    fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())
+    least = fixed + sum(min(choice.cost for choice in choices) for choices in options.values())
+    if least > budget and latency is not None:
+        warning = "the budget cannot be met by pairs that are faster than their layer on the target: others are there, too"
+        selection = within(svd, truncated, cost, budget, rule)
+        return replace(selection, warnings=(*selection.warnings, warning))
+    if least > budget:
+        raise _out_of_reach(svd, cost, budget, least)
+    return least_loss(svd, truncated, options, budget - fixed)
+
+
+def smallest(svd: SVDNetwork, truncated: Truncations, cost: Cost) -> Selection:
+    """The plan that costs least: rank 1 wherever that is less than the layer."""
+    plan = Plan(svd.dense)
+    for name, layer in svd.layers.items():
+        choice = min(costed_choices(layer, truncated[name], cost), key=lambda choice: choice.cost)
+        plan[name] = chosen_entry(layer, truncated[name], choice)
+    return Selection(in_order(svd, plan), None, svd.notes, truncated)
+
+
+def _least_threshold(
+    svd: SVDNetwork, truncated: Truncations, cost: Cost, budget: float, latency: NetworkLatency | None
+) -> Selection:
+    """The smallest threshold's plan within ``budget``. Raises UsageError with the least that can be reached.
+
+    As the threshold rises cost can rise, too: of several schemes the one with the fewest MACs, or the fastest, may have more
+    parameters than the one before. So every step is looked at, layer by layer.
+    """
+    steps = steps_of(truncation for schemes in truncated.values() for truncation in schemes.values())
+    costs = np.full(len(steps), plan_cost(svd, Plan(svd.dense), cost))
+    for name, layer in svd.layers.items():
+        own, times = steps_of(truncated[name].values()), latency.layers[name] if latency else None
+        prices = [planned_cost(layer_at_threshold(layer, truncated[name], float(step), times), cost) for step in own]
+        costs += np.array(prices)[np.searchsorted(own, steps, side="right") - 1]
+    within = np.flatnonzero(costs <= budget)
+    if not len(within):
+        raise _out_of_reach(svd, cost, budget, float(costs.min()))
+    return at_threshold(svd, truncated, float(steps[within[0]]), latency)
+
+
+def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
+    whole, name = whole_cost(svd, cost), NAMES[cost]
+    hint = f"The smallest plan, rank 1 in every layer, has {format_percent(least / whole)} of {format_count(whole)}."
+    place, layer = max(svd.dense.items(), key=lambda item: dense_cost(item[1], cost), default=("", None))
+    if layer is not None and (own := dense_cost(layer, cost)):
+        hint += f" The largest layer that stays dense is {place} with {format_count(own)} of them: {layer.reason}."
+    return UsageError(f"{format_percent(budget / whole)} of the {name} is out of reach", hint)
