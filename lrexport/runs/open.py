@@ -16,7 +16,7 @@ from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.comparison import EPOCHS
 from lrexport.config.compression import TrainConfig, several_need_data
 from lrexport.data.images import Splits
-from lrexport.events import ChoosingRanks, Event, ExportChecked, Noted, OnEvent, StepDone, Warned
+from lrexport.events import ChoosingRanks, Event, ExportChecked, Noted, OnEvent, StepDone, Warned, ignore_events
 from lrexport.formats.rehearsal import rehearse
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
@@ -144,7 +144,7 @@ def _open(
     services = start.config.log_to if first and start.splits else ()
     loggers = Loggers(services, request.run, start.config.to_record(), request.on_event)
     held.push(lambda kind, _error, _traceback: loggers.close(done=kind is None))
-    on_event = _logging(request, loggers, checked) if first else _ignore
+    on_event = _logging(request, loggers, checked) if first else ignore_events
     if first:
         for event in (*checked, *_remarks(start)):
             request.on_event(event)
@@ -184,10 +184,6 @@ def _logging(request: RunRequest[Any], loggers: Loggers, checked: list[Event]) -
         request.on_event(event)
 
     return record_event
-
-
-def _ignore(_event: Event) -> None:
-    """In processes that do not write."""
 
 
 def _remarks(start: Start) -> Iterator[Event]:
