@@ -179,7 +179,7 @@ def _measure_and_print(
 
     try:
         with Progressing(refreshes=1) as progress:
-            found = measure(files, baseline, job, target, on_progress)
+            measurement = measure(files, baseline, job, target, on_progress)
     except InputsRefused as error:
         of = f" {files[error.model]}" if error.model else ""
         raise UsageError(f"{target.name} cannot measure{of}: {error.reason}", _INPUTS_HINT) from error
@@ -189,7 +189,7 @@ def _measure_and_print(
     except Interrupted as error:
         _print(files, sizes, baseline, target, error.measurement, json_to)
         raise
-    _print(files, sizes, baseline, target, found, json_to)
+    _print(files, sizes, baseline, target, measurement, json_to)
 
 
 def _print(
@@ -197,25 +197,33 @@ def _print(
     sizes: dict[str, int],
     baseline: str | None,
     target: Target,
-    found: Measurement,
+    measurement: Measurement,
     json_to: str | None,
 ) -> None:
     from lrexport.cli.console import note, print_result
     from lrexport.report.latency_tables import inputs_line, latencies_to_json, latency_table, operator_table
     from lrexport.text import plain
 
-    tables = [latency_table(found.latencies, sizes, baseline, target.name, found.environment)]
-    if any(latency.operators_ms for latency in found.latencies.values()):
-        tables.append(operator_table(found.latencies, baseline))
+    tables = [latency_table(measurement.latencies, sizes, baseline, target.name, measurement.environment)]
+    if any(latency.operators_ms for latency in measurement.latencies.values()):
+        tables.append(operator_table(measurement.latencies, baseline))
     value = latencies_to_json(
-        found.latencies, files, sizes, baseline, target.name, found.environment, found.after, found.samples_ms, found.inputs
+        measurement.latencies,
+        files,
+        sizes,
+        baseline,
+        target.name,
+        measurement.environment,
+        measurement.after,
+        measurement.samples_ms,
+        measurement.inputs,
     )
     print_result(value, json_to, *tables)
-    for name, fed in found.inputs.items():
+    for name, fed in measurement.inputs.items():
         if any(one["values"] != "random" for one in fed.values()):
             note(f"inputs of {plain(name)}: {inputs_line(fed)}")
     warned: dict[str, list[str]] = {}
-    for name, latency in found.latencies.items():
+    for name, latency in measurement.latencies.items():
         if latency.warning:
             warned.setdefault(latency.warning, []).append(plain(name))
     for warning, names in warned.items():

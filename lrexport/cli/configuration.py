@@ -101,15 +101,15 @@ def unknown_variables(name: str, command: click.Command, others: Iterable[str]) 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
     """Option names as written in TOML, ``svd-epochs``, also ``svd_epochs``."""
-    found: dict[str, click.Option] = {}
+    options: dict[str, click.Option] = {}
     for parameter in command.params:
         if not isinstance(parameter, click.Option):
             continue
         for option in parameter.opts:
             if option.startswith("--") and option not in ("--help", "--print-config"):
-                found[option[2:]] = parameter
-                found[option[2:].replace("-", "_")] = parameter
-    return found
+                options[option[2:]] = parameter
+                options[option[2:].replace("-", "_")] = parameter
+    return options
 
 
 @cache

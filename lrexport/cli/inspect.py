@@ -120,15 +120,15 @@ def _read_graph(path: Path, given: Given) -> Graph:
     from lrexport.measure.macs.onnx_survey import survey
     from lrexport.report.graphs import Graph, Node
 
-    found = survey(path, given.shapes, given.values)
-    cost = found.cost
+    surveyed = survey(path, given.shapes, given.values)
+    cost = surveyed.cost
     for operator in cost.uncounted:
         note(f"warning: {path}: MACs of {operator} are not counted")
-    for text in found.notes:
+    for text in surveyed.notes:
         note(f"note: {path}: {text}")
     nodes = [Node(n.name, n.operator, n.weight_shape, n.macs, n.bytes) for n in cost.nodes]
     nodes += [Node(n.name, n.operator, n.weight_shape, None, n.bytes) for n in cost.unknown]
-    return Graph(cost.macs, cost.params, found.bytes, cost.uncounted, tuple(nodes), dict(cost.inputs))
+    return Graph(cost.macs, cost.params, surveyed.bytes, cost.uncounted, tuple(nodes), dict(cost.inputs))
 
 
 def _compare(path: Path, other: Path, given: Given, json_to: str | None) -> None:

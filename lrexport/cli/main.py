@@ -108,9 +108,9 @@ def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
     if name is not None:
         _check_current_folder()
         _say_unknown_variables(ctx, name)
-        found = configuration.defaults(config_file, lambda: _all_commands(ctx))
-        ctx.default_map = {command: said.values for command, said in found.items()}
-        ctx.obj = {command: said.places for command, said in found.items()}  # for --print-config
+        configured = configuration.defaults(config_file, lambda: _all_commands(ctx))
+        ctx.default_map = {command: said.values for command, said in configured.items()}
+        ctx.obj = {command: said.places for command, said in configured.items()}  # for --print-config
 
 
 def _check_current_folder() -> None:

@@ -84,12 +84,12 @@ class MilestonesType(click.ParamType[tuple[float, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            found = tuple(float(Fraction(part.strip())) for part in str(value).split(","))
+            shares = tuple(float(Fraction(part.strip())) for part in str(value).split(","))
         except (ValueError, ZeroDivisionError):
-            found = ()
-        if not found or not all(0 < share <= 1 for share in found):
+            shares = ()
+        if not shares or not all(0 < share <= 1 for share in shares):
             self.fail(f"invalid milestones {value!r}: expected shares in (0, 1], such as 1/2,3/4 or 0.5,0.75", param, ctx)
-        return found
+        return shares
 
 
 class StrengthType(click.ParamType[float | str]):
@@ -101,12 +101,12 @@ class StrengthType(click.ParamType[float | str]):
         if value == "auto":
             return "auto"
         try:
-            found = float(value)
+            number = float(value)
         except ValueError:
-            found = math.nan
-        if not 0 <= found < math.inf:
+            number = math.nan
+        if not 0 <= number < math.inf:
             self.fail(f"invalid strength {value!r}: expected a number of at least 0, or 'auto'", param, ctx)
-        return found
+        return number
 
 
 class EpochsOrSame(click.ParamType[int | str]):

@@ -82,8 +82,8 @@ class Sweep(_Strict):
 
     def runs(self, folder: Path, trials: list[Trial] | None = None) -> list[Path]:
         """Folders of runs that are there: of ``trials``, or of all that are finished, below the sweep's ``folder``."""
-        found = [folder / trial.run for trial in (self.finished() if trials is None else trials) if trial.run]
-        return [run for run in found if os.path.isfile(run / RECORD)]  # which takes names that no system has, too
+        folders = [folder / trial.run for trial in (self.finished() if trials is None else trials) if trial.run]
+        return [run for run in folders if os.path.isfile(run / RECORD)]  # which takes names that no system has, too
 
     def save(self, folder: Path) -> None:
         """Write ``folder/sweep.json`` atomically."""

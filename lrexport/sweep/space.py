@@ -162,14 +162,14 @@ def parse_space(texts: Iterable[str]) -> tuple[Dimension, ...]:
     """Dimensions of ``--vary``. Raises UsageError for an invalid text, and for two that exclude each other."""
     space: list[Dimension] = []
     for text in texts:
-        found = _parse(text)
-        if any(found.name == other.name for other in space):
-            raise UsageError(f"--vary {_flag(found.name)} is given twice")
-        rival = next((other for other in space if found.name in GOALS and other.name in GOALS), None)
+        dimension = _parse(text)
+        if any(dimension.name == other.name for other in space):
+            raise UsageError(f"--vary {_flag(dimension.name)} is given twice")
+        rival = next((other for other in space if dimension.name in GOALS and other.name in GOALS), None)
         if rival is not None:
-            message = f"--vary {_flag(rival.name)} and --vary {_flag(found.name)} are both goals"
+            message = f"--vary {_flag(rival.name)} and --vary {_flag(dimension.name)} are both goals"
             raise UsageError(message, "A compression has one goal; make a sweep for each.")
-        space.append(found)
+        space.append(dimension)
     return tuple(space)
 
 
