@@ -100,7 +100,7 @@ def test_another_compression_goes_on_from_a_network_whose_ranks_have_fallen(
     assert run(["compress", "fallen", "--macs", "0.3", "--falling-ranks", "-o", "again"]) == 2
     assert "--falling-ranks needs SVD training, and fallen has already finished it" in capsys.readouterr().err
     assert run([*COMMAND[:4], "--energy", "0.1", "--falling-ranks", "-o", "energy"]) == 2
-    assert "--falling-ranks needs --macs, --params or --latency" in capsys.readouterr().err
+    assert "--falling-ranks requires --macs, --params or --latency" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("when", ["SVD training: epoch 1/", "SVD training: epoch 3/"])

@@ -79,7 +79,10 @@ def test_two_processes_steer_alike(steered: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compress", "resnet20", "--energy", "0.1", *AUTO], "--sparsity-strength auto needs --macs, --params or --latency"),
+        (
+            ["compress", "resnet20", "--energy", "0.1", *AUTO],
+            "--sparsity-strength auto requires --macs, --params or --latency",
+        ),
         (["train", "resnet20", "--data", "digits", *AUTO], "adapts λ_s to a budget, and lrexport train has none"),
         (
             ["compress", "resnet20", "--macs", "0.5", "--sparsity", "none", *AUTO],
