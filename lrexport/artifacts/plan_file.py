@@ -88,12 +88,12 @@ def _is_entry(value: Any) -> bool:
 
 
 def _no_twice(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{path}: {twice!r} stands there twice", "JSON would silently take the last; remove one.")
-    return found
+    return values
 
 
 def _entry(where: str, value: Any) -> Entry:
@@ -122,8 +122,8 @@ def _choice(where: str, value: Mapping[str, Any]) -> Choice:
     for field in ("scheme", "rank"):
         if field not in value:
             close = nearest(field, value)
-            found = f"it has {close[0]!r}" if close else f"{_WANTED} was wanted"
-            raise InputError(f"{where} has no {field}; {found}")
+            reason = f"it has {close[0]!r}" if close else f"{_WANTED} was wanted"
+            raise InputError(f"{where} has no {field}; {reason}")
     scheme, rank = value["scheme"], value["rank"]
     if not isinstance(scheme, str) or scheme not in SCHEMES:
         close = nearest(str(scheme), SCHEMES)

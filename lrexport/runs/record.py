@@ -168,9 +168,9 @@ class Record(BaseModel):
 
     def result_of(self, name: str) -> Result | None:
         """Figures of an exported file by its name in the run."""
-        found = self.results
-        results = {DENSE_ONNX: found.dense, MODEL_ONNX: found.compressed}
-        results |= {DENSE_INT8: found.dense_int8, MODEL_INT8: found.compressed_int8}
+        measured = self.results
+        results = {DENSE_ONNX: measured.dense, MODEL_ONNX: measured.compressed}
+        results |= {DENSE_INT8: measured.dense_int8, MODEL_INT8: measured.compressed_int8}
         return results.get(name)
 
     def environment_of(self, target: str) -> dict[str, Any]:
@@ -193,14 +193,14 @@ class Record(BaseModel):
         path, stored = run_folder.plain(run, name), self.files.get(name)
         if stored is None or not path.is_file():
             raise InputError(f"{run} has no {name}", "Has this run been finished?")
-        found = path.stat().st_size
-        if found == 0:
+        size = path.stat().st_size
+        if size == 0:
             raise InputError(f"empty file: {path}", "It was probably not copied to the end; fetch it again.")
         checkpoints = sorted((run / CHECKPOINTS).glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
         hint = f"The last checkpoint is {checkpoints[-1]}." if checkpoints else "Fetch it again, or make the run again."
-        if found != stored.bytes:
-            state = "truncated" if found < stored.bytes else "changed"
-            raise InputError(f"{path} is {state}: {stored.bytes:,} bytes expected, {found:,} found", hint)
+        if size != stored.bytes:
+            state = "truncated" if size < stored.bytes else "changed"
+            raise InputError(f"{path} is {state}: {stored.bytes:,} bytes expected, {size:,} found", hint)
         digest = files.sha256(path)
         if digest != stored.sha256:
             raise InputError(

@@ -38,18 +38,18 @@ def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
 
 def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
     """Names of BatchNorms with one value a channel in an image: there is no training these on one image at a time."""
-    found: list[str] = []
+    layers: list[str] = []
 
     modules = dict(network.named_modules())
     norms: dict[nn.Module, str] = {module: name for name, module in modules.items() if isinstance(module, BatchNorm)}
 
     def look(norm: nn.Module, given: Tensor) -> None:
         if given.numel() == given.shape[0] * given.shape[1]:
-            found.append(norms[norm])
+            layers.append(norms[norm])
 
     with watching_inputs(norms, look):
         run_once(network, image_shape)
-    return found
+    return layers
 
 
 @contextmanager

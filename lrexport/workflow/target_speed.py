@@ -41,8 +41,8 @@ class Speed:
             paths = {name: Path(folder) / name for name in (DENSE_ONNX, MODEL_ONNX)}
             paths[DENSE_ONNX].write_bytes(self.dense_onnx)
             export_onnx(network, paths[MODEL_ONNX], self.input_shape)
-            found = measure_latency(paths, DENSE_ONNX, MeasuringJob((), _ROUNDS, self.threads), self.target)
-        dense, mine = found[DENSE_ONNX], found[MODEL_ONNX]
+            latencies = measure_latency(paths, DENSE_ONNX, MeasuringJob((), _ROUNDS, self.threads), self.target)
+        dense, mine = latencies[DENSE_ONNX], latencies[MODEL_ONNX]
         assert mine.ratio is not None
         assert mine.ratio_iqr is not None
         return PlannedLatency(

@@ -84,7 +84,7 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
     not finite.
     """
     schemes = schemes or own_schemes_of(svd)
-    found: dict[str, dict[Scheme, Truncation]] = {}
+    truncated: dict[str, dict[Scheme, Truncation]] = {}
     for name in svd.layers:
         module: Any = svd.network.get_submodule(name)
         redecompose(module)
@@ -94,8 +94,8 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
                 f"what layer {name!r} is given is not finite, or too large to be squared in float32",
                 "Look at the weights of the layers before it and at the data.",
             )
-        found[name] = {scheme: _truncate(module, scheme, weighting.get(scheme)) for scheme in schemes[name]}
-    return found
+        truncated[name] = {scheme: _truncate(module, scheme, weighting.get(scheme)) for scheme in schemes[name]}
+    return truncated
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ def reconstruct(
     names = [name for name, layer in plan.items() if isinstance(layer, Pair) and len(svd.layers[name].names) == 1]
     targets = _dense_outputs(svd, names, images, torch.Generator().manual_seed(seed))
     absorbed = _before_batchnorm(network, names, images[:2])
-    found: dict[str, float] = {}
+    errors: dict[str, float] = {}
 
     def refit(name: str) -> Callable[..., None]:
         layer, planned = svd.network.get_submodule(name), plan[name]
@@ -62,7 +62,7 @@ def reconstruct(
         # The pass goes on with the pair as it is then.
         def before(pair: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             assert isinstance(planned, Pair)
-            found[name] = _refit(layer, planned, pair, given_to(args, kwargs), targets[name], name in absorbed, weights)
+            errors[name] = _refit(layer, planned, pair, given_to(args, kwargs), targets[name], name in absorbed, weights)
 
         return before
 
@@ -70,7 +70,7 @@ def reconstruct(
         for name in targets:
             hooks.callback(network.get_submodule(name).register_forward_pre_hook(refit(name), with_kwargs=True).remove)
         network(images)
-    return found
+    return errors
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,17 @@ class _Target:
 
 def _dense_outputs(svd: SVDNetwork, names: list[str], images: Tensor, generator: torch.Generator) -> dict[str, _Target]:
     """Outputs of those layers in SVD form that are called once, in eval mode."""
-    found: dict[str, _Target] = {}
+    recorded: dict[str, _Target] = {}
     again: set[str] = set()
 
     def watch(name: str) -> Callable[..., None]:
         def note(layer: nn.Module, _args: object, output: Tensor) -> None:
-            if name in found:
+            if name in recorded:
                 again.add(name)
                 return
             most = min(_MOST_SAMPLES, max(1, _MOST_VALUES // spec_of(layer).out_channels))
             numbers = draw(positions(output, layer), most, generator)
-            found[name] = _Target(sizes_of(output, layer), numbers, outputs_at(layer, output, numbers))
+            recorded[name] = _Target(sizes_of(output, layer), numbers, outputs_at(layer, output, numbers))
 
         return note
 
@@ -102,7 +102,7 @@ def _dense_outputs(svd: SVDNetwork, names: list[str], images: Tensor, generator:
         for name in names:
             hooks.callback(svd.network.get_submodule(name).register_forward_hook(watch(name)).remove)
         svd.network(images)
-    return {name: target for name, target in found.items() if name not in again}
+    return {name: target for name, target in recorded.items() if name not in again}
 
 
 def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> set[str]:
@@ -150,15 +150,15 @@ def _refit(layer: Any, planned: Pair, pair: Any, given: Tensor, target: _Target,
         left, right = left.to(given), right.to(given)
         # The pair's output without its bias: an output is the kernel times its patch.
         kernel = (left @ right).unflatten(1, (wanted.shape[2], -1)).flatten(2)
-        found = patches.flatten(2) @ kernel.mT
+        output = patches.flatten(2) @ kernel.mT
         sides = (left, right) if groups > 1 else (left[0], right[0])
         for half, weight in zip(pair, scheme.weights(*sides, spec), strict=True):
             half.weight.copy_(weight)
     else:
-        found = outputs_at(layer, pair[1](pair[0](given)), target.numbers).unflatten(1, (groups, -1)).transpose(0, 1)
+        output = outputs_at(layer, pair[1](pair[0](given)), target.numbers).unflatten(1, (groups, -1)).transpose(0, 1)
         if layer.bias is not None:
-            found = found - pair[1].bias.unflatten(0, (groups, -1)).unsqueeze(1)
-    difference = wanted - found
+            output = output - pair[1].bias.unflatten(0, (groups, -1)).unsqueeze(1)
+    difference = wanted - output
     if layer.bias is not None:
         pair[1].bias.copy_(difference.mean(1).flatten())
     return _power(difference, centred) / max(_power(wanted, centred), torch.finfo(wanted.dtype).tiny)
