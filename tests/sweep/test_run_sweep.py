@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from lrexport.cli.main import run
-from lrexport.config.compression import TrainConfig
+from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.events import Event, ignore_events
 from lrexport.plan import PlannedLatency
 from lrexport.report.sweep_tables import front_table
 from lrexport.runs.record import Accuracy, ModelSource, Record, Result, Results, load_record
+from lrexport.runs.request import RunRequest
 from lrexport.runs.sweep_record import Objective, front_of, load_sweep
 from lrexport.sweep import run_sweep as running
 from lrexport.sweep import shared_stages
@@ -34,8 +35,9 @@ def compressions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Compressions that only write down what they were asked for; their latency is the square root of their MACs."""
     asked: list[Any] = []
 
-    def compress(config: Any, folder: Path, on_event: object, source: Path, *more: object, **options: bool) -> Record:
-        asked.append((config, source))
+    def compress(request: RunRequest[CompressConfig]) -> Record:
+        config = request.config
+        asked.append((config, request.source))
         share = config.goal.macs
         took = PlannedLatency(
             target=config.target or "",
