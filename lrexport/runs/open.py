@@ -73,9 +73,7 @@ class OpenRun(Generic[Config]):
     def store_bytes(self, record: Record, name: str, content: bytes) -> Record:
         """As :meth:`store`, of a file's content, in the process that writes."""
         run_folder.write_bytes(self.folder, name, content)
-        record = record.model_copy(update={"files": {**record.files}})
-        record.seal(self.folder, name)
-        return record
+        return record.sealed(self.folder, name)
 
     def save(self, record: Record, config: Mapping[str, Any]) -> Record:
         """Write the record, with ``config`` as what the run was made with so far."""

@@ -183,10 +183,10 @@ class Record(BaseModel):
         """Write ``run/run.json`` atomically."""
         run_folder.write_json(run, RECORD, self.model_dump(mode="json"))
 
-    def seal(self, run: Path, *names: str) -> None:
-        """Note hash and size of files of the run that were just written."""
-        for name in names:
-            self.files[name] = StoredFile(sha256=files.sha256(run / name), bytes=(run / name).stat().st_size)
+    def sealed(self, run: Path, *names: str) -> Record:
+        """A record that also knows hash and size of files of the run that were just written."""
+        new = {name: StoredFile(sha256=files.sha256(run / name), bytes=(run / name).stat().st_size) for name in names}
+        return self.model_copy(update={"files": {**self.files, **new}})
 
     def check(self, run: Path, name: str) -> Path:
         """Path of a file of the run. Raises InputError if it is absent or not what the record says was written."""

@@ -100,14 +100,25 @@ def _data_digest(splits: Splits | None) -> dict[str, str]:
     return {"data_sha256": splits.digest()} if splits is not None else {}
 
 
-def load_for_planning(
-    config: TrainConfig, source: Path | None, notes: list[str]
-) -> tuple[ModelRecipe, SVDNetwork, Splits | None]:
-    """What a plan is made from, of a model or of a run, with nothing written; ``notes`` gets what is to be noted."""
+@dataclass(frozen=True)
+class PlanningStart:
+    """What a plan is made from; ``notes`` are remarks on its weights, which may be ``random``."""
+
+    recipe: ModelRecipe
+    svd: SVDNetwork
+    splits: Splits | None
+    notes: list[str]
+    random: bool
+
+
+def load_for_planning(config: TrainConfig, source: Path | None = None) -> PlanningStart:
+    """A model, or the run ``source``, with nothing written. Raises as :func:`start_of`."""
+    notes: list[str] = []
     if source is None:
         recipe, splits, network = _load(config, notes)
         _load_teacher(config, splits, notes)  # for its errors: what is only looked at is checked as well
-        return recipe, to_svd_form(network, recipe, config), splits
+        svd = to_svd_form(network, recipe, config)
+        return PlanningStart(recipe, svd, splits, notes, recipe.is_random(config.weights))
     record = load_record(source)
     recipe = from_record(record.model, source / RECORD)
     data = config.data or (record.data.source if record.data else None)
@@ -115,7 +126,7 @@ def load_for_planning(
     with loading.naming_recorded_data(record, config.data):
         splits = _load_splits(replace(config, **kept, data=data), recipe, None if config.data else source / RECORD)
     _load_teacher(config, splits, notes)
-    return recipe, load_svd(config, source), splits
+    return PlanningStart(recipe, load_svd(config, source), splits, notes, RANDOM in record.notes)
 
 
 def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:

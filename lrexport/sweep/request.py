@@ -24,7 +24,7 @@ _TRAIN = {field.name for field in fields(TrainConfig)}
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """``train`` and ``others``, CompressConfig's further fields, hold for every trial unless ``space`` says otherwise.
 
     ``goal`` is None where it is varied. ``trials`` is the number that all processes together make; ``source`` the run that
@@ -98,7 +98,7 @@ def make_request(
     objective: Objective,
     trials: int,
     source: Path | None = None,
-) -> Request:
+) -> SweepRequest:
     """A consistent request. Raises UsageError if it is contradictory, lacks data, or varies what a run has settled.
 
     Without a goal the share of the MACs is varied.
@@ -132,4 +132,4 @@ def make_request(
     chosen = dict(others)
     if objective == "latency":
         chosen["target"] = chosen.get("target") or "local"  # ranks on its grain, and every trial measured there
-    return Request(train, goal, chosen, space, objective, trials, source)
+    return SweepRequest(train, goal, chosen, space, objective, trials, source)

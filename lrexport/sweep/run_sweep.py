@@ -19,7 +19,7 @@ from lrexport.runs.sweep_record import Figures, Sweep
 from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForTrials
 from lrexport.sweep.extras import need_optuna
 from lrexport.sweep.locks import Process
-from lrexport.sweep.request import Request
+from lrexport.sweep.request import SweepRequest
 from lrexport.sweep.shared_stages import dense_stage, svd_stage
 from lrexport.sweep.space import Point
 from lrexport.sweep.storage import database_lock, open_storage
@@ -39,7 +39,7 @@ class Place:
     study: str | None = None
 
 
-def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
+def run_sweep(request: SweepRequest, place: Place, on_event: OnEvent) -> Sweep:
     """Make trials until ``request.trials`` are done, with all processes that work on the same study, and find the front.
 
     Going on with a sweep makes what is missing. Raises UsageError where it was made with something else, and what dense
@@ -73,7 +73,9 @@ def run_sweep(request: Request, place: Place, on_event: OnEvent) -> Sweep:
         raise DeviceError(f"the storage failed: {cause}", "Trials that finished are kept; start the same again.") from error
 
 
-def _trial(request: Request, number: int, point: Point, run: Path, dense: Path, folder: Path, on_event: OnEvent) -> Made:
+def _trial(
+    request: SweepRequest, number: int, point: Point, run: Path, dense: Path, folder: Path, on_event: OnEvent
+) -> Made:
     """One compression, from the shared stages on; figures of its network and of the dense one."""
     run_folder.refuse_link(run)
     on_event(TrialBegun(number, request.wanted, point))

@@ -17,11 +17,11 @@ from lrexport.runs.request import RunRequest
 from lrexport.runs.resume import is_stopped
 from lrexport.sweep.events import WaitingForStage
 from lrexport.sweep.locks import exclusively
-from lrexport.sweep.request import Request
+from lrexport.sweep.request import SweepRequest
 from lrexport.workflow import pipeline
 
 
-def dense_stage(request: Request, folder: Path, on_event: OnEvent) -> Path:
+def dense_stage(request: SweepRequest, folder: Path, on_event: OnEvent) -> Path:
     """The run that has the dense network of all trials: ``request.source``, or one below ``folder``, trained once."""
     if request.source is not None:
         return request.source
@@ -30,7 +30,7 @@ def dense_stage(request: Request, folder: Path, on_event: OnEvent) -> Path:
     return _once(folder / STAGES / name, DENSE, lambda: on_event(waits), lambda run: _train(config, run, on_event))
 
 
-def svd_stage(request: Request, config: TrainConfig, dense: Path, folder: Path, on_event: OnEvent) -> Path:
+def svd_stage(request: SweepRequest, config: TrainConfig, dense: Path, folder: Path, on_event: OnEvent) -> Path:
     """The run that a trial with ``config`` goes on from: SVD-trained, once for all trials with the same choices."""
     if request.source is not None or config.svd_epochs == 0:
         return dense

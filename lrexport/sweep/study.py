@@ -22,7 +22,7 @@ from lrexport.errors import InputError, LrexportError, UsageError
 from lrexport.runs.resume import is_stopped
 from lrexport.runs.sweep_record import Figures, Sweep, cost, front_of, is_sweep, load_sweep
 from lrexport.sweep.locks import Process
-from lrexport.sweep.request import Request
+from lrexport.sweep.request import SweepRequest
 from lrexport.sweep.sampling import Sampler, suggest
 from lrexport.sweep.snapshot import live, run_of, to_trial
 from lrexport.sweep.space import Point
@@ -48,7 +48,7 @@ class Book:
     a trial, so that none is made twice and all together make as many as were asked for.
     """
 
-    def __init__(self, request: Request, folder: Path, storage: BaseStorage, name: str, process: Process) -> None:
+    def __init__(self, request: SweepRequest, folder: Path, storage: BaseStorage, name: str, process: Process) -> None:
         self.request, self.folder, self.name, self._process = request, folder, name, process
         sampler = Sampler(request.space, request.train.seed)
         self._study = optuna.create_study(

@@ -124,7 +124,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
             before = record.result_of(name)
             if before is None:
                 before = torch_result(network, record.model.input_shape)
-                record.notes = with_uncounted(record.notes, before)
+                record = record.model_copy(update={"notes": with_uncounted(record.notes, before)})
             results[name] = _export(network, scratch / name, before, record, options, images.test, on_event)
             if images.calibration is not None:
                 int8 = _IN_INT8[name]
@@ -135,33 +135,34 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
             job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, profile=True)
             measured = measure(paths, DENSE_ONNX, job, target)
             results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
-        _note(record, options, results, {target.name: machine} if options.rounds and target.name != "local" else {})
-        _replace(run, record, scratch, [*results, *in_ort], on_event)
-    return record
+        machines = {target.name: machine} if options.rounds and target.name != "local" else {}
+        return _replace(run, _exported(record, options, results, machines), scratch, [*results, *in_ort], on_event)
 
 
-def _note(record: Record, options: ExportOptions, results: dict[str, Result], targets: dict[str, dict[str, Any]]) -> None:
-    """Into the record, but for the files: how it was exported, what came out, and on which machines."""
-    record.export = asdict(options)
-    record.results = Results(
+def _exported(
+    record: Record, options: ExportOptions, results: dict[str, Result], targets: dict[str, dict[str, Any]]
+) -> Record:
+    """The record, but for the files: how it was exported, what came out, and on which machines."""
+    figures = Results(
         dense=results[DENSE_ONNX],
         compressed=results[MODEL_ONNX],
         dense_int8=results.get(DENSE_INT8),
         compressed_int8=results.get(MODEL_INT8),
     )
     training = {name: value for name, value in record.environment.items() if name in LASTING}
-    record.environment = environment() | training | ({"targets": targets} if targets else {})
+    here = environment() | training | ({"targets": targets} if targets else {})
+    return record.model_copy(update={"export": asdict(options), "results": figures, "environment": here})
 
 
-def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_event: OnEvent) -> None:
-    """Put the files ``written`` in the place of an earlier export's, then the record.
+def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_event: OnEvent) -> Record:
+    """Put the files ``written`` in the place of an earlier export's, then the record, which is returned.
 
     Optional ones of before go: they may be of other weights, opset or batch than what is there now. A kill in between
     leaves a run that was not exported, none whose files are not what its record says.
     """
     weights = {name: stored for name, stored in record.files.items() if name not in EXPORTED}
-    before, record.files = load_record(run), dict(weights)
-    record.seal(scratch, *written)
+    before = load_record(run)
+    record = record.model_copy(update={"files": weights}).sealed(scratch, *written)
     with heeding_signals():
         if before.files != weights:
             _unexported(before, weights).save(run)
@@ -170,6 +171,7 @@ def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_ev
         record.save(run)
     if stale:
         on_event(FilesRemoved(tuple(stale)))
+    return record
 
 
 def _unexported(record: Record, weights: dict[str, StoredFile]) -> Record:

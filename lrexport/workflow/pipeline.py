@@ -23,7 +23,7 @@ from lrexport.measure.targets import parse_target
 from lrexport.plan import Choice, digest
 from lrexport.runs.finished import finished
 from lrexport.runs.open import OpenRun, Trained, open_run
-from lrexport.runs.record import RANDOM, Record, load_record
+from lrexport.runs.record import RANDOM, Record
 from lrexport.runs.request import RunRequest
 from lrexport.runs.starting_point import load_for_planning
 from lrexport.training.engine import failing_together, make_fabric, with_float64
@@ -94,17 +94,16 @@ def _pruning(
 def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = None) -> tuple[SVDNetwork, Selection]:
     """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
     choices = _choices(config.goal)
-    notes: list[str] = []
-    recipe, svd, splits = load_for_planning(config.train, source, notes)
-    for text in notes:
+    start = load_for_planning(config.train, source)
+    svd, splits, shape = start.svd, start.splits, start.recipe.input_shape
+    for text in start.notes:
         on_event(Noted(text))
     for text in splits.data.warnings if splits else ():
         on_event(Warned(text))
     device = with_float64(make_fabric(config.train.device).device)
-    speed = _speed(config, svd, recipe.input_shape, on_event)
-    selection = Pruning(svd, config, recipe.input_shape, splits, device, choices, speed).select()
-    random = recipe.is_random(config.train.weights) if source is None else RANDOM in load_record(source).notes
-    return svd, replace(selection, warnings=(RANDOM, *selection.warnings)) if random else selection
+    speed = _speed(config, svd, shape, on_event)
+    selection = Pruning(svd, config, shape, splits, device, choices, speed).select()
+    return svd, replace(selection, warnings=(RANDOM, *selection.warnings)) if start.random else selection
 
 
 def _speed(config: CompressConfig, svd: SVDNetwork, input_shape: tuple[int, ...], on_event: OnEvent) -> Speed | None:

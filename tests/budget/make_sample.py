@@ -83,7 +83,7 @@ def write_run(run: Path, rank: int) -> None:
             compressed=_result(run / "model.onnx", others + pair, area, "compressed"),
         ),
     )
-    record.seal(run, "model.onnx", "dense.onnx")
+    record = record.sealed(run, "model.onnx", "dense.onnx")
     record.save(run)
 
 

@@ -77,7 +77,7 @@ def test_a_run_stands_for_its_exported_files_as_they_were_written(capsys: pytest
         names = ["model.onnx", "dense.onnx"][: 2 if name == "one" else 1]
         for file in names:
             write_model(folder / file, channels)
-        record.seal(folder, *names)
+        record = record.sealed(folder, *names)
         record.save(folder)
     assert run(["bench", "one", "two", *ROUNDS, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -99,7 +99,7 @@ def _run(part: str) -> Callable[[bytes, Path], None]:
         (run / part).write_bytes(content)
         if part == SPECTRA:  # a changed file alone is refused by its hash
             record = load_record(_sound_run())
-            record.seal(run, SPECTRA)
+            record = record.sealed(run, SPECTRA)
             record.save(run)
         record = load_record(run)
         results_table(record), plan_table(record.plan), repeating(record, "run")

@@ -455,7 +455,7 @@ def test_a_run_from_before_computed_weights_were_folded_is_still_read(prune: Com
             weight = weights.pop("3.weight")
             weights |= {"3.weight_v": weight, "3.weight_g": weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)}
         tensors.save(run / f"{name}.safetensors", weights)
-        record.seal(run, f"{name}.safetensors")
+        record = record.sealed(run, f"{name}.safetensors")
     record.save(run)
     images = torch.randn(2, 1, 8, 8)
     made = import_here("networks").hooked().eval()

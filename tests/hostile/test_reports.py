@@ -105,7 +105,7 @@ def test_singular_values_that_are_none_are_refused_also_with_the_right_hash(
 ) -> None:
     (run / SPECTRA).write_bytes(content)
     record = load_record(run)
-    record.seal(run, SPECTRA)
+    record = record.sealed(run, SPECTRA)
     record.save(run)
     done = lrexport("report", run)
     assert done.code == 3

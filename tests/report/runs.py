@@ -69,7 +69,7 @@ def write_run(
         for name, found in values.items()
     }
     (run / SPECTRA).write_text(json.dumps({"schema_version": 1, "layers": layers}))
-    record.seal(run, SPECTRA)
+    record = record.sealed(run, SPECTRA)
     events: list[dict[str, Any]] = []
     for stage in ("dense", "svd", "plan", "fine-tune", "baseline") if trained else ():
         if stage == "plan":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.config.goals import Energy, Goal, Macs, values_of
 from lrexport.errors import UsageError
-from lrexport.sweep.request import Request, make_request
+from lrexport.sweep.request import SweepRequest, make_request
 from lrexport.sweep.space import Choices, Dimension, Numbers, parse_space, points_of, size_of
 
 TRAIN = TrainConfig("resnet20", data="digits")
@@ -151,7 +151,7 @@ def test_a_space_is_as_large_as_the_product_of_its_dimensions_or_a_continuum() -
     assert points_of(parse_space(["macs=0.2..0.7"])) is None
 
 
-def request(*vary: str, goal: Goal | None = None, trials: int = 10, **others: object) -> Request:
+def request(*vary: str, goal: Goal | None = None, trials: int = 10, **others: object) -> SweepRequest:
     return make_request(TRAIN, goal, others, vary, "macs", trials)
 
 

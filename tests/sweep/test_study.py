@@ -16,7 +16,7 @@ from lrexport.runs.sweep_record import Figures, Sweep, load_sweep
 from lrexport.sweep import storage as storages
 from lrexport.sweep.extras import need_optuna
 from lrexport.sweep.locks import Process
-from lrexport.sweep.request import Request, make_request
+from lrexport.sweep.request import SweepRequest, make_request
 from lrexport.sweep.space import Point
 from lrexport.sweep.storage import database_lock, open_storage
 from lrexport.sweep.study import Book, Made
@@ -32,11 +32,13 @@ def made(number: int, point: Point, run: Path) -> Made:
     return Figures(heldout_top1=random.Random(number).random(), test_top1=0.5, macs=macs, params=10), DENSE
 
 
-def request(trials: int = 6, vary: str = "macs=0.2..0.8") -> Request:
+def request(trials: int = 6, vary: str = "macs=0.2..0.8") -> SweepRequest:
     return make_request(TrainConfig("resnet20", data="digits"), None, {}, (vary,), "macs", trials)
 
 
-def sweep(folder: Path, make: Make = made, asked: Request | None = None, url: str | None = None, name: str = "s") -> Sweep:
+def sweep(
+    folder: Path, make: Make = made, asked: SweepRequest | None = None, url: str | None = None, name: str = "s"
+) -> Sweep:
     folder.mkdir(exist_ok=True)
     with Process(folder) as process:
         book = Book(asked or request(), folder, open_storage(url, folder), name, process)
