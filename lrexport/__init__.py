@@ -10,20 +10,30 @@ if TYPE_CHECKING:
     from lrexport.config.goals import AccuracyDrop, Energy, FromPlan, Latency, Macs, Params, Size
     from lrexport.errors import DeviceError, InputError, LrexportError, UsageError
     from lrexport.formats.onnx import export_onnx
-    from lrexport.lowrank.factors.decompose import decompose
+    from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
     from lrexport.lowrank.factors.fold import fold
     from lrexport.lowrank.factors.moments import input_moments
+    from lrexport.lowrank.factors.rebuild import rebuild
+    from lrexport.lowrank.factors.truncation import Selection
     from lrexport.lowrank.regularisation.regularisers import losses
     from lrexport.lowrank.repair.reconstruct import reconstruct
     from lrexport.lowrank.selection.select import select
     from lrexport.networks.weights import load_weights
+    from lrexport.plan import Plan
     from lrexport.runs.loading import load
     from lrexport.torch_tools.plain_form import make_plain
+    from lrexport.workflow.compress_network import Compressed, compress
 
 __version__ = "0.1.0"
 
 # Where each public name lives. `import lrexport` itself imports neither torch nor anything else heavy.
 _HOMES = {
+    "compress": "lrexport.workflow.compress_network",
+    "Compressed": "lrexport.workflow.compress_network",
+    "rebuild": "lrexport.lowrank.factors.rebuild",
+    "SVDNetwork": "lrexport.lowrank.factors.decompose",
+    "Selection": "lrexport.lowrank.factors.truncation",
+    "Plan": "lrexport.plan",
     "Macs": "lrexport.config.goals",
     "Params": "lrexport.config.goals",
     "Size": "lrexport.config.goals",
@@ -49,6 +59,7 @@ _HOMES = {
 }
 __all__ = [
     "AccuracyDrop",
+    "Compressed",
     "DeviceError",
     "Energy",
     "FromPlan",
@@ -57,9 +68,13 @@ __all__ = [
     "LrexportError",
     "Macs",
     "Params",
+    "Plan",
+    "SVDNetwork",
+    "Selection",
     "Size",
     "UsageError",
     "assert_within_budget",
+    "compress",
     "decompose",
     "export_onnx",
     "fold",
@@ -68,6 +83,7 @@ __all__ = [
     "load_weights",
     "losses",
     "make_plain",
+    "rebuild",
     "reconstruct",
     "select",
 ]

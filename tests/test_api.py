@@ -82,7 +82,7 @@ mixed.input_shape = SHAPE  # type: ignore[attr-defined]
 
 @pytest.mark.parametrize("kind", MIXED)
 def test_the_api_and_the_command_make_the_same_plan_of_the_same_macs(kind: str, tmp_path: Path) -> None:
-    network = mixed(kind).eval()
+    network, network_of_kind = mixed(kind).eval(), mixed(kind).eval()
     total = count_torch_macs(network, SHAPE).total
     svd = api.decompose(network, SHAPE)
     chosen = api.select(svd, api.Macs(0.75))
@@ -92,7 +92,10 @@ def test_the_api_and_the_command_make_the_same_plan_of_the_same_macs(kind: str, 
     of_command, planned = plan_only(config, lambda _event: None)
     assert svd.dense_macs == of_command.dense_macs == total
     assert chosen.plan == planned.plan
-    folded = count_torch_macs(api.fold(svd, chosen.plan), SHAPE).total
+    result = api.compress(network_of_kind, SHAPE, api.Macs(0.75))
+    assert (result.plan, result.dense_macs) == (chosen.plan, total)
+    folded = count_torch_macs(api.fold(svd, chosen), SHAPE).total
+    assert result.macs == folded == count_torch_macs(result.network, SHAPE).total
     assert 0.7 * total < folded == plan_macs(svd, chosen.plan) <= 0.75 * total
     record = compress(RunRequest(config, tmp_path / "run", ignore_events))
     assert record.plan == chosen.plan

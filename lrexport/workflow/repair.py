@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from lrexport.torch_tools.tracing import largest_output
 
 BATCH = 125  # images at a time where only sums are wanted
+AS_FOLDED = "heldout_top1"  # how events call the score of a network that is not repaired yet
 _BATCHNORM_BATCH = 250
 _MOST_VALUES = 1 << 26  # of one layer's outputs for all images of a reconstruction, 256 MB
 
@@ -37,24 +39,22 @@ class Repair:
     calibration_images: int = 512
     batchnorm_images: int = 1000
 
-    def apply(
-        self, network: nn.Module, selection: Selection, top1: Callable[[nn.Module], float] | None = None
-    ) -> dict[str, float]:
-        """Repair ``network``, folded by ``selection``, in place; returns its top-1 as folded and after each repair.
+    def apply(self, network: nn.Module, selection: Selection, score: Callable[[nn.Module], float]) -> dict[str, float]:
+        """Repair ``network``, folded by ``selection``, in place; returns its score as folded and after each repair.
 
-        A repair that does not help by ``top1`` is taken back: a network that lost little is better left alone. Without it
-        nothing is scored and every repair stays.
+        A repair after which the ``score``, say top-1, is lower is taken back: a network that lost little is better left
+        alone.
         """
-        scores = {} if top1 is None else {"heldout_top1": top1(network)}
+        scores = {AS_FOLDED: score(network)}
         for name, repair in self._repairs().items():
             before = copy.deepcopy(network.state_dict())
-            best = max(scores.values(), default=0.0)
-            if not repair(network, selection) or top1 is None:
+            best = max(scores.values())
+            if not repair(network, selection):
                 continue
             try:
-                scores[f"heldout_top1_after_{name}"] = after = top1(network)
+                scores[f"{AS_FOLDED}_after_{name}"] = after = score(network)
             except NotANumber:
-                after = -1.0
+                after = -math.inf
             if after < best:
                 network.load_state_dict(before)
         return scores

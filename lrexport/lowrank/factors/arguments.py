@@ -18,6 +18,23 @@ def check_svd(svd: object) -> None:
         )
 
 
+def input_shape_of(example_inputs: object) -> tuple[int, ...]:
+    """The shape of one input: of a batch (B, …), or as it is given in numbers. Raises UsageError for anything else."""
+    if isinstance(example_inputs, list | tuple) and len(example_inputs) == 1 and isinstance(example_inputs[0], Tensor):
+        example_inputs = example_inputs[0]  # as torch.export takes it
+    if isinstance(example_inputs, Tensor) and example_inputs.ndim > 1:
+        return tuple(example_inputs.shape[1:])
+    if isinstance(example_inputs, list | tuple) and example_inputs:
+        sizes = [size for size in example_inputs if isinstance(size, int) and not isinstance(size, bool) and size > 0]
+        if len(sizes) == len(example_inputs):
+            return tuple(sizes)
+    what = f"of shape {tuple(example_inputs.shape)}" if isinstance(example_inputs, Tensor) else repr(example_inputs)[:60]
+    raise UsageError(
+        f"invalid example_inputs {what}: expected a batch (B, …) as one tensor, or the shape of one input",
+        "As in compress(model, torch.randn(1, 3, 224, 224), …) or compress(model, (3, 224, 224), …).",
+    )
+
+
 def check_images(network: nn.Module, images: object) -> None:
     """Raise UsageError for anything but a tensor (N, …), InputError where the network does not take the first of it."""
     if not isinstance(images, Tensor) or images.ndim < 2 or not len(images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lrexport.lowrank.factors.truncation import Selection, plan_of
 from lrexport.lowrank.layers.kernels import WEIGHTED, spec_of
 from lrexport.lowrank.layers.pairs import put_pairs, untrained_pair
 from lrexport.lowrank.layers.schemes import SCHEMES, schemes_of
-from lrexport.plan import Pair, Plan, Scheme
+from lrexport.plan import Entry, Pair, PairChoice, Plan, Scheme
 from lrexport.torch_tools.copying import copy_network
 
 
@@ -49,7 +50,7 @@ def fold(svd: SVDNetwork, plan: Selection | Plan) -> nn.Module:
     return network
 
 
-def fold_structure(network: nn.Module, plan: Plan) -> nn.Module:
+def fold_structure(network: nn.Module, plan: Mapping[str, Entry]) -> nn.Module:
     """Put untrained pairs where the plan has ranks, in place: the network that a run's weights are loaded into.
 
     Raises InputError where plan and network do not belong together.
@@ -58,7 +59,7 @@ def fold_structure(network: nn.Module, plan: Plan) -> nn.Module:
     for name, planned in plan.items():
         if name not in modules:
             raise InputError(f"the plan has a layer {name!r}, the network has none of that name")
-        if not isinstance(planned, Pair):
+        if not isinstance(planned, Pair | PairChoice):
             continue
         layer: Any = modules[name]
         _check_admitted(name, layer, planned)
@@ -96,7 +97,7 @@ def build_pair(layer: Any, scheme: Scheme, left: Tensor, right: Tensor) -> nn.Se
     return pair
 
 
-def _check_admitted(name: str, layer: nn.Module, planned: Pair) -> None:
+def _check_admitted(name: str, layer: nn.Module, planned: Pair | PairChoice) -> None:
     """Plans are also written by hand."""
     if not isinstance(layer, WEIGHTED):
         raise InputError(f"the plan factorises {name!r}, which is a {type(layer).__name__}")

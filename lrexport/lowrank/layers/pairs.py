@@ -10,7 +10,7 @@ from torch import nn
 
 from lrexport.lowrank.layers.kernels import WEIGHTED
 from lrexport.lowrank.layers.schemes import SCHEMES
-from lrexport.plan import Pair, Scheme
+from lrexport.plan import Pair, PairChoice, Scheme
 
 _HALVES = ["first", "second"]  # in the order in which they run
 # What a network may ask a layer for, as in `x.view(-1, self.head.in_features)`.
@@ -45,7 +45,7 @@ def put(network: nn.Module, place: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), child, module)
 
 
-def put_pairs(network: nn.Module, places: Iterable[str], planned: Pair, pair: nn.Sequential) -> None:
+def put_pairs(network: nn.Module, places: Iterable[str], planned: Pair | PairChoice, pair: nn.Sequential) -> None:
     """Put ``pair`` in the place of a layer; of others with its weight each gets a pair with its own stride and bias."""
     pairs: dict[nn.Module, nn.Sequential] = {}
     layers = {place: network.get_submodule(place) for place in places}  # all of them first: places may have one parent

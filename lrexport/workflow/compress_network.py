@@ -1,0 +1,227 @@
+"""``lrexport.compress``: a network of the user's own compressed in one call, without a run, without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.artifacts import files
+from lrexport.artifacts.plan_file import choices_in
+from lrexport.config.compression import AskedScheme
+from lrexport.config.goals import AccuracyDrop, Energy, FromPlan, Goal, Latency
+from lrexport.data.unlabelled import Tensors, Unlabelled
+from lrexport.errors import InputError, UsageError
+from lrexport.events import ignore_events
+from lrexport.formats.onnx import Exported, export_onnx
+from lrexport.formats.opsets import FIRST_OPSET
+from lrexport.lowrank.factors.arguments import input_shape_of
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.factors.moments import every_scheme_of, images_of, input_moments, own_schemes_of
+from lrexport.lowrank.factors.truncation import Selection
+from lrexport.lowrank.selection.costs import plan_cost, whole_cost
+from lrexport.lowrank.selection.from_plan import with_choices
+from lrexport.lowrank.selection.problem import Problem, Rule
+from lrexport.lowrank.selection.solve import choose
+from lrexport.measure.layer_times import LayerTimes
+from lrexport.measure.targets import parse_target
+from lrexport.plan import Plan, PlannedLatency
+from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.tracing import example_input, flat_tensors, run_once
+from lrexport.training.engine import with_float64
+from lrexport.workflow.pruning import written_bytes
+from lrexport.workflow.repair import BATCH, Repair
+from lrexport.workflow.target_speed import Speed, measure_speed
+
+# As many as the command takes by default: for weights and refitting, and for BatchNorm's statistics.
+_CALIBRATION, _BATCHNORM = 512, 1000
+_UNKNOWN = "its quality is unknown: no calibration images were given, so nothing was fitted to data or compared"
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network and what is known of it.
+
+    ``network`` is made of plain torch.nn layers, in eval mode, on the device of the model, and can be fine-tuned. MACs and
+    parameters, ``dense_…`` those of the model, are for one input of ``input_shape``; 1 MAC = 2 FLOPs. ``output_error`` is
+    the squared difference of the outputs from the model's, relative to their variance, on the calibration images: 0 for
+    equal outputs, None without images. ``latency`` is what was measured where the goal or ``target`` asked for it.
+    ``notes`` are sentences that the user should know.
+    """
+
+    network: nn.Module
+    plan: Plan
+    macs: int
+    dense_macs: int
+    params: int
+    dense_params: int
+    input_shape: tuple[int, ...]
+    output_error: float | None = None
+    latency: PlannedLatency | None = None
+    notes: tuple[str, ...] = ()
+
+    def export(
+        self, path: str | Path, *, batch: int | None = 1, opset: int = FIRST_OPSET, samples: Tensor | None = None
+    ) -> Exported:
+        """Write the network as one ONNX file that was compared with torch; arguments and errors as of export_onnx."""
+        return export_onnx(self.network, path, self.input_shape, batch=batch, opset=opset, samples=samples)
+
+    def save_plan(self, path: str | Path) -> None:
+        """Write the plan as JSON, which FromPlan, ``--plan`` and rebuild read. Raises InputError where it cannot be."""
+        files.write_bytes(Path(path), self.plan.to_json().encode())
+
+
+def compress(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[int],
+    goal: Goal,
+    *,
+    calibration: Tensor | Iterable[Any] | None = None,
+    scheme: AskedScheme = "spatial",
+    keep: Collection[str] = (),
+    rule: Rule = "global",
+    target: str | None = None,
+    threads: int = 1,
+    seed: int = 0,
+) -> Compressed:
+    """Compress a trained network to ``goal``, without training; ``model`` itself is not changed.
+
+    ``example_inputs`` is a batch of inputs (B, …), of which the shape is used, or the shape of one input, (3, 224, 224):
+    a tensor is a batch, numbers are a shape. The network takes one input. ``goal`` is Macs, Params, Size, Latency, Energy
+    or FromPlan. ``calibration`` are inputs as the network gets them, without labels: a tensor (N, …), or an iterable of
+    single inputs, of batches, or of pairs of one and its labels, which are ignored. With them ranks are weighted by what
+    layers are given, pairs are refitted to the outputs of their layers, and BatchNorm's statistics are averaged again, with
+    at most 1,000 of them, drawn by ``seed``; a repair that takes the outputs further from the model's is taken back.
+    ``scheme`` "auto" takes each layer's cheapest; ``keep`` are shell patterns of layers that stay dense; ``rule`` as in
+    select. ``target``, "local" by default for a goal of latency, is measured with ``threads`` threads.
+
+    Raises UsageError for a goal out of reach, with the least that can be reached, and for one that needs labels;
+    InputError where the network does not take the inputs or a weight is not finite; DeviceError where the target cannot
+    measure. Source: Yang et al. 2020, arXiv 2004.09031, and docs/python.md.
+    """
+    _check_goal(goal)
+    input_shape = input_shape_of(example_inputs)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"invalid model of type {type(model).__name__}: expected a torch.nn.Module")
+    run_once(model, input_shape)  # for its error; weights that a hook computes have to be there before copying, too
+    place = example_input(model, input_shape).device
+    svd = decompose(copy_network(model), input_shape, scheme, keep)
+    device = with_float64(place)
+    svd.network.to(device)
+    images = None if calibration is None else _images(svd.network, calibration, input_shape, device, seed)
+    every = scheme == "auto" or isinstance(goal, Latency)
+    schemes = every_scheme_of(svd) if every else own_schemes_of(svd)
+    problem = Problem(svd, rule, schemes=schemes, written_bytes=lambda network: written_bytes(network, input_shape))
+    if isinstance(goal, FromPlan):
+        problem = with_choices(problem, choices_in(goal.plan), goal.source)
+    if images is not None and not isinstance(goal, Energy):  # equation 4 is about the kernel's own energy
+        moments = input_moments(svd, images.draw(_CALIBRATION).batches(BATCH), problem.schemes)
+        problem = replace(problem, moments=moments)
+    if target is not None or isinstance(goal, Latency):
+        times = LayerTimes(parse_target(target or "local"), threads)
+        problem = _measured(problem, measure_speed(svd, input_shape, schemes, times, ignore_events))
+    selection = choose(goal, problem)
+    network, error = _folded(svd, selection, input_shape, images)
+    return Compressed(
+        network.to(place).eval(),
+        selection.plan,
+        plan_cost(svd, selection.plan, "macs"),
+        svd.dense_macs,
+        plan_cost(svd, selection.plan, "params"),
+        whole_cost(svd, "params"),
+        input_shape,
+        error,
+        selection.latency,
+        (*selection.warnings, _UNKNOWN) if images is None else selection.warnings,
+    )
+
+
+def _check_goal(goal: object) -> None:
+    if isinstance(goal, AccuracyDrop):
+        raise UsageError(
+            "a goal of accuracy needs labelled images, which lrexport.compress does not take",
+            "Give lrexport.Macs(0.5) and score result.network, or run lrexport compress MODEL --data … --accuracy-drop 1.",
+        )
+    if not isinstance(goal, get_args(Goal)):
+        known = ", ".join(kind.__name__ for kind in get_args(Goal))
+        raise UsageError(f"invalid goal {goal!r}: expected one of {known}", "As in lrexport.Macs(0.5).")
+
+
+def _images(
+    network: nn.Module, calibration: object, input_shape: tuple[int, ...], device: torch.device, seed: int
+) -> Unlabelled:
+    """The calibration inputs, as many as are used, in the precision of the network. Raises UsageError and InputError."""
+    if not isinstance(calibration, Iterable):
+        raise UsageError(
+            f"invalid calibration of type {type(calibration).__name__}: expected a tensor (N, …) or an iterable of batches"
+        )
+    batches, count = list[Tensor](), 0
+    for batch in [calibration] if isinstance(calibration, Tensor) else calibration:
+        inputs = images_of(batch)
+        inputs = inputs.unsqueeze(0) if tuple(inputs.shape) == input_shape else inputs
+        if tuple(inputs.shape[1:]) != input_shape:
+            expected = ", ".join(map(str, input_shape))
+            raise InputError(f"invalid calibration inputs of shape {tuple(inputs.shape)}: expected (N, {expected})")
+        if not inputs.is_floating_point():
+            kind = str(inputs.dtype).removeprefix("torch.")
+            raise InputError(f"invalid calibration inputs of {kind}: expected floats", "Normalise them as for the network.")
+        batches.append(inputs)
+        count += len(inputs)
+        if not isinstance(calibration, Tensor) and count >= _BATCHNORM:
+            break
+    if count < 2:
+        raise UsageError(f"invalid calibration: expected at least 2 inputs, not {count}", "A few hundred are enough.")
+    return Tensors(torch.cat(batches).to(example_input(network, input_shape).dtype), device, seed)
+
+
+def _measured(problem: Problem, speed: Speed) -> Problem:
+    """The problem on a target."""
+
+    def confirm(selection: Selection) -> PlannedLatency:
+        return speed.confirm(selection.plan, fold(problem.svd, selection))
+
+    return replace(problem, latency=speed.latency, confirm=confirm)
+
+
+def _folded(
+    svd: SVDNetwork, selection: Selection, input_shape: tuple[int, ...], images: Unlabelled | None
+) -> tuple[nn.Module, float | None]:
+    """The folded network, repaired where there are images, and how far its outputs are from the dense network's."""
+    network = fold(svd, selection)
+    if images is None:
+        return network, None
+    compared = images.draw(_CALIBRATION)
+    wanted = _outputs(svd.network, compared)
+
+    def likeness(network: nn.Module) -> float:
+        error = _relative_error(_outputs(network, compared), wanted)
+        return -error if math.isfinite(error) else -math.inf
+
+    Repair(svd, input_shape, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
+    return network, -likeness(network)
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, images: Unlabelled) -> list[list[Tensor]]:
+    """Of each batch the floating-point tensors that the network returns."""
+    with eval_mode(network):
+        given = [network(fast_layout(network, batch)) for batch in images.batches(BATCH)]
+    return [[tensor.double() for tensor in flat_tensors(output) if tensor.is_floating_point()] for output in given]
+
+
+def _relative_error(outputs: list[list[Tensor]], wanted: list[list[Tensor]]) -> float:
+    """Σ squared differences ÷ Σ squared differences from the mean over the inputs, over all outputs."""
+    error = variance = 0.0
+    for mine, dense in zip(zip(*outputs, strict=True), zip(*wanted, strict=True), strict=True):
+        expected = torch.cat(dense)
+        error += float((torch.cat(mine) - expected).square().sum())
+        variance += float((expected - expected.mean(0)).square().sum())
+    return error / max(variance, torch.finfo(torch.float32).tiny)
