@@ -55,9 +55,7 @@ def pruning_options() -> Callable[[Command], Command]:
         section(
             LAYERS,
             rare=(
-                choice_option(
-                    made, "rule", ("global", "threshold"), "Weigh all layers together, or use the paper's one threshold."
-                ),
+                choice_option(made, "rule", "Weigh all layers together, or use the paper's one threshold."),
                 switch_option(made, "weighting", "Weight the energy by the second moment of each layer's input."),
                 switch_option(made, "reconstruct", "Refit pairs to the dense layers' outputs by least squares."),
                 count_option(made, "calibration_images", "Training images for weighting and refitting, without labels."),
@@ -65,7 +63,7 @@ def pruning_options() -> Callable[[Command], Command]:
             ),
         ),
         section(TRAINING, count_option(made, "fine_tune_epochs", "Epochs of fine-tuning after folding.")),
-        section(HARDWARE, rare=(count_option(made, "threads", "Threads of the runtime on --target.", least=1),)),
+        section(HARDWARE, rare=(count_option(made, "threads", "Threads of the runtime on --target."),)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +14,13 @@ from lrexport.artifacts.run_files import RECORD
 from lrexport.artifacts.run_folder import plain
 from lrexport.cli.help import OUTPUT, section
 from lrexport.cli.option_types import InputPath, PathType, TargetType
+from lrexport.config.options import Count, Number, Words, facts_of
 from lrexport.errors import UsageError
 from lrexport.text import option_name
 from lrexport.trust import consent
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Values = TypeVar("Values", Words, Count, Number)
 
 
 RUN = PathType(path_type=Path, file_okay=False)
@@ -65,15 +67,15 @@ def threads_option() -> Callable[[Command], Command]:
     return click.option("--threads", type=click.IntRange(1), metavar="N", default=1, show_default=True, help=text)
 
 
-def choice_option(config: type, name: str, values: Sequence[str], text: str) -> Callable[[Command], Command]:
-    """One of some words, which the help lists before ``text``; the default is the configuration's."""
-    words = f"{', '.join(values[:-1])} or {values[-1]}"
-    return field_option(config, name, click.Choice(values), name.upper(), f"{words}{text}")
+def choice_option(config: type, name: str, text: str) -> Callable[[Command], Command]:
+    """One of the field's words, which the help lists before ``text``."""
+    words = _values(config, name, Words).words
+    return field_option(config, name, click.Choice(words), name.upper(), f"{', '.join(words[:-1])} or {words[-1]}{text}")
 
 
-def count_option(config: type, name: str, text: str, least: int = 0) -> Callable[[Command], Command]:
-    """A whole number of at least ``least``."""
-    return field_option(config, name, click.IntRange(least), "N", text)
+def count_option(config: type, name: str, text: str) -> Callable[[Command], Command]:
+    """A whole number, of at least what the field allows."""
+    return field_option(config, name, click.IntRange(_values(config, name, Count).least), "N", text)
 
 
 def switch_option(config: type, name: str, text: str) -> Callable[[Command], Command]:
@@ -83,9 +85,17 @@ def switch_option(config: type, name: str, text: str) -> Callable[[Command], Com
     return click.option(f"--{flag}/--no-{flag}", default=default, show_default=True, help=text)
 
 
-def number_option(config: type, name: str, text: str, **limits: Any) -> Callable[[Command], Command]:
-    """A number within ``limits``, as click.FloatRange takes them."""
-    return field_option(config, name, click.FloatRange(**{"min": 0, **limits}), "X", text)
+def number_option(config: type, name: str, text: str) -> Callable[[Command], Command]:
+    """A number within the field's limits."""
+    limits = _values(config, name, Number)
+    return field_option(config, name, click.FloatRange(limits.least, limits.most, limits.above), "X", text)
+
+
+def _values(config: type, name: str, kind: type[Values]) -> Values:
+    facts = next(facts_of(field) for field in fields(config) if field.name == name)
+    assert facts is not None
+    assert isinstance(facts.values, kind), f"{name} needs values of {kind.__name__} among its facts"
+    return facts.values
 
 
 def field_option(config: type, name: str, kind: Any, metavar: str | None, text: str) -> Callable[[Command], Command]:

@@ -51,7 +51,7 @@ def _model_options() -> Callable[[Command], Command]:
         rare=(
             field_option(made, "weights_key", str, "KEY", "Which weights of the file to use, such as state_dict_ema."),
             click.option("--download", is_flag=True, help="Download cifar10 or cifar100 if it is missing."),
-            number_option(made, "heldout", "Share of the training images held out for choices.", max=0.5, min_open=True),
+            number_option(made, "heldout", "Share of the training images held out for choices."),
             count_option(made, "max_bad", "Unreadable images of a folder to tolerate."),
             switch_option(made, "export_check", "First check that the dense network exports to ONNX."),
             trust_option(),
@@ -65,7 +65,6 @@ def _layer_options() -> Callable[[Command], Command]:
         choice_option(
             TrainConfig,
             "scheme",
-            ("spatial", "channel", "input-channel", "auto"),
             ": how kernels become matrices; auto: the best for each layer.",
         ),
         click.option("--keep", multiple=True, metavar="PATTERN", help="Layers to keep dense: 'layer1.*'. Repeatable."),
@@ -77,12 +76,12 @@ def _schedule_options() -> Callable[[Command], Command]:
         TRAINING,
         count_option(TrainConfig, "dense_epochs", "Epochs of dense training. [default: 0 with weights, else 20]"),
         count_option(TrainConfig, "svd_epochs", "Epochs of training in SVD form."),
-        count_option(TrainConfig, "batch_size", "Images per training step.", least=1),
-        number_option(TrainConfig, "lr", "Learning rate of SVD training and fine-tuning.", min_open=True),
+        count_option(TrainConfig, "batch_size", "Images per training step."),
+        number_option(TrainConfig, "lr", "Learning rate of SVD training and fine-tuning."),
         rare=(
-            number_option(TrainConfig, "dense_lr", "Learning rate of dense training.", min_open=True),
-            choice_option(TrainConfig, "optimizer", ("sgd", "adam"), "; SGD has momentum 0.9."),
-            choice_option(TrainConfig, "schedule", ("cosine", "step"), ": how the learning rate falls."),
+            number_option(TrainConfig, "dense_lr", "Learning rate of dense training."),
+            choice_option(TrainConfig, "optimizer", "; SGD has momentum 0.9."),
+            choice_option(TrainConfig, "schedule", ": how the learning rate falls."),
             click.option(
                 "--milestones",
                 type=MilestonesType(),
@@ -100,9 +99,9 @@ def _schedule_options() -> Callable[[Command], Command]:
                 "X|auto",
                 "λ_s of equation 3; auto adapts it to the budget, layer by layer.",
             ),
-            choice_option(TrainConfig, "sparsity", ("hoyer", "l1", "none"), ": the regulariser that λ_s weights."),
+            choice_option(TrainConfig, "sparsity", ": the regulariser that λ_s weights."),
             switch_option(TrainConfig, "scale_gradients", "Scale gradients of factors so that SGD steps match dense ones."),
-            count_option(TrainConfig, "accumulate", "Micro-batches per training step, to save memory.", least=1),
+            count_option(TrainConfig, "accumulate", "Micro-batches per training step, to save memory."),
             field_option(TrainConfig, "seed", int, "N", "Seed of weights, order and augmentation."),
         ),
     )
@@ -115,7 +114,7 @@ def _distillation_options() -> Callable[[Command], Command]:
     return section(
         DISTILLATION,
         rare=(
-            number_option(made, "distill", "Share of the loss that follows the teacher's outputs.", max=1),
+            number_option(made, "distill", "Share of the loss that follows the teacher's outputs."),
             click.option("--teacher", type=ModelType(), metavar="MODEL|RUN", help=teacher),
             click.option("--teacher-weights", type=FILE, metavar="FILE", help=weights),
             field_option(made, "teacher_weights_key", str, "KEY", "Which weights of that file to use."),
@@ -126,21 +125,15 @@ def _distillation_options() -> Callable[[Command], Command]:
 def _hardware_options() -> Callable[[Command], Command]:
     return section(
         HARDWARE,
-        choice_option(TrainConfig, "device", ("auto", "cpu", "cuda", "mps"), "."),
+        choice_option(TrainConfig, "device", "."),
         rare=(
-            count_option(TrainConfig, "devices", "Devices of this machine to train on, one process each.", least=1),
-            count_option(
-                TrainConfig, "nodes", "Machines to train on, when torchrun or SLURM starts the processes.", least=1
-            ),
-            choice_option(
-                TrainConfig, "precision", ("auto", "float32", "bfloat16"), "; auto: bfloat16 if the device supports it."
-            ),
+            count_option(TrainConfig, "devices", "Devices of this machine to train on, one process each."),
+            count_option(TrainConfig, "nodes", "Machines to train on, when torchrun or SLURM starts the processes."),
+            choice_option(TrainConfig, "precision", "; auto: bfloat16 if the device supports it."),
             switch_option(TrainConfig, "compile", "Train through torch.compile."),
-            field_option(
+            count_option(
                 TrainConfig,
                 "workers",
-                click.IntRange(0),
-                "N",
                 "Processes that read images from disk. [default: one per core]",
             ),
         ),

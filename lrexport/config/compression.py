@@ -61,7 +61,7 @@ class TrainConfig:
     schedule: Literal["cosine", "step"] = option("cosine", *TRAINED, needs_data=True, values=Words(("cosine", "step")))
     milestones: tuple[float, ...] = option((0.5, 0.75), *TRAINED, needs_data=True, commas=True)
     warmup_epochs: float = option(0.0, *TRAINED, needs_data=True, values=Number())
-    distill: float = option(0.5, "svd", "fine-tune", needs_data=True, values=Number(most=1.0), varies=True)
+    distill: float = option(0.5, "svd", "fine-tune", needs_data=True, values=Number(most=1), varies=True)
     # Without a teacher it is the dense network that teaches.
     teacher: str | None = option(None, "svd", "fine-tune", needs_data=True, none_decides=True)
     teacher_weights: Path | None = option(None, "svd", "fine-tune", needs_data=True, none_decides=True)

@@ -34,7 +34,7 @@ class Count:
 class Number:
     """From ``least`` to ``most``; with ``above`` more than ``least``."""
 
-    least: float = 0.0
+    least: float = 0
     most: float | None = None
     above: bool = False
 

@@ -9,6 +9,7 @@ import pytest
 
 from lrexport.cli.main import run
 from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import Macs
 from lrexport.events import Event, ignore_events
 from lrexport.plan import PlannedLatency
 from lrexport.report.sweep_tables import front_table
@@ -38,7 +39,8 @@ def compressions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def compress(request: RunRequest[CompressConfig]) -> Record:
         config = request.config
         asked.append((config, request.source))
-        share = config.goal.macs
+        assert isinstance(config.goal, Macs)
+        share = config.goal.share
         took = PlannedLatency(
             target=config.target or "",
             threads=1,
