@@ -10,7 +10,6 @@ from typing import Any
 import onnx
 
 from lrexport.artifacts import files
-from lrexport.artifacts.onnx_graphs import domain_of
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError, LrexportError
 from lrexport.formats.onnx import strip
@@ -46,7 +45,6 @@ def quantise_onnx(source: str | Path, path: str | Path, images: ImageSet) -> Qua
     source, path = Path(source), Path(path)
     model = _quantise(source, images, path.parent)
     strip(model)
-    _forget_unused_domains(model)
     agreement = compare_predictions(source, model, images)
     content = model.SerializeToString()
     files.write_bytes(path, content)
@@ -108,11 +106,3 @@ class _Calibration:
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self._batches, None)
         return None if batch is None else {self._name: batch[0]}
-
-
-def _forget_unused_domains(model: onnx.ModelProto) -> None:
-    """onnxruntime declares every domain it knows; a runtime that knows fewer might refuse the file for it."""
-    used = {domain_of(node) for node in model.graph.node} | {""}
-    kept = [entry for entry in model.opset_import if domain_of(entry) in used]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.artifacts import files
-from lrexport.artifacts.onnx_graphs import graphs_in
+from lrexport.artifacts.onnx_graphs import bodies, domain_of, graphs_in
 from lrexport.errors import InputError
 from lrexport.formats.opsets import FIRST_OPSET, check_opset, in_opset, opset_of
 from lrexport.formats.torch_graph import to_onnx
@@ -171,7 +171,11 @@ def check_written(model: onnx.ModelProto, batch: int | None, opset: int) -> None
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove what no runtime reads: doc strings, metadata, inferred shapes. The exporter writes up to 100 KB of it."""
+    """Remove what no runtime needs, in place: doc strings, metadata, inferred shapes (up to 100 KB) and unused opsets.
+
+    A runtime might refuse a file for an opset that it does not know, even an unused one; onnxruntime's quantiser declares
+    all of its own. onnx-ir has passes for this: 40 times slower, and the shapes stay (docs/decisions.md, "By libraries").
+    """
     model.doc_string = ""
     del model.metadata_props[:]
     del model.graph.value_info[:]
@@ -182,6 +186,9 @@ def strip(model: onnx.ModelProto) -> None:
         for node in function.node:
             node.doc_string = ""
             del node.metadata_props[:]
+    used = {domain_of(node) for body in bodies(model) for node in body.node} | {""}
+    for entry in [entry for entry in model.opset_import if domain_of(entry) not in used]:
+        model.opset_import.remove(entry)
 
 
 def _strip_graph(graph: onnx.GraphProto) -> None:

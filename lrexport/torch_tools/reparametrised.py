@@ -42,6 +42,16 @@ def fold_reparametrised(network: nn.Module) -> list[str]:
     return [_note(kind, count) for kind, count in folded.items()]
 
 
+def drop_parametrisations(module: Any) -> None:
+    """Take a module back to its ordinary class, in place, without the weights that were computed: the caller registers them.
+
+    Not torch's remove_parametrizations: it deletes the property from the class, which deep copies of the module share, and
+    their weights with it.
+    """
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+
+
 def _parametrisations(module: nn.Module) -> list[nn.Module]:
     held = module._modules.get("parametrizations") if parametrize.is_parametrized(module) else None
     return list(held.modules()) if held is not None else []
@@ -87,9 +97,7 @@ def _fold_parametrisations(module: Any, folded: Counter[str], tied: dict[tuple[o
     values = {name: getattr(module, name).detach().clone() for name in lists}
     if not all(torch.equal(values[name], getattr(module, name)) for name in lists):
         return
-    # Not torch's remove_parametrizations: it takes the property off the class, which copies of the module have in common.
-    module.__class__ = type(module).__bases__[0]
-    del module.parametrizations
+    drop_parametrisations(module)
     for name, held in lists.items():
         value = values[name].contiguous()
         made = nn.Parameter(value) if any(True for _ in held.parameters(recurse=False)) else value

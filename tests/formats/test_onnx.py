@@ -16,7 +16,7 @@ from torch import nn
 from lrexport.config.goals import Macs
 from lrexport.errors import InputError, UsageError
 from lrexport.formats import torch_graph
-from lrexport.formats.onnx import export_onnx
+from lrexport.formats.onnx import export_onnx, strip
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.selection.costs import plan_macs
@@ -66,6 +66,34 @@ def test_nothing_but_the_network_is_in_the_file(tmp_path: Path, small_net: nn.Mo
     assert done.bytes < 1.15 * weights + 4000
     assert str(tmp_path).encode() not in done.path.read_bytes()
     assert [item.name for item in (*model.graph.input, *model.graph.output)] == ["input", "output"]
+
+
+def test_stripping_takes_notes_and_unused_opsets_and_leaves_what_branches_and_functions_use() -> None:
+    helper = onnx.helper
+    x, y, z = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xyz")
+    branch = helper.make_graph([helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")], "branch", [], [y])
+    condition = helper.make_tensor("condition", onnx.TensorProto.BOOL, [], [True])
+    nodes = [
+        helper.make_node("If", ["condition"], ["y"], then_branch=branch, else_branch=branch),
+        helper.make_node("Twice", ["y"], ["z"], domain="mine"),
+    ]
+    inner = [helper.make_node("Inverse", ["a"], ["b"], domain="inner")]
+    function = helper.make_function("mine", "Twice", ["a"], ["b"], inner, [helper.make_opsetid("inner", 1)])
+    imports = [("", 18), ("com.microsoft", 1), ("mine", 1), ("inner", 1), ("ai.onnx.ml", 3), ("com.microsoft.nchwc", 1)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "graph", [x], [z], [condition], value_info=[y]),
+        functions=[function],
+        opset_imports=[helper.make_opsetid(*each) for each in imports],
+    )
+    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.initializer, *model.functions):
+        part.doc_string = "a note"
+        part.metadata_props.add(key="a note", value="of an exporter")
+    for part in (inner_graph.g for inner_graph in model.graph.node[0].attribute):
+        part.node[0].doc_string = "a note"
+    strip(model)
+    assert b"a note" not in model.SerializeToString()
+    assert not model.graph.value_info
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == imports[:4]
 
 
 def test_macs_are_of_one_input_whatever_the_batch(tmp_path: Path, small_net: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The least loss within a budget, against trying everything."""
+"""The least loss within a budget, against trying everything and against HiGHS."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from lrexport.lowrank.selection.knapsack import Options, least_cost, minimise
 
@@ -44,6 +45,46 @@ def test_no_other_choice_within_the_budget_loses_less(problem: tuple[list[Option
     pairs = list(zip(layers, found.chosen, strict=True))
     assert found.loss == pytest.approx(sum(layer.losses[i] for layer, i in pairs))
     assert found.cost == pytest.approx(sum(layer.costs[i] for layer, i in pairs))
+
+
+def by_highs(layers: list[Options], budget: float) -> float:
+    """The least loss by scipy's solver for integer programs: a variable for each option, those of a layer add up to 1."""
+    losses, costs = (np.concatenate([getattr(layer, part) for layer in layers]) for part in ("losses", "costs"))
+    owner = np.repeat(np.arange(len(layers)), [len(layer.costs) for layer in layers])
+    one_each = LinearConstraint((owner == np.arange(len(layers))[:, None]).astype(float), 1, 1)
+    within = LinearConstraint(costs[None], -np.inf, budget)
+    answer = milp(
+        losses,
+        integrality=np.ones(len(losses)),
+        bounds=Bounds(0, 1),
+        constraints=[one_each, within],
+        options={"mip_rel_gap": 0},
+    )
+    assert answer.success, answer.message
+    return float(losses @ answer.x.round())
+
+
+@st.composite
+def larger_problems(draw: st.DrawFn) -> tuple[list[Options], float]:
+    """Too many choices to try them all; whole costs and budgets, which HiGHS's tolerance does not blur."""
+    layers = []
+    for _ in range(draw(st.integers(2, 15))):
+        count = draw(st.integers(1, 12))
+        costs = draw(st.lists(st.integers(0, 300), min_size=count, max_size=count))
+        losses = draw(st.lists(st.integers(0, 1000), min_size=count, max_size=count))
+        layers.append(Options(np.array(losses) / 7, np.array(costs, float)))
+    least, most = least_cost(layers), sum(float(layer.costs.max()) for layer in layers)
+    return layers, float(draw(st.integers(int(least), int(most))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(larger_problems())
+def test_the_optimum_is_that_of_highs(problem: tuple[list[Options], float]) -> None:
+    layers, budget = problem
+    solution = minimise(layers, budget)
+    assert solution.optimal
+    assert solution.cost <= budget
+    assert solution.loss == pytest.approx(by_highs(layers, budget), abs=1e-6)
 
 
 def network_like(layers: int, ranks: int, seed: int) -> list[Options]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.lowrank.factors.decompose import decompose
-from lrexport.lowrank.factors.svd_form import attach, compose, exact_svd, factors, form_of, redecompose
+from lrexport.lowrank.factors.svd_form import attach, compose, detach, exact_svd, factors, form_of, is_attached, redecompose
 from tests.conftest import SmallNet, relative_error
 
 
@@ -136,3 +137,17 @@ def test_grouped_factors_that_drifted_are_decomposed_again_in_every_group() -> N
     redecompose(layer)  # already exact: left as it is
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(before, factors(layer), strict=True))
     assert form_of(layer).scheme == "spatial"
+
+
+def test_a_layer_is_taken_out_of_svd_form_without_its_copy() -> None:
+    """Copies share the class that torch made; its own remove_parametrizations breaks the weights of all."""
+    layer = nn.Conv2d(3, 4, 3)
+    attach(layer, "spatial")
+    other = copy.deepcopy(layer)
+    detach(layer)
+    assert type(layer) is nn.Conv2d
+    assert is_attached(other)
+    torch.testing.assert_close(other.weight, layer.weight)
+    assert other.weight.requires_grad
+    detach(other)
+    assert type(other) is nn.Conv2d

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from lrexport.lowrank.layers.kernels import KernelSpec, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Scheme
+from lrexport.torch_tools.reparametrised import drop_parametrisations
 
 # Factors of a 4608-row matrix are orthogonal to about 1e-6 in float32.
 _ORTHOGONAL = 1e-5
@@ -202,7 +203,5 @@ def detach(layer: Any, tied: Iterable[Any] = ()) -> None:
     """Back to an ordinary weight, the composed one, in place; one for the layer and all that are ``tied`` to it."""
     weight = nn.Parameter(layer.weight.detach().contiguous())
     for each in (layer, *tied):
-        # Not torch's remove_parametrizations: it takes the property off the class, which deep copies have in common.
-        each.__class__ = type(each).__bases__[0]
-        del each.parametrizations
+        drop_parametrisations(each)
         each.register_parameter("weight", weight)
