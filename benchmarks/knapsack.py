@@ -21,6 +21,7 @@ import scipy
 import torch
 from common import machine, write_markdown
 
+from lrexport.config.goals import Macs
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.selection import knapsack
 from lrexport.lowrank.selection import select as selection
@@ -51,7 +52,7 @@ class Problem:
 def of_network(
     name: str, network: torch.nn.Module, input_shape: tuple[int, ...], shares: tuple[float, ...]
 ) -> Iterator[Problem]:
-    """The problems that ``select(svd, macs=share, every_scheme=True)`` hands to the solver."""
+    """The problems that ``select(svd, Macs(share), every_scheme=True)`` hands to the solver."""
     svd = decompose(network, input_shape, "auto")
     solve, handed = knapsack.minimise, list[tuple[Any, float]]()
 
@@ -62,7 +63,7 @@ def of_network(
     knapsack.minimise = note  # type: ignore[assignment]
     try:
         for share in shares:
-            selection.select(svd, macs=share, every_scheme=True)
+            selection.select(svd, Macs(share), every_scheme=True)
     finally:
         knapsack.minimise = solve  # type: ignore[assignment]
     for share, (layers, budget) in zip(shares, handed, strict=True):
