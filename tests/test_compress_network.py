@@ -98,6 +98,64 @@ def test_calibration_is_a_tensor_batches_pairs_or_single_inputs(model: Net, imag
         assert result.output_error == pytest.approx(results[0].output_error)
 
 
+def test_a_data_set_is_drawn_from_at_random(model: Net) -> None:
+    images = torch.zeros(3000, *SHAPE)
+    images[::3] = torch.randn(1000, *SHAPE, generator=torch.Generator().manual_seed(0))
+    taken: list[int] = []
+
+    class Noting(torch.utils.data.TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            taken.append(index)
+            return super().__getitem__(index)
+
+    result = api.compress(model, SHAPE, api.Macs(0.5), calibration=Noting(images, torch.arange(3000)))
+    assert result.output_error is not None
+    assert len(taken) == len(set(taken)) == 1000
+    assert max(taken) > 2000
+
+
+class Awkward(nn.Module):
+    """Changes its input in place and returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        hidden = self.first(x.mul_(0.5)).relu()
+        return {"out": self.second(hidden), "hidden": [hidden], "count": len(x)}
+
+
+def _hooked() -> nn.Module:
+    return nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(1, 16, 3)), nn.ReLU(), nn.Conv2d(16, 32, 3))
+
+
+def _half() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3)).bfloat16()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Awkward, _hooked, _half, lambda: torch.compile(Net()), lambda: nn.DataParallel(Net())],
+    ids=["in place", "spectral_norm", "bfloat16", "compiled", "DataParallel"],
+)
+def test_networks_of_many_kinds_are_compressed_and_left_alone(make: Callable[[], nn.Module], images: Tensor) -> None:
+    network, given = make(), images.clone()
+    kinds = [type(part) for part in network.modules()]
+    result = api.compress(network, SHAPE, api.Macs(0.6), calibration=given)
+    assert torch.equal(given, images)
+    assert [type(part) for part in network.modules()] == kinds
+    assert result.macs <= 0.6 * result.dense_macs
+    assert result.output_error is not None
+    assert result.output_error < 0.5
+
+
+def test_a_network_without_layers_to_factorise_is_returned_as_it_is() -> None:
+    result = api.compress(nn.Sequential(nn.Flatten(), nn.ReLU()), SHAPE, api.Macs(0.5))
+    assert (result.plan, result.macs, result.dense_macs) == ({}, 0, 0)
+    assert any("nothing is pruned" in note for note in result.notes)
+
+
 @pytest.mark.parametrize("goal", [api.Params(0.5), api.Size(30_000), api.Energy(0.3)], ids=str)
 def test_other_goals_are_met(model: Net, goal: Any, tmp_path: Path) -> None:
     result = api.compress(model, SHAPE, goal)
@@ -233,6 +291,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "inputs of another shape": ({"calibration": torch.ones(4, 3, 8, 8)}, api.InputError, "expected (N, 1, 12, 12)"),
     "bytes": ({"calibration": torch.ones(4, *SHAPE, dtype=torch.uint8)}, api.InputError, "of uint8: expected floats"),
     "inputs with NaN": ({"calibration": torch.full((4, *SHAPE), float("nan"))}, api.InputError, "not finite"),
+    "a plan of anything": ({"goal": api.FromPlan({"body": object()})}, api.InputError, "layer 'body' is"),
     "another rule": ({"rule": "best"}, api.UsageError, "unknown rule 'best'"),
     "another scheme": ({"scheme": "cp"}, api.UsageError, "unknown scheme 'cp'"),
 }

@@ -138,5 +138,5 @@ def _choice(where: str, value: Mapping[str, Any]) -> Choice:
 
 def _shown(value: Any) -> str:
     """As it stands in the file, the beginning of it."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 60 else f"{text[:60]}…"

@@ -59,4 +59,5 @@ class Tensors:
         return Tensors(self.inputs[order[:most].to(self.inputs.device)], self.device, self.seed)
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        return (part.to(self.device) for part in self.inputs.split(size))
+        # Copies, as a network may change its input in place.
+        return (part.to(self.device, copy=True) for part in self.inputs.split(size))

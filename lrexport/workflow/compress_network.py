@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -43,6 +43,7 @@ from lrexport.workflow.target_speed import Speed, measure_speed
 
 # As many as the command takes by default: for weights and refitting, and for BatchNorm's statistics.
 _CALIBRATION, _BATCHNORM = 512, 1000
+_MOST_VALUES = 1 << 26  # of outputs that are kept to be compared, 256 MB
 _UNKNOWN = "its quality is unknown: no calibration images were given, so nothing was fitted to data or compared"
 
 
@@ -96,10 +97,11 @@ def compress(
 
     ``example_inputs`` is a batch of inputs (B, …), of which the shape is used, or the shape of one input, (3, 224, 224):
     a tensor is a batch, numbers are a shape. The network takes one input. ``goal`` is Macs, Params, Size, Latency, Energy
-    or FromPlan. ``calibration`` are inputs as the network gets them, without labels: a tensor (N, …), or an iterable of
-    single inputs, of batches, or of pairs of one and its labels, which are ignored. With them ranks are weighted by what
-    layers are given, pairs are refitted to the outputs of their layers, and BatchNorm's statistics are averaged again, with
-    at most 1,000 of them, drawn by ``seed``; a repair that takes the outputs further from the model's is taken back.
+    or FromPlan. ``calibration`` are inputs as the network gets them, without labels: a tensor (N, …), or a data set or an
+    iterable of single inputs, of batches, or of pairs of one and its labels, which are ignored. With them ranks are
+    weighted by what layers are given, pairs are refitted to the outputs of their layers, and BatchNorm's statistics are
+    averaged again; a repair that takes the outputs further from the model's is taken back. At most 1,000 are used: of a
+    tensor and of a data set drawn by ``seed``, of an iterable the first.
     ``scheme`` "auto" takes each layer's cheapest; ``keep`` are shell patterns of layers that stay dense; ``rule`` as in
     select. ``target``, "local" by default for a goal of latency, is measured with ``threads`` threads.
 
@@ -111,7 +113,8 @@ def compress(
     input_shape = input_shape_of(example_inputs)
     if not isinstance(model, nn.Module):
         raise UsageError(f"invalid model of type {type(model).__name__}: expected a torch.nn.Module")
-    run_once(model, input_shape)  # for its error; weights that a hook computes have to be there before copying, too
+    with torch.compiler.set_stance("force_eager"):  # nothing is compiled for one input
+        run_once(model, input_shape)  # for its error; weights that a hook computes have to be there before copying, too
     place = example_input(model, input_shape).device
     svd = decompose(copy_network(model), input_shape, scheme, keep)
     device = with_float64(place)
@@ -159,12 +162,8 @@ def _images(
     network: nn.Module, calibration: object, input_shape: tuple[int, ...], device: torch.device, seed: int
 ) -> Unlabelled:
     """The calibration inputs, as many as are used, in the precision of the network. Raises UsageError and InputError."""
-    if not isinstance(calibration, Iterable):
-        raise UsageError(
-            f"invalid calibration of type {type(calibration).__name__}: expected a tensor (N, …) or an iterable of batches"
-        )
     batches, count = list[Tensor](), 0
-    for batch in [calibration] if isinstance(calibration, Tensor) else calibration:
+    for batch in _batches(calibration, seed):
         inputs = images_of(batch)
         inputs = inputs.unsqueeze(0) if tuple(inputs.shape) == input_shape else inputs
         if tuple(inputs.shape[1:]) != input_shape:
@@ -180,6 +179,20 @@ def _images(
     if count < 2:
         raise UsageError(f"invalid calibration: expected at least 2 inputs, not {count}", "A few hundred are enough.")
     return Tensors(torch.cat(batches).to(example_input(network, input_shape).dtype), device, seed)
+
+
+def _batches(calibration: Any, seed: int) -> Iterable[Any]:
+    """One tensor as one batch, of a data set items at random, of anything else what it yields. Raises UsageError."""
+    if isinstance(calibration, Tensor):
+        return [calibration]
+    if isinstance(calibration, Iterable):
+        return calibration
+    if not hasattr(calibration, "__getitem__") or not hasattr(calibration, "__len__"):
+        raise UsageError(
+            f"invalid calibration of type {type(calibration).__name__}: expected a tensor (N, …) or an iterable of batches"
+        )
+    order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
+    return (calibration[index] for index in order[:_BATCHNORM].tolist())
 
 
 def _measured(problem: Problem, speed: Speed) -> Problem:
@@ -198,30 +211,42 @@ def _folded(
     network = fold(svd, selection)
     if images is None:
         return network, None
-    compared = images.draw(_CALIBRATION)
-    wanted = _outputs(svd.network, compared)
+    dense = _DenseOutputs(svd.network, input_shape, images)
 
     def likeness(network: nn.Module) -> float:
-        error = _relative_error(_outputs(network, compared), wanted)
+        error = dense.error_of(network)
         return -error if math.isfinite(error) else -math.inf
 
     Repair(svd, input_shape, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
-    return network, -likeness(network)
+    return network, dense.error_of(network)
+
+
+class _DenseOutputs:
+    """What the dense network returns for calibration inputs, as many as memory allows."""
+
+    def __init__(self, network: nn.Module, input_shape: tuple[int, ...], images: Unlabelled) -> None:
+        values = sum(tensor.numel() for tensor in _floats(run_once(network, input_shape)))
+        self.images = images.draw(min(_CALIBRATION, max(2, _MOST_VALUES // max(1, values))))
+        self.outputs = list(_outputs(network, self.images))
+        each = [torch.cat(parts).double() for parts in zip(*self.outputs, strict=True)]
+        self.variance = sum(float((output - output.mean(0)).square().sum()) for output in each)
+
+    def error_of(self, network: nn.Module) -> float:
+        """Σ squared differences of ``network``'s outputs, relative to those from the mean over the inputs."""
+        error = 0.0
+        for mine, dense in zip(_outputs(network, self.images), self.outputs, strict=True):
+            error += sum(float((one - other).double().square().sum()) for one, other in zip(mine, dense, strict=True))
+        return error / max(self.variance, torch.finfo(torch.float32).tiny)
+
+
+def _floats(output: object) -> list[Tensor]:
+    """The tensors of a network's output that can be compared."""
+    return [tensor for tensor in flat_tensors(output) if tensor.is_floating_point()]
 
 
 @torch.no_grad()
-def _outputs(network: nn.Module, images: Unlabelled) -> list[list[Tensor]]:
-    """Of each batch the floating-point tensors that the network returns."""
+def _outputs(network: nn.Module, images: Unlabelled) -> Iterator[list[Tensor]]:
+    """What the network returns for each batch."""
     with eval_mode(network):
-        given = [network(fast_layout(network, batch)) for batch in images.batches(BATCH)]
-    return [[tensor.double() for tensor in flat_tensors(output) if tensor.is_floating_point()] for output in given]
-
-
-def _relative_error(outputs: list[list[Tensor]], wanted: list[list[Tensor]]) -> float:
-    """Σ squared differences ÷ Σ squared differences from the mean over the inputs, over all outputs."""
-    error = variance = 0.0
-    for mine, dense in zip(zip(*outputs, strict=True), zip(*wanted, strict=True), strict=True):
-        expected = torch.cat(dense)
-        error += float((torch.cat(mine) - expected).square().sum())
-        variance += float((expected - expected.mean(0)).square().sum())
-    return error / max(variance, torch.finfo(torch.float32).tiny)
+        for batch in images.batches(BATCH):
+            yield _floats(network(fast_layout(network, batch)))

@@ -23,7 +23,10 @@ def by_accuracy_drop(goal: AccuracyDrop, problem: Problem) -> Selection:
     """
     svd, truncated, heldout_top1 = problem.svd, problem.truncations, problem.heldout_top1
     if heldout_top1 is None:
-        raise UsageError("--accuracy-drop needs data to measure accuracy on", "Give --data, or another goal.")
+        raise UsageError(
+            "a goal of accuracy needs labelled images to score networks on",
+            "Give --data to lrexport compress, or another goal.",
+        )
     dense = heldout_top1(None)
     least, most = plan_cost(svd, smallest(svd, truncated, "macs").plan, "macs"), whole_cost(svd, "macs")
     last = _GRID - 1
