@@ -270,7 +270,7 @@ def test_an_accuracy_drop_is_kept_and_a_larger_one_costs_no_more(trained: nn.Mod
 
 
 def test_an_accuracy_drop_without_data_is_refused(trained: nn.Module) -> None:
-    with pytest.raises(UsageError, match="needs data"):
+    with pytest.raises(UsageError, match="needs labelled images"):
         pruning(trained, None, accuracy_drop=1.0).select()
 
 
