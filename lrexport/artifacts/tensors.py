@@ -33,6 +33,7 @@ _MAX_HEADER_BYTES = 100_000_000
 # Of a header within it: json needs 3 GB and a minute for 50 million numbers. A tensor has about eight commas.
 _MAX_HEADER_ITEMS = 2_000_000
 _MAX_AXES = 64  # torch's own limit for most operations
+_MOST_IN_AN_AXIS = 2**63 - 1  # likewise
 _GATHER = (
     "Gather the weights into one file first: torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE), or "
     "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) where they are saved."
@@ -135,8 +136,11 @@ def _load_safetensors(path: Path) -> object:
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
         axes = {name: len(entry["shape"]) for name, entry in entries.items()}
+        largest = max((int(size) for entry in entries.values() for size in entry["shape"]), default=0)
     except (ValueError, OverflowError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no safetensors file: malformed header ({error})") from error
+    if largest > _MOST_IN_AN_AXIS:
+        raise InputError(f"{path} is not a valid safetensors file: a shape in its header has {largest} in an axis")
     strange = next((name for name, count in axes.items() if count > _MAX_AXES), None)
     if strange is not None:
         raise InputError(

@@ -641,6 +641,10 @@ HEADERS = {
         "a has 1,000 axes, at most 64 are read",
     ),
     "an axis that is text": (b'{"a":{"dtype":"F32","shape":"' + b"1" * 70 + b'","data_offsets":[0,4]}}', "a has 70 axes"),
+    "an axis beyond 63 bits": (
+        b'{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}',
+        "a shape in its header has 9223372036854775808 in an axis",
+    ),
     "a shape that is a number": (b'{"a":{"dtype":"F32","shape":4,"data_offsets":[0,4]}}', "malformed header"),
 }
 

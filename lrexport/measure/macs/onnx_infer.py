@@ -45,6 +45,8 @@ _UNCHANGED = names_in(
 )
 # Contents of these are floating-point numbers that sizes follow from.
 _SCALED = frozenset(("Resize", "Upsample", "Range"))
+# What the standard allows in the equation of an Einsum. onnx 1.23 reads others without end.
+_OF_EQUATIONS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.-> ")
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Inference:
         if node.op_type in _UNCHANGED and first is not None and first.type is not None and len(node.output) == 1:
             return [Value(first.type)]
         schema = self._schema(node)
-        if schema is None:
+        if schema is None or _is_endless(node):
             return unknown
         # Two inputs of one name are one value; what nothing is known of stands as a tensor, so that shapes which follow
         # from other inputs, as Reshape's do, are still inferred.
@@ -211,6 +213,13 @@ class Inference:
             return [of_data(result) for result in results]
         except Exception:  # no reference for this version, or contents that do not fit
             return None
+
+
+def _is_endless(node: Any) -> bool:
+    """Whether onnx's inference would read the node without end: an Einsum of other characters than the standard's."""
+    if node.op_type != "Einsum":
+        return False
+    return any(set(attribute.s) - _OF_EQUATIONS for attribute in node.attribute if attribute.name == "equation")
 
 
 def _is_small(value: Value) -> bool:

@@ -55,6 +55,14 @@ def test_an_operator_that_is_not_counted_is_reported() -> None:
     assert count_onnx(model).uncounted == ("Einsum of unknown shape",)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("equation", [b"bij;jk->bik", b"\xe9F\xe0I"])
+def test_an_einsum_that_onnx_would_read_without_end_is_reported(equation: bytes) -> None:
+    model = graph("Einsum", [1, 4, 5], (5, 6), equation="bij,jk->bik")
+    model.graph.node[0].attribute[0].s = equation
+    assert count_onnx(model).uncounted
+
+
 def chain(
     nodes: list[onnx.NodeProto], given: list[int | str], found: list[int | str], **weights: np.ndarray
 ) -> onnx.ModelProto:
