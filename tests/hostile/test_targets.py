@@ -65,7 +65,7 @@ def test_a_target_that_would_be_an_option_or_a_command_is_refused_before_ssh_is_
     before = listing(Path())
     done = lrexport("bench", model, "--target", target)
     assert done.code == 2
-    assert "ssh://[user@]host[:port]" in done.err or "Letters, digits" in done.err
+    assert "ssh://[user@]host[:port]" in done.err or "It consists of letters, digits" in done.err
     assert listing(Path()) == before
 
 

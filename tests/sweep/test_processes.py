@@ -168,7 +168,10 @@ def test_the_same_command_again_prints_the_front_and_makes_nothing(
             ("--fine-tune-epochs", "2", "--vary", "macs=0.3..0.8", "--vary", "scheme=spatial,channel"),
             "fine-tune-epochs was 1",
         ),
-        (("--data", "folder:other", "--vary", "macs=0.3..0.8", "--vary", "scheme=spatial,channel"), "data was digits"),
+        (
+            ("--data", "folder:other", "--vary", "macs=0.3..0.8", "--vary", "scheme=spatial,channel"),
+            "data was 'digits', now 'folder:other'",
+        ),
     ],
 )
 def test_a_sweep_of_something_else_is_refused_with_the_difference(
