@@ -57,7 +57,12 @@ def _copied(item: Any) -> Any:
     copy.CopyFrom(item)
     for dim in _dims(copy):
         # How some converters write a size that is free, and of which two need not be alike.
-        if (dim.HasField("dim_value") and dim.dim_value <= 0) or dim.dim_param in _NAMELESS:
+        # protobuf gives text that is not UTF-8 as bytes.
+        if (
+            (dim.HasField("dim_value") and dim.dim_value <= 0)
+            or dim.dim_param in _NAMELESS
+            or isinstance(dim.dim_param, bytes)
+        ):
             dim.Clear()
     return copy
 

@@ -112,3 +112,10 @@ def test_arrays_of_a_sample_give_sizes_and_choose_branches(
     assert run(["inspect", "m.onnx", "--shape", "x=1,4,6", "--input", "high.npz"]) == 0
     assert run(["inspect", "m.onnx", "--shape", "x=1,4,8", "--input", "high.npz"]) == 2
     assert "x is 1,4,6 in high.npz and 1,4,8 in --shape" in capsys.readouterr().err
+
+
+def test_a_symbol_that_is_not_text_names_nothing() -> None:
+    content = two_inputs().SerializeToString().replace(b"\x12\x01N", b"\x12\x01\xe9")
+    model = onnx.load_from_string(content)
+    assert isinstance(model.graph.input[0].type.tensor_type.shape.dim[0].dim_param, bytes)
+    assert count_onnx(model, {"x": (1, 3, 12, 22)}).macs == 8 * 27 * 10 * 20
