@@ -39,6 +39,7 @@ def _importing_from_here() -> Iterator[None]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An own current folder with the network ``tiny:make``, (3, 8, 8) to 10 classes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "tiny", raising=False)  # of another test's folder
     with _importing_from_here():
         write_module("tiny", TINY)
         yield tmp_path

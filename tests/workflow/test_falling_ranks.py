@@ -116,6 +116,7 @@ def test_falling_ranks_that_were_stopped_go_on_to_the_bit(fallen: Path, folder: 
         assert (folder / name / f"{part}.safetensors").read_bytes() == (fallen / f"{part}.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_let_the_same_ranks_fall(fallen: Path, folder: Path) -> None:
     both = Forked(folder, *COMMAND, "--devices", "2", "-o", "both")
     assert both.wait() == 0, both.output

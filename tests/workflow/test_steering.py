@@ -66,6 +66,7 @@ def test_steered_training_that_was_stopped_within_an_epoch_goes_on_to_the_bit(st
         assert (folder / "stopped" / f"{part}.safetensors").read_bytes() == (steered / f"{part}.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_steer_alike(steered: Path, folder: Path) -> None:
     both = Forked(folder, *COMMAND, *AUTO, "--devices", "2", "-o", "both")
     assert both.wait() == 0, both.output
