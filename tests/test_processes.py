@@ -102,7 +102,11 @@ def same_to_rounding(found: Path, wanted: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "way", [[*TORCHRUN, *COMMAND], [*LREXPORT, *COMMAND, "--devices", "2"]], ids=["torchrun", "devices"]
+    "way",
+    [
+        pytest.param([*TORCHRUN, *COMMAND], id="torchrun", marks=pytest.mark.slow),
+        pytest.param([*LREXPORT, *COMMAND, "--devices", "2"], id="devices"),
+    ],
 )
 def test_two_processes_with_the_same_global_batch_train_as_one(alone: Path, folder: Path, way: list[str]) -> None:
     name = f"two-{way[2][:5]}"
@@ -135,6 +139,7 @@ def data():
 """
 
 
+@pytest.mark.slow
 def test_fewer_held_out_and_test_images_than_processes_are_scored_as_by_one(folder: Path) -> None:
     """Two of each, by three processes: the third has none, and goes through fewer batches than the others."""
     (folder / "few_images.py").write_text(FEW, encoding="utf-8")
@@ -162,6 +167,7 @@ def data():
 """
 
 
+@pytest.mark.slow
 def test_processes_that_find_other_images_do_not_train_together(folder: Path) -> None:
     (folder / "other_images.py").write_text(OTHERS, encoding="utf-8")
     command = ["compress", "shared_network:make", "--data", "other_images:data", *COMMAND[4:], "-o", "others"]
