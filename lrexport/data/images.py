@@ -61,10 +61,14 @@ def first_of(names: Sequence[str]) -> str:
     return ", ".join(map(plain, names[:_NAMED])) + more
 
 
+def drawn(count: int, most: int, seed: int) -> Tensor:
+    """Which at most ``most`` of ``count`` inputs are taken, at random by ``seed``; fewer are the first of more."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
+
+
 def draw(images: ImageSet, most: int, seed: int) -> ImageSet:
     """At most ``most`` of the images, at random by ``seed``: folders list theirs class by class."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images.subset(order[:most])
+    return images.subset(drawn(len(images), most, seed))
 
 
 @dataclass(frozen=True)

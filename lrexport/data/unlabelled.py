@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lrexport.data.images import ImageSet, draw
+from lrexport.data.images import ImageSet, draw, drawn
 
 
 class Unlabelled(Protocol):
@@ -55,8 +55,8 @@ class Tensors:
         return len(self.inputs)
 
     def draw(self, most: int) -> Tensors:
-        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(self.seed))
-        return Tensors(self.inputs[order[:most].to(self.inputs.device)], self.device, self.seed)
+        order = drawn(len(self.inputs), most, self.seed)
+        return Tensors(self.inputs[order.to(self.inputs.device)], self.device, self.seed)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         # Copies, as a network may change its input in place.

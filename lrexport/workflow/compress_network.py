@@ -15,6 +15,7 @@ from lrexport.artifacts import files
 from lrexport.artifacts.plan_file import choices_in
 from lrexport.config.compression import AskedScheme
 from lrexport.config.goals import AccuracyDrop, Energy, FromPlan, Goal, Latency
+from lrexport.data.images import drawn
 from lrexport.data.unlabelled import Tensors, Unlabelled
 from lrexport.errors import InputError, UsageError
 from lrexport.events import ignore_events
@@ -191,8 +192,7 @@ def _batches(calibration: Any, seed: int) -> Iterable[Any]:
         raise UsageError(
             f"invalid calibration of type {type(calibration).__name__}: expected a tensor (N, …) or an iterable of batches"
         )
-    order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
-    return (calibration[index] for index in order[:_BATCHNORM].tolist())
+    return (calibration[index] for index in drawn(len(calibration), _BATCHNORM, seed).tolist())
 
 
 def _measured(problem: Problem, speed: Speed) -> Problem:

@@ -68,11 +68,11 @@ class Repair:
 
     def _reconstruct(self, network: nn.Module, selection: Selection) -> bool:
         """Refit pairs and biases, or biases and BatchNorm's statistics alone."""
-        images = self.images.draw(self.calibration_images)
-        if len(images) < 2:  # BatchNorm behind a global pooling has no variance over one image
+        count = min(len(self.images), self.calibration_images)
+        if count < 2:  # BatchNorm behind a global pooling has no variance over one image
             return False
         most = max(2, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
-        whole = torch.cat(list(self.images.draw(min(len(images), most)).batches(BATCH)))
+        whole = torch.cat(list(self.images.draw(min(count, most)).batches(BATCH)))
         reconstruct(network, self.svd, selection, whole, self.reconstruct)
         return True
 
