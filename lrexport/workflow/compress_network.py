@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrexport.artifacts import files
 from lrexport.artifacts.plan_file import choices_in
 from lrexport.config.compression import AskedScheme
-from lrexport.config.goals import AccuracyDrop, Energy, FromPlan, Goal, Latency
+from lrexport.config.goals import AccuracyDrop, FromPlan, Goal, Latency
 from lrexport.data.images import drawn
 from lrexport.data.unlabelled import Tensors, Unlabelled
 from lrexport.errors import InputError, UsageError
@@ -24,11 +24,10 @@ from lrexport.formats.opsets import FIRST_OPSET
 from lrexport.lowrank.factors.arguments import input_shape_of
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.fold import fold
-from lrexport.lowrank.factors.moments import every_scheme_of, images_of, input_moments, own_schemes_of
+from lrexport.lowrank.factors.moments import images_of
 from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.selection.costs import plan_cost, whole_cost
-from lrexport.lowrank.selection.from_plan import with_choices
-from lrexport.lowrank.selection.problem import Problem, Rule
+from lrexport.lowrank.selection.problem import Rule
 from lrexport.lowrank.selection.solve import choose
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
@@ -38,9 +37,9 @@ from lrexport.torch_tools.memory_layout import fast_layout
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import example_input, flat_tensors, run_once
 from lrexport.training.engine import with_float64
-from lrexport.workflow.pruning import written_bytes
+from lrexport.workflow.pruning import on_target, pose, schemes_considered
 from lrexport.workflow.repair import BATCH, Repair
-from lrexport.workflow.target_speed import Speed, measure_speed
+from lrexport.workflow.target_speed import measure_speed
 
 # As many as the command takes by default: for weights and refitting, and for BatchNorm's statistics.
 _CALIBRATION, _BATCHNORM = 512, 1000
@@ -121,17 +120,12 @@ def compress(
     device = with_float64(place)
     svd.network.to(device)
     images = None if calibration is None else _images(svd.network, calibration, input_shape, device, seed)
-    every = scheme == "auto" or isinstance(goal, Latency)
-    schemes = every_scheme_of(svd) if every else own_schemes_of(svd)
-    problem = Problem(svd, rule, schemes=schemes, written_bytes=lambda network: written_bytes(network, input_shape))
-    if isinstance(goal, FromPlan):
-        problem = with_choices(problem, choices_in(goal.plan), goal.source)
-    if images is not None and not isinstance(goal, Energy):  # equation 4 is about the kernel's own energy
-        moments = input_moments(svd, images.draw(_CALIBRATION).batches(BATCH), problem.schemes)
-        problem = replace(problem, moments=moments)
+    choices = choices_in(goal.plan) if isinstance(goal, FromPlan) else None
+    weighting = None if images is None else images.draw(_CALIBRATION)
+    problem = pose(svd, goal, scheme, rule, input_shape, choices, weighting)
     if target is not None or isinstance(goal, Latency):
-        times = LayerTimes(parse_target(target or "local"), threads)
-        problem = _measured(problem, measure_speed(svd, input_shape, schemes, times, ignore_events))
+        schemes, times = schemes_considered(svd, scheme, goal), LayerTimes(parse_target(target or "local"), threads)
+        problem = on_target(problem, measure_speed(svd, input_shape, schemes, times, ignore_events))
     selection = choose(goal, problem)
     network, error = _folded(svd, selection, input_shape, images)
     return Compressed(
@@ -195,15 +189,6 @@ def _batches(calibration: Any, seed: int) -> Iterable[Any]:
     return (calibration[index] for index in drawn(len(calibration), _BATCHNORM, seed).tolist())
 
 
-def _measured(problem: Problem, speed: Speed) -> Problem:
-    """The problem on a target."""
-
-    def confirm(selection: Selection) -> PlannedLatency:
-        return speed.confirm(selection.plan, fold(problem.svd, selection))
-
-    return replace(problem, latency=speed.latency, confirm=confirm)
-
-
 def _folded(
     svd: SVDNetwork, selection: Selection, input_shape: tuple[int, ...], images: Unlabelled | None
 ) -> tuple[nn.Module, float | None]:
@@ -217,8 +202,9 @@ def _folded(
         error = dense.error_of(network)
         return -error if math.isfinite(error) else -math.inf
 
-    Repair(svd, input_shape, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
-    return network, dense.error_of(network)
+    scores = Repair(svd, input_shape, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
+    error = -max(scores.values())  # of the network as it was kept
+    return network, error if math.isfinite(error) else dense.error_of(network)
 
 
 class _DenseOutputs:

@@ -111,7 +111,8 @@ def _speed(config: CompressConfig, svd: SVDNetwork, input_shape: tuple[int, ...]
     if config.target is None and not isinstance(config.goal, Latency):
         return None
     times = LayerTimes(parse_target(config.target or "local"), config.threads)
-    return measure_speed(svd, input_shape, schemes_considered(svd, config), times, on_event)
+    schemes = schemes_considered(svd, config.train.scheme, config.goal)
+    return measure_speed(svd, input_shape, schemes, times, on_event)
 
 
 def _choices(goal: Goal) -> dict[str, Choice] | None:

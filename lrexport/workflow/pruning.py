@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lrexport.config.compression import CompressConfig
-from lrexport.config.goals import Energy, FromPlan, Latency
+from lrexport.config.compression import AskedScheme, CompressConfig
+from lrexport.config.goals import Energy, FromPlan, Goal, Latency
 from lrexport.data.images import Splits
-from lrexport.data.unlabelled import Images
+from lrexport.data.unlabelled import Images, Unlabelled
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.fold import fold
-from lrexport.lowrank.factors.moments import Moments, Schemes, every_scheme_of, input_moments, own_schemes_of
+from lrexport.lowrank.factors.moments import Schemes, every_scheme_of, input_moments, own_schemes_of
 from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.selection import solve
-from lrexport.lowrank.selection.from_plan import schemes_in
-from lrexport.lowrank.selection.problem import Problem
+from lrexport.lowrank.selection.from_plan import with_choices
+from lrexport.lowrank.selection.problem import Problem, Rule
 from lrexport.plan import Choice, PlannedLatency
 from lrexport.tasks.classification import NotANumber, score
 from lrexport.training.engine import to_fast_layout
@@ -30,10 +30,41 @@ from lrexport.workflow.repair import BATCH, Repair
 from lrexport.workflow.target_speed import Speed
 
 
-def schemes_considered(svd: SVDNetwork, config: CompressConfig) -> Schemes:
+def schemes_considered(svd: SVDNetwork, scheme: AskedScheme, goal: Goal) -> Schemes:
     """By layer. Which scheme is fastest only the target knows, so a goal of latency considers every one."""
-    every = config.train.scheme == "auto" or isinstance(config.goal, Latency)
+    every = scheme == "auto" or isinstance(goal, Latency)
     return every_scheme_of(svd) if every else own_schemes_of(svd)
+
+
+def pose(
+    svd: SVDNetwork,
+    goal: Goal,
+    scheme: AskedScheme,
+    rule: Rule,
+    input_shape: tuple[int, ...],
+    choices: Mapping[str, Choice] | None,
+    images: Unlabelled | None,
+) -> Problem:
+    """What a plan for ``goal`` is chosen from, its energy weighted by what layers are given on ``images``, where there are.
+
+    ``choices`` are those of the goal's plan, where it is one. Raises InputError where they do not fit the network.
+    """
+    schemes = schemes_considered(svd, scheme, goal)
+    problem = Problem(svd, rule, schemes=schemes, written_bytes=lambda network: written_bytes(network, input_shape))
+    if isinstance(goal, FromPlan) and choices is not None:
+        problem = with_choices(problem, choices, goal.source)
+    if images is None or not len(images) or isinstance(goal, Energy):  # equation 4 is about the kernel's own energy
+        return problem
+    return replace(problem, moments=input_moments(svd, images.batches(BATCH), problem.schemes))
+
+
+def on_target(problem: Problem, speed: Speed) -> Problem:
+    """The problem with ranks on the grain of a target, which measures the plan in the end."""
+
+    def confirm(selection: Selection) -> PlannedLatency:
+        return speed.confirm(selection.plan, fold(problem.svd, selection))
+
+    return replace(problem, latency=speed.latency, confirm=confirm)
 
 
 def written_bytes(network: nn.Module, input_shape: tuple[int, ...]) -> int:
@@ -63,15 +94,15 @@ class Pruning:
 
         Raises UsageError for a goal out of reach, with the least that can be reached, and for one that needs data.
         """
-        return solve.choose(self.config.goal, self._problem(self._moments()))
+        return solve.choose(self.config.goal, self._problem(self._weighting()))
 
     def predict(self) -> Selection:
         """The plan for the goal as the target's table predicts it, with nothing measured. Raises as :meth:`select`."""
-        return solve.predict(self.config.goal, self._problem(self._moments()))
+        return solve.predict(self.config.goal, self._problem(self._weighting()))
 
     def even_ranks(self) -> dict[str, int]:
         """Of each layer what one e for all leaves within the goal. Raises as :meth:`select`."""
-        return solve.even_ranks(self.config.goal, self._problem())
+        return solve.even_ranks(self.config.goal, self._problem(None))
 
     def fold(self, selection: Selection) -> tuple[nn.Module, dict[str, float]]:
         """The folded network, repaired where there is data; and its held-out top-1 as folded and after each repair."""
@@ -79,47 +110,28 @@ class Pruning:
         if self.splits is None:
             return network, {}
         to_fast_layout(network.to(self.device), self.input_shape)
-        config, images = self.config, Images(self.splits.train, self.device, self.config.train.seed)
+        config, images = self.config, self._images(self.splits)
         repair = Repair(
             self.svd, self.input_shape, images, config.reconstruct, config.calibration_images, config.batchnorm_images
         )
         return network, repair.apply(network, selection, self._top1)
 
-    def _problem(self, moments: Moments | None = None) -> Problem:
+    def _problem(self, images: Unlabelled | None) -> Problem:
         self.svd.network.to(self.device)
-        speed = self.speed
-        return Problem(
-            self.svd,
-            self.config.rule,
-            moments,
-            self._schemes(),
-            speed.latency if speed is not None else None,
-            self.choices,
-            self._source,
-            written_bytes=lambda network: written_bytes(network, self.input_shape),
-            heldout_top1=self._heldout_top1 if self.splits is not None else None,
-            confirm=self._confirm if speed is not None else None,
-        )
+        config = self.config
+        problem = pose(self.svd, config.goal, config.train.scheme, config.rule, self.input_shape, self.choices, images)
+        if self.splits is not None:
+            problem = replace(problem, heldout_top1=self._heldout_top1)
+        return problem if self.speed is None else on_target(problem, self.speed)
 
-    @property
-    def _source(self) -> str:
-        return self.config.goal.source if isinstance(self.config.goal, FromPlan) else "the plan"
+    def _weighting(self) -> Unlabelled | None:
+        """The images that energy is weighted by."""
+        if self.splits is None or not self.config.weighting:
+            return None
+        return self._images(self.splits).draw(self.config.calibration_images)
 
-    def _schemes(self) -> Schemes:
-        if self.choices is not None:
-            return schemes_in(self.svd, self.choices, self._source)
-        return schemes_considered(self.svd, self.config)
-
-    def _moments(self) -> Moments | None:
-        if self.splits is None or not self.config.weighting or isinstance(self.config.goal, Energy):
-            return None  # equation 4 is about the kernel's own energy
-        self.svd.network.to(self.device)
-        images = Images(self.splits.train, self.device, self.config.train.seed).draw(self.config.calibration_images)
-        return input_moments(self.svd, images.batches(BATCH), self._schemes()) if len(images) else None
-
-    def _confirm(self, selection: Selection) -> PlannedLatency:
-        assert self.speed is not None
-        return self.speed.confirm(selection.plan, fold(self.svd, selection))
+    def _images(self, splits: Splits) -> Images:
+        return Images(splits.train, self.device, self.config.train.seed)
 
     def _top1(self, network: nn.Module) -> float:
         assert self.splits is not None
