@@ -8,20 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from lrexport.errors import InputError
+from lrexport.stored import Stored
 
 Scheme = Literal["spatial", "channel", "input-channel", "linear"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Pair(_Strict):
+class Pair(Stored):
     """A layer that becomes a pair of plain layers. ``energy_kept`` is Σ kept s² ÷ Σ s², in [0, 1].
 
     ``shape`` is the dense weight's; a grouped layer has ``rank`` in every group.
@@ -43,7 +40,7 @@ class Pair(_Strict):
 DenseKind = Literal["kept", "unsupported", "costly", "slow", "chosen"]
 
 
-class Dense(_Strict):
+class Dense(Stored):
     """A layer that stays as it is, and why."""
 
     dense: Literal[True] = True
@@ -91,7 +88,7 @@ class _Written(BaseModel):
     plan: Plan
 
 
-class PlannedLatency(_Strict):
+class PlannedLatency(Stored):
     """What the plan was predicted to take on ``target``, and what the folded network then took there.
 
     Milliseconds for one inference of one image: ``dense`` and ``measured`` are medians of the same interleaved rounds,
@@ -105,7 +102,7 @@ class PlannedLatency(_Strict):
     measured: float
     ratio: float
     ratio_iqr: tuple[float, float]
-    environment: dict[str, Any] = {}
+    environment: dict[str, Any] = Field(default={})
     warning: str | None = None
 
 

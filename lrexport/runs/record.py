@@ -13,17 +13,14 @@ from lrexport.artifacts.run_files import CHECKPOINTS, DENSE_INT8, DENSE_ONNX, MO
 from lrexport.errors import InputError
 from lrexport.plan import Plan, PlannedLatency
 from lrexport.runs.recorded_values import check_choices, check_environment
+from lrexport.stored import Stored
 from lrexport.text import shell_path
 
 SCHEMA_VERSION = 1
 RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # among the notes
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Accuracy(_Strict):
+class Accuracy(Stored):
     """Shares in [0, 1] over ``n`` images of ``split``."""
 
     top1: float
@@ -32,7 +29,7 @@ class Accuracy(_Strict):
     split: str
 
 
-class Latency(_Strict):
+class Latency(Stored):
     """Milliseconds for one inference; ``iqr`` is p75 − p25, ``ratio`` this network ÷ dense in the same rounds.
 
     ``load_ms``, ``first_run_ms`` and ``peak_bytes`` (the memory that both added) are those of a fresh process,
@@ -57,7 +54,7 @@ class Latency(_Strict):
     layers_ms: dict[str, float] | None = None
 
 
-class Quantisation(_Strict):
+class Quantisation(Stored):
     """How a network came to int8. ``images`` held-out training images of ``data`` gave the ranges of its activations.
 
     ``int8_macs`` of its MACs multiply int8 numbers, the rest stayed in float32; ``agreement`` is the share of those images
@@ -70,7 +67,7 @@ class Quantisation(_Strict):
     agreement: float
 
 
-class Result(_Strict):
+class Result(Stored):
     """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run.
 
     ``uncounted`` names operators that compute and are not in ``macs``, which is a lower bound then.
@@ -88,10 +85,10 @@ class Result(_Strict):
     epochs: int = 0
     accuracy: Accuracy | None = None
     heldout_accuracy: Accuracy | None = None
-    latency_ms: dict[str, Latency] = {}
+    latency_ms: dict[str, Latency] = Field(default={})
 
 
-class Results(_Strict):
+class Results(Stored):
     """Both networks' figures, in float32 and, where that was asked for, in int8. Ratios are to ``dense``."""
 
     dense: Result | None = None
@@ -100,15 +97,15 @@ class Results(_Strict):
     compressed_int8: Result | None = None
 
 
-class ModelSource(_Strict):
+class ModelSource(Stored):
     """How to build the network again: ``source`` is MODEL as given, without options, which are in ``kwargs``."""
 
     source: str
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default={})
     input_shape: tuple[int, ...] = Field(min_length=1)
 
 
-class DataSource(_Strict):
+class DataSource(Stored):
     """``source`` as given to --data; ``heldout`` of the training images served every choice, ``test`` none.
 
     ``skipped`` more could not be read and were left out.
@@ -124,14 +121,14 @@ class DataSource(_Strict):
     skipped: int = 0
 
 
-class StoredFile(_Strict):
+class StoredFile(Stored):
     """A file of the run as it was written."""
 
     sha256: str
     bytes: int
 
 
-class Earlier(_Strict):
+class Earlier(Stored):
     """A run that another one went on from: its folder as it was given, None for the same one, and its choices."""
 
     run: str | None

@@ -6,24 +6,21 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from lrexport.artifacts import run_folder
 from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
 from lrexport.artifacts.run_files import RECORD, SWEEP
 from lrexport.errors import InputError
 from lrexport.pareto import pareto_front
+from lrexport.stored import Stored
 
 SCHEMA_VERSION = 1
 Objective = Literal["macs", "latency", "size"]
 State = Literal["waiting", "running", "finished", "pruned", "failed"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Figures(_Strict):
+class Figures(Stored):
     """One network's figures. Accuracies are shares in [0, 1]; trials are ranked by that on the held-out images.
 
     ``bytes`` is the ONNX file's size; ``latency_ratio`` and ``latency_ms``, a median, were measured on ``target`` beside the
@@ -41,12 +38,12 @@ class Figures(_Strict):
     latency_warning: str | None = None
 
 
-class Trial(_Strict):
+class Trial(Stored):
     """One compression. ``run`` is its folder relative to the sweep's, ``reason`` why there are no ``figures``."""
 
     number: int
     state: State
-    parameters: dict[str, float | int | str] = {}
+    parameters: dict[str, float | int | str] = Field(default={})
     figures: Figures | None = None
     run: str | None = None
     host: str | None = None
@@ -59,7 +56,7 @@ class Trial(_Strict):
         return (self.reason or "no reason was noted").partition("\n")[0]
 
 
-class Sweep(_Strict):
+class Sweep(Stored):
     """sweep.json. ``wanted`` trials are made in all; ``front`` has numbers of trials, cheapest first."""
 
     schema_version: Literal[1] = 1
@@ -68,7 +65,7 @@ class Sweep(_Strict):
     made_with: dict[str, Any]
     wanted: int
     dense: Figures | None = None
-    trials: list[Trial] = []
+    trials: list[Trial] = Field(default=[])
     front: list[int] = Field(default=[])
 
     def finished(self) -> list[Trial]:
