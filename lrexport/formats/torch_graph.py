@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,8 +57,10 @@ def to_onnx(network: Any, example: Tensor, opset: int, dynamic: bool = False) ->
     return made.model_proto
 
 
-# (kind, opset) → torch's list of ONNX functions, which nothing here adds to.
-_lists: dict[tuple[type, int | None], Any] = {}
+@functools.cache
+def _listed(make: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """torch's list of ONNX functions, as ``make`` gives it; nothing here adds to it."""
+    return make(*given, **named)
 
 
 @contextmanager
@@ -75,14 +77,7 @@ def _listing_functions_once() -> Iterator[None]:
         yield
         return
 
-    @functools.wraps(make)
-    def once(kind: type, opset_version: int | None = None) -> Any:
-        key = (kind, opset_version)
-        if key not in _lists:
-            _lists[key] = make(kind) if opset_version is None else make(kind, opset_version)
-        return _lists[key]
-
-    registry.from_torchlib = classmethod(once)
+    registry.from_torchlib = classmethod(lambda *given, **named: _listed(make, *given, **named))
     try:
         yield
     finally:

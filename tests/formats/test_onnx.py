@@ -185,7 +185,7 @@ def test_torchs_list_of_onnx_functions_is_made_once_and_its_class_left_as_it_was
     listed: list[None] = []
     real, before = registration.onnxscript_apis.get_torchlib_ops, registration.ONNXRegistry.__dict__["from_torchlib"]
     monkeypatch.setattr(registration.onnxscript_apis, "get_torchlib_ops", lambda: listed.append(None) or real())
-    monkeypatch.setattr(torch_graph, "_lists", {})
+    torch_graph._listed.cache_clear()
     graphs = [torch_graph.to_onnx(nn.Linear(4, 2).eval(), torch.zeros(1, 4), 18) for _ in range(2)]
     assert len(listed) == 1
     assert [node.op_type for node in graphs[0].graph.node] == [node.op_type for node in graphs[1].graph.node]
