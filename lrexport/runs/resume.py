@@ -171,7 +171,7 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
             f"{run} was begun with other choices: {'; '.join(map(str, [*changes.values()][:_SHOWN]))}",
             f"Give those it was begun with, or --allow-changes to go on with new ones where that is possible.{settled}",
         )
-    if not changes.keys().isdisjoint(_PRUNING):  # ranks are chosen anew, and what came after them begins again
+    if not changes.keys().isdisjoint(_PRUNING):  # ranks are chosen again, and what came after them begins again
         state = state.model_copy(update={"pruned": None})
         for stage in ("fine-tune", "baseline"):
             stale = [name for name in run_folder.made_in(run, CHECKPOINTS) if name.startswith(f"{CHECKPOINTS}/{stage}-")]

@@ -54,7 +54,7 @@ def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[st
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
-    """Every BatchNorm starts anew and averages what it is given; yields them. The rest of the network stays as it is.
+    """Every BatchNorm starts again and averages what it is given; yields them. The rest of the network stays as it is.
 
     One that is given nothing keeps what it had.
     """

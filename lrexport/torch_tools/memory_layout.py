@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lrexport.torch_tools.modes import eval_mode
 
-# Whether a network takes channels_last, once it is known; of one that was copied it is found out anew.
+# Whether a network takes channels_last, once it is known; of a copy it is found out again.
 _TAKES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 

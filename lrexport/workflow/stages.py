@@ -43,7 +43,7 @@ class Compressed:
 
 
 def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
-    """Train the dense network first, where it has no weights of its own or epochs are asked for."""
+    """Train the dense network first, where it comes without weights or epochs are asked for."""
     config, record, svd, dense_epochs = trained.config, trained.record, trained.svd, 0
     untrained = run.recipe.is_random(config.weights)
     epochs = config.dense_epochs
