@@ -72,6 +72,13 @@ def export_checks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in the test module's own ``folder``, whose modules can be imported."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+
 class SmallNet(nn.Module):
     """A network with every kind of layer that matters here; (B, 3, 12, 12) → (B, 10)."""
 

@@ -47,15 +47,12 @@ TIMES = ("seconds", "images_per_second", "step_ms", "step_over_dense")
 WEIGHTS = ("dense", "svd", "model", "baseline")
 
 
+pytestmark = pytest.mark.usefixtures("inside")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_with(tmp_path_factory, "resumed_network", NETWORK)
-
-
-@pytest.fixture(autouse=True)
-def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
 
 
 @pytest.fixture(scope="module")

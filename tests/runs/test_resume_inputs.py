@@ -19,6 +19,9 @@ WEIGHTS = (*COMMAND, "--weights", "start.safetensors")
 PLAN = (*COMMAND[:4], *STAGES, *MORE[2:], "--plan", "plan.json")
 
 
+pytestmark = pytest.mark.usefixtures("inside")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("inputs")
@@ -26,12 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = Forked(path, *COMMAND[:4], "--dense-epochs", "1", "--svd-epochs", "0", "--macs", "0.6", "-o", "made")
     assert made.wait() == 0, made.output
     return path
-
-
-@pytest.fixture(autouse=True)
-def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
 
 
 def write_weights(scale: float = 1.0) -> None:

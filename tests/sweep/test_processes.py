@@ -16,6 +16,7 @@ import lrexport
 from lrexport.cli.main import run
 from lrexport.runs.record import load_record
 from lrexport.runs.sweep_record import Sweep, load_sweep
+from tests.forked import folder_with
 
 NETWORK = """
 import os, pathlib, time
@@ -42,17 +43,12 @@ COMMAND += ["--fine-tune-epochs", "1", "--batch-size", "128", "--device", "cpu",
 COMMAND += ["--calibration-images", "64", "--batchnorm-images", "128"]
 
 
+pytestmark = pytest.mark.usefixtures("inside")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sweeps")
-    (path / "sweep_network.py").write_text(NETWORK, encoding="utf-8")
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
+    return folder_with(tmp_path_factory, "sweep_network", NETWORK)
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:

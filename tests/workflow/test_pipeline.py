@@ -23,6 +23,7 @@ from lrexport.data.images import ArraySet, ImageData
 from lrexport.plan import Pair
 from lrexport.runs.record import Record, load_record
 from tests.conftest import heed_ctrl_c
+from tests.forked import folder_with
 
 NETWORK = """
 from torch import nn
@@ -41,17 +42,12 @@ QUICK = ["--data", "digits", "--dense-epochs", "6", "--svd-epochs", "3", "--batc
 QUICK += ["--precision", "float32"]
 
 
+pytestmark = pytest.mark.usefixtures("inside")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("work")
-    (path / "flow_network.py").write_text(NETWORK, encoding="utf-8")
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
+    return folder_with(tmp_path_factory, "flow_network", NETWORK)
 
 
 @pytest.fixture(scope="module")

@@ -42,17 +42,14 @@ SHORT = ["compress", "taught_network:make", "--data", "digits", "--macs", "0.6",
 SHORT += ["--precision", "float32", "--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "3", "--lr", "0.05"]
 
 
+pytestmark = pytest.mark.usefixtures("inside")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder_with(tmp_path_factory, "taught_network", NETWORK)
     (path / "teachers.py").write_text(TEACHERS, encoding="utf-8")
     return path
-
-
-@pytest.fixture(autouse=True)
-def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
 
 
 @pytest.fixture
