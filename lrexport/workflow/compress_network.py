@@ -121,8 +121,7 @@ def compress(
     svd.network.to(device)
     images = None if calibration is None else _images(svd.network, calibration, input_shape, device, seed)
     choices = choices_in(goal.plan) if isinstance(goal, FromPlan) else None
-    weighting = None if images is None else images.draw(_CALIBRATION)
-    problem = pose(svd, goal, scheme, rule, input_shape, choices, weighting)
+    problem = pose(svd, goal, scheme, rule, input_shape, choices, images, _CALIBRATION)
     if target is not None or isinstance(goal, Latency):
         schemes, times = schemes_considered(svd, scheme, goal), LayerTimes(parse_target(target or "local"), threads)
         problem = on_target(problem, measure_speed(svd, input_shape, schemes, times, ignore_events))

@@ -44,8 +44,9 @@ def pose(
     input_shape: tuple[int, ...],
     choices: Mapping[str, Choice] | None,
     images: Unlabelled | None,
+    most: int,
 ) -> Problem:
-    """What a plan for ``goal`` is chosen from, its energy weighted by what layers are given on ``images``, where there are.
+    """What a plan for ``goal`` is chosen from, its energy weighted by what layers are given on ``most`` of ``images``.
 
     ``choices`` are those of the goal's plan, where it is one. Raises InputError where they do not fit the network.
     """
@@ -53,9 +54,12 @@ def pose(
     problem = Problem(svd, rule, schemes=schemes, written_bytes=lambda network: written_bytes(network, input_shape))
     if isinstance(goal, FromPlan) and choices is not None:
         problem = with_choices(problem, choices, goal.source)
-    if images is None or not len(images) or isinstance(goal, Energy):  # equation 4 is about the kernel's own energy
+    if images is None or isinstance(goal, Energy):  # equation 4 is about the kernel's own energy
         return problem
-    return replace(problem, moments=input_moments(svd, images.batches(BATCH), problem.schemes))
+    weighting = images.draw(most)
+    if not len(weighting):
+        return problem
+    return replace(problem, moments=input_moments(svd, weighting.batches(BATCH), problem.schemes))
 
 
 def on_target(problem: Problem, speed: Speed) -> Problem:
@@ -94,15 +98,15 @@ class Pruning:
 
         Raises UsageError for a goal out of reach, with the least that can be reached, and for one that needs data.
         """
-        return solve.choose(self.config.goal, self._problem(self._weighting()))
+        return solve.choose(self.config.goal, self._problem())
 
     def predict(self) -> Selection:
         """The plan for the goal as the target's table predicts it, with nothing measured. Raises as :meth:`select`."""
-        return solve.predict(self.config.goal, self._problem(self._weighting()))
+        return solve.predict(self.config.goal, self._problem())
 
     def even_ranks(self) -> dict[str, int]:
         """Of each layer what one e for all leaves within the goal. Raises as :meth:`select`."""
-        return solve.even_ranks(self.config.goal, self._problem(None))
+        return solve.even_ranks(self.config.goal, self._problem(weighted=False))
 
     def fold(self, selection: Selection) -> tuple[nn.Module, dict[str, float]]:
         """The folded network, repaired where there is data; and its held-out top-1 as folded and after each repair."""
@@ -116,19 +120,15 @@ class Pruning:
         )
         return network, repair.apply(network, selection, self._top1)
 
-    def _problem(self, images: Unlabelled | None) -> Problem:
+    def _problem(self, weighted: bool = True) -> Problem:
         self.svd.network.to(self.device)
         config = self.config
-        problem = pose(self.svd, config.goal, config.train.scheme, config.rule, self.input_shape, self.choices, images)
+        images = self._images(self.splits) if weighted and config.weighting and self.splits is not None else None
+        asked = (config.goal, config.train.scheme, config.rule)
+        problem = pose(self.svd, *asked, self.input_shape, self.choices, images, config.calibration_images)
         if self.splits is not None:
             problem = replace(problem, heldout_top1=self._heldout_top1)
         return problem if self.speed is None else on_target(problem, self.speed)
-
-    def _weighting(self) -> Unlabelled | None:
-        """The images that energy is weighted by."""
-        if self.splits is None or not self.config.weighting:
-            return None
-        return self._images(self.splits).draw(self.config.calibration_images)
 
     def _images(self, splits: Splits) -> Images:
         return Images(splits.train, self.device, self.config.train.seed)
