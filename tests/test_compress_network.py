@@ -64,6 +64,31 @@ def test_without_calibration_a_note_says_that_the_quality_is_unknown(model: Net)
     assert "quality is unknown" in result.notes[-1]
 
 
+class Difference(nn.Module):
+    """The small difference of two large outputs: what truncation changes in either is large beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = (nn.Conv2d(1, 8, 5, bias=False) for _ in range(2))
+        self.other.weight.data = self.one.weight.detach() + 1e-3 * torch.randn(8, 1, 5, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.one(image) - self.other(image)
+
+
+def test_a_note_says_so_where_a_constant_output_would_be_nearer_to_the_network_s(images: Tensor) -> None:
+    torch.manual_seed(4)
+    network = Difference()
+    shares = {0.3: True, 1.0: False}
+    for share, unusable in shares.items():
+        result = api.compress(network, SHAPE, api.Params(share), calibration=images)
+        assert result.output_error is not None
+        assert (result.output_error > 1) == unusable
+        notes = [note for note in result.notes if "not usable" in note]
+        assert notes == (["the outputs are not usable as they are: their error is " + f"{result.output_error:.2f}, and a "
+            "constant output has 1; choose a larger goal, or fine-tune the network"] if unusable else [])  # fmt: skip
+
+
 def test_calibration_takes_the_outputs_nearer_to_the_network_s(model: Net, images: Tensor) -> None:
     fitted = api.compress(model, SHAPE, api.Macs(0.3), calibration=images)
     plain = api.compress(model, SHAPE, api.Macs(0.3))
@@ -255,7 +280,8 @@ def test_a_state_dict_and_an_ema_copy_are_loaded_into_a_rebuilt_network(
     fresh = make()
     before = list(fresh.modules())
     for plan in (result.plan, tmp_path / "plan.json"):
-        rebuilt = api.rebuild(fresh, plan, SHAPE if make is _standardised else None).eval()
+        rebuilt = api.rebuild(fresh, plan, SHAPE if make is _standardised else None)
+        assert not any(part.training for part in rebuilt.modules())
         rebuilt.load_state_dict(held["model"])
         assert torch.equal(rebuilt(images), result.network(images))
         ema = AveragedModel(rebuilt)

@@ -43,11 +43,13 @@ COMMANDS = {
 
 def test_the_training_loop_runs_as_written_with_nothing_supplied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    in_one_call, rebuilt, code, with_images = re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)
+    in_one_call, saved, rebuilt, code, with_images = re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)
     names: dict[str, Any] = {}
-    for part in (in_one_call + rebuilt, code, with_images):
+    for part in (in_one_call + saved + rebuilt, code, with_images):
         exec(part, names)
         assert names["small"](names["images"]).shape == (len(names["images"]), 10)
+        if part.endswith(rebuilt):
+            torch.testing.assert_close(names["network"](names["images"]), names["small"](names["images"]))
         Path("model.onnx").unlink()
 
 

@@ -11,7 +11,7 @@ from lrexport.cli.goal_options import compress_config, goal_options, pruning_opt
 from lrexport.cli.help import LAYERS, OUTPUT, TRAINING, section
 from lrexport.cli.notes import refuse_finished, say_as_made, say_left_behind, say_replaced, say_unused
 from lrexport.cli.option_types import EpochsOrSame
-from lrexport.cli.options import RUN, is_run, json_option, resume_options, switch_option
+from lrexport.cli.options import RUN, field_option, is_run, json_option, resume_options, switch_option
 from lrexport.cli.recipe_options import RecipeCommand, recipe_options
 from lrexport.cli.training_options import training_options
 from lrexport.config.compression import CompressConfig
@@ -32,11 +32,7 @@ FALLING = "Reduce ranks to --macs, --params or --latency during SVD training."
 @section(LAYERS, rare=(switch_option(CompressConfig, "falling_ranks", FALLING),))
 @section(
     TRAINING,
-    rare=(
-        click.option(
-            "--baseline-epochs", type=EpochsOrSame(), metavar="N|same", default="0", show_default=True, help=BASELINE
-        ),
-    ),
+    rare=(field_option(CompressConfig, "baseline_epochs", EpochsOrSame(), "N|same", BASELINE),),
 )
 @section(OUTPUT, click.option("--dry-run", is_flag=True, help="Print the plan and stop."), json_option())
 def command(

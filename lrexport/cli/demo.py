@@ -26,6 +26,7 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
     from lrexport.cli.console import note, print_table
     from lrexport.cli.progress import Progressing
     from lrexport.cli.recipe_options import recipe_config
+    from lrexport.config.export_options import ExportOptions
     from lrexport.errors import UsageError
     from lrexport.report.tables import results_table
     from lrexport.text import shell_path
@@ -44,6 +45,6 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
     with Progressing() as progress:
         pipeline.compress(RunRequest(config, output, progress, None, resume, allow_changes))
         note("lrexport onnx: export, verify, score, measure")
-        record = exporting.export_run(output, exporting.ExportOptions(), progress)
+        record = exporting.export_run(output, ExportOptions(), progress)
     print_table(results_table(record))
     note(f"{time.perf_counter() - began:.0f} s; the run is in {output}, next: lrexport report {shell_path(output)}")

@@ -10,7 +10,10 @@ import click
 from lrexport.cli.help import EXPORT, MEASUREMENT, MODEL_AND_DATA, OUTPUT, Command, section
 from lrexport.cli.option_types import DataType
 from lrexport.cli.options import RUN, json_option, target_option, threads_option, trust_option
+from lrexport.config.export_options import ExportOptions
 from lrexport.errors import UsageError
+
+_DEFAULT = ExportOptions()
 
 
 class BatchType(click.ParamType[int]):
@@ -57,9 +60,16 @@ class RoundsType(click.ParamType[int]):
 @section(
     EXPORT,
     click.option(
-        "--batch", type=BatchType(), metavar="N|dynamic", default="1", show_default=True, help="Batch size of the file."
+        "--batch",
+        type=BatchType(),
+        metavar="N|dynamic",
+        default=str(_DEFAULT.batch),
+        show_default=True,
+        help="Batch size of the file.",
     ),
-    click.option("--opset", type=int, metavar="N", default=18, show_default=True, help="ONNX operator set, 7 or later."),
+    click.option(
+        "--opset", type=int, metavar="N", default=_DEFAULT.opset, show_default=True, help="ONNX operator set, 7 or later."
+    ),
     click.option(
         "--int8", is_flag=True, help="Also write model.int8.onnx and dense.int8.onnx: int8 weights and activations."
     ),
@@ -67,7 +77,7 @@ class RoundsType(click.ParamType[int]):
         "--calibration-images",
         type=click.IntRange(1),
         metavar="N",
-        default=512,
+        default=_DEFAULT.calibration_images,
         show_default=True,
         help="Held-out training images for --int8, at most, without labels.",
     ),
@@ -79,7 +89,11 @@ class RoundsType(click.ParamType[int]):
     MEASUREMENT,
     click.option("--no-rescore", is_flag=True, help="Do not score the files in ONNX Runtime."),
     click.option(
-        "--rounds", type=RoundsType(), default=100, show_default=True, help="Rounds of latency, at least 10; 0 for none."
+        "--rounds",
+        type=RoundsType(),
+        default=_DEFAULT.rounds,
+        show_default=True,
+        help="Rounds of latency, at least 10; 0 for none.",
     ),
     threads_option(),
     target_option(),
@@ -110,7 +124,7 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
 
     from lrexport.workflow import exporting
 
-    chosen = exporting.ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
+    chosen = ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
     with Progressing() as progress:
         record = exporting.export_run(run, chosen, progress)
     for name in record.files:

@@ -99,8 +99,10 @@ def _values(config: type, name: str, kind: type[Values]) -> Values:
 
 
 def field_option(config: type, name: str, kind: Any, metavar: str | None, text: str) -> Callable[[Command], Command]:
-    """An option of any type; its name and default are those of the configuration's field."""
+    """An option of any type; its name and default are those of the configuration's field, a list as it is written."""
     default = next(field.default for field in fields(config) if field.name == name)
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
     flag = f"--{option_name(name)}"
     return click.option(flag, type=kind, metavar=metavar, default=default, show_default=default is not None, help=text)
 

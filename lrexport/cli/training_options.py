@@ -20,7 +20,7 @@ from lrexport.cli.options import (
     switch_option,
     trust_option,
 )
-from lrexport.config.compression import TrainConfig
+from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, TrainConfig
 
 
 def training_options() -> Callable[[Command], Command]:
@@ -72,9 +72,10 @@ def _layer_options() -> Callable[[Command], Command]:
 
 
 def _schedule_options() -> Callable[[Command], Command]:
+    untrained = f"0 with weights, else {DEFAULT_DENSE_EPOCHS}"
     return section(
         TRAINING,
-        count_option(TrainConfig, "dense_epochs", "Epochs of dense training. [default: 0 with weights, else 20]"),
+        count_option(TrainConfig, "dense_epochs", f"Epochs of dense training. [default: {untrained}]"),
         count_option(TrainConfig, "svd_epochs", "Epochs of training in SVD form."),
         count_option(TrainConfig, "batch_size", "Images per training step."),
         number_option(TrainConfig, "lr", "Learning rate of SVD training and fine-tuning."),
@@ -82,12 +83,12 @@ def _schedule_options() -> Callable[[Command], Command]:
             number_option(TrainConfig, "dense_lr", "Learning rate of dense training."),
             choice_option(TrainConfig, "optimizer", "; SGD has momentum 0.9."),
             choice_option(TrainConfig, "schedule", ": how the learning rate falls."),
-            click.option(
-                "--milestones",
-                type=MilestonesType(),
-                default="1/2,3/4",
-                show_default=True,
-                help="Shares of a stage at which --schedule step divides the learning rate by 10.",
+            field_option(
+                TrainConfig,
+                "milestones",
+                MilestonesType(),
+                None,
+                "Shares of a stage at which --schedule step divides the learning rate by 10.",
             ),
             number_option(TrainConfig, "warmup_epochs", "Epochs over which the learning rate rises."),
             number_option(TrainConfig, "weight_decay", "Weight decay of ordinary weights; U, s and V have none."),

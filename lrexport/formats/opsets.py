@@ -5,12 +5,11 @@ from __future__ import annotations
 import onnx
 
 from lrexport.artifacts.onnx_graphs import opset_of as opset_of
+from lrexport.config.export_options import FIRST_OPSET as FIRST_OPSET  # asked for less, torch's exporter writes this one
 from lrexport.errors import InputError, UsageError
 from lrexport.formats.older_opset import written_in
 from lrexport.formats.verify import check_model
 
-# The oldest opset that torch's exporter has operators for; asked for less, it writes this one.
-FIRST_OPSET = 18
 # The oldest that ONNX Runtime promises to run.
 OLDEST_OPSET = 7
 # Before IR version 4 every weight had to be an input as well.

@@ -6,7 +6,6 @@ import math
 from typing import Literal
 
 Schedule = Literal["cosine", "step"]
-MILESTONES = (0.5, 0.75)
 
 
 def learning_rate(
@@ -14,11 +13,11 @@ def learning_rate(
     schedule: Schedule,
     progress: float,
     warmup: float = 0.0,
-    milestones: tuple[float, ...] = MILESTONES,
+    milestones: tuple[float, ...] = (),
 ) -> float:
     """Rate at ``progress`` in [0, 1] of a stage whose first ``warmup`` (a share, too) rises linearly to ``base``.
 
-    By "step" it is divided by ten at each of ``milestones``, shares of the stage.
+    By "step" it is divided by ten at each of ``milestones``, shares of the stage; TrainConfig has their default.
     """
     if progress < warmup:
         return base * max(progress / warmup, 0.01)

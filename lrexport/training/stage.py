@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lrexport.training.optimizers import Optimizer
-from lrexport.training.schedules import MILESTONES, Schedule, learning_rate
+from lrexport.training.schedules import Schedule, learning_rate
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Stage:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
-    milestones: tuple[float, ...] = MILESTONES
+    milestones: tuple[float, ...] = ()
     warmup_epochs: float = 0.0
     distill: float = 0.0
     temperature: float = 4.0

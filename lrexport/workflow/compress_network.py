@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lrexport.artifacts import files
 from lrexport.artifacts.plan_file import choices_in
-from lrexport.config.compression import AskedScheme
+from lrexport.config.compression import AskedScheme, CompressConfig
 from lrexport.config.goals import AccuracyDrop, FromPlan, Goal, Latency
 from lrexport.data.images import drawn
 from lrexport.data.unlabelled import Tensors, Unlabelled
@@ -42,7 +42,8 @@ from lrexport.workflow.repair import BATCH, Repair
 from lrexport.workflow.target_speed import measure_speed
 
 # As many as the command takes by default: for weights and refitting, and for BatchNorm's statistics.
-_CALIBRATION, _BATCHNORM = 512, 1000
+_CALIBRATION, _BATCHNORM = CompressConfig.calibration_images, CompressConfig.batchnorm_images
+_USELESS = 1.0  # the output error of a network that returns the mean output whatever its input
 _MOST_VALUES = 1 << 26  # of outputs that are kept to be compared, 256 MB
 _UNKNOWN = "its quality is unknown: no calibration images were given, so nothing was fitted to data or compared"
 
@@ -137,8 +138,20 @@ def compress(
         input_shape,
         error,
         selection.latency,
-        (*selection.warnings, _UNKNOWN) if images is None else selection.warnings,
+        (*selection.warnings, *_remarks(error, calibrated=images is not None)),
     )
+
+
+def _remarks(error: float | None, calibrated: bool) -> Iterator[str]:
+    """What the user should know of the quality of the compressed network."""
+    if not calibrated:
+        yield _UNKNOWN
+    elif error is None or not error <= _USELESS:
+        shown = "not finite" if error is None or not math.isfinite(error) else f"{error:.2f}"
+        yield (
+            f"the outputs are not usable as they are: their error is {shown}, and a constant output has {_USELESS:g}; "
+            "choose a larger goal, or fine-tune the network"
+        )
 
 
 def _check_goal(goal: object) -> None:

@@ -26,13 +26,13 @@ from lrexport.artifacts.run_files import (
     RECORD,
 )
 from lrexport.artifacts.run_lock import RunLock
+from lrexport.config.export_options import ExportOptions
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.sources import no_calibration
 from lrexport.events import FileExported, FileQuantised, FilesRemoved, OnEvent, OrtWritten, Warned
 from lrexport.formats.int8 import quantise_onnx
 from lrexport.formats.onnx import export_onnx
-from lrexport.formats.opsets import FIRST_OPSET
 from lrexport.formats.ort import Platform, write_ort
 from lrexport.formats.verify import check_same_accuracy, score_onnx
 from lrexport.lowrank.factors.decompose import run_once
@@ -53,26 +53,6 @@ _IN_ORT: dict[str, dict[Platform, str]] = {
     MODEL_INT8: {"amd64": MODEL_INT8_ORT, "arm": MODEL_INT8_ARM_ORT},
 }
 _OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name in names.values())}
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency on ``target``; ``data`` stands in for the record's.
-
-    ``int8`` makes both files once more in int8, calibrated on at most ``calibration_images``; ``ort`` makes the compressed
-    ones once more in ONNX Runtime's own format.
-    """
-
-    batch: int | None = 1
-    opset: int = FIRST_OPSET
-    rounds: int = 100
-    threads: int = 1
-    target: str = "local"
-    data: str | None = None
-    rescore: bool = True
-    int8: bool = False
-    calibration_images: int = 512
-    ort: bool = False
 
 
 @dataclass(frozen=True)

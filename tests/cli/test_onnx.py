@@ -16,6 +16,7 @@ from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import EXPORTED
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.cli.main import run
+from lrexport.config.export_options import ExportOptions
 from lrexport.events import Event, FileExported
 from lrexport.runs.record import load_record
 from lrexport.workflow import exporting
@@ -134,7 +135,7 @@ def test_a_run_is_exported_by_one_process_while_no_other_changes_it(mine: Path, 
         if isinstance(event, FileExported):
             codes.append(run(["compress", "mine", "--macs", "0.4"]))
 
-    exporting.export_run(mine, exporting.ExportOptions(rounds=0), compress)
+    exporting.export_run(mine, ExportOptions(rounds=0), compress)
     assert codes == [2, 2]
     assert "mine is in use by process" in capsys.readouterr().err
     record = load_record(mine)
@@ -155,7 +156,7 @@ def test_an_export_killed_between_its_files_and_the_record_leaves_a_run_that_was
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, "move", die)
         with pytest.raises(RuntimeError):
-            exporting.export_run(mine, exporting.ExportOptions(rounds=0, opset=20), lambda _event: None)
+            exporting.export_run(mine, ExportOptions(rounds=0, opset=20), lambda _event: None)
     left = load_record(mine)
     assert not set(EXPORTED) & set(left.files)
     assert left.results.compressed is not None
@@ -178,7 +179,7 @@ def test_ctrl_c_between_the_files_of_an_export_and_the_record_comes_once_both_ar
 
     monkeypatch.setattr(run_folder, "move", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        exporting.export_run(mine, exporting.ExportOptions(rounds=0, opset=20), lambda _event: None)
+        exporting.export_run(mine, ExportOptions(rounds=0, opset=20), lambda _event: None)
     record = load_record(mine)
     assert record.export["opset"] == 20
     assert record.check(mine, "model.onnx").is_file()

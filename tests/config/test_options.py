@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, asdict, fields
 from typing import Any
 
 import click
 import pytest
 
-from lrexport.cli import compress, train
+from lrexport.cli import compress, onnx, train
 from lrexport.cli.configuration import OF_ONE_CALL
 from lrexport.cli.goal_options import GOALS
-from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig, TrainConfig
+from lrexport.config.export_options import ExportOptions
 from lrexport.config.options import Count, Facts, Number, Words, facts_of
 
 _TRAIN = {each.name: each for each in fields(TrainConfig)}
@@ -42,6 +43,21 @@ def test_options_that_are_not_given_are_the_defaults_of_the_configuration(
     given = command.make_context(command.name, ["resnet20"]).params
     defaults = {name: each.default for name, each in held.items() if each.default is not MISSING}
     assert {name: given[name] for name in defaults} == defaults
+
+
+def test_exporting_has_the_same_defaults_on_the_command_line_and_in_its_options() -> None:
+    given = onnx.command.make_context("onnx", ["run"]).params
+    given["rescore"] = not given.pop("no_rescore")
+    defaults = asdict(ExportOptions())
+    assert {name: given[name] for name in defaults} == defaults
+
+
+def test_help_shows_the_defaults_of_the_configuration() -> None:
+    shares = ",".join(map(str, _TRAIN["milestones"].default))
+    shown = {option.name: option.default for option in train.command.params}
+    assert shown["milestones"] == shares
+    texts = {option.name: option.help for option in train.command.params if isinstance(option, click.Option)}
+    assert f"else {DEFAULT_DENSE_EPOCHS}]" in str(texts["dense_epochs"])
 
 
 def test_the_command_takes_the_values_that_the_facts_name() -> None:

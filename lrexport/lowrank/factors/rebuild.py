@@ -26,9 +26,10 @@ def rebuild(
 ) -> nn.Module:
     """The compressed network for a dense ``model``, with pairs by ``plan`` that are not trained; the model is not changed.
 
-    ``load_state_dict`` of the result takes the state dict of the network that was compressed by this plan, or of its EMA
-    copy. ``plan`` is ``result.plan``, what its JSON holds, a plan file, or the folder of a run. ``example_inputs``, as for
-    compress, are needed where layers are subclasses that compute something themselves: those are tried out.
+    It is in eval mode, as compress returns its network, and its ``load_state_dict`` takes the state dict of the network that
+    was compressed by this plan, or of its EMA copy. ``plan`` is ``result.plan``, what its JSON holds, a plan file, or the
+    folder of a run. ``example_inputs``, as for compress, are needed where layers are subclasses that compute something
+    themselves: those are tried out.
 
     Raises InputError where plan and network do not belong together or the file is no plan, UsageError without the
     inputs where they are needed.
@@ -43,4 +44,4 @@ def rebuild(
         )
     if example_inputs is not None:
         make_layers_plain(network, input_shape_of(example_inputs))
-    return fold_structure(network, choices_in(plan))
+    return fold_structure(network, choices_in(plan)).eval()
