@@ -60,8 +60,8 @@ def plans(svd: SVDNetwork, speed: Speed) -> Iterator[tuple[str, Selection]]:
     """What `--latency`, `--macs --target` and `--energy --target` give, with every scheme."""
     found, latency = truncations(svd, schemes=every_scheme_of(svd)), speed.latency
     for share in (0.8, 0.7, 0.6, 0.5):
-        if latency.least <= share * latency.dense:
-            yield f"latency {share}", within_latency(svd, found, latency, share * latency.dense)
+        if latency.least_ms <= share * latency.dense_ms:
+            yield f"latency {share}", within_latency(svd, found, latency, share * latency.dense_ms)
     yield "latency, half the MACs", half_the_macs(svd, found, speed)
     for share in (0.5, 0.35):
         yield f"macs {share}", within(svd, found, "macs", share * svd.dense_macs, latency=latency)
@@ -73,9 +73,9 @@ def half_the_macs(svd: SVDNetwork, found: Truncations, speed: Speed) -> Selectio
     """The slowest plan by latency that has at most half of the MACs, by steps of a hundredth of the dense latency."""
 
     def plan(step: int) -> Selection:
-        return within_latency(svd, found, speed.latency, max(1 - step / 100, 0) * speed.latency.dense)
+        return within_latency(svd, found, speed.latency, max(1 - step / 100, 0) * speed.latency.dense_ms)
 
-    last = int(100 * (1 - speed.latency.least / speed.latency.dense))
+    last = int(100 * (1 - speed.latency.least_ms / speed.latency.dense_ms))
     return plan(first_true(last, lambda step: plan_macs(svd, plan(step).plan) <= 0.5 * svd.dense_macs))
 
 
@@ -104,7 +104,7 @@ def fastest_keeping(svd: SVDNetwork, found: Truncations, speed: Speed, most: flo
     latency = speed.latency
 
     def plan(hundredths: int) -> Selection:
-        return within_latency(svd, found, latency, max(hundredths / 100 * latency.dense, latency.least))
+        return within_latency(svd, found, latency, max(hundredths / 100 * latency.dense_ms, latency.least_ms))
 
     return plan(first_true(100, lambda hundredths: dropped(plan(hundredths)) <= most))
 
@@ -135,8 +135,8 @@ def measure(model: str, weights: Path, threads: int) -> dict[str, Any]:
         "model": model,
         "table_s": table_s,
         "options": options,
-        "dense_ms": speed.latency.dense,
-        "other": speed.latency.other / speed.latency.dense,
+        "dense_ms": speed.latency.dense_ms,
+        "other": speed.latency.other_ms / speed.latency.dense_ms,
         "rows": rows,
         "keeping": keeping,
         "repeat": repeated(svd, shape, threads),
@@ -154,7 +154,7 @@ def repeated(svd: SVDNetwork, shape: tuple[int, ...], threads: int) -> list[floa
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    off = [100 * (each["latency"].predicted / each["latency"].measured - 1) for each in result["rows"][:-1]]
+    off = [100 * (each["latency"].predicted_ms / each["latency"].measured_ms - 1) for each in result["rows"][:-1]]
     repeat = result["repeat"]
     lines = [
         f"## {result['model']}",
@@ -179,9 +179,9 @@ def report(result: dict[str, Any]) -> list[str]:
             f"{1 / latency.ratio:.2f}",
             f"{1 / high:.2f} to {1 / low:.2f}",
             f"{macs / latency.ratio:.2f}",
-            f"{latency.predicted:.3f}",
-            f"{latency.measured:.3f}",
-            f"{100 * (latency.predicted / latency.measured - 1):+.1f} %",
+            f"{latency.predicted_ms:.3f}",
+            f"{latency.measured_ms:.3f}",
+            f"{100 * (latency.predicted_ms / latency.measured_ms - 1):+.1f} %",
             f"{each['dropped']:.2f}, {each['worst']:.3f}" + (f" ({latency.warning})" if latency.warning else ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")

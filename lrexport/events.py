@@ -17,9 +17,13 @@ _LATENCY = {"target", "dense", "predicted", "measured", "ratio"}  # in log.jsonl
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened; each kind is a class below. ``kind`` is its name in log.jsonl."""
+    """One thing that happened; each kind is a class below. ``kind`` is its name in JSON.
+
+    ``logged``: a run that trains writes it into its log.jsonl; the others are for people who watch, or of other commands.
+    """
 
     kind: ClassVar[str]
+    logged: ClassVar[bool] = False
 
 
 OnEvent = Callable[[Event], None]
@@ -34,6 +38,7 @@ class Noted(Event):
     """A remark for people: nothing needs to be done."""
 
     kind = "note"
+    logged = True
     text: str
 
 
@@ -42,6 +47,7 @@ class Warned(Event):
     """Something that people should look at; work continues."""
 
     kind = "warning"
+    logged = True
     text: str
 
 
@@ -58,6 +64,7 @@ class ExportChecked(Event):
     """Before any training: the dense network can be exported to ONNX, which took ``seconds`` to find out."""
 
     kind = "export check"
+    logged = True
     seconds: float
 
 
@@ -122,6 +129,7 @@ class EpochDone(Event):
     """
 
     kind = "epoch"
+    logged = True
     stage: str
     epoch: int
     epochs: int
@@ -141,6 +149,7 @@ class RanksCut(Event):
     """Falling ranks, at the start of ``epoch`` (from 1): ``layers`` were cut, ``macs_share`` of the MACs is left."""
 
     kind = "cut"
+    logged = True
     epoch: int
     layers: int
     macs_share: float
@@ -164,6 +173,7 @@ class PlanChosen(Event):
     """
 
     kind = "plan"
+    logged = True
     threshold: float | None
     scores: Mapping[str, float] = field(default_factory=dict)
     heldout_top1_before: float | None = None
@@ -244,7 +254,7 @@ def _(event: PlanChosen) -> dict[str, Any]:
     values = _fields(event)
     threshold, scores = values.pop("threshold"), values.pop("scores")
     if event.latency is not None:
-        values["latency"] = event.latency.model_dump(include=_LATENCY)
+        values["latency"] = {key: value for key, value in event.latency.model_dump().items() if key in _LATENCY}
     return {"event": event.kind, "threshold": threshold, **scores, **values}
 
 

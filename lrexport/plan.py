@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from lrexport.errors import InputError
@@ -88,22 +96,38 @@ class _Written(BaseModel):
     plan: Plan
 
 
+# Fields of PlannedLatency whose names say their unit, by their keys in files.
+_IN_FILES = {"dense_ms": "dense", "predicted_ms": "predicted", "measured_ms": "measured"}
+
+
 class PlannedLatency(Stored):
     """What the plan was predicted to take on ``target``, and what the folded network then took there.
 
-    Milliseconds for one inference of one image: ``dense`` and ``measured`` are medians of the same interleaved rounds,
-    ``ratio`` and its quartiles are measured ÷ dense round by round. ``environment`` is the target's.
+    For one inference of one image: ``dense_ms`` and ``measured_ms`` are medians of the same interleaved rounds, ``ratio``
+    and its quartiles are measured ÷ dense round by round. ``environment`` is the target's. In files the keys have no unit.
     """
 
     target: str
     threads: int
-    dense: float
-    predicted: float
-    measured: float
+    dense_ms: float
+    predicted_ms: float
+    measured_ms: float
     ratio: float
     ratio_iqr: tuple[float, float]
     environment: dict[str, Any] = Field(default={})
     warning: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_file(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        fields = {key: field for field, key in _IN_FILES.items()}
+        return {fields.get(key, key): value for key, value in values.items()}
+
+    @model_serializer(mode="wrap")
+    def _in_file(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {_IN_FILES.get(field, field): value for field, value in serialise(self).items()}
 
 
 @dataclass(frozen=True)

@@ -37,20 +37,6 @@ def parse_bytes(text: str) -> int:
     return round(value * size)
 
 
-def parse_latency(text: str) -> tuple[float, bool]:
-    """A share of the dense network's latency from ``"0.6"`` or ``"60%"``, or milliseconds from ``"5ms"`` or ``"800us"``.
-
-    The second value says whether it is milliseconds. Raises UsageError.
-    """
-    for parse, is_time in ((parse_share, False), (parse_ms, True)):
-        try:
-            return parse(text), is_time
-        except UsageError:
-            continue
-    message = f"invalid latency {text!r}: expected a share in (0, 1] or a time above 0 with its unit"
-    raise UsageError(message, "For example 0.6 or 60% of the dense network's, or 5ms.")
-
-
 def parse_count(text: str) -> int:
     """MACs or parameters from ``"20M"``, ``"1.5 GMACs"`` or ``"270000 params"``. Raises UsageError; it needs a unit."""
     value, unit = _number_and_unit(text)

@@ -16,7 +16,7 @@ EPOCH_LINE = (
     '{"event": "epoch", "stage": "svd", "epoch": 1, "epochs": 2, "steps": 30, "loss": 0.5, "heldout_top1": 0.25, "lr": 0.1, '
     '"seconds": 1.5, "images_per_second": 640.0, "step_ms": 12.0'
 )
-TIMES = {"dense": 4.0, "predicted": 2.0, "measured": 2.5, "ratio": 0.625}
+TIMES = {"dense_ms": 4.0, "predicted_ms": 2.0, "measured_ms": 2.5, "ratio": 0.625}
 LATENCY = PlannedLatency(target="local", threads=1, ratio_iqr=(0.6, 0.7), **TIMES)
 LINES: list[tuple[Event, str]] = [
     (events.Noted("a"), '{"event": "note", "text": "a"}'),
@@ -99,3 +99,8 @@ def test_every_event_of_a_run_has_its_line_pinned_here_and_a_kind_that_no_other_
 def test_an_event_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         EPOCH.loss = 0.0  # type: ignore[misc]
+
+
+def test_the_class_of_an_event_says_whether_a_run_logs_it() -> None:
+    logged = {type(event).kind for event, _ in LINES if event.logged}
+    assert logged == {"note", "warning", "export check", "epoch", "cut", "plan"}

@@ -10,7 +10,7 @@ import pytest
 
 from lrexport.artifacts.plan_file import read_choices, read_plan
 from lrexport.errors import InputError
-from lrexport.plan import Dense, Pair, PairChoice, choice_of, digest
+from lrexport.plan import Dense, Pair, PairChoice, PlannedLatency, choice_of, digest
 
 FULL = {"scheme": "spatial", "rank": 3, "full_rank": 9, "energy_kept": 0.5, "dense_macs": 90, "macs": 30, "dense_params": 9,
         "params": 3, "shape": [1, 1, 3, 3]}  # fmt: skip
@@ -124,3 +124,21 @@ def test_a_file_that_is_not_there_or_empty_is_said_to_be(tmp_path: Path) -> None
         read_plan(tmp_path / "plan.json")
     with pytest.raises(InputError, match=r"empty file: .*plan\.json"):
         read_plan(written(tmp_path, ""))
+
+
+def test_a_planned_latency_has_units_in_its_fields_and_the_keys_of_older_files_in_its_json() -> None:
+    keys = {
+        "target": "local",
+        "threads": 1,
+        "dense": 4.0,
+        "predicted": 2.0,
+        "measured": 2.5,
+        "ratio": 0.6,
+        "ratio_iqr": [0.5, 0.7],
+    }
+    latency = PlannedLatency.model_validate_json(json.dumps(keys))
+    assert (latency.dense_ms, latency.predicted_ms, latency.measured_ms) == (4.0, 2.0, 2.5)
+    for written in (latency.model_dump(mode="json"), json.loads(latency.model_dump_json())):
+        assert {key: written[key] for key in keys} == keys
+        assert not any(key.endswith("_ms") for key in written)
+        assert PlannedLatency.model_validate(written) == latency

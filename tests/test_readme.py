@@ -36,7 +36,7 @@ COMMANDS = {
     "docs/models.md": 5,
     "docs/report.md": 5,
     "docs/sweep.md": 3,
-    "docs/targets.md": 8,
+    "docs/latency.md": 8,
     "docs/training.md": 8,
 }
 

@@ -43,13 +43,6 @@ def test_a_size_without_a_unit_or_a_number_is_refused(text: str) -> None:
         units.parse_bytes(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("0.6", (0.6, False)), ("60%", (0.6, False)), ("5 ms", (5, True)), ("1s", (1e3, True))]
-)
-def test_a_latency_is_a_share_or_a_time(text: str, value: tuple[float, bool]) -> None:
-    assert units.parse_latency(text) == value
-
-
 def test_printed_forms() -> None:
     assert units.format_bytes(1_081_234) == "1.08 MB"
     assert units.format_bytes(512) == "512 B"

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = "README.md"
 # Pages whose commands need what earlier ones made, in this order. Lines that name files of the reader's are left out.
-CONTINUED = ("docs/compress.md", "docs/export.md", "docs/targets.md")
+CONTINUED = ("docs/compress.md", "docs/export.md", "docs/latency.md")
 _NOT_HERE = ("ssh://", "detector.onnx", "encoder.onnx")
 
 

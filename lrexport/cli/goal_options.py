@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -20,28 +20,32 @@ from lrexport.cli.options import (
 )
 from lrexport.cli.training_options import train_config
 from lrexport.config.compression import CompressConfig
-from lrexport.config.goals import TYPES, Goal, goal_of
+from lrexport.config.goals import GOAL_OPTIONS, KEYS, Goal, Latency, goal_of, values_of
+from lrexport.text import option_name
 from lrexport.units import parse_energy
 
-GOALS = tuple(name for name in TYPES if name != "latency_ms")  # which --latency gives
+# How the text of each option is read.
+_TYPES: Mapping[str, click.ParamType[Any]] = {
+    "macs": ShareType(),
+    "params": ShareType(),
+    "size": SizeType(),
+    "latency": LatencyType(),
+    "accuracy_drop": click.FloatRange(0, 100),
+    "energy": ShareType(parse_energy),
+    "plan": FILE,
+}
+_METAVARS = {"accuracy_drop": "POINTS", "plan": "FILE|RUN"}
 
 
 def goal_options() -> Callable[[Command], Command]:
     """One option for each kind of goal; :func:`given_goal` takes them."""
+    helps = {key.option: key.help for key in KEYS.values()}
     return section(
         GOAL,
-        click.option("--macs", type=ShareType(), help="Share of the dense network's MACs: 0.5 or 50%."),
-        click.option("--params", type=ShareType(), help="Share of the dense network's parameters."),
-        click.option("--size", type=SizeType(), help="Size of model.onnx: 500KB, 1.5MB, 64KiB."),
-        click.option("--latency", type=LatencyType(), help="Latency on --target, as a share or a time: 5ms."),
-        click.option(
-            "--accuracy-drop",
-            type=click.FloatRange(0, 100),
-            metavar="POINTS",
-            help="Fewest MACs with at most this drop of held-out top-1 before fine-tuning.",
+        *(
+            click.option(f"--{option_name(name)}", type=_TYPES[name], metavar=_METAVARS.get(name), help=text)
+            for name, text in helps.items()
         ),
-        click.option("--energy", type=ShareType(parse_energy), help="Energy that each layer may lose: 1e-2 or 1%."),
-        click.option("--plan", type=FILE, metavar="FILE|RUN", help="Ranks from a plan file or another run."),
     )
 
 
@@ -72,14 +76,13 @@ def given_goal(options: dict[str, Any]) -> Goal | None:
 
     The options of goals are taken out of ``options``. Raises UsageError for two goals in the same place.
     """
-    here = nearest_goals({name: options.pop(name) for name in GOALS if name in options})
+    here = nearest_goals({name: options.pop(name) for name in GOAL_OPTIONS if name in options})
     if not here:
         return None
-    value, is_ms = here.get("latency", (None, False))
-    if is_ms:
-        here["latency_ms"] = here.pop("latency")[0]
-    elif value is not None:
-        here["latency"] = value
+    latency = here.get("latency")
+    if isinstance(latency, Latency):  # the option gives either of two keys
+        del here["latency"]
+        here |= values_of(latency)
     return goal_of(here)
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lrexport.artifacts.plain_files import check_input
+from lrexport.config.goals import Latency
 from lrexport.errors import UsageError
-from lrexport.units import parse_bytes, parse_latency, parse_share
+from lrexport.units import parse_bytes, parse_share
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -63,14 +64,16 @@ class SizeType(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
-class LatencyType(click.ParamType[tuple[float, bool]]):
-    """``0.6`` or ``5ms`` → the number, and whether it is milliseconds."""
+class LatencyType(click.ParamType[Latency]):
+    """``0.6`` → Latency(0.6), ``5ms`` → Latency(milliseconds=5)."""
 
     name = "SHARE|MS"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Latency:
+        if isinstance(value, Latency):
+            return value
         try:
-            return parse_latency(str(value))
+            return Latency.parse(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
 

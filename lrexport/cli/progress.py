@@ -237,8 +237,8 @@ def share_text(macs: int, dense_macs: int) -> str:
 
 def latency_text(latency: PlannedLatency) -> str:
     """What was measured for a plan, beside what was predicted."""
-    off = latency.predicted / latency.measured - 1
+    off = latency.predicted_ms / latency.measured_ms - 1
     return (
-        f"{latency.ratio:.3f} of the dense network's latency on {latency.target}, {format_ms(latency.measured)} "
-        f"({format_ms(latency.predicted)} predicted, {100 * off:+.1f} %)"
+        f"{latency.ratio:.3f} of the dense network's latency on {latency.target}, {format_ms(latency.measured_ms)} "
+        f"({format_ms(latency.predicted_ms)} predicted, {100 * off:+.1f} %)"
     )

@@ -18,11 +18,12 @@ from click.core import ParameterSource
 from lrexport.artifacts.toml_files import read_settings
 from lrexport.cli import output
 from lrexport.cli.configuration import OF_ONE_CALL, Defaults, names_code, not_in_files, recipe_defaults
-from lrexport.cli.goal_options import GOALS, compress_config, given_goal, nearest_goals
+from lrexport.cli.goal_options import compress_config, given_goal, nearest_goals
 from lrexport.cli.help import MODEL_AND_DATA, OUTPUT, Command, Decorated, section, stacked
-from lrexport.cli.option_types import LatencyType, RecipeType, SizeType
+from lrexport.cli.option_types import RecipeType, SizeType
 from lrexport.config import recipes
 from lrexport.config.compression import CompressConfig
+from lrexport.config.goals import GOAL_OPTIONS, Latency
 from lrexport.text import toml_text, visible
 
 TAKERS = ("compress", "train")  # the commands with --recipe
@@ -86,7 +87,7 @@ def _follow(context: click.Context, parameter: click.Parameter, recipe: str | No
 
 def _merged(below: Defaults, above: Defaults) -> Defaults:
     """``above`` wins; a goal there hides all goals below."""
-    hidden = set(GOALS) if above.values.keys() & set(GOALS) else set()
+    hidden = set(GOAL_OPTIONS) if above.values.keys() & set(GOAL_OPTIONS) else set()
     kept = {name: value for name, value in below.values.items() if name not in hidden}
     return Defaults({**kept, **above.values}, {**below.places, **above.places})
 
@@ -94,7 +95,7 @@ def _merged(below: Defaults, above: Defaults) -> Defaults:
 def _config_lines(context: click.Context) -> Iterator[str]:
     """TOML of all options that decide something, each with where its value comes from."""
     given_goal(dict(context.params))  # two goals are a mistake here, too
-    goals = nearest_goals({name: context.params[name] for name in GOALS if name in context.params})
+    goals = nearest_goals({name: context.params[name] for name in GOAL_OPTIONS if name in context.params})
     yield visible(f"# lrexport {context.command.name} {context.params['model']}")
     for option in context.command.params:
         name = option.name or ""
@@ -102,7 +103,7 @@ def _config_lines(context: click.Context) -> Iterator[str]:
             continue
         key = next(flag[2:] for flag in option.opts if flag.startswith("--"))
         value = context.params[name]
-        if value is None or (name in GOALS and name not in goals):
+        if value is None or (name in GOAL_OPTIONS and name not in goals):
             yield f"# {key} is not set"
         else:
             apart = "# " if name in not_in_files() or names_code(name, str(value)) else ""  # a recipe must not say it
@@ -126,9 +127,8 @@ def _toml(value: Any, kind: Any) -> str:
         return str(value).lower()
     if isinstance(kind, SizeType):
         return f'"{value}B"'
-    if isinstance(kind, LatencyType):
-        number, is_ms = value
-        return f'"{Decimal(repr(number)):f}ms"' if is_ms else repr(number)
+    if isinstance(value, Latency):
+        return repr(value.share) if value.share is not None else f'"{Decimal(repr(value.milliseconds)):f}ms"'
     if isinstance(value, tuple | list):
         return f"[{', '.join(_toml(each, None) for each in value)}]"
     if isinstance(value, int | float):

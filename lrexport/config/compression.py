@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lrexport.artifacts import files
 from lrexport.artifacts.run_files import DENSE
-from lrexport.config.goals import Budget, Goal, values_of
+from lrexport.config.goals import Goal, SteerableGoal, options_of, values_of
 from lrexport.config.options import PHASES, TRAINED, Count, Number, Words, about, option
 from lrexport.errors import UsageError
 
@@ -135,12 +135,13 @@ class CompressConfig:
     baseline_epochs: int | Literal["same"] = option(0, "baseline", needs_data=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.goal, Budget):
+        if isinstance(self.goal, SteerableGoal):
             return
+        steerable = options_of(SteerableGoal)
         if self.falling_ranks:
-            raise UsageError("--falling-ranks requires --macs, --params or --latency", "Give one of them as the goal.")
+            raise UsageError(f"--falling-ranks requires {steerable}", "Give one of them as the goal.")
         if self.train.sparsity_strength == "auto":
-            message = "--sparsity-strength auto requires --macs, --params or --latency"
+            message = f"--sparsity-strength auto requires {steerable}"
             raise UsageError(message, "Give one of them as the goal, or a number as the strength.")
 
     def to_record(self) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lrexport.errors import UsageError
+from lrexport.text import option_name
+from lrexport.units import parse_bytes, parse_energy, parse_ms, parse_share
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,19 @@ class Latency:
         else:
             _check_number("latency", self.milliseconds, "milliseconds above 0", 0, math.inf, above=True)
 
+    @classmethod
+    def parse(cls, text: str) -> Latency:
+        """A share from ``"0.6"`` or ``"60%"``, or a time from ``"5ms"`` or ``"800us"``. Raises UsageError."""
+        try:
+            return cls(share=parse_share(text))
+        except UsageError:
+            pass
+        try:
+            return cls(milliseconds=parse_ms(text))
+        except UsageError:
+            message = f"invalid latency {text!r}: expected a share in (0, 1] or a time above 0 with its unit"
+            raise UsageError(message, "For example 0.6 or 60% of the dense network's, or 5ms.") from None
+
     def budget_ms(self, dense_ms: float) -> float:
         """Milliseconds to reach, where the dense network takes ``dense_ms``."""
         return self.milliseconds if self.milliseconds is not None else (self.share or 0.0) * dense_ms
@@ -100,31 +115,67 @@ class FromPlan:
 
 
 Goal = Macs | Params | Size | Latency | AccuracyDrop | Energy | FromPlan
-# Those that a share of the dense network can stand for on the way there: ranks fall, and λ_s is steered, to them.
-Budget = Macs | Params | Latency
+# Goals that SVD training can go towards: ranks fall, and λ_s is steered, to a share of the dense network.
+SteerableGoal = Macs | Params | Latency
 
-# By the name of its option and its key in a record: how it is made of its value there, and the value's type.
-_BY_NAME: Mapping[str, tuple[Callable[[Any], Goal], type]] = {
-    "energy": (Energy, float),
-    "macs": (Macs, float),
-    "params": (Params, float),
-    "size": (Size, int),
-    "latency": (Latency, float),
-    "latency_ms": (lambda value: Latency(milliseconds=value), float),
-    "accuracy_drop": (AccuracyDrop, float),
-    "plan": (FromPlan, Path),
+
+@dataclass(frozen=True)
+class GoalKey:
+    """One key of a goal in a record, and all that options, sweeps and repeated commands know of it.
+
+    ``make`` takes the value in the record, of type ``type``. ``option`` gives it on the command line, such as ``example``,
+    explained by ``help``; ``parse`` reads its text, and ``unit`` stands behind the number. Without ``parse`` sweeps cannot
+    vary it.
+    """
+
+    goal: type[Goal]
+    make: Callable[[Any], Goal]
+    type: type
+    option: str
+    example: str
+    help: str
+    parse: Callable[[str], float | int] | None = None
+    unit: str = ""
+
+
+_ON_TARGET = "Latency on --target, as a share or a time: 5ms."
+_FEWEST = "Fewest MACs with at most this drop of held-out top-1 before fine-tuning."
+KEYS: Mapping[str, GoalKey] = {
+    "macs": GoalKey(Macs, Macs, float, "macs", "0.5", "Share of the dense network's MACs: 0.5 or 50%.", parse_share),
+    "params": GoalKey(Params, Params, float, "params", "0.5", "Share of the dense network's parameters.", parse_share),
+    "size": GoalKey(Size, Size, int, "size", "500KB", "Size of model.onnx: 500KB, 1.5MB, 64KiB.", parse_bytes, "B"),
+    "latency": GoalKey(Latency, Latency, float, "latency", "0.6", _ON_TARGET, parse_share),
+    "latency_ms": GoalKey(
+        Latency, lambda value: Latency(milliseconds=value), float, "latency", "5ms", _ON_TARGET, parse_ms, "ms"
+    ),
+    "accuracy_drop": GoalKey(
+        AccuracyDrop, AccuracyDrop, float, "accuracy_drop", "1", _FEWEST, lambda text: AccuracyDrop(float(text)).points
+    ),
+    "energy": GoalKey(Energy, Energy, float, "energy", "1e-2", "Energy that each layer may lose: 1e-2 or 1%.", parse_energy),
+    "plan": GoalKey(FromPlan, FromPlan, Path, "plan", "FILE", "Ranks from a plan file or another run."),
 }
-TYPES: Mapping[str, type] = {name: kind for name, (_, kind) in _BY_NAME.items()}
+# The options that give a goal, in the order of --help.
+GOAL_OPTIONS = tuple(dict.fromkeys(key.option for key in KEYS.values()))
+
+
+def options_of(goals: Any) -> str:
+    """The options that give one of ``goals``, a union of them, for messages: ``--macs, --params or --latency``."""
+    names = dict.fromkeys(option_name(key.option) for key in KEYS.values() if key.goal in get_args(goals))
+    *others, last = (f"--{name}" for name in names)
+    return f"{', '.join(others)} or {last}"
 
 
 def goal_of(values: Mapping[str, Any]) -> Goal:
-    """The goal in ``{"macs": 0.5}``, by the names of :data:`TYPES`; None is no value. Raises UsageError unless it is one."""
+    """The goal in ``{"macs": 0.5}``, by the names in :data:`KEYS`; None is no value. Raises UsageError unless it is one."""
     given = {name: value for name, value in values.items() if value is not None}
     if len(given) != 1:
-        known = "--macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --energy 1e-2, --accuracy-drop 1 and --plan FILE"
-        raise UsageError("expected exactly one goal", f"Give one of {known}.")
+        examples = dict[str, str]()
+        for key in KEYS.values():
+            examples.setdefault(key.option, f"--{option_name(key.option)} {key.example}")
+        *others, last = examples.values()
+        raise UsageError("expected exactly one goal", f"Give one of {', '.join(others)} and {last}.")
     ((name, value),) = given.items()
-    return _BY_NAME[name][0](value)
+    return KEYS[name].make(value)
 
 
 def values_of(goal: Goal) -> dict[str, Any]:
@@ -133,7 +184,7 @@ def values_of(goal: Goal) -> dict[str, Any]:
         return {"latency": goal.share} if goal.share is not None else {"latency_ms": goal.milliseconds}
     if isinstance(goal, FromPlan):
         return {"plan": goal.plan if isinstance(goal.plan, Mapping) else str(goal.plan)}
-    ((name, _),) = ((name, made) for name, (made, _) in _BY_NAME.items() if made is type(goal))
+    ((name, _),) = ((name, key) for name, key in KEYS.items() if key.goal is type(goal))
     ((value),) = vars(goal).values()
     return {name: value}
 

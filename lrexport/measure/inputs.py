@@ -1,6 +1,6 @@
 """The inputs that a measurement feeds: sizes for what a file leaves open, and values that no network stumbles over.
 
-Sent to devices beside the runner: needs Python 3.9 and numpy. docs/targets.md states the rules for users.
+Sent to devices beside the runner: needs Python 3.9 and numpy. docs/latency.md states the rules for users.
 
 Sizes come from given values, then from given shapes, then from the batch; what is open after that is refused. A symbol has
 one size wherever it stands. Floats are drawn from a normal distribution, integers of 8 and 16 bits from their whole range,

@@ -131,7 +131,7 @@ def latencies_to_json(
     samples_ms: Mapping[str, Sequence[float]] | None = None,
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """As docs/targets.md describes it. ``sizes`` are bytes with external data, ``samples_ms`` those of the same rounds,
+    """As docs/latency.md describes it. ``sizes`` are bytes with external data, ``samples_ms`` those of the same rounds,
     ``inputs`` what each file was fed.
     """
     return {

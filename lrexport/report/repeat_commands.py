@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from lrexport.config.comparison import NEED_DATA, OPTIONS, TAKEN_OVER
 from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.goals import KEYS
 from lrexport.runs.record import ModelSource, Record
 from lrexport.text import as_argument, option_name, shell_word
 
@@ -70,12 +71,8 @@ def _as_json(value: Any) -> Any:
 
 def _goal(goal: Mapping[str, Any]) -> Iterator[str]:
     for name, value in goal.items():
-        if name == "size":
-            yield from ("--size", f"{value}B")
-        elif name == "latency_ms":
-            yield from ("--latency", f"{_text(value)}ms")
-        else:
-            yield from _option(name, value)
+        key = KEYS[name]
+        yield from _option(key.option, f"{_text(value)}{key.unit}" if key.unit else value)
 
 
 def _export_options(export: Mapping[str, Any]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.comparison import EPOCHS
 from lrexport.config.compression import TrainConfig, several_need_data
 from lrexport.data.images import Splits
-from lrexport.events import ChoosingRanks, Event, ExportChecked, Noted, OnEvent, StepDone, Warned, ignore_events
+from lrexport.events import Event, ExportChecked, Noted, OnEvent, Warned, ignore_events
 from lrexport.formats.rehearsal import rehearse
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
@@ -174,7 +174,7 @@ def _logging(request: RunRequest[Any], loggers: Loggers, checked: list[Event]) -
         loggers(event)
 
     def record_event(event: Event) -> None:
-        if not isinstance(event, (StepDone, ChoosingRanks)):  # these are for people who watch
+        if event.logged:
             for each in (*unwritten, event):
                 log.append(request.run, each)
             unwritten.clear()

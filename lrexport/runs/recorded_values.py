@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, create_model
 
 from lrexport.config.compression import CompressConfig, TrainConfig
-from lrexport.config.goals import TYPES
+from lrexport.config.goals import KEYS
 
 # What is shown of a machine; whatever else a record has of it is only listed.
 _MACHINE: dict[str, Any] = {
@@ -37,7 +37,7 @@ def check_environment(environment: Mapping[str, Any]) -> None:
 
 @cache
 def _choices() -> type[BaseModel]:
-    goal = _model("Goal", {name: kind | None for name, kind in TYPES.items()}, extra="forbid")
+    goal = _model("Goal", {name: key.type | None for name, key in KEYS.items()}, extra="forbid")
     hints = {**get_type_hints(TrainConfig), **get_type_hints(CompressConfig), "goal": goal | None}
     del hints["train"]
     return _model("Record", {"config": _model("Choices", hints)})

@@ -91,9 +91,9 @@ def _trial(
     own: dict[str, float | str | None] = {}
     other: dict[str, float | str | None] = {}
     if latency is not None:
-        own |= {"latency_ratio": latency.ratio, "latency_ms": latency.measured, "latency_warning": latency.warning}
+        own |= {"latency_ratio": latency.ratio, "latency_ms": latency.measured_ms, "latency_warning": latency.warning}
         own |= {"target": latency.target}
-        other |= {"latency_ratio": 1.0, "latency_ms": latency.dense, "target": latency.target}
+        other |= {"latency_ratio": 1.0, "latency_ms": latency.dense_ms, "target": latency.target}
     return (
         _figures(record.results.compressed, bytes=sizes[MODEL_ONNX], **own),
         _figures(record.results.dense, bytes=sizes[DENSE_ONNX], **other),

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from lrexport.config.comparison import OPTIONS
+from lrexport.config.goals import KEYS, Latency, values_of
 from lrexport.config.options import Count, Number, Words
 from lrexport.errors import UsageError
 from lrexport.text import nearest, option_name
-from lrexport.units import parse_bytes, parse_energy, parse_latency, parse_share
+from lrexport.units import parse_energy
 
 Value: TypeAlias = float | int | str
 Point: TypeAlias = dict[str, Value]
@@ -89,7 +90,7 @@ class Dimension:
     def __str__(self) -> str:
         """As it is written after ``--vary``; equal for equal dimensions."""
         name, domain = _flag(self.name), self.domain
-        unit = {"size": "B", "latency_ms": "ms"}.get(self.name, "")
+        unit = KEYS[self.name].unit if self.name in KEYS else ""
         if isinstance(domain, Choices):
             return f"{name}={','.join(f'{value}{unit}' for value in domain.options)}"
         ends = (round(number) if domain.whole else number for number in (domain.low, domain.high))
@@ -126,10 +127,6 @@ def _word(*words: str) -> Callable[[str], Value]:
     return parse
 
 
-def _latency(text: str) -> Value:
-    return parse_latency(text)[0]
-
-
 def _energy(text: str) -> Value:
     value = parse_energy(text)
     if not value:  # drops nothing, and has no logarithm
@@ -138,15 +135,8 @@ def _energy(text: str) -> Value:
 
 
 # How the values of each name are written; by the kind of it, ranges make sense or not.
-GOALS: Mapping[str, Callable[[str], Value]] = {
-    "macs": parse_share,
-    "params": parse_share,
-    "size": parse_bytes,
-    "latency": _latency,
-    "latency_ms": _latency,
-    "energy": _energy,
-    "accuracy_drop": _number(0, 100),
-}
+_PARSERS = {name: key.parse for name, key in KEYS.items() if key.parse is not None}
+GOALS: Mapping[str, Callable[[str], Value]] = {**_PARSERS, "energy": _energy}
 _VALUES = {name: facts.values for name, facts in OPTIONS.items() if facts.varies}
 _WORDS = {name: _word(*values.words) for name, values in _VALUES.items() if isinstance(values, Words)}
 _COUNTS = {name: _count for name, values in _VALUES.items() if isinstance(values, Count)}
@@ -154,8 +144,8 @@ _NUMBERS = {
     name: _number(values.least, values.most, values.above) for name, values in _VALUES.items() if isinstance(values, Number)
 }
 _KINDS: Mapping[str, Callable[[str], Value]] = {**GOALS, **_WORDS, **_NUMBERS, **_COUNTS}
-_WHOLE = ("size", *_COUNTS)
-NAMES = tuple(option_name(name) for name in _KINDS if name != "latency_ms")
+_WHOLE = (*(name for name in GOALS if KEYS[name].type is int), *_COUNTS)
+NAMES = tuple(dict.fromkeys(option_name(KEYS[name].option if name in KEYS else name) for name in _KINDS))
 
 
 def parse_space(texts: Iterable[str]) -> tuple[Dimension, ...]:
@@ -204,15 +194,15 @@ def _parse(text: str) -> Dimension:
 def _kind_of_latency(text: str, values: str) -> str:
     """``latency``, a share, or ``latency_ms``; a mixture is refused."""
     ends = values.partition(":")[0].replace("..", ",").split(",")
-    kinds = set()
+    kinds = set[str]()
     for end in ends:
         try:
-            kinds.add(parse_latency(end)[1])
+            kinds |= {*values_of(Latency.parse(end))}
         except UsageError as error:
             raise UsageError(f"--vary {text}: {error.message}", error.hint) from error
     if len(kinds) > 1:
         raise UsageError(f"--vary {text} mixes shares and times", "Give shares of the dense network's latency, or times.")
-    return "latency_ms" if kinds == {True} else "latency"
+    return kinds.pop()
 
 
 def _choices(name: str, text: str, values: str) -> Choices:
@@ -254,9 +244,9 @@ def _value(name: str, text: str, part: str) -> Value:
     try:
         return _KINDS[name](part)
     except (ValueError, UsageError) as error:
-        hint = error.hint if isinstance(error, UsageError) else SYNTAX
+        hint = error.hint if isinstance(error, UsageError) and error.hint else SYNTAX
         raise UsageError(f"--vary {text}: invalid {_flag(name)} {part!r}", hint) from error
 
 
 def _flag(name: str) -> str:
-    return "latency" if name == "latency_ms" else option_name(name)
+    return option_name(KEYS[name].option if name in KEYS else name)

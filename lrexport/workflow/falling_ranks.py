@@ -63,7 +63,7 @@ class FallingRanks:
             return type(goal)(self._share(goal.share, epoch))
         assert isinstance(goal, Latency)
         assert speed is not None
-        return Latency(self._share(goal.budget_ms(speed.latency.dense) / speed.latency.dense, epoch))
+        return Latency(self._share(goal.budget_ms(speed.latency.dense_ms) / speed.latency.dense_ms, epoch))
 
     def _share(self, final: float, epoch: int) -> float:
         return 1 / (1 + (1 / min(final, 1.0) - 1) * (epoch + 1) / self.epochs)

@@ -48,10 +48,10 @@ class Speed:
         return PlannedLatency(
             target=self.target.name,
             threads=self.threads,
-            dense=dense.p50,
+            dense_ms=dense.p50,
             # The machine may be faster or slower than when the table was made: what was predicted is the ratio.
-            predicted=self.latency.of_plan(plan) / self.latency.dense * dense.p50,
-            measured=mine.p50,
+            predicted_ms=self.latency.of_plan(plan) / self.latency.dense_ms * dense.p50,
+            measured_ms=mine.p50,
             ratio=mine.ratio,
             ratio_iqr=mine.ratio_iqr,
             environment=self.environment,

@@ -10,9 +10,9 @@ import pytest
 
 from lrexport.cli import compress, onnx, train
 from lrexport.cli.configuration import OF_ONE_CALL
-from lrexport.cli.goal_options import GOALS
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig, TrainConfig
 from lrexport.config.export_options import ExportOptions
+from lrexport.config.goals import GOAL_OPTIONS
 from lrexport.config.options import Count, Facts, Number, Words, facts_of
 
 _TRAIN = {each.name: each for each in fields(TrainConfig)}
@@ -33,7 +33,7 @@ def test_every_field_has_its_facts() -> None:
 @pytest.mark.parametrize(("command", "held"), [(compress.command, _BOTH), (train.command, _TRAIN)])
 def test_the_command_has_the_options_of_the_configuration(command: click.Command, held: dict[str, Field[Any]]) -> None:
     options = {option.name for option in command.params if isinstance(option, click.Option)}
-    assert options - OF_ONE_CALL - {*GOALS} == {name for name, each in held.items() if _facts(each).flag}
+    assert options - OF_ONE_CALL - {*GOAL_OPTIONS} == {name for name, each in held.items() if _facts(each).flag}
 
 
 @pytest.mark.parametrize(("command", "held"), [(compress.command, _BOTH), (train.command, _TRAIN)])

@@ -78,14 +78,15 @@ def latency_of(svd: SVDNetwork, draw: st.DataObject, other: float) -> NetworkLat
 def test_the_plan_is_the_best_of_all_within_the_latency(draw: st.DataObject, share: float, other: float) -> None:
     svd = three_layers()
     schemes, latency = every_scheme_of(svd), latency_of(svd, draw, other)
-    found, budget = truncations(svd, schemes=schemes), share * latency.dense
+    found, budget = truncations(svd, schemes=schemes), share * latency.dense_ms
 
     every = []
     for name, layer in latency.layers.items():
-        pairs = [(s, r, ms) for s, times in layer.pairs.items() for r, ms in times.items() if ms < layer.dense]
-        every.append([(0.0, layer.dense), *((float(found[name][s].energy_dropped[r]) ** 0.75, ms) for s, r, ms in pairs)])
+        pairs = [(s, r, ms) for s, times in layer.pairs.items() for r, ms in times.items() if ms < layer.dense_ms]
+        every.append([(0.0, layer.dense_ms), *((float(found[name][s].energy_dropped[r]) ** 0.75, ms) for s, r, ms in pairs)])
     totals = [
-        (sum(loss for loss, _ in picks), latency.other + sum(ms for _, ms in picks)) for picks in itertools.product(*every)
+        (sum(loss for loss, _ in picks), latency.other_ms + sum(ms for _, ms in picks))
+        for picks in itertools.product(*every)
     ]
     fitting = [loss for loss, ms in totals if ms <= budget]
     assume(any(len(options) > 1 for options in every))
@@ -130,12 +131,12 @@ def test_equation_4_on_a_target_drops_no_more_energy_and_is_never_slower(draw: s
         assert 1 - entry.energy_kept <= energy + 1e-9 or entry.rank == min(ranks_of(latency, name, entry))
         ranks = ranks_of(latency, name, entry)
         assert entry.rank in ranks
-        assert ranks[entry.rank] < latency.layers[name].dense
+        assert ranks[entry.rank] < latency.layers[name].dense_ms
         before = plain[name]
         if isinstance(before, Pair) and before.scheme == entry.scheme:
             assert entry.rank >= before.rank
             assert entry.energy_kept >= before.energy_kept - 1e-9
-    assert latency.of_plan(timed) <= latency.dense + 1e-9
+    assert latency.of_plan(timed) <= latency.dense_ms + 1e-9
 
 
 @settings(max_examples=20, deadline=None)
@@ -166,9 +167,9 @@ def test_the_threshold_rule_meets_a_latency_too(share: float) -> None:
         times = {rank: 0.05 + per_rank * rank for rank in range(1, facts.full_rank + 1)}
         layers[name] = LayerLatency(1.0, {facts.scheme: times})
     latency = NetworkLatency(3.5, layers)
-    found = within_latency(svd, truncations(svd), latency, share * latency.dense, "threshold")
+    found = within_latency(svd, truncations(svd), latency, share * latency.dense_ms, "threshold")
     assert found.threshold is not None
-    assert latency.of_plan(found.plan) <= share * latency.dense
+    assert latency.of_plan(found.plan) <= share * latency.dense_ms
 
 
 def test_a_plan_off_the_grain_is_predicted_between_its_neighbours() -> None:

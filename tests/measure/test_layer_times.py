@@ -104,7 +104,7 @@ def test_times_are_those_of_one_copy_at_every_rank_on_the_grain(tmp_path: Path) 
     assert found.keys() == svd.layers.keys()
     for name, layer in found.items():
         facts = svd.layers[name]
-        assert layer.dense == pytest.approx(MS_A_MAC * facts.dense_macs)
+        assert layer.dense_ms == pytest.approx(MS_A_MAC * facts.dense_macs)
         assert layer.pairs.keys() == facts.schemes.keys()
         for scheme, times in layer.pairs.items():
             for rank, milliseconds in times.items():
@@ -136,7 +136,7 @@ def test_what_is_known_is_not_measured_again_and_a_stopped_measurement_goes_on(t
     for name, layer in found.items():
         facts = svd.layers[name].schemes
         for scheme, pairs in layer.pairs.items():
-            ratios = [ms / layer.dense / (rank * facts[scheme].macs_per_rank) for rank, ms in pairs.items()]
+            ratios = [ms / layer.dense_ms / (rank * facts[scheme].macs_per_rank) for rank, ms in pairs.items()]
             assert ratios == pytest.approx([1 / svd.layers[name].dense_macs] * len(ratios))
     again = Arithmetic()
     assert LayerTimes(again, folder=tmp_path).of(svd, schemes) == found
@@ -180,7 +180,7 @@ def test_a_damaged_table_is_an_error_that_says_what_to_do(tmp_path: Path, conten
 def test_this_machine_has_times_for_every_layer(tmp_path: Path) -> None:
     svd = decompose(SmallNet(), SHAPE)
     found = LayerTimes(Local(), folder=tmp_path).of(svd, every_scheme_of(svd))
-    assert all(layer.dense > 0 for layer in found.values())
+    assert all(layer.dense_ms > 0 for layer in found.values())
     assert all(ms > 0 for layer in found.values() for times in layer.pairs.values() for ms in times.values())
 
 

@@ -15,7 +15,7 @@ import pytest
 from lrexport.cli.main import cli
 from lrexport.cli.training_options import train_config
 from lrexport.config.compression import CompressConfig, TrainConfig
-from lrexport.config.goals import TYPES, goal_of
+from lrexport.config.goals import KEYS, goal_of, values_of
 from lrexport.report.repeat_commands import commands, shell_lines
 from lrexport.runs.record import Earlier, ModelSource, Record
 from tests.report.runs import write_run
@@ -55,9 +55,9 @@ def test_a_run_is_repeated_with_exactly_its_choices(values: dict[str, Any]) -> N
     params = _parsed(shlex.split(shell_lines(command).replace("\\\n", " ")))
     assert params.pop("output") == Path("run")
     latency = params.pop("latency")
-    given = {name: value for name in TYPES if (value := params.pop(name, None)) is not None}
+    given = {name: value for name in KEYS if (value := params.pop(name, None)) is not None}
     if latency is not None:
-        given["latency_ms" if latency[1] else "latency"] = latency[0]
+        given |= values_of(latency)
     assert goal_of(given) == goal
     again = train_config(params)
     rest = {name: params[name] for name in asdict(config) if name in params}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lrexport.config.compression import CompressConfig, TrainConfig
-from lrexport.config.goals import TYPES, Latency, Macs, goal_of
+from lrexport.config.goals import KEYS, Latency, Macs, goal_of
 from lrexport.data.datasets import load_data
 from lrexport.data.images import Splits, hold_out
 from lrexport.errors import UsageError
@@ -67,7 +67,7 @@ def trained(splits: Splits) -> nn.Module:
 
 
 def pruning(network: nn.Module, splits: Splits | None, scheme: str = "spatial", **options: Any) -> Pruning:
-    goal = goal_of({name: options.pop(name) for name in list(options) if name in TYPES})
+    goal = goal_of({name: options.pop(name) for name in list(options) if name in KEYS})
     train = TrainConfig("net", scheme=scheme)  # type: ignore[arg-type]
     svd = decompose(copy.deepcopy(network), SHAPE, scheme)  # type: ignore[arg-type]
     return Pruning(svd, CompressConfig(train, goal, **options), SHAPE, splits, CPU)
@@ -77,14 +77,14 @@ class Biased(Speed):
     """A target where layers take as long as their MACs say, and whole networks ``bias`` times what is predicted."""
 
     def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
-        predicted, dense = self.latency.of_plan(plan), self.latency.dense
+        predicted, dense = self.latency.of_plan(plan), self.latency.dense_ms
         pairs = sum(isinstance(layer, Pair) for layer in plan.values())
         assert sum(isinstance(module, nn.Sequential) for module in network.modules()) == pairs
         measured = predicted * (self.environment["bias"] if pairs else 1.0)
         self.environment["confirmed"].append(measured / dense)
         ratio = measured / dense
         facts = {"target": "biased", "threads": 1, "ratio_iqr": (ratio, ratio)}
-        return PlannedLatency(dense=dense, predicted=predicted, measured=measured, ratio=ratio, **facts)
+        return PlannedLatency(dense_ms=dense, predicted_ms=predicted, measured_ms=measured, ratio=ratio, **facts)
 
 
 def speed_of(job: Pruning, bias: float, pair_factor: float = 1.0) -> Speed:
@@ -99,7 +99,7 @@ def speed_of(job: Pruning, bias: float, pair_factor: float = 1.0) -> Speed:
             for scheme, each in facts.schemes.items()
         }
         layers[name] = LayerLatency(1e-6 * facts.dense_macs, every)
-    latency = NetworkLatency(sum(layer.dense for layer in layers.values()) + 0.05, layers)
+    latency = NetworkLatency(sum(layer.dense_ms for layer in layers.values()) + 0.05, layers)
     return Biased(Local(), 1, {"bias": bias, "confirmed": []}, latency, SHAPE, b"")
 
 
@@ -111,7 +111,7 @@ def test_a_latency_is_met_as_measured_however_far_the_prediction_is_off(
     job = pruning(trained, None, **goal)
     job = replace(job, speed=speed_of(job, bias))
     found = job.select()
-    asked = goal.get("latency") or goal["latency_ms"] / job.speed.latency.dense
+    asked = goal.get("latency") or goal["latency_ms"] / job.speed.latency.dense_ms
     assert found.latency is not None
     assert 0.9 * asked <= found.latency.ratio <= asked
     assert not found.warnings
@@ -138,8 +138,8 @@ def test_even_ranks_drop_one_share_of_energy_in_all_layers_and_meet_the_goal(tra
         scheme: Any = "linear" if name == "head" else "spatial"
         spent += pair_cost(facts, scheme, ranks[name], cost) if name in ranks else dense_cost(facts, cost)
     if job.speed is not None:
-        asked = goal.get("latency") or goal["latency_ms"] / job.speed.latency.dense
-        assert 1e-6 * spent + 0.05 <= asked * job.speed.latency.dense
+        asked = goal.get("latency") or goal["latency_ms"] / job.speed.latency.dense_ms
+        assert 1e-6 * spent + 0.05 <= asked * job.speed.latency.dense_ms
     else:
         assert spent <= next(iter(goal.values())) * whole_cost(job.svd, cost)
 
@@ -167,7 +167,7 @@ def test_a_network_faster_than_predicted_is_pruned_to_what_was_asked_all_the_sam
     job = pruning(trained, None, latency=0.92)
     speed = speed_of(job, bias=0.8)
     if in_ms:
-        job = replace(job, config=replace(job.config, goal=Latency(milliseconds=0.92 * speed.latency.dense)))
+        job = replace(job, config=replace(job.config, goal=Latency(milliseconds=0.92 * speed.latency.dense_ms)))
     found = replace(job, speed=speed).select()
     assert found.latency is not None
     assert found.latency.ratio == max(ratio for ratio in speed.environment["confirmed"] if ratio <= 0.92)
@@ -188,7 +188,7 @@ def test_any_goal_with_a_target_is_confirmed_there(trained: nn.Module, splits: S
     speed = speed_of(job, 1.1)
     found = replace(job, speed=speed).select()
     assert found.latency is not None
-    assert found.latency.predicted == pytest.approx(speed.latency.of_plan(found.plan))
+    assert found.latency.predicted_ms == pytest.approx(speed.latency.of_plan(found.plan))
     for name, layer in found.plan.items():
         if isinstance(layer, Pair):
             assert layer.rank in speed.latency.layers[name].gaining[layer.scheme]

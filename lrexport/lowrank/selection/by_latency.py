@@ -31,21 +31,21 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
             "a goal of latency needs the times of layers on a target",
             "lrexport.compress measures them; select takes them as latency=.",
         )
-    dense = latency.dense
-    budget_ms = goal.budget_ms(dense)
+    dense_ms = latency.dense_ms
+    budget_ms = goal.budget_ms(dense_ms)
     if confirm is None:
         return within_latency(svd, problem.truncations, latency, budget_ms, problem.rule)
-    asked = budget_ms / dense
+    asked = budget_ms / dense_ms
     budget, tries = asked, list[tuple[float, Selection]]()
     while len(tries) < _TRIES:
         try:
-            selection = within_latency(svd, problem.truncations, latency, budget * dense, problem.rule)
+            selection = within_latency(svd, problem.truncations, latency, budget * dense_ms, problem.rule)
         except UsageError:
             if not tries:  # what was asked is out of reach, not a corrected budget
                 raise
             break
         measured = confirm(selection)
-        ratio = measured.ratio if goal.share is not None else measured.measured / dense
+        ratio = measured.ratio if goal.share is not None else measured.measured_ms / dense_ms
         tries.append((ratio, replace(selection, latency=measured)))
         if not selection.has_pairs or asked * (1 - _CLOSE) <= ratio <= asked:
             return tries[-1][1]
@@ -61,25 +61,26 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
 
 
 def within_latency(
-    svd: SVDNetwork, truncated: Truncations, latency: NetworkLatency, budget: float, rule: Rule = "global"
+    svd: SVDNetwork, truncated: Truncations, latency: NetworkLatency, budget_ms: float, rule: Rule = "global"
 ) -> Selection:
-    """The plan that is predicted to take at most ``budget`` milliseconds on the target.
+    """The plan that is predicted to take at most ``budget_ms`` milliseconds on the target.
 
     The dense network, with a warning, where no pair is faster than its layer. Raises UsageError with the least that can be
     reached.
     """
     check_rule(rule)
     options = {
-        name: layer_choices(truncated[name], latency.layers[name].dense, latency.layers[name].gaining) for name in svd.layers
+        name: layer_choices(truncated[name], latency.layers[name].dense_ms, latency.layers[name].gaining)
+        for name in svd.layers
     }
     if all(len(choices) == 1 for choices in options.values()):
         dense = least_loss(svd, truncated, options, float("inf"))
         return replace(dense, warnings=(*dense.warnings, "no pair is faster than its layer on the target: all stay dense"))
-    if latency.least > budget:
+    if latency.least_ms > budget_ms:
         raise UsageError(
-            f"a latency of {format_ms(budget)} is out of reach",
-            f"The fastest plan is predicted to take {format_ms(latency.least)}, "
-            f"{format_percent(latency.least / latency.dense)} of the dense network's {format_ms(latency.dense)}.",
+            f"a latency of {format_ms(budget_ms)} is out of reach",
+            f"The fastest plan is predicted to take {format_ms(latency.least_ms)}, "
+            f"{format_percent(latency.least_ms / latency.dense_ms)} of the dense network's {format_ms(latency.dense_ms)}.",
         )
     if rule == "threshold":  # time falls as e rises, and at 1 every layer has its fastest pair: within the budget
         steps = steps_of(truncation for schemes in truncated.values() for truncation in schemes.values())
@@ -87,9 +88,10 @@ def within_latency(
         def at(step: int) -> Selection:
             return at_threshold(svd, truncated, float(steps[step]), latency)
 
-        return at(first_true(len(steps) - 1, lambda step: latency.of_plan(at(step).plan) <= budget))
-    selection = least_loss(svd, truncated, options, budget - latency.other)
+        return at(first_true(len(steps) - 1, lambda step: latency.of_plan(at(step).plan) <= budget_ms))
+    selection = least_loss(svd, truncated, options, budget_ms - latency.other_ms)
     if selection.has_pairs:
         return selection
-    met = f"the dense network takes {format_ms(latency.dense)}, within the {format_ms(budget)} asked for: nothing is pruned"
+    asked = f"within the {format_ms(budget_ms)} asked for: nothing is pruned"
+    met = f"the dense network takes {format_ms(latency.dense_ms)}, {asked}"
     return replace(selection, warnings=(*selection.warnings, met))

@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-from lrexport.lowrank.eligibility.factorisable import Factorisable
+from lrexport.lowrank.eligibility.factorisable import Factorisable, SchemeFacts
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.plan import Dense, DenseKind, Pair, Plan, Scheme
 from lrexport.units import format_count
 
 Cost = Literal["macs", "params"]
-NAMES: dict[Cost, str] = {"macs": "MACs", "params": "parameters"}
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """All that is known of one cost: how messages call it, and what a layer, a pair and the rest of a network cost in it."""
+
+    name: str
+    dense: Callable[[Factorisable | Dense], int]
+    pair: Callable[[Pair], int]
+    at_rank: Callable[[Factorisable, SchemeFacts, int], int]
+    other: Callable[[SVDNetwork], int]
+
+
+_COSTS: Mapping[Cost, _Counted] = {
+    "macs": _Counted(
+        "MACs",
+        dense=lambda layer: layer.dense_macs,
+        pair=lambda pair: pair.macs,
+        at_rank=lambda _, facts, rank: rank * facts.macs_per_rank,
+        other=lambda svd: svd.other_macs,
+    ),
+    "params": _Counted(
+        "parameters",
+        dense=lambda layer: layer.dense_params,
+        pair=lambda pair: pair.params,
+        at_rank=lambda layer, facts, rank: rank * facts.params_per_rank + layer.bias_params,
+        other=lambda svd: svd.other_params,
+    ),
+}
+
+
+def cost_name(cost: Cost) -> str:
+    """As messages call it."""
+    return _COSTS[cost].name
 
 
 def pair_cost(layer: Factorisable, scheme: Scheme, rank: int, cost: Cost) -> int:
     """Cost of a layer's pair at one rank; the bias counts as a parameter."""
-    facts = layer.schemes[scheme]
-    return rank * facts.macs_per_rank if cost == "macs" else rank * facts.params_per_rank + layer.bias_params
+    return _COSTS[cost].at_rank(layer, layer.schemes[scheme], rank)
 
 
 def dense_cost(layer: Factorisable | Dense, cost: Cost) -> int:
     """Cost of the layer as it is."""
-    return layer.dense_macs if cost == "macs" else layer.dense_params
+    return _COSTS[cost].dense(layer)
 
 
 def plan_macs(svd: SVDNetwork, plan: Plan) -> int:
@@ -36,9 +70,7 @@ def plan_cost(svd: SVDNetwork, plan: Plan, cost: Cost) -> int:
 
 def planned_cost(layer: Pair | Dense, cost: Cost) -> int:
     """Cost of one layer by its entry in a plan."""
-    if isinstance(layer, Dense):
-        return dense_cost(layer, cost)
-    return layer.macs if cost == "macs" else layer.params
+    return dense_cost(layer, cost) if isinstance(layer, Dense) else _COSTS[cost].pair(layer)
 
 
 def whole_cost(svd: SVDNetwork, cost: Cost) -> int:
@@ -49,7 +81,7 @@ def whole_cost(svd: SVDNetwork, cost: Cost) -> int:
 
 def other_cost(svd: SVDNetwork, cost: Cost) -> int:
     """Cost of everything that no plan changes and no layer makes: attention's products, BatchNorm's parameters."""
-    return svd.other_macs if cost == "macs" else svd.other_params
+    return _COSTS[cost].other(svd)
 
 
 def plan_layer(

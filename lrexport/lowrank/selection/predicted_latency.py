@@ -13,7 +13,7 @@ from lrexport.plan import Pair, Plan, Scheme
 class LayerLatency:
     """One layer, all its calls together: as it is, and as the pair of each scheme at the ranks that were measured."""
 
-    dense: float
+    dense_ms: float
     pairs: Mapping[Scheme, Mapping[int, float]]
 
     @cached_property
@@ -24,7 +24,7 @@ class LayerLatency:
         """
         gaining: dict[Scheme, dict[int, float]] = {}
         for scheme, times in self.pairs.items():
-            least, kept = self.dense, {}
+            least, kept = self.dense_ms, {}
             for rank in sorted(times, reverse=True):
                 if times[rank] < least:
                     least = kept[rank] = times[rank]
@@ -35,7 +35,7 @@ class LayerLatency:
     def scaled(self, factor: float) -> LayerLatency:
         """The same on a machine that takes ``factor`` times as long."""
         pairs = {scheme: {rank: factor * ms for rank, ms in times.items()} for scheme, times in self.pairs.items()}
-        return LayerLatency(factor * self.dense, pairs)
+        return LayerLatency(factor * self.dense_ms, pairs)
 
     def round_up(self, scheme: Scheme, rank: int) -> int | None:
         """The rank of at least ``rank`` that takes least time; None where no such pair is faster than the layer."""
@@ -46,31 +46,32 @@ class LayerLatency:
 class NetworkLatency:
     """A network on a target: the dense one as a whole, as measured, and its layers."""
 
-    dense: float
+    dense_ms: float
     layers: Mapping[str, LayerLatency]
 
     @property
-    def other(self) -> float:
+    def other_ms(self) -> float:
         """What the dense network takes beside these layers: one constant for all plans."""
-        return self.dense - sum(layer.dense for layer in self.layers.values())
+        return self.dense_ms - sum(layer.dense_ms for layer in self.layers.values())
 
     @property
-    def least(self) -> float:
+    def least_ms(self) -> float:
         """The fastest plan."""
-        every = ((layer.dense, *(min(ranks.values()) for ranks in layer.gaining.values())) for layer in self.layers.values())
-        return self.other + sum(map(min, every))
+        layers = self.layers.values()
+        every = ([layer.dense_ms, *(ms for ranks in layer.gaining.values() for ms in ranks.values())] for layer in layers)
+        return self.other_ms + sum(map(min, every))
 
     def of_plan(self, plan: Plan) -> float:
         """What the folded network is predicted to take."""
-        return self.other + sum(self._of_layer(layer, plan.get(name)) for name, layer in self.layers.items())
+        return self.other_ms + sum(self._of_layer(layer, plan.get(name)) for name, layer in self.layers.items())
 
     def _of_layer(self, layer: LayerLatency, planned: object) -> float:
         """Between measured ranks by linear interpolation, past them in proportion."""
         if not isinstance(planned, Pair):
-            return layer.dense
+            return layer.dense_ms
         times = layer.pairs.get(planned.scheme, {})
         if not times:
-            return layer.dense
+            return layer.dense_ms
         rank = planned.rank
         if rank in times:
             return times[rank]

@@ -10,8 +10,8 @@ from lrexport.errors import UsageError
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.truncation import Selection, Truncations
 from lrexport.lowrank.selection.costs import (
-    NAMES,
     Cost,
+    cost_name,
     dense_cost,
     in_order,
     other_cost,
@@ -88,7 +88,7 @@ def _least_threshold(
 
 
 def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> UsageError:
-    whole, name = whole_cost(svd, cost), NAMES[cost]
+    whole, name = whole_cost(svd, cost), cost_name(cost)
     hint = f"The smallest plan, rank 1 in every layer, has {format_percent(least / whole)} of {format_count(whole)}."
     place, layer = max(svd.dense.items(), key=lambda item: dense_cost(item[1], cost), default=("", None))
     if layer is not None and (own := dense_cost(layer, cost)):
