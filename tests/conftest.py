@@ -16,6 +16,7 @@ from torch import nn
 
 from lrexport.measure.targets.ssh import CONFIG_VARIABLE
 from tests.board import Board, start_board
+from tests.folders import inside_folder
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -73,10 +74,10 @@ def export_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def inside(folder: Path) -> Iterator[None]:
     """Be in the test module's own ``folder``, whose modules can be imported."""
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
+    with inside_folder(folder):
+        yield
 
 
 class SmallNet(nn.Module):

@@ -9,22 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # its processes have no use for it
-    import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["lrexport.workflow.pipeline", "lrexport.workflow.exporting", "lightning_fabric", "tests.forked"]
 )
-
-
-def folder_with(factory: pytest.TempPathFactory, module: str, source: str) -> Path:
-    """A folder of tests with a module in it, as a user has a network of their own."""
-    folder = factory.mktemp(module)
-    (folder / f"{module}.py").write_text(source, encoding="utf-8")
-    return folder
 
 
 class Forked:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lrexport.runs.record import load_record
-from tests.forked import Forked, folder_with
+from tests.folders import folder_with
+from tests.forked import Forked
 
 NETWORK = """
 import atexit
@@ -55,7 +56,7 @@ LREXPORT = [sys.executable, "-m", "lrexport"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_with(tmp_path_factory, "shared_network", NETWORK)
+    return folder_with(tmp_path_factory, shared_network=NETWORK)
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen[str]:

@@ -25,11 +25,14 @@ from tests.cli.test_console import Terminal
 ROUNDS = ["--rounds", "50"]
 
 
-@pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_model(Path("dense.onnx"), 32)
-    write_model(Path("small.onnx"), 2)
+pytestmark = pytest.mark.usefixtures("inside")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model(tmp_path / "dense.onnx", 32)
+    write_model(tmp_path / "small.onnx", 2)
+    return tmp_path
 
 
 def test_two_files_make_tables_for_people_and_json_for_machines(capsys: pytest.CaptureFixture) -> None:

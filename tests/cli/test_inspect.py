@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 import lrexport
 from lrexport.cli.main import run
 from lrexport.runs.record import load_record
+from tests.folders import folder_with
 
 NETWORK = """
 import torch
@@ -31,12 +31,12 @@ make.input_shape = (3, 12, 12)
 COMPRESS = ["compress", "planned_network:make"]
 
 
-@pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "planned_network.py").write_text(NETWORK, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "planned_network", raising=False)
+pytestmark = pytest.mark.usefixtures("inside")
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_with(tmp_path_factory, planned_network=NETWORK)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +22,22 @@ from lrexport.workflow import exporting
 from tests.board import Board
 from tests.cli.test_inspect import NETWORK
 from tests.conftest import heed_ctrl_c
+from tests.folders import folder_with, inside_folder
 from tests.forked import Forked
 
 ORT = {"model.ort", "model.arm.ort"}
 
 
+pytestmark = pytest.mark.usefixtures("inside")
+
+
 @pytest.fixture(scope="module")
-def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    (folder / "exported_network.py").write_text(NETWORK, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a compressed run."""
+    folder = folder_with(tmp_path_factory, exported_network=NETWORK)
+    with inside_folder(folder):
         assert run(["compress", "exported_network:make", "--macs", "0.6", "-o", "run"]) == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _inside(_made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(_made)
-    monkeypatch.syspath_prepend(str(_made))
-    monkeypatch.delitem(sys.modules, "exported_network", raising=False)
 
 
 def test_ort_files_are_written_for_both_platforms_sealed_measurable_and_go_with_the_next_export(

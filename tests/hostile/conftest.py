@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,22 +15,8 @@ from torch import Tensor, nn
 from lrexport.cli.main import run
 from lrexport.trust import consent
 from tests.budget.support import check, sample  # noqa: F401
+from tests.folders import forgetting_modules_of
 from tests.hostile.support import TINY, Command, Outcome, write_module
-
-
-@contextmanager
-def _importing_from_here() -> Iterator[None]:
-    """Whatever the block imports from its folder is forgotten afterwards."""
-    path, known = list(sys.path), set(sys.modules)
-    here = str(Path.cwd())
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - known:
-            if str(getattr(sys.modules[name], "__file__", "") or "").startswith(here):
-                del sys.modules[name]
-        importlib.invalidate_caches()
 
 
 @pytest.fixture
@@ -40,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An own current folder with the network ``tiny:make``, (3, 8, 8) to 10 classes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "tiny", raising=False)  # of another test's folder
-    with _importing_from_here():
+    with forgetting_modules_of(tmp_path):
         write_module("tiny", TINY)
         yield tmp_path
 
@@ -72,11 +56,10 @@ def compress(lrexport: Command) -> Command:
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, forgetting_modules_of(folder):
         patch.chdir(folder)
-        with _importing_from_here():
-            write_module("tiny", TINY)
-            assert run(["compress", "tiny:make", "--macs", "0.6", "-o", "run", "--device", "cpu"]) == 0
+        write_module("tiny", TINY)
+        assert run(["compress", "tiny:make", "--macs", "0.6", "-o", "run", "--device", "cpu"]) == 0
     return folder / "run"
 
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import stat
 import tempfile
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 from lrexport.artifacts.run_files import LOGS, MARK, OF_A_RUN, OF_A_SWEEP
 from lrexport.cli.main import run
-from tests.hostile.conftest import _importing_from_here
+from tests.folders import folder_with, inside_folder
 from tests.hostile.support import DATA, TINY
 
 _CPU = ("--device", "cpu")
@@ -111,20 +110,15 @@ def state(root: Path) -> dict[str, tuple[int, str | bytes]]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folders to begin with, in which nothing is foreign: empty, a run, and one that was exported."""
-    root = tmp_path_factory.mktemp("begun")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.syspath_prepend(str(root))
-        with _importing_from_here():
-            Path("tiny.py").write_text(textwrap.dedent(TINY))
-            Path("users.py").write_text(textwrap.dedent(DATA))
-            assert run(["compress", "tiny:make", "--macs", "0.6", "-o", "a run", *_CPU]) == 0
-            shutil.copytree("a run", "an exported run")
-            assert run(["onnx", "an exported run", "--rounds", "0"]) == 0
-            shutil.copytree("an exported run", "an unmarked run")  # of an lrexport that left no mark
-            (Path("an unmarked run") / MARK).unlink()
-            Path("nothing").mkdir()
-            yield root
+    root = folder_with(tmp_path_factory, tiny=TINY, users=DATA)
+    with inside_folder(root):
+        assert run(["compress", "tiny:make", "--macs", "0.6", "-o", "a run", *_CPU]) == 0
+        shutil.copytree("a run", "an exported run")
+        assert run(["onnx", "an exported run", "--rounds", "0"]) == 0
+        shutil.copytree("an exported run", "an unmarked run")  # of an lrexport that left no mark
+        (Path("an unmarked run") / MARK).unlink()
+        Path("nothing").mkdir()
+        yield root
 
 
 def leaves_alone(folders: Path, base: str, things: list[Foreign], commands: list[tuple[str, ...]]) -> None:

@@ -19,7 +19,8 @@ from lrexport.artifacts import files
 from lrexport.artifacts.run_files import EXPORTED
 from lrexport.cli.main import run
 from lrexport.runs.record import load_record
-from tests.forked import Forked, folder_with
+from tests.folders import folder_with, inside_folder
+from tests.forked import Forked
 
 NETWORK = """
 import os, torch
@@ -58,10 +59,8 @@ THEIRS = {"notes.txt": b"mine", ".run.json.abcdefgh.tmp": b"mine", ".export-sett
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """With a run, the folder ``run``, and ``exported``, which was exported, too."""
-    root = folder_with(tmp_path_factory, "killed_network", NETWORK)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.syspath_prepend(str(root))
+    root = folder_with(tmp_path_factory, killed_network=NETWORK)
+    with inside_folder(root):
         assert run([*COMPRESS, "-o", "run"]) == 0
         shutil.copytree("run", "exported")
         assert run(["onnx", "exported", "--rounds", "0"]) == 0

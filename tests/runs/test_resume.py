@@ -16,7 +16,8 @@ import torch
 from lrexport.artifacts import run_folder, tensors
 from lrexport.cli.main import run
 from lrexport.runs.record import load_record
-from tests.forked import Forked, folder_with
+from tests.folders import folder_with
+from tests.forked import Forked
 
 NETWORK = """
 from torch import nn
@@ -52,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("inside")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_with(tmp_path_factory, "resumed_network", NETWORK)
+    return folder_with(tmp_path_factory, resumed_network=NETWORK)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from lrexport.cli.main import run
 from lrexport.errors import UsageError
 from lrexport.runs.record import load_record
 from lrexport.runs.resume import Pruned, take_up
-from tests.forked import Forked, folder_with
+from tests.folders import folder_with
+from tests.forked import Forked
 from tests.runs.test_resume import COMMAND, NETWORK, stop_in_svd_training
 
 ASKED = {
@@ -109,12 +110,15 @@ def test_epochs_of_svd_training_that_come_to_a_run_stopped_in_choosing_ranks_sta
     assert log.read_text() == "dense\nsvd\n"
 
 
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_with(tmp_path_factory, resumed_network=NETWORK)
+
+
+@pytest.mark.usefixtures("inside")
 def test_another_optimizer_begins_without_what_the_one_before_knew_and_says_so(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = folder_with(tmp_path_factory, "resumed_network", NETWORK)
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
     stop_in_svd_training(folder, "out", *COMMAND)
     again = Forked(folder, *COMMAND, "-o", "out", "--resume", "--allow-changes", "--optimizer", "adam", "--lr", "0.001")
     assert again.wait() == 0, again.output

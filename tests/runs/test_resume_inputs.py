@@ -12,6 +12,7 @@ from lrexport.artifacts import tensors
 from lrexport.cli.main import run
 from lrexport.plan import Pair
 from lrexport.runs.record import load_record
+from tests.folders import folder_with
 from tests.forked import Forked
 from tests.runs.test_resume import COMMAND, MORE, NETWORK, STAGES, stop_in_svd_training
 
@@ -24,8 +25,7 @@ pytestmark = pytest.mark.usefixtures("inside")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("inputs")
-    (path / "resumed_network.py").write_text(NETWORK, encoding="utf-8")
+    path = folder_with(tmp_path_factory, resumed_network=NETWORK)
     made = Forked(path, *COMMAND[:4], "--dense-epochs", "1", "--svd-epochs", "0", "--macs", "0.6", "-o", "made")
     assert made.wait() == 0, made.output
     return path

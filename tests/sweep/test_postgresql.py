@@ -18,7 +18,8 @@ from lrexport.sweep import storage as storages
 from lrexport.sweep.extras import need_optuna
 from lrexport.sweep.locks import Process
 from lrexport.sweep.storage import database_lock, open_storage
-from tests.forked import Forked, folder_with
+from tests.folders import folder_with
+from tests.forked import Forked
 from tests.sweep.postgresql import PASSWORD, Server, running_server
 from tests.sweep.test_processes import COMMAND, NETWORK
 from tests.sweep.test_study import abandon, request, sweep
@@ -36,7 +37,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_with(tmp_path_factory, "sweep_network", NETWORK)
+    return folder_with(tmp_path_factory, sweep_network=NETWORK)
 
 
 def begin(folder: Path, server: Server, study: str, output: str, trials: int = 4) -> Forked:

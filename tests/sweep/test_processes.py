@@ -16,7 +16,7 @@ import lrexport
 from lrexport.cli.main import run
 from lrexport.runs.record import load_record
 from lrexport.runs.sweep_record import Sweep, load_sweep
-from tests.forked import folder_with
+from tests.folders import folder_with
 
 NETWORK = """
 import os, pathlib, time
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("inside")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_with(tmp_path_factory, "sweep_network", NETWORK)
+    return folder_with(tmp_path_factory, sweep_network=NETWORK)
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:

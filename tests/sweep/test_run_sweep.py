@@ -21,7 +21,8 @@ from lrexport.sweep import shared_stages
 from lrexport.sweep.events import TrialBegun, TrialsSaved
 from lrexport.sweep.request import make_request
 from lrexport.sweep.run_sweep import Place, run_sweep
-from tests.hostile.support import DATA, TINY, write_module
+from tests.folders import folder_with
+from tests.hostile.support import DATA, TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -96,11 +97,13 @@ def test_trials_of_another_scheme_begin_from_another_svd_training(tmp_path: Path
     assert begun["spatial"] != begun["channel"]
 
 
-def test_the_size_is_that_of_the_file_that_onnx_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    write_module("tiny_sized", TINY)
-    write_module("users_sized", DATA)
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_with(tmp_path_factory, tiny_sized=TINY, users_sized=DATA)
+
+
+@pytest.mark.usefixtures("inside")
+def test_the_size_is_that_of_the_file_that_onnx_writes() -> None:
     quick = ["--dense-epochs", "0", "--svd-epochs", "0", "--fine-tune-epochs", "0", "--device", "cpu", "-o", "out"]
     assert (
         run(["sweep", "tiny_sized:make", "--data", "users_sized:fitting", *quick, "--objective", "size", "--trials", "1"])

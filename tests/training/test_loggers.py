@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lrexport.cli.main import run
 from lrexport.events import ChoosingRanks, EpochDone, Event, StepDone, Warned
 from lrexport.training.loggers import STEPS, Loggers
+from tests.folders import folder_with
 from tests.forked import Forked
 
 NETWORK = """
@@ -33,13 +33,12 @@ COMMAND += ["--batch-size", "32", "--device", "cpu", "--precision", "float32"]
 WATCHED = ("loss", "heldout_top1", "lr", "images_per_second")
 
 
+pytestmark = pytest.mark.usefixtures("inside")
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (tmp_path / "logged_network.py").write_text(NETWORK, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("logged_network", None)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_with(tmp_path_factory, logged_network=NETWORK)
 
 
 def scalars(run: Path, stage: str) -> dict[str, list[tuple[int, float]]]:

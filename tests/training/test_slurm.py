@@ -13,6 +13,7 @@ import pytest
 
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.runs.record import load_record
+from tests.folders import folder_with
 from tests.forked import Forked
 from tests.training.test_loggers import COMMAND, NETWORK, complete
 
@@ -29,9 +30,8 @@ def data():
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "logged_network.py").write_text(NETWORK, encoding="utf-8")
-    return tmp_path
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_with(tmp_path_factory, logged_network=NETWORK)
 
 
 def variables() -> dict[str, str]:

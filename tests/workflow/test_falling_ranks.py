@@ -16,7 +16,8 @@ from lrexport.lowrank.factors.svd_form import cut, factors, factors_by, fit_rank
 from lrexport.plan import Pair
 from lrexport.runs.record import load_record
 from tests.conftest import SmallNet
-from tests.forked import Forked, folder_with
+from tests.folders import folder_with
+from tests.forked import Forked
 from tests.workflow.test_pipeline import NETWORK
 
 COMMAND = ["compress", "falling_network:make", "--data", "digits", "--macs", "0.4", "--falling-ranks", "--batch-size", "64"]
@@ -26,7 +27,7 @@ COMMAND += ["--precision", "float32", "--optimizer", "adam", "--lr", "0.003", "-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_with(tmp_path_factory, "falling_network", NETWORK)
+    return folder_with(tmp_path_factory, falling_network=NETWORK)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +87,10 @@ def test_ranks_fall_by_equal_steps_of_reduction_and_land_on_the_budget(fallen: P
             assert layer.rank <= len(held[f"{name}.parametrizations.weight.original1"]) < layer.full_rank
 
 
+@pytest.mark.usefixtures("inside")
 def test_another_compression_goes_on_from_a_network_whose_ranks_have_fallen(
-    fallen: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fallen: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
     assert run(["compress", "fallen", "--macs", "0.3", "--fine-tune-epochs", "0", "-o", "further"]) == 0
     assert run(["compress", "fallen", "--macs", "0.9", "--fine-tune-epochs", "0", "-o", "wider"]) == 0
     wider, held = load_record(folder / "wider"), tensors.load(fallen / "svd.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import onnx
@@ -13,6 +12,7 @@ from lrexport.data.datasets import load_data
 from lrexport.errors import InputError
 from lrexport.plan import Pair
 from lrexport.runs.record import load_record
+from tests.folders import folder_with
 
 NETWORKS = """
 from torch import nn
@@ -40,13 +40,12 @@ sound.input_shape = (1, 200)
 """
 
 
-@pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shapes.py").write_text(NETWORKS, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.invalidate_caches()
-    monkeypatch.delitem(__import__("sys").modules, "shapes", raising=False)
+pytestmark = pytest.mark.usefixtures("inside")
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_with(tmp_path_factory, shapes=NETWORKS)
 
 
 @pytest.mark.parametrize("batch", ["1", "3", "dynamic"])

@@ -23,7 +23,7 @@ from lrexport.data.images import ArraySet, ImageData
 from lrexport.plan import Pair
 from lrexport.runs.record import Record, load_record
 from tests.conftest import heed_ctrl_c
-from tests.forked import folder_with
+from tests.folders import folder_with
 
 NETWORK = """
 from torch import nn
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("inside")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_with(tmp_path_factory, "flow_network", NETWORK)
+    return folder_with(tmp_path_factory, flow_network=NETWORK)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 from lrexport.cli.main import run
 from lrexport.plan import Pair
 from lrexport.runs.record import load_record
-from tests.forked import Forked, folder_with
+from tests.folders import folder_with
+from tests.forked import Forked
 from tests.workflow.test_pipeline import NETWORK
 
 COMMAND = ["compress", "steered_network:make", "--data", "digits", "--macs", "0.4", "--batch-size", "64", "--no-weighting"]
@@ -23,7 +24,7 @@ AUTO = ["--sparsity-strength", "auto"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_with(tmp_path_factory, "steered_network", NETWORK)
+    return folder_with(tmp_path_factory, steered_network=NETWORK)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from lrexport.data.datasets import load_data
 from lrexport.networks.cifar_resnet import CifarResNet
 from lrexport.runs.record import load_record
 from lrexport.workflow import stages
-from tests.forked import folder_with
+from tests.folders import folder_with
 from tests.runs.test_resume import NETWORK
 
 TEACHERS = """
@@ -47,9 +47,7 @@ pytestmark = pytest.mark.usefixtures("inside")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = folder_with(tmp_path_factory, "taught_network", NETWORK)
-    (path / "teachers.py").write_text(TEACHERS, encoding="utf-8")
-    return path
+    return folder_with(tmp_path_factory, taught_network=NETWORK, teachers=TEACHERS)
 
 
 @pytest.fixture
