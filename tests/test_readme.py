@@ -13,7 +13,7 @@ import click
 import pytest
 import torch
 
-from lrexport.artifacts.toml_files import read_settings
+from lrexport.artifacts.toml_files import read_settings, tomllib
 from lrexport.budget.limits import read_budgets
 from lrexport.cli.main import cli, run
 from lrexport.runs.record import load_record
@@ -136,7 +136,7 @@ def test_the_architecture_page_names_every_room_and_only_files_that_exist() -> N
     page = PAGES["docs/architecture.md"]
     files = {path.name for path in (ROOT / "lrexport").rglob("*.py")}
     for named in re.findall(r"`([\w/.]+)`", page):
-        if named.startswith("lrexport/"):
+        if named.startswith(("lrexport/", "tests/")):
             assert (ROOT / named).exists(), named
         elif named.endswith(".py"):
             assert named in files, named
@@ -145,13 +145,55 @@ def test_the_architecture_page_names_every_room_and_only_files_that_exist() -> N
             assert room.name in page, room.name
 
 
-def test_equations_stand_where_the_architecture_page_says() -> None:
-    rows = re.findall(r"^\| ([1-4]) \|.*?\| `(\w+)`", PAGES["docs/architecture.md"], re.MULTILINE)
-    assert [number for number, _ in rows] == ["1", "2", "3", "4"]
+def test_the_places_that_the_architecture_page_names_have_what_it_says() -> None:
+    places = re.findall(r"`([\w/]+\.py): ([^`]+)`", PAGES["docs/architecture.md"])
+    assert len(places) > 8
+    for path, names in places:
+        text = "".join(one.read_text(encoding="utf-8") for one in ROOT.glob(path if "/" in path else f"lrexport/*/{path}"))
+        for name in re.findall(r"[A-Za-z_]\w*", names.partition("(")[0]):
+            assert re.search(rf"\b{name}\b", text), f"{path}: {name}"
+
+
+def _rows(heading: str) -> list[list[str]]:
+    """The table below a heading of the architecture page, cell by cell, without its first two lines."""
+    section = PAGES["docs/architecture.md"].split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+
+
+def test_the_rooms_stand_in_the_order_of_the_layers() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    places: dict[str, tuple[int, ...]] = {}
+    for contract in (contract for contract in contracts if contract["type"] == "layers"):
+        package = contract["containers"][0]
+        for layer, names in enumerate(contract["layers"]):
+            for name in re.split(r"[|:]", names):
+                places.setdefault(f"{package}.{name.strip()}", (*places.get(package, ()), layer))
+    listed = []
+    for room, *_ in _rows("The rooms"):
+        first, *others = re.findall(r"`([\w/.]+)`", room)
+        folder = first.rpartition("/")[0]
+        modules = [path.removesuffix(".py").replace("/", ".") for path in (first, *(f"{folder}/{name}" for name in others))]
+        for module in modules:
+            known = module if module in places else module.rpartition(".")[0]  # measure/macs is not divided by layers
+            listed.append((places[known], module))
+    assert [module for _, module in sorted(listed, key=lambda each: each[0])] == [module for _, module in listed]
+    rooms = {place.split(".")[1] for place in places if place.startswith("lrexport.")} - {"__main__"}
+    assert {module.split(".")[1] for _, module in listed} == rooms
+
+
+def test_equations_stand_and_are_tested_where_the_architecture_page_says() -> None:
+    rows = _rows("Where the paper's equations are")
+    assert [number for number, *_ in rows] == ["1", "2", "3", "4", "spatial and channel decomposition"]
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lrexport" / "lowrank").rglob("*.py")]
-    for number, name in rows:
-        (definition,) = [part for text in sources for part in text.split("\ndef ") if part.startswith(f"{name}(")]
-        assert f"quation {number}" in definition, name
+    for number, _, where, tested in rows:
+        file, *tests = re.findall(r"`([\w/.]+)`", tested)
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert all(f"def {name}(" in text for name in tests), tested
+        if number.isdigit():
+            assert tests
+            name = where.split("`")[1]
+            (definition,) = [part for text in sources for part in text.split("\ndef ") if part.startswith(f"{name}(")]
+            assert f"quation {number}" in definition, name
 
 
 def test_every_test_that_a_page_names_exists() -> None:

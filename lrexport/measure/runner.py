@@ -1,11 +1,11 @@
-"""Measures ONNX files with ONNX Runtime. Self-contained: it is sent to devices, where lrexport is not installed.
+"""Measures ONNX files with ONNX Runtime. Self-contained: it is sent to devices as one file.
 
     python -m lrexport.measure.runner JOB.json [PARENT]
 
-Needs Python 3.9, numpy, onnxruntime and the modules that it imports beside it. The job names groups of files; the files of a
-group are loaded together and timed in shuffled order, round by round, so that what slows the machine down slows all of
-them. Every answer is one line of JSON on stdout: first {"environment": …}, then one such as
-{"group": index, "models": {name: figures}} for each group as soon as it is done, or {"error": …}; last
+lrexport is not installed there. Needs Python 3.9, numpy, onnxruntime and the modules that it imports beside it. The job
+names groups of files; the files of a group are loaded together and timed in shuffled order, round by round, so that what
+slows the machine down slows all of them. Every answer is one line of JSON on stdout: first {"environment": …}, then one
+such as {"group": index, "models": {name: figures}} for each group as soon as it is done, or {"error": …}; last
 {"done": environment}, whose throttling and temperature may differ from the first. Between them, about once a second,
 {"progress": …} with the samples since the last one: proof of life, and what is left of a measurement when the device goes
 away. The job also says how long a stage may take, and how much memory there is for all of it.

@@ -79,6 +79,17 @@ def test_a_truncated_record_is_no_json(lrexport: Command, finished: Path) -> Non
     assert "run/run.json:6: not JSON" in done.err
 
 
+def test_a_record_of_a_newer_lrexport_is_refused_with_both_schema_versions(lrexport: Command, finished: Path) -> None:
+    path = finished / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 7, "colour": "blue"}))
+    before = listing(finished)
+    for arguments in (["inspect", finished], ["onnx", finished, "--rounds", "0"], ["compress", finished, "--macs", "0.5"]):
+        done = lrexport(*arguments)
+        assert done.code == 3
+        assert "run/run.json has schema version 7; this lrexport reads 1" in done.err
+    assert listing(finished) == before
+
+
 @pytest.mark.parametrize("place", [0, 12, -1], ids=["length of the header", "header", "last weight"])
 def test_one_flipped_byte_in_the_compressed_weights_is_refused_by_the_hash(
     lrexport: Command, finished: Path, place: int
