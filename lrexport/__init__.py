@@ -6,23 +6,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrexport.check.asserting import assert_within_budget
-    from lrexport.config.goals import AccuracyDrop, Energy, FromPlan, Latency, Macs, Params, Size
-    from lrexport.errors import DeviceError, InputError, LrexportError, UsageError
-    from lrexport.formats.onnx import export_onnx
-    from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
-    from lrexport.lowrank.factors.fold import fold
-    from lrexport.lowrank.factors.moments import input_moments
-    from lrexport.lowrank.factors.rebuild import rebuild
-    from lrexport.lowrank.factors.truncation import Selection
-    from lrexport.lowrank.regularisation.regularisers import losses
-    from lrexport.lowrank.repair.reconstruct import reconstruct
-    from lrexport.lowrank.selection.select import select
-    from lrexport.networks.weights import load_weights
-    from lrexport.plan import Plan
-    from lrexport.runs.loading import load
-    from lrexport.torch_tools.plain_form import make_plain
-    from lrexport.workflow.compress_network import Compressed, compress
+    from lrexport.check.asserting import assert_within_budget as assert_within_budget
+    from lrexport.config.goals import AccuracyDrop as AccuracyDrop
+    from lrexport.config.goals import Energy as Energy
+    from lrexport.config.goals import FromPlan as FromPlan
+    from lrexport.config.goals import Latency as Latency
+    from lrexport.config.goals import Macs as Macs
+    from lrexport.config.goals import Params as Params
+    from lrexport.config.goals import Size as Size
+    from lrexport.errors import DeviceError as DeviceError
+    from lrexport.errors import InputError as InputError
+    from lrexport.errors import LrexportError as LrexportError
+    from lrexport.errors import UsageError as UsageError
+    from lrexport.formats.onnx import export_onnx as export_onnx
+    from lrexport.lowrank.factors.decompose import SVDNetwork as SVDNetwork
+    from lrexport.lowrank.factors.decompose import decompose as decompose
+    from lrexport.lowrank.factors.fold import fold as fold
+    from lrexport.lowrank.factors.moments import input_moments as input_moments
+    from lrexport.lowrank.factors.rebuild import rebuild as rebuild
+    from lrexport.lowrank.factors.truncation import Selection as Selection
+    from lrexport.lowrank.regularisation.regularisers import losses as losses
+    from lrexport.lowrank.repair.reconstruct import reconstruct as reconstruct
+    from lrexport.lowrank.selection.select import select as select
+    from lrexport.networks.weights import load_weights as load_weights
+    from lrexport.plan import Plan as Plan
+    from lrexport.runs.loading import load as load
+    from lrexport.torch_tools.plain_form import make_plain as make_plain
+    from lrexport.workflow.compress_network import Compressed as Compressed
+    from lrexport.workflow.compress_network import compress as compress
 
 __version__ = "0.1.0"
 
@@ -57,36 +68,7 @@ _HOMES = {
     "InputError": "lrexport.errors",
     "DeviceError": "lrexport.errors",
 }
-__all__ = [
-    "AccuracyDrop",
-    "Compressed",
-    "DeviceError",
-    "Energy",
-    "FromPlan",
-    "InputError",
-    "Latency",
-    "LrexportError",
-    "Macs",
-    "Params",
-    "Plan",
-    "SVDNetwork",
-    "Selection",
-    "Size",
-    "UsageError",
-    "assert_within_budget",
-    "compress",
-    "decompose",
-    "export_onnx",
-    "fold",
-    "input_moments",
-    "load",
-    "load_weights",
-    "losses",
-    "make_plain",
-    "rebuild",
-    "reconstruct",
-    "select",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -244,12 +244,12 @@ class FilesRemoved(Event):
 
 
 @singledispatch
-def to_json(event: Event) -> dict[str, Any]:
+def event_to_json(event: Event) -> dict[str, Any]:
     """The event as a line of log.jsonl has it: its kind, then its fields; optional ones that are None are left out."""
     return {"event": event.kind, **_fields(event)}
 
 
-@to_json.register
+@event_to_json.register
 def _(event: PlanChosen) -> dict[str, Any]:
     values = _fields(event)
     threshold, scores = values.pop("threshold"), values.pop("scores")

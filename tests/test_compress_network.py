@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import json
@@ -407,6 +408,15 @@ def test_public_names_their_parameters_and_their_documentation() -> None:
         assert inspect.getdoc(getattr(api, name)), name
     assert _public(api.Compressed) == {"export", "save_plan"}
     assert _public(api.Plan) - _public(dict) == {"to_json", "from_json"}
+
+
+def test_type_checkers_and_programs_find_the_same_public_names_in_the_same_modules() -> None:
+    source = Path(api.__file__).read_text(encoding="utf-8")
+    (block,) = (each for each in ast.parse(source).body if isinstance(each, ast.If))
+    static = {name.name: each.module for each in block.body if isinstance(each, ast.ImportFrom) for name in each.names}
+    assert static == api._HOMES
+    assert api.__all__ == sorted(static)
+    assert all(getattr(api, name) is not None for name in api.__all__)
 
 
 def _public(kind: type) -> set[str]:

@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from lrexport import events
-from lrexport.events import Event, to_json
+from lrexport.events import Event, event_to_json
 from lrexport.plan import PlannedLatency
 
 EPOCH = events.EpochDone("svd", 1, 2, 30, 0.5, 0.25, 0.1, 1.5, images_per_second=640.0, step_ms=12.0)
@@ -87,7 +87,7 @@ LINES: list[tuple[Event, str]] = [
 
 @pytest.mark.parametrize(("event", "line"), LINES, ids=lambda each: each.kind if isinstance(each, Event) else "")
 def test_the_line_of_each_event_stays_as_it_is(event: Event, line: str) -> None:
-    assert json.dumps(to_json(event)) == line
+    assert json.dumps(event_to_json(event)) == line
 
 
 def test_every_event_of_a_run_has_its_line_pinned_here_and_a_kind_that_no_other_has() -> None:

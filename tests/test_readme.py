@@ -147,9 +147,9 @@ def test_the_architecture_page_names_every_room_and_only_files_that_exist() -> N
 
 def test_the_places_that_the_architecture_page_names_have_what_it_says() -> None:
     places = re.findall(r"`([\w/]+\.py): ([^`]+)`", PAGES["docs/architecture.md"])
-    assert len(places) > 8
+    assert len(places) >= 8
     for path, names in places:
-        text = "".join(one.read_text(encoding="utf-8") for one in ROOT.glob(path if "/" in path else f"lrexport/*/{path}"))
+        text = "".join(one.read_text(encoding="utf-8") for one in ROOT.glob(path if "/" in path else f"lrexport/**/{path}"))
         for name in re.findall(r"[A-Za-z_]\w*", names.partition("(")[0]):
             assert re.search(rf"\b{name}\b", text), f"{path}: {name}"
 

@@ -155,14 +155,14 @@ def _write_json(report: Report, destination: str, _comment_id: str) -> None:
     from lrexport.budget.outputs import json
     from lrexport.cli.console import write_json
 
-    write_json(json.to_json(report), destination)
+    write_json(json.check_to_json(report), destination)
 
 
 def _write_history(report: Report, destination: str, _comment_id: str) -> None:
     from lrexport.budget.outputs import history
     from lrexport.cli.console import write_json
 
-    write_json(history.to_json(report), destination)
+    write_json(history.history_to_json(report), destination)
 
 
 def _write_markdown(report: Report, destination: str, comment_id: str) -> None:

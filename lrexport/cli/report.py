@@ -60,9 +60,9 @@ def command(runs: tuple[Path, ...], output: str | None, kind: str | None, no_fro
     subjects = read_subjects(runs)
     if kind == "json":
         from lrexport.cli.console import write_json
-        from lrexport.report.json_report import to_json
+        from lrexport.report.json_report import runs_to_json
 
-        write_json(to_json(subjects), output or "-")
+        write_json(runs_to_json(subjects), output or "-")
     elif kind == "markdown":
         from lrexport.report import cards
 

@@ -15,7 +15,7 @@ from lrexport.report.reported_run import ReportedRun
 SCHEMA_VERSION = 1
 
 
-def to_json(subjects: Sequence[ReportedRun]) -> dict[str, Any]:
+def runs_to_json(subjects: Sequence[ReportedRun]) -> dict[str, Any]:
     """As docs/report.md describes it."""
     fronts = [asdict(front) for front in fronts_of(subjects)] if len(subjects) > 1 else []
     return {"schema_version": SCHEMA_VERSION, "runs": [_run(subject) for subject in subjects], "fronts": fronts}

@@ -9,7 +9,7 @@ from pathlib import Path
 from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.run_files import LOG
 from lrexport.config.compression import STAGES
-from lrexport.events import EpochDone, Event, PlanChosen, to_json
+from lrexport.events import EpochDone, Event, PlanChosen, event_to_json
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LoggedPlan:
 
 def append(run: Path, event: Event) -> None:
     """Write the event's line, all or nothing. Raises DeviceError where the disk is full."""
-    run_folder.append_json_line(run, LOG, to_json(event))
+    run_folder.append_json_line(run, LOG, event_to_json(event))
 
 
 def read_log(run: Path) -> tuple[list[LoggedEpoch | LoggedPlan], int]:

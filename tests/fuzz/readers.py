@@ -28,7 +28,7 @@ from lrexport.measure.macs import onnx_survey
 from lrexport.measure.targets.answers import answers
 from lrexport.measure.targets.base import MeasuringJob
 from lrexport.report import cards
-from lrexport.report.json_report import to_json
+from lrexport.report.json_report import runs_to_json
 from lrexport.report.latency_tables import latency_table
 from lrexport.report.plan_tables import plan_table, plan_to_json
 from lrexport.report.repeat_commands import commands as repeating
@@ -104,7 +104,7 @@ def _run(part: str) -> Callable[[bytes, Path], None]:
         record = load_record(run)
         results_table(record), plan_table(record.plan), repeating(record, "run")
         subject = read_subject(run)
-        to_json([subject]), cards.render([subject])
+        runs_to_json([subject]), cards.render([subject])
 
     return read
 

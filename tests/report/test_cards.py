@@ -9,7 +9,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from lrexport.report.cards import render
-from lrexport.report.json_report import to_json
+from lrexport.report.json_report import runs_to_json
 from lrexport.report.reported_run import read_subjects
 from tests.report.runs import HOSTILE, NAMES, write_run
 
@@ -71,7 +71,7 @@ def test_no_name_becomes_markup(tmp_path: Path) -> None:
 def test_json_has_figures_as_numbers_and_null_where_nothing_was_measured(tmp_path: Path) -> None:
     write_run(tmp_path / "run", HOSTILE)
     write_run(tmp_path / "bare", data=None, milliseconds=None)
-    found = json.loads(json.dumps(to_json(read_subjects([tmp_path / "run", tmp_path / "bare"])), allow_nan=False))
+    found = json.loads(json.dumps(runs_to_json(read_subjects([tmp_path / "run", tmp_path / "bare"])), allow_nan=False))
     run, bare = found["runs"]
     assert run["ratios"] == {
         "macs": 0.5,
@@ -86,4 +86,4 @@ def test_json_has_figures_as_numbers_and_null_where_nothing_was_measured(tmp_pat
     assert bare["layers"][NAMES[1]]["ms"] is None
     assert len(run["training"]["svd"]) == 2
     assert [front["cost"] for front in found["fronts"]] == ["MACs", "latency on local"]
-    assert to_json(read_subjects([tmp_path / "run"]))["fronts"] == []
+    assert runs_to_json(read_subjects([tmp_path / "run"]))["fronts"] == []

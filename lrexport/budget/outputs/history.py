@@ -14,7 +14,7 @@ from lrexport.budget.facts import Facts
 from lrexport.text import plain
 
 
-def to_json(report: Report) -> list[dict[str, Any]]:
+def history_to_json(report: Report) -> list[dict[str, Any]]:
     """Every figure that was measured, of every model; a lower bound of MACs is none."""
     return [
         {"name": plain(f"{checked.model}: {name}"), "unit": unit, "value": value}

@@ -11,7 +11,7 @@ from lrexport.budget.verdicts import Verdict
 SCHEMA_VERSION = 1
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def check_to_json(report: Report) -> dict[str, Any]:
     """As docs/budgets.md describes it."""
     return {
         "schema_version": SCHEMA_VERSION,

@@ -8,7 +8,7 @@ from lrexport.config.goals import Latency
 from lrexport.errors import UsageError
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.truncation import Selection, Truncations
-from lrexport.lowrank.selection.least_loss import layer_choices, least_loss
+from lrexport.lowrank.selection.least_loss import layer_options, least_loss
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.lowrank.selection.problem import Problem, Rule, check_rule
 from lrexport.lowrank.selection.threshold import at_threshold, first_true, steps_of
@@ -70,7 +70,7 @@ def within_latency(
     """
     check_rule(rule)
     options = {
-        name: layer_choices(truncated[name], latency.layers[name].dense_ms, latency.layers[name].gaining)
+        name: layer_options(truncated[name], latency.layers[name].dense_ms, latency.layers[name].gaining)
         for name in svd.layers
     }
     if all(len(choices) == 1 for choices in options.values()):

@@ -23,7 +23,7 @@ SLOW = "no pair is faster on the target"
 
 
 @dataclass(frozen=True)
-class LayerChoice:
+class LayerOption:
     """What one layer may become; no scheme is dense."""
 
     scheme: Scheme | None
@@ -32,22 +32,22 @@ class LayerChoice:
     cost: float
 
 
-def layer_choices(
+def layer_options(
     truncated: Mapping[Scheme, Truncation], dense: float, pairs: Mapping[Scheme, Mapping[int, float]]
-) -> list[LayerChoice]:
+) -> list[LayerOption]:
     """The layer as it is, at the price ``dense``, and its pairs by scheme, rank and price."""
     made = [
-        LayerChoice(scheme, rank, float(truncated[scheme].energy_dropped[rank]) ** _LOSS_POWER, price)
+        LayerOption(scheme, rank, float(truncated[scheme].energy_dropped[rank]) ** _LOSS_POWER, price)
         for scheme, prices in pairs.items()
         if scheme in truncated
         for rank, price in prices.items()
     ]
-    return [LayerChoice(None, 0, 0.0, dense), *made]
+    return [LayerOption(None, 0, 0.0, dense), *made]
 
 
-def costed_choices(
+def costed_options(
     layer: Factorisable, truncated: Mapping[Scheme, Truncation], cost: Cost, latency: LayerLatency | None = None
-) -> list[LayerChoice]:
+) -> list[LayerOption]:
     """Every pair that costs less than the layer, in MACs too; with ``latency`` those that gain by it."""
     dense, pairs = dense_cost(layer, cost), dict[Scheme, dict[int, float]]()
     for scheme, truncation in truncated.items():
@@ -57,11 +57,11 @@ def costed_choices(
             if price >= dense or pair_cost(layer, scheme, rank, "macs") >= layer.dense_macs:
                 break
             prices[rank] = price
-    return layer_choices(truncated, dense, pairs)
+    return layer_options(truncated, dense, pairs)
 
 
 def chosen_entry(
-    layer: Factorisable, truncated: Mapping[Scheme, Truncation], choice: LayerChoice, slow: bool = False
+    layer: Factorisable, truncated: Mapping[Scheme, Truncation], choice: LayerOption, slow: bool = False
 ) -> Pair | Dense:
     """A choice as the plan has it; ``slow`` says that the layer had no other than to stay dense."""
     if choice.scheme is None:
@@ -70,7 +70,7 @@ def chosen_entry(
 
 
 def least_loss(
-    svd: SVDNetwork, truncated: Truncations, options: Mapping[str, list[LayerChoice]], budget: float
+    svd: SVDNetwork, truncated: Truncations, options: Mapping[str, list[LayerOption]], budget: float
 ) -> Selection:
     """The options of least total loss within ``budget``, which holds for factorisable layers only."""
     arrays = [

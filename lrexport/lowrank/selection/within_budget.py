@@ -19,7 +19,7 @@ from lrexport.lowrank.selection.costs import (
     planned_cost,
     whole_cost,
 )
-from lrexport.lowrank.selection.least_loss import chosen_entry, costed_choices, least_loss
+from lrexport.lowrank.selection.least_loss import chosen_entry, costed_options, least_loss
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.lowrank.selection.problem import Rule, check_rule
 from lrexport.lowrank.selection.threshold import at_threshold, layer_at_threshold, steps_of
@@ -44,7 +44,7 @@ def within(
     if rule == "threshold":
         return _least_threshold(svd, truncated, cost, budget, latency)
     options = {
-        name: costed_choices(layer, truncated[name], cost, latency.layers[name] if latency else None)
+        name: costed_options(layer, truncated[name], cost, latency.layers[name] if latency else None)
         for name, layer in svd.layers.items()
     }
     fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())
@@ -62,7 +62,7 @@ def smallest(svd: SVDNetwork, truncated: Truncations, cost: Cost) -> Selection:
     """The plan that costs least: rank 1 wherever that is less than the layer."""
     plan = Plan(svd.dense)
     for name, layer in svd.layers.items():
-        choice = min(costed_choices(layer, truncated[name], cost), key=lambda choice: choice.cost)
+        choice = min(costed_options(layer, truncated[name], cost), key=lambda choice: choice.cost)
         plan[name] = chosen_entry(layer, truncated[name], choice)
     return Selection(in_order(svd, plan), None, svd.notes, truncated)
 
