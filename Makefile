@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/lrexport demo
 
+# Compiled first: the tests start dozens of processes, which may be forbidden to write bytecode (PYTHONDONTWRITEBYTECODE).
 test: $(VENV)/.test lint
+	$(BIN)/python -m compileall -q lrexport
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.test
