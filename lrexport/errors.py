@@ -73,7 +73,7 @@ def of_system(error: OSError) -> UsageError | DeviceError:
     message = f"cannot use {shown}: {reason}" if shown else f"the system refused: {reason}"
     if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
         return UsageError(message, "Give another name.")
-    return DeviceError(message, "--debug before the command shows where.")
+    return DeviceError(message, "For a traceback, run lrexport --debug …")
 
 
 def signal_of(error: BaseException | None) -> signal.Signals | None:

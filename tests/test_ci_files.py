@@ -182,11 +182,11 @@ def test_two_uses_in_one_pull_request_have_a_comment_each_which_the_next_push_br
         uses(CONFIG="a.toml")
         uses(CONFIG="b.toml")
         first, second = uses.comments
-        assert "of 1 limit 1 failed" in first
-        assert "the limit is kept" in second
+        assert "1 of 1 limit failed" in first
+        assert "the limit is met" in second
     Path("a.toml").write_text(limit.format("1 MB"))
     uses(CONFIG="a.toml")
-    assert ["the limit is kept" in comment for comment in uses.comments] == [True, True]
+    assert ["the limit is met" in comment for comment in uses.comments] == [True, True]
     uses(CONFIG="a.toml", ID="another $(id) -->")
     assert len(uses.comments) == 3
 
@@ -195,7 +195,7 @@ def test_two_uses_in_one_pull_request_have_a_comment_each_which_the_next_push_br
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("a file that is damaged", "of 1 limit 1 unreadable"),
+        ("a file that is damaged", "1 of 1 limit unreadable"),
         ("a mistake in the configuration", "Exit code 2"),
         ("a model that is gone", "Exit code 2"),
         ("a check that crashes", "not done"),
@@ -208,7 +208,7 @@ def test_a_use_that_fails_says_so_in_its_comment_and_never_leaves_an_earlier_all
 ) -> None:
     Path("a.toml").write_text('[budget]\npath = "exports/small.onnx"\nmax_bytes = "1 MB"\n')
     uses(CONFIG="a.toml")
-    assert "the limit is kept" in uses.comments[0]
+    assert "the limit is met" in uses.comments[0]
     breaks = ""
     if what == "a file that is damaged":
         Path("exports/small.onnx").write_bytes(b"\x08\x0a" * 99)
@@ -226,7 +226,7 @@ def test_a_use_that_fails_says_so_in_its_comment_and_never_leaves_an_earlier_all
     uses(breaks, CONFIG="a.toml")
     (comment,) = uses.comments
     assert words in comment
-    assert "limit is kept" not in comment
+    assert "limit is met" not in comment
 
 
 def test_the_comment_step_runs_after_a_step_that_failed() -> None:

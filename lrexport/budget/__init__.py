@@ -1,1 +1,1 @@
-"""Budgets: limits out of TOML, what a model measures, and a verdict for each. Nothing here imports torch or onnx."""
+"""Budgets: limits from TOML, figures of a model, and a verdict for each limit. Nothing here imports torch or onnx."""

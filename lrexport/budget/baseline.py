@@ -1,4 +1,4 @@
-"""The baseline: figures of an accepted state, in a small JSON file that is kept in the repository."""
+"""The baseline: figures of an accepted state, in a small JSON file in the repository."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lrexport.errors import InputError
 
 FILE = "lrexport-baseline.json"
 SCHEMA_VERSION = 1
-# How a lower bound of MACs is called in the file.
+# Name of a lower bound of MACs in the file.
 _AT_LEAST = "macs_at_least"
 _HINT = "Restore it, or remove it and write it again with lrexport check --update-baseline."
 
 
 def read_baseline(path: Path) -> dict[str, Facts | Unreadable]:
-    """Model → figures, or why the entry is not valid. Raises InputError where the file is malformed or of another schema."""
+    """Model → figures, or why its entry is invalid. Raises InputError for a malformed file or another schema version."""
     value = read_json(path, _HINT)
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{path} is not a baseline that this lrexport reads: schema version {version!r}, expected {SCHEMA_VERSION}",
+            f"{path} is not a baseline of this version of lrexport: schema version {version!r}, expected {SCHEMA_VERSION}",
             _HINT,
         )
     models = value.get("models")
@@ -48,11 +48,11 @@ def _facts(path: Path, name: str, entry: Any) -> Facts | Unreadable:
         why = f"{place}.{first_fault(error)}"
     except ValueError as error:
         why = f"{place}.{error}"
-    return Unreadable(f"{path} has no valid entry: {why}. lrexport check --update-baseline writes it again", entry)
+    return Unreadable(f"{path} has no valid entry: {why}. lrexport check --update-baseline rewrites it", entry)
 
 
 def _below_zero(value: Any, place: str = "") -> str:
-    """Where a figure is below 0; "" where none is."""
+    """The place of a figure below 0; "" if there is none."""
     if isinstance(value, dict):
         figures = ((key, item) for key, item in value.items() if key != "machine")
         inner = (_below_zero(item, f"{place}.{key}" if place else str(key)) for key, item in figures)
@@ -61,9 +61,9 @@ def _below_zero(value: Any, place: str = "") -> str:
 
 
 def write_baseline(path: Path, models: Mapping[str, Facts | Unreadable]) -> None:
-    """Write model → figures atomically, in the order of their names so that a diff shows what changed.
+    """Write model → figures atomically, sorted by name so that a diff shows what changed.
 
-    An entry that was not valid stays as it was.
+    Invalid entries are kept as they were.
     """
     entries = {
         name: _without_none(facts.to_json()) if isinstance(facts, Facts) else facts.entry

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lrexport.budget.facts import Facts
 from lrexport.budget.verdicts import Status, Verdict
 
-# The worst first: outputs that may be cut to a size keep what matters.
+# The worst first: outputs that are cut to a size keep what matters.
 ORDER: tuple[Status, ...] = ("bad input", "failed", "not measured", "inconclusive", "warning", "passed")
 
 _COUNTED: dict[Status, str] = {"bad input": "unreadable", "warning": "only warned"}
@@ -16,9 +16,9 @@ _COUNTED: dict[Status, str] = {"bad input": "unreadable", "warning": "only warne
 
 @dataclass(frozen=True)
 class Checked:
-    """A model, what was found, and a verdict for every limit of every budget that it falls under.
+    """A model, its figures, and a verdict for every limit of every budget that applies to it.
 
-    ``notes`` say what a reader of the figures should know about the file.
+    ``notes`` tell readers of the figures what to know about the file.
     """
 
     model: str
@@ -29,7 +29,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that ``lrexport check`` found."""
+    """The result of ``lrexport check``."""
 
     models: tuple[Checked, ...]
 
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """3 where a file could not be read, else 1 where a limit failed, else 2 where one was not measured, else 0."""
+        """3 if a file could not be read, else 1 if a limit failed, else 2 if one was not measured, else 0."""
         counts = self.counts
         if counts["bad input"]:
             return 3
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known about files, each with its name."""
+        """Notes about files, each with the file's name."""
         return [f"{checked.model}: {note}" for checked in self.models for note in checked.notes]
 
     @property
@@ -68,7 +68,7 @@ class Report:
         counts = self.counts
         total = sum(counts.values())
         if counts["passed"] == total:
-            return f"all {total} limits kept" if total > 1 else "the limit is kept"
-        bad = [status for status in ORDER if counts[status] and status != "passed"]
-        parts = [f"{counts[status]} {_COUNTED.get(status, status)}" for status in bad]
-        return f"of {total} limit{'s' if total > 1 else ''} {', '.join(parts)}"
+            return f"all {total} limits met" if total > 1 else "the limit is met"
+        worst, *others = (status for status in ORDER if counts[status] and status != "passed")
+        first = f"{counts[worst]} of {total} limit{'s' if total > 1 else ''} {_COUNTED.get(worst, worst)}"
+        return ", ".join([first, *(f"{counts[status]} {_COUNTED.get(status, status)}" for status in others)])

@@ -1,4 +1,4 @@
-"""What is known of one model, whether it comes from a run, an .onnx file or a baseline. All that limits look at."""
+"""Facts about one model, from a run, an .onnx file or a baseline: the input of all limits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 # For the baseline, which pydantic reads into these classes.
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}
-# What tells one machine from another, of a record's environment.
+# Entries of a record's environment that identify a machine.
 _MACHINE = ("cpu", "cores", "isa", "system")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the exported graph, both convolutions of a pair together. MACs of one input, bytes as stored."""
+    """A layer of the exported graph; the convolutions of a pair are one layer. MACs are for one input, bytes as stored."""
 
     __pydantic_config__: ClassVar = _STRICT
 
@@ -53,11 +53,11 @@ class LatencyFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """None is what was not measured. ``bytes`` are those of the ONNX file with its external data.
+    """Figures of a model; None: not measured. ``bytes`` is the size of the ONNX file with its external data.
 
-    ``uncounted`` names operators that multiply but are not in ``macs``, which are a lower bound then; ``layers`` are named
-    by their weights. ``graph`` is a digest of the graph without its weights, the same after more training.
-    ``kind`` names the format of a file that no graph can be read from, ``".tflite"`` say.
+    ``uncounted`` names operators that multiply but are not in ``macs``, which is then a lower bound; ``layers`` are named
+    by their weights. ``graph`` is a digest of the graph without weights, unchanged by more training.
+    ``kind`` describes a file whose graph cannot be read, such as ``a .tflite file``.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -77,19 +77,19 @@ class Facts:
 
     @property
     def exact_macs(self) -> int | None:
-        """MACs where all of them were counted."""
+        """MACs if all of them were counted, else None."""
         return None if self.uncounted else self.macs
 
     def to_json(self) -> dict[str, Any]:
-        """All figures; a lower bound of MACs goes by the name ``macs_at_least``, and ``macs`` is None then."""
+        """All figures; a lower bound of MACs is named ``macs_at_least``, and ``macs`` is then None."""
         return {**asdict(self), "macs": self.exact_macs, "macs_at_least": self.macs if self.uncounted else None}
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for figures that a damaged file should have had: ``why`` they cannot be read, and what to do.
+    """In place of figures from a damaged file: ``why`` they cannot be read, and what to do.
 
-    ``entry`` is what a baseline has in their place, to be written back as it was.
+    ``entry`` is a baseline's invalid entry, written back as it was.
     """
 
     why: str
@@ -97,11 +97,11 @@ class Unreadable:
 
 
 def machine_of(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a record's environment that says which machine it was."""
+    """The part of a record's environment that identifies the machine."""
     return {key: environment[key] for key in _MACHINE if key in environment}
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
-    """One line for people."""
+    """The machine in one line."""
     cores = f", {machine['cores']} cores" if "cores" in machine else ""
     return f"{machine.get('cpu', 'an unknown processor')}{cores}"

@@ -1,7 +1,7 @@
-"""Figures of a model as limits see them: a value with the interval that it lies in, or why there is none.
+"""Figures of a model that limits apply to: a value with its interval, or why it was not measured.
 
-Sizes, MACs and accuracy are exact, their interval is a point. A latency's is the interquartile range of its ratio to the
-dense network in the same interleaved rounds, carried over to milliseconds.
+Sizes, MACs and accuracy are exact: their interval is a point. A latency's interval is the interquartile range of its ratio
+to the dense network in the same interleaved rounds, converted to milliseconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lrexport.units import format_bytes, format_count, format_ms, format_percent
 
 @dataclass(frozen=True)
 class Measured:
-    """``low`` and ``high`` bound where the value may be; ``doubt`` says why it cannot be trusted to be within a limit."""
+    """A value between ``low`` and ``high``; ``doubt``: why it cannot be relied on to be within a limit, or ""."""
 
     value: float
     low: float
@@ -29,13 +29,13 @@ class Measured:
 
     @property
     def is_lower_bound(self) -> bool:
-        """Nothing is known of it but that it is at least ``value``."""
+        """Whether the figure is only known to be at least ``value``."""
         return math.isinf(self.high)
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A figure that was not measured: why, and what would measure it; ``is_damaged`` where a file could not be read."""
+    """A figure that was not measured: why, and how to measure it; ``is_damaged``: a file could not be read."""
 
     why: str
     is_damaged: bool = False
@@ -46,7 +46,7 @@ Reading = Measured | Missing
 
 @dataclass(frozen=True)
 class Share:
-    """What layers add to a figure: bytes, MACs or parameters."""
+    """The layers' shares of a figure: bytes, MACs or parameters."""
 
     unit: str
     of: Callable[[Layer], int]
@@ -57,8 +57,8 @@ class Share:
 class Figure:
     """One kind of figure.
 
-    ``unit`` is that of the value in JSON, ``show`` prints a value and ``show_difference`` a difference of two; ``share``
-    is what explains it layer by layer, for a latency the MACs.
+    ``unit`` is that of the value in JSON; ``show`` formats a value and ``show_difference`` a difference; ``share`` explains
+    it layer by layer, for a latency by MACs.
     """
 
     name: str
@@ -84,17 +84,19 @@ def _count_macs(facts: Facts, target: str) -> Reading:
 
 
 def _of_graph(facts: Facts, value: float | None, why: str) -> Reading:
-    """A figure that only a graph has."""
+    """A figure that is read from a graph."""
     return _exact(value, why if facts.kind is None else no_graph(facts.kind))
 
 
 def no_graph(kind: str) -> str:
-    """Why a file of that kind has no figures but its size."""
-    return f"it is read from the graph of an .onnx file, and this is {kind}: limit its bytes, or check the .onnx file"
+    """Why a file of that kind has no figures except its size."""
+    return f"it is read from the graph of an .onnx file, but this is {kind}: limit its bytes, or check the .onnx file"
 
 
 def _accuracy(of: Callable[[Facts], float | None]) -> Callable[[Facts, str], Reading]:
-    why = "it was scored on no data: check a RUN made with --data and exported with lrexport onnx, not a bare .onnx file"
+    why = (
+        "it was not scored on any data: check a RUN made with --data and exported with lrexport onnx, not a bare .onnx file"
+    )
     return lambda facts, target: _exact(of(facts), why)
 
 
@@ -114,20 +116,18 @@ def _latency_ratio(facts: Facts, target: str) -> Reading:
     if latency is None:
         return _no_latency(facts, target)
     if latency.ratio is None or latency.ratio_iqr is None:
-        return Missing(
-            f"its latency on {target} was measured without the dense network beside it: name that with dense = in the budget"
-        )
+        return Missing(f"its latency on {target} was measured without the dense network: name it with dense = in the budget")
     return Measured(latency.ratio, *latency.ratio_iqr, latency.warning or "")
 
 
 def _no_latency(facts: Facts, target: str) -> Missing:
     others = f"; measured on: {', '.join(facts.latency_ms)}" if facts.latency_ms else ""
-    how = "check a RUN that lrexport onnx has timed, or give --latency what lrexport bench --json wrote"
+    how = "check a RUN that lrexport onnx has timed, or give the output of lrexport bench --json with --latency"
     return Missing(f"its latency on {target} was not measured{others}: {how}")
 
 
 def _relative_spread(latency: LatencyFacts) -> tuple[float, float]:
-    """Quartiles ÷ median, of the interleaved ratio where there is one: it does not see what slows both networks down."""
+    """Quartiles ÷ median; of the interleaved ratio if known, which is not affected by what slows both networks down."""
     if latency.ratio and latency.ratio_iqr:
         return latency.ratio_iqr[0] / latency.ratio, latency.ratio_iqr[1] / latency.ratio
     half = latency.iqr / 2 / latency.p50 if latency.p50 > 0 else 0.0
@@ -145,7 +145,7 @@ def format_ratio(value: float) -> str:
 
 _UNEXPORTED = "the run has no ONNX file yet: lrexport onnx RUN writes it"
 _UNCOUNTED = "its parameters were not counted"
-_NO_OPSET = "there is no ONNX file, or it names no standard opset"
+_NO_OPSET = "the model has no ONNX file, or the file has no standard opset"
 _BYTES = Share("bytes", lambda layer: layer.bytes, format_bytes)
 _MACS = Share("MACs", lambda layer: layer.macs, format_count)
 _PARAMS = Share("parameters", lambda layer: layer.params, format_count)

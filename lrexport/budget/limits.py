@@ -1,4 +1,4 @@
-"""Budgets out of ``[tool.lrexport.budget]``: limits with units, checked key by key. Every key: docs/budgets.md."""
+"""Budgets from ``[tool.lrexport.budget]``: limits with units, checked key by key. docs/budgets.md lists the keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCAL = "local"
 
 @dataclass(frozen=True)
 class Limit:
-    """One line of a budget: its key, its value as written, and ``file:line``."""
+    """One line of a budget: its key, its value as written, and its ``file:line``."""
 
     key: str
     text: str
@@ -28,7 +28,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Bound(Limit):
-    """A quantity is to be at most ``value``, or at least where ``most`` is False."""
+    """A quantity must be at most ``value``; with ``most`` False at least ``value``."""
 
     quantity: Quantity
     value: float
@@ -37,7 +37,7 @@ class Bound(Limit):
 
 @dataclass(frozen=True)
 class Operators(Limit):
-    """Only operators that match one of ``patterns``, or none of those where ``allowed`` is False."""
+    """All operators must match one of ``patterns``; with ``allowed`` False none of them."""
 
     patterns: tuple[str, ...]
     allowed: bool
@@ -45,11 +45,10 @@ class Operators(Limit):
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the models that ``paths`` match and ``exclude`` does not, on any model where there are no paths.
+    """Limits on the models that ``paths`` matches and ``exclude`` does not; without paths, on any model.
 
-    ``target`` is where latencies are from, ``dense`` an .onnx file that stands for the dense network, ``shapes`` sizes of
-    inputs by name. With ``is_sum`` the limits are on all models together; what a budget finds is only a warning where
-    ``warns``.
+    ``target`` is where latency was measured, ``dense`` an .onnx file used as the dense network, ``shapes`` sizes by input
+    name. With ``is_sum`` the limits are on all models together; with ``warns`` failures are only warnings.
     """
 
     name: str
@@ -84,7 +83,7 @@ def _ratio(figure: Figure) -> Callable[[str], tuple[Quantity, float]]:
 
 
 def _growth(figure: Figure, parse: Parse) -> Callable[[str], tuple[Quantity, float]]:
-    """``"2%"`` of the baseline's, or ``"10 KB"`` more."""
+    """Growth by ``"2%"`` of the baseline's figure, or by ``"10 KB"``."""
 
     def read(text: str) -> tuple[Quantity, float]:
         relative = text.rstrip().endswith("%")
@@ -93,7 +92,7 @@ def _growth(figure: Figure, parse: Parse) -> Callable[[str], tuple[Quantity, flo
     return read
 
 
-# Key → what a text with a unit makes of it.
+# Key → parser of its value with a unit.
 _AT_MOST: dict[str, Callable[[str], tuple[Quantity, float]]] = {
     "max_bytes": _itself(figures.BYTES, parse_bytes),
     "max_gzip_bytes": _itself(figures.GZIP, parse_bytes),
@@ -122,7 +121,7 @@ _AT_LEAST: dict[str, Callable[[str], tuple[Quantity, float]]] = {
 _OPSETS = {"max_opset": True, "min_opset": False}
 _OPERATORS = {"allowed_operators": True, "forbidden_operators": False}
 _OTHERS = ("path", "exclude", "target", "dense", "shapes", "sum", "severity")
-# What can be added up over files, and which keys say something about a single one.
+# Figures that can be added up over files.
 _ADDED = (figures.BYTES, figures.GZIP, figures.MACS, figures.PARAMS)
 _SEVERITIES = {"error": False, "warn": True}
 _EXCLUDED = "!"
@@ -130,13 +129,13 @@ KEYS = (*_AT_MOST, *_AT_LEAST, *_OPSETS, *_OPERATORS, *_OTHERS)
 
 
 def read_budgets(settings: Settings) -> list[Budget]:
-    """The budgets of a configuration: the table itself where it has limits, and each table in it by its name.
+    """The budgets of a configuration: the table itself if it has limits, and each table in it by name.
 
-    Raises UsageError with file, line and the nearest known key; also for a budget that limits nothing.
+    Raises UsageError with file, line and the nearest known key, also for a budget without limits.
     """
     table = settings.table.get(BUDGET, {})
     if not isinstance(table, dict):
-        raise UsageError(f"{settings.place(BUDGET)}: {BUDGET!r} is a {kind(table)}, a table of limits was wanted")
+        raise UsageError(f"{settings.place(BUDGET)}: invalid {BUDGET}: expected a table of limits, found a {kind(table)}")
     own = {key: value for key, value in table.items() if _canonical(key) in KEYS or not isinstance(value, dict)}
     named = {key: value for key, value in table.items() if key not in own}
     budgets = [make_budget(BUDGET, own, lambda key: settings.place(BUDGET, key))] if own else []
@@ -146,7 +145,7 @@ def read_budgets(settings: Settings) -> list[Budget]:
 
 
 def make_budget(name: str, table: Mapping[str, Any], place: Callable[[str], str]) -> Budget:
-    """One budget out of its keys and values; ``place(key)`` says where a key stands. Raises UsageError."""
+    """One budget from its keys and values; ``place(key)`` is the place of a key. Raises UsageError."""
     limits: list[Limit] = []
     others: dict[str, Any] = {}
     for written, value in table.items():
@@ -158,7 +157,7 @@ def make_budget(name: str, table: Mapping[str, Any], place: Callable[[str], str]
         else:
             limits.append(_limit(key, value, where))
     if not limits:
-        raise UsageError(f"{place('')}: the budget {name!r} limits nothing", 'Give it a limit, as in max_bytes = "500 KB".')
+        raise UsageError(f"{place('')}: the budget {name!r} has no limits", 'Add one, for example max_bytes = "500 KB".')
     exclude = (*others.pop("not_paths", ()), *others.pop("exclude", ()))
     budget = Budget(name, tuple(limits), exclude=exclude, place=place(""), **others)
     if budget.is_sum:
@@ -167,12 +166,14 @@ def make_budget(name: str, table: Mapping[str, Any], place: Callable[[str], str]
 
 
 def _other(key: str, value: Any, place: str) -> dict[str, Any]:
-    """Fields of :class:`Budget` that a key which limits nothing stands for. Raises UsageError."""
+    """Fields of :class:`Budget` from a key that is not a limit. Raises UsageError."""
     if key == "path":
         texts = _texts(key, value, place)
         paths = tuple(text for text in texts if not text.startswith(_EXCLUDED))
         if not paths:
-            raise UsageError(f"{place}: path only excludes", 'Say from what it excludes, as in ["*.onnx", "!old.onnx"].')
+            raise UsageError(
+                f"{place}: path only has exclusions", 'Add what to include, for example ["*.onnx", "!old.onnx"].'
+            )
         excluded = tuple(text[len(_EXCLUDED) :] for text in texts if text.startswith(_EXCLUDED))
         return {"paths": paths, "not_paths": excluded}
     if key == "exclude":
@@ -193,7 +194,7 @@ def _other(key: str, value: Any, place: str) -> dict[str, Any]:
 def _shapes(value: Any, place: str) -> dict[str, tuple[int, ...]]:
     example = "Write all sizes of an input by its name: shapes = {images = [1, 3, 320, 320]}."
     if not isinstance(value, Mapping) or not value:
-        raise UsageError(f"{place}: invalid shapes: expected a table of inputs, found {kind(value)}", example)
+        raise UsageError(f"{place}: invalid shapes: expected a table of inputs, found a {kind(value)}", example)
     for name, sizes in value.items():
         is_list = isinstance(sizes, list | tuple)
         if not is_list or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
@@ -202,15 +203,17 @@ def _shapes(value: Any, place: str) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_in_sum(budget: Budget, place: Callable[[str], str]) -> None:
-    """Raise UsageError for what says something about a single model only."""
+    """Raise UsageError for keys that apply to a single model only."""
     for key, default in (("target", LOCAL), ("dense", None)):
         if getattr(budget, key) != default:
-            raise UsageError(f"{place(key)}: {key} is about a single model, and sum = true adds models up", "Leave it out.")
+            raise UsageError(
+                f"{place(key)}: {key} applies to a single model, but sum = true adds models up", "Remove one of the two."
+            )
     for limit in budget.limits:
         if not (isinstance(limit, Bound) and limit.quantity.figure in _ADDED and limit.quantity.other != "dense"):
             raise UsageError(
-                f"{limit.place}: {limit.key} cannot be limited for a sum of models",
-                "With sum = true bytes, bytes after gzip, MACs and parameters can, and their growth.",
+                f"{limit.place}: {limit.key} does not apply to a sum of models",
+                "With sum = true, limit bytes, bytes after gzip, MACs, parameters, or their growth.",
             )
 
 
@@ -220,7 +223,7 @@ def _limit(key: str, value: Any, place: str) -> Limit:
         return Operators(key, ", ".join(patterns), place, patterns, _OPERATORS[key])
     if key in _OPSETS:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise UsageError(f"{place}: {key} is {value!r}, a whole number was wanted")
+            raise UsageError(f"{place}: invalid {key} {value!r}: expected a whole number")
         return Bound(key, str(value), place, itself(figures.OPSET), value, _OPSETS[key])
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise UsageError(f"{place}: {key} = {value} has no unit", _units_hint(key))
@@ -256,13 +259,14 @@ _EXAMPLES = (
 def _texts(key: str, value: Any, place: str) -> tuple[str, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     if not items or not all(isinstance(item, str) and item.strip() for item in items):
-        raise UsageError(f"{place}: {key} is {value!r}, text or a list of texts was wanted")
+        raise UsageError(f"{place}: invalid {key} {value!r}: expected a string or a list of strings")
     return tuple(items)
 
 
 def _text(key: str, value: Any, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"{place}: {key} is {'empty' if value == '' else f'a {kind(value)}'}, text was wanted")
+        actual = "an empty one" if isinstance(value, str) else f"a {kind(value)}"
+        raise UsageError(f"{place}: invalid {key}: expected a string, found {actual}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a limit limits: a figure itself, or the figure against the dense network's or the baseline's."""
+"""What a limit applies to: a figure itself, or the figure relative to the dense network's or the baseline's."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lrexport.budget.facts import Facts, Unreadable, machine_text
 from lrexport.budget.figures import P50, P90, Figure, Measured, Missing, Reading, format_ratio
 from lrexport.units import format_points
 
-# Beyond the last digit that any figure has; without it 0.93 − 0.92 would be past a limit of 0.01.
+# More decimals than any figure has; without rounding, 0.93 − 0.92 would exceed a limit of 0.01.
 _DIGITS = 12
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model beside what it is compared with. ``any_machine`` lets latencies of different machines be compared.
+    """A model and what it is compared with. ``any_machine``: latencies of different machines are compared.
 
-    ``gaps`` say why a figure that was measured is not this model's to use, by the figure's name and the target.
+    ``gaps`` says why a measured figure does not apply to this model, by the figure's name and the target.
     """
 
     now: Facts
@@ -36,9 +36,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Quantity:
-    """``compare`` makes the limited value of the model's figure and the other's; None limits the figure itself.
+    """A figure, or its comparison with another model's by ``compare``.
 
-    ``label``, ``unit`` and the way values are shown are those of the limited value, as in :class:`Figure`.
+    ``label``, ``unit`` and the formatting functions are as in :class:`Figure`, but of the compared value.
     """
 
     figure: Figure
@@ -50,7 +50,7 @@ class Quantity:
     compare: Callable[[Measured, Measured], Reading] | None = None
 
     def measure(self, subject: Comparison, target: str) -> Reading:
-        """Its value for one model, latencies on ``target``."""
+        """The value for one model, latencies on ``target``; or why there is none."""
         reading = subject.read(self.figure, target)
         if self.compare is None or isinstance(reading, Missing):
             return reading
@@ -65,7 +65,7 @@ class Quantity:
                 return refusal
         reference = self.figure.read(facts, target)
         if isinstance(reference, Missing):
-            return Missing(f"the {self.other} does not have it: {reference.why}")
+            return Missing(f"not known of the {_OWNER[self.other]}: {reference.why}")
         if self.other == "baseline" and _is_unchanged(reading, reference, subject.now, facts):
             return Measured(0.0, 0.0, 0.0)
         if reference.is_lower_bound:
@@ -74,13 +74,14 @@ class Quantity:
 
 
 _NOT_THERE = {
-    "dense": "there is no dense network to compare with: check a RUN, or name the file with dense = in the budget",
+    "dense": "no dense network to compare with: check a RUN, or name the file with dense = in the budget",
     "baseline": "the baseline does not have this model: lrexport check --update-baseline adds it",
 }
+_OWNER = {"dense": "dense network", "baseline": "baseline"}
 
 
 def _is_unchanged(now: Measured, before: Measured, facts: Facts, baseline: Facts) -> bool:
-    """Whether a figure did not grow, though nothing can be divided by it or only a part of it was counted."""
+    """Whether a figure is unchanged although it is 0 or only partly counted."""
     if now.exact and before.exact:
         return now.value == before.value == 0
     counted = now.is_lower_bound and before.is_lower_bound and facts.uncounted == baseline.uncounted
@@ -88,15 +89,15 @@ def _is_unchanged(now: Measured, before: Measured, facts: Facts, baseline: Facts
 
 
 def _of_lower_bound(other: str, reference: Measured) -> str:
-    what = "the dense network's" if other == "dense" else "the baseline's"
+    owner = _OWNER[other]
     then = "" if other == "dense" else "; lrexport check --update-baseline accepts the model as it is"
-    return f"{what} is a lower bound, to which nothing can be compared: {reference.doubt}{then}"
+    return f"the {owner}'s figure is a lower bound and cannot be compared with: {reference.doubt}{then}"
 
 
 def ratio(now: Measured, other: Measured) -> Reading:
     """now ÷ other."""
     if other.low <= 0:
-        return Missing("there is nothing to divide by: the dense network's figure is 0")
+        return Missing("the dense network's figure is 0, so no ratio exists")
     return _divided(now, other, lambda mine, theirs: mine / theirs)
 
 
@@ -104,8 +105,8 @@ def growth(now: Measured, other: Measured) -> Reading:
     """(now − other) ÷ other."""
     if other.low <= 0:
         return Missing(
-            "there is nothing to divide by: the baseline's figure is 0; limit the growth by a number with its unit instead "
-            "of a percentage, or accept it with lrexport check --update-baseline"
+            "the baseline's figure is 0, so no percentage exists; limit the growth by a number with its unit instead, "
+            "or accept it with lrexport check --update-baseline"
         )
     return _divided(now, other, lambda mine, theirs: (mine - theirs) / theirs)
 
@@ -121,7 +122,7 @@ def drop(now: Measured, other: Measured) -> Reading:
 
 
 def itself(figure: Figure) -> Quantity:
-    """The figure as it is."""
+    """The figure itself."""
     return Quantity(figure, figure.label, figure.unit, figure.show, figure.show_difference)
 
 
@@ -131,13 +132,13 @@ def to_dense(figure: Figure) -> Quantity:
 
 
 def drop_from(other: Literal["dense", "baseline"], figure: Figure) -> Quantity:
-    """By how much an accuracy is below the other's."""
+    """How far an accuracy is below the other's."""
     label = f"{figure.label} below {'dense' if other == 'dense' else 'the baseline'}"
     return Quantity(figure, label, "fraction", format_points, format_points, other, drop)
 
 
 def grown(figure: Figure, relative: bool) -> Quantity:
-    """How much the figure is above the baseline's, as a share of it or in its own unit."""
+    """How far the figure is above the baseline's, as a share of it or in its own unit."""
     label = f"growth of {figure.label}"
     if relative:
         return Quantity(figure, label, "fraction", _signed_percent, format_points, "baseline", growth)
@@ -155,23 +156,23 @@ def _measured(value: float, low: float, high: float, *of: Measured) -> Measured:
 
 
 def _refusal(subject: Comparison, target: str) -> Missing | None:
-    """Why the two latencies are not comparable; None where they are, or where the baseline has none."""
+    """Why the two latencies are not comparable; None if they are, or if the baseline has none."""
     now = subject.now.latency_ms.get(target)
     then = subject.baseline.latency_ms.get(target) if isinstance(subject.baseline, Facts) else None
     if now is None or then is None:
         return None
     if (now.threads, now.batch) != (then.threads, then.batch):
         return Missing(
-            f"the baseline was measured with {then.threads} threads and batch {then.batch}, this with {now.threads} and "
-            f"{now.batch}"
+            f"the baseline was measured with {then.threads} threads and batch {then.batch}, this model with {now.threads} "
+            f"and {now.batch}"
         )
     known = bool(now.machine)
     if subject.any_machine or (known and dict(now.machine) == dict(then.machine)):
         return None
     there, here = machine_text(then.machine), machine_text(now.machine)
     return Missing(
-        f"the baseline was measured on another machine ({there}) than this ({here}), so latencies are not compared: "
-        "max_latency_ratio depends less on the machine, --allow-other-machine compares all the same"
+        f"the baseline was measured on another machine ({there}) than this model ({here}), so latencies are not compared: "
+        "max_latency_ratio depends less on the machine, and --allow-other-machine compares them anyway"
     )
 
 

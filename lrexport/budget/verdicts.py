@@ -1,8 +1,8 @@
 """A verdict for every limit, by the interval rule, and the layers that explain it.
 
-A limit has failed only when the whole interval of the figure lies past it; when only a part does, or the measurement is in
-doubt, it is inconclusive. Exact figures are points, so for them there is no between. What was not measured never passes, nor
-does a lower bound: within the limit it says nothing.
+A limit fails only if the whole interval of the figure exceeds it. If a part of it does, or the measurement is in doubt, the
+limit is inconclusive. Exact figures are points. A figure that was not measured never passes, nor does a lower bound, which
+proves nothing within the limit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_LAYERS = 5
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What a layer adds to a figure, now and in the baseline; ``before`` is None where that does not have the layer."""
+    """A layer's share of a figure, now and in the baseline; ``before`` is None if the baseline lacks the layer."""
 
     name: str
     before: int | None
@@ -32,7 +32,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The layers that grew most since the baseline, or the largest where ``grew`` is False."""
+    """The layers that grew most since the baseline; with ``grew`` False the largest layers."""
 
     share: Share
     layers: tuple[LayerChange, ...]
@@ -41,18 +41,18 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one limit.
+    """The verdict on one limit.
 
-    ``label``, ``wanted``, ``found`` and ``over`` (the overshoot) are texts for people; ``value`` and ``limit_value`` are in
-    ``unit``, None where there is no number. Of a lower bound ``at_least`` has the number and ``value`` is None.
-    ``is_judged`` where the figure was compared with the limit.
+    ``label``, ``expected``, ``found`` and ``over`` (the overshoot) are texts for people; ``value`` and ``limit_value`` are
+    in ``unit``, or None. A lower bound is in ``at_least``, and ``value`` is None. ``is_judged``: the figure was compared
+    with the limit.
     """
 
     budget: str
     limit: Limit
     status: Status
     label: str
-    wanted: str
+    expected: str
     found: str
     over: str = ""
     note: str = ""
@@ -65,9 +65,9 @@ class Verdict:
 
 
 def judge(budget: Budget, subject: Comparison, strict: bool = False) -> list[Verdict]:
-    """One verdict for every limit of a budget; with ``strict`` an inconclusive one has failed.
+    """One verdict for every limit of a budget; with ``strict`` an inconclusive limit fails.
 
-    Of a budget that only warns, what has failed or was not measured is a warning.
+    If the budget only warns, limits that fail or were not measured are warnings.
     """
     verdicts = [_judge(limit, budget, subject) for limit in budget.limits]
     verdicts = [_failed(verdict) if strict and verdict.status == "inconclusive" else verdict for verdict in verdicts]
@@ -75,7 +75,7 @@ def judge(budget: Budget, subject: Comparison, strict: bool = False) -> list[Ver
 
 
 def unjudged(budget: Budget, status: Status, why: str) -> list[Verdict]:
-    """The one verdict of a budget on a model that could not be looked into, with ``why`` and what to do."""
+    """The single verdict of a budget on a model that could not be read; ``why`` includes what to do."""
     limit = Limit("path", ", ".join(budget.paths), budget.place)
     verdict = Verdict(budget.name, limit, status, "file", "a readable model", "—", note=why, is_judged=False)
     return [_warned(verdict) if budget.warns else verdict]
@@ -98,11 +98,11 @@ def _judge(limit: Limit, budget: Budget, subject: Comparison) -> Verdict:
 def _judge_bound(limit: Bound, budget: Budget, subject: Comparison) -> Verdict:
     quantity = limit.quantity
     label = quantity.label + (f" on {budget.target}" if quantity.figure.name.startswith("latency") else "")
-    wanted = f"at {'most' if limit.most else 'least'} {limit.text}"
+    expected = f"at {'most' if limit.most else 'least'} {limit.text}"
     measured = quantity.measure(subject, budget.target)
     if isinstance(measured, Missing):
         why_not: Status = "bad input" if measured.is_damaged else "not measured"
-        return Verdict(budget.name, limit, why_not, label, wanted, "—", note=measured.why, is_judged=False)
+        return Verdict(budget.name, limit, why_not, label, expected, "—", note=measured.why, is_judged=False)
     status = _status(limit, measured)
     failed = status == "failed"
     return Verdict(
@@ -110,7 +110,7 @@ def _judge_bound(limit: Bound, budget: Budget, subject: Comparison) -> Verdict:
         limit=limit,
         status=status,
         label=label,
-        wanted=wanted,
+        expected=expected,
         found=_shown(limit, measured),
         over=_overshoot(limit, measured) if failed else "",
         note=_why(measured, status),
@@ -126,16 +126,16 @@ def _judge_bound(limit: Bound, budget: Budget, subject: Comparison) -> Verdict:
 @_judge.register
 def _judge_operators(limit: Operators, budget: Budget, subject: Comparison) -> Verdict:
     label = "operators"
-    wanted = f"{'only' if limit.allowed else 'none of'} {limit.text}"
+    expected = f"{'only' if limit.allowed else 'none of'} {limit.text}"
     if subject.now.operators is None:
         kind = subject.now.kind
-        why = no_graph(kind) if kind else "there is no ONNX file to look into: lrexport onnx RUN writes it"
-        return Verdict(budget.name, limit, "not measured", label, wanted, "—", note=why, is_judged=False)
+        why = no_graph(kind) if kind else "no ONNX file to read operators from: lrexport onnx RUN writes it"
+        return Verdict(budget.name, limit, "not measured", label, expected, "—", note=why, is_judged=False)
     matching = {name for name in subject.now.operators if any(fnmatchcase(name, pattern) for pattern in limit.patterns)}
     wrong = [name for name in subject.now.operators if (name in matching) != limit.allowed]
     if not wrong:
-        return Verdict(budget.name, limit, "passed", label, wanted, f"{len(subject.now.operators)} kinds")
-    return Verdict(budget.name, limit, "failed", label, wanted, ", ".join(wrong))
+        return Verdict(budget.name, limit, "passed", label, expected, f"{len(subject.now.operators)} kinds")
+    return Verdict(budget.name, limit, "failed", label, expected, ", ".join(wrong))
 
 
 def _status(limit: Bound, measured: Measured) -> Status:
@@ -150,7 +150,7 @@ def _status(limit: Bound, measured: Measured) -> Status:
 
 
 def _shown(limit: Bound, measured: Measured) -> str:
-    """The value, to the last digit where it would otherwise look like the limit, and its interval where it has one."""
+    """The value, in full if it would otherwise look equal to the limit, and its interval unless it is exact."""
     show = limit.quantity.show
     text = show(measured.value)
     if text == show(limit.value) and measured.value != limit.value and measured.value == round(measured.value):
@@ -162,7 +162,7 @@ def _shown(limit: Bound, measured: Measured) -> str:
 
 def _overshoot(limit: Bound, measured: Measured) -> str:
     difference = abs(measured.value - limit.value)
-    # A share of a size says more than bytes alone; a share of a share says nothing.
+    # A size is clearer with a percentage; a ratio is not.
     plain = limit.quantity.unit not in ("ratio", "fraction", "") and limit.value
     return limit.quantity.show_difference(difference) + (f" ({_percent(difference / limit.value)})" if plain else "")
 
@@ -170,7 +170,7 @@ def _overshoot(limit: Bound, measured: Measured) -> str:
 def _why(measured: Measured, status: Status) -> str:
     doubt = measured.doubt.removeprefix("inconclusive: ")
     if status == "inconclusive":
-        return doubt or "the limit lies within the interquartile range: measure more rounds, on a quieter machine"
+        return doubt or "the limit lies within the interquartile range: measure more rounds on a quieter machine"
     return doubt if status in ("failed", "not measured") else ""
 
 
@@ -190,6 +190,6 @@ def _explain(share: Share | None, subject: Comparison) -> Explanation | None:
 
 
 def _percent(share: float) -> str:
-    """Three digits, all of those before the point: ``0.123 %``, ``12.3 %``, ``9230 %``."""
+    """Three significant digits, or all before the decimal point: ``0.123 %``, ``12.3 %``, ``9230 %``."""
     percent = 100 * share
     return f"{percent:.0f} %" if percent >= 1000 else f"{percent:.3g} %"

@@ -1,1 +1,1 @@
-"""A check from end to end: models found, looked into, judged. Neither torch nor onnx is imported in this process."""
+"""A check from end to end: find models, read them, judge them. This process imports neither torch nor onnx."""

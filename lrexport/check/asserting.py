@@ -1,4 +1,4 @@
-"""A budget as an assertion, for those who gate in their tests."""
+"""A budget as an assertion in tests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def assert_within_budget(
     strict: bool = False,
     **limits: Any,
 ) -> Report:
-    """Fail with an AssertionError unless a run or an .onnx file (or all that a glob matches) is within its budget.
+    """Raise AssertionError unless a run or an .onnx file (or every match of a glob) is within its budget.
 
-    ``limits`` are those of docs/budgets.md, ``max_bytes="500 KB"`` say; without any the budgets of ``config`` hold, or those
-    of the current folder's lrexport.toml or pyproject.toml. A limit whose figure was not measured fails as well; with
-    ``strict`` also an inconclusive one. Returns what was found. Raises UsageError and InputError as ``lrexport check`` does.
+    ``limits`` are those of docs/budgets.md, such as ``max_bytes="500 KB"``; without any, the budgets of ``config`` apply, or
+    those of lrexport.toml or pyproject.toml in the current folder. A limit whose figure was not measured fails as well, with
+    ``strict`` also an inconclusive one. Returns the report. Raises UsageError and InputError like ``lrexport check``.
 
         def test_the_model_stays_small():
             lrexport.assert_within_budget("run", max_bytes="500 KB", max_accuracy_drop="1 point")

@@ -1,4 +1,4 @@
-"""Latencies that ``lrexport bench --json`` wrote, for the files that it measured."""
+"""Latencies from the output of ``lrexport bench --json``, for the files that it measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Figures(Latency):
-    """Figures as a measurement gives them: no time is negative, and a median is above zero."""
+    """Times of a measurement: none is negative, and the median is above 0."""
 
     p50: _Positive
     p90: _Positive
@@ -37,13 +37,13 @@ class _Figures(Latency):
 
 
 class _Input(BaseModel):
-    """What a file was fed for one of its inputs."""
+    """One input that a file was measured with."""
 
     shape: tuple[int, ...]
 
 
 class _File(BaseModel):
-    """One file that was measured; what has come later is empty in older files."""
+    """One measured file; fields added later are empty in older outputs."""
 
     sha256: str
     latency_ms: _Figures
@@ -53,7 +53,7 @@ class _File(BaseModel):
 
 
 class _Measured(BaseModel):
-    """What is used of the JSON that ``lrexport bench`` writes."""
+    """The part of the JSON of ``lrexport bench`` that is used."""
 
     files: dict[str, _File]
     target: str
@@ -63,18 +63,18 @@ class _Measured(BaseModel):
 
 @dataclass(frozen=True)
 class Bench:
-    """What one ``lrexport bench --json`` wrote."""
+    """The output of one ``lrexport bench --json``."""
 
     path: Path
     measured: _Measured
 
     def of(self, digest: str) -> tuple[str, _File] | None:
-        """The name and entry of a file by its sha256, wherever it lies now; None where it was not measured as it is."""
+        """The name and entry of a file by its sha256, regardless of its path; None if this content was not measured."""
         return next(((name, entry) for name, entry in self.measured.files.items() if entry.sha256 == digest), None)
 
 
 def read_bench(path: Path) -> Bench:
-    """Raises InputError where the file was not written by ``lrexport bench --json``."""
+    """Read an output. Raises InputError if it was not written by ``lrexport bench --json``."""
     try:
         return Bench(path, _Measured.model_validate(read_json(path)))
     except ValidationError as error:
@@ -82,33 +82,33 @@ def read_bench(path: Path) -> Bench:
         raise InputError(message, "Measure again: lrexport bench FILE --json OUTPUT.") from error
 
 
-def with_latencies(looked: Gathered, benches: Sequence[Bench], shapes: Mapping[str, tuple[int, ...]]) -> Gathered:
-    """``looked`` with the latencies that ``benches`` have of its very file, at ``shapes`` where a budget gives sizes.
+def with_latencies(gathered: Gathered, benches: Sequence[Bench], shapes: Mapping[str, tuple[int, ...]]) -> Gathered:
+    """``gathered`` with the latencies in ``benches`` of the same file, at ``shapes`` if a budget gives sizes.
 
-    The ratio is that to the dense file in the same rounds, whichever file ``bench`` compared with. Where there is none, or
-    where the sizes were others, :attr:`Looked.gaps` say why and what helps.
+    The ratio is to the dense file in the same rounds, whichever baseline ``bench`` used. :attr:`Gathered.gaps` says why a
+    ratio is missing or a latency does not apply, and what helps.
     """
-    if looked.file is None:
-        return looked
-    by_target, gaps = dict(looked.facts.latency_ms), dict(looked.gaps)
-    digest = files.sha256(looked.file)
+    if gathered.file is None:
+        return gathered
+    by_target, gaps = dict(gathered.facts.latency_ms), dict(gathered.gaps)
+    digest = files.sha256(gathered.file)
     for bench in benches:
         place, target = bench.of(digest), bench.measured.target
         if place is None:
             continue
         _, entry = place
         if other := _other_shapes(entry, shapes):
-            gaps |= {(figure.name, target): f"{bench.path} has its latency at {other}" for figure in (P50, P90, RATIO)}
+            gaps |= {(figure.name, target): f"{bench.path} measured it at {other}" for figure in (P50, P90, RATIO)}
             continue
-        ratio, why_not = _ratio(bench, entry, looked.dense_file)
+        ratio, why_not = _ratio(bench, entry, gathered.dense_file)
         if why_not:
             gaps[RATIO.name, target] = why_not
         by_target[target] = latency(entry.latency_ms.model_dump() | ratio, machine_of(bench.measured.environment))
-    return replace(looked, facts=replace(looked.facts, latency_ms=by_target), gaps=gaps)
+    return replace(gathered, facts=replace(gathered.facts, latency_ms=by_target), gaps=gaps)
 
 
 def _other_shapes(entry: _File, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The sizes that a file was measured at and what measures it at those of the budget; "" where they are the same."""
+    """The sizes that a file was measured at, and how to measure it at those of the budget; "" if they are the same."""
     fed = {name: one.shape for name, one in entry.inputs.items()}
     wrong = {name: shape for name, shape in shapes.items() if fed.get(name, shape) != shape}
     if not wrong:
@@ -122,20 +122,20 @@ def _joined(shape: Sequence[int]) -> str:
 
 
 def _ratio(bench: Bench, entry: _File, dense_file: Path | None) -> tuple[dict[str, Any], str]:
-    """The fields of a latency that say its ratio to the dense file, or why there is none and what helps."""
+    """The fields of a latency with its ratio to the dense file, or why there is none and what helps."""
     none = {"ratio": None, "ratio_iqr": None}
     if dense_file is None or not os.path.isfile(dense_file):
-        return none, "there is no dense network to compare with: name the file with dense = in the budget"
+        return none, "no dense network to compare with: name the file with dense = in the budget"
     dense = bench.of(files.sha256(dense_file))
     how = f"measure both in one run: lrexport bench --baseline {dense_file} {entry.path} --json {bench.path}"
     if dense is None:
-        return none, f"{bench.path} does not have {dense_file}, as it is now: {how}"
+        return none, f"{bench.path} has no latency of the current {dense_file}: {how}"
     name, dense_entry = dense
     if name == bench.measured.baseline:
         return {}, ""
     mine, theirs = entry.samples_ms, dense_entry.samples_ms
     if not mine or len(mine) != len(theirs):
-        return none, f"{bench.path} has its ratio to another file than {dense_file}, and not every round: {how}"
+        return none, f"{bench.path} has a ratio to another file than {dense_file}, and not all rounds: {how}"
     from lrexport.measure.statistics import spread
 
     ratios = spread([one / other for one, other in zip(mine, theirs, strict=True)])

@@ -1,4 +1,4 @@
-"""Which models a check is about, which budgets are about each, and the sums of models that budgets limit."""
+"""The models of a check, the budgets that apply to each, and the sums of models that budgets limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Model:
-    """A run or a file under the name that outputs and the baseline give it, and the budgets that are about it alone."""
+    """A run or a file, its name in outputs and the baseline, and the budgets that apply to it alone."""
 
     name: str
     path: Path
@@ -37,7 +37,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class CheckedModels:
-    """All that is checked."""
+    """All models and sums of a check."""
 
     models: tuple[Model, ...]
     sums: tuple[Sum, ...]
@@ -47,7 +47,7 @@ class CheckedModels:
         return [budget for model in self.models for budget in model.budgets] + [each.budget for each in self.sums]
 
     def budgets_by_path(self) -> dict[Path, list[Budget]]:
-        """Every file or run that is looked into, with all budgets that it counts for."""
+        """Every file or run to read, with all budgets that need it."""
         budgets: dict[Path, list[Budget]] = {model.path: list(model.budgets) for model in self.models if model.budgets}
         names = {os.path.abspath(path): path for path in budgets}
         for each in self.sums:
@@ -57,9 +57,9 @@ class CheckedModels:
 
 
 def given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> CheckedModels:
-    """What the command line names, relative to the current folder, each with the budgets that are about it.
+    """The models named on the command line, relative to the current folder, with the budgets that apply to each.
 
-    A sum that one of them is a part of is over all of its parts. Raises UsageError where no budget is about one.
+    A sum with one of them as a part is over all of its parts. Raises UsageError if no budget applies to a model.
     """
     paths = {os.path.abspath(path): path for pattern in patterns for path in find_models(pattern, Path())}
     models: list[Model] = []
@@ -68,7 +68,9 @@ def given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> Che
         about = [budget for budget in budgets if applies(budget, path, root)]
         if not about:
             known = ", ".join(sorted({pattern for budget in budgets for pattern in budget.paths}))
-            raise UsageError(f"no budget is about {path}", f"There are budgets for {known}; one without path is for all.")
+            raise UsageError(
+                f"no budget applies to {path}", f"Budgets exist for {known}; a budget without path applies to all models."
+            )
         for budget in about:
             if budget.is_sum and budget.place not in sums:
                 every = [each for each in paths.values() if applies(budget, each, root)]
@@ -78,14 +80,14 @@ def given(patterns: Sequence[str], budgets: Sequence[Budget], root: Path) -> Che
 
 
 def budgeted(budgets: Iterable[Budget], root: Path) -> CheckedModels:
-    """What the budgets name. Raises UsageError where one names nothing."""
+    """The models named in budgets. Raises UsageError for a budget without path."""
     by_place: dict[str, tuple[Path, list[Budget]]] = {}
     sums = []
     for budget in budgets:
         if not budget.paths:
             raise UsageError(
-                f"{budget.place}: the budget {budget.name!r} names no model",
-                'Give it one, as in path = "run", or name the models: lrexport check RUN.',
+                f"{budget.place}: the budget {budget.name!r} has no path",
+                'Add one, for example path = "run", or name the models: lrexport check RUN.',
             )
         paths = models_of(budget, root)
         if budget.is_sum:
@@ -98,7 +100,7 @@ def budgeted(budgets: Iterable[Budget], root: Path) -> CheckedModels:
 
 
 def shapes_of(path: Path, budgets: Iterable[Budget]) -> dict[str, tuple[int, ...]]:
-    """The sizes of inputs at which a model is counted, for all of its budgets. Raises UsageError where two differ."""
+    """The input sizes at which a model is counted for all of its budgets. Raises UsageError if two differ."""
     shapes: dict[str, tuple[tuple[int, ...], Budget]] = {}
     for budget in budgets:
         for name, shape in budget.shapes.items():
@@ -107,6 +109,6 @@ def shapes_of(path: Path, budgets: Iterable[Budget]) -> dict[str, tuple[int, ...
                 raise UsageError(
                     f"{budget.place}: shapes of {name!r} differ for {path}: {list(shape)} in the budget {budget.name!r}, "
                     f"{list(other)} in {first.name!r}",
-                    "A model is counted at one size: give both budgets the same, or let one exclude it.",
+                    "A model is counted at one size: use the same in both budgets, or exclude it from one.",
                 )
     return {name: shape for name, (shape, _) in shapes.items()}

@@ -1,4 +1,4 @@
-"""From paths and globs to the runs, .onnx files and other files that they mean."""
+"""Runs, .onnx files and other files by paths and globs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _WILD = frozenset("*?[]")
 
 
 def find_models(pattern: str, root: Path) -> list[Path]:
-    """What ``pattern`` names, a path or a glob relative to ``root``, in the order of the names.
+    """The models that ``pattern``, a path or a glob relative to ``root``, names, sorted by name.
 
-    A path may name a run or any file; a glob matches runs and .onnx files, and files of any kind whose extension it spells
-    out, as ``*.tflite`` does. Raises UsageError where it matches none, InputError where it names neither a run nor a file.
+    A path may name a run or any file. A glob matches runs and .onnx files; with a suffix, as in ``*.tflite``, also files of
+    other kinds. Raises UsageError if it matches none, InputError if a path is neither a run nor a file.
     """
     literal = root / pattern
-    if literal.exists():  # a name may hold brackets
+    if literal.exists():  # a name may contain brackets
         if not (is_model(literal) or literal.is_file()):
             raise InputError(
                 f"{literal} is neither a run nor a file", "A run is the folder given to lrexport compress with -o."
@@ -31,7 +31,7 @@ def find_models(pattern: str, root: Path) -> list[Path]:
     matches = is_file if _names_a_kind(pattern) else is_model
     models = [root / name for name in names if matches(root / name)]
     if not models:
-        others = f"; what it matches is neither, {names[0]} for one" if names else ""
+        others = f"; its matches are neither, such as {names[0]}" if names else ""
         raise UsageError(f"{pattern!r} matches no run and no .onnx file in {root.absolute()}{others}")
     return models
 
@@ -47,18 +47,18 @@ def is_file(path: Path) -> bool:
 
 
 def is_other(path: Path) -> bool:
-    """Whether ``path`` is a file of which only the size is known."""
+    """Whether only the size of ``path`` can be known."""
     return path.is_file() and not is_model(path)
 
 
 def _names_a_kind(pattern: str) -> bool:
-    """Whether a glob spells an extension out."""
+    """Whether a glob ends in a suffix without wildcards."""
     suffix = Path(pattern).suffix
     return bool(suffix) and not _WILD & set(suffix)
 
 
 def models_of(budget: Budget, root: Path) -> list[Path]:
-    """What the paths of a budget name and its exclude does not, each once. Raises UsageError, also where nothing is left."""
+    """The models that a budget's paths name, without those it excludes. Raises UsageError if none is left."""
     models: dict[str, Path] = {}
     excluded = _matched(budget.exclude, root)
     for pattern in budget.paths:
@@ -69,33 +69,33 @@ def models_of(budget: Budget, root: Path) -> list[Path]:
         models |= {os.path.abspath(path): path for path in every if not _is_in(path, excluded)}
     if not models:
         raise UsageError(
-            f"{budget.place}: the budget {budget.name!r} excludes everything that its path matches",
+            f"{budget.place}: the budget {budget.name!r} excludes every model that its path matches",
             f"Excluded: {', '.join(budget.exclude)}.",
         )
     return list(models.values())
 
 
 def applies(budget: Budget, model: Path, root: Path) -> bool:
-    """Whether a budget is about ``model``: one without paths is about any that it does not exclude."""
+    """Whether a budget applies to ``model``; a budget without paths applies to all that it does not exclude."""
     if _is_in(model, _matched(budget.exclude, root)):
         return False
     return not budget.paths or os.path.abspath(model) in _matched(budget.paths, root)
 
 
 def _matched(patterns: Sequence[str], root: Path) -> set[str]:
-    """Absolute paths that patterns name as they stand or match as globs."""
+    """Absolute paths that patterns name literally or match as globs."""
     names = (name for pattern in patterns for name in (pattern, *glob.glob(pattern, root_dir=root, recursive=True)))
     return {os.path.abspath(root / name) for name in names}
 
 
 def _is_in(model: Path, places: Collection[str]) -> bool:
     """Whether a model is one of ``places`` or lies in a folder that is."""
-    wanted = Path(os.path.abspath(model))
-    return any(str(place) in places for place in (wanted, *wanted.parents))
+    path = Path(os.path.abspath(model))
+    return any(str(place) in places for place in (path, *path.parents))
 
 
 def name_of(model: Path, root: Path) -> str:
-    """What outputs and the baseline call a model: its path from ``root`` where it is below, with forward slashes."""
+    """A model's name in outputs and the baseline: its path, relative to ``root`` if below it, with forward slashes."""
     relative = os.path.relpath(model, root)
     path = model if relative.startswith(os.pardir) else Path(relative)
     return os.fsencode(path.as_posix()).decode(errors="backslashreplace")

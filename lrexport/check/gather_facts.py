@@ -1,4 +1,4 @@
-"""What there is to know of a run or an .onnx file: counted on the file itself, scored and timed as its record says."""
+"""Facts about a run or an .onnx file: counted on the file itself, accuracy and latency from its record."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Gathered:
-    """A model, the dense network to compare it with where there is one, and the .onnx files of both.
+    """A model, the dense network to compare it with, if any, and the .onnx files of both.
 
-    ``files`` are all that the model's bytes are in. ``gaps`` are as in :class:`lrexport.budget.quantities.Comparison`.
-    ``notes`` say what a reader of the figures should know about the file.
+    ``files`` are all files that hold the model's bytes. ``gaps`` is as in :class:`lrexport.budget.quantities.Comparison`.
+    ``notes`` tell readers of the figures what to know about the file.
     """
 
     facts: Facts
@@ -45,21 +45,21 @@ class Gathered:
 
 @dataclass(frozen=True)
 class How:
-    """What to look at: the size after gzip too, and MACs at these sizes of inputs."""
+    """What to gather: also the size after gzip, and MACs at these sizes of inputs."""
 
     with_gzip: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def survey(self, path: Path) -> Survey:
-        """Raises InputError, and UsageError where the shapes do not fit the file."""
+        """Count an .onnx file. Raises InputError, and UsageError if the shapes do not fit the file."""
         return survey(path, self.shapes) if self.shapes else survey(path)
 
 
 def gather_facts(path: Path, how: How | None = None, dense: Path | None = None) -> Gathered:
-    """Look into a run, an .onnx file, which may be one of a run's, or a file of another kind, which has bytes alone.
+    """Facts about a run, an .onnx file, possibly of a run, or a file of another kind, which only has a size.
 
-    ``dense`` stands for the dense network then. Raises InputError for a file that is malformed, damaged or not what the
-    record says, or a run without a result; UsageError where the shapes do not fit.
+    ``dense`` replaces the run's dense network. Raises InputError for a file that is malformed, damaged or contradicts the
+    record, or a run without a result; UsageError if the shapes do not fit.
     """
     how = how or How()
     if is_other(path):
@@ -67,7 +67,7 @@ def gather_facts(path: Path, how: How | None = None, dense: Path | None = None) 
         return looked if dense is None else replace(looked, dense=gather_facts(dense, how).facts, dense_file=dense)
     run, name = (path, MODEL_ONNX) if path.is_dir() else (path.parent, path.name)
     with threads_with_children(2) as pool:
-        # The child processes work while this one imports what reads a record.
+        # The child processes count while this one imports the record's library.
         now = pool.submit(how.survey, run / name) if (run / name).is_file() else None
         other = pool.submit(gather_facts, dense, how) if dense is not None else None
         record = _record_of(path)
@@ -82,7 +82,7 @@ def gather_facts(path: Path, how: How | None = None, dense: Path | None = None) 
 
 
 def _look_at_other(path: Path, how: How) -> Gathered:
-    """A file of which only the size is known: of another runtime, or whatever else is shipped. Raises InputError."""
+    """Facts about a file whose size alone is known, such as one for another runtime. Raises InputError."""
     refuse_lfs_pointer(path)
     check_readable(path)
     packed = gzip_bytes([path]) if how.with_gzip else None
@@ -90,11 +90,11 @@ def _look_at_other(path: Path, how: How) -> Gathered:
 
 
 def _kind(path: Path) -> str:
-    return f"a file {path.suffix}" if path.suffix else "a file without an extension"
+    return f"a {path.suffix} file" if path.suffix else "a file without a suffix"
 
 
 def _record_of(path: Path) -> Record | None:
-    """The record of a run, or of the run that an .onnx file is one of; None where it is a file of its own."""
+    """The record of a run, or of the run that an .onnx file belongs to; None if it belongs to none."""
     if not path.is_dir() and not (path.parent / RECORD).is_file():
         return None
     from lrexport.runs.record import load_record
@@ -109,7 +109,7 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
     result = record.result_of(name)
     if result is None:
         raise InputError(
-            f"{run} has no compressed network yet", f"lrexport compress {shell_path(run)} --macs 0.5 goes on from it."
+            f"{run} has no compressed network yet", f"Compress it: lrexport compress {shell_path(run)} --macs 0.5"
         )
     file, counted = None, Facts()
     files: tuple[Path, ...] = ()
@@ -126,7 +126,7 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
 
 
 def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
-    """``facts`` with what only the record knows; MACs and bytes are the record's where they were not counted."""
+    """``facts`` with accuracy and latency from the record, and its MACs and bytes if they were not counted."""
     return replace(
         facts,
         bytes=result.bytes if facts.bytes is None else facts.bytes,
@@ -147,7 +147,7 @@ def _accuracy(result: Result) -> AccuracyFacts | None:
 
 
 def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> LatencyFacts:
-    """A latency of a record, as a dictionary, on ``machine``."""
+    """A latency from a record's dictionary, measured on ``machine``."""
     quartiles = figures["ratio_iqr"]
     return LatencyFacts(
         p50=figures["p50"],
@@ -177,10 +177,10 @@ def _facts(surveyed: Survey, how: How) -> Facts:
 
 
 def gzip_bytes(files: Iterable[Path]) -> int:
-    """What ``gzip -9`` makes of the files, one by one, without a name in its header."""
+    """Bytes of the files after ``gzip -9``, each compressed separately, without a file name in the header."""
     total = 0
     for path in files:
-        packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)  # 16 more: gzip's header and trailer
+        packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)  # +16: with the header and trailer of gzip
         with open(path, "rb") as stream:
             for block in iter(lambda: stream.read(_BLOCK), b""):
                 total += len(packer.compress(block))
@@ -189,7 +189,7 @@ def gzip_bytes(files: Iterable[Path]) -> int:
 
 
 def _layers(surveyed: Survey) -> dict[str, Layer]:
-    """Costs by layer; what has no weight goes by its node's name."""
+    """Costs by layer; nodes without a weight are listed by their own name."""
     layers: dict[str, Layer] = {}
     for node in surveyed.cost.nodes:
         name = layer_of(node.weight) if node.weight else node.name or node.operator

@@ -1,6 +1,6 @@
-"""The check itself: which models, against which budgets and which baseline, and what came of it.
+"""The check itself: models against budgets and a baseline, with a report of the verdicts.
 
-A file that cannot be read is named in the report, and ends neither the verdicts on others nor the outputs.
+A file that cannot be read is named in the report; other models are still judged and all outputs written.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from lrexport.check.bench_files import Bench
 
 Baseline = dict[str, Facts | Unreadable]
-# What a model turned out to be, or why it could not be looked into.
+# A model's facts, or why it could not be read.
 Outcome = Gathered | InputError | UsageError
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How to check. ``baseline`` is a baseline file or a run, ``latencies`` what ``lrexport bench --json`` wrote."""
+    """How to check. ``baseline`` is a baseline file or a run, ``latencies`` are outputs of ``lrexport bench --json``."""
 
     baseline: Path | None = None
     update_baseline: bool = False
@@ -45,20 +45,20 @@ class CheckOptions:
 
 
 def check_settings(patterns: Sequence[str], settings: Settings, choices: CheckOptions) -> Report:
-    """Check models against the budgets of a configuration, whose folder their paths are relative to.
+    """Check models against the budgets of a configuration; its paths are relative to its folder.
 
-    Raises UsageError where that has no budget, a pattern matches nothing, a budget has nothing to check, or a baseline is
-    needed and there is none; InputError for measurements that are not what they have to be.
+    Raises UsageError if it has no budget, a pattern matches nothing, a budget has nothing to check, or a required baseline
+    is missing; InputError for invalid measurements.
     """
     budgets = read_budgets(settings)
     if not budgets:
-        where = settings.path or f"{PYPROJECT} or {LREXPORT}, of which there is neither here"
-        raise UsageError(f"no budget in {where}", f'Write one: [tool.lrexport.{BUDGET}], then max_bytes = "500 KB".')
+        where = settings.path or f"{PYPROJECT} or {LREXPORT}: neither exists here"
+        raise UsageError(f"no budget in {where}", f'Add one: [tool.lrexport.{BUDGET}], then max_bytes = "500 KB".')
     return check(patterns, budgets, _root(settings), choices)
 
 
 def baseline_path(settings: Settings, choices: CheckOptions) -> Path:
-    """The file that growth is measured against, and that ``update_baseline`` writes."""
+    """The baseline file, which ``update_baseline`` writes."""
     return _baseline_path(_root(settings), choices)
 
 
@@ -71,13 +71,13 @@ def _root(settings: Settings) -> Path:
 
 
 def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choices: CheckOptions) -> Report:
-    """Check the models that ``patterns`` name, or else those that the budgets do. Raises as :func:`check_settings`."""
+    """Check the models named by ``patterns``, or else by the budgets. Raises as :func:`check_settings`."""
     subjects = given(patterns, budgets, root) if patterns else budgeted(budgets, root)
     looks = _Gathering(subjects, root, _benches(choices.latencies))
     before, damage = _baseline(subjects, root, choices)
     looks.run()
     if choices.update_baseline:
-        # Against what it is about to become nothing has grown; limits of other kinds still hold.
+        # A new baseline has no growth against itself; other limits still apply.
         before |= looks.facts()
         baselines.write_baseline(_baseline_path(root, choices), before)
     checked = [_judge_model(model, looks, before, choices) for model in subjects.models]
@@ -86,10 +86,10 @@ def check(patterns: Sequence[str], budgets: Sequence[Budget], root: Path, choice
 
 
 class _Gathering:
-    """Looks into each file once for every dense network that its budgets name, side by side."""
+    """Reads each file once for every dense network that its budgets name, in parallel."""
 
     def __init__(self, subjects: CheckedModels, root: Path, measured: Sequence[Bench]) -> None:
-        """Raises UsageError where budgets contradict one another or name a dense network that does not exist."""
+        """Raises UsageError if budgets contradict one another or name a dense network that does not exist."""
         self._subjects, self._measured = subjects, measured
         self._root = root
         self._how: dict[Path, How] = {}
@@ -102,7 +102,7 @@ class _Gathering:
                 self._dense[path, budget.dense] = find_models(budget.dense, root)[0] if budget.dense else None
 
     def run(self) -> None:
-        with threads_with_children(os.cpu_count()) as pool:  # each thread waits for its own process
+        with threads_with_children(os.cpu_count()) as pool:  # each thread waits for a child process
             self._outcomes = dict(zip(self._dense, pool.map(self._look, self._dense), strict=True))
 
     def _look(self, key: tuple[Path, str | None]) -> Outcome:
@@ -120,12 +120,12 @@ class _Gathering:
             return InputError(f"cannot read {error.filename or path}: {error.strerror}")
 
     def of(self, path: Path, budget: Budget) -> Outcome:
-        """A model as one of its budgets compares it."""
+        """A model's facts, with the dense network of one of its budgets."""
         return self._outcomes[path, budget.dense]
 
     def total(self, each: Sum) -> Facts | InputError | UsageError:
-        """The parts of a sum together, or why one of them could not be looked into."""
-        if each.name not in self._totals:  # once: it may compress all of their bytes
+        """The facts about a sum, or why one of its parts could not be read."""
+        if each.name not in self._totals:  # once: it may compress all files
             self._totals[each.name] = self._added(each)
         return self._totals[each.name]
 
@@ -139,7 +139,7 @@ class _Gathering:
         return added(parts, each.budget.needs_gzip)
 
     def facts(self) -> dict[str, Facts]:
-        """Figures by name of every model and sum that could be looked into."""
+        """Facts by name of every model and sum that could be read."""
         models = {model.name: self.of(model.path, model.budgets[0]) for model in self._subjects.models}
         gathered = {name: outcome.facts for name, outcome in models.items() if isinstance(outcome, Gathered)}
         totals = {each.name: self.total(each) for each in self._subjects.sums}
@@ -147,7 +147,7 @@ class _Gathering:
 
 
 def _benches(paths: Sequence[Path]) -> list[Bench]:
-    """What ``lrexport bench`` wrote into files. Without any nothing that reads them is imported: a check starts fast."""
+    """Outputs of ``lrexport bench``. Their reader is imported only if there are any, for a fast start."""
     if not paths:
         return []
     from lrexport.check.bench_files import read_bench
@@ -156,14 +156,16 @@ def _benches(paths: Sequence[Path]) -> list[Bench]:
 
 
 def _baseline(subjects: CheckedModels, root: Path, choices: CheckOptions) -> tuple[Baseline, list[Checked]]:
-    """Figures of the baseline by model, none where none is needed; and the baseline itself where it is damaged."""
+    """The baseline's figures by model, if a budget needs them; and an entry for the baseline itself if it is damaged."""
     path, models = _baseline_path(root, choices), subjects.models
     if is_model(path):
         if choices.update_baseline:
-            raise UsageError(f"{path} is no file that --update-baseline writes", "Give another, or no --baseline.")
+            raise UsageError(
+                f"--update-baseline cannot write {path}, which is a model", "Give another file, or omit --baseline."
+            )
         if len(models) + len(subjects.sums) > 1:
             number = len(models) + len(subjects.sums)
-            raise UsageError(f"{path} is the baseline of one model, and these are {number}", "Give a baseline file.")
+            raise UsageError(f"{path} is a baseline for one model, but {number} are checked", "Give a baseline file.")
         return {model.name: _look_at_baseline(path, model) for model in models}, []
     if path.is_file():
         try:
@@ -181,8 +183,8 @@ def _baseline(subjects: CheckedModels, root: Path, choices: CheckOptions) -> tup
     if needing is None and choices.baseline is None:
         return {}, []
     what = f"the budget {needing.name!r} limits growth: " if needing else ""
-    hint = "--update-baseline writes it from the models as they are; --baseline takes another file, or a run."
-    raise UsageError(f"{what}there is no baseline {path}", hint)
+    hint = "Write it from the current models with --update-baseline, or give another file or a run with --baseline."
+    raise UsageError(f"{what}the baseline {path} does not exist", hint)
 
 
 def _look_at_baseline(path: Path, model: Model) -> Facts | Unreadable:

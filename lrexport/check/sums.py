@@ -11,9 +11,9 @@ from lrexport.units import sum_known
 
 
 def added(parts: Mapping[str, Gathered], with_gzip: bool) -> Facts:
-    """The sum of models by name; a file that several of them share, of external data say, counts once.
+    """The sum of models by name; a file that several of them share, such as external data, counts once.
 
-    A figure that one of them lacks is None, MACs are a lower bound where those of one are.
+    A figure that one of them lacks is None; MACs are a lower bound if those of one are.
     """
     facts = [looked.facts for looked in parts.values()]
     files = {path.resolve() for looked in parts.values() for path in looked.files}

@@ -1,4 +1,4 @@
-"""Consent to the code that a run's record names, before torch is loaded: by what was typed, by memory, or by asking."""
+"""Consent to code that a run's record names, before torch is loaded: typed by the user, remembered, or asked for."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lrexport.runs.record import Record
 from lrexport.trust import consent
 from lrexport.trust.consent import Code
 
-_MOST_SHOWN = 4000  # characters of keyword arguments: what cannot be looked at whole is not asked about
+_MOST_SHOWN = 4000  # characters of a call: nobody can review a longer one at a prompt
 _OF_SEVERAL = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
 
 def agree_to_typed(model: str | None, data: str | None) -> None:
-    """What the user names on the command line is agreed to: runs that are made of it name it, too."""
+    """Agree to code that the user names on the command line: the run made from it names it as well."""
     if model is not None:
         name, kwargs = parse_model(model)
         if names.is_import_path(name) and (code := consent.code_at(name, "MODEL", kwargs)) is not None:
@@ -30,9 +30,9 @@ def agree_to_typed(model: str | None, data: str | None) -> None:
 
 
 def settle_record(run: Path, record: Record, with_data: bool) -> None:
-    """Ask for whatever the record of ``run`` would have run, and was not agreed to yet.
+    """Ask for consent to code that the record of ``run`` names, unless it was given before.
 
-    ``with_data`` says whether its data is loaded as well. Raises InputError where the answer is no, or nobody can be asked.
+    ``with_data``: the run's data is loaded as well. Raises InputError if the answer is no, or nobody can be asked.
     """
     named: list[tuple[str, str, dict[str, Any]]] = []
     if names.is_import_path(record.model.source):
@@ -41,20 +41,20 @@ def settle_record(run: Path, record: Record, with_data: bool) -> None:
         named.append((record.data.source, "--data", {}))
     for path, what, kwargs in named:
         code = consent.code_at(path, what, kwargs)
-        if code is not None:  # else loading it says that there is no such module
+        if code is not None:  # otherwise loading reports the missing module
             consent.require(code, run / RECORD, _ask)
 
 
 def one_of_several() -> bool:
-    """Whether torchrun or SLURM started this process beside others of one run."""
+    """Whether torchrun or SLURM started this process as one of several for one run."""
     return any(name in os.environ for name in _OF_SEVERAL)
 
 
 def _ask(code: Code, said_in: Path) -> bool:
-    asks = output.is_interactive() and not one_of_several()  # which share one terminal
+    asks = output.is_interactive() and not one_of_several()  # several processes share one terminal
     if not asks or len(code.call) > _MOST_SHOWN:
         return False
     output.note(f"{said_in} names code to run as {code.what}:")
     output.note(f"  {code.call}")
-    output.note(f"  from {code.file}, with whatever that imports")
-    return output.confirm("Run it, now and whenever a run on this machine names it?")
+    output.note(f"  from {code.file}, and everything it imports")
+    return output.confirm("Run it now, and whenever a run on this machine names it?")

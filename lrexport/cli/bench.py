@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _INPUTS_HINT = "--shape NAME=SIZES gives an input's sizes, --input FILE.npz its values."
 _LIMIT_HINT = "If the file needs more, raise --timeout SECONDS or --memory SIZE."
-# For a stage: whatever takes longer on this machine is either not worth a hundred rounds or said to be so.
+# Per stage. A file that takes longer on this machine is rarely worth a hundred rounds; --timeout raises the limit.
 _SECONDS, _SECONDS_ON_DEVICE = {"local": 10.0}, 120.0
 _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 
@@ -121,9 +121,9 @@ def command(
 
 
 def _files(path: Path, target: str) -> list[tuple[Path, int]]:
-    """The file itself, checked; of a run its exported files, as they were written; each with its bytes, external data too.
+    """The checked file, or a run's exported files; each with its size in bytes, external data included.
 
-    Raises UsageError where there is none, InputError where one is not what it should be.
+    Raises UsageError if there are no files, InputError for a damaged one.
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist", "Give an .onnx or .ort file, or a run.")
@@ -142,8 +142,9 @@ def _files(path: Path, target: str) -> list[tuple[Path, int]]:
 
 
 def _checked_bytes(path: Path, is_sent: bool) -> int:
-    """Bytes of a file and its external data. Raises InputError unless the file is what its name says, and whole in itself
-    where it is sent to a device.
+    """Bytes of a file and its external data.
+
+    Raises InputError if the content does not match the suffix, or if a file to send to a device has external data.
     """
     from lrexport.artifacts import files
     from lrexport.artifacts.onnx_files import external_files

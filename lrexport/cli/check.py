@@ -113,7 +113,7 @@ def command(
 
 
 def _comment_id(given: str | None, request: list[str]) -> str:
-    """What tells the comments of two checks apart: the user's id, or what is checked. Raises UsageError."""
+    """The id that distinguishes a check's comments: the user's, or a digest of what is checked. Raises UsageError."""
     from lrexport.budget.outputs.markdown import COMMENT_ID
 
     if given is not None and not COMMENT_ID.fullmatch(given):
@@ -124,9 +124,9 @@ def _comment_id(given: str | None, request: list[str]) -> str:
 
 
 def _write(report: Report, outputs: dict[str, str | None], comment_id: str) -> None:
-    """Tables for people, unless one of the other outputs is to have stdout, and every output that was asked for.
+    """Write every requested output, and tables on stdout unless an output goes there.
 
-    One that cannot be written does not keep the others from it. Raises the first DeviceError once all were tried.
+    An output that cannot be written does not stop the others. Raises the first DeviceError after all were tried.
     """
     if "-" not in outputs.values():
         _print_tables(report)
@@ -190,7 +190,7 @@ def _write_text(content: str, destination: str) -> None:
 
 
 def _tell_github(report: Report, comment_id: str) -> None:
-    """The step's summary and annotations, where this is a step of a GitHub workflow."""
+    """The summary and annotations of a step of a GitHub workflow; nothing elsewhere."""
     if _in_github():
         from lrexport.budget.outputs import annotations
 
@@ -202,11 +202,11 @@ def _tell_github(report: Report, comment_id: str) -> None:
 
 
 def _tell_failure(error: LrexportError, destination: str | None, comment_id: str) -> None:
-    """The reason why nothing was judged, where people look who do not see the log."""
+    """The error in the comment and the step summary, for people who do not see the log."""
     from lrexport.budget.outputs import annotations, markdown
 
     content = markdown.failure(error, comment_id)
-    with contextlib.suppress(DeviceError):  # the error itself is what the user has to hear of
+    with contextlib.suppress(DeviceError):  # the error itself matters more
         if destination not in (None, "-"):
             _write_text(content, str(destination))
         _summarise(lambda room: content)
@@ -219,7 +219,7 @@ def _in_github() -> bool:
 
 
 def _summarise(render: Callable[[int], str]) -> None:
-    """Append what ``render`` makes of the room that is left to the summary of a GitHub step."""
+    """Append to the summary of a GitHub step; ``render`` gets the bytes that are left."""
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         from lrexport.artifacts import files
         from lrexport.artifacts.plain_files import destination

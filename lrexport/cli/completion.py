@@ -1,6 +1,6 @@
-"""Shell completion: what MODEL, --data, --target and --recipe may be, by names alone: neither torch nor user code is loaded.
+"""Shell completion of MODEL, --data, --target and --recipe, without loading torch or user code.
 
-click asks a type of option for its candidates; :func:`answer` is what the shell's own function calls at every TAB.
+click asks an option's type for candidates; the shell calls :func:`answer` at every TAB.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lrexport.artifacts.run_files import RECORD
 
 VARIABLE = "_LREXPORT_COMPLETE"
 _PROGRAM = "lrexport"
-_MOST_BYTES = 1 << 20  # of a Python file or an ssh_config that is looked into
+_MOST_BYTES = 1 << 20  # of a Python file or an ssh_config that is read
 _MOST_INCLUDES = 8  # levels
-_WORD_BREAK, _ASSIGNMENT = ":", "="  # bash makes words of their own of them
+_WORD_BREAK, _ASSIGNMENT = ":", "="  # bash splits words at them
 
 
 def models(incomplete: str) -> Iterator[str]:
-    """Built-in names, runs and folders, torchvision's names once their prefix is begun, callables of modules here."""
+    """Built-in names, runs, folders, torchvision's names once the prefix is started, callables of local modules."""
     from lrexport.networks.names import CIFAR_NAMES, TORCHVISION, torchvision_names
 
     yield from CIFAR_NAMES
@@ -37,7 +37,7 @@ def models(incomplete: str) -> Iterator[str]:
 
 
 def data(incomplete: str) -> Iterator[str]:
-    """Names of data sets, folders after their colon, callables of modules here."""
+    """Names of data sets, folders after a colon, callables of local modules."""
     from lrexport.data.sources import CIFAR, FOLDERS
 
     prefix, colon, root = incomplete.partition(":")
@@ -49,7 +49,7 @@ def data(incomplete: str) -> Iterator[str]:
 
 
 def targets(incomplete: str) -> Iterator[str]:
-    """``local``, and the hosts that the user's ssh_config names."""
+    """``local``, and the hosts of the user's ssh_config."""
     from lrexport.measure.targets.ssh import CONFIG_VARIABLE
 
     yield "local"
@@ -70,25 +70,25 @@ def recipes(incomplete: str) -> Iterator[str]:
 
 
 def items(candidates: Iterable[str], incomplete: str) -> list[CompletionItem]:
-    """Those candidates that continue what was typed, and that a terminal can show."""
+    """The printable candidates that start with what was typed."""
     fitting = (text for text in dict.fromkeys(candidates) if text.startswith(incomplete) and text.isprintable())
     return [CompletionItem(text) for text in fitting]
 
 
 def answer(cli: click.Command, instruction: str) -> str | None:
-    """What a shell asked for: its function, ``bash_source``, or candidates, ``bash_complete``; None for anything else."""
-    shell, _, wanted = instruction.partition("_")
+    """The answer to a shell: its function for ``bash_source``, candidates for ``bash_complete``; None for anything else."""
+    shell, _, reply = instruction.partition("_")
     kind = _Bash if shell == _Bash.name else get_completion_class(shell)
-    if kind is None or wanted not in ("source", "complete"):
+    if kind is None or reply not in ("source", "complete"):
         return None
     completion = kind(cli, {}, _PROGRAM, VARIABLE)
-    return completion.source() if wanted == "source" else completion.complete()
+    return completion.source() if reply == "source" else completion.complete()
 
 
 class _Bash(BashComplete):
-    """bash, which breaks words at colons and replaces only what stands behind the last one.
+    """bash, which splits words at colons and replaces only the part after the last one.
 
-    Candidates that go on, such as ``folder:``, get no space behind them.
+    Unfinished candidates, such as ``folder:``, get no trailing space.
     """
 
     source_template = BashComplete.source_template.replace(
@@ -118,7 +118,7 @@ class _Bash(BashComplete):
 
 
 def _runs(incomplete: str) -> Iterator[str]:
-    """Runs, and once something is typed other folders, which may hold some."""
+    """Runs; once something is typed, other folders too, which may contain runs."""
     for entry in _entries(incomplete):
         if Path(entry, RECORD).is_file():
             yield entry.rstrip("/")
@@ -133,7 +133,7 @@ def _folders(incomplete: str, last: str) -> Iterator[str]:
 
 
 def _entries(incomplete: str, suffix: str = "") -> Iterator[str]:
-    """Folders, with a slash behind them, and files with ``suffix``, where the path that is being typed leads."""
+    """Folders, with a trailing slash, and files with ``suffix``, that match the typed path."""
     head, _, tail = incomplete.rpartition("/")
     folder = f"{head}/" if "/" in incomplete else ""
     try:
@@ -150,7 +150,7 @@ def _entries(incomplete: str, suffix: str = "") -> Iterator[str]:
 
 
 def _callables(incomplete: str) -> Iterator[str]:
-    """``module:`` for Python files of the current folder once something is typed, then what they define at the top."""
+    """``module:`` for Python files of the current folder once something is typed, then their top-level names."""
     module, colon, _ = incomplete.partition(":")
     if colon and re.fullmatch(r"\w+(\.\w+)*", module):
         for name in _defined(Path(*module.split(".")).with_suffix(".py")):
@@ -160,7 +160,7 @@ def _callables(incomplete: str) -> Iterator[str]:
 
 
 def _defined(path: Path) -> list[str]:
-    """Public functions and classes at the top of a Python file, which is parsed, not run."""
+    """Public top-level functions and classes of a Python file, which is parsed, not run."""
     text = _read(path)
     try:
         body = ast.parse(text).body
@@ -171,7 +171,7 @@ def _defined(path: Path) -> list[str]:
 
 
 def _ssh_hosts(path: Path, level: int = 0) -> Iterator[str]:
-    """The hosts of an ssh_config and of the files that it includes; patterns are left out."""
+    """The hosts of an ssh_config and of the files that it includes, without patterns."""
     for line in _read(path).splitlines():
         keyword, *values = line.replace("=", " ", 1).replace('"', "").split() or [""]
         if keyword.lower() == "host":
@@ -184,7 +184,7 @@ def _ssh_hosts(path: Path, level: int = 0) -> Iterator[str]:
 
 
 def _read(path: Path) -> str:
-    """The text of a file; nothing where it is not a plain file of moderate size."""
+    """The text of a regular file of moderate size; else an empty string."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return ""

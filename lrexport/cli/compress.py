@@ -9,7 +9,7 @@ import click
 
 from lrexport.cli.goal_options import compress_config, goal_options, pruning_options
 from lrexport.cli.help import LAYERS, OUTPUT, TRAINING, section
-from lrexport.cli.notes import refuse_finished, say_as_made, say_left_behind, say_replaced, say_unused
+from lrexport.cli.notes import note_callable_weights, note_changed_defaults, note_replaced, note_unused, refuse_finished
 from lrexport.cli.option_types import EpochsOrSame
 from lrexport.cli.options import RUN, field_option, is_run, json_option, resume_options, switch_option
 from lrexport.cli.recipe_options import RecipeCommand, recipe_options
@@ -65,13 +65,13 @@ def command(
     if source is not None:
         refuse_finished(source)
     else:
-        say_as_made(options)
-    say_unused(options["data"], source)
+        note_callable_weights(options)
+    note_unused(options["data"], source)
     config = compress_config(options)
     if source is not None:
-        say_left_behind(source, config)
+        note_changed_defaults(source, config)
         if run is not None and not dry_run and run.resolve() == source.resolve():
-            say_replaced(source)
+            note_replaced(source)
     check_compress(config, source, None if dry_run else run, resume)
 
     from lrexport.lowrank.selection.costs import plan_macs

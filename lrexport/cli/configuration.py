@@ -1,7 +1,7 @@
 """Defaults from ``[tool.lrexport]`` in pyproject.toml, from lrexport.toml or from a recipe, checked key by key.
 
-A key at the top is for every command that has such an option; a table named like a command is for that command alone. A
-recipe has no tables.
+A top-level key applies to every command with that option, a table named after a command to that command only. Recipes have
+no tables.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from lrexport.artifacts.toml_files import BUDGET, Settings, kind, read_settings
 from lrexport.errors import UsageError
 from lrexport.text import nearest
 
-# Options of one call alone, which --print-config leaves out.
+# Options of a single call, which --print-config omits.
 OF_ONE_CALL = {"output", "json_to", "dry_run", "resume", "allow_changes", "trust_code", "recipe", "print_config"}
 _WRITES, _CALL = "where files are written", "what one call does"
 
 _PREFIX = "LREXPORT"
-# Variables of lrexport's that are read elsewhere, and those of the options before the command.
+# Variables of lrexport that are read elsewhere, and those of options before the command.
 _NO_OPTIONS = {f"{_PREFIX}_{name}" for name in ("CACHE", "STATE", "SSH_CONFIG", "CONFIG_FILE", "DEBUG")}
 
 
 @dataclass
 class Defaults:
-    """What a file says for one command: by parameter the value, as click takes it, and where that stands."""
+    """A file's settings for one command: by parameter the value, as click takes it, and its place in the file."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
 
     def note(self, name: str, value: Any, place: str) -> None:
-        """The later of two wins."""
+        """Both; ``later`` wins."""
         self.values[name], self.places[name] = value, place
 
 
 def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, click.Command]]) -> dict[str, Defaults]:
-    """By command. Raises UsageError with file, line and the nearest known key.
+    """Defaults by command. Raises UsageError with file, line and the nearest known key.
 
-    Commands are loaded only where there is an option to check.
+    Commands are loaded only if the file has an option to check.
     """
     settings = read_settings(config_file)
     if not settings.table.keys() - {BUDGET}:
@@ -73,7 +73,7 @@ def defaults(config_file: str | None, load_commands: Callable[[], Mapping[str, c
 
 
 def recipe_defaults(settings: Settings, command: click.Command, others: Iterable[click.Command]) -> Defaults:
-    """What a recipe says for ``command``; keys that only ``others`` have are checked and skipped. Raises UsageError."""
+    """A recipe's settings for ``command``; keys that only ``others`` have are checked and skipped. Raises UsageError."""
     known, elsewhere = ({k: o for c in some for k, o in _options(c).items()} for some in ([command], others))
     every = {key: option for key, option in {**elsewhere, **known}.items() if option.name != "recipe"}
     result = Defaults()
@@ -87,9 +87,9 @@ def recipe_defaults(settings: Settings, command: click.Command, others: Iterable
 
 
 def unknown_variables(name: str, command: click.Command, others: Iterable[str]) -> dict[str, str]:
-    """Environment variables written like those of options that are none, each with the nearest that is one, or "".
+    """Environment variables named like options that do not exist, each with the nearest existing one, or "".
 
-    Those that belong to ``others`` are that command's business: its options are not loaded here.
+    Variables of ``others`` are skipped: the options of other commands are not loaded here.
     """
     own = f"{_PREFIX}_{name.upper()}_"
     known = {f"{own}{(option.name or '').upper()}" for option in command.params if isinstance(option, click.Option)}
@@ -100,7 +100,7 @@ def unknown_variables(name: str, command: click.Command, others: Iterable[str]) 
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
-    """Option names as written in TOML, ``svd-epochs``, also ``svd_epochs``."""
+    """Option names as written in TOML: ``svd-epochs``, or ``svd_epochs``."""
     options: dict[str, click.Option] = {}
     for parameter in command.params:
         if not isinstance(parameter, click.Option):
@@ -114,12 +114,12 @@ def _options(command: click.Command) -> dict[str, click.Option]:
 
 @cache
 def not_in_files() -> dict[str, str]:
-    """Options that no file may choose, by what they decide: it may be of a repository or a colleague that nobody looked at.
+    """Options that no file may set, by what they decide: a file may come from a repository that nobody reviewed.
 
-    The command line and the environment are the user's own. Every option that is text of any kind stands here, has its
-    ``only_user`` in the configuration, or stands in tests/cli/test_configuration.py as one that is harmless.
+    The command line and the environment belong to the user. Every option that takes text is listed here, has ``only_user``
+    in the configuration, or is listed as harmless in tests/cli/test_configuration.py.
     """
-    from lrexport.config.comparison import OPTIONS  # which --help and check need not wait for
+    from lrexport.config.comparison import OPTIONS  # imported late: --help and check need not wait for it
 
     return {
         **{name: facts.only_user for name, facts in OPTIONS.items() if facts.only_user is not None},
@@ -145,7 +145,7 @@ def names_code(name: str, value: str) -> bool:
 
 
 def _refuse(settings: Settings, key: str, value: Any, parameter: click.Option, command: str) -> None:
-    """Raise UsageError for what only the user may choose."""
+    """Raise UsageError for an option that only the user may set."""
     name = parameter.name or ""
     flag = next((option for option in parameter.opts if option.startswith("--")), parameter.opts[0])
     decided = not_in_files().get(name) or ("which code runs" if names_code(name, str(value)) else None)
@@ -177,7 +177,7 @@ def _checked(settings: Settings, key: str, value: Any, parameter: click.Option, 
 
 
 def _converted(settings: Settings, key: str, value: Any, parameter: click.Option, command: str) -> str:
-    """The value as the command line would have it, which the option takes."""
+    """The value as the command line would give it, checked by the option. Raises UsageError."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     try:
         parameter.type.convert(text, parameter, None)

@@ -1,4 +1,4 @@
-"""Results for people and programs: tables and JSON on stdout, notes on stderr; plain text where there is no terminal."""
+"""Results for people and programs: tables and JSON on stdout, notes on stderr; plain text without a terminal."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lrexport.text import plain, plain_line
 if TYPE_CHECKING:
     from lrexport.plan import Entry
 
-_NAME_WIDTH = 28  # of a first column that is longer, when a terminal is too narrow for everything
+_NAME_WIDTH = 28  # of a long first column, when the terminal is too narrow for the table
 
 
 def note_dense(plan: Mapping[str, Entry]) -> None:
-    """How many layers stay dense for which reason, on stderr."""
+    """Print on stderr how many layers stay dense, by reason."""
     from lrexport.report.plan_tables import dense_reasons
 
     for reason, count in dense_reasons(plan).items():
@@ -28,21 +28,21 @@ def note_dense(plan: Mapping[str, Entry]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """A table on stdout: drawn by rich on a terminal, aligned plain text in a pipe.
+    """Print a table on stdout: drawn by rich on a terminal, aligned plain text in a pipe.
 
-    No cell is ever cut. A narrow terminal folds the first column, and goes without columns that the table can spare,
-    which it then names.
+    No cell is truncated. On a narrow terminal the first column folds, and columns that the table can spare are omitted and
+    named.
     """
     if not table.rows:
         return
     if sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower():
-        _draw(_escaped(table, plain))  # a cell that is folded begins lines anywhere
+        _draw(_escaped(table, plain))  # a folded cell may break anywhere
     else:
         _print_plain(_escaped(table, plain_line))
 
 
 def _escaped(table: Table, escape: Callable[[str], str]) -> Table:
-    """Every text made safe to print before its width is looked at; a caption may have several lines."""
+    """The table with every text made safe to print, which may change its width; a caption may have several lines."""
     return Table(
         tuple(map(escape, table.columns)),
         tuple(tuple(map(escape, row)) for row in table.rows),
@@ -78,18 +78,18 @@ def _draw(table: Table) -> None:
         side: Any = "left" if _is_left(table, i) else "right"
         drawn.add_column(Text(table.columns[i]), justify=side, overflow="fold", no_wrap=fits and i > 0)
     for row in table.rows:
-        drawn.add_row(*(Text(row[i]) for i in shown))  # Text: names may hold what rich takes for markup
+        drawn.add_row(*(Text(row[i]) for i in shown))  # Text: names may look like rich markup
     with console.capture() as captured:
         console.print(drawn)
         if table.caption:
             console.print(Text(table.caption, style="dim"))
         if left_out:
-            console.print(Text(f"Left out for want of width: {', '.join(left_out)}.", style="dim"))
+            console.print(Text(f"Columns omitted for lack of width: {', '.join(left_out)}.", style="dim"))
     output.drawn(captured.get())
 
 
 def _fitting(table: Table, width: int) -> tuple[list[int], list[str]]:
-    """The columns that fit in ``width`` when a long first one is folded, and the names of those left out."""
+    """The columns that fit in ``width`` when a long first one is folded, and the names of the others."""
     shown, left_out = list(range(len(table.columns))), []
     for name in table.spare:
         if _needed(table, shown) <= width:
@@ -100,7 +100,7 @@ def _fitting(table: Table, width: int) -> tuple[list[int], list[str]]:
 
 
 def _needed(table: Table, shown: list[int]) -> int:
-    """Characters of a drawn line: three between columns, one at either end, and a fair part for long names, which fold."""
+    """Characters of a drawn line: three between columns, one at each end, and a minimum for long names, which fold."""
     widths = _widths(table)
     return 2 + min(widths[0], _NAME_WIDTH) + sum(3 + widths[i] for i in shown[1:])
 
@@ -114,7 +114,7 @@ def _is_left(table: Table, index: int) -> bool:
 
 
 def write_json(value: Any, destination: str) -> None:
-    """JSON to a file, or to stdout for ``-``."""
+    """Write JSON to a file, or to stdout for ``-``."""
     if destination == "-":
         output.print_json(value)
     else:
@@ -122,7 +122,7 @@ def write_json(value: Any, destination: str) -> None:
 
 
 def print_result(value: Any, json_to: str | None, *tables: Table) -> None:
-    """``value`` as JSON where --json asks for it, and the tables, unless stdout is JSON's."""
+    """Write ``value`` as JSON if --json was given, and print the tables unless JSON went to stdout."""
     if json_to:
         write_json(value, json_to)
     if json_to != "-":

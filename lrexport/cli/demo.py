@@ -31,7 +31,7 @@ def command(output: Path, resume: bool, allow_changes: bool) -> None:
     from lrexport.report.tables import results_table
     from lrexport.text import shell_path
 
-    if output == DEFAULT and not resume:  # its own folder, made again every time
+    if output == DEFAULT and not resume:  # the default folder is replaced every time
         remove_run(output)
     elif output.exists() and not resume:
         raise UsageError(f"{output} already exists", "Choose another folder with -o, or resume this run with --resume.")

@@ -1,4 +1,4 @@
-"""Options of whatever prunes: the goal, and how it is reached."""
+"""Options of commands that prune: the goal, and how it is reached."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lrexport.config.goals import GOAL_OPTIONS, KEYS, Goal, Latency, goal_of, va
 from lrexport.text import option_name
 from lrexport.units import parse_energy
 
-# How the text of each option is read.
+# Type of each option.
 _TYPES: Mapping[str, click.ParamType[Any]] = {
     "macs": ShareType(),
     "params": ShareType(),
@@ -59,7 +59,7 @@ def pruning_options() -> Callable[[Command], Command]:
         section(
             LAYERS,
             rare=(
-                choice_option(made, "rule", "Weigh all layers together, or use the paper's one threshold."),
+                choice_option(made, "rule", ": all layers optimised together, or the paper's one threshold."),
                 switch_option(made, "weighting", "Weight the energy by the second moment of each layer's input."),
                 switch_option(made, "reconstruct", "Refit pairs to the dense layers' outputs by least squares."),
                 count_option(made, "calibration_images", "Training images for weighting and refitting, without labels."),
@@ -72,9 +72,9 @@ def pruning_options() -> Callable[[Command], Command]:
 
 
 def given_goal(options: dict[str, Any]) -> Goal | None:
-    """The goal that was given nearest to the user, on the command line before the environment before a file; or none.
+    """The goal by precedence: command line, then environment, then file; None if none was given.
 
-    The options of goals are taken out of ``options``. Raises UsageError for two goals in the same place.
+    Removes the options of goals from ``options``. Raises UsageError for two goals in the same place.
     """
     here = nearest_goals({name: options.pop(name) for name in GOAL_OPTIONS if name in options})
     if not here:
@@ -87,7 +87,7 @@ def given_goal(options: dict[str, Any]) -> Goal | None:
 
 
 def nearest_goals(given: dict[str, Any]) -> dict[str, Any]:
-    """Of options of goals those that stand nearest to the user: more than one is a mistake."""
+    """The goals given in the place of highest precedence."""
     context = click.get_current_context()
     for place in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):
         here = {name: value for name, value in given.items() if context.get_parameter_source(name) is place}
@@ -97,6 +97,6 @@ def nearest_goals(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def compress_config(options: dict[str, Any]) -> CompressConfig:
-    """CompressConfig from all options of a compression. Raises UsageError where there is no goal, or more than one."""
-    goal = given_goal(options) or goal_of({})  # which says that there has to be one
+    """CompressConfig from all options of a compression. Raises UsageError unless exactly one goal is given."""
+    goal = given_goal(options) or goal_of({})  # goal_of({}) raises the UsageError
     return CompressConfig(train=train_config(options), goal=goal, **options)

@@ -1,6 +1,6 @@
-"""Help in sections: --help has the common options of a command, --help-all every one.
+"""Help in sections: --help lists a command's common options, --help-all every option.
 
-A formatter of our own on click's API: rich-click and cloup cost more start-up than all of lrexport (docs/decisions.md).
+The formatter is our own: rich-click and cloup take longer to import than all of lrexport (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 MODEL_AND_DATA, GOAL, LAYERS, TRAINING = "Model and data", "Goal (one of these)", "Low-rank layers", "Training"
 DISTILLATION, HARDWARE, EXPORT, SWEEP = "Distillation", "Hardware", "Export", "Sweep"
 INPUTS, COMPARISON, MEASUREMENT, OUTPUT = "Inputs", "Comparison", "Measurement", "Output"
-# As they follow each other in every command's help.
+# In the order of every command's help.
 SECTIONS = (
     *(MODEL_AND_DATA, GOAL, SWEEP, LAYERS, TRAINING, DISTILLATION, HARDWARE),
     *(INPUTS, COMPARISON, EXPORT, MEASUREMENT, OUTPUT),
 )
-_WIDEST, _NARROW, _NARROWEST = 100, 70, 30  # columns; below _NARROW texts stand under their options, not beside them
+_WIDEST, _NARROW, _NARROWEST = 100, 70, 30  # columns; below _NARROW texts go under their options, not beside them
 _COLUMN, _GAP, _INDENT = 24, 2, 4
-_EXAMPLES = "\b\n"  # begins the paragraph of a docstring that has the examples, one a line
+_EXAMPLES = "\b\n"  # starts the paragraph of a docstring with the examples, one per line
 _ALL = "lrexport.help_all"  # in a context's meta
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an option stands in the help; a rare one only in --help-all."""
+    """Section of an option in the help; rare options are listed by --help-all only."""
 
     section: str
     is_rare: bool
@@ -62,7 +62,7 @@ def section(
     *common: Callable[[Decorated], Decorated],
     rare: Sequence[Callable[[Decorated], Decorated]] = (),
 ) -> Callable[[Decorated], Decorated]:
-    """Options that stand in one section of the help: the common ones first, ``rare`` ones in --help-all alone."""
+    """Options of one section of the help: common ones first, ``rare`` ones in --help-all only."""
     assert title in SECTIONS, title
 
     def decorate(command: Decorated) -> Decorated:
@@ -77,18 +77,18 @@ def section(
 
 
 def place_of(parameter: click.Parameter) -> Place | None:
-    """Where an option stands; None for one that no :func:`section` names."""
+    """The place of an option; None if no :func:`section` lists it."""
     return _PLACES.get(parameter)
 
 
 def _parameters(command: Callable[..., Any]) -> list[click.Parameter]:
-    """The parameters that decorators have given to the function of a command so far."""
+    """The parameters that decorators have added to a command's function so far."""
     parameters: list[click.Parameter] = getattr(command, "__click_params__", [])
     return parameters
 
 
 class Command(click.Command):
-    """A command whose help has sections, and comes out of :mod:`lrexport.cli.output` like everything else."""
+    """A command whose help has sections and is printed by :mod:`lrexport.cli.output`."""
 
     _all_option: click.Option | None = None
 
@@ -100,7 +100,7 @@ class Command(click.Command):
         return option
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """All of the command's, --help, and --help-all where that shows more."""
+        """The command's parameters, --help, and --help-all if it shows more."""
         parameters = super().get_params(ctx)
         if not any(place is not None and place.is_rare for place in map(place_of, parameters)):
             return parameters
@@ -130,7 +130,7 @@ class Command(click.Command):
                         formatter.write("".join(f"{part}\n" for part in _shell_lines(line, formatter)))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The options by section, those of no section last."""
+        """The options by section, those without a section last."""
         shows_all = bool(ctx.meta.get(_ALL))
         options = [option for option in self.get_params(ctx) if isinstance(option, click.Option) and not option.hidden]
         placed = [(place_of(option) or _ELSEWHERE, option) for option in options]
@@ -139,7 +139,7 @@ class Command(click.Command):
         for place, option in sorted(listed, key=lambda each: each[0].is_rare):
             rows[place.section].append((_term(option, ctx), _text(option, ctx)))
         left_out = len(placed) - len(listed)
-        if left_out:  # the last line says it better
+        if left_out:  # the last line names --help-all
             del rows[_ELSEWHERE.section]
         shown = {title: some for title, some in rows.items() if some}
         column = _column(row for some in shown.values() for row in some)
@@ -152,7 +152,7 @@ class Command(click.Command):
 
 
 class Formatter(click.HelpFormatter):
-    """Headings bold and options coloured where stdout is a terminal; texts beside their options where there is room."""
+    """Bold headings and coloured options on a terminal; texts beside their options if the terminal is wide enough."""
 
     def __init__(self) -> None:
         columns = shutil.get_terminal_size().columns
@@ -160,7 +160,7 @@ class Formatter(click.HelpFormatter):
         self._is_styled = output.takes_styles()
 
     def write(self, string: str) -> None:
-        """Defaults out of a configuration file are in it: whatever is not printable is made visible."""
+        """Write with unprintable characters made visible: defaults may come from a configuration file."""
         super().write(plain_lines(string))
 
     def write_heading(self, heading: str) -> None:
@@ -185,7 +185,7 @@ class Formatter(click.HelpFormatter):
 
 
 def _column(rows: Iterable[tuple[str, str]]) -> int:
-    """The width of the column of terms: of those that fit into it the longest."""
+    """The width of the column of terms: the longest that fits."""
     return max((len(term) for term, _ in rows if len(term) <= _COLUMN), default=_COLUMN)
 
 
@@ -196,7 +196,7 @@ def _term(option: click.Option, ctx: click.Context) -> str:
 
 
 def _text(option: click.Option, ctx: click.Context) -> str:
-    """The help of an option with its default. Ranges are left to errors: they are what one expects."""
+    """The help of an option with its default, without its range, which error messages give."""
     extra: Mapping[str, Any] = option.get_help_extra(ctx)
     if "required" in extra:
         return f"{option.help} [required]"
@@ -204,7 +204,7 @@ def _text(option: click.Option, ctx: click.Context) -> str:
 
 
 def _shell_lines(line: str, formatter: click.HelpFormatter) -> Iterator[str]:
-    """A command in lines that fit, each but the last with the backslash that a shell needs."""
+    """A command in lines that fit, each but the last ending in a backslash."""
     indent = formatter.current_indent
     shown = f"{'':{indent}}"
     for word in line.split(" "):

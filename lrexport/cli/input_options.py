@@ -1,4 +1,4 @@
-"""Options on the inputs of an .onnx file: sizes by ``--shape``, arrays by ``--input``."""
+"""Options for the inputs of an .onnx file: sizes by ``--shape``, arrays by ``--input``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class InputShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
 
 
 def input_shapes_option(text: str) -> Callable[[Command], Command]:
-    """``--shape NAME=1,3,320,320``, repeatable, passed as ``shapes``: sizes by the name of the input."""
+    """``--shape NAME=1,3,320,320``, repeatable, passed as ``shapes``: sizes by input name."""
 
     def by_name(
         _context: click.Context, _option: click.Parameter, given: Sequence[tuple[str, tuple[int, ...]]]
@@ -56,12 +56,12 @@ def input_file_option(text: str) -> Callable[[Command], Command]:
 
 
 def read_inputs(path: Path, shapes: Shapes) -> Arrays:
-    """Arrays by the name of their input. Raises InputError for a damaged file, UsageError where ``shapes`` contradict it."""
+    """Arrays by input name. Raises InputError for a damaged file, UsageError if ``shapes`` contradicts it."""
     from lrexport.artifacts.arrays import read_arrays
 
     arrays = read_arrays(path)
     for name, shape in shapes.items():
         if name in arrays and arrays[name].shape != shape:
             held, given = (",".join(map(str, sizes)) for sizes in (arrays[name].shape, shape))
-            raise UsageError(f"{name} is {held} in {path} and {given} in --shape", "Give one of them.")
+            raise UsageError(f"{name} has shape {held} in {path} but {given} in --shape", "Omit one of the two.")
     return arrays

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What a user says about the inputs of an .onnx file: sizes, and arrays, by name."""
+    """What the user gives for the inputs of an .onnx file: sizes and arrays by name."""
 
     shapes: Shapes
     values: Mapping[str, Any]
@@ -66,14 +66,14 @@ def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | N
 
 
 def _given(path: Path) -> Path:
-    """What is there; a run for its record. Raises UsageError."""
+    """The path if it exists; for a run.json, its run. Raises UsageError."""
     if not path.exists():
         raise UsageError(f"{path} does not exist", "Give a run, a plan file or an .onnx file.")
     return path.parent if path.name == RECORD and path.is_file() else path
 
 
 def _is_onnx(path: Path) -> bool:
-    """By its name; where that tells nothing, a file that does not begin as a plan does."""
+    """Whether a file is ONNX: by its suffix, or else because it does not start like a plan."""
     check_input(path)
     if path.is_dir() or path.suffix in (".json", ".onnx"):
         return path.suffix == ".onnx"
@@ -135,7 +135,7 @@ def _compare(path: Path, other: Path, given: Given, json_to: str | None) -> None
     if _is_onnx(path) != _is_onnx(other):
         onnx, plan = (path, other) if _is_onnx(path) else (other, path)
         if onnx.suffix != ".onnx":
-            _read_graph(onnx, given)  # it may be none either
+            _read_graph(onnx, given)  # raises InputError if it is not an ONNX file either
         raise UsageError(
             f"cannot compare {onnx}, an ONNX file, with {plan}, which is not",
             "Give two runs or plan files, or two .onnx files.",

@@ -1,4 +1,4 @@
-"""``lrexport``: finds the command, loads the configuration, turns every error into a message and an exit code."""
+"""``lrexport``: finds the command, loads the configuration, and turns every error into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lrexport.errors import DeviceError, InputError, LrexportError, UsageError, 
 from lrexport.text import nearest
 from lrexport.trust import consent
 
-# Command → (module, help line). The help lines stand here so that --help imports none of them.
+# Command → (module, help line). The help lines are here so that --help imports none of the modules.
 COMMANDS = {
     "compress": ("lrexport.cli.compress", "Train in SVD form, prune, fold and fine-tune a network."),
     "train": ("lrexport.cli.train", "Train in SVD form only; compress RUN then continues from it."),
@@ -33,7 +33,7 @@ COMMANDS = {
     "demo": ("lrexport.cli.demo", "Every step on embedded data, in about three minutes."),
 }
 
-_MOMENT = 0.01  # seconds, after which C code will have its answer
+_MOMENT = 0.01  # seconds, enough for C code to return
 
 
 class LazyGroup(Command, click.Group):
@@ -57,11 +57,11 @@ class LazyGroup(Command, click.Group):
             raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) if close else error from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """The command. A broken pipe here is never our output's, which handles its own; click would take it for that."""
+        """Run the command. A broken pipe here comes from another process, not from our output, as click would assume."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
-            raise DeviceError("another process of this run has ended", "Its own message has the reason.") from error
+            raise DeviceError("another process of this run has ended", "See its own message for the reason.") from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_commands(ctx, formatter)
@@ -72,8 +72,8 @@ class LazyGroup(Command, click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()], max(map(len, COMMANDS)))
 
 
-def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
+def _show_version(context: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
+    if is_given and not context.resilient_parsing:
         output.say(f"lrexport, version {__version__}")
         context.exit()
 
@@ -92,7 +92,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
     "config_file",
     type=PathType(),
     metavar="FILE",
-    help="Settings. [default: lrexport.toml or pyproject.toml]",
+    help="Settings file. [default: lrexport.toml or pyproject.toml]",
 )
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
@@ -107,14 +107,14 @@ def cli(ctx: click.Context, config_file: str | None, debug: bool) -> None:
     name = ctx.invoked_subcommand
     if name is not None:
         _check_current_folder()
-        _say_unknown_variables(ctx, name)
+        _note_unknown_variables(ctx, name)
         configured = configuration.defaults(config_file, lambda: _all_commands(ctx))
         ctx.default_map = {command: said.values for command, said in configured.items()}
         ctx.obj = {command: said.places for command, said in configured.items()}  # for --print-config
 
 
 def _check_current_folder() -> None:
-    """Raise DeviceError if the folder that the command was started in has been removed."""
+    """Raise DeviceError if the current folder has been removed."""
     try:
         os.getcwd()
     except OSError as error:
@@ -123,7 +123,7 @@ def _check_current_folder() -> None:
         ) from error
 
 
-def _say_unknown_variables(ctx: click.Context, name: str) -> None:
+def _note_unknown_variables(ctx: click.Context, name: str) -> None:
     command = cli.get_command(ctx, name)
     if command is None:
         return
@@ -138,7 +138,7 @@ def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
 
 
 def _complete(instruction: str) -> int:
-    """Answer the completion function of a shell."""
+    """Answer a shell's completion function; returns the exit code."""
     from lrexport.cli import completion
 
     text = completion.answer(cli, instruction)
@@ -150,7 +150,7 @@ def _complete(instruction: str) -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns the exit code, with ``--debug`` the same, and prints errors to stderr."""
+    """Run one command line; prints errors to stderr and returns the exit code, which ``--debug`` does not change."""
     debug = "--debug" in arguments or os.environ.get("LREXPORT_DEBUG", "0").lower() not in ("", "0", "false")
     try:
         with consent.session():
@@ -169,7 +169,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as error:
         if signal_of(error) is not None:
             raise
-        _complain(f"code of the network or its data ended the program: sys.exit({error.code!r})", "Remove that call.")
+        _complain(f"code of the network or its data called sys.exit({error.code!r})", "Remove that call.")
         return InputError.exit_code
     except OSError as error:
         if debug:
@@ -181,23 +181,23 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             output.print_traceback()
         return _unexpected(error)
-    return done if isinstance(done, int) else 0  # what the command gave to ctx.exit
+    return done if isinstance(done, int) else 0  # the argument of ctx.exit
 
 
 def _unexpected(error: Exception) -> int:
-    """Whatever no one foresaw: memory that ran out, or a fault of ours."""
+    """Report an error that nothing else handles: out of memory, or a fault of lrexport; returns the exit code."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         _complain("out of memory", "Try a smaller --batch-size, or --device cpu.")
     elif _process() is not None and "by peer" in str(error):  # gloo: connection closed, or reset, by peer
-        _complain("another process of this run has ended", "Its own message has the reason.")
+        _complain("another process of this run has ended", "See its own message for the reason.")
     else:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
-        _complain(f"unexpected {type(error).__name__}: {first}", "--debug before the command shows where.")
+        _complain(f"unexpected {type(error).__name__}: {first}", "For a traceback, run lrexport --debug …")
     return 4
 
 
 def _process() -> int | None:
-    """Which of several processes this is, None where there is one. torch is asked only where it is in use."""
+    """The number of this process among several; None if it is the only one. torch is asked only if it is loaded."""
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
@@ -206,7 +206,7 @@ def _process() -> int | None:
 
 
 def _complain(message: str, hint: str | None) -> None:
-    who = f"process {_process()}: " if _process() else ""  # not the first, which speaks for all where all fail alike
+    who = f"process {_process()}: " if _process() else ""  # without the first, which reports errors that all share
     output.problem(message, hint, who)
 
 
@@ -215,9 +215,9 @@ def _terminated(number: int, frame: Any) -> NoReturn:
 
 
 def _send_again(lost: Any) -> None:
-    """What Python does with an exception that nobody can catch: one that a signal raised becomes the signal once more.
+    """Send a signal again whose exception was raised where nobody can catch it.
 
-    It came where C code had asked Python something, as pydantic does to write a record, and would be printed and forgotten.
+    That happens in Python code called from C, as pydantic does to write a record: the exception would only be printed.
     """
     number = signal_of(lost.exc_value)
     if number is None:
@@ -230,14 +230,14 @@ def _send_again(lost: Any) -> None:
 
 def main() -> NoReturn:
     """Entry point."""
-    # Before torch is there: threads that wait for one another by spinning take the cores from whatever else runs, and
-    # beside one busy process a training step then takes up to several times as long; asleep they cost nothing measurable.
+    # Before torch is loaded. Threads that wait by spinning take cores from other processes: beside one busy process a
+    # training step then takes up to several times as long. Sleeping threads cost nothing measurable.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)
     sys.unraisablehook = _send_again
     try:
         output.prepare()
-        instruction = os.environ.get("_LREXPORT_COMPLETE")  # a shell asks at every TAB
+        instruction = os.environ.get("_LREXPORT_COMPLETE")  # runs at every TAB
         code = _complete(instruction) if instruction else run(sys.argv[1:])
     except DeviceError as error:
         _complain(error.message, error.hint)

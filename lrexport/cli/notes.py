@@ -1,4 +1,4 @@
-"""Options without effect: a note, or an error, before any work starts."""
+"""Notes and errors about options without effect, before any work starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def refuse_finished(source: Path) -> None:
             )
 
 
-def say_unused(data: str | None, source: Path | None) -> None:
+def note_unused(data: str | None, source: Path | None) -> None:
     """Note training options that have no effect without data."""
     from lrexport.cli.console import note
     from lrexport.runs.record import load_record
@@ -47,8 +47,8 @@ def say_unused(data: str | None, source: Path | None) -> None:
         note(f"note: without --data nothing is trained; these options have no effect: {', '.join(unused)}")
 
 
-def say_as_made(options: dict[str, Any]) -> None:
-    """Note that the weights of a user's callable are taken as they are: it may or may not have trained them."""
+def note_callable_weights(options: dict[str, Any]) -> None:
+    """Note that a user's callable determines the weights, trained or not."""
     from lrexport.cli.console import note
 
     name = options["model"].partition("?")[0]
@@ -57,8 +57,8 @@ def say_as_made(options: dict[str, Any]) -> None:
         note(f"note: no --weights: starting from the weights that {plain(name)} returns")
 
 
-def say_left_behind(source: Path, config: CompressConfig) -> None:
-    """Note options that the run was made with and that now have other values without having been given."""
+def note_changed_defaults(source: Path, config: CompressConfig) -> None:
+    """Note options whose defaults differ from the values that the run was made with."""
     from lrexport.artifacts.run_files import SVD
     from lrexport.cli.console import note
     from lrexport.runs.record import load_record
@@ -76,8 +76,8 @@ def say_left_behind(source: Path, config: CompressConfig) -> None:
         note(plain(f"note: options that differ from those of {source}: {', '.join(differ)}"))
 
 
-def say_replaced(run: Path) -> None:
-    """Note what a run that is compressed again in its own folder loses."""
+def note_replaced(run: Path) -> None:
+    """Note what is lost when a run is compressed again in its own folder."""
     from lrexport.artifacts import mark
     from lrexport.cli.console import note
     from lrexport.runs.record import load_record

@@ -31,7 +31,7 @@ class BatchType(click.ParamType[int]):
 
 
 class RoundsType(click.ParamType[int]):
-    """0, or enough rounds for percentiles."""
+    """A number of rounds that is enough for percentiles, or 0."""
 
     name = "N"
     least = 10

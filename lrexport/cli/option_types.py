@@ -1,4 +1,4 @@
-"""Types of options: how a text on the command line or in a file of settings is read."""
+"""Types of options: how a value on the command line or in a settings file is parsed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ShapeType(click.ParamType[tuple[int, ...]]):
 
 
 class ShareType(click.ParamType[float]):
-    """``0.5`` or ``50%`` → 0.5, by ``parse``, which raises UsageError for anything else."""
+    """``0.5`` or ``50%`` → 0.5, by ``parse``, which raises UsageError for an invalid share."""
 
     name = "SHARE"
 
@@ -125,15 +125,15 @@ class EpochsOrSame(click.ParamType[int | str]):
 
 
 class _Completed(click.ParamType[str]):
-    """A text that a shell can complete by a function of :mod:`lrexport.cli.completion`."""
+    """A string that a shell can complete by a function of :mod:`lrexport.cli.completion`."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from lrexport.cli import completion  # only here: commands do without it
+        from lrexport.cli import completion  # imported late: needed for completion only
 
         return completion.items(self.candidates(incomplete), incomplete)
 
     def candidates(self, incomplete: str) -> Iterable[str]:
-        """What may stand there."""
+        """Possible values."""
         raise NotImplementedError
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -141,7 +141,7 @@ class _Completed(click.ParamType[str]):
 
 
 class ModelType(_Completed):
-    """MODEL: a name, an import path or a run, which is checked with the other options."""
+    """MODEL: a name, an import path or a run, checked later with the other options."""
 
     name = "MODEL"
 
@@ -152,7 +152,7 @@ class ModelType(_Completed):
 
 
 class DataType(_Completed):
-    """DATA: a data set, a folder or an import path, which is checked with the other options."""
+    """DATA: a data set, a folder or an import path, checked later with the other options."""
 
     name = "DATA"
 
@@ -174,7 +174,7 @@ class RecipeType(_Completed):
 
 
 class TargetType(_Completed):
-    """``local`` or ``ssh://[user@]host``, checked; nothing is connected yet."""
+    """``local`` or ``ssh://[user@]host``; only the syntax is checked."""
 
     name = "local|ssh://HOST"
 
@@ -191,14 +191,14 @@ class TargetType(_Completed):
 
 
 class PathType(click.Path):
-    """A path that the system accepts: not too long, and without a NUL, which a file of settings may contain."""
+    """A path that the system accepts: not too long, and without NUL, which a settings file may contain."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = os.fspath(value)
         try:
             os.lstat(text)
         except ValueError:
-            self.fail(f"{text!r} contains a NUL character, which paths cannot.", param, ctx)
+            self.fail(f"{text!r} contains a NUL character, which is not allowed in a path.", param, ctx)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 self.fail(f"{text[:60]!r}…: {error.strerror} ({len(os.fsencode(text)):,} bytes).", param, ctx)
@@ -206,7 +206,7 @@ class PathType(click.Path):
 
 
 class InputPath(PathType):
-    """The path of a file or folder that is read; a FIFO, a socket or a device is refused."""
+    """The path of a file or folder to read. Raises InputError for a FIFO, a socket or a device."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how an option is made from a field of a configuration."""
+"""Options that several commands share, and options made from fields of a configuration."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def output_option(name: str, text: str) -> Callable[[Command], Command]:
 
 
 def check_output(_context: click.Context, option: click.Parameter, given: str | None) -> str | None:
-    """The callback of an option that names a file to write, or - for stdout, so that no work is done in vain.
+    """Callback of an option that names a file to write, or - for stdout: checks it before any work.
 
     Raises UsageError if its folder does not exist, InputError if it is a device, a FIFO, a socket or a folder.
     """
@@ -68,13 +68,13 @@ def threads_option() -> Callable[[Command], Command]:
 
 
 def choice_option(config: type, name: str, text: str) -> Callable[[Command], Command]:
-    """One of the field's words, which the help lists before ``text``."""
+    """A choice among the field's words, which the help lists before ``text``."""
     words = _values(config, name, Words).words
     return field_option(config, name, click.Choice(words), name.upper(), f"{', '.join(words[:-1])} or {words[-1]}{text}")
 
 
 def count_option(config: type, name: str, text: str) -> Callable[[Command], Command]:
-    """A whole number, of at least what the field allows."""
+    """A whole number within the field's limits."""
     return field_option(config, name, click.IntRange(_values(config, name, Count).least), "N", text)
 
 
@@ -99,7 +99,7 @@ def _values(config: type, name: str, kind: type[Values]) -> Values:
 
 
 def field_option(config: type, name: str, kind: Any, metavar: str | None, text: str) -> Callable[[Command], Command]:
-    """An option of any type; its name and default are those of the configuration's field, a list as it is written."""
+    """An option of any type, with the name and default of the configuration's field; a list is shown as it is written."""
     default = next(field.default for field in fields(config) if field.name == name)
     if isinstance(default, tuple):
         default = ",".join(map(str, default))
@@ -108,14 +108,14 @@ def field_option(config: type, name: str, kind: Any, metavar: str | None, text: 
 
 
 def resume_options() -> Callable[[Command], Command]:
-    """``--resume`` and ``--allow-changes``, of commands that make one run."""
+    """``--resume`` and ``--allow-changes``, for commands that make one run."""
     changes = click.option("--allow-changes", is_flag=True, help="Resume even if options, data or devices changed.")
     resume = click.option("--resume", is_flag=True, help="Resume an interrupted run, or start a new one.")
     return section(OUTPUT, resume, changes)
 
 
 def trust_option() -> Callable[[Command], Command]:
-    """``--trust-code``, of every command that follows what a run's record names; nothing is passed on."""
+    """``--trust-code``, for every command that may run code named in a run's record; not passed to the command."""
 
     def trust(context: click.Context, _option: click.Parameter, given: bool) -> None:
         context.with_resource(consent.trusting(given))
@@ -128,5 +128,5 @@ def is_run(model: str) -> bool:
     """Whether MODEL is a run's folder. Raises InputError if its record is a link or not a regular file."""
     try:
         return plain(Path(model), RECORD).is_file()
-    except ValueError:  # a NUL, which paths cannot contain
+    except ValueError:  # a NUL, which is not allowed in a path
         return False

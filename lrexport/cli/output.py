@@ -1,7 +1,7 @@
-"""The one way out: whatever lrexport prints passes here, harmless on a terminal and in the log of a CI, in any encoding.
+"""All output of lrexport: safe on a terminal and in a CI log, in any encoding.
 
-Nothing else writes to stdout or stderr (pyproject.toml bans it). Where the reader of a pipe has gone, the work goes on and
-what would be printed is dropped, so that ``lrexport check | head`` still ends with its own exit code.
+Nothing else writes to stdout or stderr (pyproject.toml bans it). When the reader of a pipe closes it, further output is
+dropped and the work continues: ``lrexport check | head`` still ends with its own exit code.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ import click
 from lrexport.errors import DeviceError
 from lrexport.text import json_text, plain_line, plain_lines
 
-# What our own texts have beyond ASCII, for streams that do not take it.
+# ASCII for the other characters in lrexport's own texts, for streams that cannot encode them.
 _IN_ASCII = {"×": "x", "÷": "/", "−": "-", "–": "-", "—": "-", "→": "->", "…": "...", "λ": "lambda", "·": "*", "°": " deg"}
-_ERRORS = "lrexport"  # what text does that an encoding cannot hold
+_ERRORS = "lrexport"  # name of the error handler for characters that the stream cannot encode
 
 
 def say(text: str) -> None:
-    """One line of a result, on stdout. Raises DeviceError where it cannot be written."""
+    """Print one line of a result on stdout. Raises DeviceError if it cannot be written."""
     _write(sys.stdout, f"{plain_line(text)}\n")
 
 
 def note(text: str) -> None:
-    """One line for people, on stderr."""
+    """Print one line for people on stderr."""
     _write(sys.stderr, f"{plain_line(text)}\n")
 
 
 def drawn(text: str) -> None:
-    """What was drawn for a terminal, its control sequences included; every text in it was made safe before."""
+    """Print a drawing with its control sequences on stdout; every text in it is already safe."""
     _write(sys.stdout, text)
 
 
 def document(text: str) -> None:
-    """A text of several lines on stdout, Markdown or XML say, in which names are escaped in its own way already."""
+    """Print a text of several lines on stdout, such as Markdown or XML, in which names are already escaped."""
     page(plain_lines(text))
 
 
 def page(text: str) -> None:
-    """HTML on stdout; scripts in it may hold any character, and names in it are escaped already."""
+    """Print HTML on stdout; its scripts may contain any character, and names are already escaped."""
     _write(sys.stdout, text if text.endswith("\n") else f"{text}\n", "xmlcharrefreplace")
 
 
 def print_json(value: Any) -> None:
-    """A value as JSON on stdout: valid, of the same strings, with nothing in it that a terminal or a CI takes for more."""
+    """Print a value as JSON on stdout, without characters that a terminal or a CI would interpret."""
     text = json_text(value, indent=2, ascii_only=not _takes(sys.stdout, "λ"))
     _write(sys.stdout, f"{text}\n")
 
 
 def ci_commands(lines: Iterable[str]) -> None:
-    """Commands of our own to the log of a CI, on stderr, which is read for them too: stdout may be another output's."""
+    """Print lrexport's own CI commands on stderr, which the CI reads as well: stdout may carry another output."""
     _write(sys.stderr, "".join(f"{line}\n" for line in lines))
 
 
 def problem(message: str, hint: str | None = None, who: str = "") -> None:
-    """An error: what was found and, indented, the rest of it and what to do."""
+    """Print an error on stderr: its first line, then the other lines and the hint, indented."""
     first, *others = f"{who}{message}".split("\n")
     note(f"lrexport: {first}")
     for line in (*others, *(hint.split("\n") if hint else ())):
@@ -71,7 +71,7 @@ def problem(message: str, hint: str | None = None, who: str = "") -> None:
 
 
 def is_interactive() -> bool:
-    """Whether somebody can be asked, and answer: stdin and stderr are terminals."""
+    """Whether a user can be asked: stdin and stderr are terminals."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
@@ -81,17 +81,17 @@ def takes_styles() -> bool:
 
 
 def confirm(question: str) -> bool:
-    """Ask on stderr; no is the default. Raises click.Abort for Ctrl-C and at the end of stdin."""
+    """Ask on stderr; the default is no. Raises click.Abort for Ctrl-C and at the end of stdin."""
     return click.confirm(plain_line(question), default=False, err=True)
 
 
 def print_traceback() -> None:
-    """The traceback of the error that is being handled, on stderr."""
+    """Print the traceback of the current exception on stderr."""
     _write(sys.stderr, plain_lines(traceback.format_exc()))
 
 
 def usage_problem(error: click.ClickException) -> None:
-    """A mistake on the command line as click puts it, with the usage of the command."""
+    """Print click's message about a mistake on the command line, with the usage of the command."""
     context = getattr(error, "ctx", None)
     if context is not None:
         _write(sys.stderr, f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n\n")
@@ -102,15 +102,15 @@ def usage_problem(error: click.ClickException) -> None:
 
 
 def prepare() -> None:
-    """Before anything else of a process: its streams take every text, and files get no descriptor of a stream.
+    """Prepare a new process: its streams accept any text, and no file gets the descriptor of a closed stream.
 
-    Raises DeviceError where stdout is closed: a result would be lost, after all the work for it.
+    Raises DeviceError if stdout is closed: the result would be lost.
     """
     is_closed = sys.stdout is None
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # the next file that is opened would get it, and what libraries print would be written there
+        except OSError:  # the next opened file would get this descriptor, and with it what libraries print
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
@@ -119,14 +119,14 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
     warnings.showwarning = _show_warning
-    logging.lastResort = _Logged(logging.WARNING)  # what libraries log where nobody else listens
+    logging.lastResort = _Logged(logging.WARNING)  # for libraries that log without a handler
     if is_closed:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
-        raise DeviceError("standard output is closed", "Redirect it to a file, or to /dev/null where nobody is to read it.")
+        raise DeviceError("standard output is closed", "Redirect it to a file or to /dev/null.")
 
 
 def finish() -> None:
-    """At the end of a process: what others left in the streams is written, or dropped without a word."""
+    """End a process: what libraries left in the streams is written, or silently dropped."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -135,7 +135,7 @@ def finish() -> None:
 
 
 class _Logged(logging.Handler):
-    """Prints what a library logs, in which names of a network may be."""
+    """Prints what a library logs; it may contain names from a network."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _write(sys.stderr, f"{plain_lines(self.format(record))}\n")
@@ -149,12 +149,12 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning of a library: names of a network may be in it."""
+    """Print a library's warning; it may contain names from a network."""
     _write(file or sys.stderr, plain_lines(warnings.formatwarning(message, category, filename, lineno, line)))
 
 
 def _write(stream: TextIO, text: str, errors: str = _ERRORS) -> None:
-    """Write and flush. Raises DeviceError where stdout cannot be written; for stderr there is nobody to report it to."""
+    """Write and flush. Raises DeviceError if stdout cannot be written; failures of stderr cannot be reported."""
     try:
         stream.write(_fitting(stream, text, errors))
         stream.flush()
@@ -164,17 +164,17 @@ def _write(stream: TextIO, text: str, errors: str = _ERRORS) -> None:
         _mute(stream)
         if stream is sys.stdout:
             raise DeviceError(
-                f"cannot write to standard output: {error.strerror}", "Send it to another place, or make room there."
+                f"cannot write to standard output: {error.strerror}", "Redirect it elsewhere, or free some space."
             ) from error
 
 
 def _mute(stream: TextIO) -> None:
-    """From now on what is written to the stream goes nowhere, also what is in its buffer now."""
+    """Drop the stream's buffer and everything written to it from now on."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    except (OSError, ValueError):  # no stream of the system's
+    except (OSError, ValueError):  # not a stream of the operating system
         return
 
 
@@ -187,7 +187,7 @@ def _takes(stream: TextIO, text: str) -> bool:
 
 
 def _fitting(stream: TextIO, text: str, errors: str) -> str:
-    """The text in characters that the stream's encoding has."""
+    """The text with characters replaced that the stream cannot encode."""
     encoding = stream.encoding or "utf-8"
     if _takes(stream, text):
         return text
@@ -196,7 +196,7 @@ def _fitting(stream: TextIO, text: str, errors: str) -> str:
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of codecs: what reads like the character, or its code."""
+    """Error handler of codecs: a readable replacement of the character, or its code."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]

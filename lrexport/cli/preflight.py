@@ -1,4 +1,4 @@
-"""What can be known to be wrong before torch is loaded, and consent to code that a run's record names."""
+"""Checks that need no torch, and consent to code that a run's record names, before any work."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lrexport.runs.resume import check_folder, check_free, is_stopped, stopped
 
 
 def check_compress(config: CompressConfig, source: Path | None, run: Path | None, resume: bool) -> None:
-    """A compression of a MODEL or of the run ``source``, into the folder ``run``, None where nothing is written.
+    """Check a compression of a MODEL or of the run ``source`` into the folder ``run``; None: nothing is written.
 
-    Raises UsageError for what contradicts itself or is not known, InputError for what is absent or was not agreed to.
+    Raises UsageError for unknown or contradictory options, InputError for missing files or missing consent.
     """
     check_source(config, source)
     if isinstance(config.goal, FromPlan):
@@ -39,14 +39,14 @@ def check_compress(config: CompressConfig, source: Path | None, run: Path | None
 
 
 def check_train(config: TrainConfig, run: Path, resume: bool) -> None:
-    """SVD training alone. Raises as :func:`check_compress`."""
+    """Check SVD training alone. Raises as :func:`check_compress`."""
     check_trainable(config)
     check_start(config, None)
     _check_output(run, resume, config.log_to)
 
 
 def check_start(config: TrainConfig, source: Path | None) -> Record | None:
-    """What training starts from: MODEL, data, weights and teacher, or the run ``source``, whose record is returned."""
+    """Check MODEL, or the run ``source``, with data, weights and teacher; returns the record of ``source``."""
     if config.log_to:
         from lrexport.training.loggers import check_installed
 
@@ -70,7 +70,7 @@ def check_start(config: TrainConfig, source: Path | None) -> Record | None:
 
 
 def _check_teacher(teacher: str, weights: Path | None) -> None:
-    """Of a run the code that its dense network needs; of a MODEL its name and its weights."""
+    """Check a teacher: for a run the code of its dense network, for a MODEL its name and weights."""
     run = Path(teacher)
     if (run / RECORD).is_file():
         settle_record(run, load_record(run), with_data=False)
@@ -86,16 +86,16 @@ def _check_teacher(teacher: str, weights: Path | None) -> None:
 
 def _check_output(run: Path, resume: bool, log_to: tuple[str, ...]) -> None:
     if one_of_several():
-        return  # once they know of each other the first one checks it for all: alone the others would wait for it
+        return  # the first process checks for all once they are connected: an error in one now leaves the others waiting
     check_folder(run, log_to)
     if is_stopped(run) and not resume:
         raise stopped(run)
-    if not resume:  # else a run that is finished may be what is asked for
+    if not resume:  # with --resume the run may be finished
         check_free(run, resume)
 
 
 def check_export(run: Path, data: str | None, uses_data: bool, int8: bool) -> None:
-    """An export of a run, with other data than its own where ``data`` names some. Raises as :func:`check_compress`."""
+    """Check an export of a run, with ``data`` instead of the run's own if given. Raises as :func:`check_compress`."""
     record = load_record(run)
     if MODEL not in record.files:
         raise uncompressed(run)
@@ -108,7 +108,7 @@ def check_export(run: Path, data: str | None, uses_data: bool, int8: bool) -> No
 
 
 def check_sweep(config: TrainConfig, source: Path | None, folder: Path) -> None:
-    """A sweep in ``folder``. Raises as :func:`check_compress`."""
+    """Check a sweep in ``folder``. Raises as :func:`check_compress`."""
     if (folder / RECORD).exists():
         raise UsageError(f"{folder} holds a run, not a sweep", "Choose another folder with -o.")
     run_folder.check(folder, OF_A_SWEEP)

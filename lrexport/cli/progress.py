@@ -1,4 +1,4 @@
-"""Events for people, on stderr: a live line with rate and time left on a terminal, a line for each thing otherwise."""
+"""Events for people, on stderr: on a terminal also a live line with rate and time left."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 _REPAIRS = {
     "heldout_top1_after_reconstruction": "reconstructed",
-    "heldout_top1_after_bias_correction": "with means corrected",
+    "heldout_top1_after_bias_correction": "bias-corrected",
     "heldout_top1_after_batchnorm": "with BatchNorm re-estimated",
 }
 
 
 class Progressing:
-    """Shows events as they happen: an OnEvent, and the context in which the live line stands.
+    """Shows events as they happen: an OnEvent, and the context of the live line.
 
-    ``refreshes`` of that line a second take time that a measurement on this machine may miss.
+    ``refreshes``: of that line per second; each takes time from a measurement on this machine.
     """
 
     def __init__(self, refreshes: float = 10) -> None:
@@ -56,14 +56,14 @@ class Progressing:
         self._stage: str | None = None
         self._began = time.perf_counter()
         self.noted: set[str] = set()
-        self._before: int | None = None  # steps of the stage that were done when it began here
+        self._before: int | None = None  # steps of the stage that were done before this process
 
     def __enter__(self) -> Progressing:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            description = TextColumn("{task.description}", markup=False)  # the name of a target may look like markup
+            description = TextColumn("{task.description}", markup=False)  # a target's name may look like markup
             columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             rate = TextColumn("{task.fields[rate]}", markup=False)
             console, often = Console(stderr=True), self._refreshes
@@ -76,16 +76,16 @@ class Progressing:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line for people, above the live one."""
+        """Print a line above the live one."""
         if self._live is not None:
-            # Not wrapped: a line that rich began could begin with a name.
+            # Not wrapped: a continuation line could start with a name.
             self._live.console.print(plain_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
         else:
             note(text)
 
     @singledispatchmethod
     def __call__(self, event: Event) -> None:
-        """Show the event. Every kind of a run's events has its handler below."""
+        """Show the event. Each kind has its handler below."""
         raise TypeError(f"no handler for {type(event).__name__}")
 
     @__call__.register
@@ -99,11 +99,11 @@ class Progressing:
 
     @__call__.register
     def _(self, event: AlreadyFinished) -> None:
-        self.say(f"{event.run} is finished: there is nothing to resume")
+        self.say(f"{event.run} is already finished; nothing to resume")
 
     @__call__.register
     def _(self, event: ExportChecked) -> None:
-        self.say(f"the dense network can be exported to ONNX ({format_duration(event.seconds)} to find out)")
+        self.say(f"the dense network exports to ONNX (checked in {format_duration(event.seconds)})")
 
     @__call__.register
     def _(self, event: LayersTimed) -> None:
@@ -128,7 +128,7 @@ class Progressing:
             return
         done = event.epoch * event.steps + event.step + 1
         self._begin(event.stage, STAGES[event.stage])
-        if self._before is None:  # of an earlier life of the run
+        if self._before is None:  # the first step since the run was resumed
             self._before = done - 1
         rate = f"{(done - self._before) / (time.perf_counter() - self._began):.1f} steps/s, loss {event.loss:.3f}"
         self._show(event.stage, STAGES[event.stage], done, event.epochs * event.steps, rate)
@@ -154,7 +154,7 @@ class Progressing:
 
     @__call__.register
     def _(self, event: ChoosingRanks) -> None:
-        images = f", with {event.images} training images without their labels" if event.images else ""
+        images = f", with {event.images} training images, without labels" if event.images else ""
         self.say(f"choosing ranks{images}")
 
     @__call__.register
@@ -178,7 +178,7 @@ class Progressing:
     @__call__.register
     def _(self, event: FileExported) -> None:
         rescored = ", accuracy the same" if event.rescored else ""
-        simplified = "" if event.simplified else " (onnxsim gave nothing usable; exported graph kept)"
+        simplified = "" if event.simplified else " (onnxsim failed; unsimplified graph kept)"
         self.say(
             f"{event.file}: {format_bytes(event.bytes)}, opset {event.opset}, checked; differs from torch by at most "
             f"{event.relative_error:.1e} of the largest output{rescored}{simplified}"
@@ -212,10 +212,10 @@ class Progressing:
 
     @__call__.register
     def _(self, event: FilesRemoved) -> None:
-        self.say(f"removed from an earlier export: {', '.join(event.files)}; --int8 and --ort write new ones")
+        self.say(f"removed files of an earlier export: {', '.join(event.files)}; --int8 and --ort write new ones")
 
     def _begin(self, stage: str, name: str) -> None:
-        """A bar for each stage, in place of the one before."""
+        """Replace the bar of the previous stage."""
         if self._live is None or self._stage == stage:
             return
         if self._task is not None:
@@ -224,19 +224,19 @@ class Progressing:
         self._began, self._before = time.perf_counter(), None
 
     def _show(self, stage: str, name: str, done: int | None, of: int | None, rate: str = "") -> None:
-        """The live line of ``stage``, where there is one."""
+        """Update the live line, if there is a terminal."""
         self._begin(stage, name)
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=done, total=of, rate=rate)
 
 
 def share_text(macs: int, dense_macs: int) -> str:
-    """``0.303`` of the dense network's; a dash where that has none, as a network of BatchNorm alone."""
+    """``0.303``, the share of the dense network's MACs; a dash if it has none, as a network of BatchNorm only."""
     return f"{macs / dense_macs:.3f}" if dense_macs else "—"
 
 
 def latency_text(latency: PlannedLatency) -> str:
-    """What was measured for a plan, beside what was predicted."""
+    """A plan's measured latency, with the predicted one."""
     off = latency.predicted_ms / latency.measured_ms - 1
     return (
         f"{latency.ratio:.3f} of the dense network's latency on {latency.target}, {format_ms(latency.measured_ms)} "

@@ -27,15 +27,15 @@ from lrexport.config.goals import GOAL_OPTIONS, Latency
 from lrexport.text import toml_text, visible
 
 TAKERS = ("compress", "train")  # the commands with --recipe
-# In a context's meta: the recipe that is followed, and where each value stands.
+# In a context's meta: the recipe in use, and the place of each value.
 RECIPE, _PLACES = "lrexport.recipe", "lrexport.places"
 
 
 class RecipeCommand(Command):
-    """A command with the options of :func:`recipe_options`, which it does not see itself."""
+    """A command with the options of :func:`recipe_options`, which are not passed to its function."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Print the configuration, or do what the command does."""
+        """Print the configuration, or run the command."""
         ctx.params.pop("recipe")
         if ctx.params.pop("print_config"):
             output.document("\n".join(_config_lines(ctx)))
@@ -57,7 +57,7 @@ def recipe_options() -> Callable[[Decorated], Decorated]:
 
 
 def recipe_config(model: str, recipe: str) -> CompressConfig:
-    """The configuration of ``lrexport compress MODEL --recipe RECIPE`` without files and environment."""
+    """The configuration of ``lrexport compress MODEL --recipe RECIPE`` without other files and the environment."""
     context = _command("compress").make_context("compress", [model, "--recipe", recipe])
     with context.scope():
         return compress_config({name: value for name, value in context.params.items() if name not in OF_ONE_CALL})
@@ -70,31 +70,31 @@ def _command(name: str) -> click.Command:
 
 
 def _follow(context: click.Context, parameter: click.Parameter, recipe: str | None) -> str | None:
-    """Before any other option is read: add the recipe to the configuration, above or below it."""
+    """Add the recipe to the defaults, above or below those of files, before other options are read."""
     of_files = Defaults(dict(context.default_map or {}), dict((context.obj or {}).get(context.command.name, {})))
     context.meta[_PLACES] = {name: f"file {place}" for name, place in of_files.places.items()}
     if recipe is None:
         return None
     settings = read_settings(str(recipes.find(recipe)))
-    said = recipe_defaults(settings, context.command, map(_command, TAKERS))
-    said = replace(said, places=dict.fromkeys(said.places, f"recipe {recipe}"))
+    of_recipe = recipe_defaults(settings, context.command, map(_command, TAKERS))
+    of_recipe = replace(of_recipe, places=dict.fromkeys(of_recipe.places, f"recipe {recipe}"))
     of_files = replace(of_files, places=context.meta[_PLACES])
     named_in_file = context.get_parameter_source("recipe") is ParameterSource.DEFAULT_MAP
-    both = _merged(said, of_files) if named_in_file else _merged(of_files, said)
+    both = _merged(of_recipe, of_files) if named_in_file else _merged(of_files, of_recipe)
     context.default_map, context.meta[_PLACES], context.meta[RECIPE] = both.values, both.places, recipe
     return recipe
 
 
 def _merged(below: Defaults, above: Defaults) -> Defaults:
-    """``above`` wins; a goal there hides all goals below."""
+    """Both; ``above`` wins, and a goal in it hides all goals in ``below``."""
     hidden = set(GOAL_OPTIONS) if above.values.keys() & set(GOAL_OPTIONS) else set()
     kept = {name: value for name, value in below.values.items() if name not in hidden}
     return Defaults({**kept, **above.values}, {**below.places, **above.places})
 
 
 def _config_lines(context: click.Context) -> Iterator[str]:
-    """TOML of all options that decide something, each with where its value comes from."""
-    given_goal(dict(context.params))  # two goals are a mistake here, too
+    """TOML of all options that affect the result, each with the source of its value."""
+    given_goal(dict(context.params))  # raises UsageError for two goals
     goals = nearest_goals({name: context.params[name] for name in GOAL_OPTIONS if name in context.params})
     yield visible(f"# lrexport {context.command.name} {context.params['model']}")
     for option in context.command.params:
@@ -106,8 +106,8 @@ def _config_lines(context: click.Context) -> Iterator[str]:
         if value is None or (name in GOAL_OPTIONS and name not in goals):
             yield f"# {key} is not set"
         else:
-            apart = "# " if name in not_in_files() or names_code(name, str(value)) else ""  # a recipe must not say it
-            yield f"{apart}{key} = {_toml(value, option.type)}  # {visible(_origin(context, option))}"
+            comment = "# " if name in not_in_files() or names_code(name, str(value)) else ""  # not allowed in recipes
+            yield f"{comment}{key} = {_toml(value, option.type)}  # {visible(_origin(context, option))}"
 
 
 def _origin(context: click.Context, option: click.Option) -> str:
@@ -122,7 +122,7 @@ def _origin(context: click.Context, option: click.Option) -> str:
 
 
 def _toml(value: Any, kind: Any) -> str:
-    """A value as the option would read it again."""
+    """A value in TOML that the option parses to the same value."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(kind, SizeType):

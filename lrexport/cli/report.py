@@ -89,7 +89,7 @@ def _check_replaceable(page: Path) -> None:
 
 
 def _kind_of(output: str | None) -> str:
-    """The format by the output's ending."""
+    """The format by the output's suffix."""
     if output is None:
         return "html"
     if output == "-":
@@ -104,7 +104,7 @@ def _kind_of(output: str | None) -> str:
 
 
 def _write(text: str, destination: str, show: Callable[[str], None]) -> None:
-    """To a file, or on stdout for ``-`` as ``show`` does it."""
+    """Write to a file; for ``-`` print with ``show``."""
     from lrexport.artifacts import files
     from lrexport.cli.console import note
 

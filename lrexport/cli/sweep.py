@@ -79,8 +79,8 @@ def command(
     request = make_request(train, goal, others, vary, objective, trials, source)
     check_sweep(train, source, output)
     need_optuna()
-    if request.wanted < trials:
-        note(f"the space has {request.wanted} points, so that many trials")
+    if request.trial_count < trials:
+        note(f"the search space has only {request.trial_count} points; running that many trials")
 
     from lrexport.cli.sweep_progress import SweepProgress
     from lrexport.sweep.run_sweep import Place, run_sweep
@@ -89,7 +89,7 @@ def command(
         with Progressing() as progress:
             sweep = run_sweep(request, Place(output, storage, study), SweepProgress(progress))
     except BaseException as error:
-        if is_sweep(output) and not isinstance(error, UsageError):  # what there is so far
+        if is_sweep(output) and not isinstance(error, UsageError):  # the trials so far
             print_result(load_sweep(output).model_dump(mode="json"), json_to, front_table(load_sweep(output)))
         raise
     for trial in sweep.trials:

@@ -1,4 +1,4 @@
-"""A sweep's events for people: a line a trial; the epochs are in each run's log."""
+"""A sweep's events for people: one line per trial; epochs are in each run's log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrexport.units import format_percent
 
 
 class SweepProgress:
-    """Shows shared stages as other commands do, of trials the live line alone, and what became of each."""
+    """Shows shared stages as other commands do; of each trial only the live line and its outcome."""
 
     def __init__(self, progress: Progressing) -> None:
         self._progress = progress
@@ -23,7 +23,7 @@ class SweepProgress:
 
     @singledispatchmethod
     def __call__(self, event: Event) -> None:
-        """Of a run's events those of the live line; all of them outside of trials."""
+        """Show all events of shared stages, but only those for the live line during a trial."""
         if not self._in_trial or isinstance(event, (StepDone, LayersTimed, Measuring)):
             self._progress(event)
 

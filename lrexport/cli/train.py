@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lrexport.cli.help import OUTPUT, section
-from lrexport.cli.notes import say_as_made
+from lrexport.cli.notes import note_callable_weights
 from lrexport.cli.options import RUN, is_run, json_option, resume_options
 from lrexport.cli.recipe_options import RecipeCommand, recipe_options
 from lrexport.cli.training_options import train_config, training_options
@@ -39,7 +39,7 @@ def command(output: Path | None, json_to: str | None, resume: bool, allow_change
         raise UsageError("-o RUN is required", "Give the folder that the run is written to.")
     if is_run(options["model"]):
         raise UsageError(f"{options['model']} is a run; expected a model", "To prune the run, use lrexport compress.")
-    say_as_made(options)
+    note_callable_weights(options)
     config = train_config(options)
     check_train(config, output, resume)
 

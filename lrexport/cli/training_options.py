@@ -1,4 +1,4 @@
-"""Options of ``train``, ``compress`` and ``sweep``: model, data, and the schedule of all stages."""
+"""Options of ``train``, ``compress`` and ``sweep``: model, data and the schedule of all stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, TrainConfig
 
 
 def training_options() -> Callable[[Command], Command]:
-    """The argument MODEL and every field of TrainConfig; :func:`train_config` takes them."""
+    """The argument MODEL and an option for every field of TrainConfig, read by :func:`train_config`."""
     return stacked(
         click.argument("model", type=ModelType()),
         _model_options(),
@@ -37,7 +37,7 @@ def training_options() -> Callable[[Command], Command]:
 
 
 def train_config(options: dict[str, Any]) -> TrainConfig:
-    """TrainConfig from the options that :func:`training_options` declares; others are left in ``options``."""
+    """TrainConfig from the options of :func:`training_options`, which are removed from ``options``."""
     return TrainConfig(**{field.name: options.pop(field.name) for field in fields(TrainConfig)})
 
 
@@ -49,10 +49,10 @@ def _model_options() -> Callable[[Command], Command]:
         click.option("--weights", type=FILE, metavar="FILE", help="Initial weights: safetensors or a checkpoint."),
         click.option("--input-shape", type=ShapeType(), help="Shape of one input, such as 3,224,224."),
         rare=(
-            field_option(made, "weights_key", str, "KEY", "Which weights of the file to use, such as state_dict_ema."),
+            field_option(made, "weights_key", str, "KEY", "Key of the weights in the file, such as state_dict_ema."),
             click.option("--download", is_flag=True, help="Download cifar10 or cifar100 if it is missing."),
-            number_option(made, "heldout", "Share of the training images held out for choices."),
-            count_option(made, "max_bad", "Unreadable images of a folder to tolerate."),
+            number_option(made, "heldout", "Share of training images held out to choose ranks and epochs."),
+            count_option(made, "max_bad", "Number of unreadable images of a folder to tolerate."),
             switch_option(made, "export_check", "First check that the dense network exports to ONNX."),
             trust_option(),
         ),
@@ -118,7 +118,7 @@ def _distillation_options() -> Callable[[Command], Command]:
             number_option(made, "distill", "Share of the loss that follows the teacher's outputs."),
             click.option("--teacher", type=ModelType(), metavar="MODEL|RUN", help=teacher),
             click.option("--teacher-weights", type=FILE, metavar="FILE", help=weights),
-            field_option(made, "teacher_weights_key", str, "KEY", "Which weights of that file to use."),
+            field_option(made, "teacher_weights_key", str, "KEY", "Key of the weights in that file."),
         ),
     )
 

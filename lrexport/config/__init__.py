@@ -1,1 +1,1 @@
-"""What one compression is asked to do, and recipes: such choices as files."""
+"""Options of a compression, and recipes: options in files."""

@@ -1,4 +1,4 @@
-"""Options by what is known of them, and what differs between two configurations as JSON has them."""
+"""Lists of options by their facts, and the differences between two configurations as stored in JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.config.options import PHASES, TRAINED, Facts, Phase, facts_of
 from lrexport.text import option_name
 
-_SHA256 = "_sha256"  # how the name of a digest of what was read ends
+_SHA256 = "_sha256"  # suffix of the name of a file's digest
 
 OPTIONS: Mapping[str, Facts] = {
     each.name: facts
@@ -19,7 +19,7 @@ OPTIONS: Mapping[str, Facts] = {
     if (facts := facts_of(each)) is not None
 }
 _LAST_SETTLED = PHASES.index("svd")
-_NO_FACTS = Facts(PHASES)  # of a digest, or an option of another version
+_NO_FACTS = Facts(PHASES)  # for a digest, or an option of another version
 
 
 def _names(has: Callable[[Facts], bool]) -> tuple[str, ...]:
@@ -30,30 +30,30 @@ def _is_settled(facts: Facts) -> bool:
     return facts.flag and facts.changes == "result" and facts.last <= _LAST_SETTLED
 
 
-# Options that do nothing without data to train on.
+# Options without effect unless there is data to train on.
 NEED_DATA = _names(lambda facts: facts.needs_data)
-# Options of phases that a run has behind it; going on from it keeps what those were made with.
+# Options of phases up to SVD training; a run that continues from another keeps their values.
 SETTLED = tuple(
     each.name for each in fields(TrainConfig) if _is_settled(facts := OPTIONS[each.name]) and not facts.replaceable
 )
-# What a run that goes on from another has from there unless it is given another.
+# Options whose values a run takes over from the one it continues, unless they are given.
 TAKEN_OVER = (*SETTLED, *_names(lambda facts: facts.replaceable))
-# What belongs to the SVD form, chosen again where the run has no SVD training; and all that SVD training alone uses.
+# Options of the SVD form, chosen again if the run has no SVD training; and all that only SVD training uses.
 SVD_FORM = tuple(name for name in SETTLED if OPTIONS[name].phases == ("svd form",))
 SVD_TRAINING = tuple(name for name in SETTLED if OPTIONS[name].first >= PHASES.index("svd form"))
-# How many epochs each stage of training has: any of them other than 0 is training; None is as many as the network needs.
+# Epochs of each stage of training: any other than 0 means training; None means as many as the network needs.
 EPOCHS = tuple(f"{stage.replace('-', '_')}_epochs" for stage in TRAINED)
-# What decides which images are read and held out.
+# Options that decide which images are read and held out.
 IMAGES = tuple(name for name in SETTLED if set(OPTIONS[name].phases) <= {"images", "split"})
 
 
 def settled(svd_trained: bool) -> tuple[str, ...]:
-    """Options that a run has behind it, with its SVD training or as its dense network."""
+    """Options that are fixed in a run, with or without SVD training."""
     return SETTLED if svd_trained else tuple(name for name in SETTLED if name not in SVD_FORM)
 
 
 def decide_again(svd_trained: bool, with_data: bool) -> tuple[str, ...]:
-    """Options that count once more where a run goes on from another, and that it does not take over from there."""
+    """Options that affect the result of a run that continues from another, and are not taken over from it."""
 
     def counts(facts: Facts) -> bool:
         decides = facts.flag and facts.changes == "result" and not facts.replaceable and not _is_settled(facts)
@@ -63,17 +63,17 @@ def decide_again(svd_trained: bool, with_data: bool) -> tuple[str, ...]:
 
 
 def only_in(*phases: Phase) -> tuple[str, ...]:
-    """Options that change the result and are used in these phases alone."""
+    """Options that change the result and are used in these phases only."""
     return _names(lambda facts: facts.changes == "result" and set(facts.phases) <= set(phases))
 
 
 def used_up_to(phase: Phase) -> tuple[str, ...]:
-    """Options whose use begins in ``phase`` or before it."""
+    """Options first used in ``phase`` or before it."""
     return _names(lambda facts: facts.first <= PHASES.index(phase))
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides its result, so that equal ones share it on any machine."""
+    """The part of a configuration that decides its result on any machine."""
     return {
         name: value
         for name, value in config.items()
@@ -83,7 +83,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Difference:
-    """In one option, or in the digest of what was read."""
+    """The two values of an option, or of a file's digest."""
 
     name: str
     before: Any
@@ -92,14 +92,14 @@ class Difference:
     def __str__(self) -> str:
         change = f"{option_name(self.name)} was {in_words(self.before)}, now {in_words(self.now)}"
         if self.name.endswith(_SHA256) and self.before and self.now:
-            return f"the {self.name.removesuffix(_SHA256)} changed since ({change})"
+            return f"the {self.name.removesuffix(_SHA256)} has changed ({change})"
         return change
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Difference]:
-    """In what two configurations differ that changes anything, by name.
+    """Differences between two configurations that may change the result, by name.
 
-    What the older one does not know is no difference where it is off now, nor is a digest that it did not note.
+    An option that ``before`` lacks differs only if it is on now; a digest that it lacks does not differ.
     """
 
     def differs(name: str) -> bool:
@@ -116,7 +116,7 @@ def undecided(config: Mapping[str, Any]) -> set[str]:
 
 
 def in_words(value: Any) -> str:
-    """A value of an option as a message shows it; a goal as the command gives it."""
+    """An option's value as shown in messages; a goal as on the command line."""
     if value is None or value in ([], {}):
         return "not given"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What one compression is asked to do: every choice with its default, saved in the record."""
+"""The options of a compression with their defaults, saved in the record."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lrexport.config.goals import Goal, SteerableGoal, options_of, values_of
 from lrexport.config.options import PHASES, TRAINED, Count, Number, Words, about, option
 from lrexport.errors import UsageError
 
-# Stages of training, as commands and reports call them.
+# Stages of training, as named in commands and reports.
 STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 # --help takes its defaults from here, and must not wait for the record's validation library.
 AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
-SCHEMES = Words(("spatial", "channel", "input-channel", "auto"))  # linear layers have a scheme of their kind
+SCHEMES = Words(("spatial", "channel", "input-channel", "auto"))  # linear layers always have the scheme ``linear``
 DEFAULT_DENSE_EPOCHS = 20
 
 
@@ -24,19 +24,18 @@ DEFAULT_DENSE_EPOCHS = 20
 class TrainConfig:
     """MODEL, data and the schedule of all stages.
 
-    ``weights_key`` and ``teacher_weights_key`` say which weights of their file are meant, where several fit the network.
-    ``dense_epochs`` None means: none where the network comes with weights, else enough to train it first. λ_o, λ_s and
-    the kind of sparsity are those of equation 3; a λ_s of "auto" is steered, layer by layer, to a budget. ``keep`` are
-    patterns of layers that stay dense. ``scale_gradients`` makes steps of SGD in factors as long as dense ones. ``lr``
-    drives SVD training and fine-tuning, ``dense_lr`` dense training. ``distill`` is the share of the loss that follows the
-    outputs of ``teacher`` in SVD training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or
-    where there is none of this run. ``log_to`` are services that training is logged to.
-    Up to ``max_bad`` images that cannot be read are left out. ``export_check`` exports the dense network to ONNX once before
-    any work, in memory, so that what ``onnx`` would refuse is known then.
+    ``weights_key`` and ``teacher_weights_key`` select weights in a file with several that fit the network.
+    ``dense_epochs`` None means none if the network comes with weights, else enough to train it. λ_o, λ_s and the kind of
+    sparsity are those of equation 3; λ_s "auto" adapts to a budget, layer by layer. ``keep`` holds patterns of layers that
+    stay dense. ``scale_gradients`` makes SGD steps in factors as long as dense ones. ``lr`` is for SVD training and
+    fine-tuning, ``dense_lr`` for dense training. ``distill`` is the share of the loss that follows the outputs of
+    ``teacher`` in SVD training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or, if None,
+    of this run. ``log_to`` holds services that training is logged to. Up to ``max_bad`` unreadable images are skipped.
+    ``export_check`` first exports the dense network to ONNX in memory, to find what ``lrexport onnx`` would refuse.
     """
 
     model: str = field(metadata=about("network", flag=False))
-    # The same data may have moved: a run that goes on may be given its new place.
+    # The same data may have moved: a run that continues may get its new path.
     data: str | None = option(None, "images", replaceable=True)
     weights: Path | None = option(None, "network")
     weights_key: str | None = option(None, "network", none_decides=True, later=True)
@@ -62,7 +61,7 @@ class TrainConfig:
     milestones: tuple[float, ...] = option((0.5, 0.75), *TRAINED, needs_data=True, commas=True)
     warmup_epochs: float = option(0.0, *TRAINED, needs_data=True, values=Number())
     distill: float = option(0.5, "svd", "fine-tune", needs_data=True, values=Number(most=1), varies=True)
-    # Without a teacher it is the dense network that teaches.
+    # None: the dense network is the teacher.
     teacher: str | None = option(None, "svd", "fine-tune", needs_data=True, none_decides=True)
     teacher_weights: Path | None = option(None, "svd", "fine-tune", needs_data=True, none_decides=True)
     teacher_weights_key: str | None = option(None, "svd", "fine-tune", needs_data=True, none_decides=True, later=True)
@@ -89,7 +88,7 @@ class TrainConfig:
             (self.teacher_weights, self.teacher_weights_key, "--teacher-weights"),
         ):
             if file is None and key is not None:
-                raise UsageError(f"{flag}-key requires {flag}", f"Give {flag} FILE, whose weights it chooses from.")
+                raise UsageError(f"{flag}-key requires {flag}", f"Give {flag} FILE, the file with that key.")
         if self.teacher is not None and not self.distill:
             raise UsageError("--teacher has no effect with --distill 0", "Omit one of the two.")
 
@@ -97,14 +96,11 @@ class TrainConfig:
         return _plain(asdict(self))
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the files behind ``weights`` and ``teacher`` as they are now, where there are any.
-
-        By these runs tell that they changed since.
-        """
+        """SHA-256 of the files of ``weights`` and ``teacher`` as they are now: runs detect changes by it."""
         return _digest("weights_sha256", self.weights) | self.teacher_digest()
 
     def teacher_digest(self) -> dict[str, str]:
-        """The part of :meth:`digests` that is the teacher's."""
+        """The teacher's part of :meth:`digests`."""
         of_run = Path(self.teacher) / DENSE if self.teacher else None
         return _digest("teacher_sha256", self.teacher_weights or of_run)
 
@@ -113,12 +109,12 @@ class TrainConfig:
 class CompressConfig:
     """SVD training as in ``train``, then the goal, fine-tuning and the dense network's training for comparison.
 
-    ``falling_ranks`` lets the ranks fall to the goal, of MACs, parameters or latency, while SVD training goes on.
-    ``rule`` "global" minimises what all layers lose together within the goal, "threshold" is the paper's one e for all.
+    ``falling_ranks`` reduces ranks to the goal (MACs, parameters or latency) during SVD training. ``rule`` "global"
+    minimises the loss of all layers together within the goal, "threshold" uses the paper's one e for all layers.
     ``weighting`` and ``reconstruct`` use ``calibration_images`` training images to weight the energy and to refit pairs.
-    ``target`` is where speed is measured with ``threads`` threads, for a goal of latency and for ranks on the grain of the
-    machine; None: this machine where latency is the goal, else no speed is looked at. ``baseline_epochs`` "same" trains the
-    dense network on for as many epochs as the compressed one gets.
+    ``target`` is where latency is measured with ``threads`` threads, for a goal of latency and for ranks on the machine's
+    grain; None: this machine if latency is the goal, else no latency is measured. ``baseline_epochs`` "same" trains the
+    dense network for as many further epochs as the compressed one gets.
     """
 
     train: TrainConfig
@@ -150,11 +146,9 @@ class CompressConfig:
 
 
 def check_trainable(config: TrainConfig) -> None:
-    """Raise UsageError if SVD training alone cannot do what is asked for."""
+    """Raise UsageError for options that SVD training alone does not support."""
     if config.data is None:
-        raise UsageError(
-            "lrexport train requires --data", "Without data, use lrexport compress, which then needs no training."
-        )
+        raise UsageError("lrexport train requires --data", "Without data, use lrexport compress, which then skips training.")
     if config.sparsity_strength == "auto":
         message = "--sparsity-strength auto adapts λ_s to a budget, and lrexport train has none"
         raise UsageError(message, "Give --sparsity-strength X, or use lrexport compress with a budget.")
@@ -168,7 +162,7 @@ def check_source(config: CompressConfig, source: Path | None) -> None:
 
 
 def several_need_data() -> UsageError:
-    """For several processes without anything to train on."""
+    """The error for several processes without data to train on."""
     return UsageError("several devices require data to train on", "Give --data, or use one device.")
 
 
@@ -177,5 +171,5 @@ def _digest(name: str, path: Path | None) -> dict[str, str]:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it: paths are text."""
+    """The values with paths as strings, for JSON."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

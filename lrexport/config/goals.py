@@ -1,4 +1,4 @@
-"""Goals: what ranks are chosen for. Each is a frozen value with its unit, checked when it is made."""
+"""Goals that ranks are chosen for: frozen values with units, checked when created."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrexport.units import parse_bytes, parse_energy, parse_ms, parse_share
 
 @dataclass(frozen=True)
 class Macs:
-    """MACs to reach: ``share`` of the dense network's, in (0, 1]."""
+    """MACs to reach, as ``share`` of the dense network's, in (0, 1]."""
 
     share: float
 
@@ -25,7 +25,7 @@ class Macs:
 
 @dataclass(frozen=True)
 class Params:
-    """Parameters to reach: ``share`` of the dense network's, in (0, 1]."""
+    """Parameters to reach, as ``share`` of the dense network's, in (0, 1]."""
 
     share: float
 
@@ -41,7 +41,9 @@ class Size:
 
     def __post_init__(self) -> None:
         if isinstance(self.bytes, bool) or not isinstance(self.bytes, int) or self.bytes < 1:
-            raise UsageError(f"invalid size {self.bytes!r}: expected bytes, a whole number from 1", "As in Size(500_000).")
+            raise UsageError(
+                f"invalid size {self.bytes!r}: expected a whole number of bytes, at least 1", "For example Size(500_000)."
+            )
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Latency:
 
     def __post_init__(self) -> None:
         if (self.share is None) == (self.milliseconds is None):
-            example = "As in Latency(0.6) or Latency(milliseconds=5)."
+            example = "For example Latency(0.6) or Latency(milliseconds=5)."
             raise UsageError("invalid latency: expected a share or milliseconds", example)
         if self.share is not None:
             _check_share("latency", self.share)
@@ -74,7 +76,7 @@ class Latency:
             raise UsageError(message, "For example 0.6 or 60% of the dense network's, or 5ms.") from None
 
     def budget_ms(self, dense_ms: float) -> float:
-        """Milliseconds to reach, where the dense network takes ``dense_ms``."""
+        """Milliseconds to reach if the dense network takes ``dense_ms``."""
         return self.milliseconds if self.milliseconds is not None else (self.share or 0.0) * dense_ms
 
 
@@ -100,7 +102,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class FromPlan:
-    """The layers' schemes and ranks as a plan says: a plan file, a run's folder, or the plan itself, layer → entry."""
+    """Schemes and ranks from a plan: a plan file, a run's folder, or the plan itself, layer → entry."""
 
     plan: str | Path | Mapping[str, Any]
 
@@ -110,22 +112,22 @@ class FromPlan:
 
     @property
     def source(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return "the plan" if isinstance(self.plan, Mapping) else str(self.plan)
 
 
 Goal = Macs | Params | Size | Latency | AccuracyDrop | Energy | FromPlan
-# Goals that SVD training can go towards: ranks fall, and λ_s is steered, to a share of the dense network.
+# Goals that SVD training can approach, by falling ranks or by adapting λ_s.
 SteerableGoal = Macs | Params | Latency
 
 
 @dataclass(frozen=True)
 class GoalKey:
-    """One key of a goal in a record, and all that options, sweeps and repeated commands know of it.
+    """One key of a goal in a record, with all facts for options, sweeps and repeated commands.
 
-    ``make`` takes the value in the record, of type ``type``. ``option`` gives it on the command line, such as ``example``,
-    explained by ``help``; ``parse`` reads its text, and ``unit`` stands behind the number. Without ``parse`` sweeps cannot
-    vary it.
+    ``make`` creates the goal from the record's value, of type ``type``. ``option`` is its name on the command line, with
+    ``example`` and ``help``; ``parse`` reads its text, and ``unit`` follows the number. Without ``parse`` sweeps cannot vary
+    it.
     """
 
     goal: type[Goal]
@@ -166,7 +168,7 @@ def options_of(goals: Any) -> str:
 
 
 def goal_of(values: Mapping[str, Any]) -> Goal:
-    """The goal in ``{"macs": 0.5}``, by the names in :data:`KEYS`; None is no value. Raises UsageError unless it is one."""
+    """The goal in ``{"macs": 0.5}``, by the names of :data:`KEYS`. Raises UsageError unless one value alone is not None."""
     given = {name: value for name, value in values.items() if value is not None}
     if len(given) != 1:
         examples = dict[str, str]()
@@ -179,7 +181,7 @@ def goal_of(values: Mapping[str, Any]) -> Goal:
 
 
 def values_of(goal: Goal) -> dict[str, Any]:
-    """``{"macs": 0.5}``: the reverse of :func:`goal_of`, as JSON has it."""
+    """``{"macs": 0.5}``, for JSON: the inverse of :func:`goal_of`."""
     if isinstance(goal, Latency):
         return {"latency": goal.share} if goal.share is not None else {"latency_ms": goal.milliseconds}
     if isinstance(goal, FromPlan):
@@ -194,7 +196,7 @@ def _check_share(name: str, value: object) -> None:
 
 
 def _check_number(name: str, value: object, expected: str, low: float, high: float, above: bool = False) -> None:
-    """Raise UsageError for anything but a number in [low, high], or in (low, high] where it has to be ``above``."""
+    """Raise UsageError unless ``value`` is a number in [low, high], or with ``above`` in (low, high]."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"invalid {name} {value!r}: expected a number, {expected}")
     if not low <= value <= high or not math.isfinite(value) or (above and value == low):

@@ -1,4 +1,4 @@
-"""What is known of an option, kept on its field; :mod:`lrexport.config.comparison` derives every list of options from it."""
+"""Facts about an option, kept on its field; :mod:`lrexport.config.comparison` derives all lists of options from them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import Field, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
-# The phases of a run in their order. Going from one run on to another, the first ones are not done again.
+# The phases of a run in order. A run that continues from another does not repeat the first ones.
 Phase = Literal["network", "images", "split", "dense", "svd form", "svd", "pruning", "fine-tune", "baseline"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 TRAINED: tuple[Phase, ...] = ("dense", "svd", "fine-tune", "baseline")
-# "rounding": other numbers only as another device rounds them; "nothing": the same numbers.
+# "rounding": the result changes only as rounding differs between devices; "nothing": it does not change.
 Changes = Literal["result", "rounding", "nothing"]
 T = TypeVar("T")
 _FACTS = "facts"
@@ -32,7 +32,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Number:
-    """From ``least`` to ``most``; with ``above`` more than ``least``."""
+    """A number from ``least`` to ``most``; with ``above`` greater than ``least``."""
 
     least: float = 0
     most: float | None = None
@@ -41,15 +41,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Facts:
-    """One option. ``phases`` are those that use it.
+    """Facts about an option.
 
-    ``needs_data``: it does nothing without data to train on. ``flag``: it is one option of the command line by its name;
-    else an argument, or a group of options. ``replaceable``: settled, yet a later run may be given another.
-    ``none_decides``: None is an answer, where for other options it leaves the choice to the run. ``later``: it came after
-    sweeps began to name shared stages by a digest of options, which leaves it out while it is off. ``varies``: sweeps can
-    vary it.
-    ``commas``: a list is written as one value, else each entry is an option. ``only_user``: what it decides, where no file
-    may choose it.
+    ``phases``: those that use it. ``needs_data``: no effect without data to train on. ``flag``: one command-line option with
+    its name, not an argument or a group of options. ``replaceable``: a run that continues from another may change it.
+    ``none_decides``: None is a value; for other options it leaves the choice to the run. ``later``: added after sweeps
+    began to name shared stages by a digest of options, so the digest omits it while it is off. ``varies``: sweeps can vary
+    it. ``commas``: a list is one value with commas; otherwise the option is repeated. ``only_user``: for an option that no
+    file may set, what it decides.
     """
 
     phases: tuple[Phase, ...]
@@ -66,12 +65,12 @@ class Facts:
 
     @property
     def first(self) -> int:
-        """Where in PHASES its use begins."""
+        """Index in PHASES of its first use."""
         return min(map(PHASES.index, self.phases))
 
     @property
     def last(self) -> int:
-        """Where in PHASES its use ends."""
+        """Index in PHASES of its last use."""
         return max(map(PHASES.index, self.phases))
 
 
@@ -81,11 +80,11 @@ def about(*phases: Phase, **facts: Any) -> MappingProxyType[str, Facts]:
 
 
 def option(default: T, *phases: Phase, **facts: Any) -> T:
-    """A field with a default; the rest as for :func:`about`."""
+    """A field with a default; other arguments as for :func:`about`."""
     return field(default=default, metadata=about(*phases, **facts))
 
 
 def facts_of(each: Field[Any]) -> Facts | None:
-    """What is known of a field; None for one that is no option."""
+    """The facts about a field; None if it is not an option."""
     facts: Facts | None = each.metadata.get(_FACTS)
     return facts

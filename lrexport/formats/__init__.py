@@ -1,1 +1,1 @@
-"""Export: ONNX files that were checked, compared with torch, simplified, and checked again."""
+"""Export: ONNX files, checked, compared with torch, simplified, and compared again."""

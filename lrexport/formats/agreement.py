@@ -1,11 +1,11 @@
-"""Do two networks give the same outputs? Output by output, and channel by channel, each against its own scale.
+"""Comparison of two networks' outputs, output by output and channel by channel, each relative to its own scale.
 
-The largest value of a whole tensor does not measure all of it: a detector's head may hold boxes in pixels beside scores
-from 0 to 1. Which axis holds the channels is not known, so each slice of every axis but the first is compared, over all
-inputs together: a channel that happens to be near 0 for one input is measured by its size for the others.
+The largest value of a tensor is not the scale of all its parts: a detector's head may hold boxes in pixels next to scores
+from 0 to 1. The axis of the channels is unknown, so each slice along every axis except the first is compared, over all
+inputs together: a channel that happens to be near 0 for one input is scaled by its values for the others.
 
-What float32 itself gets wrong is allowed for: where values cancel out, a slice near 0 has the rounding errors of the large
-numbers that it comes from. How large these are is measured on the network, slice by slice (:data:`Rounding`).
+Rounding errors of float32 are allowed: if values cancel out, a slice near 0 has the rounding errors of the large numbers
+that it is computed from. They are measured on the network, slice by slice (:data:`Rounding`).
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ from lrexport.errors import InputError
 
 # float32 through different kernels: largest difference relative to the largest value.
 RELATIVE_TOLERANCE = 1e-4
-# How many times its measured rounding error a slice may differ by: one measurement of an error that is normally distributed
-# says so much about the largest of many.
+# A slice may differ by this many times its measured rounding error: the largest of many normally distributed errors can be
+# that far above a single measurement.
 _ROUNDINGS = 20.0
-# And a whole output, whose largest error is measured over many values. Both sides have errors, so less than 2 is not enough.
+# The same for a whole output, whose largest error is measured over many values. Both sides have errors, so at least 2.
 _ROUNDINGS_OF_ALL = 4.0
-# A slice of few values may have come out exact by chance: each counts as no better than this share of the others.
+# A slice of few values may be exact by chance: its error counts as at least this quantile of the others.
 _EXACT_BY_CHANCE = 0.25
 
 Array = npt.NDArray[np.float64]
-# Measured rounding errors of one output, |less exact − more exact|, for some inputs; only called where they matter.
+# Measures rounding errors of one output, |less exact − more exact|, for some inputs; called only if they matter.
 Rounding = Callable[[], Sequence[Array]]
 
 
 @dataclass(frozen=True)
 class ComparedOutputs:
-    """One output for one input: what it must be and what it is."""
+    """One output for one input: the expected and the actual values."""
 
     where: str
-    wanted: Array
+    expected: Array
     actual: Array
 
     @property
     def difference(self) -> Array:
-        """0 where both are the same infinity or both NaN, infinite where only one of them is."""
+        """|actual − expected|; 0 if both are NaN or the same infinity, infinite if only one is."""
         with np.errstate(invalid="ignore"):
-            apart = np.abs(self.actual - self.wanted)
-        same = (self.actual == self.wanted) | (np.isnan(self.actual) & np.isnan(self.wanted))
+            apart = np.abs(self.actual - self.expected)
+        same = (self.actual == self.expected) | (np.isnan(self.actual) & np.isnan(self.expected))
         return np.where(same, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf))
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest difference relative to the largest value of its output, and the input where it was."""
+    """The largest difference relative to the largest value of its output, and the input with it."""
 
     relative_error: float
     where: str
@@ -66,26 +66,26 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Terms:
-    """What is compared, by name, and how much may differ.
+    """Names of the compared networks, and tolerances.
 
-    ``tolerance`` is relative to the largest value, of the whole and of each slice; ``step`` an absolute difference that is
-    allowed everywhere, relative to the largest value of all; ``lenient`` is for inputs that no network was made for: a whole
-    output may differ as a slice may, by many times its rounding errors, and the difference does not count as the largest.
+    ``tolerance`` is relative to the largest value, of the whole output and of each slice; ``step`` is a difference allowed
+    everywhere, relative to the largest value of the output; ``lenient`` is for extreme inputs: the whole output may differ
+    by as many times its rounding errors as a slice, and its difference is not reported.
     """
 
     actual: str
-    wanted: str
+    expected: str
     tolerance: float = RELATIVE_TOLERANCE
     step: float = 0.0
     lenient: bool = False
 
 
 def check_agreement(pairs: Sequence[ComparedOutputs], rounding: Rounding, terms: Terms, output: str = "") -> Agreement:
-    """Compare one output for several inputs. Raises InputError with the largest difference and where it is.
+    """Compare one output for several inputs. Raises InputError with the largest difference and its place.
 
-    ``output`` names it where a network has several.
+    ``output`` is its name if the network has several.
     """
-    errors: list[Sequence[Array]] = []  # once measured
+    errors: list[Sequence[Array]] = []  # measured once
 
     def measured(shape: tuple[int, ...]) -> list[Array]:
         if not errors:
@@ -97,7 +97,7 @@ def check_agreement(pairs: Sequence[ComparedOutputs], rounding: Rounding, terms:
         worst = worst.worst(_check_whole(pair, measured, terms, output))
     alike: dict[tuple[int, ...], list[ComparedOutputs]] = defaultdict(list)
     for pair in pairs:
-        alike[pair.wanted.shape[1:]].append(pair)
+        alike[pair.expected.shape[1:]].append(pair)
     for shape, group in alike.items():
         for axis in range(1, len(shape) + 1):
             _check_slices(group, axis, partial(measured, shape), terms, output)
@@ -107,21 +107,21 @@ def check_agreement(pairs: Sequence[ComparedOutputs], rounding: Rounding, terms:
 def _check_whole(
     pair: ComparedOutputs, measured: Callable[[tuple[int, ...]], list[Array]], terms: Terms, output: str
 ) -> Agreement:
-    if not pair.wanted.size:
+    if not pair.expected.size:
         return Agreement(0.0, pair.where)
     difference = pair.difference
-    scale = max(float(_size(pair.wanted).max()), float(np.finfo(np.float32).tiny))
+    scale = max(float(_size(pair.expected).max()), float(np.finfo(np.float32).tiny))
     place = np.unravel_index(int(difference.argmax()), difference.shape)
     relative = float(difference[place]) / scale
     allowed = terms.tolerance
     if allowed < relative < np.inf:
-        rounding = max((float(error.max()) for error in measured(pair.wanted.shape[1:])), default=0.0)
+        rounding = max((float(error.max()) for error in measured(pair.expected.shape[1:])), default=0.0)
         allowed += (_ROUNDINGS if terms.lenient else _ROUNDINGS_OF_ALL) * rounding / scale
     if relative > allowed:
         raise InputError(
-            f"{terms.actual} differs from {terms.wanted} by {relative:.2g} of the largest output on {pair.where}, "
+            f"{terms.actual} differs from {terms.expected} by {relative:.2g} of the largest output on {pair.where}, "
             f"{_at(pair, place, output)}",
-            f"At most {allowed:.2g} is allowed. Nothing was written.",
+            f"At most {allowed:.2g} is allowed. No files were written.",
         )
     return Agreement(0.0 if terms.lenient else relative, pair.where)
 
@@ -129,10 +129,10 @@ def _check_whole(
 def _check_slices(
     pairs: list[ComparedOutputs], axis: int, measured: Callable[[], list[Array]], terms: Terms, output: str
 ) -> None:
-    """Every slice along ``axis`` against the largest value that it has on any of the inputs."""
-    if not all(pair.wanted.size for pair in pairs):
+    """Compare every slice along ``axis``, relative to its largest value over all inputs. Raises InputError."""
+    if not all(pair.expected.size for pair in pairs):
         return
-    scales = np.max([_largest(_size(pair.wanted), axis) for pair in pairs], axis=0)
+    scales = np.max([_largest(_size(pair.expected), axis) for pair in pairs], axis=0)
     differences = np.max([_largest(pair.difference, axis) for pair in pairs], axis=0)
     allowed = terms.tolerance * scales + terms.step * scales.max()
     if (differences <= allowed).all():
@@ -150,15 +150,15 @@ def _check_slices(
     rest = [int(part) for part in np.unravel_index(int(slices.argmax()), slices.shape)]
     place = [*rest[:axis], index, *rest[axis:]]
     raise InputError(
-        f"{terms.actual} differs from {terms.wanted} by {differences[index]:.2g} in slice {index} of axis {axis}, "
+        f"{terms.actual} differs from {terms.expected} by {differences[index]:.2g} in slice {index} of axis {axis}, "
         f"whose largest value is {scales[index]:.3g}, on {pair.where}, {_at(pair, place, output)}",
-        f"At most {allowed[index]:.2g} is allowed there: {terms.tolerance:g} of the slice's largest value, "
-        "and what rounding explains. Nothing was written.",
+        f"At most {allowed[index]:.2g} is allowed: {terms.tolerance:g} of the slice's largest value, plus rounding errors. "
+        "No files were written.",
     )
 
 
 def _size(values: Array) -> Array:
-    """Absolute values; what is not finite has no size."""
+    """Absolute values; 0 for NaN and infinity."""
     return np.where(np.isfinite(values), np.abs(values), 0.0)
 
 
@@ -171,4 +171,4 @@ def _largest(values: Array, axis: int) -> Array:
 def _at(pair: ComparedOutputs, place: Sequence[Any], output: str) -> str:
     index = tuple(int(part) for part in place)
     named = f"output {output!r} " if output else "output "
-    return f"at {named}{index}: {pair.actual[index]:.6g} instead of {pair.wanted[index]:.6g}"
+    return f"at {named}{index}: {pair.actual[index]:.6g} instead of {pair.expected[index]:.6g}"

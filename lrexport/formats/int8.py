@@ -1,4 +1,4 @@
-"""One verified float32 ONNX file → the same network in int8 (QDQ), calibrated on real images and compared with the first."""
+"""A verified float32 ONNX file → the same network in int8 (QDQ), calibrated on real images and compared with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lrexport.torch_tools.quiet import quiet
 
 @dataclass(frozen=True)
 class Quantised:
-    """A finished int8 file. ``int8_macs`` of ``cost.macs`` multiply int8 numbers; ``in_float`` names the other nodes.
+    """A finished int8 file. ``int8_macs`` of ``cost.macs`` are in int8; ``in_float`` names nodes that stay in float32.
 
     ``agreement`` is the share of the calibration images that it puts in the same class as the float32 file.
     """
@@ -37,10 +37,10 @@ class Quantised:
 
 
 def quantise_onnx(source: str | Path, path: str | Path, images: ImageSet) -> Quantised:
-    """Write ``source`` to ``path`` with int8 weights and activations; input, output, opset and batch stay as they are.
+    """Write ``source`` to ``path`` with int8 weights and activations; input, output, opset and batch stay the same.
 
-    ``images``, without their labels, give the ranges of the activations. Raises InputError where onnxruntime cannot
-    quantise the graph or where little of the network is left; then nothing is written.
+    ``images``, without labels, determine the ranges of activations. Raises InputError if onnxruntime cannot quantise the
+    graph, or if the quantised network is useless; then nothing is written.
     """
     source, path = Path(source), Path(path)
     model = _quantise(source, images, path.parent)
@@ -48,7 +48,7 @@ def quantise_onnx(source: str | Path, path: str | Path, images: ImageSet) -> Qua
     agreement = compare_predictions(source, model, images)
     content = model.SerializeToString()
     files.write_bytes(path, content)
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # 0 where it is dynamic
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # 0 if dynamic
     cost, small = count_onnx(model, batch=batch or None), int8_nodes(model)
     in_float = tuple(node.name for node in cost.nodes if node.name not in small)
     int8_macs = sum(node.macs for node in cost.nodes if node.name in small)
@@ -56,51 +56,51 @@ def quantise_onnx(source: str | Path, path: str | Path, images: ImageSet) -> Qua
 
 
 def _quantise(source: Path, images: ImageSet, folder: Path) -> onnx.ModelProto:
-    """onnxruntime's static quantisation, with files on the way in ``folder``."""
+    """onnxruntime's static quantisation, with temporary files in ``folder``."""
     from onnxruntime import quantization
 
     with quiet(), tempfile.TemporaryDirectory(dir=folder, prefix=".int8-") as scratch:
         prepared, finished = Path(scratch) / "prepared.onnx", Path(scratch) / "finished.onnx"
         try:
-            # Folds BatchNorm and constants where onnxsim did not, and infers the types that the quantiser goes by. Its
-            # symbolic inference adds nothing to a simplified graph.
+            # Folds BatchNorm and constants that onnxsim left, and infers types for the quantiser. Its symbolic inference
+            # adds nothing to a simplified graph.
             quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             quantization.quantize_static(
                 str(prepared),
                 str(finished),
                 _Calibration(source, images),
                 quant_format=quantization.QuantFormat.QDQ,
-                # Output channels differ in range; one scale for all of a kernel loses another 2 dB.
+                # Output channels differ in range; one scale for a whole kernel loses another 2 dB.
                 per_channel=True,
-                # Symmetric signed weights and unsigned activations are what ONNX Runtime has integer kernels for on x86 and
-                # on ARM. Signed activations it makes unsigned on x86 when it loads a file, but only those with one reader:
-                # around a residual connection the types no longer match, and half of ResNet-20 runs in float.
+                # ONNX Runtime has integer kernels for symmetric signed weights and unsigned activations on x86 and ARM. On
+                # x86 it turns signed activations into unsigned ones at loading, but only those with one reader: at a
+                # residual connection types no longer match, and half of ResNet-20 runs in float.
                 weight_type=quantization.QuantType.QInt8,
                 activation_type=quantization.QuantType.QUInt8,
-                # Weights in -64…64: on x86 without VNNI two products are added in 16 bits, and 2 · 255 · 64 is the most
-                # that fits. At 8 bits a low-rank ResNet-20 that lost nothing elsewhere would lose 4 points there.
+                # Weights in -64…64: x86 without VNNI adds two products in 16 bits, and 2 · 255 · 64 is the largest sum that
+                # fits. With 8 bits, a low-rank ResNet-20 without loss elsewhere loses 4 points there.
                 reduce_range=True,
-                # The whole range that occurs: within half a dB of the best percentile, which would keep every
-                # activation of every image in memory.
+                # The full observed range: within half a dB of the best percentile, which would need all activations of all
+                # images in memory.
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
             return onnx.load(str(finished))
         except (LrexportError, OSError):
             raise
-        except Exception as error:  # onnxruntime raises whatever it likes
+        except Exception as error:  # onnxruntime raises arbitrary errors
             raise InputError(
                 f"onnxruntime could not quantise {source.name}: {first_line(error)}", "Export without --int8."
             ) from error
 
 
 class _Calibration:
-    """Batches of images as onnxruntime's CalibrationDataReader gives them: a dictionary of inputs at a time, then None."""
+    """Batches of images for onnxruntime, as a CalibrationDataReader: dictionaries of inputs, then None."""
 
     def __init__(self, source: Path, images: ImageSet) -> None:
         runtime = session(source)
         self._name = runtime.get_inputs()[0].name
-        # An image repeated to fill a batch changes neither the least nor the largest value. A dynamic batch is kept small:
-        # the graph that is calibrated is not optimised, and holds many activations at a time.
+        # Repeating an image to fill a batch does not change the range of values. A dynamic batch is kept small: the graph
+        # for calibration is not optimised and holds many activations at a time.
         self._batches = feed(images, runtime, dynamic_batch=16)
 
     def get_next(self) -> dict[str, Any] | None:

@@ -1,9 +1,9 @@
 """A graph in an older opset, rewritten by the standard's own schemas.
 
 Most operators of convolutional networks have only gained types over the years, or turned an attribute into an input
-(the axes of ReduceMean in opset 18, the ends of Clip in opset 11); onnx's own converter has no rule for many of them. So
-every node is written as the older schema has it, and refused where that lacks something that is used. Where an operator came
-to mean something else, comparing outputs shows it.
+(the axes of ReduceMean in opset 18, the limits of Clip in opset 11); onnx's converter has no rule for many of them. So
+every node is rewritten by the older schema, and refused if that lacks something the node uses. If an operator's meaning has
+changed, the comparison of outputs detects it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lrexport.errors import InputError
 
 
 def written_in(model: onnx.ModelProto, before: int, opset: int) -> onnx.ModelProto:
-    """The ``model`` of opset ``before`` in ``opset``; it is left as it is. Raises InputError naming what that lacks."""
+    """A copy of ``model``, of opset ``before``, in ``opset``. Raises InputError, naming what ``opset`` lacks."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     constants = {tensor.name: tensor for tensor in made.graph.initializer}
@@ -48,7 +48,7 @@ def _rewrite(node: Any, constants: dict[str, Any], before: int, opset: int) -> N
         if onnx.helper.get_attribute_value(attribute) != _default(new, name) and not _is_idle(node, name, constants):
             raise InputError(f"{node.op_type} has no attribute {name!r} in opset {opset}")
         node.attribute.remove(attribute)
-    for name in old.attributes:  # a default that changed since
+    for name in old.attributes:  # a default that has changed
         if name not in given and name in new.attributes and _default(new, name) not in (None, _default(old, name)):
             node.attribute.append(onnx.helper.make_attribute(name, _default(new, name)))
     while len(node.input) > old.max_input:
@@ -63,7 +63,7 @@ def _rewrite(node: Any, constants: dict[str, Any], before: int, opset: int) -> N
 
 
 def _is_idle(node: Any, name: str, constants: dict[str, Any]) -> bool:
-    """Whether an attribute or an input that opsets before did not have changes nothing here."""
+    """Whether an attribute or input that older opsets lack has no effect here."""
     if node.op_type == "Reshape" and name == "allowzero":  # what a size of 0 means
         shape = constants.get(node.input[1])
         return shape is not None and bool((onnx.numpy_helper.to_array(shape) != 0).all())
@@ -81,13 +81,13 @@ def _schema(node: Any, opset: int) -> Any:
 
 
 def _default(schema: Any, name: str) -> Any:
-    """None for none."""
+    """The schema; None if the opset has none."""
     value = schema.attributes[name].default_value
     return onnx.helper.get_attribute_value(value) if value.type else None
 
 
 def _drop_unused(graph: Any) -> None:
-    """Remove constants that became attributes."""
+    """Remove constants that were turned into attributes."""
     used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)

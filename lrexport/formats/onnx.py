@@ -22,17 +22,17 @@ from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.quiet import quiet
 from lrexport.units import format_bytes
 
-# Real inputs that are compared; a batch of at most so many random ones is drawn once more.
+# Number of real inputs to compare; also the largest batch of random inputs that is drawn a second time.
 _REAL, _FEW = 8, 4
-# Of weights and nodes in one file: protobuf's 2 GiB, less room for names and shapes.
+# Limit on weights and nodes of one file: protobuf's 2 GiB minus room for names and shapes.
 _MOST_BYTES = (2 << 30) - (1 << 20)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished file: its cost counted on the graph, and the largest error relative to torch over all comparisons.
+    """A finished file: its cost counted on the graph, and the largest relative error against torch in all comparisons.
 
-    ``blind`` says that the output hardly depends on the input, so that agreement with torch proves little.
+    ``blind``: the output hardly depends on the input, so agreement with torch proves little.
     """
 
     path: Path
@@ -56,9 +56,9 @@ def export_onnx(
     """Write ``network`` to ``path`` as one self-contained ONNX file; input ``input``, output ``output``, float32.
 
     ``batch`` is the fixed batch size, or None for a dynamic one; ``samples`` (N, *input_shape) are real inputs to
-    compare on, beside random ones. The network is exported in eval mode and put back; of one in another precision, or
-    on a GPU, a copy is exported. Raises UsageError for an opset that cannot be written or run, InputError when the graph
-    differs from torch or is too large for one file; then nothing is left at ``path``.
+    compare on, in addition to random ones. The network is exported in eval mode, and its mode restored; a network in
+    another precision or on a GPU is copied first. Raises UsageError for an opset that cannot be written or run, InputError
+    if the graph differs from torch or is too large for one file; then ``path`` is not written.
     """
     check_opset(opset)
     path = Path(path)
@@ -80,7 +80,7 @@ def export_onnx(
                 check_written(simpler, batch, opset)
                 comparison = comparison.worst(torchs.compare(simpler))
                 model = simpler
-            except InputError:  # the graph before it was verified
+            except InputError:  # the unverified graph
                 simpler = None
         blind = _is_blind(network, inputs, _example(network, input_shape, batch))
     content = model.SerializeToString()
@@ -89,7 +89,7 @@ def export_onnx(
 
 
 def _in_float32_on_cpu(network: nn.Module) -> nn.Module:
-    """The network itself where it is so: a GPU's convolutions may round to TF32, which is not what the file does."""
+    """The network in float32 on the CPU, copied if necessary: a GPU's convolutions may round to TF32, unlike the file."""
     tensors = (*network.parameters(), *network.buffers())
     if all(tensor.device.type == "cpu" for tensor in tensors) and all(
         tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()
@@ -99,7 +99,7 @@ def _in_float32_on_cpu(network: nn.Module) -> nn.Module:
 
 
 def _size_bytes(model: onnx.ModelProto) -> int:
-    """Weights and nodes, one by one: protobuf itself counts no further than 2 GiB."""
+    """Bytes of weights and nodes, summed one by one: protobuf itself only counts up to 2 GiB."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer) + sum(
         node.ByteSize() for node in model.graph.node
     )
@@ -109,25 +109,25 @@ def _check_bytes(size: int) -> None:
     if size > _MOST_BYTES:
         raise InputError(
             f"the network takes {format_bytes(size)}; one ONNX file has at most {format_bytes(_MOST_BYTES)}",
-            "lrexport writes no external data; torch.onnx.export(…, external_data=True) does. Of a run whose compressed "
-            "network is smaller, lrexport.export_onnx(lrexport.load(RUN), …) writes that one alone.",
+            "lrexport does not write external data; torch.onnx.export(…, external_data=True) does. If only a run's dense "
+            "network is too large, lrexport.export_onnx(lrexport.load(RUN), …) writes the compressed one alone.",
         )
 
 
 def _example(network: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> Tensor:
     parameter = next(network.parameters(), torch.empty(0))
-    # Two images: with one, torch.export takes a dynamic batch for the constant 1.
+    # Two images: with one, torch.export turns a dynamic batch into the constant 1.
     return torch.zeros(2 if batch is None else batch, *input_shape, device=parameter.device)
 
 
 @torch.no_grad()
 def _check_output(network: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> None:
-    """The file declares one output with the batch first: the network must return that."""
+    """An input of the network, after checking its output. Raises InputError unless that is one tensor, batch first."""
     example = _example(network, input_shape, batch)
     try:
         output = network(example)
     except Exception as error:
-        raise InputError(f"the network does not take a float32 input of shape {tuple(example.shape)}: {error}") from error
+        raise InputError(f"the network does not accept a float32 input of shape {tuple(example.shape)}: {error}") from error
     check_output(output, batch if batch == 1 else None)  # of others the graph itself tells
 
 
@@ -137,7 +137,7 @@ def _export(network: nn.Module, input_shape: tuple[int, ...], batch: int | None,
 
 
 def check_output(output: object, batch: int | None = None) -> None:
-    """Raise InputError unless this is what a network that can be exported returns, for ``batch`` inputs: one tensor."""
+    """Raise InputError unless ``output``, for ``batch`` inputs, is one tensor with the batch first."""
     if not isinstance(output, Tensor) or output.ndim == 0:
         returned = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise InputError(
@@ -147,34 +147,36 @@ def check_output(output: object, batch: int | None = None) -> None:
     if batch is not None and len(output) != batch:
         raise InputError(
             f"the network returns shape {tuple(output.shape)} for a batch of {batch}: the first axis is not the batch",
-            "squeeze() without axes drops a batch of 1, too: use flatten(1), or squeeze with the axes that are meant.",
+            "squeeze() without axes also drops a batch of 1: use flatten(1), or squeeze with explicit axes.",
         )
     if output.dtype == torch.bfloat16:
-        raise InputError("the network returns bfloat16, which ONNX Runtime cannot hand out", "Let it return x.float().")
+        raise InputError(
+            "the network returns bfloat16, which ONNX Runtime cannot return", "Return x.float() from its forward."
+        )
 
 
 def check_written(model: onnx.ModelProto, batch: int | None, opset: int) -> None:
-    """Opset and batch as declared in the file must be what was asked for."""
+    """Raise InputError unless the file declares the requested opset and batch."""
     written = opset_of(model)
     if written != opset:
-        raise InputError(f"opset {opset} was asked for, the exporter wrote {written}", f"Ask for --opset {written}.")
+        raise InputError(f"the exporter wrote opset {written} instead of {opset}", f"Use --opset {written}.")
     for item in (*model.graph.input, *model.graph.output):
         first = item.type.tensor_type.shape.dim[0]
         fixed = first.dim_value if first.HasField("dim_value") else None
         if fixed != batch:
-            asked = "a dynamic batch" if batch is None else f"a batch of {batch}"
+            expected = "a dynamic batch" if batch is None else f"a batch of {batch}"
             declared = "a dynamic one" if fixed is None else str(fixed)
             raise InputError(
-                f"{asked} was asked for, but {item.name!r} was written with {declared}",
-                "The network's forward pass fixes it (a reshape with a number, say); use -1 or x.shape[0] there.",
+                f"expected {expected}, but {item.name!r} was written with {declared}",
+                "The network's forward fixes the batch, for example by a reshape; use -1 or x.shape[0] there.",
             )
 
 
 def strip(model: onnx.ModelProto) -> None:
     """Remove what no runtime needs, in place: doc strings, metadata, inferred shapes (up to 100 KB) and unused opsets.
 
-    A runtime might refuse a file for an opset that it does not know, even an unused one; onnxruntime's quantiser declares
-    all of its own. onnx-ir has passes for this: 50 times slower, and the shapes stay (docs/decisions.md, "By libraries").
+    A runtime might refuse a file because of an unknown opset, even an unused one; onnxruntime's quantiser declares all of
+    its own. The passes of onnx-ir are 50 times slower and keep the shapes (docs/decisions.md, "By libraries").
     """
     model.doc_string = ""
     del model.metadata_props[:]
@@ -203,7 +205,7 @@ def _strip_graph(graph: onnx.GraphProto) -> None:
 
 
 def _simplify(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """onnxsim's result, or None where it fails: the verified graph before it is then the one to ship."""
+    """onnxsim's result, or None if it fails: then the verified graph before it is kept."""
     try:
         import onnxsim
 
@@ -219,7 +221,7 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 @torch.no_grad()
 def _is_blind(network: nn.Module, inputs: Mapping[str, Tensor], zeros: Tensor) -> bool:
-    """Whether random input changes the output by no more than a comparison tolerates; a fresh ViT gives zeros for all."""
+    """Whether random inputs change the output by no more than the tolerance; an untrained ViT always returns zeros."""
     noise = next(iter(inputs.values()))[:1].to(zeros)
     noise = noise.expand(len(zeros), *noise.shape[1:])
     of_noise, of_zeros = network(noise), network(zeros)
@@ -227,7 +229,7 @@ def _is_blind(network: nn.Module, inputs: Mapping[str, Tensor], zeros: Tensor) -
 
 
 def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples: Tensor | None) -> dict[str, Tensor]:
-    """Random and real inputs at the fixed batch, or at several sizes of a dynamic one."""
+    """Random and real inputs with the fixed batch, or with several sizes of a dynamic one."""
     generator = torch.Generator().manual_seed(0)
     sizes = (1, 2, 5) if batch is None else (batch,) * (3 if batch <= _FEW else 2)
     inputs: dict[str, Tensor] = {}
@@ -244,7 +246,7 @@ def _comparison_inputs(input_shape: tuple[int, ...], batch: int | None, samples:
 
 
 def _extremes(input_shape: tuple[int, ...], batch: int | None) -> dict[str, Tensor]:
-    """Inputs at the ends of what a network may get: nothing at all, and values far outside of a normalised image's."""
+    """Extreme inputs: all zeros, and values far outside those of a normalised image."""
     size = batch or 2
     large = 10 * torch.randn(size, *input_shape, generator=torch.Generator().manual_seed(1))
     return {f"an input of zeros, batch {size}": torch.zeros_like(large), f"large random input, batch {size}": large}

@@ -1,4 +1,4 @@
-"""Which ONNX operator sets a graph can be written in: torch's exporter knows new ones, onnx's converter goes back."""
+"""ONNX operator sets that a graph can be written in: torch's exporter writes recent ones, onnx converts to older ones."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from lrexport.errors import InputError, UsageError
 from lrexport.formats.older_opset import written_in
 from lrexport.formats.verify import check_model
 
-# The oldest that ONNX Runtime promises to run.
+# The oldest opset that ONNX Runtime promises to run.
 OLDEST_OPSET = 7
 # Before IR version 4 every weight had to be an input as well.
 _OLDEST_IR = 4
 
 
 def check_opset(opset: int) -> None:
-    """Raise UsageError for an opset that no graph can be written in or run with here."""
+    """Raise UsageError for an opset that cannot be written or run here."""
     last = last_opset()
     if not OLDEST_OPSET <= opset <= last:
-        side = "ONNX Runtime runs none older" if opset < OLDEST_OPSET else "the ONNX Runtime installed here runs none newer"
+        side = (
+            "ONNX Runtime does not run older ones"
+            if opset < OLDEST_OPSET
+            else "the installed ONNX Runtime does not run newer ones"
+        )
         raise UsageError(
             f"invalid opset {opset}: expected {OLDEST_OPSET} to {last}; {side}",
-            f"{FIRST_OPSET} and newer work for every network, older ones for most.",
+            f"Opsets from {FIRST_OPSET} work for every network, older ones for most.",
         )
 
 
@@ -49,9 +53,9 @@ def last_opset() -> int:
 
 
 def in_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The same graph in an older opset and the oldest IR version that goes with it; the model itself is left as it is.
+    """The same graph in an older opset, with the oldest IR version for it; ``model`` itself is not changed.
 
-    Raises UsageError, with the opsets that work, where onnx cannot convert it. Outputs are not compared.
+    Raises UsageError, with the opsets that work, if onnx cannot convert it. Outputs are not compared.
     """
     if opset == opset_of(model):
         return model
@@ -63,7 +67,7 @@ def in_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             oldest -= 1
         raise UsageError(
             f"this network cannot be written in opset {opset}: {error.message}",
-            f"It can be in opsets {oldest} to {last_opset()}: choose one with --opset.",
+            f"Opsets {oldest} to {last_opset()} work: choose one with --opset.",
         ) from error
 
 
@@ -76,13 +80,13 @@ def _converts(model: onnx.ModelProto, opset: int) -> bool:
 
 
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """By the standard's schemas or, where these do not suffice, by onnx's converter, and checked. Raises InputError."""
+    """Convert by the standard's schemas or, if these do not suffice, by onnx's converter, and check. Raises InputError."""
     try:
         return _checked(written_in(model, opset_of(model), opset))
     except InputError as error:
         try:
             return _checked(onnx.version_converter.convert_version(model, opset))
-        except Exception:  # its C++ raises whatever it likes, and says less than the schemas do
+        except Exception:  # its C++ raises arbitrary errors, less informative than those of the schemas
             raise error from None
 
 

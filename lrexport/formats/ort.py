@@ -1,9 +1,9 @@
-"""A verified ONNX file → ONNX Runtime's own format (.ort), which its small builds for phones and boards load.
+"""A verified ONNX file → ONNX Runtime's own format (.ort), for its small builds on phones and boards.
 
-An .ort file holds the graph as optimised on this machine; the runtime that loads it optimises little more. So nothing may be
-done to it that is only right here: the NCHWc transformer, which lays weights out in blocks as wide as this processor's
-vectors, is left out, as in the runtime's own converter. On x86 that costs speed: there the .onnx file, which is
-laid out when it is loaded, is the faster one wherever a full runtime can load it.
+An .ort file holds the graph as optimised on this machine; the runtime that loads it optimises little more. So optimisations
+for this processor only are not allowed: the NCHWc transformer, which arranges weights in blocks as wide as the processor's
+vectors, is disabled, as in the runtime's own converter. On x86 this costs speed: the .onnx file, arranged when it is
+loaded, is faster there if a full runtime can load it.
 https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html
 """
 
@@ -22,20 +22,19 @@ from lrexport.formats.agreement import RELATIVE_TOLERANCE, Array, ComparedOutput
 from lrexport.measure.latency import session
 
 Platform = Literal["amd64", "arm"]
-# Whether activations may stay signed int8: right on ARM, slow on x86, where they become unsigned. It changes nothing in
-# float32.
+# Whether activations may stay signed int8: good on ARM, slow on x86, where they become unsigned. Irrelevant in float32.
 _SIGNED_INT8: dict[Platform, str] = {"amd64": "0", "arm": "1"}
 _MACHINE_SPECIFIC = ["NchwcTransformer"]
-# Quantised graphs that are fused differently round differently: a few steps of 1/255 of the largest output.
+# Differently fused quantised graphs round differently: by a few steps of 1/255 of the largest output.
 _INT8_TOLERANCE = 0.03
-# Whatever a slice's own size is: activations are rounded to 1/255 of what their whole tensor holds.
+# For all slices: activations are rounded to 1/255 of the whole tensor's range.
 _INT8_STEP = 2 / 255
 _DYNAMIC_BATCHES = (1, 2, 5)
 
 
 @dataclass(frozen=True)
 class OrtFile:
-    """A finished file and its largest difference from the ONNX file, relative to the largest output."""
+    """A finished file, and its largest difference from the ONNX file relative to the largest output."""
 
     path: Path
     bytes: int
@@ -45,8 +44,8 @@ class OrtFile:
 def write_ort(source: str | Path, path: str | Path, platform: Platform) -> OrtFile:
     """Write the ONNX file ``source`` to ``path``, which must end in .ort, for processors of ``platform``.
 
-    It is loaded back and compared with ``source`` on random inputs. Raises InputError where ONNX Runtime cannot write it
-    or where the outputs differ; then nothing is left at ``path``.
+    It is loaded again and compared with ``source`` on random inputs. Raises InputError if ONNX Runtime cannot write it or
+    the outputs differ; then ``path`` is not written.
     """
     source, path = Path(source), Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ort-") as scratch:
@@ -70,12 +69,12 @@ def _convert(source: Path, made: Path, platform: Platform) -> None:
         onnxruntime.InferenceSession(
             str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=_MACHINE_SPECIFIC
         )
-    except Exception as error:  # its exceptions share no base but Exception
+    except Exception as error:  # no common base except Exception
         raise InputError(f"ONNX Runtime cannot write {source.name} in its own format: {error}") from error
 
 
 def _compare(source: Path, made: Path) -> float:
-    """The largest relative difference of the outputs. Raises InputError when it passes the tolerance."""
+    """The largest relative difference of the outputs. Raises InputError if it exceeds the tolerance."""
     before, after = session(source), session(made)
     given = before.get_inputs()[0]
     inputs = {
@@ -89,7 +88,7 @@ def _compare(source: Path, made: Path) -> float:
         runs = (runtime.run(None, {given.name: values}) for values in inputs.values())
         return [[np.asarray(output).astype(np.float64) for output in run] for run in runs]
 
-    wanted, actual = outputs(before), outputs(after)
+    expected, actual = outputs(before), outputs(after)
     names = [item.name for item in before.get_outputs()]
     quantised = _is_quantised(source)
     terms = Terms(
@@ -102,12 +101,13 @@ def _compare(source: Path, made: Path) -> float:
     for number, name in enumerate(names):
 
         def rounding(number: int = number) -> list[Array]:
-            """What optimising the graph changes."""
+            """The largest change of the output by optimising the graph."""
             plain = outputs(_unoptimised(source))
-            return [np.abs(one[number] - two[number]) for one, two in zip(plain, wanted, strict=True)]
+            return [np.abs(one[number] - two[number]) for one, two in zip(plain, expected, strict=True)]
 
         pairs = [
-            ComparedOutputs(label, one[number], two[number]) for label, one, two in zip(inputs, wanted, actual, strict=True)
+            ComparedOutputs(label, one[number], two[number])
+            for label, one, two in zip(inputs, expected, actual, strict=True)
         ]
         named = name if len(names) > 1 else ""
         worst = max(worst, check_agreement(pairs, rounding, terms, named).relative_error)
@@ -115,7 +115,7 @@ def _compare(source: Path, made: Path) -> float:
 
 
 def _unoptimised(source: Path) -> Any:
-    """A session that runs every node of the graph as it is written."""
+    """A session that runs every node of the graph without optimisation."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -125,7 +125,7 @@ def _unoptimised(source: Path) -> Any:
 
 
 def _shapes(shape: list[Any]) -> list[list[int]]:
-    """Those of inputs to compare on: several draws of a fixed batch, a dynamic one in several sizes."""
+    """Shapes of inputs to compare on: a fixed batch several times, or several sizes of a dynamic one."""
     batches = (shape[0],) * len(_DYNAMIC_BATCHES) if isinstance(shape[0], int) else _DYNAMIC_BATCHES
     return [[batch, *shape[1:]] for batch in batches]
 

@@ -1,4 +1,4 @@
-"""What export will refuse, found before any training: the dense network is exported once, in memory."""
+"""A check before any training that export will succeed: the dense network is exported once, in memory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lrexport.text import first_line
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import example_input, noise, run_once
 
-_SKIP = "--no-export-check compresses it all the same, for use in torch alone."
-# Of graphs that were exported and verified in this process: a sweep's trials and tests share theirs. Weights are left out,
-# as what an exporter refuses does not depend on them.
+_SKIP = "To compress it anyway, for torch only, use --no-export-check."
+# Digests of graphs that this process has exported and verified: shared by a sweep's trials, and by tests. Without weights,
+# which do not affect what an exporter refuses.
 _KNOWN: set[str] = set()
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """That a network can be exported, what of it cannot, and how long it took to find out."""
+    """Result for a network that can be exported: a limitation, if any, and the seconds that the check took."""
 
     seconds: float
     notes: tuple[str, ...] = ()
@@ -38,8 +38,8 @@ class Rehearsal:
 def rehearse(network: nn.Module, input_shape: tuple[int, ...]) -> Rehearsal:
     """Export ``network`` for one input of ``input_shape`` and compare the graph with torch; nothing is written.
 
-    It is left as it is. Raises InputError for a network that draws random numbers in eval mode, uses operators that ONNX
-    lacks, decides by values of tensors, loses its batch axis, or gives another output as a graph.
+    The network is not changed. Raises InputError if it draws random numbers in eval mode, uses operators that ONNX lacks,
+    branches on values of tensors, loses its batch axis, or if the graph's output differs.
     """
     began = time.perf_counter()
     with _offering_to_skip(), eval_mode(network):
@@ -66,11 +66,11 @@ def _offering_to_skip() -> Iterator[None]:
         yield
     except InputError as error:
         hint = f"{error.hint} {_SKIP}" if error.hint else _SKIP
-        raise InputError(f"{error.message}. This was found by exporting the network before any training", hint) from error
+        raise InputError(f"{error.message} (found by a trial export before any training)", hint) from error
 
 
 def _digest(program: Any) -> str:
-    """By the operations of a program, with the shapes and types of all that they give."""
+    """Digest of a program's operations with the shapes and types of their results."""
     signature = [str(program.graph)]
     signature += [str(node.meta.get("val")) for node in program.graph.nodes]
     return hashlib.sha256("\n".join(signature).encode()).hexdigest()
@@ -78,14 +78,14 @@ def _digest(program: Any) -> str:
 
 @torch.no_grad()
 def _one_at_a_time(network: nn.Module, given: Tensor) -> str | None:
-    """What to say of a network that does not treat the inputs of a batch one by one."""
-    limits = "exported with --batch dynamic or with another batch than 1 it will be refused"
+    """A note if the network does not treat the inputs of a batch separately, else None."""
+    limits = "lrexport onnx will refuse --batch dynamic and batches other than 1"
     both = torch.cat([given, noise(network, tuple(given.shape[1:]), seed=1)])
     try:
         alone = torch.cat([network(each[None].clone()) for each in both])
         together = network(both.clone())
-    except Exception as error:  # whatever its own code raises
-        return f"the network does not take a batch of 2 ({type(error).__name__}: {first_line(error)}): {limits}"
+    except Exception as error:  # whatever the network's code raises
+        return f"the network does not accept a batch of 2 ({type(error).__name__}: {first_line(error)}): {limits}"
     if together.shape != alone.shape:
-        return f"the network gives {tuple(together.shape)} for a batch of 2, not {tuple(alone.shape)}: {limits}"
+        return f"the network returns {tuple(together.shape)} for a batch of 2, not {tuple(alone.shape)}: {limits}"
     return None

@@ -1,4 +1,4 @@
-"""torch's exporter: network → torch's own graph → ONNX, with what it refuses said in one line."""
+"""torch's exporter: network → torch's graph → ONNX, with its errors in one line."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lrexport.torch_tools.forward_errors import place_in_code
 from lrexport.torch_tools.quiet import quiet
 
 INPUT, OUTPUT = "input", "output"
-# As the exporter names the operators that it cannot translate.
+# The exporter's message for operators that it cannot translate.
 _WITHOUT_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 
 
 def to_program(network: nn.Module, example: Tensor) -> Any:
-    """torch's own graph of a network for inputs like ``example``, None where only the exporter's other ways have one."""
+    """torch's graph of a network for inputs like ``example``; None if only the exporter's other strategies may succeed."""
     try:
         with quiet():
             return torch.export.export(network, (example,))
-    except Exception:  # what is wrong, if anything, the exporter says
+    except Exception:  # the exporter reports the error, if any
         return None
 
 
 def to_onnx(network: Any, example: Tensor, opset: int, dynamic: bool = False) -> onnx.ModelProto:
-    """The ONNX graph of a network, or of torch's graph of it, for inputs like ``example``; ``dynamic``: for any batch.
+    """The ONNX graph of a network, or of torch's graph, for inputs like ``example``; ``dynamic``: for any batch.
 
-    Raises InputError where it has no graph, or operators that ONNX lacks.
+    Raises InputError if it cannot be traced, or has operators that ONNX lacks.
     """
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     try:
@@ -85,20 +85,20 @@ def _listing_functions_once() -> Iterator[None]:
 
 
 def refusal(error: Exception) -> InputError:
-    """What torch's exporter refused, in one line; its dump of the graph stays in the exception, which --debug shows."""
+    """An error of torch's exporter in one line; its dump of the graph stays in the exception, which --debug shows."""
     cause: BaseException = error
-    while cause.__cause__ is not None:  # the outermost only says in which step it was
+    while cause.__cause__ is not None:  # the outermost only names the exporter's step
         cause = cause.__cause__
     text, place = str(cause), place_in_code(cause)
     if operators := sorted(set(_WITHOUT_FUNCTION.findall(text))):
         named = ", ".join(operators)
         return InputError(
             f"torch could not export the network to ONNX: its exporter has no ONNX function for {named}",
-            "Compute the same by other operators in the network's forward.",
+            "Use other operators in the network's forward.",
         )
     if "data-dependent" in text or "is_nonzero" in text:
         return InputError(
-            "torch could not export the network to ONNX: its forward decides by the values of a tensor, "
+            "torch could not export the network to ONNX: its forward branches on values of a tensor, "
             f"which a graph cannot ({first_line(cause)})",
             f"{f'{place} ' if place else ''}Use torch.where, or sizes that do not depend on values.",
         )

@@ -1,4 +1,4 @@
-"""Is the exported graph the network? onnx's checker, outputs against torch, accuracy against torch."""
+"""Verification of an exported graph: onnx's checker, outputs against torch, accuracy against torch."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ __all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference"]
 
 # Cohen's κ up to which agreement counts as slight (Landis and Koch 1977, doi:10.2307/2529310).
 _LEAST_KAPPA = 0.2
-# Agreement that is good whatever κ is: where almost all images are of one class, κ tells nothing.
+# Agreement that is good whatever κ is: if almost all images are of one class, κ means little.
 _GOOD_AGREEMENT = 0.9
 _READ_AT_ONCE = 250
-# Share of images whose predicted class may differ for near-ties before an export counts as wrong.
+# Share of images whose predicted class may differ because of near-ties.
 _TIES = 0.001
-# Inputs that rounding errors are measured on: double precision takes several times as long.
+# Inputs for measuring rounding errors: double precision takes several times as long.
 _MEASURED = 3
 
 Comparison = Agreement
 
 
 def check_model(model: onnx.ModelProto) -> None:
-    """onnx's checker with strict shape inference. Raises InputError."""
+    """Run onnx's checker with strict shape inference. Raises InputError."""
     try:
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # ValidationError, InferenceError, and what else its C++ raises: they share no base
+    except Exception as error:  # ValidationError, InferenceError and others from C++: without a common base
         raise InputError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
 
 
 class Reference:
-    """What torch gives for some inputs, which graphs are compared with.
+    """torch's outputs for some inputs, as a reference for graphs.
 
-    ``extremes`` are inputs at which a network may well give infinity or round badly: there a graph only has to do the same.
-    Raises InputError where the network gives NaN for one of ``inputs``.
+    ``extremes`` are inputs for which a network may return infinity or round badly: a graph only has to do the same.
+    Raises InputError if the network returns NaN for one of ``inputs``.
     """
 
     def __init__(
@@ -74,39 +74,39 @@ class Reference:
                 if output.is_floating_point() and output.isnan().any():
                     share = f"{int(output.isnan().sum()):,} of {output.numel():,} values"
                     raise InputError(
-                        f"the network gives NaN on {label}: {share}",
-                        "Are its weights sound, and does it take inputs of this range?",
+                        f"the network returns NaN for {label}: {share}",
+                        "Check its weights, and whether it accepts inputs of this range.",
                     )
 
     def compare(self, model: onnx.ModelProto) -> Comparison:
-        """Run ``model`` on every input. Raises InputError with the largest difference and where it is."""
+        """Compare ``model`` on every input. Raises InputError with the largest difference and its place."""
         check_model(model)
         runtime = _open(model)
         worst = Comparison(0.0, "nowhere")
-        for given, wanted, lenient in self._groups:
+        for given, expected, lenient in self._groups:
             results = [_run(runtime, label, each) for label, each in given.items()]
             names = [item.name for item in runtime.get_outputs()]
-            for label, mine, torchs in zip(given, results, wanted, strict=True):
+            for label, mine, torchs in zip(given, results, expected, strict=True):
                 _check_form(label, mine, torchs)
             for number, name in enumerate(names):
                 pairs = [
                     ComparedOutputs(label, _array(torchs[number]), np.asarray(mine[number]).astype(np.float64))
-                    for label, torchs, mine in zip(given, wanted, results, strict=True)
+                    for label, torchs, mine in zip(given, expected, results, strict=True)
                 ]
                 terms = Terms("the exported graph", "torch", lenient=lenient)
-                rounding = self._rounding(list(given.values()), wanted, number)
+                rounding = self._rounding(list(given.values()), expected, number)
                 worst = worst.worst(check_agreement(pairs, rounding, terms, name if len(names) > 1 else ""))
         return worst
 
-    def _rounding(self, inputs: list[Tensor], wanted: list[list[Tensor]], number: int) -> Rounding:
-        """Of output ``number``: what float32 gets wrong on a few of the inputs."""
+    def _rounding(self, inputs: list[Tensor], expected: list[list[Tensor]], number: int) -> Rounding:
+        """Rounding errors of float32 in output ``number`` for a few of the inputs."""
         last = len(inputs) - 1
         chosen = sorted({round(last * part / (_MEASURED - 1)) for part in range(_MEASURED)})
 
         def measure() -> Sequence[Array]:
             exact = [_more_exact(self._network, inputs[index])[number] for index in chosen]
             pairs = [
-                ComparedOutputs("", _array(one), _array(wanted[index][number]))
+                ComparedOutputs("", _array(one), _array(expected[index][number]))
                 for one, index in zip(exact, chosen, strict=True)
             ]
             return [np.where(np.isfinite(pair.difference), pair.difference, 0.0) for pair in pairs]
@@ -115,7 +115,7 @@ class Reference:
 
 
 def compare_with_torch(network: nn.Module, model: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> Comparison:
-    """Run both on every input. Raises InputError with the largest error and where it is when it passes the tolerance."""
+    """Compare both on every input. Raises InputError with the largest error and its place if it exceeds the tolerance."""
     return Reference(network, inputs).compare(model)
 
 
@@ -128,7 +128,7 @@ def _outputs(network: nn.Module, given: Tensor) -> list[Tensor]:
 
 
 def check_repeats(network: nn.Module, given: Tensor) -> None:
-    """Raise InputError for a network that gives two outputs for one input in eval mode, naming where that begins."""
+    """Raise InputError, with the first module concerned, for a network whose output in eval mode is not deterministic."""
     first, second = _outputs(network, given), _outputs(network, given)
     worst = 0.0
     for one, two in zip(first, second, strict=True):
@@ -140,14 +140,14 @@ def check_repeats(network: nn.Module, given: Tensor) -> None:
     if worst <= RELATIVE_TOLERANCE:
         return
     raise InputError(
-        f"in eval mode the network gives two outputs for one input, which differ by {worst:.2g} of the largest: "
-        f"it draws random numbers or keeps something between two runs, {_where_it_differs(network, given)}",
-        "Dropout must be given training=self.training, as in F.dropout(x, p, self.training); an exported graph cannot draw.",
+        f"in eval mode two outputs of the network for one input differ by {worst:.2g} of the largest: "
+        f"it draws random numbers or keeps state between runs, {_where_it_differs(network, given)}",
+        "Pass self.training to dropout, as in F.dropout(x, p, self.training); an exported graph cannot draw numbers.",
     )
 
 
 def _where_it_differs(network: nn.Module, given: Tensor) -> str:
-    """The first module that gives two outputs though it was given the same twice."""
+    """The first module whose outputs differ although its inputs are the same."""
     runs: list[list[tuple[str, list[Tensor], list[Tensor]]]] = []
     names: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if name}
 
@@ -181,15 +181,15 @@ def _all_equal(one: list[Tensor], two: list[Tensor]) -> bool:
 
 
 def _more_exact(network: nn.Module, given: Tensor) -> list[Tensor]:
-    """The network's outputs in double precision, or, where it computes in float32 whatever it is given, for an input that
-    differs in its last bits."""
+    """The network's outputs in double precision; if it always computes in float32, its outputs for an input that differs
+    in its last bits."""
     tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     wide = {name: tensor.detach().double() for name, tensor in tensors.items() if tensor.is_floating_point()}
     try:
         with torch.no_grad(), eval_mode(network):
             result = torch.func.functional_call(network, wide, (given.double(),), tie_weights=True)
             return [tensor.detach().cpu().clone() for tensor in flat_tensors(result)]
-    except Exception:  # a forward that makes float32 of its own; whatever it is, the network runs as it was made
+    except Exception:  # a forward that creates float32 tensors; whatever the reason, the network itself runs
         signs = torch.randint(2, given.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         return _outputs(network, given * (1 + 4 * torch.finfo(torch.float32).eps * signs))
 
@@ -197,21 +197,21 @@ def _more_exact(network: nn.Module, given: Tensor) -> list[Tensor]:
 def _run(runtime: Any, label: str, given: Tensor) -> list[npt.NDArray[Any]]:
     try:
         outputs: list[npt.NDArray[Any]] = runtime.run(None, {runtime.get_inputs()[0].name: given.contiguous().numpy()})
-    except Exception as error:  # its exceptions share no base but Exception
-        raise InputError(f"ONNX Runtime cannot run the exported graph on {label}: {first_line(error)}") from error
+    except Exception as error:  # no common base except Exception
+        raise InputError(f"ONNX Runtime cannot run the exported graph for {label}: {first_line(error)}") from error
     return outputs
 
 
-def _check_form(label: str, results: list[npt.NDArray[Any]], wanted: list[Tensor]) -> None:
-    """Number, shapes and types of the outputs."""
-    if len(results) != len(wanted):
-        raise InputError(f"the exported graph gives {len(results)} outputs on {label}, torch gives {len(wanted)}")
-    for mine, torchs in zip(results, wanted, strict=True):
+def _check_form(label: str, results: list[npt.NDArray[Any]], expected: list[Tensor]) -> None:
+    """Compare number, shapes and types of outputs. Raises InputError."""
+    if len(results) != len(expected):
+        raise InputError(f"the exported graph returns {len(results)} outputs for {label}, torch returns {len(expected)}")
+    for mine, torchs in zip(results, expected, strict=True):
         if mine.shape != tuple(torchs.shape):
-            raise InputError(f"the exported graph gives {mine.shape} on {label}, torch gives {tuple(torchs.shape)}")
+            raise InputError(f"the exported graph returns {mine.shape} for {label}, torch returns {tuple(torchs.shape)}")
         kind = str(torchs.dtype).removeprefix("torch.")
         if str(mine.dtype) != kind:
-            raise InputError(f"the exported graph gives {mine.dtype} on {label}, torch gives {kind}")
+            raise InputError(f"the exported graph returns {mine.dtype} for {label}, torch returns {kind}")
 
 
 def _array(tensor: Tensor) -> Array:
@@ -234,33 +234,35 @@ def score_onnx(path: Path, images: ImageSet, split: str) -> Accuracy:
 def compare_predictions(reference: Path, model: onnx.ModelProto, images: ImageSet) -> float:
     """Share of ``images`` that ``model`` puts in the same class as ``reference``, the float32 file it was quantised from.
 
-    Raises InputError where it declares another input or output, gives what is not finite, or agrees on fewer than nine of
-    ten images and hardly more often than two files that know nothing of each other.
+    Raises InputError if it declares other inputs or outputs, returns NaN or infinity, or agrees on fewer than nine of ten
+    images and hardly more often than by chance.
     """
     check_model(model)
-    wanted, declared = _declared(onnx.load(str(reference))), _declared(model)
-    if declared != wanted:
-        raise InputError(f"the int8 graph of {reference.name} declares {declared} instead of {wanted}")
+    expected, declared = _declared(onnx.load(str(reference))), _declared(model)
+    if declared != expected:
+        raise InputError(f"the int8 graph of {reference.name} declares {declared} instead of {expected}")
     runtimes = (session(reference, threads=0), _open(model))
     classes: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch, labels in feed(images, runtimes[0]):
         for runtime, named in zip(runtimes, classes, strict=True):
             logits = _logits(runtime, batch)[: len(labels)]
             if not logits.isfinite().all():
-                raise InputError(f"{reference.name} gives NaN or infinity" + (" in int8" if runtime is runtimes[1] else ""))
+                raise InputError(
+                    f"{reference.name} returns NaN or infinity" + (" in int8" if runtime is runtimes[1] else "")
+                )
             named.append(logits.argmax(1))
     agreement, kappa = _agreement(torch.cat(classes[0]), torch.cat(classes[1]))
     if kappa < _LEAST_KAPPA and agreement < _GOOD_AGREEMENT:
         raise InputError(
-            f"in int8 {reference.name} names the same class on {100 * agreement:.1f} % of {len(images)} calibration images, "
-            f"which is hardly more than chance (Cohen's κ {kappa:.2f})",
-            "Are its weights trained? If so, try more --calibration-images. Nothing that looks finished was left.",
+            f"in int8 {reference.name} predicts the same class for {100 * agreement:.1f} % of {len(images)} calibration "
+            f"images, hardly more than by chance (Cohen's κ {kappa:.2f})",
+            "Are its weights trained? If so, try more --calibration-images. No files were written.",
         )
     return agreement
 
 
 def _agreement(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Share of equal classes, and Cohen's κ: that share above what the classes' frequencies alone would give. (N,), (N,)."""
+    """Share of equal classes, and Cohen's κ: that share relative to chance by the classes' frequencies. (N,), (N,)."""
     count = int(torch.maximum(first, second).max()) + 1
     shares = [torch.bincount(classes, minlength=count).double() / len(classes) for classes in (first, second)]
     agreement, chance = float((first == second).double().mean()), float(shares[0] @ shares[1])
@@ -270,9 +272,9 @@ def _agreement(first: Tensor, second: Tensor) -> tuple[float, float]:
 def feed(
     images: ImageSet, runtime: Any, dynamic_batch: int = _READ_AT_ONCE
 ) -> Iterator[tuple[npt.NDArray[np.float32], Tensor]]:
-    """Batches as a session takes them, (B, C, H, W) and the labels of those that are no filling.
+    """Batches for a session: (B, C, H, W), and the labels of images that are not padding.
 
-    A fixed batch is filled up with its last image; images are read many at a time whatever the batch.
+    A fixed batch is padded with its last image; many images are read at a time whatever the batch size.
     """
     fixed = runtime.get_inputs()[0].shape[0]
     size = fixed if isinstance(fixed, int) else dynamic_batch
@@ -291,7 +293,7 @@ def _logits(runtime: Any, batch: npt.NDArray[np.float32]) -> Tensor:
 
 
 def _open(model: onnx.ModelProto) -> Any:
-    """An ONNX Runtime session. Raises InputError where the runtime refuses the graph."""
+    """An ONNX Runtime session. Raises InputError if the runtime refuses the graph."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -303,7 +305,7 @@ def _open(model: onnx.ModelProto) -> Any:
 
 
 def _declared(model: onnx.ModelProto) -> list[tuple[str, int, list[int]]]:
-    """Name, type and shape of inputs and outputs as they are written; 0 for a dynamic size, whose name may change."""
+    """Name, type and shape of inputs and outputs as declared; 0 for a dynamic size, whose name may change."""
     return [
         (item.name, item.type.tensor_type.elem_type, [size.dim_value for size in item.type.tensor_type.shape.dim])
         for item in (*model.graph.input, *model.graph.output)
@@ -311,11 +313,11 @@ def _declared(model: onnx.ModelProto) -> list[tuple[str, int, list[int]]]:
 
 
 def check_same_accuracy(path: Path, torch_accuracy: Accuracy, onnx_accuracy: Accuracy) -> None:
-    """Raise InputError unless both agree up to ties."""
+    """Raise InputError unless both accuracies agree up to ties."""
     allowed = max(_TIES, 1.5 / torch_accuracy.n)
     if abs(torch_accuracy.top1 - onnx_accuracy.top1) > allowed:
         raise InputError(
             f"{path.name} scores {onnx_accuracy.top1:.4f} in ONNX Runtime, torch {torch_accuracy.top1:.4f} on the same "
             f"{torch_accuracy.n} images",
-            "The export is not the network that was trained; nothing that looks finished was left.",
+            "The exported file is not the trained network. No files were written.",
         )

@@ -1,1 +1,1 @@
-"""Measurement: MACs of a torch network and of an exported graph, bytes, and latency on the target."""
+"""Measurement: MACs and bytes of an exported graph, and latency on a target."""

@@ -1,4 +1,4 @@
-"""What a figure was measured with: machine, versions."""
+"""The environment of a measurement: machine and versions."""
 
 from __future__ import annotations
 

@@ -1,38 +1,38 @@
-"""The inputs that a measurement feeds: sizes for what a file leaves open, and values that no network stumbles over.
+"""The inputs of a measurement: sizes that a file leaves open, and values that any network accepts.
 
-Sent to devices beside the runner: needs Python 3.9 and numpy. docs/latency.md states the rules for users.
+Sent to devices with the runner: needs Python 3.9 and numpy. docs/latency.md has the rules for users.
 
-Sizes come from given values, then from given shapes, then from the batch; what is open after that is refused. A symbol has
-one size wherever it stands. Floats are drawn from a normal distribution, integers of 8 and 16 bits from their whole range,
-as pixels are; wider integers are 1 and booleans True: an index that every table of two rows has, a length, a step, a mask
-that keeps everything.
+Sizes come from given values, then from given shapes, then from the batch; sizes still open are refused. A symbol has the
+same size everywhere. Floats are drawn from a normal distribution, integers of 8 and 16 bits from their whole range, like
+pixels; wider integers are 1 and booleans True: valid as an index in a table of two rows, a length, a step, or a mask that
+keeps everything.
 """
 
-# Devices may have an older Python than the rest of lrexport asks for.
+# Devices may have an older Python than lrexport requires.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Size = Any  # a number where the file fixes it, the symbol's name or None where it is open
+Size = Any  # a number if fixed by the file, else the symbol's name or None
 JsonObject = dict[str, Any]
 
 _FLOATS = {"float": "float32", "float16": "float16", "double": "float64"}
 _PIXELS = ("uint8", "int8", "uint16", "int16")
 _ONES = ("uint32", "int32", "uint64", "int64", "bool")
 _TEXT = "string"
-# How arrays of a .npz are called in what is recorded, and what numpy calls those of text.
+# Name of arrays of a .npz in records, and numpy's kind of text arrays.
 GIVEN, _NUMPY_TEXT = "given", "U"
 
 
 class InputsError(ValueError):
-    """What the user gives, or does not give, for the inputs of a file does not fit it: other options would."""
+    """The given inputs do not fit a file, or some are missing; other options would help."""
 
 
 class Inputs:
-    """What is fed to every file of a job: ``values`` by input name, ``shapes`` by input name, the batch (0: the file's).
+    """Inputs for every file of a job: ``values`` and ``shapes`` by input name, and the batch (0: the file's).
 
-    Names that no file has are in :meth:`unused` once all files were fed.
+    After all files, :meth:`unused` has the names that no file has.
     """
 
     def __init__(self, values: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], batch: int, seed: int) -> None:
@@ -40,9 +40,9 @@ class Inputs:
         self._used: set[str] = set()
 
     def feed(self, declared: Sequence[Any]) -> tuple[JsonObject, JsonObject, int]:
-        """Arrays by name for inputs as ONNX Runtime declares them; what they are, for the record; and the batch.
+        """Arrays by name for inputs as declared by ONNX Runtime; their description for the record; and the batch.
 
-        Raises InputsError where other sizes or values are needed, ValueError for an input that is not a tensor.
+        Raises InputsError if other sizes or values are needed, ValueError for an input that is not a tensor.
         """
         import numpy
 
@@ -61,11 +61,11 @@ class Inputs:
         return arrays, about, _batch(declared, shapes)
 
     def unused(self) -> list[str]:
-        """Names that were given and that no file had."""
+        """Given names that no file has."""
         return sorted((set(self.values) | set(self.shapes)) - self._used)
 
     def _sizes(self, declared: Sequence[Any]) -> dict[str, list[int]]:
-        """The whole shape of every input. Raises InputsError."""
+        """The complete shape of every input. Raises InputsError."""
         given = {item.name: self._given_shape(item) for item in declared}
         known: dict[str, tuple[int, str]] = {}
         for item in declared:
@@ -81,18 +81,18 @@ class Inputs:
         return shapes
 
     def _given_shape(self, item: Any) -> list[int] | None:
-        """The shape that the user's values or shapes say. Raises InputsError where the file says otherwise."""
+        """The shape from the user's values or shapes, or None. Raises InputsError if it contradicts the file."""
         if item.name in self.values:
-            shape, what = list(self.values[item.name].shape), "the array given"
+            shape, what = list(self.values[item.name].shape), "the given array"
         elif item.name in self.shapes:
-            shape, what = list(self.shapes[item.name]), "the shape given"
+            shape, what = list(self.shapes[item.name]), "the given shape"
         else:
             return None
-        # A file may leave the whole shape open, which the runtime declares as that of a scalar.
+        # A file may leave the whole shape open; the runtime declares it like a scalar's.
         is_same_rank = len(shape) == len(item.shape)
         fits = is_same_rank and all(_is_open(item, axis) or size == item.shape[axis] for axis, size in enumerate(shape))
         if item.shape and not fits:
-            raise InputsError(f"input {item.name!r} has the shape {_joined(item.shape)}, {what} is {_joined(shape)}")
+            raise InputsError(f"input {item.name!r} has shape {_joined(item.shape)}, but {what} is {_joined(shape)}")
         return shape
 
     @staticmethod
@@ -106,7 +106,7 @@ class Inputs:
     def _open_batch(
         self, declared: Sequence[Any], given: Mapping[str, Any], known: dict[str, tuple[int, str]]
     ) -> int | None:
-        """The size of a batch that the file leaves open, which goes to ``known`` if it has a symbol; None without one."""
+        """The size of an open batch, added to ``known`` if it has a symbol; None if no batch is open."""
         place = _batch_place(declared)
         if place is None:
             return None
@@ -114,11 +114,11 @@ class Inputs:
         symbol = item.shape[axis]
         if _is_symbol(symbol):
             size, where = known.setdefault(symbol, (self.batch or 1, item.name))
-        else:  # first sizes without a name are one batch
+        else:  # first sizes without a name are the same batch
             firsts = {other.name: given[other.name][0] for other in declared if given[other.name] and _is_open(other, 0)}
             where, size = next(iter(firsts.items()), (item.name, self.batch or 1))
         if self.batch and size != self.batch:
-            raise InputsError(f"input {where!r} was given a batch of {size}, {self.batch} was asked for")
+            raise InputsError(f"input {where!r} has a batch of {size}, but the batch size is {self.batch}")
         return size
 
     def _filled(self, item: Any, known: Mapping[str, tuple[int, str]], batch: int | None) -> list[int]:
@@ -132,26 +132,26 @@ class Inputs:
                 shape.append(batch)
             else:
                 raise InputsError(
-                    f"input {item.name!r} has the shape {_joined(item.shape)}, whose size {_symbol(size)} is open: give "
-                    f"numbers for all of it with --shape {item.name}={_joined(item.shape)}"
+                    f"size {_symbol(size)} of input {item.name!r} with shape {_joined(item.shape)} is open: give all its "
+                    f"sizes as numbers, --shape {item.name}={_joined(item.shape)}"
                 )
         return shape
 
     def _check_fixed_batch(self, declared: Sequence[Any], shapes: Mapping[str, list[int]]) -> None:
-        """A batch that was asked for is that of the first input, whether that leaves it open or not."""
+        """Raise InputsError if the first input has a fixed batch other than the requested one."""
         if not (self.batch and declared):
             return
         first = declared[0]
         shape = shapes[first.name]
         if first.shape and not _is_open(first, 0) and _batch_place(declared) is None and shape[0] != self.batch:
             raise InputsError(
-                f"input {first.name!r} has a fixed batch of {shape[0]}, {self.batch} was asked for; ask for none, or export "
+                f"input {first.name!r} has a fixed batch of {shape[0]}, not {self.batch}; omit the batch size, or export "
                 f"the network with --batch {self.batch}"
             )
 
 
 def _batch_place(declared: Sequence[Any]) -> tuple[Any, int] | None:
-    """The input and the axis of the open batch: the first size of an input, or one that is called so. None without."""
+    """The input and the axis of the open batch: an input's first size, or a size named like a batch; else None."""
     for item in declared:
         if item.shape and _is_open(item, 0):
             return item, 0
@@ -163,7 +163,7 @@ def _batch_place(declared: Sequence[Any]) -> tuple[Any, int] | None:
 
 
 def _batch(declared: Sequence[Any], shapes: Mapping[str, list[int]]) -> int:
-    """How many samples one run has: the open batch's size, else the first size of the first input that has one."""
+    """Samples per run: the size of the open batch, else the first size of the first input that has one."""
     place = _batch_place(declared)
     if place is not None:
         item, axis = place
@@ -177,12 +177,12 @@ def _is_open(item: Any, axis: int) -> bool:
 
 
 def _is_symbol(size: Size) -> bool:
-    """Whether it is a name that has one size wherever it stands; some converters write ``?`` for every open size."""
+    """Whether it is a name for the same size everywhere; some converters write ``?`` for every open size."""
     return isinstance(size, str) and size not in ("?", "*", "None", "-1")
 
 
 def _kind(item: Any) -> str:
-    """``tensor(int64)`` → ``int64``, by numpy's name. Raises ValueError for what is not a tensor."""
+    """``tensor(int64)`` → ``int64``, numpy's name. Raises ValueError unless it is a tensor."""
     kind = item.type[len("tensor(") : -1] if item.type.startswith("tensor(") else ""
     kind = _FLOATS.get(kind, kind)
     if kind not in (*_FLOATS.values(), *_PIXELS, *_ONES, _TEXT):
@@ -191,12 +191,12 @@ def _kind(item: Any) -> str:
 
 
 def _made_up(generator: Any, item: Any, shape: Sequence[int]) -> tuple[Any, str]:
-    """An array for an input that the user gives no values for, and how it was made. Raises InputsError for text."""
+    """An array for an input without given values, and how it was made. Raises InputsError for text."""
     import numpy
 
     kind = _kind(item)
     if kind == _TEXT:
-        raise InputsError(f"input {item.name!r} is text, which cannot be made up: give it with --input FILE.npz")
+        raise InputsError(f"input {item.name!r} is text: give its values with --input FILE.npz")
     if kind in _ONES:
         return numpy.ones(shape, kind), "ones"
     if kind in _PIXELS:
@@ -206,17 +206,19 @@ def _made_up(generator: Any, item: Any, shape: Sequence[int]) -> tuple[Any, str]
 
 
 def _checked(array: Any, item: Any) -> Any:
-    """The user's array for an input, whose shape was checked. Raises InputsError where it is of another type."""
+    """The user's array for an input, of a checked shape. Raises InputsError for another type."""
     kind = _kind(item)
     if kind == _TEXT and array.dtype.kind == _NUMPY_TEXT:
         return array.astype(object)
     if array.dtype.name != kind:
-        raise InputsError(f"input {item.name!r} is {kind}, the array given is {array.dtype.name}: array.astype({kind!r})")
+        raise InputsError(
+            f"input {item.name!r} is {kind}, but the given array is {array.dtype.name}: use array.astype({kind!r})"
+        )
     return array
 
 
 def _joined(shape: Sequence[Size]) -> str:
-    """``1,3,H,?``, as --shape takes it where all are numbers."""
+    """``1,3,H,?``, in the format of --shape."""
     return ",".join("?" if size is None or (isinstance(size, int) and size < 0) else str(size) for size in shape)
 
 

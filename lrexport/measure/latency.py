@@ -1,7 +1,7 @@
 """Latency of ONNX files on a target, and each file's ratio to a baseline, round by round.
 
-Protocol: one process, all files interleaved in shuffled order, warm up until stable and at least ten runs, at least fifty
-rounds, every sample at least 0.3 ms by inner repeats, one thread unless asked, spinning off, all optimisations on.
+Protocol: one process, all files interleaved in shuffled order, warm-up until stable and at least ten runs, at least fifty
+rounds, every sample at least 0.3 ms by inner repeats, one thread by default, spinning off, all optimisations on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lrexport.measure.targets.local import Local
 from lrexport.runs.record import Latency
 
 LEAST_ROUNDS = 50
-# A spread this wide relative to the median says that the machine was busy.
+# A spread this wide, relative to the median, means that the machine was busy.
 _NOISY = 0.2
 _FIGURES = ("load_ms", "first_run_ms", "peak_bytes", "operators_ms")
 JsonObject = dict[str, Any]
@@ -27,11 +27,11 @@ JsonObject = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latency by file name, and the target's machine as it was before and after; after is None where it was lost.
+    """Latency by file name, and the target's machine before and after; after is None if the target was lost.
 
-    ``nodes_ms`` has, of a profiled file, the milliseconds of each node of the graph as the runtime optimised it;
-    ``samples_ms`` the milliseconds of each file round by round, the same rounds for all; ``inputs`` the shape, type and
-    values of what each file was fed.
+    ``nodes_ms`` has, for a profiled file, the milliseconds of each node of the optimised graph; ``samples_ms`` the
+    milliseconds of each file round by round, in the same rounds for all; ``inputs`` the shape, type and values of each
+    file's inputs.
     """
 
     latencies: dict[str, Latency]
@@ -43,7 +43,7 @@ class Measurement:
 
 
 class Interrupted(DeviceError):
-    """The target failed in the middle; ``measurement`` has what was measured until then, marked as partial."""
+    """The target failed during a measurement; ``measurement`` has the figures so far, marked as partial."""
 
     def __init__(self, cause: DeviceError, measurement: Measurement) -> None:
         super().__init__(cause.message, cause.hint)
@@ -51,12 +51,12 @@ class Interrupted(DeviceError):
 
 
 def session(path: Path, threads: int = 1) -> Any:
-    """An ONNX Runtime session on the CPU. Raises DeviceError when the runtime refuses the file."""
+    """An ONNX Runtime session on the CPU. Raises DeviceError if the runtime refuses the file."""
     import onnxruntime
 
     try:
         return runner.session(path, threads)
-    except Exception as error:  # onnxruntime raises classes of its own that share no base but Exception
+    except Exception as error:  # onnxruntime's exceptions have no common base except Exception
         raise DeviceError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
 
 
@@ -76,8 +76,8 @@ def measure(
 ) -> Measurement:
     """Milliseconds of one inference per file, and each file's ratio to ``baseline`` round by round.
 
-    ``options`` is a job, whose groups are not looked at. ``on_progress`` is given the runner's progress, about once a
-    second. Raises DeviceError where a file or the target fails, Interrupted where that was after the first rounds.
+    ``options`` is a job, whose groups are ignored. ``on_progress`` gets the runner's progress about once a second. Raises
+    DeviceError if a file or the target fails, Interrupted if that happens after the first rounds.
     """
     job = replace(options or MeasuringJob(()), groups=(dict(files),))
     before: JsonObject = {}
@@ -109,7 +109,7 @@ def measure(
 
 
 def slowed_down(before: JsonObject, after: JsonObject) -> str | None:
-    """What the machine itself says about having been slowed down between two looks at it."""
+    """Why the machine was slowed down between two of its reports, if it was."""
     if after.get("throttled", 0) > before.get("throttled", 0):
         return "throttled for heat"
     if after.get("governor") != before.get("governor") and after:
@@ -135,9 +135,9 @@ def _summaries(
 def _partial(figures: JsonObject, job: MeasuringJob) -> str | None:
     rounds = len(figures["samples_ms"])
     if rounds < job.rounds:
-        return f"partial: {rounds} of {job.rounds} rounds, then the target was lost"
+        return f"partial: {rounds} of {job.rounds} rounds before the target was lost"
     if rounds < LEAST_ROUNDS:
-        return f"inconclusive: {rounds} rounds, at least {LEAST_ROUNDS} are needed"
+        return f"inconclusive: {rounds} rounds; at least {LEAST_ROUNDS} are needed"
     return None
 
 

@@ -1,9 +1,9 @@
-"""Small ONNX models by which one layer, or the pair in its place, is timed: the same layer several times in a row.
+"""Small ONNX models for timing one layer, or the pair in its place: several copies of the layer.
 
-A layer whose output has its input's shape is put one behind the other, any other beside the other with the outputs added
-up. Between two numbers of copies what surrounds them drops out, so that the slope is the time of one: a layer alone is
-20 to 26 % off, for it pays for reordering its input and output. Weights are constants that the runtime fills in when it
-loads the file, each copy's its own, as in a network; so files have a few hundred bytes whatever the layer.
+Copies of a layer whose output has its input's shape form a chain; others are parallel, with outputs added up. The slope
+between two numbers of copies is the time of one copy, without overhead: a single layer is 20 to 26 % off, because its input
+and output are reordered. Each copy has its own weights, as in a network: constants that the runtime fills when it loads the
+file, so files have a few hundred bytes whatever the layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lrexport.torch_tools.tracing import LayerCall
 
 COPIES = (2, 6)
 _OPSET = 18
-# Old enough for the runtimes on boards.
+# Old enough for runtimes on boards.
 _IR_VERSION = 8
 
 
@@ -60,7 +60,7 @@ def _nodes(layer: Any, given: str, result: str, copy: int) -> Iterable[onnx.Node
     """The layer as one node, with its padding before it where that is not zeros, and the constants it needs."""
     weight = list(layer.weight.shape)
     fan_in = max(1, int(np.prod(weight)) // spec_of(layer).out_channels)
-    # About the mean of the input, so that signals neither grow nor vanish into denormals along the chain.
+    # Roughly averages the input, so that signals neither grow nor become denormal along the chain.
     yield from _constant(f"{result}_w", weight, (1 + 1e-3 * copy) / fan_in)
     inputs = [given, f"{result}_w"]
     if layer.bias is not None:
@@ -76,7 +76,7 @@ def _nodes(layer: Any, given: str, result: str, copy: int) -> Iterable[onnx.Node
     elif layer.padding_mode != "zeros" and any((*before, *after)):
         pads = [0, 0, *before, 0, 0, *after]
         yield helper.make_node("Constant", [], [f"{result}_p"], value_ints=pads)
-        mode = "edge" if layer.padding_mode == "replicate" else "reflect"  # `wrap` costs the same and is not in this opset
+        mode = "edge" if layer.padding_mode == "replicate" else "reflect"  # `wrap` costs the same but is not in this opset
         yield helper.make_node("Pad", [given, f"{result}_p"], [f"{result}_x"], mode=mode)
         inputs[0], before, after = f"{result}_x", [0] * len(before), [0] * len(after)
     kind = "ConvTranspose" if isinstance(layer, TRANSPOSED) else "Conv"
@@ -84,7 +84,7 @@ def _nodes(layer: Any, given: str, result: str, copy: int) -> Iterable[onnx.Node
 
 
 def _padding(layer: Any) -> tuple[list[int], list[int]]:
-    """Padding before and after along each axis; that of "same" is uneven where the kernel is even (torch's rule)."""
+    """Padding before and after along each axis; for "same" it is uneven if the kernel is even (torch's rule)."""
     if layer.padding == "valid":
         return [0] * len(layer.kernel_size), [0] * len(layer.kernel_size)
     if layer.padding == "same":
@@ -94,7 +94,7 @@ def _padding(layer: Any) -> tuple[list[int], list[int]]:
 
 
 def _constant(name: str, shape: list[int], value: float) -> Iterable[onnx.NodeProto]:
-    """A tensor of one value, made when the file is loaded."""
+    """A tensor filled with one value when the file is loaded."""
     yield helper.make_node("Constant", [], [f"{name}_shape"], value_ints=shape)
     filled = helper.make_tensor("value", TensorProto.FLOAT, [1], [value])
     yield helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=filled)

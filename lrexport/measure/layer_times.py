@@ -1,11 +1,11 @@
-"""How long layers and the pairs in their place take on a target: measured by chains, kept on disk, resumable.
+"""Latencies of layers and of pairs in their place on a target: measured in chains, stored on disk, resumable.
 
-The times of a target are one JSON file, named by what they depend on: processor, instruction sets, cores, governor,
-runtime, threads, batch. They are found by what a layer computes, so networks that have layers in common share them.
+The latencies of a target are one JSON file, named by what they depend on: processor, instruction sets, cores, governor,
+runtime, threads, batch. Their keys describe a layer's computation, so networks with layers in common share them.
 
-Between two uses of a layer's weights the rest of the network passes through the caches. A chain that is timed over and
-over finds its weights there and is too fast, pairs by a fifth on ResNet-20; so as much memory as the rest of the network
-has is touched before each sample, and the error is a few percent.
+Between two uses of a layer's weights, the rest of the network passes through the caches. A chain that is run repeatedly has
+its weights in the cache and is too fast, pairs by a fifth on ResNet-20; so memory of the size of the rest of the network
+is touched before each sample, and the error is a few percent.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from lrexport.plan import Scheme
 from lrexport.runs.record import Latency
 from lrexport.torch_tools.tracing import LayerCall
 
-# Runtimes compute channels in blocks of 4, 8 or 16: no other rank is faster than the next of these.
+# Runtimes compute channels in blocks of 4, 8 or 16: a rank between two multiples is not faster than the next one.
 _GRAIN = 4
-# Between measured ranks that are multiples of the largest block, time is a straight line.
+# Between measured multiples of the largest block, latency is linear in rank.
 _BLOCK = 16
 _MOST_RANKS = 16  # of one layer and scheme
 _PAIRS = 8  # in a group, with the dense layer
 _GROUP_SECONDS, _MOST_ROUNDS = 1.0, 200
 _WHOLE_ROUNDS = 100
-_MOST_AMONG_BITS = 25  # 32 MiB: by then no cache holds anything of the last inference
-# What a target's times depend on, of its environment.
+_MOST_AMONG_BITS = 25  # 32 MiB: more than any cache holds of the last inference
+# Entries of a target's environment that its latencies depend on.
 _MATTERS = ("cpu", "isa", "cores", "system", "governor", "onnxruntime")
 OnTable = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class _Option:
-    """What ``layer``, which holds no values, may become for one of its calls; no scheme is the layer itself.
+    """An option for one call of ``layer`` (without values): a pair by ``scheme`` and ``rank``, or the layer itself.
 
-    ``among`` are the bytes of the rest of the network, which stand between two uses of the layer's weights.
+    ``among`` is the size in bytes of the rest of the network, used between two uses of the layer's weights.
     """
 
     layer: nn.Module
@@ -69,26 +69,26 @@ class _Option:
 
     @property
     def key(self) -> str:
-        """By this the time is found again: all that the layer's speed depends on."""
+        """The key of its latency in the table: everything that the layer's latency depends on."""
         positions = "x".join(map(str, self.call.input)) or "rows"
         call = f"{self.layer} on {self.call.samples} x {positions} among {self.among >> 10} KiB"
         return f"{call}, {self.scheme} {self.rank}" if self.scheme else call
 
     def model(self, copies: int, batch: int) -> bytes:
-        """The ONNX file to time it by."""
+        """The ONNX file that is measured."""
         made = nn.Sequential(*SCHEMES[self.scheme].pair(self.layer, self.rank)) if self.scheme else self.layer
         return layer_model(made, self.call, copies, batch).SerializeToString()
 
 
-# A layer that is in every group, small enough to stay in any cache: the machine's speed of the moment.
+# A layer in every group, small enough for any cache: it measures the machine's current speed.
 _REFERENCE = "reference"
 _REFERENCE_LAYER = _Option(nn.Conv2d(16, 16, 3, padding=1, device="meta"), LayerCall(1, (32, 32), (32, 32)), among=0)
 
 
 class LayerTimes:
-    """Times of layers on ``target`` in milliseconds, measured when asked for and not known yet.
+    """Latencies of layers on ``target`` in milliseconds, measured when first needed.
 
-    ``folder`` holds the tables, by default that of :func:`cache_folder`.
+    ``folder`` holds the tables; the default is :func:`cache_folder`.
     """
 
     def __init__(self, target: Target, threads: int = 1, batch: int = 1, folder: Path | None = None) -> None:
@@ -103,24 +103,24 @@ class LayerTimes:
         self._seen: dict[str, list[float]] = {}
 
     def of(self, svd: SVDNetwork, schemes: Schemes, on_table: OnTable = lambda done, of: None) -> dict[str, LayerLatency]:
-        """Every factorisable layer of the network, with its pairs by ``schemes`` at the ranks on the grain.
+        """Latencies of every factorisable layer and its pairs by ``schemes``, at ranks on the grain.
 
-        What is not known is measured; ``on_table`` is told how many of how many groups are done.
+        Unknown ones are measured; ``on_table`` gets the number of groups done and the total.
         """
         among = _among(svd)
-        wanted = {
+        by_layer = {
             name: [_options(svd, call, among, facts, schemes[name]) for call in facts.calls]
             for name, facts in svd.layers.items()
         }
-        groups = self._unknown([options for each in wanted.values() for options in each])
+        groups = self._unknown([options for calls in by_layer.values() for options in calls])
         if groups:
             self._measure(groups, on_table)
-        return {name: self._layer(each) for name, each in wanted.items()}
+        return {name: self._layer(calls) for name, calls in by_layer.items()}
 
-    def _unknown(self, wanted: list[list[_Option]]) -> list[list[_Option]]:
-        """Groups to measure, each with the dense layer first. ``wanted`` are lists of a call's options, dense first."""
+    def _unknown(self, calls: list[list[_Option]]) -> list[list[_Option]]:
+        """Groups to measure, each with the dense layer first. ``calls`` are lists of a call's options, dense first."""
         missing: dict[str, dict[str, _Option]] = {}
-        for options in wanted:
+        for options in calls:
             unknown = {option.key: option for option in options if option.key not in self.times}
             if unknown:
                 missing.setdefault(options[0].key, {options[0].key: options[0]}).update(unknown)
@@ -147,11 +147,11 @@ class LayerTimes:
             for answer in self.target.run(job):
                 if "models" in answer:
                     self._note(groups[answer["group"]], answer["models"])
-                    self._save()  # so that a measurement that is stopped goes on from there
+                    self._save()  # a stopped measurement continues from there
                     on_table(answer["group"] + 1, len(groups))
 
     def _write(self, options: Mapping[str, _Option], folder: Path) -> dict[str, Path]:
-        """The files of options and of the reference layer by name, each at both numbers of copies."""
+        """The files of options and of the reference layer by name, each with both numbers of copies."""
         folder.mkdir()
         written = {}
         for name, option in {_REFERENCE: _REFERENCE_LAYER, **options}.items():
@@ -161,18 +161,18 @@ class LayerTimes:
         return written
 
     def _note(self, group: list[_Option], models: Mapping[str, Any]) -> None:
-        """Times by the slope between the numbers of copies; a layer's own is the median of all groups that it is in."""
+        """Latencies by the slope between the numbers of copies; a dense layer's is the median over its groups."""
         scale = self._scale(_slope(models, _REFERENCE))
         for index, option in enumerate(group):
             self._seen.setdefault(option.key, []).append(scale * _slope(models, str(index)))
             self.times[option.key] = float(np.median(self._seen[option.key]))
 
     def _scale(self, now: float) -> float:
-        """What makes times of now, when the reference takes ``now``, those of the machine when the table was begun."""
+        """Factor from current latencies, with the reference at ``now``, to those when the table was started."""
         return self.times.setdefault(_REFERENCE, now) / now
 
     def whole(self, path: Path) -> tuple[float, Latency]:
-        """A network's milliseconds on the table's scale, and its latency as it is now. Raises DeviceError."""
+        """A network's milliseconds on the table's scale, and its current latency. Raises DeviceError."""
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
             paths = {path.name: path, **self._write({}, Path(folder) / _REFERENCE)}
             job = MeasuringJob((), _WHOLE_ROUNDS, self.threads, self.batch)
@@ -181,7 +181,7 @@ class LayerTimes:
         return latencies[path.name].p50 * self._scale((many - few) / (COPIES[1] - COPIES[0])), latencies[path.name]
 
     def _save(self) -> None:
-        """Into the table's file. Where that cannot be written the times serve this process alone: ``unsaved`` says why."""
+        """Write the table's file. If that fails, only this process uses the latencies, and ``unsaved`` says why."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(self.path, {"schema_version": 1, "about": self.about, "milliseconds": self.times})
@@ -202,20 +202,18 @@ class LayerTimes:
 
 
 def cache_folder() -> Path:
-    """``$LREXPORT_CACHE``, else ``lrexport`` in ``$XDG_CACHE_HOME`` or ~/.cache. Raises DeviceError for nobody's home."""
+    """``$LREXPORT_CACHE``, else ``lrexport`` in ``$XDG_CACHE_HOME`` or ~/.cache. Raises DeviceError without a home."""
     for variable, below in (("LREXPORT_CACHE", "."), ("XDG_CACHE_HOME", "lrexport")):
         if chosen := os.environ.get(variable):
             return Path(chosen, below)
     try:
         return Path.home() / ".cache" / "lrexport"
     except RuntimeError as error:
-        raise DeviceError(
-            "this user has no home folder to keep times of layers in", "Name a folder in LREXPORT_CACHE."
-        ) from error
+        raise DeviceError("this user has no home folder for the latency table", "Set LREXPORT_CACHE to a folder.") from error
 
 
 def _among(svd: SVDNetwork) -> int:
-    """Half of the dense network's bytes, as after compression; as a power of two, so that like networks share times."""
+    """Half of the dense network's bytes, as after compression, as a power of two: similar networks share latencies."""
     return 1 << min(_MOST_AMONG_BITS, round(math.log2(max(1.0, 4 * whole_cost(svd, "params") / 2))))
 
 
@@ -229,7 +227,7 @@ def _options(
 
 
 def _ranks(facts: Factorisable, scheme: Scheme) -> list[int]:
-    """Ranks on the grain whose pair has fewer MACs than the layer; of many every second, fourth …, and the lowest."""
+    """Ranks on the grain whose pair has fewer MACs than the layer; if too many, every second, fourth …, and the lowest."""
     scheme_facts = facts.schemes[scheme]
     most = min(scheme_facts.full_rank, (facts.dense_macs - 1) // scheme_facts.macs_per_rank)
     if most < _GRAIN:
@@ -243,7 +241,7 @@ def _ranks(facts: Factorisable, scheme: Scheme) -> list[int]:
 
 
 def _between(times: Mapping[int, float]) -> dict[int, float]:
-    """``times`` with the multiples of the largest block between them added, by linear interpolation."""
+    """``times`` with interpolated ones at the multiples of the largest block in between."""
     filled = dict(times)
     for low, high in itertools.pairwise(sorted(rank for rank in times if rank % _BLOCK == 0)):
         for rank in range(low + _BLOCK, high, _BLOCK):
@@ -252,10 +250,10 @@ def _between(times: Mapping[int, float]) -> dict[int, float]:
 
 
 def _slope(models: Mapping[str, Any], name: str) -> float:
-    """Milliseconds of one more copy, from rounds in which both numbers of copies were timed."""
+    """Milliseconds per copy, from rounds with both numbers of copies."""
     few, many = (np.array(models[f"{name}x{copies}"]["samples_ms"]) for copies in COPIES)
     slope = float(np.median(many - few)) / (COPIES[1] - COPIES[0])
-    # What is lost in noise still takes some time.
+    # Never 0, even if the latency is lost in noise.
     return max(slope, 1e-3 * float(np.median(few)))
 
 
@@ -263,7 +261,7 @@ def _read(path: Path) -> dict[str, float]:
     try:
         if not path.exists():
             return {}
-    except OSError:  # it will not be written either, which is said then
+    except OSError:  # writing it will fail too, which is reported then
         return {}
     try:
         times = read_json(path)["milliseconds"]
@@ -272,5 +270,7 @@ def _read(path: Path) -> dict[str, float]:
             raise ValueError("expected times above 0")
     except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.message if isinstance(error, InputError) else str(error)
-        raise InputError(f"{path} is not a table of latencies: {reason}", "Delete it: it is measured again.") from error
+        raise InputError(
+            f"{path} is not a latency table: {reason}", "Delete it; the latencies will be measured again."
+        ) from error
     return known

@@ -1,6 +1,6 @@
-"""The machine that a measurement runs on, as it is now. Self-contained like the runner, which takes it to devices along."""
+"""The current state of the machine that measures. Self-contained: it is sent to devices with the runner."""
 
-# Devices may have an older Python than the rest of lrexport asks for.
+# Devices may have an older Python than lrexport requires.
 from __future__ import annotations
 
 import glob
@@ -10,17 +10,17 @@ from typing import Any
 
 JsonObject = dict[str, Any]
 
-# Instruction sets that decide which kernels a runtime takes.
+# Instruction sets that decide a runtime's kernels.
 _ISA = (
     *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
-# What a Raspberry Pi's firmware says about itself, by bit.
+# Reports of a Raspberry Pi's firmware, by bit.
 _FIRMWARE = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 
 
 def environment() -> JsonObject:
-    """The machine as it is now: processor and its instruction sets, cores, governor, throttling, temperature, versions."""
+    """The machine's state: processor and instruction sets, cores, governor, throttling, temperature, versions."""
     facts: JsonObject = {
         "cpu": cpu_model(),
         "isa": isa(),
@@ -40,13 +40,13 @@ def environment() -> JsonObject:
         import onnxruntime
 
         facts["onnxruntime"] = onnxruntime.__version__
-    except Exception:  # not there, or of no use here: who needs it says so
+    except Exception:  # missing or unusable here: reported when it is needed
         pass
     return facts
 
 
 def cpu_model() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name by the system."""
     for key in ("model name", "Hardware", "Model"):
         if model := _cpuinfo(key):
             return model
@@ -55,7 +55,7 @@ def cpu_model() -> str:
 
 
 def isa() -> list[str]:
-    """Instruction sets beyond the architecture's base, those that runtimes choose kernels by."""
+    """Instruction sets beyond the architecture's base that decide a runtime's kernels."""
     flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
     return [name for name in _ISA if name in flags]
 
@@ -73,14 +73,14 @@ def _cpuinfo(key: str) -> str | None:
 
 
 def _throttle_count() -> int | None:
-    """How often the processor's cores have slowed themselves down for heat since the start, on x86."""
+    """How often the processor's cores have throttled for heat since boot, on x86."""
     lines = [_line(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
     counts = [int(value) for value in lines if value]
     return sum(counts) if counts else None
 
 
 def _slowed() -> list[str]:
-    """What slows the processor down now: cooling by a lower frequency, or what a Raspberry Pi's firmware says."""
+    """What slows the processor down now: cooling by a lower frequency, or a Raspberry Pi's firmware."""
     reasons = []
     for device in glob.glob("/sys/class/thermal/cooling_device*"):
         kind, state = _line(device + "/type") or "", _line(device + "/cur_state") or "0"
@@ -91,7 +91,7 @@ def _slowed() -> list[str]:
 
 
 def _celsius() -> float | None:
-    """The hottest of the thermal zones."""
+    """The temperature of the hottest thermal zone."""
     lines = [_line(path) for path in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
     degrees = [int(value) / 1e3 for value in lines if value and value.lstrip("-").isdigit()]
     return max(degrees) if degrees else None

@@ -1,8 +1,8 @@
-"""Time by layer, from the time of the nodes that a runtime makes of an exported graph.
+"""Time by layer, from the times of a runtime's nodes for an exported graph.
 
-ONNX Runtime 1.23 to 1.31 names the nodes of an optimised graph after those that they came from: the same name where an
-activation or a sum was fused into a node, ``TENSOR_nchwc`` where a convolution, with whatever was fused into it, computes
-TENSOR in the blocked layout, and a name with something before or after it elsewhere (``fused NAME``, ``NAME_token_7``).
+ONNX Runtime 1.23 to 1.31 names the nodes of an optimised graph after the original ones: the same name if an activation or a
+sum was fused into a node, ``TENSOR_nchwc`` if a convolution, with fused nodes, computes TENSOR in the blocked layout, and
+otherwise a name with a prefix or suffix (``fused NAME``, ``NAME_token_7``).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _ADDED = re.compile(r"^fused |_quant$|/MatMulAddFusion$|_token_\d+$")
 
 
 def layer_times(graph: onnx.GraphProto, nodes_ms: Mapping[str, float]) -> dict[str, float]:
-    """Milliseconds of each layer of ``graph``, and of all other nodes together under "", from those of a profile.
+    """Milliseconds of each layer of ``graph``, and of all other nodes together under "", from a profile's nodes.
 
-    A layer has what the runtime fused into it; changes of layout between layers are nobody's. A layer that the profile
-    does not have, or only a half of it, is left out: its time is unknown, not zero.
+    A layer includes what the runtime fused into it, but not changes of layout between layers. A layer that is missing in the
+    profile, or one half of it, is omitted: its time is unknown, not zero.
     """
     names = _Names(graph)
     node_of: dict[str, str] = {}
-    # What has a layer's own name first: of a sum of two convolutions, which is fused into one of them, the other is left.
+    # Nodes with a layer's own name first: if a sum of two convolutions is fused into one of them, the other one remains.
     for name in nodes_ms:
         if (node := names.own(name)) is not None:
             node_of[name] = node
@@ -45,7 +45,7 @@ def layer_times(graph: onnx.GraphProto, nodes_ms: Mapping[str, float]) -> dict[s
 
 
 class _Names:
-    """The graph's nodes that have a weight, by name and by what they compute. ``layers``: node → layer."""
+    """The graph's nodes with a weight, by name and by output. ``layers``: node → layer."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
@@ -54,7 +54,7 @@ class _Names:
         self.layers = {node.name: layer_of(weight) for node in graph.node if (weight := self._weight(node, weights))}
 
     def _weight(self, node: onnx.NodeProto, weights: set[str]) -> str | None:
-        """A layer's weight, which stands behind a DequantizeLinear in int8."""
+        """A layer's weight, in int8 the input of its DequantizeLinear."""
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             return None
         for name in node.input[:2]:
@@ -65,7 +65,7 @@ class _Names:
         return None
 
     def own(self, name: str) -> str | None:
-        """The node of a layer that ``name`` is made of, without anything computed after it."""
+        """The layer's node that ``name`` was made from, without later nodes."""
         for known in (name, _ADDED.sub("", name)):
             if known in self.layers:
                 return known
@@ -73,7 +73,7 @@ class _Names:
         return node.name if node is not None and node.name in self.layers else None
 
     def fused(self, name: str, taken: set[str]) -> str | None:
-        """The layer's node that computes ``TENSOR_nchwc`` together with what follows it: the last one not yet taken."""
+        """The layer's node that computes ``TENSOR_nchwc`` with nodes fused after it: the last one not yet taken."""
         if not name.endswith(_BLOCKED) or name.removesuffix(_BLOCKED) not in self._producers:
             return None
         start = self._producers[name.removesuffix(_BLOCKED)]
@@ -81,7 +81,7 @@ class _Names:
         return max(free, key=lambda node: self._place[node], default=None)
 
     def _nearest(self, node: onnx.NodeProto) -> Iterator[str]:
-        """The layers' nodes that ``node`` is computed from without another layer in between."""
+        """The layers' nodes from which ``node`` is computed without another layer in between."""
         waiting, seen = [node], set()
         while waiting:
             current = waiting.pop()

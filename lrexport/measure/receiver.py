@@ -1,13 +1,13 @@
-"""The device's side of a measurement over ssh: takes files from stdin, does the job in them, and leaves nothing behind.
+"""The device's side of a measurement over ssh: receives files on stdin, runs the job, and leaves nothing behind.
 
-Sent to the device's Python as text, ahead of what it reads: a line of JSON, [[path, bytes], …], then the files' contents
-one after the other, then bytes without meaning as long as the other side is there. Needs Python 3.9 and nothing else.
+Sent as text to the device's Python, followed by its input: a line of JSON, [[path, bytes], …], then the files' contents one
+after the other, then meaningless bytes while the other side is alive. Needs Python 3.9 and nothing else.
 
-Everything lies in one new folder that only this user can enter. It goes, with whatever runs in it, when the job is done
-or fails, when stdin ends, and when nothing was heard for ``_MOST_SILENT_SECONDS``: a lost connection may not end it.
+Everything is in one new folder that only this user can enter. It is removed, and its processes killed, when the job ends or
+fails, when stdin ends, and after ``_MOST_SILENT_SECONDS`` of silence: a lost connection may not end stdin.
 """
 
-# Devices may have an older Python than the rest of lrexport asks for.
+# Devices may have an older Python than lrexport requires.
 from __future__ import annotations
 
 import contextlib
@@ -55,12 +55,12 @@ def main(command: Sequence[str]) -> int:
 
 
 def _receive(stream: IO[bytes], folder: str) -> None:
-    """Write the files that arrive. Raises OSError, also where they would not fit, and EOFError where they break off."""
+    """Write the arriving files. Raises OSError, also if they do not fit, and EOFError if they are incomplete."""
     signal.alarm(_MOST_SILENT_SECONDS)
     files = json.loads(stream.readline() or b"[]")
     needed, free = sum(size for _, size in files), shutil.disk_usage(folder).free
     if needed * _ROOM > free:
-        raise OSError(f"{folder} has {free:,} bytes free, the files need {needed:,}; TMPDIR chooses another place")
+        raise OSError(f"{folder} has {free:,} bytes free, but the files need {needed:,}; set TMPDIR to another folder")
     told, received = time.monotonic(), 0
     for name, size in files:
         path = os.path.join(folder, name)
@@ -69,7 +69,7 @@ def _receive(stream: IO[bytes], folder: str) -> None:
             while size:
                 chunk = stream.read1(min(size, _CHUNK_BYTES))  # type: ignore[attr-defined]
                 if not chunk:
-                    raise EOFError("the files broke off")
+                    raise EOFError("the files are incomplete")
                 size -= file.write(chunk)
                 received += len(chunk)
                 signal.alarm(_MOST_SILENT_SECONDS)
@@ -80,7 +80,7 @@ def _receive(stream: IO[bytes], folder: str) -> None:
 
 
 def _watch(descriptor: int, group: int) -> None:
-    """Kill the job as soon as the other side is gone; :func:`main` then goes on to the end."""
+    """Kill the job as soon as the other side is gone; :func:`main` then cleans up."""
     while select.select([descriptor], [], [], _MOST_SILENT_SECONDS)[0] and os.read(descriptor, _CHUNK_BYTES):
         pass
     _kill(group)

@@ -2,18 +2,18 @@
 
     python -m lrexport.measure.runner JOB.json [PARENT]
 
-lrexport is not installed there. Needs Python 3.9, numpy, onnxruntime and the modules that it imports beside it. The job
-names groups of files; the files of a group are loaded together and timed in shuffled order, round by round, so that what
-slows the machine down slows all of them. Every answer is one line of JSON on stdout: first {"environment": …}, then one
-such as {"group": index, "models": {name: figures}} for each group as soon as it is done, or {"error": …}; last
-{"done": environment}, whose throttling and temperature may differ from the first. Between them, about once a second,
-{"progress": …} with the samples since the last one: proof of life, and what is left of a measurement when the device goes
-away. The job also says how long a stage may take, and how much memory there is for all of it.
+lrexport is not installed there. Needs Python 3.9, numpy, onnxruntime and the modules sent with it. The job has groups of
+files; the files of a group are loaded together and timed in shuffled order, round by round, so that what slows the machine
+down slows all of them. Every answer is one line of JSON on stdout: first {"environment": …}, then
+{"group": index, "models": {name: figures}} for each group as soon as it is done, or {"error": …}; last
+{"done": environment}, whose throttling and temperature may differ from the first. In between, about once a second,
+{"progress": …} with the samples since the last one, as a sign of life, and to keep them if the device disappears. The job
+also has limits on the time of a stage and on memory.
 
-Protocol: warm up until stable; every sample at least ``sample_ms`` by inner repeats; spinning off; all optimisations on.
+Protocol: warm-up until stable; every sample at least ``sample_ms`` by inner repeats; spinning off; all optimisations on.
 """
 
-# Devices may have an older Python than the rest of lrexport asks for.
+# Devices may have an older Python than lrexport requires.
 from __future__ import annotations
 
 import importlib
@@ -40,14 +40,14 @@ _STABLE = 0.05
 _SECONDS_BETWEEN_PROGRESS = 1.0
 _CHILD_SECONDS = 60  # for a fresh Python and its imports, beyond what loading and a run may take
 _PROFILED_RUNS = 20
-_ALLOCATION = re.compile(r"^.*(?=Failed to allocate)", re.DOTALL)  # where in the runtime's sources it was
-_KERNEL = "_kernel_time"  # how the profiler ends the name of a node that computes
+_ALLOCATION = re.compile(r"^.*(?=Failed to allocate)", re.DOTALL)  # prefix with a place in the runtime's sources
+_KERNEL = "_kernel_time"  # the profiler's suffix of computing nodes
 
 
 class ModelError(Exception):
-    """A model that the runtime cannot load or run; ``name`` is the job's name of it.
+    """A model that the runtime cannot load or run; ``name`` is its name in the job.
 
-    ``is_about_inputs`` where other sizes or values for its inputs would help, ``limit`` where more "time" or "memory" would.
+    ``is_about_inputs``: other sizes or values for its inputs would help; ``limit``: more "time" or "memory" would help.
     """
 
     def __init__(self, name: str, reason: object, is_about_inputs: bool = False, limit: str | None = None) -> None:
@@ -57,16 +57,16 @@ class ModelError(Exception):
         self.limit = "memory" if isinstance(reason, Exception) and is_about_memory(reason) else limit
 
     def facts(self, memory: int | None = None) -> JsonObject:
-        """What the other side is to know; ``memory`` is what there was of it, in bytes."""
+        """The answer about this error; ``memory`` is the limit in bytes."""
         words = str(self)
         if self.limit == "memory" and memory is not None:
             short = _ALLOCATION.sub("", words).strip()
-            words = f"it needs more memory than the {memory / 1e9:.3g} GB that it may have ({short})"
+            words = f"it needs more than its memory limit of {memory / 1e9:.3g} GB ({short})"
         return {"error": words, "model": self.name, "is_about_inputs": self.is_about_inputs, "limit": self.limit}
 
 
 class ProgressReporter:
-    """Says how far a group is, at most once a second."""
+    """Reports the progress of a group, at most once a second."""
 
     def __init__(self, group: int) -> None:
         self.group = group
@@ -82,7 +82,7 @@ class ProgressReporter:
 
 
 def session(path: Any, threads: int = 1, profile_prefix: str | None = None) -> Any:
-    """An ONNX Runtime session on the CPU; ``threads`` 0 leaves the number to the runtime."""
+    """An ONNX Runtime session on the CPU; ``threads`` 0: the runtime's default."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -102,9 +102,8 @@ def measure_group(
 ) -> dict[str, JsonObject]:
     """Figures of the models of one group: {name: {"samples_ms": […], "repeats": n, "batch": n, "inputs": {…}}}.
 
-    One sample is taken a round.
-
-    Rounds are ``job["rounds"]``; with ``job["group_seconds"]`` as many of them as fit, and at least ``least_rounds``.
+    Each round takes one sample of each model. There are ``job["rounds"]`` rounds; with ``job["group_seconds"]`` as many as
+    fit, but at least ``least_rounds``.
     """
     progress, watch = progress or ProgressReporter(0), watch or _unwatched()
     inputs = _inputs(job)
@@ -119,14 +118,14 @@ def measure_group(
             watch.begin(name, "the first run")
             runs[name]()
             watch.end()
-        except Exception as error:  # the runtime's exceptions share no base but Exception
+        except Exception as error:  # the runtime's exceptions have no common base except Exception
             raise ModelError(name, error) from error
     if unused := inputs.unused():
-        raise InputsError(f"no file has an input {', '.join(map(repr, unused))}: expected {_named(fed)}")
+        raise InputsError(f"no file has an input named {', '.join(map(repr, unused))}: expected {_named(fed)}")
     single = {name: _warm_up(name, run, job, progress, watch) for name, run in runs.items()}
     repeats = {name: max(1, -int(-job["sample_ms"] // (1e3 * seconds))) for name, seconds in single.items()}
     before = _nothing
-    if job.get("evict_bytes"):  # one run a sample then: a second one would find its weights in the cache
+    if job.get("evict_bytes"):  # one run per sample: a second one would have its weights in the cache
         before, repeats = _evictor(job["evict_bytes"]), dict.fromkeys(runs, 1)
     rounds = job["rounds"]
     if job.get("group_seconds"):
@@ -145,9 +144,9 @@ def _rounds(
     before: Callable[[], Any],
     watch: Watch,
 ) -> dict[str, list[float]]:
-    """Milliseconds of every model, round by round, in an order that is shuffled anew for each round.
+    """Milliseconds of every model, round by round, in an order shuffled for each round.
 
-    ``before`` is called before each sample and not timed.
+    ``before`` is called before each sample, outside its time.
     """
     samples: dict[str, list[float]] = {name: [] for name in runs}
     order, shuffler, told = list(runs), random.Random(seed), 0
@@ -174,7 +173,7 @@ def _nothing() -> None:
 
 
 def _evictor(size: int) -> Callable[[], Any]:
-    """Reads and writes so many bytes: what was in the caches makes room, as it does for the rest of a network."""
+    """Reads and writes that many bytes, to evict the caches as the rest of a network does."""
     import numpy
 
     filler = numpy.zeros(max(1, size // 4), numpy.float32)
@@ -182,7 +181,7 @@ def _evictor(size: int) -> Callable[[], Any]:
 
 
 def _inputs(job: JsonObject) -> Inputs:
-    """What the job's files are fed; ``values`` names a .npz in the current folder."""
+    """Inputs for the job's files; ``values`` is the name of a .npz in the current folder."""
     values: JsonObject = {}
     if job.get("values"):
         import numpy
@@ -193,7 +192,7 @@ def _inputs(job: JsonObject) -> Inputs:
 
 
 def _runnable(runtime: Any, inputs: Inputs) -> tuple[Callable[[], Any], JsonObject]:
-    """One inference as a call without arguments, and what it is fed: the batch, and each input's shape, type and values."""
+    """One inference as a function without arguments, its batch, and the shape, type and values of each input."""
     feed, about, batch = inputs.feed(runtime.get_inputs())
     names = [runtime.get_outputs()[0].name]
     return lambda: runtime.run(names, feed), {"batch": batch, "inputs": about}
@@ -204,7 +203,7 @@ def _unwatched() -> Watch:
 
 
 def _warm_up(name: str, run: Callable[[], Any], job: JsonObject, progress: ProgressReporter, watch: Watch) -> float:
-    """Seconds of one run, once the last few times agree with the few before."""
+    """Seconds of one run, as soon as the last few runs agree with those before."""
     times: list[float] = []
     runs = job["warmup_runs"]
     few, began = max(1, runs // 2), time.perf_counter()
@@ -235,13 +234,13 @@ def _median(values: Sequence[float]) -> float:
 
 
 def cold(file: str, job: JsonObject) -> JsonObject:
-    """What loading costs in a fresh process: load and first run in milliseconds, and the memory both added, in bytes."""
+    """Cost of loading in a new process: load and first run in milliseconds, and the memory added by both, in bytes."""
     import numpy.random
     import onnxruntime  # noqa: F401
 
     confine_to(job.get("memory"), [file])
     watch = Watch(job.get("seconds"), lambda model, reason: _say_at_once({"error": reason, "limit": "time"}))
-    numpy.random.default_rng(0).random(1)  # numpy imports it at its first use: neither that nor inputs are the file's cost
+    numpy.random.default_rng(0).random(1)  # imported by numpy at first use: not a cost of the file, nor are its inputs
     before = _peak_bytes()
     began = time.perf_counter()
     try:
@@ -261,7 +260,7 @@ def cold(file: str, job: JsonObject) -> JsonObject:
 
 
 def _cold_in_child(model: JsonObject, job: JsonObject, watch: Watch) -> JsonObject:
-    """:func:`cold` in a process of its own. Raises ModelError, also where the runtime crashes on the file."""
+    """:func:`cold` in a new process. Raises ModelError, also if the runtime crashes on the file."""
     watch.begin(model["name"], "loading and the first run", times=2, more=_CHILD_SECONDS)
     options = json.dumps({name: value for name, value in job.items() if name != "groups"})
     command = [sys.executable, "-m", "lrexport.measure.runner", "--cold", model["file"], options, str(os.getpid())]
@@ -275,7 +274,7 @@ def _cold_in_child(model: JsonObject, job: JsonObject, watch: Watch) -> JsonObje
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process has had resident."""
+    """The peak resident memory of this process, in bytes."""
     try:
         with open("/proc/self/status", encoding="utf-8") as status:
             return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -287,9 +286,9 @@ def _peak_bytes() -> int:
 
 
 def profile(file: str, job: JsonObject, runs: int = _PROFILED_RUNS) -> JsonObject:
-    """Milliseconds of one run by kind of operator and by node, medians over ``runs``, as the runtime's profiler tells them.
+    """Milliseconds of one run by operator and by node, medians over ``runs`` from the runtime's profiler.
 
-    Nodes are those of the graph as the runtime optimised it, and have its names.
+    Nodes are those of the optimised graph, with the runtime's names.
     """
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         runtime = session(file, job["threads"], os.path.join(folder, "profile"))
@@ -308,7 +307,7 @@ def profile(file: str, job: JsonObject, runs: int = _PROFILED_RUNS) -> JsonObjec
 
 
 def _by(passes: Sequence[Sequence[JsonObject]], key: Callable[[JsonObject], str]) -> dict[str, float]:
-    """Medians over the passes of the milliseconds that the events of one key take together."""
+    """Medians over passes of the total milliseconds of each key's events."""
     spent: dict[str, list[float]] = {}
     for events in passes:
         sums: dict[str, float] = {}
@@ -320,7 +319,7 @@ def _by(passes: Sequence[Sequence[JsonObject]], key: Callable[[JsonObject], str]
 
 
 def main(path: str) -> int:
-    """Do the job in ``path``; files in it are relative to its folder. Returns the exit status."""
+    """Run the job in ``path``; its files are relative to its folder. Returns the exit status."""
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
     os.chdir(os.path.dirname(os.path.abspath(path)))
@@ -328,7 +327,7 @@ def main(path: str) -> int:
     for package in ("numpy", "onnxruntime") if job["groups"] else ():
         try:
             importlib.import_module(package)
-        except Exception as error:  # a package that does not fit the machine raises anything
+        except Exception as error:  # a package for another machine raises arbitrary errors
             reason = f"{sys.executable} has no usable {package} ({error})"
             _say({"error": reason, "missing": package, "python": sys.executable})
             return 1
@@ -343,7 +342,7 @@ def main(path: str) -> int:
         except InputsError as error:
             _say({"group": index, "error": str(error), "is_about_inputs": True})
             return 1
-        except Exception as error:  # whatever it is, the other side must hear of it
+        except Exception as error:  # whatever it is, the other side must be informed
             _say({"group": index, "error": str(error) or type(error).__name__})
             return 1
     _say({"done": environment()})
@@ -354,7 +353,7 @@ def _figures(
     models: Sequence[JsonObject], job: JsonObject, progress: ProgressReporter, watch: Watch
 ) -> dict[str, JsonObject]:
     first: dict[str, JsonObject] = {model["name"]: {} for model in models}
-    if job.get("cold"):  # before any session is loaded: a child starts with what its parent has in memory
+    if job.get("cold"):  # before any session is loaded: a child starts with its parent's memory
         for model in models:
             progress.say(stage="loading", model=model["name"])
             first[model["name"]] = _cold_in_child(model, job, watch)
@@ -376,7 +375,7 @@ def _say(value: JsonObject) -> None:
 
 
 def _say_at_once(value: JsonObject) -> None:
-    """:func:`_say` from another thread, while the first one is anywhere."""
+    """:func:`_say` from another thread, whatever the main thread is doing."""
     os.write(1, json.dumps(value).encode() + b"\n")
 
 

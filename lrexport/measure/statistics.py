@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spread:
-    """Percentiles of samples, in the samples' unit; ``iqr`` is p75 − p25."""
+    """Percentiles, in the samples' unit; ``iqr`` is p75 − p25."""
 
     p25: float
     p50: float

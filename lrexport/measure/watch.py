@@ -1,6 +1,6 @@
-"""Ends a measurement that takes too long or too much memory. Self-contained like the runner, which brings it to devices."""
+"""Ends a measurement that takes too much time or memory. Self-contained: it is sent to devices with the runner."""
 
-# Devices may have an older Python than the rest of lrexport asks for.
+# Devices may have an older Python than lrexport requires.
 from __future__ import annotations
 
 import math
@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 
 from lrexport.confinement import confine, memory_here
 
-# What the runtime may need beyond four times the file: an eighth of the machine, and at least so much.
+# Memory for the runtime beyond four times the file: an eighth of the machine's, and at least this.
 _LEAST_MEMORY = 2 << 30
 _SHARE_OF_MEMORY = 8
 _COPIES = 4
-# A file of some gigabytes takes its time from a disk, and for its weights to be laid out for the kernels.
+# Loading takes longer for files of gigabytes: reading the disk, and arranging weights for the kernels.
 _LOADED_BYTES_A_SECOND = 50_000_000
 _SECONDS_BETWEEN_LOOKS = 0.25
 
 
 class Watch:
-    """A thread that ends the process where a stage takes more than its time, while code of the runtime's is running.
+    """A thread that ends the process if a stage takes too long, even inside the runtime's code.
 
-    ``seconds`` are for loading, for the first run and for every other; None is without end. ``say`` is given the model's
-    name and the reason, just before.
+    ``seconds`` is the limit for loading, for the first run and for every other run; None: no limit. ``say`` gets the model's
+    name and the reason first.
     """
 
     def __init__(self, seconds: float | None, say: Callable[[str, str], None]) -> None:
@@ -34,7 +34,7 @@ class Watch:
             threading.Thread(target=self._look, daemon=True).start()
 
     def begin(self, model: str, stage: str, times: float = 1, more: float = 0) -> None:
-        """A stage begins, which may take ``times`` as long as a run and ``more`` seconds; the one before is over."""
+        """End the previous stage and begin one that may take ``times`` the limit plus ``more`` seconds."""
         if self.seconds is not None:
             self._model, self._stage, self._allowed = model, stage, self.seconds * times + more
             self._deadline = time.monotonic() + self._allowed
@@ -44,7 +44,7 @@ class Watch:
         self.begin(model, "loading", more=_size(file) / _LOADED_BYTES_A_SECOND)
 
     def end(self) -> None:
-        """Nothing that is limited goes on now."""
+        """End the stage; nothing is limited now."""
         self._deadline = math.inf
 
     def _look(self) -> None:
@@ -56,9 +56,9 @@ class Watch:
 
 
 def confine_to(memory: int | None, files: Sequence[str]) -> int | None:
-    """Let this process allocate ``memory`` bytes from now on, None by default: what the machine's share and ``files`` make.
+    """Limit this process's memory to ``memory`` bytes; None: a default from the machine's memory and ``files``.
 
-    Returns the bytes, None where the machine does not say how many it has.
+    Returns the bytes; None if the machine's memory is unknown.
     """
     if memory is None:
         share = memory_here()
@@ -70,12 +70,12 @@ def confine_to(memory: int | None, files: Sequence[str]) -> int | None:
 
 
 def is_about_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, in Python's words, in C++'s or in those of ONNX Runtime."""
+    """Whether an allocation failed, by the messages of Python, C++ and ONNX Runtime."""
     return isinstance(error, MemoryError) or any(word in str(error) for word in ("bad_alloc", "bad allocation", "allocate"))
 
 
 def _size(file: str) -> int:
     try:
         return os.path.getsize(file)
-    except OSError:  # whoever opens it says so
+    except OSError:  # opening it reports the error
         return 0

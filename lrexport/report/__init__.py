@@ -1,1 +1,1 @@
-"""What people read: tables of a record. Nothing here imports torch."""
+"""Reports for people: tables and pages from records. Nothing here imports torch."""

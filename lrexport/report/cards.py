@@ -1,7 +1,7 @@
-"""Markdown for a model card or a comment on a pull request: the measured tables, and YAML front matter for model hubs.
+"""Markdown for a model card or a comment on a pull request: tables of results, and YAML front matter for model hubs.
 
-The front matter is Hugging Face's (model card metadata, ``model-index`` for results). Its strings are written as JSON,
-which YAML takes as it is, so that no name can be anything but a string.
+The front matter is Hugging Face's (model card metadata, ``model-index`` for results). Its strings are written as JSON, which
+is valid YAML: every name stays a string.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TAGS = ("lrexport", "low-rank", "svd", "compression", "onnx")
 
 
 def render(subjects: Sequence[ReportedRun], with_front_matter: bool = True) -> str:
-    """One section a run; several runs begin with a comparison and their fronts."""
+    """One section per run; several runs start with a comparison and their fronts."""
     parts = [front_matter(subjects)] if with_front_matter else []
     if len(subjects) > 1:
         parts += [f"# {len(subjects)} runs of lrexport compared", markdown_table(runs_table(subjects))]
@@ -35,7 +35,7 @@ def render(subjects: Sequence[ReportedRun], with_front_matter: bool = True) -> s
 
 
 def front_matter(subjects: Sequence[ReportedRun]) -> str:
-    """Tags, and the accuracies that were measured; what was not is left out."""
+    """Tags, and the measured accuracies, if any."""
     lines = ["---", "library_name: onnx"]
     if any(subject.record.data is not None for subject in subjects):
         lines.append("pipeline_tag: image-classification")
@@ -47,7 +47,7 @@ def front_matter(subjects: Sequence[ReportedRun]) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """A table of GitHub's Markdown with its caption below; every cell stands for itself."""
+    """A table in GitHub's Markdown with its caption below; every cell is escaped."""
     heads = [markdown(name) or " " for name in table.columns]
     marks = ["---" if i == 0 or name in table.words else "---:" for i, name in enumerate(table.columns)]
     rows = [[markdown(cell) for cell in row] for row in table.rows]
@@ -80,7 +80,7 @@ def _run(subject: ReportedRun, level: str) -> list[str]:
     warnings = [*record.notes, *(latency.warning for latency in subject.compressed.latency_ms.values() if latency.warning)]
     parts += ["\n".join(f"- {markdown(note)}" for note in warnings)] if warnings else []
     lines = "\n".join(shell_lines(command) for command in commands(record, subject.name))
-    return [*parts, f"{level}# Repeat it", _block(lines)]
+    return [*parts, f"{level}# Repeat this run", _block(lines)]
 
 
 def _front(front: Front) -> str:
@@ -91,7 +91,7 @@ def _front(front: Front) -> str:
 
 
 def _block(text: str) -> str:
-    """A block of code, fenced by more backticks than are in it."""
+    """A block of code, fenced by more backticks than it contains."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,4 +1,4 @@
-"""What differs between two plans, or between two exported graphs, as a table and as JSON."""
+"""Differences between two plans, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lrexport.report.tables import Table
 
 @dataclass(frozen=True)
 class Diff:
-    """What differs from one plan to another, by layer; None on the side that does not have it. ``same`` counts the rest."""
+    """Differences between two plans by layer; None for a plan that lacks the layer. ``same`` counts the other layers."""
 
     layers: dict[str, tuple[PlanRow | None, PlanRow | None]]
     same: int
@@ -32,10 +32,10 @@ class Diff:
 
 
 def diff_plans(before: PlanFile, after: PlanFile) -> Diff:
-    """What changes from ``before`` to ``after``.
+    """The changes from ``before`` to ``after``.
 
-    Figures that cannot belong to the rank beside them, because the file was edited, are worked out from the other file
-    where they follow from it, and left out where they do not.
+    Figures that contradict their rank, because the file was edited, are computed from the other file if possible, else
+    omitted.
     """
     old, new = ({name: facts(entry) for name, entry in plan.entries.items()} for plan in (before, after))
     edited = not before.as_written, not after.as_written
@@ -51,7 +51,7 @@ def diff_plans(before: PlanFile, after: PlanFile) -> Diff:
 
 
 def diff_table(diff: Diff, before: str, after: str) -> Table:
-    """A line for every layer that differs, and the sums over all layers of each plan."""
+    """One row per layer that differs, and the sums over all layers of each plan."""
     rows = [
         (name, *_both_choices(old, new), before_and_after(_macs(old), _macs(new)), _ratio(old, new))
         for name, (old, new) in diff.layers.items()
@@ -66,7 +66,7 @@ def diff_table(diff: Diff, before: str, after: str) -> Table:
 
 
 def diff_to_json(diff: Diff, before: str, after: str) -> dict[str, Any]:
-    """As docs/plans.md describes it."""
+    """The differences as documented in docs/plans.md."""
     return {
         "from": before,
         "to": after,
@@ -80,14 +80,14 @@ def diff_to_json(diff: Diff, before: str, after: str) -> dict[str, Any]:
 
 
 def _completed(old: PlanRow, new: PlanRow, edited: tuple[bool, bool]) -> tuple[PlanRow, PlanRow]:
-    """Both with stale figures left out, and figures that one lacks taken from the other where they follow from it."""
+    """Both without outdated figures, and with missing figures computed from the other if possible."""
     if not _agree(old, new):
         old, new = (_without_costs(side) if doubtful else side for side, doubtful in zip((old, new), edited, strict=True))
     return _filled(old, new), _filled(new, old)
 
 
 def _agree(old: PlanRow, new: PlanRow) -> bool:
-    """Whether the MACs can belong to these ranks: by one scheme they are proportional, and an edit leaves them behind."""
+    """Whether the MACs fit the ranks: with one scheme they are proportional, unless a rank was edited."""
     if old.scheme is None or new.scheme is None or old.dense_macs != new.dense_macs:
         return True
     if old.macs is None or new.macs is None or old.rank is None or new.rank is None:
@@ -118,7 +118,7 @@ def _filled(layer: PlanRow, other: PlanRow) -> PlanRow:
 
 
 def _at_rank(known: int | None, other: int | None, rank: int, other_rank: int, constant: int | None = 0) -> int | None:
-    """``known``, or what follows from the figure of another rank: but for a constant, costs are proportional to rank."""
+    """``known``, or the figure computed from another rank's: except for a constant, costs are proportional to rank."""
     if known is not None or other is None or constant is None:
         return known
     return constant + (other - constant) // other_rank * rank
@@ -129,7 +129,7 @@ def _bias(layer: PlanRow) -> int | None:
 
 
 def _differ(old: PlanRow, new: PlanRow) -> bool:
-    """Another choice, or another layer: of another size, or in a network that takes another input."""
+    """Whether scheme or rank differ, or the layers' sizes or inputs."""
     return old.choice != new.choice or any(
         mine is not None and theirs is not None and mine != theirs
         for mine, theirs in ((old.dense_macs, new.dense_macs), (old.shape or None, new.shape or None))
@@ -141,7 +141,7 @@ def _both_choices(old: PlanRow | None, new: PlanRow | None) -> tuple[str, str]:
 
     def text(layer: PlanRow | None) -> str:
         if layer is None:
-            return "not there"
+            return "missing"
         choice = "dense" if layer.scheme is None else f"{layer.scheme} {rank_text(layer)}"
         return f"{choice} of {shape_text(layer.shape)}" if other_weight else choice
 

@@ -1,4 +1,4 @@
-"""The Pareto front: which of several networks no other one beats, in accuracy against MACs and against latency."""
+"""Pareto fronts of several networks: accuracy against MACs and against latency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrexport.report.tables import data_name
 from lrexport.runs.record import Latency, Result
 from lrexport.text import visible
 
-# What has to be the same for two latencies to be compared.
+# What must be the same for two latencies to be comparable.
 _MACHINE = ("cpu", "cores", "isa", "system", "governor", "onnxruntime")
 
 
@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Front:
-    """Accuracy against ``cost``, cheapest first; without points, ``note`` says why. It also says what was left out."""
+    """Accuracy against ``cost``, cheapest first. ``note`` names runs that are omitted, or says why there are no points."""
 
     cost: str
     points: tuple[Point, ...]
@@ -38,7 +38,7 @@ class Front:
 
 
 def fronts_of(subjects: Sequence[ReportedRun]) -> list[Front]:
-    """Accuracy against MACs, and against latency for every target that one of the runs was measured on."""
+    """Accuracy against MACs, and against latency on every target that a run was measured on."""
     differ = _scored_differently(subjects)
     if differ:
         return [Front("MACs", (), differ)]
@@ -72,7 +72,7 @@ def _latency_front(subjects: Sequence[ReportedRun], target: str) -> Front:
     differing = [key for key in conditions[0] if len({str(each[key]) for each in conditions}) > 1] if conditions else []
     if differing:
         values = "; ".join(f"{key}: {', '.join(sorted({str(each[key]) for each in conditions}))}" for key in differing)
-        return Front(cost, (), visible(f"These latencies cannot be compared, they were not measured alike ({values})."))
+        return Front(cost, (), visible(f"These latencies are not comparable: they were measured differently ({values})."))
     points = [Point(visible(one.name), one.compressed.latency_ms[target].p50, _top1(one.compressed)) for one in measured]
     for name, dense, others in _dense_networks(measured):
         times = [one.dense.latency_ms[target].p50 for one in others if target in one.dense.latency_ms]
@@ -98,7 +98,7 @@ def _conditions(subject: ReportedRun, target: str) -> dict[str, Any]:
 
 
 def _dense_networks(subjects: Sequence[ReportedRun]) -> list[tuple[str, Result, list[ReportedRun]]]:
-    """The different dense networks with a name, and the runs that are compared with each."""
+    """The different dense networks with a name, and the runs based on each."""
     runs_of: dict[tuple[str, int, float], list[ReportedRun]] = {}
     for subject in subjects:
         if subject.dense.accuracy is not None:
@@ -112,14 +112,14 @@ def _dense_networks(subjects: Sequence[ReportedRun]) -> list[tuple[str, Result, 
 
 
 def _scored_differently(subjects: Sequence[ReportedRun]) -> str:
-    """Why accuracies of the runs are not comparable; empty where they are."""
+    """Why the runs' accuracies are not comparable; empty if they are."""
     scored = [one for one in subjects if one.compressed.accuracy is not None]
     if not scored:
-        return "No front: none of the runs has an accuracy, because they were made without data."
+        return "No front: the runs have no accuracy, because they were made without data."
     on = {_images(one) for one in scored}
     if len(on) == 1:
         return ""
-    return visible(f"No front: the accuracies cannot be compared, they are on {' and on '.join(sorted(on))}.")
+    return visible(f"No front: the accuracies are not comparable, because they are on {' and on '.join(sorted(on))}.")
 
 
 def _images(subject: ReportedRun) -> str:
@@ -133,11 +133,11 @@ def _top1(result: Result) -> float:
 
 
 def _marked(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Cheapest first, with those on the front marked; a dense network can be on it like any other."""
+    """The points, cheapest first, with those on the front marked; dense networks can be on it as well."""
     front = set(pareto_front([(point.cost, point.accuracy) for point in points]))
     marked = [Point(p.name, p.cost, p.accuracy, p.is_dense, i in front) for i, p in enumerate(points)]
     return tuple(sorted(marked, key=lambda point: point.cost))
 
 
 def _without(names: Sequence[str]) -> str:
-    return f" Not there, because this was not measured: {visible(', '.join(names))}." if names else ""
+    return f" Omitted, because not measured: {visible(', '.join(names))}." if names else ""

@@ -1,4 +1,4 @@
-"""Nodes of an exported graph that multiply, and what differs between two graphs, as tables and as JSON."""
+"""Nodes of an exported graph that multiply, and differences between two graphs, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lrexport.units import format_bytes, format_count, format_macs, format_share
 
 @dataclass(frozen=True)
 class Node:
-    """``weight`` is its shape, None for a product of activations; ``bytes`` its size as stored; MACs of one input, None
-    where they are unknown."""
+    """``weight`` is the weight's shape, None for a product of activations; ``bytes`` its stored size; MACs are for one
+    input, None if unknown."""
 
     name: str
     operator: str
@@ -24,8 +24,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """``params`` counts weights of every kind, ``bytes`` external data too; ``uncounted`` are operators of unknown cost:
-    with any of them ``macs`` is a lower bound. ``inputs`` are the sizes that MACs are counted for, None for an unknown one.
+    """``params`` counts weights of every kind, ``bytes`` includes external data; ``uncounted`` are operators of unknown
+    cost: with any of them ``macs`` is a lower bound. ``inputs`` are the sizes that MACs are counted for, None if unknown.
     """
 
     macs: int
@@ -37,24 +37,24 @@ class Graph:
 
     @property
     def is_exact(self) -> bool:
-        """Whether all MACs of the graph are counted."""
+        """Whether all MACs of the graph were counted."""
         return not self.uncounted
 
     @property
     def macs_text(self) -> str:
-        """For people: a lower bound is said to be one."""
+        """MACs for people; a lower bound is marked as such."""
         return format_macs(self.macs, self.is_exact)
 
     @property
     def figures(self) -> dict[str, Any]:
-        """For machines: null where nothing could be counted, so that no 0 stands for it."""
+        """MACs for machines; null if nothing could be counted, rather than 0."""
         macs = self.macs if self.macs or self.is_exact else None
         return {"macs": macs, "params": self.params, "bytes": self.bytes, "uncounted": self.uncounted}
 
 
 @dataclass(frozen=True)
 class GraphDiff:
-    """Nodes by name that differ, None on the side that does not have one; ``same`` counts the rest."""
+    """Differing nodes by name, None for a graph that lacks one; ``same`` counts the others."""
 
     nodes: dict[str, tuple[Node | None, Node | None]]
     same: int
@@ -62,15 +62,15 @@ class GraphDiff:
 
 
 def graph_table(graph: Graph) -> Table:
-    """Node by node: operator, the weight's shape and bytes, and MACs; the sums alone where no node multiplies."""
-    columns: tuple[str, ...] = ("node", "operator", "weight", "bytes of it", "MACs")
+    """Node by node: operator, the weight's shape and bytes, and MACs; only sums if no node multiplies."""
+    columns: tuple[str, ...] = ("node", "operator", "weight", "weight bytes", "MACs")
     if not graph.nodes:
         rows: list[tuple[str, ...]] = [(label, text(graph)) for label, text in _SUMS]
         return Table(("", "all"), tuple(rows), f"No node has MACs. {_counted_for(graph)}".strip())
     rows = [(n.name, n.operator, _weight(n), format_bytes(n.bytes), _macs(n)) for n in graph.nodes]
-    caption = f"{_macs_said(graph)}; {format_count(graph.params)} parameters; the file has {format_bytes(graph.bytes)}."
-    said = _counted_for(graph)
-    return Table(columns, tuple(rows), f"{caption} {said}".strip(), words=("operator",), spare=("bytes of it", "operator"))
+    caption = f"{_macs_text(graph)}; {format_count(graph.params)} parameters; the file has {format_bytes(graph.bytes)}."
+    caption = f"{caption} {_counted_for(graph)}".strip()
+    return Table(columns, tuple(rows), caption, words=("operator",), spare=("weight bytes", "operator"))
 
 
 _SUMS: tuple[tuple[str, Callable[[Graph], str]], ...] = (
@@ -80,7 +80,7 @@ _SUMS: tuple[tuple[str, Callable[[Graph], str]], ...] = (
 )
 
 
-def _macs_said(graph: Graph) -> str:
+def _macs_text(graph: Graph) -> str:
     if graph.is_exact:
         return f"{graph.macs_text} MACs of one input, counted on the exported graph"
     least = f"at least {format_count(graph.macs)} MACs of one input" if graph.macs else "MACs unknown"
@@ -88,13 +88,13 @@ def _macs_said(graph: Graph) -> str:
 
 
 def _counted_for(graph: Graph) -> str:
-    """The sizes of the inputs that MACs are of."""
+    """The input sizes that MACs are counted for."""
     if not graph.inputs:
         return ""
-    said = ", ".join(f"{name} of {_sizes(shape)}" for name, shape in graph.inputs.items())
+    inputs = ", ".join(f"{name} of {_sizes(shape)}" for name, shape in graph.inputs.items())
     is_free = any(shape is None or None in shape for shape in graph.inputs.values())
-    hint = " Sizes that the file leaves free are given by --shape NAME=SIZES." if is_free and not graph.is_exact else ""
-    return f"One input: {said}.{hint}"
+    hint = " Give sizes that the file leaves open by --shape NAME=SIZES." if is_free and not graph.is_exact else ""
+    return f"One input: {inputs}.{hint}"
 
 
 def _sizes(shape: Sequence[int | None] | None) -> str:
@@ -108,12 +108,12 @@ def _macs(node: Node) -> str:
 
 
 def graph_to_json(graph: Graph) -> dict[str, Any]:
-    """As docs/plans.md describes it."""
+    """The graph as documented in docs/plans.md."""
     return {**asdict(graph), **graph.figures}
 
 
 def diff_graphs(old: Graph, new: Graph) -> GraphDiff:
-    """What changes from ``old`` to ``new``, node by node of the same name."""
+    """The changes from ``old`` to ``new``, by name of node."""
     before, after = ({node.name: node for node in graph.nodes} for graph in (old, new))
     pairs = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
     differ = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -121,10 +121,10 @@ def diff_graphs(old: Graph, new: Graph) -> GraphDiff:
 
 
 def graph_diff_table(diff: GraphDiff, before: str, after: str) -> Table:
-    """A line for every node that differs, and the graphs' sums."""
+    """One row per node that differs, and the graphs' sums."""
     rows = []
     for name, (old, new) in diff.nodes.items():
-        macs = (_macs(node) if node else "not there" for node in (old, new))
+        macs = (_macs(node) if node else "missing" for node in (old, new))
         both = [node.macs for node in (old, new) if node is not None and node.macs is not None]
         rows.append((name, _weight(old), _weight(new), *macs, format_share(both[1], both[0]) if len(both) == 2 else ""))
     was, becomes = diff.graphs
@@ -143,7 +143,7 @@ def graph_diff_table(diff: GraphDiff, before: str, after: str) -> Table:
 
 
 def graph_diff_to_json(diff: GraphDiff, before: str, after: str) -> dict[str, Any]:
-    """As docs/plans.md describes it."""
+    """The differences as documented in docs/plans.md."""
     return {
         "from": before,
         "to": after,

@@ -1,4 +1,4 @@
-"""What a run comes down to: a few ratios, derived from its record, with what they are of."""
+"""A run's main results: a few ratios from its record, with the figures behind them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Headline:
-    """``value`` is the ratio compressed ÷ dense, or a difference; ``detail`` what it is of; ``warning`` what spoils it."""
+    """``value`` is the ratio compressed ÷ dense, or a difference; ``detail`` has its figures, ``warning`` a reservation."""
 
     label: str
     value: str
@@ -25,7 +25,7 @@ class Headline:
 
 
 def headlines(record: Record) -> list[Headline]:
-    """MACs, file, latency on each target and accuracy; what was not measured says so."""
+    """MACs, file, latency on each target and accuracy, also if not measured."""
     dense, small = record.results.dense, record.results.compressed
     if dense is None or small is None:
         return []
@@ -40,7 +40,7 @@ def headlines(record: Record) -> list[Headline]:
 
 
 def goal_text(record: Record) -> str:
-    """``macs 0.5``: what the run was asked for."""
+    """``macs 0.5``: the run's goal."""
     goal = record.config.get("goal")
     return visible(", ".join(f"{name} {value}" for name, value in goal.items())) if isinstance(goal, dict) else ""
 

@@ -1,4 +1,4 @@
-"""The int8 files of a record beside its dense float32 network: a table, and what a user should be told."""
+"""A record's int8 files and its dense float32 network: a table, and notes for the user."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lrexport.units import format_bytes, format_ms, format_percent, format_share
 if TYPE_CHECKING:
     from lrexport.runs.record import Latency, Record, Result
 
-# A loss of top-1, in points, that static quantisation of a convolutional network usually stays below.
+# The usual largest loss of top-1, in points, by static quantisation of a convolutional network.
 _USUAL_POINTS = 1.0
 
 
 def int8_table(record: Record) -> Table:
-    """Dense and compressed in int8, each with its ratio to dense in float32. Empty where the record has no int8."""
+    """Dense and compressed in int8, each with its ratio to dense in float32. Empty if the record has no int8 files."""
     results = record.results
     dense, first, second = results.dense, results.dense_int8, results.compressed_int8
     columns = ("int8", "dense", "ratio", "compressed", "ratio")
@@ -35,7 +35,7 @@ def int8_table(record: Record) -> Table:
 
 
 def int8_notes(record: Record) -> list[str]:
-    """Where int8 costs more accuracy than it usually does, and where it is slower and the measurement concludes so."""
+    """Notes if int8 costs more accuracy than usual, or is conclusively slower."""
     results, notes = record.results, []
     for file, new, source, old in (
         (DENSE_INT8, results.dense_int8, DENSE_ONNX, results.dense),
@@ -43,19 +43,19 @@ def int8_notes(record: Record) -> list[str]:
     ):
         if new is None or old is None:
             continue
-        # Rounded as it is printed: a loss of exactly one point is no more than one.
+        # Rounded as printed: a loss of exactly one point is not more than one.
         lost = round(100 * (old.accuracy.top1 - new.accuracy.top1), 2) if new.accuracy and old.accuracy else 0.0
         if lost > _USUAL_POINTS:
-            notes.append(f"{file} loses {lost:.2f} points of top-1 to {source}")
-        notes += [f"int8 does not pay: {text}" for text in _slower(file, new, source, old)]
+            notes.append(f"{file} has {lost:.2f} points less top-1 than {source}")
+        notes += [f"int8 does not pay off: {text}" for text in _slower(file, new, source, old)]
     if results.compressed_int8 and results.dense_int8:
         slower = _slower(MODEL_INT8, results.compressed_int8, DENSE_INT8, results.dense_int8)
-        notes += [f"low rank does not pay in int8: {text}" for text in slower]
+        notes += [f"low rank does not pay off in int8: {text}" for text in slower]
     return notes
 
 
 def _slower(file: str, new: Result, other: str, old: Result) -> list[str]:
-    """A line for each target where ``new`` takes longer: all of its ratio's quartiles lie above the other's."""
+    """A line for each target on which ``new`` takes longer: the quartiles of its ratio are above the other's."""
     lines = []
     for target, mine in new.latency_ms.items():
         theirs = old.latency_ms.get(target)
@@ -67,7 +67,7 @@ def _slower(file: str, new: Result, other: str, old: Result) -> list[str]:
 
 
 def _quartiles(latency: Latency) -> tuple[float, float]:
-    """Of the ratio to dense in the same rounds; dense itself has none."""
+    """Quartiles of the ratio to dense in the same rounds; 1 for dense itself."""
     return latency.ratio_iqr or (1.0, 1.0)
 
 

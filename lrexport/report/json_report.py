@@ -1,4 +1,4 @@
-"""A report for machines: figures as numbers, null where they were not measured. docs/report.md describes it."""
+"""A report for machines, documented in docs/report.md: figures as numbers, null if not measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 def runs_to_json(subjects: Sequence[ReportedRun]) -> dict[str, Any]:
-    """As docs/report.md describes it."""
+    """The report as documented in docs/report.md."""
     fronts = [asdict(front) for front in fronts_of(subjects)] if len(subjects) > 1 else []
     return {"schema_version": SCHEMA_VERSION, "runs": [_run(subject) for subject in subjects], "fronts": fronts}
 
@@ -39,7 +39,7 @@ def _run(subject: ReportedRun) -> dict[str, Any]:
 
 
 def _ratios(subject: ReportedRun) -> dict[str, Any]:
-    """compressed ÷ dense, and for accuracy the difference of the shares; null where one of them is unknown or a bound."""
+    """compressed ÷ dense, for accuracy the difference; null if one of them is unknown or a lower bound."""
     dense, small = subject.dense, subject.compressed
     accuracies = (dense.accuracy, small.accuracy)
     return {

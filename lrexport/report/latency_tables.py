@@ -1,4 +1,4 @@
-"""Measured latencies as tables of plain strings and as JSON."""
+"""Measured latencies as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPARE = ("first run", "load", "size", "memory", "p90", "IQR", "p99", "ratio's I
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """As much of each path's end as tells it from the others; a file that is given twice gets a number."""
+    """The shortest end of each path that distinguishes it from the others; a file given twice gets a number."""
     names: list[str] = []
     for path in paths:
         name = end = _distinct_end(path, [other for other in paths if other != path])
@@ -37,7 +37,7 @@ def _distinct_end(path: Path, others: Sequence[Path]) -> str:
 
 
 def verdict(latency: Latency, is_baseline: bool = False) -> str:
-    """What the figures say about the file against the baseline: one or two words."""
+    """The conclusion about a file relative to the baseline, in one or two words."""
     if latency.warning:
         return latency.warning.partition(":")[0]
     if latency.ratio_iqr is None:
@@ -49,7 +49,7 @@ def verdict(latency: Latency, is_baseline: bool = False) -> str:
 def latency_table(
     latencies: Mapping[str, Latency], sizes: Mapping[str, int], baseline: str | None, target: str, machine: Mapping[str, Any]
 ) -> Table:
-    """A line a file; figures that were not measured leave their columns out."""
+    """One row per file, without columns of figures that were not measured."""
     rows = [_row(name, latency, sizes.get(name), name == baseline) for name, latency in latencies.items()]
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
     cells = tuple(tuple(row[column] for column in columns) for row in rows)
@@ -102,7 +102,7 @@ def machine_line(target: str, machine: Mapping[str, Any]) -> str:
 
 
 def operator_table(latencies: Mapping[str, Latency], baseline: str | None) -> Table:
-    """Milliseconds by kind of operator, a column a file, what takes longest in the first file first."""
+    """Milliseconds by operator, one column per file, sorted by the first file, longest first."""
     spent = {name: latency.operators_ms or {} for name, latency in latencies.items()}
     leading = spent[baseline] if baseline in spent else next(iter(spent.values()))
     longest = {operator: max(times.get(operator, 0.0) for times in spent.values()) for operator in _operators(spent)}
@@ -112,7 +112,7 @@ def operator_table(latencies: Mapping[str, Latency], baseline: str | None) -> Ta
         for operator in order
     ]
     sums = ("all operators", *(format_ms(sum(times.values())) for times in spent.values()))
-    caption = "Time by operator in one inference, by the runtime's own profiler, which itself takes time."
+    caption = "Time by operator in one inference, from the runtime's profiler, which adds some overhead."
     return Table(("operator", *(plain(name) for name in spent)), (*rows, sums), caption)
 
 
@@ -131,8 +131,8 @@ def latencies_to_json(
     samples_ms: Mapping[str, Sequence[float]] | None = None,
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """As docs/latency.md describes it. ``sizes`` are bytes with external data, ``samples_ms`` those of the same rounds,
-    ``inputs`` what each file was fed.
+    """Latencies as documented in docs/latency.md. ``sizes`` are bytes with external data, ``samples_ms`` times in the same
+    rounds, ``inputs`` the inputs of each file.
     """
     return {
         "target": target,
@@ -143,10 +143,10 @@ def latencies_to_json(
             name: {
                 "path": str(files[name]),
                 "bytes": sizes[name],
-                "sha256": sha256(files[name]),  # by it `lrexport check --latency` knows the file again
+                "sha256": sha256(files[name]),  # `lrexport check --latency` identifies the file by it
                 "inputs": dict((inputs or {}).get(name, {})),
                 "latency_ms": latency.model_dump(mode="json"),
-                # By them the ratio of any two files of one run can be had.
+                # They give the ratio of any two files of one run.
                 "samples_ms": [float(f"{sample:.6g}") for sample in (samples_ms or {}).get(name, ())],
                 "verdict": verdict(latency, name == baseline),
             }

@@ -1,4 +1,4 @@
-"""A run layer by layer: ranks, spectra and what each layer costs, dense beside compressed, as rows and as tables."""
+"""A run layer by layer: ranks, spectra and costs, dense and compressed, as rows and as tables."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lrexport.text import visible
 from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
 
 UNKNOWN = "—"
-_MOST = 0.99  # of the energy: how many singular values hold it tells a concentrated spectrum from a flat one
+_MOST = 0.99  # of the energy: the number of singular values that hold it shows how concentrated a spectrum is
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One quantity of every layer, dense and compressed, and how it is written. None is what was not measured."""
+    """One cost of every layer, dense and compressed, and its format; None: not measured."""
 
     name: str
     unit: str
@@ -35,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """A layer: its name, made visible; what its plan says; its spectrum where the run has it."""
+    """A layer: its printable name, its entry in the plan, and its spectrum if the run has it."""
 
     name: str
     facts: PlanRow
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def rank(self) -> int | None:
-        """None for a layer that stays whole."""
+        """The rank; None for a dense layer."""
         return self.facts.rank
 
     @property
@@ -58,7 +58,7 @@ def rows_of(subject: ReportedRun) -> list[Row]:
 
 
 def profiled(subject: ReportedRun) -> tuple[str, Latency, Latency] | None:
-    """A target, and both networks' latencies there with the time of their layers, where that was measured."""
+    """A target, and both networks' latencies on it by layer, if measured."""
     for target, compressed in subject.compressed.latency_ms.items():
         dense = subject.dense.latency_ms.get(target)
         if dense is not None and dense.layers_ms and compressed.layers_ms:
@@ -72,7 +72,7 @@ def costs_of(subject: ReportedRun, rows: Sequence[Row]) -> list[Cost]:
     size = tuple(_bytes(layer.dense_params) for layer in layers), tuple(_bytes(layer.params) for layer in layers)
     macs = tuple(layer.dense_macs for layer in layers), tuple(layer.macs for layer in layers)
     counted = "MACs of one input, counted layer by layer on the torch network."
-    stored = f"{BYTES_PER_PARAMETER} bytes a parameter (float32), without what the ONNX file holds beside them."
+    stored = f"{BYTES_PER_PARAMETER} bytes per parameter (float32), without the rest of the ONNX file."
     costs = [Cost("MACs", "MACs", *macs, format_count, counted), Cost("Bytes", "bytes", *size, format_bytes, stored)]
     timed = profiled(subject)
     if timed is None:
@@ -81,11 +81,11 @@ def costs_of(subject: ReportedRun, rows: Sequence[Row]) -> list[Cost]:
     names = list(subject.record.plan)
     times = [tuple((latency.layers_ms or {}).get(name) for name in names) for latency in (dense, compressed)]
     others = [(latency.layers_ms or {}).get("") for latency in (dense, compressed)]
-    said = f"Milliseconds for a batch of {dense.batch} on {visible(target)} with {threads(dense.threads)}, by the runtime's "
-    said += "own profiler, which itself takes time; what was fused into a layer counts as its own. "
-    said += "Outside of layers (activations, sums, changes of layout): "
-    said += " dense and ".join(UNKNOWN if value is None else format_ms(value) for value in others) + " compressed."
-    return [*costs, Cost("Time", "milliseconds", times[0], times[1], format_ms, said)]
+    caption = f"Milliseconds for a batch of {dense.batch} on {visible(target)} with {threads(dense.threads)}, from the "
+    caption += "runtime's profiler, which adds some overhead; a layer includes what was fused into it. "
+    caption += "Outside layers (activations, sums, changes of layout): "
+    caption += " dense and ".join(UNKNOWN if value is None else format_ms(value) for value in others) + " compressed."
+    return [*costs, Cost("Time", "milliseconds", times[0], times[1], format_ms, caption)]
 
 
 def threads(count: int) -> str:
@@ -94,29 +94,27 @@ def threads(count: int) -> str:
 
 
 def rank_table(rows: Sequence[Row]) -> Table:
-    """Scheme, rank of full rank, energy kept, and why a layer stays whole."""
+    """Scheme, rank of full rank, energy kept, and why a layer stays dense."""
     cells: list[tuple[str, ...]] = [
         (
             row.name,
             shape_text(row.facts.shape),
-            row.facts.scheme or "whole",
+            row.facts.scheme or "dense",
             rank_text(row.facts) if row.facts.scheme else f"{UNKNOWN}/{row.full_rank or UNKNOWN}",
             UNKNOWN if row.facts.energy_kept is None else format_percent(row.facts.energy_kept),
             visible(row.facts.reason),
         )
         for row in rows
     ]
-    caption = (
-        "Energy kept is weighted by what the layer is given where there was data, but with --energy and --no-weighting."
-    )
-    columns: tuple[str, ...] = ("layer", "weight", "scheme", "rank", "energy kept", "why whole")
+    caption = "Energy kept is weighted by the layer's inputs if there was data, except with --energy or --no-weighting."
+    columns: tuple[str, ...] = ("layer", "weight", "scheme", "rank", "energy kept", "why dense")
     if not any(row[-1] for row in cells):
         columns, cells = columns[:-1], [row[:-1] for row in cells]
-    return Table(columns, tuple(cells), caption, words=("scheme", "why whole"))
+    return Table(columns, tuple(cells), caption, words=("scheme", "why dense"))
 
 
 def cost_table(rows: Sequence[Row], costs: Sequence[Cost]) -> Table:
-    """Every cost of every layer, dense, compressed and their ratio, with the sums."""
+    """All costs of every layer, dense, compressed and their ratio, with the sums."""
     known = [cost for cost in costs if cost.is_known]
     columns = ["layer", *(f"{cost.name} {what}" for cost in known for what in ("dense", "compressed", "ratio"))]
     cells = [
@@ -129,7 +127,7 @@ def cost_table(rows: Sequence[Row], costs: Sequence[Cost]) -> Table:
 
 
 def spectrum_table(rows: Sequence[Row]) -> Table:
-    """Per layer, how many singular values hold 99 % of the energy, and the share of it beyond the cut."""
+    """By layer, the number of singular values that hold 99 % of the energy, and the share of energy beyond the cut."""
     cells = []
     for row in rows:
         if row.spectrum is None:
@@ -142,13 +140,13 @@ def spectrum_table(rows: Sequence[Row]) -> Table:
     most = f"values for {100 * _MOST:.0f} %"
     columns = ("layer", "cut", f"{most}, before", f"{most}, after", "beyond the cut, before", "beyond the cut, after")
     caption = (
-        "Before and after SVD training: singular values that hold 99 % of a kernel's energy (Σ s²), and the share of the "
+        "Before and after SVD training: number of singular values with 99 % of a kernel's energy (Σ s²), and share of the "
     )
-    return Table(columns, tuple(cells), caption + "energy that lies beyond the cut.")
+    return Table(columns, tuple(cells), caption + "energy beyond the cut.")
 
 
 def values_for(values: Sequence[float], share: float) -> int:
-    """The fewest of the values, which descend, that hold so much of Σ s²."""
+    """The number of leading values that hold that share of Σ s²."""
     sums = list(accumulate(value * value for value in values))
     return next((i for i, so_far in enumerate(sums, 1) if so_far >= share * sums[-1]), len(sums))
 

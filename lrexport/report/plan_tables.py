@@ -1,4 +1,4 @@
-"""A plan layer by layer, as a table and as JSON; figures that its file does not have are dashes."""
+"""A plan layer by layer, as a table and as JSON; figures that its file lacks are dashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrexport.units import format_bytes, format_count, format_share, sum_known
 
 BYTES_PER_PARAMETER = 4  # float32
 _UNKNOWN = "—"
-_EDITED = "The plan was edited: figures may be those of before; compress MODEL --plan FILE --dry-run works them out."
+_EDITED = "The plan was edited, so figures may be outdated; compress MODEL --plan FILE --dry-run updates them."
 _COLUMNS: tuple[str, ...]
 _COLUMNS = ("layer", "weight", "scheme", "rank", "energy kept", "MACs", "parameters", "bytes", "why dense")
 _SPARE = ("why dense", "bytes", "parameters", "weight", "energy kept")
@@ -22,7 +22,7 @@ _COSTLY = "its pair would cost more than the layer"
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One layer of a plan; None is what the file does not say. ``scheme`` None is a dense layer, ``reason`` says why."""
+    """One layer of a plan; None: not in the file. ``scheme`` None is a dense layer, for ``reason``."""
 
     scheme: Scheme | None
     rank: int | None = None
@@ -42,7 +42,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the layers of a plan, None where a layer's figure is not known."""
+    """Sums over the layers of a plan; None if a layer's figure is unknown."""
 
     dense_macs: int | None
     macs: int | None
@@ -51,7 +51,7 @@ class Totals:
 
 
 def facts(entry: Entry) -> PlanRow:
-    """What an entry of a plan says."""
+    """The row of a plan's entry."""
     if isinstance(entry, Pair):
         return PlanRow(**entry.model_dump())
     if isinstance(entry, Dense):
@@ -72,20 +72,20 @@ def totals(layers: Iterable[PlanRow]) -> Totals:
 
 
 def dense_reasons(plan: Mapping[str, Entry]) -> dict[str, int]:
-    """How many layers stay dense for each reason."""
+    """Number of dense layers by reason."""
     counts: dict[str, int] = {}
     for layer in plan.values():
         if isinstance(layer, Dense):
-            # The figures in a costly one are the layer's own: "a spatial pair of rank 9 costs 12K MACs, the layer 9K".
+            # Reasons about cost contain the layer's figures: "a spatial pair of rank 9 costs 12K MACs, the layer 9K".
             reason = _COSTLY if layer.kind == "costly" else layer.reason
             counts[reason] = counts.get(reason, 0) + 1
     return counts
 
 
 def plan_table(plan: Mapping[str, Entry], as_written: bool = True) -> Table:
-    """Layer by layer: weight, scheme, rank of full rank, energy kept, and costs before and after; the sums at the end.
+    """Layer by layer: weight, scheme, rank of full rank, energy kept, and costs before and after; then the sums.
 
-    ``as_written`` False says that somebody may have edited the plan since its figures were worked out.
+    ``as_written`` False: the plan was edited after its figures were computed.
     """
     layers = {name: facts(entry) for name, entry in plan.items()}
     if not layers:
@@ -93,14 +93,14 @@ def plan_table(plan: Mapping[str, Entry], as_written: bool = True) -> Table:
     rows: list[tuple[str, ...]] = [
         (name, *_choice_cells(layer), *_costs(layer), layer.reason) for name, layer in layers.items()
     ]
-    whole = totals(layers.values())
+    sums = totals(layers.values())
     pairs = sum(layer.scheme is not None for layer in layers.values())
-    rows.append((f"all {len(layers)} layers", "", f"{pairs} pair{'' if pairs == 1 else 's'}", "", "", *_costs(whole), ""))
-    shares = f"MACs {ratio_text(whole.macs, whole.dense_macs)}, parameters {ratio_text(whole.params, whole.dense_params)}"
+    rows.append((f"all {len(layers)} layers", "", f"{pairs} pair{'' if pairs == 1 else 's'}", "", "", *_costs(sums), ""))
+    shares = f"MACs {ratio_text(sums.macs, sums.dense_macs)}, parameters {ratio_text(sums.params, sums.dense_params)}"
     columns = _COLUMNS
     if not any(layer.reason for layer in layers.values()):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
-    caption = f"These layers: {shares}. MACs of one input; bytes are {BYTES_PER_PARAMETER} a parameter (float32)."
+    caption = f"These layers: {shares}. MACs of one input; {BYTES_PER_PARAMETER} bytes per parameter (float32)."
     return Table(
         columns,
         tuple(rows),
@@ -111,7 +111,7 @@ def plan_table(plan: Mapping[str, Entry], as_written: bool = True) -> Table:
 
 
 def entry_to_json(layer: PlanRow) -> dict[str, Any]:
-    """Scheme and rank, or dense, and the figures; null where they are not known."""
+    """Scheme and rank, or dense, and the figures; null if unknown."""
     values = asdict(layer)
     reason = values.pop("reason")
     if layer.scheme is not None:
@@ -120,7 +120,7 @@ def entry_to_json(layer: PlanRow) -> dict[str, Any]:
 
 
 def plan_to_json(plan: PlanFile) -> dict[str, Any]:
-    """As docs/plans.md describes it."""
+    """The plan as documented in docs/plans.md."""
     layers = {name: facts(entry) for name, entry in plan.entries.items()}
     return {
         "plan": {name: entry_to_json(layer) for name, layer in layers.items()},
@@ -153,7 +153,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def before_and_after(before: int | None, after: int | None, form: Callable[[float], str] = format_count) -> str:
-    """``9.00K → 3.00K``, or one figure where both are the same."""
+    """``9.00K → 3.00K``, or one figure if both are the same."""
     old, new = (_UNKNOWN if count is None else form(count) for count in (before, after))
     return old if before == after else f"{old} → {new}"
 
@@ -164,7 +164,7 @@ def ratio_text(part: int | None, whole: int | None) -> str:
 
 
 def _costs(layer: PlanRow | Totals) -> tuple[str, str, str]:
-    """MACs, parameters and bytes, before → after where they differ."""
+    """MACs, parameters and bytes, before → after if they differ."""
     return (
         before_and_after(layer.dense_macs, layer.macs),
         before_and_after(layer.dense_params, layer.params),

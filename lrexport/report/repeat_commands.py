@@ -1,4 +1,4 @@
-"""The commands that make a run again, from the choices in its record: exactly what options, files and environment gave."""
+"""The commands that repeat a run, from its record: all options, whether from command line, files or environment."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lrexport.text import as_argument, option_name, shell_word
 
 
 def commands(record: Record, run: str) -> list[list[str]]:
-    """Command lines, as lists of arguments, that make ``run`` again. A run that went on from others begins with theirs.
+    """Command lines, as lists of arguments, that repeat ``run``, after those of the runs that it continued from.
 
-    Options of ``compress`` and ``train`` that have their default are left out.
+    Options of ``compress`` and ``train`` at their defaults are omitted.
     """
     last, before = run, dict[str, Any]()
     lines = []
@@ -26,7 +26,7 @@ def commands(record: Record, run: str) -> list[list[str]]:
         made = folder if folder is not None else _next_folder(record, place, run)
         what = _model(record) if place == 0 else as_argument(last)
         name = "compress" if config.get("goal") else "train"
-        # What a run takes over from the one that it goes on from need not be said, and often may not.
+        # Options taken over from the run before are omitted; most of them are not accepted there.
         taken_over = {key for key in TAKEN_OVER if place and config.get(key) == before.get(key)}
         options = _options(config, taken_over, record.data is None)
         lines.append(["lrexport", name, what, *options, "-o", as_argument(made)])
@@ -37,7 +37,7 @@ def commands(record: Record, run: str) -> list[list[str]]:
 
 
 def shell_lines(command: Sequence[str], width: int = 76) -> str:
-    """The command for a shell, quoted; a long one goes on over several lines, an option and its value on the same."""
+    """The command quoted for a shell; a long one takes several lines, each option on the line of its value."""
     lines: list[str] = []
     for number, argument in enumerate(command):
         quoted = shell_word(argument)
@@ -50,7 +50,7 @@ def shell_lines(command: Sequence[str], width: int = 76) -> str:
 
 
 def _next_folder(record: Record, place: int, run: str) -> str:
-    """Where an earlier compression was that the next one went on from in place."""
+    """The folder of an earlier compression that the next one continued in place."""
     return next((one.run for one in record.earlier[place:] if one.run is not None), run)
 
 
@@ -100,12 +100,12 @@ def _option(name: str, value: Any) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    """Without an exponent, which a time may not have."""
+    """A number without an exponent, which --latency does not accept."""
     return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
 
 
 def _model(record: Record) -> str:
-    """MODEL with its options; a number of classes that the data decides is none."""
+    """MODEL with its options, without a number of classes that the data decides."""
     model: ModelSource = record.model
     options = dict(model.kwargs)
     if record.data is not None and options.get("num_classes") == record.data.classes:

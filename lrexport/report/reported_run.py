@@ -1,4 +1,4 @@
-"""What a report is about: a finished run, with what its files tell beside the record."""
+"""The subject of a report: a finished run, with its record and the contents of other files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lrexport.runs.sweep_record import is_sweep, load_sweep
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of a layer's matrix by ``scheme``, descending; ``trained`` None where there was no SVD training."""
+    """Singular values of a layer's matrix by ``scheme``, descending; ``trained`` is None without SVD training."""
 
     scheme: Scheme
     dense: list[FiniteFloat]
@@ -27,16 +27,16 @@ class Spectrum:
 
     @property
     def last(self) -> list[float]:
-        """The values that the rank is a cut through."""
+        """The values that the rank cuts."""
         return self.dense if self.trained is None else self.trained
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run: its folder as it was given, and what is in it.
+    """A run: its folder as given, and its contents.
 
-    ``spectra`` by layer are None for a run of an lrexport that did not keep them; ``curves`` are the epochs of each stage
-    that was trained; ``unread`` counts lines of the log that cannot be read.
+    ``spectra``, by layer, is None for a run of an older version, which did not store them; ``curves`` are the epochs of
+    each trained stage; ``unread`` counts lines of the log that cannot be read.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class ReportedRun:
 
     @property
     def name(self) -> str:
-        """The folder as it was given."""
+        """The folder as given."""
         return str(self.path)
 
 
@@ -57,10 +57,10 @@ _Spectra: TypeAdapter[dict[str, Spectrum]] = TypeAdapter(dict[str, Spectrum])
 
 
 def read_subjects(paths: Sequence[Path]) -> list[ReportedRun]:
-    """The runs, each once, a sweep's being those of its front.
+    """The runs, each once; for a sweep, those on its front.
 
-    Raises UsageError for a folder that is not there and for a sweep that has no run yet; InputError as
-    :func:`read_subject`, and where a sweep is damaged.
+    Raises UsageError for a missing folder and for a sweep without a finished run; InputError as :func:`read_subject`, and
+    for a damaged sweep.
     """
     runs = [run for path in paths for run in (_of_front(path) if is_sweep(path) else [path])]
     return [read_subject(path) for path in dict.fromkeys(runs)]
@@ -70,16 +70,16 @@ def _of_front(folder: Path) -> list[Path]:
     sweep = load_sweep(folder)
     runs = sweep.runs(folder, sweep.on_front())
     if not runs:
-        raise UsageError(f"the sweep {folder} has no finished run yet", "Let lrexport sweep go on first.")
+        raise UsageError(f"the sweep {folder} has no finished run yet", "Resume it with lrexport sweep first.")
     return runs
 
 
 def read_subject(path: Path) -> ReportedRun:
-    """A finished run. Raises InputError where it is none, is unfinished, or a file of it is damaged."""
+    """A finished run. Raises InputError if it is not a run, is unfinished, or has a damaged file."""
     if not path.exists():
-        raise UsageError(f"there is no run {path}", "Make one with lrexport compress MODEL -o RUN.")
+        raise UsageError(f"the run {path} does not exist", "Make one with lrexport compress MODEL -o RUN.")
     if not path.is_dir():
-        raise UsageError(f"{path} is a file, a run's folder was wanted", f"A run is a folder that holds {RECORD}.")
+        raise UsageError(f"{path} is a file; expected a run", f"A run is a folder with a {RECORD}.")
     record = load_record(path)
     dense, compressed = record.results.dense, record.results.compressed
     if dense is None or compressed is None:
@@ -95,9 +95,9 @@ def _read_spectra(run: Path, record: Record) -> dict[str, Spectrum] | None:
     try:
         return _Spectra.validate_python(read_json(path)["layers"])
     except ValidationError as error:
-        raise InputError(f"{path} holds no singular values: {first_fault(error)}") from error
+        raise InputError(f"{path} does not contain singular values: {first_fault(error)}") from error
     except (LookupError, TypeError) as error:
-        raise InputError(f'{path} holds no singular values: expected {{"layers": …}}') from error
+        raise InputError(f'{path} does not contain singular values: expected {{"layers": …}}') from error
 
 
 def _curves(run: Path) -> tuple[dict[str, list[LoggedEpoch]], int]:
@@ -105,12 +105,12 @@ def _curves(run: Path) -> tuple[dict[str, list[LoggedEpoch]], int]:
     curves: dict[str, list[LoggedEpoch]] = {}
     logged, unread = read_log(run)
     for one in logged:
-        if isinstance(one, LoggedPlan):  # what came after an earlier plan is of another network
+        if isinstance(one, LoggedPlan):  # epochs after an earlier plan belong to another network
             curves = {stage: epochs for stage, epochs in curves.items() if stage in ("dense", "svd")}
             continue
         before = curves.get(one.stage, [])
         if not 1 <= one.number <= len(before) + 1:  # an epoch between is missing
             unread += 1
-        else:  # in place of that epoch and all after it: the stage began again, or was resumed from before
+        else:  # replaces that epoch and all later ones: the stage started again, or was resumed from an earlier epoch
             curves[one.stage] = [*before[: one.number - 1], one]
     return curves, unread

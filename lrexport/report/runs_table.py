@@ -1,4 +1,4 @@
-"""Several runs side by side, and the points of a front, as tables."""
+"""A comparison of several runs, and the points of a front, as tables."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ _KINDS = ("MACs", "ONNX file", "Latency", "Top-1")
 
 
 def runs_table(subjects: Sequence[ReportedRun]) -> Table:
-    """A line a run: its model, and its ratios to its own dense network."""
+    """One row per run: its model, and its ratios to its own dense network."""
     rows = []
     for subject in subjects:
         values: dict[str, str] = {}
         for line in headlines(subject.record):
-            spoilt = (
-                f" ({line.warning.partition(':')[0]})" if line.warning else ""
-            )  # inconclusive, say; the run has the rest
-            values.setdefault(line.label, line.value + spoilt)
+            # Only the first word, such as "inconclusive": the run's own section has the rest.
+            reservation = f" ({line.warning.partition(':')[0]})" if line.warning else ""
+            values.setdefault(line.label, line.value + reservation)
         rows.append((visible(subject.name), visible(subject.record.model.source), *(values[kind] for kind in _KINDS)))
     on = {"onnx": "the exported graph", "torch": "the torch network"}
     counted = " or ".join(sorted({on[one.compressed.macs_counted_on] for one in subjects}))
@@ -32,7 +31,7 @@ def runs_table(subjects: Sequence[ReportedRun]) -> Table:
 
 
 def front_table(front: Front) -> Table:
-    """Cost and accuracy of every point, and whether another one beats it."""
+    """Cost and accuracy of every point, and whether it is on the front."""
     form, column = (format_count, "MACs") if front.cost == "MACs" else (format_ms, "latency p50")
     rows = [
         (point.name, form(point.cost), format_percent(point.accuracy), "yes" if point.on_front else "no")

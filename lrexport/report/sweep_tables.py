@@ -28,7 +28,7 @@ def front_table(sweep: Sweep) -> Table:
 
 
 def caption(sweep: Sweep) -> str:
-    """How many trials ended how, and what the columns are."""
+    """Numbers of trials by state, and what the columns mean."""
     counts = {state: sum(trial.state == state for trial in sweep.trials) for state in ("finished", "pruned", "failed")}
     ended = f"{counts['finished']} of {sweep.wanted} trials finished"
     ended += "".join(f", {count} {_ENDS[state]}" for state, count in counts.items() if count and state in _ENDS)
@@ -36,8 +36,8 @@ def caption(sweep: Sweep) -> str:
     threads = sweep.made_with.get("threads", 1)
     measured = f" Latency on {known[0]} with {threads} thread{'s' if threads > 1 else ''}." if known else ""
     return (
-        f"{ended}; {len(sweep.front)} that no other one beats. Ranked by held-out top-1; test images, in the last column, "
-        f"chose nothing.{measured}"
+        f"{ended}; {len(sweep.front)} on the front. Ranked by held-out top-1; test images, in the last column, were not "
+        f"used for any choice.{measured}"
     )
 
 
@@ -45,7 +45,7 @@ _ENDS = {"pruned": "out of reach", "failed": "failed"}
 
 
 def flag(name: str) -> str:
-    """A parameter's name as an option has it."""
+    """A parameter's name as an option."""
     return option_name(name)
 
 

@@ -1,4 +1,4 @@
-"""A record as tables of plain strings; the terminal, Markdown and JSON render the same ones."""
+"""A record as tables of plain strings, shared by terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # a table needs no record
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of strings under ``columns``; all columns but the first and ``words`` are right-aligned figures.
+    """Rows of strings under ``columns``; all columns except the first and ``words`` are right-aligned figures.
 
-    ``spare`` names columns that a narrow terminal does without, the first of them first.
+    ``spare`` names columns that a narrow terminal may omit, in this order.
     """
 
     columns: tuple[str, ...]
@@ -34,7 +34,7 @@ class Table:
 
 
 def results_table(record: Record) -> Table:
-    """Dense beside compressed, with the ratio compressed ÷ dense. Figures that were not measured have no row."""
+    """Figures of dense and compressed, with the ratio compressed ÷ dense; without rows of unmeasured figures."""
     dense, small = record.results.dense, record.results.compressed
     if dense is None or small is None:
         return Table(("", "dense", "compressed"), ())
@@ -57,7 +57,7 @@ def results_table(record: Record) -> Table:
     rows += _latency_rows(dense, small)
     if dense.epochs or small.epochs:
         rows.append(("epochs trained", str(dense.epochs), str(small.epochs), ""))
-    precision = dense.precision if record.results.dense_int8 else ""  # said where there is another one to tell it from
+    precision = dense.precision if record.results.dense_int8 else ""  # shown only if there are int8 files as well
     return Table((precision, "dense", "compressed", "ratio"), tuple(rows), _caption(record, counted))
 
 
@@ -84,12 +84,12 @@ def _caption(record: Record, counted: str) -> str:
 
 
 def has_top5(record: Record) -> bool:
-    """Whether top-5 tells anything: among at most five classes it is always 100 %."""
+    """Whether top-5 is meaningful: with five classes or fewer it is always 100 %."""
     return record.data is None or record.data.classes > 5
 
 
 def data_name(record: Record) -> str:
-    """Of the test images that the results are about: those of an export's own ``--data`` where it scored on them."""
+    """Name of the data of the results' test images: that of the export's ``--data`` if it scored on them."""
     if record.export.get("data") and record.export.get("rescore"):
         return str(record.export["data"])
     return record.data.source if record.data else "unnamed data"

@@ -13,7 +13,7 @@ _UNKNOWN = "—"
 
 
 def training_table(curves: Mapping[str, Sequence[LoggedEpoch]]) -> Table:
-    """Stage and epoch, loss, held-out top-1."""
+    """Loss and held-out top-1 by stage and epoch."""
     rows = [
         (
             f"{STAGES[stage]}, {number}",

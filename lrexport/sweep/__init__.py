@@ -1,1 +1,1 @@
-"""Sweeps: many compressions of one network, and the front of accuracy against cost that they find."""
+"""Sweeps: many compressions of one network, and their Pareto front of accuracy against cost."""

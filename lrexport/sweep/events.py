@@ -1,4 +1,4 @@
-"""What happens in a sweep, beside the events of its runs."""
+"""Events of a sweep, in addition to those of its runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lrexport.runs.sweep_record import Sweep
 
 @dataclass(frozen=True)
 class TrialBegun(Event):
-    """Trial ``number`` of ``of`` begins with these ``parameters``; the events that follow are those of its run."""
+    """Trial ``number`` of ``of`` starts with these ``parameters``; the events of its run follow."""
 
     kind = "trial"
     number: int
@@ -21,7 +21,7 @@ class TrialBegun(Event):
 
 @dataclass(frozen=True)
 class TrialsSaved(Event):
-    """No trial is under way in this process; ``sweep`` is what all processes have made, as saved."""
+    """No trial is running in this process; ``sweep`` is the state of all processes, as saved."""
 
     kind = "trials"
     sweep: Sweep
@@ -29,7 +29,7 @@ class TrialsSaved(Event):
 
 @dataclass(frozen=True)
 class WaitingForTrials(Event):
-    """This process has nothing left to begin; ``running`` trials of others are under way."""
+    """This process has no trial left to start, but ``running`` trials of other processes are not finished."""
 
     kind = "others"
     running: int
@@ -37,7 +37,7 @@ class WaitingForTrials(Event):
 
 @dataclass(frozen=True)
 class WaitingForStage(Event):
-    """Another process does the ``stage`` of training that trials share."""
+    """Another process runs the shared ``stage`` of training."""
 
     kind = "sharing"
     stage: str

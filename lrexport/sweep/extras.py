@@ -1,4 +1,4 @@
-"""optuna and filelock, which only sweeps need."""
+"""optuna and filelock, needed for sweeps only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lrexport.errors import DeviceError
 
 
 def need_optuna() -> ModuleType:
-    """optuna, told to keep quiet: lrexport says what happens itself. Raises DeviceError where the extra is missing."""
+    """optuna with its log silenced: lrexport reports progress. Raises DeviceError if the extra is not installed."""
     try:
         import filelock  # noqa: F401
         import optuna

@@ -1,4 +1,4 @@
-"""Who works in a sweep's folder: locks that the system frees when their process ends, however it ends."""
+"""Processes that work in a sweep's folder: locks that the system releases when their process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from lrexport.sweep.storage import DatabaseLock
 
 _ID = re.compile(r"[0-9a-f]{12}")
-_PATIENCE_SECONDS = 120.0  # with the lock for claims, which is held for milliseconds
+_PATIENCE_SECONDS = 120.0  # to wait for the lock for claims, which is held for milliseconds
 
 
 class Process:
-    """This process among those of a sweep; ``claim`` is held while trials are taken and while sweep.json is written.
+    """This process among those of a sweep; it holds ``claim`` while it takes a trial or writes sweep.json.
 
-    With ``database`` that lock is held as well, so that processes on other folders wait, too. Every process holds a lock on
-    its own file, so that others on the same machine see at once when it has died.
+    With ``database`` it also holds that lock, so that processes with other folders wait. Every process locks its own file,
+    so that others on the same machine see at once when it has died.
     """
 
     def __init__(self, folder: Path, database: DatabaseLock | None = None) -> None:
@@ -35,7 +35,7 @@ class Process:
 
         self._folder = run_folder.make_folder(folder, LOCKS)
         self.id, self.host = uuid.uuid4().hex[:12], platform.node()
-        self.place = f"{self.host}:{folder.resolve()}"  # only here can others see whether it lives
+        self.place = f"{self.host}:{folder.resolve()}"  # only processes with the same place can see whether it is alive
         self._own = FileLock(self._path(self.id))
         self._database = database
         self.claim: BaseFileLock = FileLock(_lock_in(self._folder, "claim"), timeout=_PATIENCE_SECONDS)
@@ -56,7 +56,7 @@ class Process:
         self._path(self.id).unlink(missing_ok=True)
 
     def take_claim(self) -> None:
-        """Wait for ``claim``. Raises DeviceError where its holder hangs."""
+        """Wait for ``claim``. Raises DeviceError if its holder hangs."""
         from filelock import Timeout
 
         try:
@@ -64,7 +64,7 @@ class Process:
         except Timeout as error:
             raise DeviceError(
                 f"another process has held {self.claim.lock_file} for {_PATIENCE_SECONDS:.0f} s",
-                "Look for a process of this sweep that hangs, and end it.",
+                "End the process of this sweep that hangs.",
             ) from error
         if self._database is not None:
             try:
@@ -74,7 +74,7 @@ class Process:
                 raise
 
     def release_claim(self) -> None:
-        """Let others take trials."""
+        """Let other processes take trials."""
         if self._database is not None:
             self._database.release()
         if self.claim.is_locked:
@@ -82,7 +82,7 @@ class Process:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the claim for a moment."""
+        """Hold the claim in a with statement."""
         self.take_claim()
         try:
             yield
@@ -90,15 +90,15 @@ class Process:
             self.release_claim()
 
     def is_dead(self, process: str, place: str) -> bool:
-        """Whether a process is known to work on nothing any more; nothing is known of other machines and folders."""
+        """Whether a process is known to be dead or idle; False for other machines and folders, of which nothing is known."""
         from filelock import FileLock, Timeout
 
         if place != self.place:
             return False
-        if not _ID.fullmatch(process):  # nothing of ours: its name would be a path
+        if not _ID.fullmatch(process):  # not an id of lrexport: it could be a path
             return True
         path = self._path(process)
-        # This one asks between its trials; that one has left. Taking the lock of a link would empty what it points to.
+        # This process is between trials; a process without a file has ended. Locking a link would empty its destination.
         if process == self.id or path.is_symlink() or not path.exists():
             return True
         try:
@@ -115,7 +115,7 @@ class Process:
 
 @contextmanager
 def exclusively(folder: Path, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time does what ``name`` stands for; ``on_wait`` is called where another one is at it."""
+    """Let one process at a time do the work ``name``; ``on_wait`` is called if another one is doing it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(_lock_in(run_folder.make_folder(folder, LOCKS), name))
@@ -131,7 +131,7 @@ def exclusively(folder: Path, name: str, on_wait: Callable[[], None]) -> Iterato
 
 
 def _lock_in(folder: Path, name: str) -> Path:
-    """The file of a lock. Taking a lock empties its file, so one that holds something is refused, with UsageError."""
+    """The file of a lock. Raises UsageError if it is not empty: locking would empty it."""
     path = folder / f"{name}.lock"
     if path.is_symlink() or (path.exists() and (not path.is_file() or path.stat().st_size)):
         raise UsageError(f"{path} is not a lock file of lrexport: it is not empty", "It was not changed. Move it away.")

@@ -1,4 +1,4 @@
-"""What a sweep is asked for: a compression with choices left open, and what is to be traded against accuracy."""
+"""The request of a sweep: a compression with varied options, and the cost to trade against accuracy."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TRAIN = {field.name for field in fields(TrainConfig)}
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """``train`` and ``others``, CompressConfig's further fields, hold for every trial unless ``space`` says otherwise.
+    """A sweep. ``train`` and ``others``, more fields of CompressConfig, apply to every trial unless ``space`` varies them.
 
-    ``goal`` is None where it is varied. ``trials`` is the number that all processes together make; ``source`` the run that
-    all trials go on from, where MODEL is one.
+    ``goal`` is None if it is varied. ``trials`` is the number over all processes; ``source`` is the run that all trials
+    continue from, if MODEL is a run.
     """
 
     train: TrainConfig
@@ -40,8 +40,8 @@ class SweepRequest:
     source: Path | None = None
 
     @property
-    def wanted(self) -> int:
-        """Trials to make: no more than the space has points."""
+    def trial_count(self) -> int:
+        """Number of trials, at most the number of points in the space."""
         count = size_of(self.space)
         return self.trials if count is None else min(self.trials, count)
 
@@ -56,7 +56,7 @@ class SweepRequest:
         return CompressConfig(train=config, goal=chosen, **{**self.others, **others})
 
     def made_with(self) -> dict[str, Any]:
-        """All that has to be the same when a sweep is gone on with, as JSON has it."""
+        """Everything that must be the same when a sweep is resumed, for JSON."""
         train = decisive(self.train.to_record())
         given = values_of(self.goal) if self.goal else {}
         made = {**train, **self.others, "objective": self.objective, "space": sorted(map(str, self.space))}
@@ -65,12 +65,12 @@ class SweepRequest:
         return value
 
     def dense_digest(self) -> str:
-        """Names the dense training that all trials share."""
+        """Name of the dense training shared by all trials."""
         names = used_up_to("dense")
         return self._digest({name: value for name, value in self.train.to_record().items() if name in names})
 
     def svd_digest(self, config: TrainConfig) -> str:
-        """Names the SVD training that all trials with these choices share."""
+        """Name of the SVD training shared by all trials with these options."""
         return self._digest(config.to_record())
 
     def _digest(self, choices: dict[str, Any]) -> str:
@@ -78,14 +78,14 @@ class SweepRequest:
         return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:8]
 
     def _fingerprint(self) -> dict[str, str]:
-        """Hashes of the weights that everything starts from, where they come from files."""
+        """Digests of the initial weights that come from files."""
         if self.source is not None:
             return {"start_sha256": start_of(load_record(self.source))[1]}
         return self.train.digests()
 
 
 def start_of(record: Record) -> tuple[str, str]:
-    """The file of a run that trials go on from, and its sha256."""
+    """The file of the run that trials continue from, and its sha256."""
     name = SVD if SVD in record.files else DENSE
     return name, record.files[name].sha256
 
@@ -99,14 +99,14 @@ def make_request(
     trials: int,
     source: Path | None = None,
 ) -> SweepRequest:
-    """A consistent request. Raises UsageError if it is contradictory, lacks data, or varies what a run has settled.
+    """A consistent request. Raises UsageError if it is contradictory, lacks data, or varies an option fixed by the run.
 
-    Without a goal the share of the MACs is varied.
+    Without a goal, the share of the MACs is varied.
     """
     space = parse_space(vary)
     varied = next((dimension.name for dimension in space if dimension.name in GOALS), None)
     if varied is not None and goal is not None:
-        raise UsageError(f"--vary {option_name(varied)} and a goal exclude each other", "Omit one of the two.")
+        raise UsageError(f"--vary {option_name(varied)} and a goal are mutually exclusive", "Omit one of the two.")
     if varied is None and goal is None:
         space = (*parse_space([DEFAULT_SPACE]), *space)
     record = load_record(source) if source is not None else None
@@ -131,5 +131,5 @@ def make_request(
         raise UsageError("--sparsity-strength auto adapts λ_s to one budget, but trials share SVD training", hint)
     chosen = dict(others)
     if objective == "latency":
-        chosen["target"] = chosen.get("target") or "local"  # ranks on its grain, and every trial measured there
+        chosen["target"] = chosen.get("target") or "local"  # for ranks on its grain, and to measure every trial
     return SweepRequest(train, goal, chosen, space, objective, trials, source)

@@ -27,12 +27,12 @@ from lrexport.sweep.study import Book, Made
 from lrexport.text import first_line
 from lrexport.workflow import pipeline
 
-_BESIDE = ("-journal", "-wal", "-shm")  # what SQLite itself writes beside a database, wherever a link of that name leads
+_BESIDE = ("-journal", "-wal", "-shm")  # files that SQLite writes next to a database, even through a link
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep is: its folder, and the study in a storage of Optuna's (None: SQLite in the folder)."""
+    """A sweep's folder, and its study in an Optuna storage (None: SQLite in the folder)."""
 
     folder: Path
     storage: str | None = None
@@ -40,10 +40,10 @@ class Place:
 
 
 def run_sweep(request: SweepRequest, place: Place, on_event: OnEvent) -> Sweep:
-    """Make trials until ``request.trials`` are done, with all processes that work on the same study, and find the front.
+    """Run trials until ``request.trials`` are done, together with other processes on the same study; returns the sweep.
 
-    Going on with a sweep makes what is missing. Raises UsageError where it was made with something else, and what dense
-    training raises; errors of trials are recorded in their place.
+    A resumed sweep runs the missing trials. Raises UsageError if it was made with other options, and errors of dense
+    training; errors of trials are recorded in their place.
     """
     optuna = need_optuna()
     if (place.folder / RECORD).exists():
@@ -55,7 +55,7 @@ def run_sweep(request: SweepRequest, place: Place, on_event: OnEvent) -> Sweep:
     mark.note(folder, OF_A_SWEEP)
     try:
         with Process(folder, database_lock(place.storage)) as process:
-            with process.claimed():  # tables of a new database are made by one process alone
+            with process.claimed():  # only one process creates a new database's tables
                 storage = open_storage(place.storage, folder)
                 book = Book(request, folder, storage, place.study or folder.resolve().name, process)
             if not book.has_work():
@@ -66,19 +66,19 @@ def run_sweep(request: SweepRequest, place: Place, on_event: OnEvent) -> Sweep:
                 book.make(lambda number, point, run: _trial(request, number, point, run, dense, folder, on_event))
                 on_event(TrialsSaved(book.save()))
             return book.save()
-    except Stopped as stopped:  # which speaks of the one run
-        raise Stopped(stopped.number, stopped.message, "The same command goes on with the sweep.") from stopped
+    except Stopped as stopped:  # its hint is about the shared run
+        raise Stopped(stopped.number, stopped.message, "Run the same command again to resume the sweep.") from stopped
     except optuna.exceptions.StorageInternalError as error:
         cause = first_line(error.__cause__ or error)
-        raise DeviceError(f"the storage failed: {cause}", "Trials that finished are kept; start the same again.") from error
+        raise DeviceError(f"the storage failed: {cause}", "Finished trials are kept; run the same command again.") from error
 
 
 def _trial(
     request: SweepRequest, number: int, point: Point, run: Path, dense: Path, folder: Path, on_event: OnEvent
 ) -> Made:
-    """One compression, from the shared stages on; figures of its network and of the dense one."""
+    """One compression after the shared stages; returns figures of its network and of the dense one."""
     run_folder.refuse_link(run)
-    on_event(TrialBegun(number, request.wanted, point))
+    on_event(TrialBegun(number, request.trial_count, point))
     config = request.config(point)
     start = svd_stage(request, config.train, dense, folder, on_event)
     record = pipeline.compress(RunRequest(config, run, on_event, start, is_stopped(run), allow_changes=True))
@@ -108,7 +108,7 @@ def _figures(result: Result, **more: float | int | str | None) -> Figures:
 
 
 def _sizes(run: Path, record: Record) -> dict[str, int]:
-    """Bytes of both ONNX files, which are not kept: ``lrexport onnx`` writes and verifies them."""
+    """Bytes of both ONNX files, which are not kept: ``lrexport onnx`` writes verified ones."""
     networks = {DENSE_ONNX: loading.load_start(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
     with tempfile.TemporaryDirectory(prefix="lrexport-") as scratch:
         shape = record.model.input_shape

@@ -1,8 +1,8 @@
-"""Which point a trial tries: first points spread evenly over the space, then Optuna's TPE.
+"""The points that trials use: first spread evenly over the space, then chosen by Optuna's TPE.
 
-TPE rather than NSGA-II: a trial costs minutes to hours, so a sweep has tens of them, and NSGA-II selects nothing before its
-first generation of some fifty is done. With one dimension the spread goes on to the end, because then the front is the
-dimension itself; a space of finitely many points is gone through without trying one twice.
+TPE instead of NSGA-II: a trial takes minutes to hours, so a sweep has tens of them, and NSGA-II selects nothing before its
+first generation of about fifty. With a single dimension all points are spread evenly, because the front is the dimension
+itself; in a finite space no point is used twice.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
-_SPREAD = 10  # trials before TPE has something to learn from; Optuna's own number of random ones
-_BASES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)  # more than a space can have dimensions
+_SPREAD = 10  # trials before TPE starts; Optuna's own number of random ones
+_BASES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)  # more than the possible dimensions
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension as Optuna has it."""
+    """A dimension as an Optuna distribution."""
     domain = dimension.domain
     if not isinstance(domain, Numbers):
         return CategoricalDistribution(list(domain.options))
@@ -37,7 +37,7 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 
 class Sampler(BaseSampler):
-    """A point depends on the seed, the trial's number and the trials before, never on the process that draws it."""
+    """Draws a point from the seed, the trial's number and earlier trials, in any process alike."""
 
     def __init__(self, space: Sequence[Dimension], seed: int) -> None:
         self._space, self._seed = tuple(space), seed
@@ -47,13 +47,13 @@ class Sampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """One dimension of the trial's point, which is drawn as a whole."""
+        """One coordinate of the trial's point, which is drawn as a whole."""
         if self._drawn[0] != trial.number:
             self._drawn = (trial.number, self._draw(study, trial))
         return self._drawn[1][param_name]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Nothing: points are drawn by sample_independent, when the trial is claimed."""
+        """Empty: points are drawn by sample_independent when the trial is claimed."""
         return {}
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Sampler(BaseSampler):
         tpe = TPESampler(seed=self._seed + trial.number, n_startup_trials=0, multivariate=True, constant_liar=True)
         names = {dimension.name: distribution(dimension) for dimension in self._space}
         point: dict[str, Value] = tpe.sample_relative(study, trial, names)
-        for name, values in names.items():  # TPE leaves out what it knows nothing of yet
+        for name, values in names.items():  # TPE omits dimensions without observations
             if name not in point:
                 point[name] = tpe.sample_independent(study, trial, name, values)
         return {name: round(value, DIGITS) if isinstance(value, float) else value for name, value in point.items()}
@@ -91,7 +91,7 @@ def spread_point(space: Sequence[Dimension], index: int, seed: int) -> Point:
 
 
 def radical_inverse(index: int, base: int) -> float:
-    """The digits of ``index`` in ``base`` behind the point, in reverse: 1, 2, 3, 4 → ½, ¼, ¾, ⅛ in base 2."""
+    """The digits of ``index`` in ``base``, reversed, after the point: 1, 2, 3, 4 → ½, ¼, ¾, ⅛ in base 2."""
     value, unit = 0.0, 1.0
     while index:
         unit /= base
@@ -101,7 +101,7 @@ def radical_inverse(index: int, base: int) -> float:
 
 
 def suggest(trial: Trial, dimension: Dimension) -> Value:
-    """The trial's value of a dimension: that which it was queued with, or a new one."""
+    """The trial's value of a dimension: the one it was queued with, or a new one."""
     name, domain = dimension.name, dimension.domain
     if not isinstance(domain, Numbers):
         value: Any = trial.suggest_categorical(name, list(domain.options))

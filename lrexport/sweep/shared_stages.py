@@ -1,4 +1,4 @@
-"""What the trials of a sweep share: one dense training, and one SVD training for all that want the same."""
+"""Stages that the trials of a sweep share: one dense training, and one SVD training per set of its options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lrexport.workflow import pipeline
 
 
 def dense_stage(request: SweepRequest, folder: Path, on_event: OnEvent) -> Path:
-    """The run that has the dense network of all trials: ``request.source``, or one below ``folder``, trained once."""
+    """The run with the dense network of all trials: ``request.source``, or one in ``folder``, trained once."""
     if request.source is not None:
         return request.source
     name, config = f"dense-{request.dense_digest()}", replace(request.train, svd_epochs=0)
@@ -31,7 +31,7 @@ def dense_stage(request: SweepRequest, folder: Path, on_event: OnEvent) -> Path:
 
 
 def svd_stage(request: SweepRequest, config: TrainConfig, dense: Path, folder: Path, on_event: OnEvent) -> Path:
-    """The run that a trial with ``config`` goes on from: SVD-trained, once for all trials with the same choices."""
+    """The run that a trial with ``config`` continues from: SVD-trained once for all trials with the same options."""
     if request.source is not None or config.svd_epochs == 0:
         return dense
     name = f"svd-{request.svd_digest(config)}"
@@ -40,7 +40,7 @@ def svd_stage(request: SweepRequest, config: TrainConfig, dense: Path, folder: P
 
 
 def _once(run: Path, wanted: str, on_wait: Callable[[], None], make: Callable[[Path], None]) -> Path:
-    """The folder ``run``, filled by whoever comes first; the others wait, and go on with it should that process die."""
+    """The folder ``run``, filled by the first process; others wait, and take over if that process dies."""
     run_folder.refuse_link(run)
     if _has(run, wanted):
         return run
@@ -51,16 +51,16 @@ def _once(run: Path, wanted: str, on_wait: Callable[[], None], make: Callable[[P
 
 
 def _train(config: TrainConfig, run: Path, on_event: OnEvent, source: Path | None = None) -> None:
-    """Train, or go on where a process was stopped; the folder's name holds all choices, so only the device may be new."""
+    """Train, or resume after a stopped process; the folder's name depends on all options, so only the device may differ."""
     resume = is_stopped(run)
     if not resume:
         remove_run(run)
     pipeline.train(RunRequest(config, run, on_event, source, resume, allow_changes=True))
 
 
-def _has(run: Path, wanted: str) -> bool:
-    """Whether a run is finished as far as ``wanted``; the record is written after the weights."""
+def _has(run: Path, weights: str) -> bool:
+    """Whether a run has the file ``weights``; its record is written after it."""
     try:
-        return wanted in load_record(run).files
+        return weights in load_record(run).files
     except InputError:
         return False

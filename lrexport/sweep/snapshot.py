@@ -1,4 +1,4 @@
-"""What a study says about a sweep: which trials count, and each of them as sweep.json has it."""
+"""A study's trials that count, each as in sweep.json."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _STATES: dict[TrialState, State] = {
 
 
 def run_of(number: int) -> str:
-    """The run of a trial, in the sweep's folder."""
+    """The path of a trial's run in the sweep's folder."""
     return f"{TRIALS}/{number:04d}"
 
 
 def live(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that count: all but those that were queued again under another number."""
+    """Trials that count: all except those queued again under another number."""
     again = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
     return [trial for trial in trials if trial.number not in again]
 
 
 def to_trial(trial: FrozenTrial) -> Trial:
-    """One trial of the study."""
+    """A trial of the study for sweep.json."""
     noted = trial.user_attrs
     reason = noted.get("reason")
     if reason is None and trial.state == TrialState.FAIL:
         times = len(RetryHeartbeatStaleTrialCallback.retry_history(trial)) + 1
-        reason = f"its process ended without a word, {times} time{'s' if times > 1 else ''}"
+        reason = f"its process died without an error message, {times} time{'s' if times > 1 else ''}"
     finished = trial.state == TrialState.COMPLETE
     return Trial(
         number=trial.number,

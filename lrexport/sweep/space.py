@@ -1,4 +1,4 @@
-"""What a sweep varies: ``--vary NAME=VALUES`` as ranges and choices."""
+"""Options that a sweep varies: ``--vary NAME=VALUES`` as ranges and choices."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lrexport.units import parse_energy
 
 Value: TypeAlias = float | int | str
 Point: TypeAlias = dict[str, Value]
-SYNTAX = "Write NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:step=S or NAME=A,B,C, as in macs=0.2..0.7."
-DIGITS = 12  # of a number in a list, so that 0.3 is not 0.30000000000000004
-_STEPS_SLACK = 1e-9  # relative: 0.2..0.8 has a step of 0.1 seven times, whatever floats make of it
+SYNTAX = "Write NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:step=S or NAME=A,B,C, for example macs=0.2..0.7."
+DIGITS = 12  # of a number in a list: 0.3, not 0.30000000000000004
+_STEPS_SLACK = 1e-9  # relative: 0.2..0.8 with step 0.1 has seven values despite rounding
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Every number from ``low`` to ``high``, or only those ``step`` apart; with ``log`` spread by ratio, not difference.
+    """Numbers from ``low`` to ``high``, with ``step`` only those that far apart; ``log`` spaces them by ratio.
 
-    ``whole`` ones have a step of at least 1.
+    ``whole`` numbers have a step of at least 1.
     """
 
     low: float
@@ -37,13 +37,13 @@ class Numbers:
 
     @property
     def count(self) -> int | None:
-        """How many there are; None for a continuum."""
+        """The number of values; None for a continuum."""
         if self.step is None:
             return None
         return math.floor((self.high - self.low) / self.step * (1 + _STEPS_SLACK)) + 1
 
     def at(self, share: float) -> Value:
-        """The number at ``share`` in [0, 1) of the way from the least to the greatest."""
+        """The value at ``share`` in [0, 1) of the way from the least to the greatest."""
         if self.log:
             value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
             return round(value) if self.whole else min(max(value, self.low), self.high)
@@ -52,7 +52,7 @@ class Numbers:
         return self._nth(int(share * self.count))
 
     def values(self) -> tuple[Value, ...] | None:
-        """All of them; None for a continuum."""
+        """All values; None for a continuum."""
         return None if self.count is None else tuple(self._nth(index) for index in range(self.count))
 
     def _nth(self, index: int) -> Value:
@@ -62,13 +62,13 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Choices:
-    """One of some values, in no order."""
+    """Values without an order."""
 
     options: tuple[Value, ...]
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of values."""
         return len(self.options)
 
     def at(self, share: float) -> Value:
@@ -76,19 +76,19 @@ class Choices:
         return self.options[int(share * len(self.options))]
 
     def values(self) -> tuple[Value, ...]:
-        """All of them."""
+        """All values."""
         return self.options
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One choice of a compression, by its name in the record's ``config``, and the values it may have."""
+    """An option of a compression, by its name in the record's ``config``, and its values."""
 
     name: str
     domain: Numbers | Choices
 
     def __str__(self) -> str:
-        """As it is written after ``--vary``; equal for equal dimensions."""
+        """The text after ``--vary``; equal for equal dimensions."""
         name, domain = _flag(self.name), self.domain
         unit = KEYS[self.name].unit if self.name in KEYS else ""
         if isinstance(domain, Choices):
@@ -129,12 +129,12 @@ def _word(*words: str) -> Callable[[str], Value]:
 
 def _energy(text: str) -> Value:
     value = parse_energy(text)
-    if not value:  # drops nothing, and has no logarithm
+    if not value:  # drops nothing and has no logarithm
         raise ValueError
     return value
 
 
-# How the values of each name are written; by the kind of it, ranges make sense or not.
+# How values of each option are parsed, and whether ranges make sense.
 _PARSERS = {name: key.parse for name, key in KEYS.items() if key.parse is not None}
 GOALS: Mapping[str, Callable[[str], Value]] = {**_PARSERS, "energy": _energy}
 _VALUES = {name: facts.values for name, facts in OPTIONS.items() if facts.varies}
@@ -149,7 +149,7 @@ NAMES = tuple(dict.fromkeys(option_name(KEYS[name].option if name in KEYS else n
 
 
 def parse_space(texts: Iterable[str]) -> tuple[Dimension, ...]:
-    """Dimensions of ``--vary``. Raises UsageError for an invalid text, and for two that exclude each other."""
+    """Dimensions of ``--vary``. Raises UsageError for an invalid text, and for mutually exclusive dimensions."""
     space: list[Dimension] = []
     for text in texts:
         dimension = _parse(text)
@@ -164,7 +164,7 @@ def parse_space(texts: Iterable[str]) -> tuple[Dimension, ...]:
 
 
 def size_of(space: Sequence[Dimension]) -> int | None:
-    """How many points there are; None for a continuum."""
+    """The number of points; None for a continuum."""
     counts = [dimension.domain.count for dimension in space]
     return None if None in counts else math.prod(count for count in counts if count is not None)
 
@@ -192,7 +192,7 @@ def _parse(text: str) -> Dimension:
 
 
 def _kind_of_latency(text: str, values: str) -> str:
-    """``latency``, a share, or ``latency_ms``; a mixture is refused."""
+    """``latency``, shares, or ``latency_ms``. Raises UsageError for a mixture."""
     ends = values.partition(":")[0].replace("..", ",").split(",")
     kinds = set[str]()
     for end in ends:
@@ -211,7 +211,7 @@ def _choices(name: str, text: str, values: str) -> Choices:
         raise UsageError(f"--vary {text} has the same value twice")
     if len(options) < 2:
         raise UsageError(
-            f"--vary {text} has a single value", f"Give more values, or --{_flag(name)} {values} for all trials."
+            f"--vary {text} has only one value", f"Give more values, or --{_flag(name)} {values} for all trials."
         )
     return Choices(options)
 
@@ -233,7 +233,7 @@ def _range(name: str, text: str, values: str) -> Numbers:
     if how.startswith("step="):
         step = float(_value(name, text, how.removeprefix("step=")))
         if not 0 < step <= (high - low) * (1 + _STEPS_SLACK):
-            raise UsageError(f"--vary {text}: expected a step above 0 that fits into the range")
+            raise UsageError(f"--vary {text}: expected a step above 0 and no larger than the range")
         high = float(Numbers(low, high, step=step).values()[-1])  # type: ignore[index]  # a step has values
     elif how:
         raise UsageError(f"--vary {text}: invalid {how!r}: expected log or step=S", SYNTAX)

@@ -1,4 +1,4 @@
-"""Where a sweep's study is: SQLite in its folder, or any other storage of Optuna's; and the lock of a shared database."""
+"""The storage of a sweep's study: SQLite in its folder, or any other of Optuna's; and the lock of a shared database."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ JOURNAL = "journal:"
 _BUSY_SECONDS = 60  # to wait for another process that writes to the same SQLite file
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 150
 _LOCK_SECONDS = 120  # to wait for the lock of a database, which is held for milliseconds
-_LOCK_KEY = int.from_bytes(b"lrexport", "big", signed=True)  # PostgreSQL's advisory locks are numbers of 64 bits
-_HINT = "Write sqlite:///FILE, journal:FILE, or what SQLAlchemy takes, as in postgresql://user@host/database."
-# What to install for a module that SQLAlchemy imports; other drivers are packages of their module's name.
+_LOCK_KEY = int.from_bytes(b"lrexport", "big", signed=True)  # a PostgreSQL advisory lock is a 64-bit number
+_HINT = "Write sqlite:///FILE, journal:FILE, or a URL for SQLAlchemy, such as postgresql://user@host/database."
+# Package of a module that SQLAlchemy imports, if their names differ.
 _PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """The storage at ``url``, by default SQLite in ``folder``; heartbeats tell others of machines that went away.
+    """The storage at ``url``, by default SQLite in ``folder``; heartbeats reveal machines that disappeared.
 
-    Raises UsageError for a malformed URL, DeviceError where nothing answers or the database refuses, InputError for a file
-    that is not a database.
+    Raises UsageError for a malformed URL, DeviceError if the database does not answer or refuses, InputError for a file that
+    is not a database.
     """
     if url is not None and url.startswith(JOURNAL):
         return _open_journal(Path(url.removeprefix(JOURNAL)))
     from optuna.storages import RDBStorage
 
     url = url or f"sqlite:///{(folder / DATABASE).resolve()}"
-    # A server may restart while a trial trains: connections are tried before they are used again.
+    # A server may restart during a trial: connections are tested before they are reused.
     options = {"connect_args": {"timeout": _BUSY_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     with _explaining(url):
         return RDBStorage(url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS)
 
 
 class DatabaseLock:
-    """A lock that all processes on one PostgreSQL database share, whatever their folders and machines.
+    """A lock shared by all processes on one PostgreSQL database, whatever their folders and machines.
 
-    It belongs to a connection: the server frees it when its holder ends, however that happens.
+    It belongs to a connection: the server releases it when the holder ends, however that happens.
     """
 
     def __init__(self, url: str) -> None:
@@ -59,7 +59,7 @@ class DatabaseLock:
         self._connection: Connection | None = None
 
     def acquire(self) -> None:
-        """Wait for the lock, which must not be held yet. Raises DeviceError where its holder hangs or no server answers."""
+        """Wait for the lock, not yet held here. Raises DeviceError if its holder hangs or no server answers."""
         from sqlalchemy import text
 
         assert self._connection is None, "this process holds it already"
@@ -74,20 +74,20 @@ class DatabaseLock:
             self._connection = connection
 
     def release(self) -> None:
-        """Let others have it; harmless where it is not held."""
+        """Release the lock; harmless if it is not held."""
         if self._connection is not None:
-            self._connection.invalidate()  # closes it without a word to the server, which may be gone
+            self._connection.invalidate()  # closes it without contacting the server, which may be gone
             self._connection = None
 
 
 def database_lock(url: str | None) -> DatabaseLock | None:
-    """The lock of the database at ``url``, None for storages without one: files, which a sweep's folder guards."""
+    """The lock of the database at ``url``; None for files, for which the folder's lock suffices."""
     return DatabaseLock(url) if url is not None and url.startswith(("postgresql:", "postgresql+")) else None
 
 
 @contextmanager
 def _explaining(url: str) -> Iterator[None]:
-    """SQLAlchemy's errors as those of lrexport, without the password in ``url``."""
+    """Raise SQLAlchemy's errors as lrexport's, without the password in ``url``."""
     from sqlalchemy import exc
 
     shown = _without_password(url)
@@ -96,7 +96,7 @@ def _explaining(url: str) -> Iterator[None]:
     except exc.ArgumentError as error:
         raise UsageError(f"--storage {shown}: {first_line(error)}", _HINT) from error
     except ImportError as error:
-        missing = error if error.name else error.__cause__  # Optuna puts its own words around it
+        missing = error if error.name else error.__cause__  # Optuna wraps the error
         module = getattr(missing, "name", None) or "a database driver"
         package = _PACKAGES.get(module, module)
         hint = f"Install it with: pip install '{package}'" if package != "a database driver" else "Install it with pip."
@@ -104,14 +104,14 @@ def _explaining(url: str) -> Iterator[None]:
     except (exc.OperationalError, exc.InterfaceError) as error:
         reason = first_line(error.orig or error)
         raise DeviceError(
-            f"cannot open {shown}: {reason}", "Trials that finished are kept; the same command goes on."
+            f"cannot open {shown}: {reason}", "Finished trials are kept; run the same command again to resume."
         ) from error
     except exc.DatabaseError as error:
         reason = first_line(error.orig or error)
         if url.startswith("sqlite"):
-            hint = "It was damaged, or is something else; the runs in the sweep's folder are not affected."
+            hint = "The file is damaged or something else; the runs in the sweep's folder are not affected."
             raise InputError(f"{shown} is not a database: {reason}", hint) from error
-        raise DeviceError(f"{shown} refuses: {reason}", "The user in the URL must be able to create tables.") from error
+        raise DeviceError(f"{shown} refused: {reason}", "The user in the URL must be able to create tables.") from error
     except RuntimeError as error:  # made by another version of Optuna
         raise DeviceError(f"cannot use {shown}: {first_line(error)}", "Use the version of optuna that made it.") from error
 

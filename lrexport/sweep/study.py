@@ -1,4 +1,4 @@
-"""A sweep's study: trials are claimed in it, given back, and told; sweep.json is what it says."""
+"""A sweep's study: processes claim trials in it and record them; sweep.json is its snapshot."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 _MADE_WITH, _DENSE = "made_with", "dense"  # attributes of the study
 _DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
-_MOST_DEATHS = 3  # of the processes of one trial, before it is left: it may be what kills them
-_UNSIGNED_SECONDS = 10.0  # a trial is signed milliseconds after it was taken, or its process died in between
+_MOST_DEATHS = 3  # processes that may die in one trial before it is given up: the trial may be the cause
+_UNSIGNED_SECONDS = 10.0  # a process signs its trial within milliseconds, unless it died
 _POLL_SECONDS = 1.0
-_ENVIRONMENT = 4  # the exit code of what was not the trial's fault
+_ENVIRONMENT = 4  # exit code of failures that are not the trial's fault
 _SIGNALS = 128  # exit codes above are those of signals
 Made = tuple[Figures, Figures]
 
 
 class Book:
-    """The study of one sweep, as ``process`` sees it. ``begin`` and ``make`` take turns until there is nothing to do.
+    """The study of one sweep for ``process``: call ``begin`` and ``make`` in turn until ``begin`` returns False.
 
-    Between ``begin`` and the moment in ``make`` when the trial's point is settled no other process on this folder claims
-    a trial, so that none is made twice and all together make as many as were asked for.
+    From ``begin`` until the trial's point is chosen in ``make``, no other process on this folder can claim a trial. So no
+    trial is made twice, and all processes together make the requested number.
     """
 
     def __init__(self, request: SweepRequest, folder: Path, storage: BaseStorage, name: str, process: Process) -> None:
@@ -58,7 +58,7 @@ class Book:
         self._started = False
 
     def bind(self) -> None:
-        """From now on the study is of this request alone. Raises UsageError where another process bound it to its own."""
+        """Bind the study to this request. Raises UsageError if another process bound it to a different one."""
         with self._process.claimed():
             self._check_same()
             if _MADE_WITH not in self._study.user_attrs:
@@ -66,15 +66,15 @@ class Book:
             self._save()
 
     def has_work(self) -> bool:
-        """Whether trials are to be made, here or elsewhere."""
+        """Whether any trial is unfinished, here or elsewhere."""
         trials = live(self._study.get_trials(deepcopy=False))
         open_ones = any(not trial.state.is_finished() or _failed_by_environment(trial) for trial in trials)
-        return open_ones or len(trials) < self.request.wanted
+        return open_ones or len(trials) < self.request.trial_count
 
     def begin(self, on_wait: Callable[[int], None]) -> bool:
-        """Claim the right to the next trial, for ``make``; False when all are done.
+        """Claim the next trial for ``make``; False when all are done.
 
-        Where other processes have the last ones it waits: should they die, somebody has to do their work.
+        Waits while other processes run the last trials, to take over if they die.
         """
         waited = False
         while True:
@@ -83,7 +83,7 @@ class Book:
             self._started = True
             trials = live(self._study.get_trials(deepcopy=False))
             states = [trial.state for trial in trials]
-            if TrialState.WAITING in states or len(trials) < self.request.wanted:
+            if TrialState.WAITING in states or len(trials) < self.request.trial_count:
                 return True
             self._process.release_claim()
             running = states.count(TrialState.RUNNING)
@@ -96,9 +96,9 @@ class Book:
             fail_stale_trials(self._study)
 
     def make(self, make: Callable[[int, Point, Path], Made]) -> None:
-        """Take a trial and let ``make`` give figures of its network and of the dense one; its errors are recorded.
+        """Take a trial; ``make`` returns figures of its network and of the dense one. Its errors are recorded.
 
-        Ctrl-C and SIGTERM queue the trial again, for whoever comes next, and are raised again.
+        Ctrl-C and SIGTERM queue the trial again for the next process and are re-raised.
         """
         taken: list[int] = []
         stopped: list[BaseException] = []
@@ -123,7 +123,7 @@ class Book:
 
         try:
             self._study.optimize(objective, n_trials=1, catch=(Exception,))
-        except ValueError:  # this process was silent for so long that its trial was queued again
+        except ValueError:  # no heartbeat for so long that the trial was queued again
             if not self._is_finished(taken):
                 raise
         finally:
@@ -132,11 +132,11 @@ class Book:
                 if stopped:
                     self._revive()
                 self._save()
-        if stopped:  # Optuna has caught it where it is an Exception
+        if stopped:  # Optuna caught it if it is an Exception
             raise stopped[0]
 
     def save(self) -> Sweep:
-        """Write sweep.json as the study is now, and return it."""
+        """Write the study's current state to sweep.json and return it."""
         with self._process.claimed():
             return self._save()
 
@@ -152,14 +152,14 @@ class Book:
             study=self.name,
             objective=self.request.objective,
             made_with=attributes.get(_MADE_WITH) or self.request.made_with(),
-            wanted=max(self.request.wanted, len(trials)),
+            wanted=max(self.request.trial_count, len(trials)),
             dense=Figures.model_validate(attributes[_DENSE]) if _DENSE in attributes else None,
             trials=trials,
             front=front_of(self.request.objective, trials),
         )
 
     def _claim(self, trial: optuna.Trial) -> tuple[Point, str]:
-        """Sign a trial, settle its point, and take over what an earlier life of it has left to go on with."""
+        """Sign a trial, choose its point, and take over the stopped run of an earlier attempt."""
         run = run_of(trial.number)
         known = self._study.get_trials(deepcopy=False)[trial.number]
         for earlier in RetryHeartbeatStaleTrialCallback.retry_history(known)[-1:]:
@@ -191,7 +191,7 @@ class Book:
         return bool(numbers) and all(trials[number].state.is_finished() for number in numbers)
 
     def _revive(self, failed_by_environment: bool = False) -> None:
-        """Queue trials whose process has died, and where asked those that a full disk, say, made fail."""
+        """Queue trials whose process died; on request also those that failed by the environment, such as a full disk."""
         for trial in live(self._study.get_trials(deepcopy=False)):
             if trial.state not in (TrialState.RUNNING, TrialState.FAIL):
                 continue
@@ -203,13 +203,13 @@ class Book:
             died = "reason" not in noted
             if died or (failed_by_environment and _failed_by_environment(trial)):
                 self._queue_again(trial, _MOST_DEATHS if died and "interrupted" not in noted else None)
-                run = self.folder / run_of(trial.number)  # whatever a storage of somebody else's says
+                run = self.folder / run_of(trial.number)  # not the path in the storage, which is untrusted
                 if is_dead and "run" in noted and not run.is_symlink() and not is_stopped(run):
-                    with suppress(LrexportError):  # what is in the way is said where the trial is made again
+                    with suppress(LrexportError):  # the next attempt reports what blocks it
                         remove_run(run)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
-        """Whether nobody works on a trial any more, as far as this machine can tell; heartbeats tell of others."""
+        """Whether the process of a trial is dead, as far as this machine can tell; heartbeats cover other machines."""
         noted = trial.user_attrs
         if "process" in noted:
             return self._process.is_dead(noted["process"], noted.get("place", ""))
@@ -222,7 +222,7 @@ class Book:
         RetryHeartbeatStaleTrialCallback(max_retry=most)(self._study, again)
 
     def _check_same(self) -> None:
-        """Refuse to go on with a sweep that was made with something else. Raises UsageError with what differs."""
+        """Raise UsageError, with the differences, if the sweep was made with other options."""
         if len(self._study.directions) != len(_DIRECTIONS):
             raise UsageError(f"the study {self.name!r} in the storage is not a sweep", "Choose another name with --study.")
         known = self._study.user_attrs.get(_MADE_WITH)
@@ -230,7 +230,7 @@ class Book:
             sweep = load_sweep(self.folder)
             if known is None and sweep.trials:
                 raise InputError(
-                    f"{self.folder / SWEEP} has {len(sweep.trials)} trials, the study {self.name!r} in the storage has none",
+                    f"{self.folder / SWEEP} has {len(sweep.trials)} trials, but the study {self.name!r} has none",
                     "Give the --storage and --study that this sweep was made with, or another folder with -o.",
                 )
             known = known or sweep.made_with
@@ -247,7 +247,7 @@ def _failed_by_environment(trial: FrozenTrial) -> bool:
 
 
 def _is_stop(error: BaseException) -> bool:
-    """Whether somebody wants the process to end: Ctrl-C, SIGTERM."""
+    """Whether the process was asked to end: Ctrl-C, SIGTERM."""
     return not isinstance(error, Exception) or (isinstance(error, LrexportError) and error.exit_code > _SIGNALS)
 
 

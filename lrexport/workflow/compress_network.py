@@ -1,4 +1,4 @@
-"""``lrexport.compress``: a network of the user's own compressed in one call, without a run, without labels."""
+"""``lrexport.compress``: compress a user's network in one call, without a run and without labels."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ from lrexport.workflow.pruning import on_target, pose, schemes_considered
 from lrexport.workflow.repair import BATCH, Repair
 from lrexport.workflow.target_speed import measure_speed
 
-# As many as the command takes by default: for weights and refitting, and for BatchNorm's statistics.
+# The command's defaults: images for weighting and refitting, and for BatchNorm statistics.
 _CALIBRATION, _BATCHNORM = CompressConfig.calibration_images, CompressConfig.batchnorm_images
 _USELESS = 1.0  # the output error of a network that returns the mean output whatever its input
-_MOST_VALUES = 1 << 26  # of outputs that are kept to be compared, 256 MB
-_UNKNOWN = "its quality is unknown: no calibration images were given, so nothing was fitted to data or compared"
+_MOST_VALUES = 1 << 26  # of outputs that are kept for comparison, 256 MB
+_UNKNOWN = "quality unknown: without calibration images nothing was fitted to data or compared"
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network and what is known of it.
+    """A compressed network and its figures.
 
-    ``network`` is made of plain torch.nn layers, in eval mode, on the device of the model, and can be fine-tuned. MACs and
-    parameters, ``dense_…`` those of the model, are for one input of ``input_shape``; 1 MAC = 2 FLOPs. ``output_error`` is
-    the squared difference of the outputs from the model's, relative to their variance, on the calibration images: 0 for
-    equal outputs, None without images. ``latency`` is what was measured where the goal or ``target`` asked for it.
-    ``notes`` are sentences that the user should know.
+    ``network`` consists of plain torch.nn layers, in eval mode, on the model's device, and can be fine-tuned. MACs and
+    parameters (``dense_…``: the model's) are for one input of ``input_shape``; 1 MAC = 2 FLOPs. ``output_error`` is
+    the squared difference from the model's outputs, relative to their variance, on the calibration images: 0 for equal
+    outputs, None without images. ``latency`` is set if the goal or ``target`` required a measurement. ``notes`` are
+    sentences for the user.
     """
 
     network: nn.Module
@@ -73,11 +73,11 @@ class Compressed:
     def export(
         self, path: str | Path, *, batch: int | None = 1, opset: int = FIRST_OPSET, samples: Tensor | None = None
     ) -> Exported:
-        """Write the network as one ONNX file that was compared with torch; arguments and errors as of export_onnx."""
+        """Write the network as one ONNX file, compared with torch; arguments and errors as for export_onnx."""
         return export_onnx(self.network, path, self.input_shape, batch=batch, opset=opset, samples=samples)
 
     def save_plan(self, path: str | Path) -> None:
-        """Write the plan as JSON, which FromPlan, ``--plan`` and rebuild read. Raises InputError where it cannot be."""
+        """Write the plan as JSON for FromPlan, ``--plan`` and rebuild. Raises InputError if ``path`` cannot be written."""
         files.write_bytes(Path(path), self.plan.to_json().encode())
 
 
@@ -96,26 +96,26 @@ def compress(
 ) -> Compressed:
     """Compress a trained network to ``goal``, without training; ``model`` itself is not changed.
 
-    ``example_inputs`` is a batch of inputs (B, …), of which the shape is used, or the shape of one input, (3, 224, 224):
-    a tensor is a batch, numbers are a shape. The network takes one input. ``goal`` is Macs, Params, Size, Latency, Energy
-    or FromPlan. ``calibration`` are inputs as the network gets them, without labels: a tensor (N, …), or a data set or an
-    iterable of single inputs, of batches, or of pairs of one and its labels, which are ignored. With them ranks are
-    weighted by what layers are given, pairs are refitted to the outputs of their layers, and BatchNorm's statistics are
-    averaged again; a repair that takes the outputs further from the model's is taken back. At most 1,000 are used: of a
-    tensor and of a data set drawn by ``seed``, of an iterable the first.
-    ``scheme`` "auto" takes each layer's cheapest; ``keep`` are shell patterns of layers that stay dense; ``rule`` as in
-    select. ``target``, "local" by default for a goal of latency, is measured with ``threads`` threads.
+    ``example_inputs`` is a batch of inputs (B, …), of which only the shape is used, or the shape of one input, such as
+    (3, 224, 224). The network takes one input. ``goal`` is Macs, Params, Size, Latency, Energy or FromPlan.
+    ``calibration`` holds preprocessed inputs without labels: a tensor (N, …), or a data set or an iterable of single
+    inputs, of batches, or of pairs of these and labels, which are ignored. With calibration inputs, ranks are weighted by
+    the layers' inputs, pairs are refitted to their layers' outputs, and BatchNorm statistics are re-estimated; a repair
+    that increases the output error is undone. At most 1,000 inputs are used: drawn by ``seed`` from a tensor or a data
+    set, the first ones of an iterable.
+    ``scheme`` "auto" takes each layer's cheapest; ``keep`` holds shell patterns of layers that stay dense; ``rule`` is as in
+    select. ``target``, by default "local" for a goal of latency, is measured with ``threads`` threads.
 
-    Raises UsageError for a goal out of reach, with the least that can be reached, and for one that needs labels;
-    InputError where the network does not take the inputs or a weight is not finite; DeviceError where the target cannot
+    Raises UsageError for a goal out of reach, with the least that can be reached, and for a goal that needs labels;
+    InputError if the network does not accept the inputs or a weight is not finite; DeviceError if the target cannot
     measure. Source: Yang et al. 2020, arXiv 2004.09031, and docs/python.md.
     """
     _check_goal(goal)
     input_shape = input_shape_of(example_inputs)
     if not isinstance(model, nn.Module):
         raise UsageError(f"invalid model of type {type(model).__name__}: expected a torch.nn.Module")
-    with torch.compiler.set_stance("force_eager"):  # nothing is compiled for one input
-        run_once(model, input_shape)  # for its error; weights that a hook computes have to be there before copying, too
+    with torch.compiler.set_stance("force_eager"):  # not worth compiling for one input
+        run_once(model, input_shape)  # raises InputError; it also computes weights of hooks, needed before copying
     place = example_input(model, input_shape).device
     svd = decompose(copy_network(model), input_shape, scheme, keep)
     device = with_float64(place)
@@ -157,18 +157,18 @@ def _remarks(error: float | None, calibrated: bool) -> Iterator[str]:
 def _check_goal(goal: object) -> None:
     if isinstance(goal, AccuracyDrop):
         raise UsageError(
-            "a goal of accuracy needs labelled images, which lrexport.compress does not take",
+            "AccuracyDrop needs labelled images, which lrexport.compress does not take",
             "Give lrexport.Macs(0.5) and score result.network, or run lrexport compress MODEL --data … --accuracy-drop 1.",
         )
     if not isinstance(goal, get_args(Goal)):
         known = ", ".join(kind.__name__ for kind in get_args(Goal))
-        raise UsageError(f"invalid goal {goal!r}: expected one of {known}", "As in lrexport.Macs(0.5).")
+        raise UsageError(f"invalid goal {goal!r}: expected one of {known}", "For example lrexport.Macs(0.5).")
 
 
 def _images(
     network: nn.Module, calibration: object, input_shape: tuple[int, ...], device: torch.device, seed: int
 ) -> Unlabelled:
-    """The calibration inputs, as many as are used, in the precision of the network. Raises UsageError and InputError."""
+    """The calibration inputs to use, in the network's precision. Raises UsageError and InputError."""
     batches, count = list[Tensor](), 0
     for batch in _batches(calibration, seed):
         inputs = images_of(batch)
@@ -178,7 +178,7 @@ def _images(
             raise InputError(f"invalid calibration inputs of shape {tuple(inputs.shape)}: expected (N, {expected})")
         if not inputs.is_floating_point():
             kind = str(inputs.dtype).removeprefix("torch.")
-            raise InputError(f"invalid calibration inputs of {kind}: expected floats", "Normalise them as for the network.")
+            raise InputError(f"invalid calibration inputs of {kind}: expected floats", "Preprocess them as for the network.")
         batches.append(inputs)
         count += len(inputs)
         if not isinstance(calibration, Tensor) and count >= _BATCHNORM:
@@ -189,7 +189,7 @@ def _images(
 
 
 def _batches(calibration: Any, seed: int) -> Iterable[Any]:
-    """One tensor as one batch, of a data set items at random, of anything else what it yields. Raises UsageError."""
+    """A tensor as one batch, random items of a data set, or the items of an iterable. Raises UsageError."""
     if isinstance(calibration, Tensor):
         return [calibration]
     if isinstance(calibration, Iterable):
@@ -204,7 +204,7 @@ def _batches(calibration: Any, seed: int) -> Iterable[Any]:
 def _folded(
     svd: SVDNetwork, selection: Selection, input_shape: tuple[int, ...], images: Unlabelled | None
 ) -> tuple[nn.Module, float | None]:
-    """The folded network, repaired where there are images, and how far its outputs are from the dense network's."""
+    """The folded network, repaired if there are images, and its output error against the dense network."""
     network = fold(svd, selection)
     if images is None:
         return network, None
@@ -215,12 +215,12 @@ def _folded(
         return -error if math.isfinite(error) else -math.inf
 
     scores = Repair(svd, input_shape, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
-    error = -max(scores.values())  # of the network as it was kept
+    error = -max(scores.values())  # of the network after the last repair that was kept
     return network, error if math.isfinite(error) else dense.error_of(network)
 
 
 class _DenseOutputs:
-    """What the dense network returns for calibration inputs, as many as memory allows."""
+    """The dense network's outputs for as many calibration inputs as memory allows."""
 
     def __init__(self, network: nn.Module, input_shape: tuple[int, ...], images: Unlabelled) -> None:
         values = sum(tensor.numel() for tensor in _floats(run_once(network, input_shape)))
@@ -230,7 +230,7 @@ class _DenseOutputs:
         self.variance = sum(float((output - output.mean(0)).square().sum()) for output in each)
 
     def error_of(self, network: nn.Module) -> float:
-        """Σ squared differences of ``network``'s outputs, relative to those from the mean over the inputs."""
+        """Σ squared errors of ``network``'s outputs, relative to Σ squared deviations from their mean over the inputs."""
         error = 0.0
         for mine, dense in zip(_outputs(network, self.images), self.outputs, strict=True):
             error += sum(float((one - other).double().square().sum()) for one, other in zip(mine, dense, strict=True))
@@ -238,13 +238,13 @@ class _DenseOutputs:
 
 
 def _floats(output: object) -> list[Tensor]:
-    """The tensors of a network's output that can be compared."""
+    """The tensors of a network's output that are compared."""
     return [tensor for tensor in flat_tensors(output) if tensor.is_floating_point()]
 
 
 @torch.no_grad()
 def _outputs(network: nn.Module, images: Unlabelled) -> Iterator[list[Tensor]]:
-    """What the network returns for each batch."""
+    """The network's output for each batch."""
     with eval_mode(network):
         for batch in images.batches(BATCH):
             yield _floats(network(fast_layout(network, batch)))

@@ -1,4 +1,4 @@
-"""A run becomes files: both networks exported, verified, quantised, re-scored and measured; then all appear at once."""
+"""Export of a run: both networks exported, verified, quantised, re-scored and measured; all files appear at once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name i
 
 @dataclass(frozen=True)
 class _Images:
-    """What the files are scored on, and held-out training images of ``source`` to calibrate on; None for not asked."""
+    """Test images to score on and held-out training images of ``source`` to calibrate on; None if not needed."""
 
     source: str | None = None
     test: ImageSet | None = None
@@ -66,14 +66,13 @@ class _Images:
 
 
 def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
-    """Write model.onnx and dense.onnx of a run, and both in int8 where asked, and their figures into its record.
+    """Write model.onnx and dense.onnx of a run, on request also in int8, and their figures into its record.
 
-    The run is held meanwhile. Raises InputError where a graph differs from torch or scores differently, or where in int8
-    little of the network is left, UsageError where there is nothing to calibrate on or another process has the run; then
-    none of the files is written.
+    The run is locked meanwhile. Raises InputError if a graph differs from torch, scores differently, or is useless in int8;
+    UsageError without images to calibrate on, or if another process uses the run. After an error no file is written.
     """
     target = parse_target(options.target)
-    load_record(run)  # nothing is written into what is no run
+    load_record(run)  # raises InputError before anything is written
     run_folder.check(run, (RECORD, HOLDER, *_written(options)))
     files.make_run_folder(run)
     with RunLock(run):
@@ -82,7 +81,7 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
 
 
 def _written(options: ExportOptions) -> list[str]:
-    """Names of the files that will be."""
+    """Names of the files to write."""
     written = [DENSE_ONNX, MODEL_ONNX, *(_IN_INT8.values() if options.int8 else ())]
     return [
         *written,
@@ -92,7 +91,7 @@ def _written(options: ExportOptions) -> list[str]:
 
 def _export_held(run: Path, options: ExportOptions, target: Target, on_event: OnEvent) -> Record:
     record = load_record(run)
-    # Also the first word with the target: one that is not there should not be noticed after minutes of work.
+    # The first contact with the target: an unreachable one must be noticed before minutes of work.
     machine = target.environment() if options.rounds else {}
     networks = {DENSE_ONNX: loading.load_baseline(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
     images = _load_images(record, options, networks[DENSE_ONNX], None if options.data else run / RECORD)
@@ -122,7 +121,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
 def _exported(
     record: Record, options: ExportOptions, results: dict[str, Result], targets: dict[str, dict[str, Any]]
 ) -> Record:
-    """The record, but for the files: how it was exported, what came out, and on which machines."""
+    """The record with the export's options, results and machines, still without files."""
     figures = Results(
         dense=results[DENSE_ONNX],
         compressed=results[MODEL_ONNX],
@@ -135,10 +134,10 @@ def _exported(
 
 
 def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_event: OnEvent) -> Record:
-    """Put the files ``written`` in the place of an earlier export's, then the record, which is returned.
+    """Replace an earlier export's files by ``written``, then the record; returns it.
 
-    Optional ones of before go: they may be of other weights, opset or batch than what is there now. A kill in between
-    leaves a run that was not exported, none whose files are not what its record says.
+    Earlier optional files are removed: their weights, opset or batch may differ. If the process is killed in between, the
+    run counts as not exported; its record never contradicts its files.
     """
     weights = {name: stored for name, stored in record.files.items() if name not in EXPORTED}
     before = load_record(run)
@@ -155,7 +154,7 @@ def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_ev
 
 
 def _unexported(record: Record, weights: dict[str, StoredFile]) -> Record:
-    """The record of a run of these files, without what is said of exported ones."""
+    """The record with these files and without figures of exported ones."""
     without: dict[str, Any] = {"bytes": None, "latency_ms": {}}
     dense, compressed = (
         each.model_copy(update=without) if each is not None else None
@@ -180,7 +179,7 @@ def _export(
     update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
     update |= {"bytes": done.bytes, "latency_ms": {}}
     if test is not None:
-        # The test images serve no choice here: the same ones tell whether the file is the network.
+        # Nothing is chosen by the test images here: they verify that the file is the network.
         accuracy = score_onnx(path, test, "test")
         check_same_accuracy(path, score(network, test, torch.device("cpu"), "test"), accuracy)
         update["accuracy"] = accuracy
@@ -199,7 +198,7 @@ def _export(
 
 
 def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_event: OnEvent) -> Result:
-    """The int8 file of a verified one, scored on the same test images."""
+    """Write the int8 file of a verified one and score it on the same test images."""
     assert images.source is not None
     assert images.calibration is not None
     done = quantise_onnx(source, path, images.calibration)
@@ -209,7 +208,7 @@ def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_eve
     accuracy = score_onnx(path, images.test, "test") if images.test is not None else None
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
     figures |= {"uncounted": done.cost.uncounted}
-    figures |= {"heldout_accuracy": None}  # that of the float32 network; these images are what int8 was calibrated on
+    figures |= {"heldout_accuracy": None}  # the float32 network's: int8 was calibrated on these images
     quantised = FileQuantised(
         file=path.name,
         source=source.name,
@@ -228,7 +227,7 @@ def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_eve
 
 
 def _timed(result: Result, path: Path, measured: Measurement, target: str) -> Result:
-    """``result`` with the file's latency on the target, and how it spreads over layers."""
+    """``result`` with the file's latency on the target, also by layer."""
     graph = onnx.load(path, load_external_data=False).graph
     spread = {"layers_ms": layer_times(graph, measured.nodes_ms[path.name])}
     latency = measured.latencies[path.name].model_copy(update=spread)
@@ -236,7 +235,7 @@ def _timed(result: Result, path: Path, measured: Measurement, target: str) -> Re
 
 
 def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[str]:
-    """The compressed ones of the ONNX files in ``folder`` in ONNX Runtime's own format; their names."""
+    """Write the compressed ONNX files in ``folder`` in ONNX Runtime's own format; returns their names."""
     names = []
     for source in (name for name in _IN_ORT if name in written):
         for platform, name in _IN_ORT[source].items():
@@ -247,9 +246,9 @@ def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[
 
 
 def _load_images(record: Record, options: ExportOptions, network: nn.Module, said_in: Path | None) -> _Images:
-    """Test and calibration images, as far as they are asked for; ``said_in`` names them, None where the user does.
+    """Test and calibration images, if needed; ``said_in`` is the record that names them, None if the user does.
 
-    Raises UsageError for int8 without any data.
+    Raises UsageError for int8 without data.
     """
     source = options.data or (record.data.source if record.data else None)
     if source is None and options.int8:
@@ -265,7 +264,7 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module, sai
 
 
 def _calibration_images(data: ImageData, record: Record, most: int) -> ImageSet:
-    """At most ``most`` of the training images that the run held out, or would have held out, drawn by its seed."""
+    """At most ``most`` of the training images that the run holds out, drawn by its seed."""
     seed = int(record.config.get("seed", 0))
     heldout = hold_out(data, float(record.config.get("heldout", 0.1)), seed=seed).heldout
     return draw(heldout, most, seed)

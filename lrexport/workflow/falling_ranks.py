@@ -1,7 +1,7 @@
-"""Ranks that fall while SVD training goes on, so that it lands on the budget that was asked for, by itself.
+"""Falling ranks: SVD training ends within the budget because ranks are reduced on the way.
 
-Singular values that matter least to the budget go at the start of an epoch, and training heals what that cost while there
-is still a learning rate to heal with. Composing the kernels, and the regularisers, get cheaper with the ranks.
+At the start of an epoch the least important singular values are removed, while the learning rate is still high enough for
+training to recover. Composing kernels and the regularisers get cheaper as ranks fall.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from lrexport.plan import Pair
 from lrexport.training.engine import failing_together
 from lrexport.workflow.pruning import Pruning
 
-FALL = 0.6  # share of SVD training's epochs in which ranks fall: the others heal what the last cut cost
+FALL = 0.6  # share of SVD training's epochs in which ranks fall; the rest recover from the last cut
 
 
 @dataclass(frozen=True)
 class FallingRanks:
-    """Cuts the layers of ``pruning.svd`` at the start of each of the first ``epochs``; the last time to its goal.
+    """Cuts the layers of ``pruning.svd`` at the start of each of the first ``epochs``, the last time to the goal.
 
-    In between the reduction, dense ÷ budget, rises by equal steps. The first of several processes chooses for all.
+    The reduction, dense ÷ budget, rises in equal steps. The first of several processes chooses for all.
     """
 
     pruning: Pruning
@@ -33,7 +33,7 @@ class FallingRanks:
     on_event: OnEvent
 
     def __call__(self, epoch: int) -> bool:
-        """Cut for ``epoch``, from 0. True: even a layer that was not cut has its exact SVD in place of U, s, V."""
+        """Cut for ``epoch``, from 0. True: U, s, V of every layer were replaced by the exact SVD, even if not cut."""
         if epoch >= self.epochs:
             return False
         factors: dict[str, Any] = {}
@@ -57,7 +57,7 @@ class FallingRanks:
         return True
 
     def _goal(self, epoch: int) -> Goal:
-        """The epoch's budget, which is never below the goal's."""
+        """The epoch's budget, never below the goal's."""
         goal, speed = self.pruning.config.goal, self.pruning.speed
         if isinstance(goal, Macs | Params):
             return type(goal)(self._share(goal.share, epoch))

@@ -33,9 +33,9 @@ from lrexport.workflow.target_speed import Speed, measure_speed
 
 
 def compress(request: RunRequest[CompressConfig]) -> Record:
-    """Everything up to the fine-tuned folded network.
+    """Compress up to the fine-tuned folded network.
 
-    Of several processes the first writes, and its record alone is whole.
+    Of several processes the first writes; only its record is complete.
     """
     check_source(request.config, request.source)
     choices = _choices(request.config.goal)
@@ -54,9 +54,9 @@ def compress(request: RunRequest[CompressConfig]) -> Record:
 
 
 def train(request: RunRequest[TrainConfig]) -> Record:
-    """Dense training where needed, then SVD training; ``compress`` goes on from the run.
+    """Dense training if needed, then SVD training; ``compress`` continues from the run.
 
-    With ``source``, a run without SVD training, its dense network is what SVD training starts from.
+    With ``source``, a run without SVD training, SVD training starts from its dense network.
     """
     check_trainable(request.config)
     if (record := finished(request, {})) is not None:
@@ -72,9 +72,9 @@ def train(request: RunRequest[TrainConfig]) -> Record:
 def _pruning(
     run: OpenRun[CompressConfig], trained: Trained, choices: dict[str, Choice] | None
 ) -> Callable[[Trained], Pruning]:
-    """What chooses ranks, for the networks as they will be by then.
+    """A constructor of Pruning for the trained network.
 
-    Before any training: a plan of another network or an unreachable target is found out at once, and the machine is quiet.
+    The plan is checked and the target measured before any training: errors show at once, and the machine is quiet.
     """
     config, shape = run.request.config, run.recipe.input_shape
     if isinstance(config.goal, FromPlan) and choices is not None:
@@ -92,7 +92,7 @@ def _pruning(
 
 
 def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = None) -> tuple[SVDNetwork, Selection]:
-    """What ``--dry-run`` shows: the plan for the network as it is, before any training. Nothing is written."""
+    """The plan for the network before any training, as ``--dry-run`` shows it. Nothing is written."""
     choices = _choices(config.goal)
     start = load_for_planning(config.train, source)
     svd, splits, shape = start.svd, start.splits, start.recipe.input_shape
@@ -107,7 +107,7 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
 
 
 def _speed(config: CompressConfig, svd: SVDNetwork, input_shape: tuple[int, ...], on_event: OnEvent) -> Speed | None:
-    """What the target says, where the goal is about it or a target is given."""
+    """Latencies on the target, if the goal is latency or a target is given."""
     if config.target is None and not isinstance(config.goal, Latency):
         return None
     times = LayerTimes(parse_target(config.target or "local"), config.threads)

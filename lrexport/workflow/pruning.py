@@ -1,4 +1,4 @@
-"""From a network in SVD form to the folded one: what a command's options make of goals, repair, scores and times."""
+"""From a network in SVD form to the folded one, with a command's options for goal, repair, scores and latency."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lrexport.workflow.target_speed import Speed
 
 
 def schemes_considered(svd: SVDNetwork, scheme: AskedScheme, goal: Goal) -> Schemes:
-    """By layer. Which scheme is fastest only the target knows, so a goal of latency considers every one."""
+    """Schemes by layer. A goal of latency considers every scheme: only the target knows which is fastest."""
     every = scheme == "auto" or isinstance(goal, Latency)
     return every_scheme_of(svd) if every else own_schemes_of(svd)
 
@@ -46,15 +46,15 @@ def pose(
     images: Unlabelled | None,
     most: int,
 ) -> Problem:
-    """What a plan for ``goal`` is chosen from, its energy weighted by what layers are given on ``most`` of ``images``.
+    """The selection problem for ``goal``, its energy weighted by the layers' inputs for ``most`` of ``images``.
 
-    ``choices`` are those of the goal's plan, where it is one. Raises InputError where they do not fit the network.
+    ``choices`` are those of the plan if the goal is one. Raises InputError if they do not fit the network.
     """
     schemes = schemes_considered(svd, scheme, goal)
     problem = Problem(svd, rule, schemes=schemes, written_bytes=lambda network: written_bytes(network, input_shape))
     if isinstance(goal, FromPlan) and choices is not None:
         problem = with_choices(problem, choices, goal.source)
-    if images is None or isinstance(goal, Energy):  # equation 4 is about the kernel's own energy
+    if images is None or isinstance(goal, Energy):  # equation 4 uses the kernel's own energy
         return problem
     weighting = images.draw(most)
     if not len(weighting):
@@ -63,7 +63,7 @@ def pose(
 
 
 def on_target(problem: Problem, speed: Speed) -> Problem:
-    """The problem with ranks on the grain of a target, which measures the plan in the end."""
+    """The problem with ranks on the target's grain; the target measures the final plan."""
 
     def confirm(selection: Selection) -> PlannedLatency:
         return speed.confirm(selection.plan, fold(problem.svd, selection))
@@ -72,17 +72,17 @@ def on_target(problem: Problem, speed: Speed) -> Problem:
 
 
 def written_bytes(network: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """The size of a network's ONNX file. Raises what exporting raises."""
+    """Bytes of a network's ONNX file. Raises as :func:`export_onnx`."""
     with tempfile.TemporaryDirectory() as folder:
         return export_onnx(network, Path(folder) / "model.onnx", input_shape).bytes
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What ranks are chosen and pairs repaired with: a network in SVD form, choices, and data where there is any.
+    """Chooses ranks and repairs pairs of a network in SVD form, with data if there is any.
 
-    ``device`` must have float64. ``choices`` are those of the goal's plan, where it is one. ``speed`` is what the target
-    says of the dense network, where speed matters.
+    ``device`` must support float64. ``choices`` are those of the plan if the goal is one. ``speed`` holds latencies on the
+    target, if they matter.
     """
 
     svd: SVDNetwork
@@ -101,15 +101,15 @@ class Pruning:
         return solve.choose(self.config.goal, self._problem())
 
     def predict(self) -> Selection:
-        """The plan for the goal as the target's table predicts it, with nothing measured. Raises as :meth:`select`."""
+        """The plan for the goal by predicted latencies, without a measurement. Raises as :meth:`select`."""
         return solve.predict(self.config.goal, self._problem())
 
     def even_ranks(self) -> dict[str, int]:
-        """Of each layer what one e for all leaves within the goal. Raises as :meth:`select`."""
+        """Ranks by layer that one e for all layers leaves within the goal. Raises as :meth:`select`."""
         return solve.even_ranks(self.config.goal, self._problem(weighted=False))
 
     def fold(self, selection: Selection) -> tuple[nn.Module, dict[str, float]]:
-        """The folded network, repaired where there is data; and its held-out top-1 as folded and after each repair."""
+        """The folded network, repaired if there is data, and its held-out top-1 as folded and after each repair."""
         network = fold(self.svd, selection)
         if self.splits is None:
             return network, {}
@@ -138,7 +138,7 @@ class Pruning:
         return score(network, self.splits.heldout, self.device, "heldout").top1
 
     def _heldout_top1(self, selection: Selection | None) -> float:
-        """Of the network that a selection makes, repaired; -∞ where it gives NaN. Of None the one in SVD form."""
+        """Top-1 of the folded, repaired network of a selection, -∞ for NaN; with None, of the network in SVD form."""
         if selection is None:
             return self._top1(self.svd.network)
         try:

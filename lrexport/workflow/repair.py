@@ -1,4 +1,4 @@
-"""Repair of a folded network: pairs refitted, biases corrected, BatchNorm's statistics re-estimated. No labels are used."""
+"""Repair of a folded network without labels: refit pairs, correct biases, re-estimate BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lrexport.tasks.classification import NotANumber
 from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from lrexport.torch_tools.tracing import largest_output
 
-BATCH = 125  # images at a time where only sums are wanted
-AS_FOLDED = "heldout_top1"  # how events call the score of a network that is not repaired yet
+BATCH = 125  # images at a time if only sums are needed
+AS_FOLDED = "heldout_top1"  # the events' name for the score before any repair
 _BATCHNORM_BATCH = 250
-_MOST_VALUES = 1 << 26  # of one layer's outputs for all images of a reconstruction, 256 MB
+_MOST_VALUES = 1 << 26  # elements of a layer's outputs for all images of a reconstruction, 256 MB
 
 
 @dataclass(frozen=True)
 class Repair:
-    """How networks that are folded from ``svd`` are repaired with ``images`` of ``input_shape``.
+    """Repairs networks folded from ``svd`` with ``images`` of ``input_shape``.
 
-    ``reconstruct`` refits pairs and biases to the dense layers' outputs on ``calibration_images``, without it biases alone
-    are corrected; ``batchnorm_images`` give BatchNorm its statistics. With 0 images a repair is left out.
+    ``reconstruct`` refits pairs and biases to the dense layers' outputs on ``calibration_images``; without it only biases
+    are corrected. ``batchnorm_images`` are for BatchNorm statistics. A repair with 0 images is skipped.
     """
 
     svd: SVDNetwork
@@ -42,8 +42,7 @@ class Repair:
     def apply(self, network: nn.Module, selection: Selection, score: Callable[[nn.Module], float]) -> dict[str, float]:
         """Repair ``network``, folded by ``selection``, in place; returns its score as folded and after each repair.
 
-        A repair after which the ``score``, say top-1, is lower is taken back: a network that lost little is better left
-        alone.
+        A repair that lowers the ``score``, such as top-1, is undone: it can harm a network that lost little.
         """
         scores = {AS_FOLDED: score(network)}
         for name, repair in self._repairs().items():
@@ -60,16 +59,16 @@ class Repair:
         return scores
 
     def _repairs(self) -> dict[str, Callable[[nn.Module, Selection], bool]]:
-        """By name, in their order; each says whether there were images to do it with."""
+        """Repairs by name, in order; each returns whether there were images for it."""
         if not self.reconstruct and not self.batchnorm_images:
             return {}
         first = "reconstruction" if self.reconstruct else "bias_correction"
         return {first: self._reconstruct, "batchnorm": self._reestimate_batchnorm}
 
     def _reconstruct(self, network: nn.Module, selection: Selection) -> bool:
-        """Refit pairs and biases, or biases and BatchNorm's statistics alone."""
+        """Refit pairs and biases, or only correct biases and BatchNorm statistics."""
         count = min(len(self.images), self.calibration_images)
-        if count < 2:  # BatchNorm behind a global pooling has no variance over one image
+        if count < 2:  # BatchNorm after global pooling has no variance over one image
             return False
         most = max(2, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
         whole = torch.cat(list(self.images.draw(min(count, most)).batches(BATCH)))

@@ -1,4 +1,4 @@
-"""The stages of a compression, in their order; each returns its result, and leaves it in the run before the next begins."""
+"""The stages of a compression, in order; each returns its result and stores it in the run before the next one begins."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lrexport.workflow.pruning import Pruning
 
 @dataclass(frozen=True)
 class Compressed:
-    """The folded network, what choosing ranks came to, and the network's epochs of fine-tuning."""
+    """The folded network, its plan and notes, and its epochs of fine-tuning."""
 
     network: nn.Module
     pruned: Pruned
@@ -43,7 +43,7 @@ class Compressed:
 
 
 def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
-    """Train the dense network first, where it comes without weights or epochs are asked for."""
+    """Train the dense network first if it has no weights or ``dense_epochs`` is given."""
     config, record, svd, dense_epochs = trained.config, trained.record, trained.svd, 0
     untrained = run.recipe.is_random(config.weights)
     epochs = config.dense_epochs
@@ -60,11 +60,11 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
 
 
 def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = None) -> Trained:
-    """SVD training with the regularisers of equation 3; by ``pruning`` ranks fall to its goal, or λ_s is steered to it."""
+    """SVD training with the regularisers of equation 3; ``pruning`` is for falling ranks, or for λ_s "auto"."""
     config = trained.config
     if run.splits is None or config.svd_epochs == 0:
         return trained
-    # The last epoch, not the best: sparsity grows along training, and the best held-out epoch is an early, dense one.
+    # The last epoch, not the best: sparsity grows during training, so the best held-out epoch is an early, dense one.
     stage = replace(_stage(config, "svd", config.svd_epochs, config.lr), keep_best=False)
     falling = None
     if pruning is not None and pruning.config.falling_ranks:
@@ -74,22 +74,22 @@ def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = Non
         dense_ms = step_milliseconds(trained.dense, run.splits, stage, run.fabric)
         extra = _regularisers(run, trained, pruning, stage)
 
-    def tell(event: Event) -> None:
+    def report(event: Event) -> None:
         if isinstance(event, EpochDone) and dense_ms:
             event = replace(event, step_over_dense=round(event.step_ms / dense_ms, 3))
         if isinstance(event, EpochDone) and isinstance(extra, SteeredRegularisers):
             event = replace(event, steered=extra.summary())
         run.on_event(event)
 
-    _train(run, stage, trained.svd.network, tell, extra_loss=extra, teacher=run.teacher, before_epoch=falling)
+    _train(run, stage, trained.svd.network, report, extra_loss=extra, teacher=run.teacher, before_epoch=falling)
     record = run.save(run.store(trained.record, SVD, trained.svd.network), config.to_record())
     return replace(trained, record=record, svd_epochs=config.svd_epochs)
 
 
 def _regularisers(run: OpenRun[Any], trained: Trained, pruning: Pruning | None, stage: Stage) -> Regularisers:
-    """Those of equation 3; a λ_s that is steered aims at the ranks that one e for all layers would leave now.
+    """The regularisers of equation 3; λ_s "auto" aims at the ranks that one e for all layers would leave now.
 
-    The global rule would rather give one layer up, which pays where nothing can be done about what is dropped.
+    The global rule is not used for these ranks: it tends to sacrifice single layers.
     """
     config, svd = trained.config, trained.svd
     if config.sparsity_strength != "auto":
@@ -110,10 +110,10 @@ def _regularisers(run: OpenRun[Any], trained: Trained, pruning: Pruning | None, 
 
 
 def prune(run: OpenRun[Any], pruning: Pruning) -> Compressed:
-    """Choose ranks, fold them, and repair what that broke: in the first of several processes, once in a run's life.
+    """Choose ranks, fold and repair: once per run, by the first of several processes.
 
-    Where training follows, the network is made from the plan and the weights as written, whoever wrote them: the same in
-    every process, and in a run that is taken up again.
+    If training follows, the network is rebuilt from the stored plan and weights: it is the same in every process and in a
+    resumed run.
     """
     if run.splits is None:
         return _choose(run, pruning)
@@ -157,7 +157,7 @@ def fine_tune(run: OpenRun[CompressConfig], trained: Trained, compressed: Compre
 
 
 def train_baseline(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Trained:
-    """Train the dense network on, so that the comparison is with one of the same budget; the start stays as it was."""
+    """Train the dense network further, for a comparison at the same training budget; dense.safetensors is kept."""
     config, epochs = trained.config, run.request.config.baseline_epochs
     if epochs == "same":
         epochs = trained.svd_epochs + compressed.epochs
@@ -168,7 +168,7 @@ def train_baseline(run: OpenRun[CompressConfig], trained: Trained, compressed: C
 
 
 def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Record:
-    """Look at the test images; only now do network and record replace those of an earlier compression of the run."""
+    """Score on the test images, then replace network and record of an earlier compression of the run."""
     pruned = compressed.pruned
     dense = run.result(trained.dense, trained.dense_epochs + trained.baseline_epochs)
     small = run.result(compressed.network, trained.dense_epochs + trained.svd_epochs + compressed.epochs)
@@ -181,14 +181,14 @@ def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compresse
     record = trained.record.model_copy(update=update)
     if run.first:
         layers = _spectra(run, trained, record)
-        with heeding_signals():  # between the network and the record that knows it the run could not be loaded
+        with heeding_signals():  # between writing the network and its record the run cannot be loaded
             record = _replace(run, trained, compressed.network, record, layers)
     leave(run)
     return record
 
 
 def _replace(run: OpenRun[CompressConfig], trained: Trained, network: nn.Module, record: Record, layers: bytes) -> Record:
-    """Write network, spectra and record over those of an earlier compression of the run."""
+    """Write network, spectra and record, replacing those of an earlier compression."""
     run_folder.remove(run.folder, *EXPORTED, BASELINE)  # of an earlier compression
     if trained.baseline_epochs:
         record = run.store(record, BASELINE, trained.dense)
@@ -199,16 +199,16 @@ def _replace(run: OpenRun[CompressConfig], trained: Trained, network: nn.Module,
 
 
 def leave(run: OpenRun[Any]) -> None:
-    """Everything is done: what only a run that was stopped would need goes."""
-    run.fabric.barrier()  # nobody may still look for it
+    """Remove the files that only a stopped run needs."""
+    run.fabric.barrier()  # no process may still need them
     if run.first:
         clear(run.folder)
 
 
 def _spectra(run: OpenRun[Any], trained: Trained, record: Record) -> bytes:
-    """The layers' singular values, as the run keeps them."""
+    """The layers' singular values as JSON, for the run."""
     trained.svd.network.to(with_float64(run.fabric.device))
-    # trained.dense may have been trained on since.
+    # trained.dense may have been trained further.
     start = loading.load_start(run.folder, record) if trained.svd_epochs else None
     layers = spectra(trained.svd, record.plan, start)
     return json.dumps(layers, allow_nan=False).encode()  # indented, a line a number
@@ -234,8 +234,8 @@ def _stage(config: TrainConfig, name: str, epochs: int, lr: float) -> Stage:
     )
 
 
-def _train(run: OpenRun[Any], stage: Stage, network: nn.Module, tell: OnEvent | None = None, **more: Any) -> None:
-    """Train, or take what an earlier life of the run ended this stage with."""
+def _train(run: OpenRun[Any], stage: Stage, network: nn.Module, on_event: OnEvent | None = None, **more: Any) -> None:
+    """Train, or load the result of this stage if the run has already finished it."""
     assert run.splits is not None
     kept = run.checkpoints(stage.name)
     done = kept.finished()
@@ -247,5 +247,5 @@ def _train(run: OpenRun[Any], stage: Stage, network: nn.Module, tell: OnEvent | 
         run.progress.save()
     if not stage.distill:
         more.pop("teacher", None)
-    train_stage(network, run.splits, stage, run.fabric, tell or run.on_event, checkpoints=kept, **more)
+    train_stage(network, run.splits, stage, run.fabric, on_event or run.on_event, checkpoints=kept, **more)
     kept.finish(network)

@@ -1,4 +1,4 @@
-"""What a target says of a network's speed: layer by layer before ranks are chosen, the whole folded network after."""
+"""Latency of a network on a target: layer by layer before ranks are chosen, the whole folded network after."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROUNDS = 100
 
 @dataclass(frozen=True)
 class Speed:
-    """A network's times on ``target``, and the dense network's file to compare others with, as bytes."""
+    """A network's latencies on ``target``, and the dense network's ONNX file, as bytes, to compare others with."""
 
     target: Target
     threads: int
@@ -36,7 +36,7 @@ class Speed:
     dense_onnx: bytes
 
     def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
-        """Export the folded ``network`` and time it beside the dense one. Raises DeviceError, or what exporting raises."""
+        """Export the folded ``network`` and measure it with the dense one. Raises DeviceError and as :func:`export_onnx`."""
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
             paths = {name: Path(folder) / name for name in (DENSE_ONNX, MODEL_ONNX)}
             paths[DENSE_ONNX].write_bytes(self.dense_onnx)
@@ -49,7 +49,7 @@ class Speed:
             target=self.target.name,
             threads=self.threads,
             dense_ms=dense.p50,
-            # The machine may be faster or slower than when the table was made: what was predicted is the ratio.
+            # The machine's speed may have changed since the table was measured: the prediction is the ratio.
             predicted_ms=self.latency.of_plan(plan) / self.latency.dense_ms * dense.p50,
             measured_ms=mine.p50,
             ratio=mine.ratio,
@@ -66,9 +66,9 @@ def measure_speed(
     times: LayerTimes,
     on_event: OnEvent,
 ) -> Speed:
-    """Time the dense network and, where the table of ``times`` lacks them, its layers and their pairs.
+    """Measure the dense network and, unless the table of ``times`` has them, its layers and their pairs.
 
-    Speed depends on shapes, not on weights: this can be done before any training. Raises DeviceError.
+    Latency depends on shapes, not on weights, so this works before any training. Raises DeviceError.
     """
     target, threads = times.target, times.threads
 
@@ -77,7 +77,7 @@ def measure_speed(
 
     layers = times.of(svd, schemes, on_table)
     if times.unsaved is not None:
-        on_event(Warned(f"times of layers are not kept for the next run: {times.unsaved}"))
+        on_event(Warned(f"the latency table could not be saved for later runs: {times.unsaved}"))
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         path = Path(folder) / DENSE_ONNX
         export_onnx(fold(svd, Plan()), path, input_shape)
@@ -85,6 +85,6 @@ def measure_speed(
         content = path.read_bytes()
     table = str(times.path) if times.unsaved is None else None
     on_event(DenseTimed(now.p50, target.name, table))
-    # What is predicted shall be milliseconds of today, whatever the machine's speed was when the table was begun.
+    # Predictions are in today's milliseconds, whatever the machine's speed was when the table was started.
     today = {name: layer.scaled(now.p50 / dense) for name, layer in layers.items()}
     return Speed(target, threads, times.environment, NetworkLatency(now.p50, today), input_shape, content)

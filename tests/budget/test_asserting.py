@@ -17,7 +17,7 @@ def test_a_model_within_its_budget_is_reported_on() -> None:
 
 
 def test_a_model_past_its_budget_fails_the_test_with_limit_found_and_overshoot() -> None:
-    with pytest.raises(AssertionError, match=r"size: found 5.46 KB, wanted at most 5 KB, 463 B \(9.26 %\) over"):
+    with pytest.raises(AssertionError, match=r"size: found 5.46 KB, expected at most 5 KB, 463 B \(9.26 %\) over"):
         lrexport.assert_within_budget(Path("run"), max_bytes="5 KB")
 
 

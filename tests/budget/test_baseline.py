@@ -163,7 +163,7 @@ def test_a_run_is_no_baseline_of_several_models_nor_one_to_update(check: Command
     budget('max_macs_growth = "1%"', "exports/*.onnx")
     done = check("--baseline", "run")
     assert done.code == 2
-    assert "the baseline of one model, and these are 2" in done.err
+    assert "is a baseline for one model, but 2 are checked" in done.err
     budget('max_macs_growth = "1%"')
     done = check("--baseline", "run", "--update-baseline")
     assert done.code == 2

@@ -190,12 +190,14 @@ def test_a_latency_whose_interval_holds_the_limit_is_inconclusive_and_fails_only
 
 def test_what_was_measured_badly_never_passes(check: Command) -> None:
     record = json.loads(Path("run/run.json").read_text())
-    record["results"]["compressed"]["latency_ms"]["local"]["warning"] = "partial: 12 of 100 rounds, then the target was lost"
+    record["results"]["compressed"]["latency_ms"]["local"]["warning"] = (
+        "partial: 12 of 100 rounds before the target was lost"
+    )
     Path("run/run.json").write_text(json.dumps(record))
     budget('max_latency_p90 = "1 s"\nmax_latency_ratio = "0.5x"')
     done = check("--json", "-")
     statuses = {v["key"]: (v["status"], v["note"]) for v in json.loads(done.out)["models"][0]["verdicts"]}
-    partial = "partial: 12 of 100 rounds, then the target was lost"
+    partial = "partial: 12 of 100 rounds before the target was lost"
     assert statuses == {"max_latency_p90": ("inconclusive", partial), "max_latency_ratio": ("failed", partial)}
 
 
@@ -246,7 +248,7 @@ def test_a_damaged_file_is_exit_code_3_and_an_output_that_cannot_be_written_4(ch
     done = check("--junit", f"{'x' * 250}.xml", "--markdown", "check.md")
     assert done.code == 4
     assert "cannot write xxx" in done.err
-    assert "all 27 limits kept" in Path("check.md").read_text()  # one output does not keep another from being written
+    assert "all 27 limits met" in Path("check.md").read_text()  # one output does not keep another from being written
     content = Path("run/model.onnx").read_bytes()
     Path("run/model.onnx").write_bytes(content[:-9])
     done = check()

@@ -129,17 +129,17 @@ def test_a_budget_that_warns_never_fails_and_says_so() -> None:
     verdicts = judge(budget, Comparison(Facts(bytes=2000, macs=5)))
     assert [verdict.status for verdict in verdicts] == ["warning", "warning", "passed"]
     report = Report((Checked("m", Facts(), tuple(verdicts)),))
-    assert (report.exit_code, report.summary()) == (0, "of 3 limits 2 only warned")
+    assert (report.exit_code, report.summary()) == (0, "2 of 3 limits only warned")
 
 
 def test_a_file_of_another_kind_has_bytes_and_says_why_it_has_no_more() -> None:
-    now = Facts(bytes=10, kind="a file .tflite")
+    now = Facts(bytes=10, kind="a .tflite file")
     assert _verdict(now, "max_bytes", "1 KB").status == "passed"
     assert _verdict(now, "max_bytes_growth", "0%", baseline=now).status == "passed"
     for key, value in (("max_macs", "1K"), ("max_params", "1K"), ("max_opset", 18), ("forbidden_operators", ["If"])):
         verdict = _verdict(now, key, value)  # type: ignore[arg-type]
         assert verdict.status == "not measured"
-        assert "this is a file .tflite: limit its bytes" in verdict.note
+        assert "this is a .tflite file: limit its bytes" in verdict.note
 
 
 def test_latencies_of_other_machines_threads_and_batches_are_not_compared() -> None:

@@ -69,7 +69,7 @@ def test_few_rounds_are_said_to_conclude_nothing(capsys: pytest.CaptureFixture) 
     captured = capsys.readouterr()
     assert "inconclusive" in captured.out
     assert "ratio" not in captured.out  # of one file alone
-    assert captured.err == "warning: inconclusive: 10 rounds, at least 50 are needed\n"
+    assert captured.err == "warning: inconclusive: 10 rounds; at least 50 are needed\n"
 
 
 def test_a_run_stands_for_its_exported_files_as_they_were_written(capsys: pytest.CaptureFixture) -> None:
@@ -107,17 +107,21 @@ def test_a_run_that_was_not_exported_is_told_how(capsys: pytest.CaptureFixture) 
         (["random.onnx"], 3, "random.onnx is no valid ONNX file"),
         (["random.ort"], 3, "random.ort is not in ONNX Runtime's format"),
         (["cut.ort"], 3, "local cannot measure cut.ort: "),
-        (["small.onnx", "--batch", "4"], 2, "a fixed batch of 1, 4 was asked for; ask for none, or export"),
+        (["small.onnx", "--batch", "4"], 2, "a fixed batch of 1, not 4; omit the batch size, or export"),
         (
             ["open.onnx"],
             2,
-            "cannot measure open.onnx: input 'x' has the shape N,3,H,W, whose size 'H' is open: give numbers",
+            "cannot measure open.onnx: size 'H' of input 'x' with shape N,3,H,W is open: give all its sizes",
         ),
-        (["small.onnx", "--shape", "y=1,3,8,8"], 2, "no file has an input 'y': expected 'x'"),
-        (["open.onnx", "--shape", "x=1,4,8,8"], 2, "has the shape N,3,H,W, the shape given is 1,4,8,8"),
+        (["small.onnx", "--shape", "y=1,3,8,8"], 2, "no file has an input named 'y': expected 'x'"),
+        (["open.onnx", "--shape", "x=1,4,8,8"], 2, "has shape N,3,H,W, but the given shape is 1,4,8,8"),
         (["open.onnx", "--shape", "x=1,3,1,1"], 3, "local cannot measure open.onnx: "),
-        (["open.onnx", "--shape", "x=1,3,8,8", "--input", "x.npz"], 2, "x is 2,3,9,9 in x.npz and 1,3,8,8 in --shape"),
-        (["small.onnx", "--input", "x.npz"], 2, "has the shape 1,3,8,8, the array given is 2,3,9,9"),
+        (
+            ["open.onnx", "--shape", "x=1,3,8,8", "--input", "x.npz"],
+            2,
+            "x has shape 2,3,9,9 in x.npz but 1,3,8,8 in --shape",
+        ),
+        (["small.onnx", "--input", "x.npz"], 2, "has shape 1,3,8,8, but the given array is 2,3,9,9"),
         (["small.onnx", "--input", "nowhere.npz"], 3, "cannot read nowhere.npz: no such file"),
         (["small.onnx", "--input", "random.ort"], 3, "invalid .npz file random.ort: File is not a zip file"),
         (["small.onnx", "--rounds", "9"], 2, "--rounds"),
@@ -245,7 +249,7 @@ def test_a_terminal_of_any_width_shows_every_line_and_what_matters(width: int, m
     letters = "".join(text.split())
     for word in ("1.00ms", "0.55×", "faster", "Cortex-A76"):
         assert word in letters
-    assert ("Left out" in text) == (width < 160)
+    assert ("Columns omitted" in text) == (width < 160)
 
 
 def test_a_machine_is_one_line() -> None:

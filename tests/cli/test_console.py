@@ -47,7 +47,7 @@ def test_a_wide_terminal_shows_every_column_on_one_line(monkeypatch: pytest.Monk
     (line,) = [line for line in text if "head" in line]
     assert line.startswith(" head  ")
     assert re.search(r"dense +640   its pair would cost more than the layer *$", line)
-    assert not any("Left out" in line for line in text)
+    assert not any("omitted" in line for line in text)
 
 
 def test_a_narrow_terminal_goes_without_spare_columns_says_which_and_folds_only_names(
@@ -56,7 +56,7 @@ def test_a_narrow_terminal_goes_without_spare_columns_says_which_and_folds_only_
     text = drawn(60, monkeypatch)
     assert max(map(len, text)) <= 60
     assert not any("its pair" in line for line in text)
-    assert "Left out for want of width: why dense." in text
+    assert "Columns omitted for lack of width: why dense." in text
     first, last = (next(i for i, line in enumerate(text) if word in line) for word in ("spatial", "head"))
     assert text[first].split()[1:] == ["spatial", "12.34M", "→", "5.67M"]
     assert "".join(line.split()[0] for line in text[first:last]) == "features.denseblock1.denselayer12.conv1"
@@ -64,7 +64,7 @@ def test_a_narrow_terminal_goes_without_spare_columns_says_which_and_folds_only_
 
 def test_the_narrowest_terminal_still_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     text = drawn(30, monkeypatch)
-    assert max(map(len, text)) <= 45  # "Left out …" may be broken by the terminal itself, never by us
+    assert max(map(len, text)) <= 45  # "Columns omitted …" may be broken by the terminal itself, never by us
     letters = "".join("".join(text).split())
     assert "12.34M" in letters
     assert "…" not in letters

@@ -53,7 +53,7 @@ def test_ort_files_are_written_for_both_platforms_sealed_measurable_and_go_with_
     assert run(["bench", "run/model.onnx", "run/model.ort", "--rounds", "10"]) == 0
     assert "model.ort" in capsys.readouterr().out
     assert run(["onnx", "run", "--rounds", "0"]) == 0
-    assert "removed from an earlier export: model.arm.ort, model.ort" in capsys.readouterr().err
+    assert "removed files of an earlier export: model.arm.ort, model.ort" in capsys.readouterr().err
     assert not ORT & {path.name for path in Path("run").iterdir()}
     assert not ORT & set(load_record(Path("run")).files)
 

@@ -74,7 +74,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a sweep in a run": (("sweep", "resnet20", "-o", "run", "--data", "digits"), 2, "run holds a run, not a sweep"),
     "no file to measure": (("bench", "absent.onnx"), 2, "absent.onnx does not exist"),
     "no file to inspect": (("inspect", "absent.onnx"), 2, "absent.onnx does not exist"),
-    "no run to report": (("report", "absent"), 2, "there is no run absent"),
+    "no run to report": (("report", "absent"), 2, "the run absent does not exist"),
     "code of a record": (("onnx", "foreign"), 3, "foreign/run.json names code that would run as MODEL: os:system()"),
 }
 PROGRAM = """

@@ -63,7 +63,7 @@ def test_differences_are_said_in_words() -> None:
 
 def test_a_digest_that_is_another_says_that_what_was_read_changed() -> None:
     (change,) = differences({"weights_sha256": "ab"}, {"weights_sha256": "cd"}).values()
-    assert str(change) == "the weights changed since (weights-sha256 was 'ab', now 'cd')"
+    assert str(change) == "the weights has changed (weights-sha256 was 'ab', now 'cd')"
 
 
 def test_what_an_older_version_did_not_know_is_no_difference_while_it_is_off() -> None:

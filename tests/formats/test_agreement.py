@@ -80,7 +80,7 @@ def test_a_network_that_cannot_run_in_double_precision_is_compared_all_the_same(
 def test_a_network_that_gives_nan_is_named_unless_the_input_is_extreme() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     network.forward = lambda x: torch.log(x.flatten(1) - 5)  # type: ignore[method-assign]
-    with pytest.raises(InputError, match=r"the network gives NaN on noise: 4 of 4 values"):
+    with pytest.raises(InputError, match=r"the network returns NaN for noise: 4 of 4 values"):
         Reference(network, {"noise": torch.zeros(1, 4)})
     Reference(network, {"large": torch.full((1, 4), 9.0)}, {"zeros": torch.zeros(1, 4)})
 

@@ -203,8 +203,8 @@ def widen(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (fill("head.weight_quantized", 0), "hardly more than chance"),
-        (fill("input_scale", 1e-6), "hardly more than chance"),
+        (fill("head.weight_quantized", 0), "hardly more than by chance"),
+        (fill("input_scale", 1e-6), "hardly more than by chance"),
         (fill("output_scale", float("nan")), "NaN or infinity in int8"),
         (widen, "declares"),
     ],

@@ -47,12 +47,12 @@ class Dropping(nn.Module):
 REFUSED: dict[str, tuple[Callable[[Tensor, nn.Module], Tensor], str, str]] = {
     "dropout without training=": (
         lambda x, head: head(F.dropout(x.mean((2, 3)), 0.5)),
-        r"gives two outputs for one input, which differ by .*, in its own forward, before its module 'head'",
+        r"two outputs of the network for one input differ by .*, in its own forward, before its module 'head'",
         "training=self.training",
     ),
     "noise that is added": (
         lambda x, head: head(x.mean((2, 3))) + torch.randn(4),
-        r"gives two outputs for one input, .*, in its own forward",
+        r"two outputs of the network for one input .*, in its own forward",
         "cannot draw",
     ),
     "an operator that ONNX lacks": (
@@ -60,15 +60,15 @@ REFUSED: dict[str, tuple[Callable[[Tensor, nn.Module], Tensor], str, str]] = {
         r"its exporter has no ONNX function for aten\.adaptive_max_pool2d",
         "other operators",
     ),
-    "a branch by a value": (branching, "decides by the values of a tensor", f"It comes from {__file__}, line "),
-    "a loop by a value": (looping, "decides by the values of a tensor", ""),
+    "a branch by a value": (branching, "branches on values of a tensor", f"It comes from {__file__}, line "),
+    "a loop by a value": (looping, "branches on values of a tensor", ""),
     "a batch of 1 squeezed": (
         lambda x, head: head(F.adaptive_avg_pool2d(x, 1).squeeze()),
         r"returns shape \(4,\) for a batch of 1: the first axis is not the batch",
         "flatten",
     ),
     "bfloat16": (lambda x, head: head(x.mean((2, 3))).bfloat16(), "returns bfloat16", r"x\.float\(\)"),
-    "NaN": (lambda x, head: head(x.mean((2, 3))) * float("nan"), "gives NaN on random input", "range"),
+    "NaN": (lambda x, head: head(x.mean((2, 3))) * float("nan"), "returns NaN for random input", "range"),
 }
 
 
@@ -79,7 +79,7 @@ def test_what_export_will_refuse_is_refused_with_the_reason(kind: str, capfd: py
     with pytest.raises(InputError, match=said) as caught:
         rehearse(network, SHAPE)
     assert caught.value.exit_code == 3
-    assert "found by exporting the network before any training" in caught.value.message
+    assert "found by a trial export before any training" in caught.value.message
     assert hint.replace("\\", "") in str(caught.value.hint)
     assert "--no-export-check" in str(caught.value.hint)
     assert network.training
@@ -131,9 +131,11 @@ def test_what_can_be_exported_passes_and_is_left_as_it_is(kind: str) -> None:
 
 def test_a_network_that_takes_one_input_at_a_time_is_noted() -> None:
     note = rehearse(Net(lambda x, head: head(x.mean((2, 3)).view(1, 8))), SHAPE).notes[0]
-    assert "does not take a batch of 2 (RuntimeError: " in note
+    assert "does not accept a batch of 2 (RuntimeError: " in note
     note = rehearse(Net(lambda x, head: head(x.mean((2, 3))[:1])), SHAPE).notes[0]
-    assert note.startswith("the network gives (1, 4) for a batch of 2, not (2, 4): exported with --batch dynamic")
+    assert note.startswith(
+        "the network returns (1, 4) for a batch of 2, not (2, 4): lrexport onnx will refuse --batch dynamic"
+    )
 
 
 def test_one_graph_is_exported_once_and_another_again(monkeypatch: pytest.MonkeyPatch) -> None:

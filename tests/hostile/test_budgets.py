@@ -19,23 +19,35 @@ from tests.hostile.support import Command, listing
 NOTHING: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "a glob that matches nothing": (lambda: budget('max_bytes = "1 MB"', "nowhere/*.onnx"), (), "'nowhere/*.onnx' matches"),
     "a path that is not there": (lambda: budget('max_bytes = "1 MB"', "nowhere"), (), "'nowhere' matches no run"),
-    "a glob that matches other files only": (lambda: budget('max_bytes = "1 MB"', "py*"), (), "pyproject.toml for one"),
+    "a glob that matches other files only": (lambda: budget('max_bytes = "1 MB"', "py*"), (), "such as pyproject.toml"),
     "an empty glob on the command line": (lambda: None, ("nowhere/**",), "'nowhere/**' matches no run and no .onnx file"),
     "a limit without a unit": (lambda: budget("max_bytes = 6000"), (), "pyproject.toml:3: max_bytes = 6000 has no unit"),
     "a text without a unit": (lambda: budget('max_bytes = "6000"'), (), "invalid size '6000'"),
     "an unknown key": (lambda: budget('max_byts = "6 KB"'), (), "pyproject.toml:3: unknown key 'max_byts'"),
-    "a wrong type": (lambda: budget("max_bytes = [6]"), (), "pyproject.toml:3: max_bytes is a list, text was wanted"),
-    "a budget without limits": (lambda: budget(""), (), "limits nothing"),
+    "a wrong type": (
+        lambda: budget("max_bytes = [6]"),
+        (),
+        "pyproject.toml:3: invalid max_bytes: expected a string, found a list",
+    ),
+    "a budget without limits": (lambda: budget(""), (), "has no limits"),
     "a budget without a path, nothing given": (
         lambda: Path("pyproject.toml").write_text('[tool.lrexport.budget]\nmax_bytes = "1 MB"\n'),
         (),
-        "names no model",
+        "has no path",
     ),
     "no budget": (lambda: Path("pyproject.toml").write_text("[tool.lrexport]\n"), (), "no budget in pyproject.toml"),
     "no configuration": (lambda: Path("pyproject.toml").unlink(), (), "no budget in pyproject.toml or lrexport.toml"),
-    "a model that no budget is about": (lambda: budget('max_bytes = "1 MB"'), ("exports/small.onnx",), "no budget is about"),
-    "no baseline": (lambda: Path("lrexport-baseline.json").unlink(), (), "there is no baseline lrexport-baseline.json"),
-    "a baseline that is not there": (lambda: None, ("--baseline", "main.json"), "there is no baseline main.json"),
+    "a model that no budget applies to": (
+        lambda: budget('max_bytes = "1 MB"'),
+        ("exports/small.onnx",),
+        "no budget applies to",
+    ),
+    "no baseline": (
+        lambda: Path("lrexport-baseline.json").unlink(),
+        (),
+        "the baseline lrexport-baseline.json does not exist",
+    ),
+    "a baseline that is not there": (lambda: None, ("--baseline", "main.json"), "the baseline main.json does not exist"),
     "a dense network that is not there": (
         lambda: budget('max_bytes_ratio = "1x"\ndense = "nowhere.onnx"'),
         (),
@@ -88,7 +100,7 @@ def test_latencies_of_another_machine_are_refused_unless_allowed_and_sizes_are_c
         "max_macs_growth": "passed",
     }
     note = verdicts["max_latency_growth"]["note"]
-    assert "another machine (Another CPU, 4 cores) than this (Sample CPU @ 2 GHz, 4 cores)" in note
+    assert "another machine (Another CPU, 4 cores) than this model (Sample CPU @ 2 GHz, 4 cores)" in note
     assert "--allow-other-machine" in note
     assert check("--allow-other-machine").code == 0
 

@@ -238,7 +238,7 @@ def test_code_of_the_user_that_ends_the_program_is_said_to(lrexport: Command, he
         """,
     )
     done = lrexport("compress", "users:Leaving", "--macs", "0.5", "-o", "out")
-    refused(done, 3, "ended the program: sys.exit(0)")
+    refused(done, 3, "called sys.exit(0)")
     # As SIGTERM does, which must not be taken for a fault of the module's.
     assert lrexport("compress", "users:raising", "--macs", "0.5", "-o", "out").code == 143
     assert nothing_made()

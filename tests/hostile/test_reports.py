@@ -30,10 +30,10 @@ def run(here: Path) -> Path:
     ("arguments", "code", "message"),
     [
         ([], 2, "Missing argument 'RUN|SWEEP...'"),
-        (["nowhere"], 2, "there is no run nowhere"),
-        (["run/run.json"], 2, "run/run.json is a file, a run's folder was wanted"),
+        (["nowhere"], 2, "the run nowhere does not exist"),
+        (["run/run.json"], 2, "run/run.json is a file; expected a run"),
         (["."], 3, ". is no run: it has no run.json"),
-        (["run", "nowhere"], 2, "there is no run nowhere"),
+        (["run", "nowhere"], 2, "the run nowhere does not exist"),
         (["run", "-o", "report.pdf"], 2, "unknown suffix of -o 'report.pdf': expected .html"),
         (["run", "-o", "report"], 2, "unknown suffix of -o 'report': expected .html"),
         (["run", "-o", "-"], 2, "-o - requires --format"),
@@ -179,7 +179,7 @@ def test_markdown_of_hostile_names_goes_to_stdout_in_one_piece(lrexport: Command
     write_run(Path("run"), HOSTILE, model=HOSTILE[1])
     done = lrexport("report", "run", "--format", "markdown", "--no-front-matter")
     assert done.code == 0
-    assert "<img" not in done.out.replace("```", "").split("### Repeat it")[0].split("## Repeat it")[0]
+    assert "<img" not in done.out.replace("```", "").split("### Repeat this run")[0].split("## Repeat this run")[0]
     assert done.out.splitlines()[0].startswith("# &#60;img src=x")
 
 

@@ -40,7 +40,7 @@ def test_a_sweep_does_not_move_into_a_run(lrexport: Command, finished: Path) -> 
     [
         (("--vary", "macz=0.2..0.7"), "Did you mean macs?"),
         (("--vary", "macs=0.7..0.2"), "expected the first number below the second"),
-        (("--vary", "macs=0.2..0.7", "--macs", "0.5"), "--vary macs and a goal exclude each other"),
+        (("--vary", "macs=0.2..0.7", "--macs", "0.5"), "--vary macs and a goal are mutually exclusive"),
         (("--storage", "nonsense"), "--storage 'nonsense'"),
     ],
 )
@@ -74,7 +74,7 @@ def test_goals_out_of_reach_are_pruned_and_if_all_are_the_sweep_ends_with_2(lrex
     states = {trial.parameters["macs"]: trial.state for trial in load_sweep(Path("out")).trials}
     assert states == {0.001: "pruned", 0.002: "pruned", 0.6: "finished"}
     assert "out of reach" in done.err
-    assert "1 of 3 trials finished, 2 out of reach; 1 that no other one beats" in done.out
+    assert "1 of 3 trials finished, 2 out of reach; 1 on the front" in done.out
     all_of_them = sweep(lrexport, "--vary", "macs=0.001,0.002", "-o", "none")
     assert all_of_them.code == 2
     assert "no trial finished" in all_of_them.err

@@ -115,7 +115,7 @@ WRONG: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_an_answer_that_the_runner_cannot_have_given_is_an_error_of_the_device(what: str) -> None:
-    with pytest.raises(DeviceError, match="ssh://board gave an answer that lrexport's runner does not give") as raised:
+    with pytest.raises(DeviceError, match="ssh://board gave an answer that is not from lrexport's runner") as raised:
         _ask(WRONG[what])
     assert raised.value.exit_code == 4
     assert len(raised.value.message) < 2500
@@ -137,7 +137,7 @@ def test_errors_that_the_runner_gives_are_told_apart() -> None:
 
 def test_lines_that_are_no_answers_end_at_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers_of, "_MOST_NOISE", 10_000)
-    with pytest.raises(DeviceError, match="floods its output with what is not an answer"):
+    with pytest.raises(DeviceError, match="floods its output with text that is not an answer"):
         _ask(["y"] * 20_000)
 
 

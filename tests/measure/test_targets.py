@@ -196,7 +196,7 @@ def test_a_target_that_is_lost_leaves_a_partial_result_that_says_so(tmp_path: Pa
         measure(files, "a", MeasuringJob((), rounds=100), target, seen.append)
     found = caught.value.measurement
     assert {latency.warning for latency in found.latencies.values()} == {
-        "partial: 60 of 100 rounds, then the target was lost"
+        "partial: 60 of 100 rounds before the target was lost"
     }
     assert (found.latencies["b"].ratio, found.environment, found.after) == (2.0, {"cpu": "x"}, None)
     assert len(seen) == 2
@@ -235,7 +235,7 @@ def test_a_machine_that_was_slowed_down_makes_the_result_inconclusive(
 
 def test_fewer_rounds_than_the_protocol_wants_are_inconclusive(group: dict[str, Path]) -> None:
     found = measure(group, None, MeasuringJob((), rounds=10)).latencies["wide"]
-    assert found.warning == "inconclusive: 10 rounds, at least 50 are needed"
+    assert found.warning == "inconclusive: 10 rounds; at least 50 are needed"
 
 
 @pytest.mark.parametrize(
@@ -258,5 +258,5 @@ def test_a_crash_of_the_runtime_is_said_to_be_one(tmp_path: Path, monkeypatch: p
     crash = tmp_path / "onnxruntime.py"
     crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(DeviceError, match=r"stopped in the middle: it crashed \(SIGSEGV\)"):
+    with pytest.raises(DeviceError, match=r"stopped early: it crashed \(SIGSEGV\)"):
         measure({"a": write_model(tmp_path / "a.onnx")}, None, MeasuringJob((), rounds=2))

@@ -44,8 +44,8 @@ def test_every_kind_of_change_has_its_line_and_what_is_the_same_is_only_counted(
         "scheme": ("spatial 2/9", "channel 2/9", "400 → 600", "1.50×"),
         "whole": ("spatial 2/9", "dense", "400 → 1.00K", "2.50×"),
         "split": ("dense", "spatial 4/9", "1.00K → 800", "0.80×"),
-        "gone": ("spatial 1/9", "not there", "200 → —", ""),
-        "new": ("not there", "dense", "— → 1.00K", ""),
+        "gone": ("spatial 1/9", "missing", "200 → —", ""),
+        "new": ("missing", "dense", "— → 1.00K", ""),
         "all layers": ("", "", "2.80K → 4.40K", "1.57×"),
     }
     caption = diff_table(found, "a.json", "b").caption

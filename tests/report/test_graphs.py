@@ -29,7 +29,7 @@ def test_two_graphs_are_compared_node_by_node_with_their_sums() -> None:
     table = graph_diff_table(diff, "a", "b")
     assert table.rows == (
         ("conv", "8×3×3×3", "4×3×3×3", "2.00K", "1.00K", "0.50×"),
-        ("extra", "", "5×4", "not there", "0", ""),
+        ("extra", "", "5×4", "missing", "0", ""),
         ("all MACs", "", "", "2.50K", "1.50K", "0.60×"),
         ("all parameters", "", "", "216", "116", "0.54×"),
         ("bytes of the file", "", "", "1 KB", "600 B", "0.60×"),
@@ -54,9 +54,7 @@ def test_a_lower_bound_is_said_to_be_one_and_nodes_without_a_figure_are_shown() 
     table = graph_table(PART)
     assert table.rows[-1] == ("wide", "Conv", "8×3×3×3", "864 B", "not counted")
     assert table.caption.startswith("at least 500 MACs of one input: Conv of unknown shape not counted; 216 parameters")
-    assert table.caption.endswith(
-        "One input: x of 1×3×?×?. Sizes that the file leaves free are given by --shape NAME=SIZES."
-    )
+    assert table.caption.endswith("One input: x of 1×3×?×?. Give sizes that the file leaves open by --shape NAME=SIZES.")
     assert graph_table(NOTHING).caption.startswith("MACs unknown: Conv of unknown shape not counted; 216 parameters")
     assert graph_to_json(PART)["macs"] == 500
     assert graph_to_json(PART)["uncounted"] == ("Conv of unknown shape",)

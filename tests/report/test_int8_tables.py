@@ -76,7 +76,7 @@ def test_a_loss_of_more_than_a_point_is_noted_and_one_of_a_point_is_not() -> Non
     assert int8_notes(record(**FAST)) == []
     lossy = {**FAST, "compressed_int8": result(0.87, 6_000, latency(0.45, (0.4, 0.5)), 750_000)}
     (note,) = int8_notes(record(**lossy))
-    assert note == "model.int8.onnx loses 2.50 points of top-1 to model.onnx"
+    assert note == "model.int8.onnx has 2.50 points less top-1 than model.onnx"
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_a_loss_of_more_than_a_point_is_noted_and_one_of_a_point_is_not() -> Non
         (
             (0.48, 0.52),
             (0.83, 0.9),
-            ["int8 does not pay: model.int8.onnx", "low rank does not pay in int8: model.int8.onnx"],
+            ["int8 does not pay off: model.int8.onnx", "low rank does not pay off in int8: model.int8.onnx"],
         ),
-        ((0.48, 0.52), (0.6, 0.7), ["low rank does not pay in int8: model.int8.onnx takes"]),
-        ((1.1, 1.2), (0.6, 0.7), ["int8 does not pay: dense.int8.onnx takes"]),
+        ((0.48, 0.52), (0.6, 0.7), ["low rank does not pay off in int8: model.int8.onnx takes"]),
+        ((1.1, 1.2), (0.6, 0.7), ["int8 does not pay off: dense.int8.onnx takes"]),
         ((0.9, 1.2), (0.81, 0.9), []),  # the quartiles overlap: nothing is concluded
     ],
 )

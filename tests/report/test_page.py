@@ -135,7 +135,7 @@ def test_what_an_old_run_does_not_hold_is_said_with_the_command_that_gets_it(tmp
     record.save(tmp_path / "run")
     _, found = _page(tmp_path / "run")
     for text in (
-                 "did not keep them; lrexport compress makes", "Time by layer was not measured: lrexport onnx RUN",
+                 "did not store them; lrexport compress makes", "Time by layer was not measured: lrexport onnx RUN",
                  "Nothing was trained in this run", "not measured", "lrexport onnx RUN writes it",
                  "counted on the torch network"):  # fmt: skip
         assert text in found.text, text

@@ -21,7 +21,7 @@ def test_a_line_a_layer_and_the_sums_at_the_end() -> None:
         ("all 2 layers", "", "1 pair", "", "", "9.50K → 3.50K", "950 → 350", "3.8 KB → 1.4 KB", ""),
     )
     assert "MACs 0.37×, parameters 0.37×" in table.caption
-    assert "4 a parameter (float32)" in table.caption
+    assert "4 bytes per parameter (float32)" in table.caption
 
 
 def test_without_dense_layers_there_is_no_column_for_reasons() -> None:
@@ -36,7 +36,7 @@ def test_what_a_plan_by_hand_does_not_say_is_a_dash_also_in_the_sums() -> None:
     assert rows["b"] == ("—", "channel", "4/—", "—", "—", "—", "—")
     assert rows["c"] == ("—", "dense", "", "", "—", "—", "—")
     assert rows["all 3 layers"][4:] == ("—", "—", "—")
-    assert "--dry-run works them out" in table.caption
+    assert "--dry-run updates them" in table.caption
     assert "edited" not in plan_table({"a": PAIR}).caption
 
 

@@ -185,7 +185,7 @@ def test_a_run_that_is_finished_is_left_as_it_is(whole: Path, folder: Path) -> N
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
     again = Forked(folder, *COMMAND, "-o", "whole", "--resume")
     assert again.wait() == 0
-    assert "whole is finished: there is nothing to resume" in again.output
+    assert "whole is already finished; nothing to resume" in again.output
     assert "top-1" in again.output
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
@@ -238,7 +238,7 @@ def test_a_finished_run_that_went_on_from_another_is_left_as_it_is_too(
     assert run(command) == 0
     written = (folder / "further" / "run.json").read_bytes()
     assert run(command) == 0
-    assert "further is finished" in capsys.readouterr().err
+    assert "further is already finished" in capsys.readouterr().err
     assert (folder / "further" / "run.json").read_bytes() == written
     assert run([*command[:2], "--macs", "0.4", *command[4:]]) == 2
     assert "with other choices: goal was --macs 0.5, now --macs 0.4" in capsys.readouterr().err

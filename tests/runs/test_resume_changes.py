@@ -125,4 +125,4 @@ def test_another_optimizer_begins_without_what_the_one_before_knew_and_says_so(
     assert "warning: svd training goes on with another optimizer" in again.output
     assert load_record(folder / "out").config["optimizer"] == "adam"
     assert run([*COMMAND, "-o", "out", "--resume", "--optimizer", "adam", "--lr", "0.001"]) == 0
-    assert "is finished" in capsys.readouterr().err
+    assert "is already finished" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_other_weights_behind_the_same_path_are_refused_unless_dense_training_ma
     for command in ([*WEIGHTS, "-o", "weighted"], [*WEIGHTS, "--dense-epochs", "0", "-o", "straight", "--allow-changes"]):
         assert run([*command, "--resume"]) == 2
         refused = capsys.readouterr().err
-        assert "begun with other choices: the weights changed since (weights-sha256 was '" in refused
+        assert "begun with other choices: the weights has changed (weights-sha256 was '" in refused
         assert ("Settled by now: weights_sha256." in refused) == ("--allow-changes" in command)
     go_on(folder, *WEIGHTS, "-o", "weighted", "--allow-changes")
     write_weights()
@@ -72,13 +72,13 @@ def test_a_finished_run_is_not_left_alone_where_its_weights_or_its_plan_changed_
     command = [*COMMAND[:2], *files, "-o", f"finished-{changed}", "--resume"]
     for _ in range(2):
         assert run(command) == 0
-    assert f"finished-{changed} is finished: there is nothing to resume" in capsys.readouterr().err
+    assert f"finished-{changed} is already finished; nothing to resume" in capsys.readouterr().err
     if changed == "weights":
         write_weights(0.9)
     else:
         write_plan(rank=6)
     assert run(command) == 2
-    wanted = f"finished-{changed} is finished, with other choices: the {changed} changed since ({changed}-sha256 was '"
+    wanted = f"finished-{changed} is finished, with other choices: the {changed} has changed ({changed}-sha256 was '"
     assert wanted in capsys.readouterr().err
 
 
@@ -90,7 +90,7 @@ def test_another_plan_behind_the_same_path_is_refused_and_taken_where_changes_ar
     shutil.copytree("planned", "older")
     write_plan(rank=6)
     assert run([*PLAN, "-o", "planned", "--resume"]) == 2
-    assert "the plan changed since (plan-sha256 was '" in capsys.readouterr().err
+    assert "the plan has changed (plan-sha256 was '" in capsys.readouterr().err
     go_on(folder, *PLAN, "-o", "planned", "--allow-changes")
     (layer,) = (layer for layer in load_record(folder / "planned").plan.values() if isinstance(layer, Pair))
     assert layer.rank == 6

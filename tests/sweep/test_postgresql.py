@@ -130,7 +130,7 @@ def test_a_server_that_stops_ends_the_sweep_with_what_to_do_and_the_same_command
     server.stop()
     try:
         assert process.wait() == 4, process.output
-        assert "the same command goes on" in process.output
+        assert "run the same command again" in process.output
         refused = begin(folder, server, "stopped", "stopped", trials=3)
         assert refused.wait() == 4, refused.output
         assert "cannot open postgresql" in refused.output

@@ -50,7 +50,7 @@ def test_a_dimension_is_read_as_it_is_meant(text: str, wanted: Dimension) -> Non
         ("macs", "has no values"),
         ("macs=0.7..0.2", "expected the first number below the second"),
         ("macs=0..0.5", "invalid macs '0'"),
-        ("macs=0.5", "has a single value"),
+        ("macs=0.5", "has only one value"),
         ("macs=0.5,50%", "the same value twice"),
         ("macs=a..b", "invalid macs 'a'"),
         ("macs=0.2..0.7:lin", "invalid 'lin': expected log or step=S"),
@@ -183,7 +183,7 @@ def test_no_more_trials_are_wanted_than_the_space_has_points() -> None:
 
 
 def test_a_goal_given_and_varied_and_a_sweep_without_data_are_refused() -> None:
-    with pytest.raises(UsageError, match="and a goal exclude each other"):
+    with pytest.raises(UsageError, match="and a goal are mutually exclusive"):
         request("macs=0.2..0.7", goal=Macs(0.5))
     with pytest.raises(UsageError, match="requires --data"):
         make_request(TrainConfig("resnet20"), None, {}, (), "macs", 3)

@@ -167,7 +167,7 @@ def test_a_trial_that_kills_its_process_every_time_is_left_at_last(tmp_path: Pat
             book._revive()  # as the next process would: this one's trial is not under way any more
     found = sweep(tmp_path, asked=request(2))
     assert [trial.state for trial in found.trials] == ["failed", "finished"]
-    assert found.trials[0].reason == "its process ended without a word, 4 times"
+    assert found.trials[0].reason == "its process died without an error message, 4 times"
 
 
 def test_another_space_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_another_space_is_refused_with_what_differs(tmp_path: Path) -> None:
 def test_a_storage_that_lost_the_study_is_not_begun_again(tmp_path: Path) -> None:
     sweep(tmp_path)
     (tmp_path / "sweep.db").unlink()
-    with pytest.raises(InputError, match=r"sweep.json has 6 trials, the study 's' in the storage has none"):
+    with pytest.raises(InputError, match=r"sweep.json has 6 trials, but the study 's' has none"):
         sweep(tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_an_export_without_int8_takes_the_older_int8_files_away(
     path = shutil.copytree(exported, tmp_path / "run")
     assert run(["onnx", str(path), "--rounds", "0"]) == 0
     captured = capsys.readouterr()
-    assert "removed from an earlier export: dense.int8.onnx, model.int8.onnx" in captured.err
+    assert "removed files of an earlier export: dense.int8.onnx, model.int8.onnx" in captured.err
     assert "int8" not in captured.out
     record = load_record(path)
     assert record.results.dense_int8 is record.results.compressed_int8 is None

@@ -151,6 +151,6 @@ def test_a_finished_run_is_not_left_alone_where_its_teacher_changed_since(
     assert run([word for word in command if word not in ("--teacher", "school")]) == 2
     assert "teacher was 'school', now not given" in capsys.readouterr().err
     assert run(command) == 2
-    assert "the teacher changed since (teacher-sha256 was '" in capsys.readouterr().err
+    assert "the teacher has changed (teacher-sha256 was '" in capsys.readouterr().err
     assert run([*command[:-3], "-o", "damaged"]) == 3  # the record of the teacher's run says otherwise
     assert "school/dense.safetensors is changed" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""A report in each of its formats, one file a format. Names are escaped for the format they appear in."""
+"""A report in each format, one file per format. Names are escaped for the format they appear in."""

@@ -1,4 +1,4 @@
-"""Workflow commands that GitHub shows as annotations beside the line of the budget.
+"""Workflow commands that GitHub shows as annotations at the line of the budget.
 
 Source: docs.github.com, "Workflow commands for GitHub Actions"; the escapes are those of its toolkit (command.ts).
 """
@@ -19,9 +19,9 @@ _LEVELS |= dict.fromkeys(("inconclusive", "warning"), "warning")
 
 
 def lines(report: Report, folder: str = "") -> Iterator[str]:
-    """A line for every limit that was not kept, the worst first: GitHub shows ten errors and ten warnings of a step.
+    """A line for every limit that was not met, the worst first: GitHub shows ten errors and ten warnings per step.
 
-    ``folder`` is the current one, from the repository's root, which GitHub takes paths from.
+    ``folder`` is the current one relative to the repository's root, as GitHub's paths are.
     """
     for checked, verdict in report.rows():
         if verdict.status == "passed":
@@ -36,7 +36,7 @@ def lines(report: Report, folder: str = "") -> Iterator[str]:
 
 
 def failure(error: LrexportError) -> str:
-    """A line for a check that ended before anything was judged."""
+    """A line for a check that failed before any verdict."""
     return f"::error title=lrexport check::{_message(plain(str(error.message)))}"
 
 

@@ -1,6 +1,6 @@
-"""Figures as ``[{name, unit, value}]``, what dashboards of benchmark history take as "smaller is better".
+"""Figures as ``[{name, unit, value}]``, "smaller is better", for dashboards of benchmark history.
 
-The format is github-action-benchmark's ``customSmallerIsBetter``, which others read too. So accuracy is there as its error.
+The format is github-action-benchmark's ``customSmallerIsBetter``, which other tools read as well. Accuracy becomes error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lrexport.text import plain
 
 
 def history_to_json(report: Report) -> list[dict[str, Any]]:
-    """Every figure that was measured, of every model; a lower bound of MACs is none."""
+    """Every measured figure of every model, without lower bounds of MACs."""
     return [
         {"name": plain(f"{checked.model}: {name}"), "unit": unit, "value": value}
         for checked in report.models

@@ -1,4 +1,4 @@
-"""For machines: everything, with numbers as numbers. Described in docs/budgets.md."""
+"""The report as JSON for machines, documented in docs/budgets.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCHEMA_VERSION = 1
 
 
 def check_to_json(report: Report) -> dict[str, Any]:
-    """As docs/budgets.md describes it."""
+    """The report as documented in docs/budgets.md."""
     return {
         "schema_version": SCHEMA_VERSION,
         "exit_code": report.exit_code,
@@ -36,7 +36,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "place": verdict.limit.place,
         "status": verdict.status,
         "label": verdict.label,
-        "wanted": verdict.wanted,
+        "wanted": verdict.expected,
         "found": verdict.found,
         "over": verdict.over or None,
         "note": verdict.note or None,

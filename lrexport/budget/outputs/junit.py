@@ -1,4 +1,4 @@
-"""JUnit XML, which GitLab, Jenkins and others show as tests: a suite a model, a case a limit."""
+"""JUnit XML, which GitLab, Jenkins and others show as tests: one suite per model, one case per limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lrexport.budget.outputs.text import explanation, headline
 from lrexport.budget.verdicts import Status, Verdict
 from lrexport.text import plain
 
-# A limit that is inconclusive or only a warning is a test that was skipped; one that was not measured is an error.
+# An inconclusive limit or a warning is a skipped test; a limit that was not measured is an error.
 _TAGS = {
     "bad input": "error",
     "failed": "failure",

@@ -10,32 +10,32 @@ from lrexport.budget.verdicts import Verdict
 from lrexport.errors import LrexportError
 from lrexport.text import markdown
 
-# GitHub takes 65,536 characters in a comment and 1 MiB in a step's summary; one text serves both.
+# GitHub accepts 65,536 characters in a comment and 1 MiB in a step's summary; one text has to fit both.
 COMMENT_BYTES = 60_000
 LEAST_BYTES = 1_000  # below which nothing useful fits
-# What may stand in the marker of a comment, which is an HTML comment.
+# What the marker of a comment may contain: it is an HTML comment.
 COMMENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_CUT = "… cut here: the whole report is in the log and in the output of `--json`."
+_CUT = "… truncated: the full report is in the log and in the output of `--json`."
 
 
 def marker(comment_id: str = "") -> str:
-    """The first line, by which action.yml finds its own comment again; checks with different ids have a comment each."""
+    """The first line, by which action.yml finds its comment; checks with different ids have separate comments."""
     return f"<!-- lrexport check: {comment_id} -->" if comment_id else "<!-- lrexport check -->"
 
 
 def failure(error: LrexportError, comment_id: str = "") -> str:
-    """What a check says that ended before anything was judged."""
+    """The report of a check that failed before any verdict."""
     hint = f" {markdown(error.hint)}" if error.hint else ""
-    text = f"**Exit code {error.exit_code}**: {markdown(error.message)}.{hint} No limit was judged."
-    return f"{marker(comment_id)}\n### lrexport check: not done\n\n{text}\n"
+    text = f"**Exit code {error.exit_code}**: {markdown(error.message)}.{hint} No limits were checked."
+    return f"{marker(comment_id)}\n### lrexport check: failed\n\n{text}\n"
 
 
 def render(report: Report, most_bytes: int = COMMENT_BYTES, comment_id: str = "") -> str:
-    """A table of all limits, the worst first, and what explains those that were not kept; at most ``most_bytes`` long."""
+    """A table of all limits, the worst first, and details of those not met; at most ``most_bytes`` long."""
     head = [marker(comment_id), f"### lrexport check: {report.summary()}", ""]
-    head += ["| | model | limit | wanted | found | over by |", "|---|---|---|---|---|---|"]
+    head += ["| | model | limit | expected | found | over by |", "|---|---|---|---|---|---|"]
     rows = [
-        f"| {_status(verdict)} | {_code(checked.model)} | {markdown(verdict.label)} | {markdown(verdict.wanted)} "
+        f"| {_status(verdict)} | {_code(checked.model)} | {markdown(verdict.label)} | {markdown(verdict.expected)} "
         f"| {markdown(verdict.found)} | {markdown(verdict.over)} |"
         for checked, verdict in report.rows()
     ]
@@ -62,7 +62,7 @@ def _status(verdict: Verdict) -> str:
 
 
 def _code(text: str) -> str:
-    # No backticks: between them neither a pipe nor a backtick can be escaped in every place.
+    # Not backticks: pipes and backticks between them cannot be escaped everywhere.
     return f"<code>{markdown(text)}</code>"
 
 

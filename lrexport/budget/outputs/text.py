@@ -1,4 +1,4 @@
-"""For people: a table of all limits, and below it what explains those that were not kept."""
+"""Text for people: a table of all limits, then details of those that were not met."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lrexport.budget.verdicts import Explanation, LayerChange, Verdict
 from lrexport.report.tables import Table
 from lrexport.text import plain
 
-_SPARE = ("budget", "over by", "wanted")
+_SPARE = ("budget", "over by", "expected")
 
 
 def table(report: Report) -> Table:
-    """A line for every limit, the worst first; without the budgets' names where there is only one."""
+    """A row for every limit, the worst first; without the column of budgets if there is only one."""
     rows = [_row(checked, verdict) for checked, verdict in report.rows()]
     columns = [column for column in rows[0] if column != "budget" or len({row["budget"] for row in rows}) > 1]
     cells = tuple(tuple(plain(row[column]) for column in columns) for row in rows)
@@ -28,7 +28,7 @@ def _row(checked: Checked, verdict: Verdict) -> dict[str, str]:
         "model": checked.model,
         "budget": verdict.budget,
         "limit": verdict.label,
-        "wanted": verdict.wanted,
+        "expected": verdict.expected,
         "found": verdict.found,
         "over by": verdict.over,
         "verdict": verdict.status,
@@ -36,21 +36,21 @@ def _row(checked: Checked, verdict: Verdict) -> dict[str, str]:
 
 
 def details(report: Report) -> list[str]:
-    """Lines about every limit that was not kept: where it stands, by how much, why, and which layers grew."""
+    """Lines about every limit that was not met: its place, by how much, why, and which layers grew."""
     return [line for checked, verdict in report.rows() if verdict.status != "passed" for line in _details(checked, verdict)]
 
 
 def headline(verdict: Verdict, escape: Callable[[str], str] = plain) -> str:
-    """``size: found 123 KB, wanted at most 100 KB, 23 KB (23 %) over``, or what stood in the way of a verdict."""
-    label, wanted, note = escape(verdict.label), escape(verdict.wanted), escape(verdict.note)
+    """``size: found 123 KB, expected at most 100 KB, 23 KB (23 %) over``, or why there is no verdict."""
+    label, expected, note = escape(verdict.label), escape(verdict.expected), escape(verdict.note)
     if verdict.label == "file":
         return note
     if not verdict.is_judged:
         lower_bound = f"found {escape(verdict.found)}, " if verdict.at_least is not None else ""
-        return f"{label}: {lower_bound}wanted {wanted}, but {note}"
-    parts = [f"found {escape(verdict.found)}", f"wanted {wanted}"]
+        return f"{label}: {lower_bound}expected {expected}, but {note}"
+    parts = [f"found {escape(verdict.found)}", f"expected {expected}"]
     if verdict.over:
-        parts.append(f"{escape(verdict.over)} {'short' if verdict.wanted.startswith('at least') else 'over'}")
+        parts.append(f"{escape(verdict.over)} {'short' if verdict.expected.startswith('at least') else 'over'}")
     return f"{label}: {', '.join(parts)}" + (f"; {note}" if note else "")
 
 

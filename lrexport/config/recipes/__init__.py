@@ -1,4 +1,4 @@
-"""Recipes: options of ``compress`` and ``train`` as TOML files, those that come with lrexport by their name."""
+"""Recipes: options of ``compress`` and ``train`` in TOML files; those that come with lrexport have names."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""MACs, parameters and shapes, counted on an ONNX graph."""
+"""MACs, parameters and shapes of an ONNX graph."""

@@ -1,7 +1,7 @@
-"""Whether the fixed first axis of a graph's inputs is the batch, proven on the graph.
+"""A proof, on the graph, that the fixed first axis of its inputs is the batch.
 
-A first size of 197 is as well a sequence, of 16 the frames of a video. It is the batch where a convolution or a pooling,
-whose first axis is one by definition, has it, and every operator from the inputs to the outputs keeps samples apart.
+A first size of 197 may be a sequence, one of 16 the frames of a video. It is the batch if a convolution or pooling, whose
+first axis is a batch by definition, has it, and every operator from inputs to outputs keeps samples separate.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lrexport.artifacts.onnx_graphs import MICROSOFT, domain_of
 from lrexport.measure.macs.onnx_inputs import inputs_of
 from lrexport.measure.macs.onnx_values import Value, attributes_of, names_in
 
-# Their first axis is the batch by definition.
+# The first axis is the batch by definition.
 _BATCHED = names_in(
     """
     Conv ConvInteger QLinearConv ConvTranspose FusedConv AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool
@@ -32,7 +32,7 @@ _UNARY = names_in(
     """
 )
 _BROADCAST = names_in("Add Sub Mul Div Max Min Sum Mean Pow PRelu QLinearAdd QLinearMul")
-# Operators along one axis, and the axis where they do not say one.
+# Operators along one axis, and its default.
 _ALONG = {
     "Softmax": -1,
     "LogSoftmax": -1,
@@ -47,7 +47,7 @@ _REDUCED = names_in("ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd
 
 
 def batch_of(graph: Any, values: Mapping[str, Value]) -> int:
-    """The fixed first size of all inputs where it is the batch; 1 where that cannot be proven."""
+    """The fixed first size of all inputs if it is provably the batch, else 1."""
     shapes = [values.get(item.name, Value()).sizes for item in inputs_of(graph)]
     first = {shape[0] for shape in shapes if shape}
     if len(first) != 1 or not all(shapes):
@@ -69,7 +69,7 @@ def batch_of(graph: Any, values: Mapping[str, Value]) -> int:
 
 
 def _keeps_samples_apart(node: Any, samples: set[str], values: Mapping[str, Value], size: int) -> bool:
-    """Whether the first axis of the output has the samples in their order as the inputs' have, and nothing mixes them."""
+    """Whether the first axis of the output holds the samples in the order of the inputs, without mixing them."""
     made = values.get(node.output[0], Value()).shape if node.output else None
     if domain_of(node) not in ("", MICROSOFT) or not made or made[0] is None or made[0] % size:
         return False
@@ -86,7 +86,7 @@ def _keeps_samples_apart(node: Any, samples: set[str], values: Mapping[str, Valu
 
 
 def _is_alike_for_all(shape: Sequence[int | None] | None, made: Sequence[int | None]) -> bool:
-    """Whether a constant is broadcast over the first axis. Sums with one number a sample would tell samples apart."""
+    """Whether a constant is broadcast over the first axis. One number per sample would treat samples differently."""
     return shape is not None and (len(shape) < len(made) or shape[0] == 1)
 
 
@@ -98,7 +98,7 @@ def _is_product_apart(
     others = [name for name in node.input[1:] if name in samples]
     if not others:
         return shapes[0] is not None and len(shapes[0]) == len(made)
-    # Of two that carry samples, only a batch of products keeps them apart.
+    # If both operands carry samples, only a batch of products keeps them separate.
     return all(shape is not None and len(shape) == len(made) >= 3 for shape in shapes[:2]) and len(node.input) == 2
 
 
@@ -106,7 +106,7 @@ def _is_axis_apart(node: Any, samples: set[str], values: Mapping[str, Value], ma
     kind, attributes = node.op_type, attributes_of(node)
     given = values.get(node.input[0], Value()).shape
     carried = [name in samples for name in node.input]
-    # Constants beside samples, such as a class token that is the same for all, may be joined to them along another axis.
+    # Constants, such as a class token that is the same for all, may be concatenated along another axis.
     if not given or not (any(carried) if kind == "Concat" else carried[0] and not any(carried[1:])):
         return False
     if kind in _ALONG:
@@ -119,7 +119,7 @@ def _is_axis_apart(node: Any, samples: set[str], values: Mapping[str, Value], ma
         return next(iter(attributes.get("perm", [1])), 1) == 0
     if kind in ("Slice", "Pad", "Resize"):
         return given[0] == made[0] and not _moves_first_axis(node, kind, attributes, values, len(given))
-    # Numbers stay in their order, and the first axis of the output is divisible by the batch.
+    # The order of elements is kept, and the first axis of the output is divisible by the batch.
     return kind in ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 

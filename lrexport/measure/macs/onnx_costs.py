@@ -1,4 +1,4 @@
-"""What nodes of an ONNX graph cost, and which of them could not be counted."""
+"""Costs of nodes of an ONNX graph, and nodes that could not be counted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lrexport.measure.macs.onnx_values import Value, attributes_of
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node that multiplies: its name, operator, weight's shape (None for a product of activations) and MACs.
+    """A node that multiplies: name, operator, shape of the weight (None for a product of activations) and MACs.
 
-    ``bytes`` are those of the weight as it is stored, ``weight`` is its name in the graph.
+    ``bytes`` is the stored size of the weight, ``weight`` its name in the graph.
     """
 
     name: str
@@ -29,7 +29,7 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class UncountedNode:
-    """One node that computes and whose MACs are unknown, with its weight as in :class:`NodeCost`; ``reason`` in words."""
+    """A node that computes but whose MACs are unknown, for ``reason``; the weight as in :class:`NodeCost`."""
 
     name: str
     operator: str
@@ -40,7 +40,7 @@ class UncountedNode:
 
 @dataclass
 class Tally:
-    """Costs of a part of the graph, and the nodes that are not in them."""
+    """Costs of a part of the graph, and the nodes that they do not include."""
 
     nodes: list[NodeCost] = field(default_factory=list)
     unknown: list[UncountedNode] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Tally:
         return sum(node.macs for node in self.nodes)
 
     def add(self, other: Tally, times: int = 1, prefix: str = "") -> None:
-        """Another part's costs, so many times over; ``prefix`` says where that part is."""
+        """Add another part's costs, multiplied by ``times``; ``prefix`` is that part's path."""
         nodes = other.nodes
         if times != 1 or prefix:
             nodes = [
@@ -60,7 +60,7 @@ class Tally:
         self.unknown += [replace(n, name=f"{prefix}{n.name or n.operator}") if prefix else n for n in other.unknown]
 
     def leave_out(self, node: Any, reason: str, held: Sequence[Value] = ()) -> None:
-        """Note a node whose MACs are unknown; ``held`` are its weights."""
+        """Add a node whose MACs are unknown; ``held`` are its weights."""
         constants = [value for value in held if value.constant is not None]
         shape = constants[0].sizes if constants else None
         size = sum(value.constant.bytes for value in constants if value.constant is not None)
@@ -68,13 +68,13 @@ class Tally:
 
 
 def costed(node: Any, held: Sequence[Value], macs: int) -> NodeCost:
-    """The cost with the weight: the constant behind the first of ``held``; several are counted together."""
+    """The cost with the constant behind the first of ``held`` as weight; several weights are counted together."""
     constants = [value.constant for value in held if value.constant is not None]
     if not constants or held[0].constant is None:
         return NodeCost(node.name, operator_of(node), None, macs, 0, 0)
     shape, params = held[0].sizes, sum(prod(value.sizes or ()) for value in held if value.constant is not None)
     attributes = attributes_of(node)
-    if node.op_type in ("MatMulNBits", "MatMulBnb4"):  # the weight's own sizes; what is stored are blocks of it
+    if node.op_type in ("MatMulNBits", "MatMulBnb4"):  # the weight's own shape; it is stored in blocks
         shape = (attributes.get("K", 0), attributes.get("N", 0))
         params = prod(shape)
     return NodeCost(

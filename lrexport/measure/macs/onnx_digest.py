@@ -1,4 +1,4 @@
-"""A digest of a graph without its trained weights: it tells whether a network is still of the same structure."""
+"""A digest of a graph without its trained weights: equal for networks of the same structure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-# Small tensors may be sizes: shapes, axes and pads are integers, and the factors by which Resize scales are floats.
+# Small tensors may be sizes: shapes, axes and pads are integers, the scales of Resize are floats.
 _MOST_SIZES, _MOST_FACTORS = 64, 6
 _NOT_THE_NETWORK = ("producer_name", "producer_version", "doc_string", "metadata_props")
 
 
 def structure_digest(model: onnx.ModelProto) -> str:
-    """Hex sha256 of the model without weights and descriptions, both of which are cleared in ``model`` itself."""
+    """Hex sha256 of the model without weights and descriptions; clears both in ``model`` itself."""
     import onnx
 
     sizes = {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL}

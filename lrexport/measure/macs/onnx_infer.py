@@ -1,4 +1,4 @@
-"""Types, shapes and small contents of what one ONNX node makes, from what is known of its inputs."""
+"""Inference of types, shapes and small contents of a node's outputs from its inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lrexport.measure.macs.onnx_values import (
     tensor_type,
 )
 
-# What sizes, axes, indices and conditions are computed with. Contents of anything else are not needed for a count.
+# Operators that compute sizes, axes, indices and conditions. Contents of other results are not needed for a count.
 _FOLDED = names_in(
     """
     Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Compress Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor
@@ -30,28 +30,28 @@ _FOLDED = names_in(
     Split Sqrt Squeeze Sub Sum Tile TopK Transpose Unsqueeze Where Xor
     """
 )
-# Their results are at most as long as their inputs, and how long is only known from the contents.
+# The results are at most as long as the inputs; their length depends on the contents.
 _SHORTENED = frozenset(("Compress", "NonZero"))
-# The stored weight behind a value is still the same after these.
+# These operators keep the stored weight behind a value.
 _PASSED = frozenset(
     ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 )
-# Of the type of their first input: most nodes of a graph, for which onnx need not be asked.
+# Results of the type of the first input: most nodes of a graph, inferred without onnx.
 _UNCHANGED = names_in(
     """
     Abs Ceil Celu Clip Cos Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Reciprocal
     Relu Round Selu Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Tanh ThresholdedRelu
     """
 )
-# Contents of these are floating-point numbers that sizes follow from.
+# Their floating-point contents determine sizes.
 _SCALED = frozenset(("Resize", "Upsample", "Range"))
-# What the standard allows in the equation of an Einsum. onnx 1.23 reads others without end.
+# Characters that the standard allows in an Einsum equation. onnx 1.23 loops forever on others.
 _OF_EQUATIONS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.-> ")
 
 
 @dataclass(frozen=True)
 class _Twin:
-    """A standard operator that makes the same shape as one of ONNX Runtime's own: its name, and which inputs it gets."""
+    """A standard operator with the same output shape as one of ONNX Runtime's own: its name and its inputs."""
 
     operator: str
     inputs: tuple[int, ...]
@@ -78,7 +78,7 @@ _TWINS: Mapping[str, _Twin] = {
     "QLinearGlobalAveragePool": _Twin("GlobalAveragePool", (0,)),
     "Pad": _Twin("Pad", (0, 1), frozenset(("mode",))),
 }
-# Of the shape of their first input, every output that has one.
+# Outputs with the shape of the first input.
 _ALIKE = names_in(
     """
     BiasAdd BiasDropout BiasGelu BiasSoftmax CausalConvWithState DequantizeLinear FastGelu Gelu GroupNorm
@@ -91,7 +91,7 @@ _LAST = frozenset(("NhwcConv", "NhwcFusedConv"))
 
 @dataclass
 class Inference:
-    """Asks onnx for the outputs of single nodes. ``opsets`` are versions by domain, ``ir_version`` the file's."""
+    """Infers outputs of single nodes with onnx. ``opsets`` are versions by domain, ``ir_version`` is the file's."""
 
     opsets: Mapping[str, int]
     ir_version: int
@@ -104,7 +104,7 @@ class Inference:
         return [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
 
     def outputs(self, node: Any, inputs: Sequence[Value | None]) -> list[Value]:
-        """A value for every output of the node; nothing is known of those that onnx cannot tell."""
+        """A value for every output of the node, empty if onnx cannot infer it."""
         if node.op_type == "Constant" and domain_of(node) == "":
             return list(constant_of(node)) or [Value()]
         made = self._typed(node, inputs)
@@ -112,7 +112,7 @@ class Inference:
         return _with_origin(node, inputs, made)
 
     def _typed(self, node: Any, inputs: Sequence[Value | None]) -> list[Value]:
-        # LayerNormalization was ONNX Runtime's own in the standard domain before the standard had it.
+        # Before the standard had LayerNormalization, it was ONNX Runtime's own in the standard domain.
         if domain_of(node) == MICROSOFT or (node.op_type in _ALIKE and self._schema(node) is None):
             return self._of_runtime(node, inputs)
         return self._standard(node, inputs)
@@ -127,8 +127,8 @@ class Inference:
         schema = self._schema(node)
         if schema is None or _is_endless(node):
             return unknown
-        # Two inputs of one name are one value; what nothing is known of stands as a tensor, so that shapes which follow
-        # from other inputs, as Reshape's do, are still inferred.
+        # Two inputs with the same name are one value. An unknown value is declared as a tensor: shapes that depend on
+        # other inputs, as for Reshape, are still inferred.
         known = {name: value for name, value in zip(node.input, inputs, strict=False) if name and value is not None}
         types = {name: value.type if value.type is not None else tensor_type(None) for name, value in known.items()}
         data = {
@@ -138,7 +138,7 @@ class Inference:
         }
         try:
             made = onnx.shape_inference.infer_node_outputs(schema, node, types, data, None, self._imports, self.ir_version)
-        except Exception:  # the node does not fit its inputs; whoever runs the file hears so from the runtime
+        except Exception:  # the node does not fit its inputs; the runtime will report it
             return unknown
         return [Value(made[name]) if name and name in made else Value() for name in node.output]
 
@@ -155,7 +155,7 @@ class Inference:
         return self._schemas[key]
 
     def _of_runtime(self, node: Any, inputs: Sequence[Value | None]) -> list[Value]:
-        """Shapes of operators of ONNX Runtime's own, by a standard operator that makes the same or in closed form."""
+        """Shapes of ONNX Runtime's own operators, by a standard operator with the same shape or in closed form."""
         rest = [Value() for _ in node.output[1:]]
         first = inputs[0] if inputs else None
         if node.op_type in _ALIKE:
@@ -201,7 +201,7 @@ class Inference:
         return self._evaluated(node, inputs) or made
 
     def _evaluated(self, node: Any, inputs: Sequence[Value | None]) -> list[Value] | None:
-        """What onnx's reference makes of contents that are known."""
+        """The result of onnx's reference implementation for known contents."""
         import onnx
         from onnx.reference import ReferenceEvaluator
 
@@ -211,12 +211,12 @@ class Inference:
             body = onnx.helper.make_function("", "folded", list(feeds), list(node.output), [node], opsets)
             results = ReferenceEvaluator(body).run(None, feeds, attributes={})
             return [of_data(result) for result in results]
-        except Exception:  # no reference for this version, or contents that do not fit
+        except Exception:  # no reference for this version, or unsuitable contents
             return None
 
 
 def _is_endless(node: Any) -> bool:
-    """Whether onnx's inference would read the node without end: an Einsum of other characters than the standard's."""
+    """Whether onnx's inference would loop forever: an Einsum with characters that the standard does not allow."""
     if node.op_type != "Einsum":
         return False
     return any(set(attribute.s) - _OF_EQUATIONS for attribute in node.attribute if attribute.name == "equation")
@@ -227,18 +227,18 @@ def _is_small(value: Value) -> bool:
 
 
 def _with_origin(node: Any, inputs: Sequence[Value | None], made: list[Value]) -> list[Value]:
-    """The outputs, the first one with the stored weight that it still is."""
+    """The outputs, the first one with the stored weight behind it."""
     if made and inputs and inputs[0] is not None and node.op_type in _PASSED and inputs[0].constant is not None:
         made[0] = replace(made[0], constant=inputs[0].constant)
     elif made and inputs and node.op_type in ("Mul", "Div", "Add", "Sub") and all(v and v.constant for v in inputs):
-        # A weight that is scaled as the graph runs, as weight normalisation does.
+        # A weight that is scaled at run time, as in weight normalisation.
         constants = [value.constant for value in inputs if value is not None and value.constant is not None]
         made[0] = replace(made[0], constant=max(constants, key=lambda constant: constant.numbers))
     return made
 
 
 def _closed_form(node: Any, attributes: Mapping[str, Any], inputs: Sequence[Value | None]) -> Shape | None:
-    """The shape of an operator of ONNX Runtime's own that no standard operator makes."""
+    """Output shapes of ONNX Runtime's own operators without a standard equivalent."""
     shapes = [value.shape if value is not None else None for value in inputs]
     first, second = shapes[0] if shapes else None, shapes[1] if len(shapes) > 1 else None
     if first is None:
@@ -272,7 +272,7 @@ def _matrix_product(first: Shape, second: Shape, attributes: Mapping[str, Any]) 
 
 
 def _recurrent(attributes: Mapping[str, Any], first: Shape | None) -> list[Shape | None]:
-    """All states, the last one, and the last cell's, of (steps, batch, numbers)."""
+    """All states, the last state and the last cell state, for an input (steps, batch, features)."""
     hidden = attributes.get("hidden_size")
     if first is None or len(first) != 3 or not isinstance(hidden, int):
         return [None] * 3
@@ -296,7 +296,7 @@ def _multi_head(attributes: Mapping[str, Any], shapes: Sequence[Shape | None]) -
 
 
 def _channels_last(attributes: Mapping[str, Any], first: Shape, kernel: Shape | None) -> Shape | None:
-    """Of a convolution over (N, *positions, C)."""
+    """The output shape of a convolution over (N, *positions, C)."""
     if kernel is None or len(kernel) != len(first) or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         return None
     count = len(first) - 2

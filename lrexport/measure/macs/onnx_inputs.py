@@ -1,4 +1,4 @@
-"""Sizes of a graph's inputs: those a user gives, and 1 for a free batch."""
+"""Sizes of a graph's inputs: given by the user, and 1 for a free batch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from lrexport.errors import UsageError
 
-# Names of free sizes that are no batch: how many of something one input has.
+# Names of free sizes that are not the batch but lengths within one input.
 _LENGTHS = re.compile("seq|len|time|token|frame|step|point|height|width|word|char", re.IGNORECASE)
 _NAMELESS = ("?", "*", "None", "-1")
 
 
 @dataclass(frozen=True)
 class SizedInputs:
-    """Types of the inputs by name, the sizes that symbols such as ``batch`` stand for, and arrays that are fed."""
+    """Types of the inputs by name, sizes of symbols such as ``batch``, and given arrays."""
 
     types: Mapping[str, Any]
     symbols: dict[str, int] = field(default_factory=dict)
@@ -24,22 +24,22 @@ class SizedInputs:
 
 
 def inputs_of(graph: Any) -> list[Any]:
-    """What a user feeds: old files list their weights among the inputs, too."""
+    """The inputs without weights, which old files also list as inputs."""
     initial = {tensor.name for tensor in graph.initializer}
     return [item for item in graph.input if item.name not in initial]
 
 
 def sized_inputs(graph: Any, shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any] | None = None) -> SizedInputs:
-    """Inputs with the sizes of ``shapes``, and with 1 for a batch that is free; the graph itself stays as it is.
+    """Inputs with the sizes of ``shapes``, and 1 for a free batch; the graph itself is not changed.
 
-    ``values`` are arrays that some of the inputs get. A symbol has its value wherever it stands. Raises UsageError for a
-    name that is not an input, and for sizes that contradict those of the file or one another.
+    ``values`` are arrays for some of the inputs. A symbol has the same size everywhere. Raises UsageError for a name that is
+    not an input, and for sizes that contradict the file or one another.
     """
     items = {item.name: _copied(item) for item in inputs_of(graph)}
     symbols: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in items:
-            raise UsageError(f"the file has no input {name!r}", f"Its inputs: {inputs_text(items.values())}.")
+            raise UsageError(f"the file has no input named {name!r}", f"Its inputs: {inputs_text(items.values())}.")
         _set_sizes(items[name], shape, symbols)
     free = [item for name, item in items.items() if name not in shapes]
     symbols |= {symbol: 1 for symbol in _batch_symbols(items.values()) if symbol not in symbols}
@@ -56,8 +56,8 @@ def _copied(item: Any) -> Any:
     copy = type(item)()
     copy.CopyFrom(item)
     for dim in _dims(copy):
-        # How some converters write a size that is free, and of which two need not be alike.
-        # protobuf gives text that is not UTF-8 as bytes.
+        # Some converters' name for any free size: two of them may differ.
+        # protobuf returns text that is not UTF-8 as bytes.
         if (
             (dim.HasField("dim_value") and dim.dim_value <= 0)
             or dim.dim_param in _NAMELESS
@@ -72,7 +72,7 @@ def _dims(item: Any) -> Any:
 
 
 def _batch_symbols(items: Iterable[Any]) -> set[str]:
-    """Symbols that say they are the batch; else the first size of the first input, unless its name is that of a length."""
+    """Symbols named like a batch; else the first size of the first input, unless it is named like a length."""
     everywhere = [dim.dim_param for item in items for dim in _dims(item) if dim.dim_param]
     said = {symbol for symbol in everywhere if "batch" in symbol.lower()}
     first = next((_dims(item)[0].dim_param for item in items if _dims(item)), "")
@@ -80,7 +80,7 @@ def _batch_symbols(items: Iterable[Any]) -> set[str]:
 
 
 def _set_nameless_batch(items: Sequence[Any], free: Sequence[Any]) -> None:
-    """1 for first sizes without a name, where the first input's first size has none either."""
+    """Set unnamed first sizes to 1, if the first input's first size is unnamed as well."""
     first = next((_dims(item)[0] for item in items if _dims(item)), None)
     if first is None or first.HasField("dim_value") or first.dim_param:
         return
@@ -92,7 +92,7 @@ def _set_nameless_batch(items: Sequence[Any], free: Sequence[Any]) -> None:
 
 def _set_sizes(item: Any, shape: Sequence[int], symbols: dict[str, int]) -> None:
     given = ",".join(map(str, shape))
-    said = f"invalid shape {given} for {item.name} of {_shape_text(item)}"
+    problem = f"invalid shape {given} for {item.name} of {_shape_text(item)}"
     if not item.type.HasField("tensor_type"):
         raise UsageError(f"invalid shape {given} for {item.name}: it is not a tensor", "Give shapes of tensors only.")
     if not item.type.tensor_type.HasField("shape"):
@@ -101,19 +101,19 @@ def _set_sizes(item: Any, shape: Sequence[int], symbols: dict[str, int]) -> None
         return
     dims = _dims(item)
     if len(dims) != len(shape):
-        raise UsageError(f"{said}: expected {len(dims)} sizes, not {len(shape)}")
+        raise UsageError(f"{problem}: expected {len(dims)} sizes, found {len(shape)}")
     for dim, size in zip(dims, shape, strict=True):
         if dim.HasField("dim_value") and dim.dim_value != size:
-            raise UsageError(f"{said}: the file fixes {dim.dim_value}, not {size}")
+            raise UsageError(f"{problem}: the file fixes {dim.dim_value}, not {size}")
         known = symbols.setdefault(dim.dim_param, size) if dim.dim_param else size
         if known != size:
-            raise UsageError(f"{said}: {dim.dim_param} is {known} already, not {size}")
+            raise UsageError(f"{problem}: {dim.dim_param} is already {known}, not {size}")
         if not dim.dim_param:
             dim.dim_value = size
 
 
 def inputs_text(items: Iterable[Any]) -> str:
-    """``x of 1,3,H,W, t of H,4``; ``?`` for a free size without a name."""
+    """``x of 1,3,H,W, t of H,4``; ``?`` for an unnamed free size."""
     return ", ".join(f"{item.name} of {_shape_text(item)}" for item in items) or "none"
 
 

@@ -1,4 +1,4 @@
-"""Which nodes of a quantised graph multiply in int8."""
+"""Nodes of a quantised graph that multiply in int8."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _PRODUCTS = {"MatMul", "Gemm"}
 def int8_nodes(model: onnx.ModelProto) -> set[str]:
     """Names of the convolutions and matrix products of a QDQ graph that ONNX Runtime computes in int8.
 
-    It does so where both operands come from DequantizeLinear of 8-bit integers and, for a convolution, the result goes to
-    QuantizeLinear alone. It has no such kernel for ConvTranspose.
+    It does so if both operands come from DequantizeLinear of 8-bit integers and, for a convolution, the result only goes to
+    QuantizeLinear. It has no such kernel for ConvTranspose.
     """
     graph = model.graph
     small = {item.name for item in graph.initializer if item.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)}

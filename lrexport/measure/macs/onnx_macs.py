@@ -1,8 +1,8 @@
 """MACs, parameters and bytes of an ONNX graph.
 
 Convention: multiply–accumulates of convolutions and matrix products for one input; bias, normalisation, pooling and
-element-wise operators are not counted; 1 MAC = 2 FLOPs. One input is one sample where the first axis is the batch:
-because it is free, or because the graph proves it. Else the file counts as it stands, for the sizes it declares.
+element-wise operators are not counted; 1 MAC = 2 FLOPs. One input is one sample if the first axis is the batch: because
+it is free, or because the graph proves it. Otherwise the file is counted for its declared sizes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from lrexport.measure.macs.onnx_params import count_params
 from lrexport.measure.macs.onnx_values import Shape, Value
 from lrexport.measure.macs.onnx_walk import Walk
 
-if TYPE_CHECKING:  # who only reads a count that another process made does without onnx
+if TYPE_CHECKING:  # reading a count from another process needs no onnx
     import onnx
 
-# How weights are named in an exported graph, after their layer: those of a pair, those of int8.
+# Suffixes of weights in an exported graph, after the layer's name: of pairs, of int8.
 _ENDINGS = ("_quantized", ".weight", ".first", ".second")
 
 
 def layer_of(weight: str) -> str:
-    """The layer's name from its weight's, the same for both halves of a pair."""
+    """The layer's name from its weight's name, the same for both halves of a pair."""
     for ending in _ENDINGS:
         weight = weight.removesuffix(ending)
     return weight
@@ -34,9 +34,9 @@ def layer_of(weight: str) -> str:
 
 @dataclass(frozen=True)
 class GraphCost:
-    """``params`` counts weights of every kind, ``uncounted`` names operators whose MACs are unknown: with any of them
-    ``macs`` is a lower bound. ``inputs`` are the sizes that MACs are counted for, None for a size that is unknown;
-    ``unknown`` are the nodes that were left out.
+    """Cost of a graph. ``params`` counts weights of every kind. ``uncounted`` names operators whose MACs are unknown: with
+    any of them ``macs`` is a lower bound. ``inputs`` are the sizes that MACs are counted for, None for an unknown size;
+    ``unknown`` are the nodes that are not counted.
     """
 
     nodes: tuple[NodeCost, ...]
@@ -56,11 +56,11 @@ def count_onnx(
     values: Mapping[str, Any] | None = None,
     batch: int | None = None,
 ) -> GraphCost:
-    """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that were left out, and why.
+    """Cost of a graph for one input, from inferred shapes. ``uncounted`` lists operators that are not counted, and why.
 
-    ``shapes`` are sizes of inputs by name, ``values`` small arrays by name, such as a rate that chooses a branch, ``batch``
-    the first size of the inputs where who made the file knows that it is one; else it has to follow from the graph. Raises
-    UsageError where they do not fit the graph's inputs, InputError where functions call one another without end.
+    ``shapes`` are sizes by input name, ``values`` small arrays by name, such as a rate that selects a branch. ``batch`` is
+    the first size of the inputs if it is known to be the batch; else it must follow from the graph. Raises UsageError if
+    they do not fit the graph's inputs, InputError if functions call one another endlessly.
     """
     sized = sized_inputs(model.graph, shapes or {}, values)
     walk = Walk(model, sized)

@@ -1,8 +1,8 @@
-"""Multiply–accumulates of single ONNX operators in closed form, and which operators cost none by convention.
+"""Multiply–accumulates of single ONNX operators in closed form, and operators that are free by convention.
 
-Counted are products of matrices and what is made of them: convolutions, recurrent layers, attention. Free by convention
-are moved data, element-wise operators, reductions, normalisation, pooling and resampling. Whatever stands in neither
-list is reported as not counted: an operator that nobody knows here may compute.
+Matrix products are counted, also in convolutions, recurrent layers and attention. Data movement, element-wise operators,
+reductions, normalisation, pooling and resampling are free by convention. Operators in neither list are reported as not
+counted: an unknown operator may compute.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """An operator with what is known of its inputs and outputs; ``weights`` are the positions of inputs that hold them."""
+    """An operator with its inputs and outputs, as far as known; ``weights`` are the positions of inputs with weights."""
 
     proto: Any
     inputs: Sequence[Value | None]
@@ -72,16 +72,16 @@ class Node:
         return attributes_of(self.proto)
 
     def given(self, position: int) -> Value | None:
-        """An input, None where it is left out."""
+        """An input; None if it is omitted."""
         return self.inputs[position] if position < len(self.inputs) else None
 
     def sizes(self, position: int) -> Sizes | None:
-        """The sizes of an input, None where one of them is unknown or the input is left out."""
+        """The sizes of an input; None if one of them is unknown or the input is omitted."""
         value = self.given(position)
         return value.sizes if value is not None else None
 
     def size(self, position: int, axis: int) -> int | None:
-        """One size of an input. A size of something that is left out is 0: there are no steps of the past."""
+        """One size of an input; 0 for an omitted input: no past steps."""
         value = self.given(position)
         if value is None:
             return 0
@@ -99,7 +99,7 @@ Formula = Callable[[Node, Mapping[str, Any]], int | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """How an operator is counted, and where its weights are among its inputs."""
+    """How an operator is counted, and the positions of its weights among its inputs."""
 
     macs: Formula
     weights: tuple[int, ...] = (1,)
@@ -111,7 +111,7 @@ def is_free(node: Any) -> bool:
 
 
 def rule_of(node: Any) -> Rule | None:
-    """How the operator is counted, None where that is not known here."""
+    """How the operator is counted; None if it is unknown."""
     return _RULES.get((domain_of(node), node.op_type))
 
 
@@ -120,7 +120,7 @@ def _product(*factors: int | None) -> int | None:
 
 
 def _convolution(weight: int = 1, is_channels_last: bool = False) -> Formula:
-    """Every weight once for every position of the output: (N, C, *positions), or (N, *positions, C)."""
+    """Each weight once per position of the output, (N, C, *positions) or (N, *positions, C)."""
 
     def macs(node: Node, attributes: Mapping[str, Any]) -> int | None:
         result, kernel = node.result, node.sizes(weight)
@@ -133,13 +133,13 @@ def _convolution(weight: int = 1, is_channels_last: bool = False) -> Formula:
 
 
 def _transposed(node: Node, _attributes: Mapping[str, Any]) -> int | None:
-    """Every weight once for every position of the input."""
+    """Each weight once per position of the input."""
     given, kernel = node.sizes(0), node.sizes(1)
     return None if not given or kernel is None else given[0] * prod(given[2:]) * prod(kernel)
 
 
 def _matrix_product(first: int = 0, second: int = 1) -> Formula:
-    """For every number of the output, the length of the axis that is summed over."""
+    """The number of output elements times the length of the axis that is summed over."""
 
     def macs(node: Node, attributes: Mapping[str, Any]) -> int | None:
         result, left = node.result, node.given(first)
@@ -156,14 +156,14 @@ def _matrix_product(first: int = 0, second: int = 1) -> Formula:
 
 
 def _summed_axis(attributes: Mapping[str, Any], shape: Sequence[int | None] | None) -> int:
-    """The axis of the left matrix; ``transBatchA`` of FusedMatMul moves the first axis of a batch to be the last but one."""
+    """The summed axis of the left matrix; ``transBatchA`` of FusedMatMul moves a batch's first axis to the last but one."""
     if not attributes.get("transA", 0) or shape is None or len(shape) < 2:
         return -1
     return 0 if attributes.get("transBatchA", 0) else -2
 
 
 def _packed_product(node: Node, attributes: Mapping[str, Any]) -> int | None:
-    """Weights in blocks of few bits, K × N whatever their layout."""
+    """Weights of few bits in blocks, K × N in any layout."""
     result, width = node.result, attributes.get("K")
     return None if result is None or not isinstance(width, int) else prod(result) * width
 
@@ -179,7 +179,7 @@ def _einsum(node: Node, attributes: Mapping[str, Any]) -> int | None:
 
 
 def _recurrent(gates: int, is_turned: bool = False) -> Formula:
-    """Of every step and direction: each gate has a product with the input and one with the state.
+    """Per step and direction, each gate has a product with the input and one with the state.
 
     The weight is (directions, gates·hidden, input); ``is_turned``: (directions, input, gates·hidden).
     """
@@ -196,7 +196,7 @@ def _recurrent(gates: int, is_turned: bool = False) -> Formula:
 
 
 def _attention(node: Node, attributes: Mapping[str, Any]) -> int | None:
-    """The standard's: scores and their product with the values, masked or not; (B, heads, S, D) or (B, S, heads·D)."""
+    """The standard's Attention: scores and their product with the values; (B, heads, S, D) or (B, S, heads·D)."""
     query, key, value = node.sizes(0), node.sizes(1), node.sizes(2)
     if query is None or key is None or value is None:
         return None
@@ -219,7 +219,7 @@ def _sum(*parts: int | None) -> int | None:
 
 
 def _multi_head(node: Node, attributes: Mapping[str, Any]) -> int | None:
-    """com.microsoft's MultiHeadAttention: apart, keys and values packed, or all three packed (B, S, heads, 3, D)."""
+    """com.microsoft's MultiHeadAttention: inputs separate, keys and values packed, or all packed (B, S, heads, 3, D)."""
     query, heads = node.sizes(0), attributes.get("num_heads", 0)
     if query is None or heads < 1:
         return None
@@ -240,7 +240,7 @@ def _multi_head(node: Node, attributes: Mapping[str, Any]) -> int | None:
 
 
 def _projected_attention(node: Node, attributes: Mapping[str, Any]) -> int | None:
-    """com.microsoft's Attention and QAttention: the projection of the input to queries, keys and values as well."""
+    """com.microsoft's Attention and QAttention, including the projection of the input to queries, keys and values."""
     given, weight = node.sizes(0), node.sizes(1)
     if given is None or weight is None or len(given) != 3 or len(weight) != 2:
         return None
@@ -253,7 +253,7 @@ def _projected_attention(node: Node, attributes: Mapping[str, Any]) -> int | Non
 
 
 def _grouped_attention(node: Node, attributes: Mapping[str, Any]) -> int | None:
-    """com.microsoft's GroupQueryAttention over as many steps as its seventh input says, or all where none are past."""
+    """com.microsoft's GroupQueryAttention over the number of steps in its seventh input, or all if there is no past."""
     query, heads, groups = node.sizes(0), attributes.get("num_heads", 0), attributes.get("kv_num_heads", 0)
     if query is None or len(query) != 3 or heads < 1 or groups < 1:
         return None
@@ -268,7 +268,7 @@ def _grouped_attention(node: Node, attributes: Mapping[str, Any]) -> int | None:
 
 
 def _linear(node: Node, attributes: Mapping[str, Any]) -> int | None:
-    """ai.onnx.ml's linear models: every number of a row once for every class or target; their weights are attributes."""
+    """ai.onnx.ml's linear models: each number of a row once per class or target; weights are attributes."""
     given, coefficients = node.sizes(0), attributes.get("coefficients")
     if not given or coefficients is None:
         return None

@@ -1,4 +1,4 @@
-"""How many parameters an ONNX model has: the numbers in its constants that are weights, whatever they are stored as."""
+"""The number of parameters of an ONNX model: the numbers in its constants that are weights, in any storage format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lrexport.artifacts.onnx_graphs import MICROSOFT, bodies, domain_of
 from lrexport.measure.macs.onnx_values import attributes_of
 
-# Inputs that hold scales, zero points, sizes and limits: numbers that say how to compute, and no weights.
+# Inputs with scales, zero points, sizes and limits, which are not weights.
 _SETTINGS: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("", "QuantizeLinear"): (1, 2),
     ("", "DequantizeLinear"): (1, 2),
@@ -41,7 +41,7 @@ _SETTINGS: Mapping[tuple[str, str], tuple[int, ...]] = {
     (MICROSOFT, "Pad"): (1, 2, 3),
 }
 _ONE_QUANTISED = ("AveragePool", "GlobalAveragePool", "LeakyRelu", "ReduceMean", "Sigmoid", "Softmax")
-# Inputs that hold weights or biases of a quantised operator, in however many bits: biases have 32.
+# Inputs with weights or biases of a quantised operator, in any number of bits: biases have 32.
 _WEIGHTS: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("", "DequantizeLinear"): (0,),
     (MICROSOFT, "DequantizeLinear"): (0,),
@@ -54,9 +54,9 @@ _WEIGHTS: Mapping[tuple[str, str], tuple[int, ...]] = {
 
 
 def count_params(model: Any) -> int:
-    """Numbers in the constants that are weights: in floating point, in 8 bits or fewer, or of any type that is dequantised.
+    """Numbers in constants that are weights: floating-point, of 8 bits or fewer, or of any type that is dequantised.
 
-    A constant that several nodes use counts once; of a sparse one what is stored of it.
+    A constant used by several nodes counts once, a sparse one by its stored values.
     """
     held = list(bodies(model))
     nodes = [node for body in held for node in body.node]
@@ -73,7 +73,7 @@ def count_params(model: Any) -> int:
 
 
 def _stored(body: Any) -> Iterator[tuple[str, int, int]]:
-    """Name, kind and count of constants with axes: initializers, which a function does not have, and Constant nodes."""
+    """Name, type and size of constants with axes: initializers, which functions do not have, and Constant nodes."""
     from onnx import TensorProto
 
     for tensor in getattr(body, "initializer", ()):
@@ -95,7 +95,7 @@ def _stored(body: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _kinds() -> frozenset[int]:
-    """Data types of weights."""
+    """Whether a data type is one of weights."""
     from onnx import TensorProto
 
     names = ["FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1"]
@@ -119,7 +119,7 @@ def _named(node: Any, table: Mapping[tuple[str, str], tuple[int, ...]]) -> Itera
 
 
 def _packed(node: Any) -> Iterator[tuple[str, int]]:
-    """Weights of few bits in bytes: by the number of weights, not of bytes."""
+    """The number of weights of few bits that are packed in bytes."""
     if domain_of(node) == MICROSOFT and node.op_type in ("MatMulNBits", "MatMulBnb4") and len(node.input) > 1:
         attributes = attributes_of(node)
         if isinstance(attributes.get("K"), int) and isinstance(attributes.get("N"), int):

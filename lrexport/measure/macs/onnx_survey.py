@@ -1,6 +1,6 @@
-"""What an ONNX file holds, looked at in a child process: costs, operators, opset, bytes.
+"""A survey of an ONNX file by a child process: costs, operators, opset, bytes.
 
-Neither onnx nor torch is imported here: the child does the work, and what it says comes back as plain numbers.
+Neither onnx nor torch is imported here: the child does the work and returns plain numbers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
 if TYPE_CHECKING:
     import onnx
 
-# Key of an answer that says what is wrong with the shapes, not with the file.
+# Key of an answer about an error in the shapes, not in the file.
 _MISTAKE = "mistake"
-# Of one input, that are handed to the child on its command line.
+# Largest number of values of one input that is passed to the child on its command line.
 _MOST_VALUES = 64
 
 
 @dataclass(frozen=True)
 class Survey:
-    """``operators`` are those of every graph inside, ``domain.Name`` beyond the standard; ``opset`` is the standard's.
+    """Facts about a file. ``operators`` are those of all its graphs, ``domain.Name`` beyond the standard; ``opset`` is the
+    standard's.
 
-    ``files`` are the model itself and its external data, ``bytes`` the sum of their sizes. ``repairs`` says what onnx's
-    checker refuses and was mended in memory before the count. ``structure`` is a digest of the graph without its weights.
+    ``files`` are the model itself and its external data, ``bytes`` the sum of their sizes. ``repairs`` lists what onnx's
+    checker refuses and was repaired in memory before the count. ``structure`` is a digest of the graph without its weights.
     """
 
     cost: GraphCost
@@ -47,17 +48,16 @@ class Survey:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the figures should know about the file."""
+        """Notes about the file for readers of the figures."""
         if not self.repairs:
             return []
         return [f"onnx's checker refuses the file ({'; '.join(self.repairs)}); it was repaired in memory"]
 
 
 def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None, values: Mapping[str, Any] | None = None) -> Survey:
-    """Look into an ONNX file from outside; ``shapes`` are sizes of inputs by name, for those that the file leaves free.
+    """Survey an ONNX file; ``shapes`` are sizes by input name, for sizes that the file leaves free.
 
-    ``values`` are arrays of inputs by name, whose shapes are given by them; short ones of integers and booleans can choose
-    branches, too.
+    ``values`` are arrays by input name, which give shapes; short integer and boolean arrays can also select branches.
 
     Raises InputError as :func:`ask_child` does, UsageError for shapes that do not fit the file's inputs.
     """
@@ -87,7 +87,7 @@ def survey(path: Path, shapes: Mapping[str, Sequence[int]] | None = None, values
 
 
 def _is_choice(array: Any) -> bool:
-    """Whether what a graph does may depend on the numbers of an input, beside its shape."""
+    """Whether the computation of a graph may depend on an input's values, not only on its shape."""
     return array.dtype.kind in "iub" and array.size <= _MOST_VALUES
 
 
@@ -103,7 +103,7 @@ def _look(model: onnx.ModelProto, external: list[str]) -> dict[str, Any]:
     except UsageError as error:
         return {_MISTAKE: (error.message, error.hint), onnx_child.EXTERNAL: external}
     answer = {"cost": cost, "operators": sorted(operators), "opset": opset, onnx_child.EXTERNAL: external}
-    return {**answer, "structure": structure_digest(model)}  # last: it clears the weights
+    return {**answer, "structure": structure_digest(model)}  # last, because it clears the weights
 
 
 def _count(model: onnx.ModelProto, request: dict[str, Any]) -> GraphCost:

@@ -1,4 +1,4 @@
-"""What is known of a value inside an ONNX graph before it runs: type, shape, small contents, the weight behind it."""
+"""Facts about a value in an ONNX graph before it runs: type, shape, small contents, the weight behind it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 Shape = tuple[int | None, ...]
 
-# Contents are kept up to this many numbers: sizes, axes, indices and conditions are short, weights are not.
+# Contents of up to this many numbers are kept: sizes, axes, indices and conditions are short, weights are not.
 MOST_NUMBERS = 4096
-# Of floating-point numbers: scales of a Resize, limits of a Range; biases are longer.
+# The same for floating-point numbers: scales of a Resize, limits of a Range; biases are longer.
 _MOST_FLOATS = 16
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant as it is stored: its name in the graph, how many numbers it has and how many bytes."""
+    """A stored constant: its name in the graph, and its size in numbers and bytes."""
 
     name: str
     numbers: int
@@ -27,8 +27,8 @@ class Constant:
 
 @dataclass(frozen=True)
 class Value:
-    """``type`` is a TypeProto, None where nothing is known; ``data`` a small array of contents, ``constant`` the stored
-    weight that the value is, or is made of."""
+    """``type`` is a TypeProto, None if unknown; ``data`` a small array of contents, ``constant`` the stored weight that the
+    value is, or is computed from."""
 
     type: Any = None
     data: Any = None
@@ -36,7 +36,7 @@ class Value:
 
     @property
     def shape(self) -> Shape | None:
-        """Sizes, None for one that is unknown; None where even their number is."""
+        """Sizes, None for an unknown one; None if the rank is unknown."""
         if self.type is None or not self.type.HasField("tensor_type") or not self.type.tensor_type.HasField("shape"):
             return None
         dims = self.type.tensor_type.shape.dim
@@ -44,18 +44,18 @@ class Value:
 
     @property
     def sizes(self) -> tuple[int, ...] | None:
-        """The shape where every size of it is known."""
+        """The shape if all its sizes are known, else None."""
         shape = self.shape
         known = tuple(size for size in shape or () if size is not None)
         return known if shape is not None and len(known) == len(shape) else None
 
     def without_data(self) -> Value:
-        """The value as another pass through a loop may find it: of this type, with other contents."""
+        """The value in another iteration of a loop: the same type, unknown contents."""
         return replace(self, data=None, constant=None)
 
 
 def tensor_type(shape: Iterable[int | None] | None, kind: int | None = None) -> Any:
-    """A TypeProto of a tensor, float32 unless said otherwise."""
+    """A TypeProto of a tensor, by default float32."""
     import onnx
 
     made = onnx.TypeProto()
@@ -70,13 +70,13 @@ def tensor_type(shape: Iterable[int | None] | None, kind: int | None = None) -> 
 
 
 def like(value: Value | None, shape: Iterable[int | None] | None) -> Value:
-    """A tensor of another shape and ``value``'s kind of numbers."""
+    """A tensor of another shape with ``value``'s element type."""
     kind = value.type.tensor_type.elem_type if value and value.type and value.type.HasField("tensor_type") else None
     return Value(tensor_type(shape, kind))
 
 
 def of_data(data: Any) -> Value:
-    """A value whose contents are known."""
+    """A value with known contents."""
     import onnx
 
     kind = onnx.helper.np_dtype_to_tensor_dtype(data.dtype)
@@ -84,7 +84,7 @@ def of_data(data: Any) -> Value:
 
 
 def of_tensor(tensor: Any, name: str) -> Value:
-    """A stored constant. Small contents are read, also beside the file, where the current folder is the file's."""
+    """A stored constant. Small contents are read, also external ones, from the current folder, which must be the file's."""
     import onnx
 
     sizes = tuple(tensor.dims)
@@ -96,19 +96,19 @@ def of_tensor(tensor: Any, name: str) -> Value:
         return made
     try:
         return replace(made, data=onnx.numpy_helper.to_array(tensor, base_dir="."))
-    except Exception:  # numbers that are absent or damaged: sizes that follow from them stay unknown
+    except Exception:  # missing or damaged data: sizes that depend on it stay unknown
         return made
 
 
 def of_sparse(tensor: Any) -> Value:
-    """A sparse constant: what is stored of it are its values."""
+    """A sparse constant; its stored part are the values."""
     numbers = prod(tensor.values.dims)
     constant = Constant(tensor.values.name, numbers, stored_bytes(tensor.values.data_type, numbers))
     return Value(tensor_type(tensor.dims, tensor.values.data_type), None, constant)
 
 
 def stored_bytes(kind: int, numbers: int) -> int:
-    """What so many numbers of a data type take; those of two and four bits are packed."""
+    """Bytes of that many numbers of a data type; types of two and four bits are packed."""
     return (numbers * _bits(kind) + 7) // 8
 
 
@@ -120,14 +120,14 @@ def _bits(kind: int) -> int:
     packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
     try:
         return packed[name] if name in packed else 8 * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
-    except (KeyError, TypeError, ValueError):  # strings, and kinds that this onnx does not know
+    except (KeyError, TypeError, ValueError):  # strings, and types unknown to this onnx
         return 0
 
 
 def merged(inferred: Value, declared: Any, symbols: Mapping[str, int]) -> Value:
-    """``inferred`` with what a declaration knows beyond it; where they differ, what was inferred counts.
+    """``inferred``, completed by a declaration; if they differ, ``inferred`` wins.
 
-    ``symbols`` are the sizes that names in the declaration stand for.
+    ``symbols`` maps names in the declaration to sizes.
     """
     if declared is None or not declared.ByteSize():
         return inferred
@@ -146,7 +146,7 @@ def merged(inferred: Value, declared: Any, symbols: Mapping[str, int]) -> Value:
 
 
 def _declared(declared: Any, symbols: Mapping[str, int]) -> Shape | None:
-    """The shape that a graph says a value has. What it says is 0 or less is unknown."""
+    """A value's shape as declared in the graph; sizes of 0 or less are unknown."""
     if not declared.HasField("tensor_type") or not declared.tensor_type.HasField("shape"):
         return None
     dims = declared.tensor_type.shape.dim
@@ -156,7 +156,7 @@ def _declared(declared: Any, symbols: Mapping[str, int]) -> Shape | None:
 
 
 def common(values: Sequence[Value]) -> Value:
-    """What is known of a value that is one of several."""
+    """The facts shared by several possible values."""
     first = values[0]
     if first.type is None or all(value.type == first.type for value in values):
         return first.without_data()
@@ -170,12 +170,12 @@ def common(values: Sequence[Value]) -> Value:
 
 
 def names_in(text: str) -> frozenset[str]:
-    """Names of operators, which stand in a text more readably than in a list of strings."""
+    """Operator names from a text, which is more readable than a list of strings."""
     return frozenset(text.split())
 
 
 def attributes_of(node: Any) -> dict[str, Any]:
-    """A node's attributes as Python values, graphs left out."""
+    """A node's attributes as Python values, without graphs."""
     import onnx
 
     skipped = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
@@ -185,7 +185,7 @@ def attributes_of(node: Any) -> dict[str, Any]:
 
 
 def constant_of(node: Any) -> Iterator[Value]:
-    """What a Constant node holds."""
+    """The value of a Constant node."""
     import numpy as np
 
     name = node.output[0]

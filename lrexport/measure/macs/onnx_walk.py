@@ -1,7 +1,7 @@
-"""A walk through an ONNX graph in the order it runs: shapes, folded constants, branches, loops, functions, costs.
+"""A walk through an ONNX graph in execution order: shapes, folded constants, branches, loops, functions, costs.
 
-Every node is looked at where it is called: the body of a function once for each call, that of a loop once, times its
-iterations. Of an If only the branch that is taken counts, where the condition is known.
+The body of a function is visited once per call, that of a loop once, and multiplied by its iterations. If the condition of
+an If is known, only the branch that is taken counts.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lrexport.measure.macs.onnx_inputs import SizedInputs
 from lrexport.measure.macs.onnx_operators import Node, is_free, rule_of
 from lrexport.measure.macs.onnx_values import Value, attributes_of, common, like, merged, of_data, of_sparse, of_tensor
 
-# Calls of functions inside of functions multiply: a small file can stand for more nodes than can ever be looked at.
+# Nested calls of functions multiply: a small file can represent more nodes than can ever be visited.
 _MOST_STEPS = 500_000
 _MOST_DEPTH = 50
-# After the first pass a state's sizes are known or have changed, after the second those that follow from them have, too.
+# The first pass shows which sizes of a state change, the second which others depend on them.
 _PASSES = 3
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """What a node can see: values by name, what the graph declares of names, the call's attributes."""
+    """A node's scope: values by name, declarations of the graph, attributes of the call."""
 
     values: MutableMapping[str, Value]
     declared: Mapping[str, Any]
@@ -37,12 +37,12 @@ class _Scope:
     depth: int = 0
 
     def of(self, name: str) -> Value | None:
-        """The value of that name; None where an input is left out."""
+        """The value of a name; None for an omitted input."""
         return self.values.get(name, Value()) if name else None
 
 
 class Walk:
-    """One walk through a model; ``values`` are those of the main graph afterwards. Raises InputError where it has no end."""
+    """One walk through a model; ``values`` are the main graph's after it. Raises InputError if the graph is too large."""
 
     def __init__(self, model: Any, inputs: SizedInputs) -> None:
         self.functions = {(f.domain, f.name, getattr(f, "overload", "")): f for f in model.functions}
@@ -62,14 +62,14 @@ class Walk:
     def _graph(
         self, graph: Any, outer: _Scope, given: Sequence[Value | None]
     ) -> tuple[list[Value], Tally, MutableMapping[str, Value]]:
-        """Outputs, costs and values of a graph whose first inputs have the values ``given``."""
+        """Outputs, costs and values of a graph with ``given`` values for its first inputs."""
         if outer.depth > _MOST_DEPTH:
             raise InputError(f"the graph has more than {_MOST_DEPTH} levels of functions and branches")
         declared = {item.name: item.type for item in (*graph.value_info, *graph.output)}
         values: MutableMapping[str, Value] = ChainMap({}, outer.values)
         for item, value in zip(graph.input, given, strict=False):
             value = value or Value()
-            is_known = value.shape is not None  # sizes that a loop changes are not those declared
+            is_known = value.shape is not None  # a loop may change declared sizes
             values[item.name] = value if is_known else merged(value, item.type, self._symbols)
         for tensor in graph.initializer:
             values[tensor.name] = of_tensor(tensor, tensor.name)
@@ -136,7 +136,7 @@ class Walk:
             raise InputError(f"the graph has more than {_MOST_DEPTH} levels of functions and branches")
         attributes = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
         values = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
-        # Calls of the same function with the same inputs, as in layers that repeat, are looked at once.
+        # Calls of the same function with the same inputs, as in repeated layers, are visited once.
         call = (id(function), tuple(map(_signature, inputs)), tuple(a.SerializeToString() for a in attributes.values()))
         if call not in self._calls:
             declared = {item.name: item.type for item in getattr(function, "value_info", ())}
@@ -178,7 +178,7 @@ class Walk:
         counter = like(of_data(_array(0)), ())
         outputs, costs = self._settled(body, scope, [counter, is_true], given, [])
         trips = _whole(inputs[0] if inputs else None)
-        # Where the first iteration's condition makes the next one's true, all of them take place.
+        # If the first iteration's condition makes the next one's true, all iterations run.
         if not begins or not outputs or _truth(outputs[0]) is not True:
             trips = 0 if _truth(condition) is False else None
         self._repeat(node, costs, trips, tally)
@@ -193,9 +193,9 @@ class Walk:
         states: list[Value | None],
         after: Sequence[Value | None],
     ) -> tuple[list[Value], Tally]:
-        """A body's outputs and costs with states of a shape that stays: sizes that an iteration changes are unknown.
+        """A body's outputs and costs with states of constant shape: sizes that an iteration changes are unknown.
 
-        ``before`` and ``after`` are what the body is given around its states; a Loop's first output is its condition.
+        ``before`` and ``after`` are the body's inputs around its states; a Loop's first output is its condition.
         """
         first = 1 if before else 0
         for _ in range(_PASSES):
@@ -215,7 +215,7 @@ class Walk:
         attributes = attributes_of(node)
         count = attributes.get("num_scan_inputs", 0)
         if body is None or not 0 < count <= len(inputs) or scope.inference.opsets.get("", 1) < 9:
-            tally.leave_out(node, "Scan")  # before opset 9 its inputs have a batch and lengths
+            tally.leave_out(node, "Scan")  # before opset 9 inputs have a batch and lengths
             return []
         given = [value.without_data() if value else None for value in inputs[:-count]]
         axes = attributes.get("scan_input_axes") or [0] * count
@@ -245,7 +245,7 @@ class Walk:
 
 
 def _signature(value: Value | None) -> Any:
-    """What tells one input of a call from another."""
+    """A key for an input of a call."""
     if value is None:
         return None
     kind = None if value.type is None else value.type.SerializeToString()
@@ -254,7 +254,7 @@ def _signature(value: Value | None) -> Any:
 
 
 def _with_attributes(node: Any, attributes: Mapping[str, Any]) -> Any:
-    """The node with the call's attributes in place of its references to them."""
+    """The node with references to the call's attributes replaced by them."""
     if not any(attribute.ref_attr_name for attribute in node.attribute):
         return node
     resolved = type(node)()
@@ -280,12 +280,12 @@ def _array(value: object) -> Any:
 
 
 def _truth(value: Value | None) -> bool | None:
-    """A condition that is known before the graph runs."""
+    """A condition if it is known before the graph runs, else None."""
     return bool(value.data.reshape(-1)[0]) if value is not None and value.data is not None and value.data.size == 1 else None
 
 
 def _whole(value: Value | None) -> int | None:
-    """A number that is known before the graph runs."""
+    """A number if it is known before the graph runs, else None."""
     is_known = value is not None and value.data is not None and value.data.size == 1
     return max(int(value.data.reshape(-1)[0]), 0) if value is not None and is_known else None
 

@@ -1,4 +1,4 @@
-"""Where latency is measured: this machine, or a board over ssh."""
+"""Targets, where latency is measured: this machine, or a board over ssh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["MeasuringJob", "Target", "parse_target"]
 
 
 def parse_target(text: str) -> Target:
-    """The target that ``text`` names: ``local``, or a board as ``ssh://user@host``. Nothing is connected yet.
+    """The target named by ``text``: ``local``, or a board as ``ssh://user@host``. Does not connect.
 
     Raises UsageError.
     """

@@ -1,4 +1,4 @@
-"""What a target's runner answers, checked before anything is made of it: a device may be broken, or somebody else's."""
+"""Answers of a target's runner, validated before use: a device may be broken or untrusted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from lrexport.errors import DeviceError
 from lrexport.measure.targets.base import InputsRefused, LimitReached, MeasuringJob, ModelRefused
 
-# Of lines that are no answers: what login scripts and libraries print.
+# Lines that are not answers, from login scripts and libraries.
 _MOST_NOISE, _NOISE_A_LINE = 4_000_000, 100
-# Progress comes once a second: ten days of it.
+# One per second for ten days.
 _MOST_PROGRESS = 1_000_000
 _MOST_WORDS = 1_000
 _LINE_BYTES, _SAMPLE_BYTES = 32_000_000, 64
@@ -100,7 +100,7 @@ class _Failed(_Answer):
     python: _Text | None = None
 
 
-# By a key that only one kind of answer has, in the order in which they are asked for.
+# By a key that only one kind of answer has, in the order in which they are tested.
 _KINDS: dict[str, type[_Answer]] = {
     "error": _Failed,
     "models": _Group,
@@ -111,16 +111,16 @@ _KINDS: dict[str, type[_Answer]] = {
 
 
 def most_line_bytes(job: MeasuringJob) -> int:
-    """How long a line of an answer to ``job`` can be."""
+    """The largest length of a line of an answer to ``job``."""
     return _LINE_BYTES + _SAMPLE_BYTES * job.rounds * max(map(len, job.groups), default=0)
 
 
 def answers(
     lines: Iterable[str], job: MeasuringJob, target: str, ended_early: Callable[[], DeviceError]
 ) -> Iterator[dict[str, Any]]:
-    """The runner's answers to ``job`` up to the last, each of the shape that the runner gives it.
+    """The runner's validated answers to ``job``.
 
-    Raises DeviceError for an error among them, for an answer that the runner cannot have given, or ``ended_early()``.
+    Raises DeviceError for an error among them or an answer that the runner cannot give, or ``ended_early()``.
     """
     checked, noise = _Checked(job, target), 0
     for line in lines:
@@ -128,7 +128,7 @@ def answers(
         if answer is None:
             noise += len(line) + _NOISE_A_LINE
             if noise > _MOST_NOISE:
-                raise DeviceError(f"{target} floods its output with what is not an answer", _hint(target))
+                raise DeviceError(f"{target} floods its output with text that is not an answer", _hint(target))
             continue
         yield checked.next(answer)
         if checked.is_done:
@@ -137,7 +137,7 @@ def answers(
 
 
 def _answer(line: str) -> dict[str, Any] | None:
-    """A line as JSON, where it is an answer of any kind."""
+    """A line as JSON if it is an answer of any kind, else None."""
     if not line.startswith("{"):
         return None
     try:
@@ -148,7 +148,7 @@ def _answer(line: str) -> dict[str, Any] | None:
 
 
 class _Checked:
-    """One job's answers: environment first, then every group in order with its progress, the environment again."""
+    """One job's answers: the environment, then every group in order with its progress, then the environment again."""
 
     def __init__(self, job: MeasuringJob, target: str) -> None:
         self.job, self.target, self.is_done = job, target, False
@@ -156,7 +156,7 @@ class _Checked:
         self._samples: dict[str, int] = {}
 
     def next(self, value: dict[str, Any]) -> dict[str, Any]:
-        """The answer as it may be used. Raises DeviceError for an error, or for what does not fit job and order."""
+        """The validated answer. Raises DeviceError for an error, or if it does not fit the job or the order."""
         kind = next(kind for kind in _KINDS if kind in value)
         try:
             answer = TypeAdapter(_KINDS[kind]).validate_python(value)
@@ -166,7 +166,7 @@ class _Checked:
         if isinstance(answer, _Failed):
             raise self._failure(answer)
         if isinstance(answer, _First) is self._began:
-            raise self._wrong("its environment stands first, and once")
+            raise self._wrong("the environment must come first and only once")
         self._began = True
         if isinstance(answer, _Group):
             self._check_group(answer)
@@ -176,14 +176,14 @@ class _Checked:
             self.is_done = True
             if self._groups != len(self.job.groups):
                 raise self._wrong(f"{self._groups} of {len(self.job.groups)} groups")
-        return answer.model_dump(exclude_none=True)  # null says what a missing key says
+        return answer.model_dump(exclude_none=True)  # null means the same as a missing key
 
     def _check_group(self, answer: _Group) -> None:
         if answer.group != self._groups or answer.group >= len(self.job.groups):
             raise self._wrong(f"group {answer.group}, expected group {self._groups} of {len(self.job.groups)}")
         self._groups, self._samples = self._groups + 1, {}
         if answer.models.keys() != self.job.groups[answer.group].keys():
-            raise self._wrong("figures of other files than those of the group")
+            raise self._wrong("figures of files that are not in the group")
         counts = {len(figures.samples_ms) for figures in answer.models.values()}
         if len(counts) > 1 or not all(0 < count <= self.job.rounds for count in counts):
             raise self._wrong(f"{' and '.join(map(str, sorted(counts)))} samples of {self.job.rounds} rounds")
@@ -200,7 +200,7 @@ class _Checked:
             return
         counts = {len(samples) for samples in news.values()}
         if news.keys() != group.keys() or len(counts) != 1:
-            raise self._wrong("samples of some files of a group alone")
+            raise self._wrong("samples of only some files of a group")
         for name, samples in news.items():
             self._samples[name] = self._samples.get(name, 0) + len(samples)
             if self._samples[name] > self.job.rounds:
@@ -226,8 +226,8 @@ class _Checked:
         return DeviceError(message)
 
     def _wrong(self, what: str) -> DeviceError:
-        return DeviceError(f"{self.target} gave an answer that lrexport's runner does not give ({what})", _hint(self.target))
+        return DeviceError(f"{self.target} gave an answer that is not from lrexport's runner ({what})", _hint(self.target))
 
 
 def _hint(target: str) -> str:
-    return "Another program of the same name may have run." if target == "local" else "Look at the device by hand."
+    return "Another program of the same name may have run." if target == "local" else "Check the device by hand."

@@ -1,4 +1,4 @@
-"""What every target does: run one measuring job of the runner and yield its answers."""
+"""The base of all targets: run one measuring job of the runner and yield its answers."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _MOMENT = 0.2  # seconds
 _FAREWELL_SECONDS = 2.0
 _TAIL_BYTES = 16_384
 _MOST_WORDS = 1_000
-# What the runner is made of.
+# The runner's modules.
 _MODULES = ("confinement", "measure/runner", "measure/inputs", "measure/machine", "measure/watch")
 _VALUES = "inputs.npz"
 
 
 @dataclass(frozen=True)
 class MeasuringJob:
-    """Groups of files that are measured together, {name: path} each, and how.
+    """Groups of files to measure together, {name: path} each, and how.
 
     ``rounds`` samples of at least ``sample_ms`` each; with ``group_seconds`` as many rounds as fit in that time, at least
-    ``least_rounds``. With ``evict_bytes`` so much memory is touched before each sample, which is one run then. ``batch``
-    must be that of files with a fixed one; 0 is theirs, or one. ``cold`` also loads each file in a process of its own,
-    ``profile`` tells time by operator. ``shapes`` are sizes of inputs by name, ``values`` the content of a .npz with arrays
-    for inputs by name. ``seconds`` are what loading, the first run and every other may take each, ``memory`` the bytes that
-    the process may need (None: a share of the target's own).
+    ``least_rounds``. With ``evict_bytes``, that much memory is touched before each sample, which is then a single run.
+    ``batch`` must equal a fixed batch in a file; 0: the file's, or 1. ``cold`` also loads each file in a new process,
+    ``profile`` measures time by operator. ``shapes`` are sizes by input name, ``values`` the content of a .npz with arrays
+    by input name. ``seconds`` is the limit for loading, the first run and every other run, ``memory`` the limit in bytes
+    for the process (None: a share of the target's memory).
     """
 
     groups: Sequence[dict[str, Path]]
@@ -57,11 +57,11 @@ class MeasuringJob:
     memory: int | None = None
 
     def paths(self) -> list[Path]:
-        """Every file once, in order; its place in this list is the number by which a target may name it."""
+        """Every file once, in order; targets may use its index as its name."""
         return list(dict.fromkeys(path for group in self.groups for path in group.values()))
 
     def to_json(self, names: dict[Path, str]) -> dict[str, Any]:
-        """What runner.py reads, with the files under the names that the target gave them."""
+        """The job as runner.py reads it, with the target's names of the files."""
         options = {name: value for name, value in vars(self).items() if name not in ("groups", "values")}
         options["values"] = None if self.values is None else _VALUES
         groups = [[{"name": name, "file": names[path]} for name, path in group.items()] for group in self.groups]
@@ -69,13 +69,13 @@ class MeasuringJob:
 
 
 class Target(Protocol):
-    """A place that runs jobs. ``name`` is how records and tables call it."""
+    """A place that runs jobs. ``name`` is its name in records and tables."""
 
     @property
     def name(self) -> str: ...
 
     def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
-        """The runner's answers, one by one as they come. Raises DeviceError where the target or the runtime fails."""
+        """The runner's answers as they arrive. Raises DeviceError if the target or the runtime fails."""
         ...
 
     def environment(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Target(Protocol):
 
 
 class ModelRefused(DeviceError):
-    """The target's runtime cannot load or run what the job calls ``model``, for ``reason``."""
+    """The target's runtime cannot load or run ``model``, a name in the job, for ``reason``."""
 
     def __init__(self, target: str, model: str, reason: str) -> None:
         super().__init__(f"{target} cannot measure{f' {model}' if model else ''}: {reason}")
@@ -92,26 +92,26 @@ class ModelRefused(DeviceError):
 
 
 class InputsRefused(ModelRefused):
-    """What is given, or not given, for the inputs of a file does not fit it; ``model`` is "" where no file has the input."""
+    """The given inputs do not fit a file, or some are missing; ``model`` is "" if no file has the input."""
 
 
 class LimitReached(ModelRefused):
-    """``model`` needs more time or memory than the job gives it."""
+    """``model`` needs more time or memory than the job allows."""
 
 
 class Silent(DeviceError):
-    """A target said nothing for too long."""
+    """A target was silent for too long."""
 
 
 class Flood(DeviceError):
-    """A target says more than any answer has."""
+    """A target sent a line longer than any answer."""
 
 
 def work_folder(job: MeasuringJob, names: dict[Path, str]) -> dict[str, bytes]:
-    """The files, by path, of the folder in which ``python -m lrexport.measure.runner job.json`` does the job.
+    """The files, by path, of the folder in which ``python -m lrexport.measure.runner job.json`` runs the job.
 
-    ``names`` are those that the target gave the files to measure. The runner comes with its own package there, so that it is
-    the same one everywhere, whatever is installed.
+    ``names`` are the target's names of the files to measure. The folder includes the runner's package: every target uses the
+    same one, whatever is installed.
     """
     modules = {f"lrexport/{name}.py": (_PACKAGE / f"{name}.py").read_bytes() for name in _MODULES}
     packages = {"lrexport/__init__.py": b"", "lrexport/measure/__init__.py": b""}
@@ -120,14 +120,14 @@ def work_folder(job: MeasuringJob, names: dict[Path, str]) -> dict[str, bytes]:
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """A process in a group of its own: Ctrl-C reaches lrexport alone, which then ends the process in good order."""
+    """A process in its own group: Ctrl-C reaches only lrexport, which then ends the process properly."""
     return subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=os.name == "posix", **options)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process of :func:`start` with whatever it has started, if it has not ended by itself."""
+    """End a process of :func:`start` and its children, unless it has ended."""
     if os.name == "posix":
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # the second is macOS's word for a dead group
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the second for a dead group
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
@@ -135,7 +135,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def lines_of(process: subprocess.Popen[bytes], most_bytes: int, most_silent_seconds: float | None = None) -> Iterator[str]:
-    """Lines of stdout as they come. Raises Silent where the next one does not come in time, Flood where it is too long."""
+    """Lines of stdout as they arrive. Raises Silent if the next one is late, Flood if it is too long."""
     lines: queue.Queue[bytes] = queue.Queue(_MOST_WAITING)
     closed = threading.Event()
     threading.Thread(target=_pass_on, args=(process.stdout, lines, most_bytes, closed), daemon=True).start()
@@ -167,7 +167,7 @@ def _pass_on(stream: IO[bytes], lines: queue.Queue[bytes], most_bytes: int, clos
 
 
 class Tail:
-    """The end of what a process writes on stderr, however much that is: read as it comes, so that it never waits."""
+    """The last part of a process's stderr, read continuously so that the process never blocks."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._kept = b""
@@ -175,7 +175,7 @@ class Tail:
         self._thread.start()
 
     def text(self) -> str:
-        """What was written last; of a process that has ended all of its end."""
+        """The last part written so far; complete if the process has ended."""
         self._thread.join(_FAREWELL_SECONDS)
         return self._kept.decode(errors="replace")
 
@@ -186,5 +186,5 @@ class Tail:
 
 
 def last_line(text: str) -> str:
-    """The last line with something in it, cut where no reader would go on."""
+    """The last non-empty line, truncated."""
     return next((line.strip()[:_MOST_WORDS] for line in reversed(text.splitlines()) if line.strip()), "")

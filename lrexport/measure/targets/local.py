@@ -1,4 +1,4 @@
-"""This machine: the runner in a process of its own, where neither torch's threads nor its memory are in the way."""
+"""This machine: the runner in a separate process, without torch's threads and memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Local:
             assert process.stderr is not None
             messages = Tail(process.stderr)
             try:
-                # The runner itself ends what takes too long; this is for one that cannot.
+                # The runner enforces its own limits; this is for one that hangs.
                 lines = lines_of(process, most_line_bytes(job), _LONGEST_STAGE * job.seconds + _SECONDS_TO_START)
                 yield from answers(lines, job, self.name, lambda: _ended_early(process, messages))
             except (Silent, Flood) as error:
@@ -57,5 +57,5 @@ def _ended_early(process: subprocess.Popen[bytes], messages: Tail) -> DeviceErro
     status = process.wait()
     words = last_line(messages.text())
     if not words:
-        words = f"it crashed ({signal.Signals(-status).name})" if status < 0 else f"it ended with {status}"
-    return DeviceError(f"the measurement on this machine stopped in the middle: {words}")
+        words = f"it crashed ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"
+    return DeviceError(f"the measurement on this machine stopped early: {words}")

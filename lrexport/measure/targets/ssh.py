@@ -1,8 +1,8 @@
 """A board over ssh: files, runner and answers go through one connection of the system's OpenSSH.
 
-The device needs sshd, Python 3.9, numpy and onnxruntime; nothing of lrexport is installed there. Everything is sent to
-its Python on stdin under generated names, and removed by the device's side (:mod:`lrexport.measure.receiver`) even when
-the connection is lost. Host keys are never accepted here: they must be known already.
+The device needs sshd, Python 3.9, numpy and onnxruntime; lrexport is not installed there. Everything is sent to its Python
+on stdin under generated names, and removed by the receiver on the device (:mod:`lrexport.measure.receiver`) even if
+the connection is lost. Unknown host keys are never accepted.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from lrexport.measure.targets.base import Flood, MeasuringJob, Silent, Tail, lin
 from lrexport.measure.targets.ssh_errors import explain
 
 SYNTAX = "ssh://[user@]host[:port][?python=PATH][&timeout=SECONDS]"
-# An ssh_config file to use instead of the user's own.
+# An ssh_config file instead of the user's.
 CONFIG_VARIABLE = "LREXPORT_SSH_CONFIG"
-# A leading dash would be an option of ssh; %, quotes and spaces mean something to ssh's own configuration.
+# A leading dash would be an option of ssh; %, quotes and spaces have a meaning in ssh's configuration.
 _URL = re.compile(
     r"ssh://(?:(?P<user>\w[\w.-]*)@)?(?P<host>[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?(?:\?(?P<query>.+))?",
     re.ASCII,
 )
 _PYTHON = re.compile(r"[\w./+][\w./+-]*", re.ASCII)
 _OPTIONS = {
-    "BatchMode": "yes",  # nobody is there to answer
+    "BatchMode": "yes",  # nobody can answer prompts
     "StrictHostKeyChecking": "yes",
     "UpdateHostKeys": "no",
     "ConnectTimeout": "15",
@@ -54,8 +54,8 @@ _OPTIONS = {
 _BEAT_SECONDS = 2.0  # receiver.py gives up after 30 s without one
 _FAREWELL_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 18
-# What the device's Python is given as -c: it reads the receiver, whose length comes first. One line without quotes of its
-# own, because the login shell there may be any.
+# Code for the device's Python -c: it reads the receiver, whose length comes first. One line with no single quotes, because
+# the login shell is unknown.
 _BOOTSTRAP = (
     'import sys; sys.version_info >= (3, 9) or sys.exit("Python is too old: " + sys.version.split()[0]); '
     "f = sys.stdin.buffer; exec(f.read(int(f.readline())))"
@@ -65,7 +65,7 @@ _COMMAND = ["-m", "lrexport.measure.runner", "job.json"]
 
 @dataclass(frozen=True)
 class Ssh:
-    """``host``, by ``user`` and ``port`` where they are not ssh's own choice, and the device's Python."""
+    """A board: ``host``, ``user`` and ``port`` (None: ssh's choice), and the device's Python."""
 
     host: str
     user: str | None = None
@@ -86,7 +86,7 @@ class Ssh:
         try:
             process = start(self._command(), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         except FileNotFoundError as error:
-            raise DeviceError("there is no ssh on this machine", "Install OpenSSH's client.") from error
+            raise DeviceError("ssh is not installed on this machine", "Install OpenSSH's client.") from error
         assert process.stdin is not None
         assert process.stderr is not None
         messages, gone = Tail(process.stderr), threading.Event()
@@ -96,12 +96,12 @@ class Ssh:
             lines = lines_of(process, most_line_bytes(job), self.most_silent_seconds)
             yield from answers(lines, job, self.name, lambda: self._ended_early(process, messages))
         except Silent as error:
-            hint = "Where it needs longer for one inference, give more: ?timeout=SECONDS."
-            raise DeviceError(f"{self.name} has hung: {error.message}", hint) from error
+            hint = "If one inference takes longer, raise the limit: ?timeout=SECONDS."
+            raise DeviceError(f"{self.name} hangs: {error.message}", hint) from error
         except Flood as error:
-            raise DeviceError(f"{self.name} floods its output: {error.message}", "Look at the device by hand.") from error
+            raise DeviceError(f"{self.name} floods its output: {error.message}", "Check the device by hand.") from error
         finally:
-            # The device's side ends and cleans up when its stdin does; only then is the connection cut.
+            # The receiver cleans up and ends when its stdin ends; only then is the connection closed.
             gone.set()
             sender.join(_FAREWELL_SECONDS)
             try:
@@ -116,7 +116,7 @@ class Ssh:
         options = [word for name, value in _OPTIONS.items() for word in ("-o", f"{name}={value}")]
         where = [*(("-F", config) if config else ()), *(("-p", str(self.port)) if self.port else ())]
         whom = ["-l", self.user] if self.user else []
-        # Isolated: no json.py of the folder that ssh begins in, nor of PYTHONPATH. The measurement itself is not.
+        # Isolated: no modules of the login folder or PYTHONPATH. The measurement itself is not isolated.
         remote = shlex.join([self.python, "-I", "-c", _BOOTSTRAP])
         return ["ssh", "-T", *options, *where, *whom, "--", self.host, f"exec {remote}"]
 
@@ -129,7 +129,7 @@ def parse_ssh(text: str) -> Ssh:
     match = _URL.fullmatch(text)
     if match is None or not 0 < int(match["port"] or 22) < 65536:
         raise UsageError(
-            f"invalid ssh target {text!r}: expected {SYNTAX}", "User and host consist of letters, digits and . _ -"
+            f"invalid ssh target {text!r}: expected {SYNTAX}", "User and host may contain letters, digits and . _ -"
         )
     options = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
     unknown = set(options) - {"python", "timeout"}
@@ -139,7 +139,7 @@ def parse_ssh(text: str) -> Ssh:
     if not _PYTHON.fullmatch(python):
         raise UsageError(
             f"invalid ssh target {text!r}: {python!r} is not a path to Python",
-            "It consists of letters, digits and . _ / + - and is relative to the home folder there.",
+            "It may contain letters, digits and . _ / + -, and is relative to the home folder on the device.",
         )
     timeout = options.get("timeout", "300")
     if not re.fullmatch(r"[1-9]\d{0,4}", timeout):
@@ -151,8 +151,8 @@ def parse_ssh(text: str) -> Ssh:
 
 
 def _to_send(job: MeasuringJob) -> list[tuple[str, int, bytes | Path]]:
-    """(path in the device's folder, bytes, content) of everything that the job needs there. Raises InputError."""
-    # .ort is how the runtime knows its own format; nothing else of a file's name leaves this machine.
+    """(path in the device's folder, bytes, content) of every file of the job. Raises InputError."""
+    # The runtime detects its own format by .ort; no other part of a file's name leaves this machine.
     names = {path: f"{place}{'.ort' if path.suffix == '.ort' else '.onnx'}" for place, path in enumerate(job.paths())}
     own = [(name, len(content), content) for name, content in work_folder(job, names).items()]
     try:
@@ -162,7 +162,7 @@ def _to_send(job: MeasuringJob) -> list[tuple[str, int, bytes | Path]]:
 
 
 def _send(pipe: IO[bytes], files: list[tuple[str, int, bytes | Path]], gone: threading.Event) -> None:
-    """The receiver, the list of files, the files, and then a sign of life until ``gone``. Closes the pipe."""
+    """Send the receiver, the list of files and the files, then a sign of life until ``gone``. Closes the pipe."""
     program = Path(receiver.__file__).read_bytes() + f"\nsys.exit(main({_COMMAND!r}))\n".encode()
     head = json.dumps([(name, size) for name, size, _ in files])
     try:
@@ -174,7 +174,7 @@ def _send(pipe: IO[bytes], files: list[tuple[str, int, bytes | Path]], gone: thr
             while not gone.wait(_BEAT_SECONDS):
                 pipe.write(b"\n")
                 pipe.flush()
-    except OSError:  # the connection is lost, or the device refuses: whoever reads the answers hears why
+    except OSError:  # the connection is lost, or the device refuses: the reader of answers gets the reason
         pass
 
 

@@ -1,1 +1,1 @@
-"""One self-contained HTML page: charts by plotly, tables beside them, nothing fetched."""
+"""One self-contained HTML page: charts by plotly, with tables, nothing loaded from elsewhere."""

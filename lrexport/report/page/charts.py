@@ -1,7 +1,7 @@
-"""Charts as plain data for plotly.js, without colours: page.js puts those of the reader's scheme in.
+"""Charts as plain data for plotly.js, without colours: page.js inserts those of the reader's colour scheme.
 
-A colour is named by its role, ``@dense``, a variable of page.css. Every text is escaped here, because plotly takes some
-tags in texts for markup. Figures in hover texts are written as they are in tables.
+A colour is named by its role, ``@dense``, a variable of page.css. Every text is escaped here, because plotly interprets some
+tags in texts. Figures in hover texts are formatted as in tables.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from lrexport.units import format_count, format_ms, format_percent
 Figure = dict[str, Any]
 
 _ROW_PIXELS = 22
-_MOST_NAME = 26  # characters of a layer's name on an axis; the whole one is in the hover text and in the table
-_MOST_POINT = 40  # characters of a run's name beside its point
-_MOST_VALUES = 120  # of a spectrum: more than a small chart can show
+_MOST_NAME = 26  # characters of a layer's name on an axis; the full name is in the hover text and the table
+_MOST_POINT = 40  # characters of a run's name next to its point
+_MOST_VALUES = 120  # values of a spectrum: more than a small chart can show
 _STAGE_COLOURS = {"dense": "@dense", "svd": "@compressed", "fine-tune": "@tuned", "baseline": "@baseline"}
 _DASHES = {"dense": "solid", "svd": "solid", "fine-tune": "dash", "baseline": "dot"}
 _SYMBOLS = {"dense": "circle", "svd": "square", "fine-tune": "diamond", "baseline": "x"}
 
 
 def text(value: str) -> str:
-    """As plotly shows it literally; between dollar signs it would look for TeX."""
+    """Text that plotly shows literally: it would interpret dollar signs as TeX."""
     return html.escape(value, quote=False).replace("$", "&#36;")
 
 
 def spectra_figure(rows: Sequence[Row]) -> Figure:
-    """Panels that page.js lays out in as many columns as fit: values ÷ the largest, before and after, and the cut."""
+    """Panels, laid out by page.js in as many columns as fit: values ÷ the largest, before and after, and the cut."""
     panels = []
     for row in rows:
         if row.spectrum is None:
@@ -54,7 +54,7 @@ def spectra_figure(rows: Sequence[Row]) -> Figure:
 
 
 def rank_figure(rows: Sequence[Row]) -> Figure:
-    """A bar a layer: its full rank, and on it the rank that is kept; a layer that stays whole is one bar."""
+    """One bar per layer: its full rank, with the kept rank on it; a dense layer has a single colour."""
     places = list(range(len(rows)))
     full = [row.full_rank for row in rows]
     pairs = [row.rank for row in rows]
@@ -73,7 +73,7 @@ def rank_figure(rows: Sequence[Row]) -> Figure:
 
 
 def cost_figure(rows: Sequence[Row], cost: Cost) -> Figure:
-    """Two bars a layer, dense above compressed."""
+    """Two bars per layer, dense above compressed."""
     places = list(range(len(rows)))
     bars = []
     for name, values, colour in (("dense", cost.dense, "@dense"), ("compressed", cost.compressed, "@compressed")):
@@ -85,7 +85,7 @@ def cost_figure(rows: Sequence[Row], cost: Cost) -> Figure:
 
 
 def training_figure(curves: Mapping[str, Sequence[LoggedEpoch]], quantity: str) -> Figure:
-    """``heldout_top1`` or ``loss`` over the epochs of all stages; the dense baseline runs beside SVD training."""
+    """``heldout_top1`` or ``loss`` over the epochs of all stages; the dense baseline is parallel to SVD training."""
     traces: list[Figure] = []
     done = len(curves.get("dense", ()))
     starts = {"dense": 0, "svd": done, "fine-tune": done + len(curves.get("svd", ())), "baseline": done}
@@ -116,7 +116,7 @@ def training_figure(curves: Mapping[str, Sequence[LoggedEpoch]], quantity: str) 
 
 
 def front_figure(front: Front) -> Figure:
-    """Points with their names, the front as a line of steps, dense networks hollow."""
+    """Points with names, the front as a step line, dense networks as hollow points."""
     form = format_count if front.cost == "MACs" else format_ms
     on = [point for point in front.points if point.on_front]
     largest = max(point.cost for point in front.points)
@@ -167,7 +167,7 @@ def _bars(
 
 
 def _per_layer(rows: Sequence[Row], title: str, taller: float = 1.0) -> Figure:
-    """A line a layer, from the first on top to the last."""
+    """An axis with one line per layer, the first on top."""
     names = [text(_short(row.name)) for row in rows]
     yaxis = {"tickvals": list(range(len(rows))), "ticktext": names, "range": [len(rows) - 0.4, -0.6], "automargin": True}
     height = int(110 + _ROW_PIXELS * taller * len(rows))
@@ -175,13 +175,13 @@ def _per_layer(rows: Sequence[Row], title: str, taller: float = 1.0) -> Figure:
 
 
 def _tick(traces: Sequence[Figure]) -> int:
-    """Whole epochs, at most about ten of them named."""
+    """An axis of epochs with at most about ten labels."""
     last = max((trace["x"][-1] for trace in traces if trace["x"]), default=1)
     return max(1, round(last / 10))
 
 
 def _thinned(values: Sequence[float]) -> list[list[float]]:
-    """[index from 1, value ÷ the largest] of at most so many values as a small chart can show, with both ends."""
+    """[index from 1, value ÷ the largest] of at most as many values as a small chart can show, with both ends."""
     largest = max(values, default=0.0) or 1.0
     count = min(len(values), _MOST_VALUES)
     places = [round(i * (len(values) - 1) / max(1, count - 1)) for i in range(count)]
@@ -189,7 +189,7 @@ def _thinned(values: Sequence[float]) -> list[list[float]]:
 
 
 def _short(name: str, most: int = _MOST_NAME) -> str:
-    """The end of a long name: that is where layers differ."""
+    """The end of a long name, where layers differ."""
     return name if len(name) <= most else f"…{name[-most + 1 :]}"
 
 

@@ -1,15 +1,15 @@
 "use strict";
-// Draws the figures in #figures with plotly, in the reader's colours; what is hidden is drawn when it is shown.
+// Draws the figures in #figures with plotly, in the reader's colours; hidden charts are drawn when they are shown.
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const drawn = new Set();
-  const pages = {};  // of a chart in pages: which one is shown
+  const pages = {};  // by chart: the page shown
   const COLOUR_KEYS = new Set(["color", "fillcolor", "gridcolor", "linecolor", "zerolinecolor", "bordercolor", "bgcolor"]);
   const CONFIG = { displayModeBar: false, responsive: false, scrollZoom: false, doubleClick: false, showTips: false };
   const PANEL = 156;  // pixels of a spectrum's height
   const colour = (role) => getComputedStyle(document.documentElement).getPropertyValue(`--${role}`).trim();
 
-  // "@role" → its colour, wherever a colour is meant: names in texts are left alone.
+  // "@role" → its colour, only in keys for colours: names in texts are not changed.
   const painted = (value, key) => {
     if (Array.isArray(value)) return value.map((each) => painted(each, key));
     if (value !== null && typeof value === "object")
@@ -37,7 +37,7 @@
     return { traces: figure.traces, layout };
   };
 
-  // Small multiples: a panel a layer, in as many columns as fit.
+  // Small multiples: one panel per layer, in as many columns as fit.
   const spectra = (figure, width, id) => {
     const columns = Math.max(2, Math.min(5, Math.floor(width / 215)));
     const all = figure.panels, perPage = columns * (columns > 2 ? 5 : 6);

@@ -1,4 +1,4 @@
-"""Runs → one HTML page that opens from disk: its style, its script and plotly.js are in it, and it fetches nothing."""
+"""Runs → one HTML page that opens from disk, with style, script and plotly.js inside; it loads nothing else."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     import jinja2
 
 _HERE = Path(__file__).parent
-# Styles are inline because plotly sets them; no script runs but the two whose hashes are named, whatever a name smuggles in.
+# Styles are inline because plotly sets them. Only the two scripts with these hashes run, whatever a name may contain.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its text alternative, and the table beside it. ``choice`` names it among several of one place."""
+    """A chart with its text alternative and its table. ``choice`` is its label among several in one place."""
 
     id: str
     alt: str
@@ -48,7 +48,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence on what is to be seen, and charts; ``missing`` says what to run where the run lacks it."""
+    """A heading, a description and charts; ``missing`` says what to run if the run lacks the figures."""
 
     id: str
     title: str
@@ -77,7 +77,7 @@ class RunView:
 
 @dataclass
 class _Figures:
-    """What page.js draws, by the id of its place."""
+    """The figures for page.js, by element id."""
 
     by_id: dict[str, charts.Figure] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ class _Figures:
 
 
 def render(subjects: Sequence[ReportedRun], version: str) -> str:
-    """The page. Raises DeviceError where the extra ``report`` is not installed."""
+    """The page. Raises DeviceError if the extra ``report`` is not installed."""
     library = _plotly_js()
     figures = _Figures()
     runs = [_view(subject, f"run{number}", figures) for number, subject in enumerate(subjects, 1)]
@@ -119,13 +119,13 @@ def _template() -> jinja2.Template:
 
 
 def _visible(value: Any) -> Any:
-    """What the template writes: of texts out of a run every character can be seen. Its own markup is left alone."""
+    """A template's value: texts from a run with every character visible; the page's own markup unchanged."""
     return plain_line(value) if type(value) is str else value
 
 
 def _plotly_js() -> str:
     code: str = _needed("plotly.offline").get_plotlyjs()
-    return code.replace("\r\n", "\n")  # as a browser reads it before it takes the hash
+    return code.replace("\r\n", "\n")  # as a browser normalises it before hashing
 
 
 def _needed(module: str) -> Any:
@@ -133,8 +133,8 @@ def _needed(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DeviceError(
-            f"a report in HTML needs {module.partition('.')[0]}, which is not installed ({error})",
-            "pip install 'lrexport[report]'; --format markdown and json do without.",
+            f"an HTML report needs {module.partition('.')[0]}, which is not installed ({error})",
+            "Install it with: pip install 'lrexport[report]', or use --format markdown or json.",
         ) from error
 
 
@@ -148,7 +148,7 @@ def _hash(script: str) -> str:
 
 
 def _embedded(value: Mapping[str, Any]) -> str:
-    """JSON that stands in a script element: nothing in it ends the element, or is a command where the page is printed."""
+    """JSON for a script element: nothing in it ends the element, or acts as a command when the page is printed."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("##", "#\\u0023")
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -201,29 +201,29 @@ def _spectra(subject: ReportedRun, rows: Sequence[layer_tables.Row], id: str, fi
     title, place = "Singular values", f"{id}-spectra"
     if not subject.spectra:
         why = (
-            "This run was made by an lrexport that did not keep them"
+            "This run was made by an older version, which did not store them"
             if subject.spectra is None
             else "No layer is in SVD form"
         )
-        return Section(place, title, missing=f"{why}; lrexport compress makes a run that has them.")
+        return Section(place, title, missing=f"{why}; lrexport compress makes a run with them.")
     trained = any(row.spectrum is not None and row.spectrum.trained for row in rows)
-    text = "Each layer's singular values ÷ the largest, on a logarithmic scale. What lies right of the cut was dropped. "
+    text = (
+        "Each layer's singular values ÷ the largest, on a logarithmic scale. Values to the right of the cut were dropped. "
+    )
     text += (
-        "The dotted line is the dense network before SVD training, the solid one the network after it."
+        "Dotted: the dense network before SVD training; solid: the network after it."
         if trained
-        else ("There was no SVD training: these are the dense network's.")
+        else "There was no SVD training: these are the dense network's values."
     )
-    alt = (
-        f"Singular values of {len(subject.spectra)} layers with the rank that each was cut at; the table has their figures."
-    )
+    alt = f"Singular values of {len(subject.spectra)} layers, each with the cut at its rank; the table has the figures."
     chart = figures.chart(f"{place}-chart", charts.spectra_figure(rows), alt, layer_tables.spectrum_table(rows))
     return Section(place, title, text, (chart,))
 
 
 def _ranks(rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
     pairs = [row for row in rows if row.rank is not None]
-    whole = len(rows) - len(pairs)
-    text = f"{len(pairs)} of {len(rows)} layers became pairs" + (f", {whole} stay whole." if whole else ".")
+    dense = len(rows) - len(pairs)
+    text = f"{len(pairs)} of {len(rows)} layers became pairs" + (f", {dense} stay dense." if dense else ".")
     place = f"{id}-ranks"
     alt = f"Rank kept of the full rank, layer by layer. {text}"
     chart = figures.chart(f"{place}-chart", charts.rank_figure(rows), alt, layer_tables.rank_table(rows))
@@ -236,14 +236,14 @@ def _costs(subject: ReportedRun, rows: Sequence[layer_tables.Row], id: str, figu
         figures.chart(
             f"{place}-{cost.name.lower()}",
             charts.cost_figure(rows, cost),
-            f"{cost.name} of each layer, dense beside compressed. {cost.caption}",
+            f"{cost.name} of each layer, dense and compressed. {cost.caption}",
             choice=cost.name,
         )
         for cost in costs
         if cost.is_known
     ]
     missing = "" if costs[-1].is_known else "Time by layer was not measured: lrexport onnx RUN measures it."
-    text = "What each layer costs, dense beside compressed; both convolutions of a pair together."
+    text = "Cost of each layer, dense and compressed; the two convolutions of a pair are one layer."
     return Section(place, "Cost by layer", text, tuple(shown), layer_tables.cost_table(rows, costs), missing)
 
 
@@ -257,9 +257,7 @@ def _training(subject: ReportedRun, id: str, figures: _Figures) -> Section:
         for stage, epochs in curves.items()
         if epochs[-1].heldout_top1 is not None
     ]
-    text = (
-        "Held-out images are training images that served every choice, never test images. Losses of different stages have "
-    )
+    text = "Held-out images are training images used for all choices, never test images. Losses of different stages have "
     text += f"different terms.{_elsewhere(subject)}{unread}"
     shown = (
         figures.chart(
@@ -276,10 +274,10 @@ def _training(subject: ReportedRun, id: str, figures: _Figures) -> Section:
 
 
 def _elsewhere(subject: ReportedRun) -> str:
-    """Stages whose log is in the run that this one went on from."""
+    """A note on stages whose log is in the run that this one continued from."""
     trained = {"dense": subject.record.config.get("dense_epochs"), "svd": subject.record.config.get("svd_epochs")}
     names = [STAGES[stage] for stage, epochs in trained.items() if epochs and stage not in subject.curves]
-    return f" The epochs of {' and '.join(names)} are in the run that this one went on from." if names else ""
+    return f" The epochs of {' and '.join(names)} are in the run that this one continued from." if names else ""
 
 
 def _comparison(subjects: Sequence[ReportedRun], figures: _Figures) -> tuple[Section, ...]:
@@ -292,6 +290,6 @@ def _front(front: Front, id: str, figures: _Figures) -> Section:
         return Section(id, title, missing=front.note)
     on = ", ".join(point.name for point in front.points if point.on_front)
     chart = figures.chart(f"{id}-chart", charts.front_figure(front), f"{title}. On the front: {on}.", front_table(front))
-    text = f"No other network beats those on the front: {on}. {front.note} "
-    text += "Accuracy is on test images: choose by held-out ones, as lrexport sweep does."
+    text = f"No other network is both cheaper and more accurate than one on the front: {on}. {front.note} "
+    text += "Accuracy is on test images; choose by held-out images, as lrexport sweep does."
     return Section(id, title, text, (chart,))

@@ -46,9 +46,9 @@ def test_free_sizes_are_those_given_and_the_graph_itself_stays_as_it_was(tmp_pat
     ("shapes", "message"),
     [
         ({"w": (8, 3, 3, 3)}, "no input 'w'"),
-        ({"x": (1, 3, 12)}, "expected 4 sizes, not 3"),
+        ({"x": (1, 3, 12)}, "expected 4 sizes, found 3"),
         ({"x": (1, 4, 12, 22)}, "the file fixes 3, not 4"),
-        ({"x": (1, 3, 12, 22), "t": (13, 4)}, "H is 12 already, not 13"),
+        ({"x": (1, 3, 12, 22), "t": (13, 4)}, "H is already 12, not 13"),
     ],
 )
 def test_a_shape_that_does_not_fit_the_file_is_a_mistake_of_who_gave_it(
