@@ -98,7 +98,7 @@ MISTAKES = {
     "an empty list": ("forbidden_operators = []", 2, "invalid forbidden_operators []: expected a string or a list", ""),
     "a list of numbers": ("path = [3]", 2, "invalid path [3]: expected a string or a list", ""),
     "no limit at all": ('path = "run"', 1, "the budget 'budget' has no limits", "Add one"),
-    "a path that only excludes": ('path = ["!a.onnx"]\nmax_bytes = "1 KB"', 2, "path only has exclusions", "Add what to include"),
+    "a path that only excludes": ('path = ["!a.onnx"]\nmax_bytes = "1 KB"', 2, "path only has exclusions", "Add what to"),
     "a severity that does not exist": ('severity = "info"', 2, "invalid severity 'info': expected 'error' or 'warn'", ""),
     "a severity that is a list": ('severity = ["warn"]', 2, "invalid severity ['warn']", ""),
     "a sum that is a text": ('sum = "yes"', 2, "invalid sum 'yes': expected true or false", ""),
