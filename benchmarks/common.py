@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine in one line, and results as Markdown."""
+"""Shared by all benchmarks: the machine in one line, and results as Markdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def machine(facts: Mapping[str, Any] | None = None) -> str:
 
 
 def interleaved(every: dict[str, Callable[[], object]], rounds: int, warm_up: int) -> dict[str, list[float]]:
-    """Seconds of each in every round, in shuffled order, after rounds that do not count."""
+    """Seconds of each function in every round, in shuffled order, after uncounted rounds."""
     samples: dict[str, list[float]] = {name: [] for name in every}
     order, shuffler = list(every), random.Random(0)
     for round_number in range(rounds + warm_up):

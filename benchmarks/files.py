@@ -69,7 +69,7 @@ _WEIGHTS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.I
 
 @dataclass
 class Row:
-    """What is found about one file."""
+    """The results for one file."""
 
     name: str
     macs: int | None = None

@@ -198,8 +198,8 @@ def test_two_uses_in_one_pull_request_have_a_comment_each_which_the_next_push_br
         ("a file that is damaged", "1 of 1 limit unreadable"),
         ("a mistake in the configuration", "Exit code 2"),
         ("a model that is gone", "Exit code 2"),
-        ("a check that crashes", "not done"),
-        ("a check that never ran", "No limit was judged (exit code unknown): [the log](https://log)"),
+        ("a check that crashes", "check: failed"),
+        ("a check that never ran", "No limits were checked (exit code unknown): [the log](https://log)"),
         ("an output that cannot be written", "did not end as it should (exit code 4)"),
     ],
 )

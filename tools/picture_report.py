@@ -1,4 +1,4 @@
-"""Take the pictures of a report that docs/report.md shows: docs/report-light.png and docs/report-dark.png.
+"""Take the pictures of a report for docs/report.md: docs/report-light.png and docs/report-dark.png.
 
 Run `lrexport demo`, then `python tools/picture_report.py`; it needs the extra `test` and Chromium.
 """
@@ -25,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         page = Path(folder) / "report.html"
         page.write_text(render(read_subjects([run]), __version__), encoding="utf-8")
-        # No sandbox: the page is ours, and containers have none.
+        # No sandbox: the page is trusted, and containers have none.
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for scheme in ("light", "dark"):
             shown = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme=scheme)

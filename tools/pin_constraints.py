@@ -1,4 +1,4 @@
-"""Write constraints.txt: the versions that are tested, for every supported Python, as uv resolves them.
+"""Write constraints.txt: the tested versions for every supported Python, resolved by uv.
 
 Run `pip install uv`, then `python tools/pin_constraints.py`. torch and torchvision belong together and are pinned here.
 """
@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 PINNED = ("torch==2.13.0", "torchvision==0.28.0")
-TESTED = "test"  # the extra that has all that is tested; mlflow and wandb are not, and bring dozens of packages along
+TESTED = "test"  # the extra with everything that is tested; mlflow and wandb are not, and add dozens of packages
 OLDEST_PYTHON = "3.10"
-# Parts of the CUDA build of torch: a constraint on them would only get in the way of other builds.
+# Parts of torch's CUDA build: constraints on them would only hinder other builds.
 SKIPPED = ("nvidia-", "cuda-", "triton")
 ROOT = Path(__file__).parent.parent
 HEAD = f"""\

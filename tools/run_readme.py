@@ -1,7 +1,7 @@
 """Run every command of the README's `sh` blocks as written, in a fresh folder, then those of pages that continue from there.
 
-It stops at the first command that fails. `make …` and `pip …` lines are left out: they set up what this runs in. So are
-commands for a board over ssh, which needs one. The README's `toml` blocks are the folder's pyproject.toml. Takes minutes.
+It stops at the first command that fails. `make …` and `pip …` lines are skipped: they set up the environment. So are
+commands for a board over ssh. The README's `toml` blocks are the folder's pyproject.toml. Takes minutes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README = "README.md"
-# Pages whose commands need what earlier ones made, in this order. Lines that name files of the reader's are left out.
+# Pages whose commands need results of earlier ones, in this order. Lines with files of the reader are skipped.
 CONTINUED = ("docs/compress.md", "docs/export.md", "docs/latency.md")
 _NOT_HERE = ("ssh://", "detector.onnx", "encoder.onnx")
 
@@ -36,7 +36,7 @@ def main() -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in (README, *CONTINUED)}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
-        environment["LREXPORT_CACHE"] = cache  # times of layers are measured here and now
+        environment["LREXPORT_CACHE"] = cache  # latencies of layers are measured again
         (Path(folder) / "pyproject.toml").write_text(configuration(pages[README]), encoding="utf-8")
         for page, text in pages.items():
             for command in commands(text):

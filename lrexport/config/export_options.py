@@ -10,10 +10,10 @@ FIRST_OPSET = 18
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """``batch`` None is a dynamic one; ``rounds`` 0 measures no latency on ``target``; ``data`` stands in for the record's.
+    """Options of an export. ``batch`` None: dynamic; ``rounds`` 0: no latency; ``data`` replaces the record's.
 
-    ``int8`` makes both files once more in int8, calibrated on at most ``calibration_images``; ``ort`` makes the compressed
-    ones once more in ONNX Runtime's own format.
+    ``int8`` also writes both files in int8, calibrated on at most ``calibration_images`` images; ``ort`` also writes the
+    compressed files in ONNX Runtime's own format.
     """
 
     batch: int | None = 1

@@ -89,7 +89,7 @@ def test_every_type_of_number_is_made_in_the_shape_that_is_declared(kind: str, s
     ("declared", "options", "words"),
     [
         ([Declared("x", ["N", 3, "H", None])], {}, "size 'H' of input 'x' with shape N,3,H,? is open: give all its sizes"),
-        ([Declared("x", ["N", 3, None, "W"])], {}, "whose size without a name is open"),
+        ([Declared("x", ["N", 3, None, "W"])], {}, "size without a name of input"),
         ([Declared("x", ["N", "L"])], {"shapes": {"x": (1, 2, 3)}}, "has shape N,L, but the given shape is 1,2,3"),
         ([Declared("x", ["N", 3])], {"shapes": {"x": (1, 4)}}, "has shape N,3, but the given shape is 1,4"),
         ([Declared("x", [1, 3])], {"values": {"x": np.ones((2, 3), "f4")}}, "has shape 1,3, but the given array is 2,3"),
@@ -100,7 +100,7 @@ def test_every_type_of_number_is_made_in_the_shape_that_is_declared(kind: str, s
             "size 'L' is 1 in input 'x' and 2 in",
         ),
         ([Declared("x", ["N", 3])], {"shapes": {"x": (2, 3)}, "batch": 3}, "has a batch of 2, but the batch size is 3"),
-        ([Declared("x", [1, 3])], {"batch": 3}, "has a fixed batch of 1, 3 was asked for"),
+        ([Declared("x", [1, 3])], {"batch": 3}, "has a fixed batch of 1, not 3"),
         ([Declared("x", [1], "tensor(string)")], {}, "is text: give its values"),
     ],
 )

@@ -62,11 +62,11 @@ def test_a_cut_is_judged_before_and_after_training(tmp_path: Path) -> None:
     assert untrained["layer1.conv"] == ("6/24", "11", "—", f"{100 * dropped:.2f} %", "—")
 
 
-def test_ranks_say_why_a_layer_stays_whole(tmp_path: Path) -> None:
+def test_ranks_say_why_a_layer_stays_dense(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     found = {row[0]: row[1:] for row in rank_table(rows_of(read_subject(tmp_path / "run"))).rows}
     assert found["layer1.conv"] == ("8×8×3×3", "spatial", "6/24", "90.00 %", "")
-    assert found["stem"] == ("8×3×3×3", "whole", "—/24", "—", "kept as asked")
+    assert found["stem"] == ("8×3×3×3", "dense", "—/24", "—", "kept as asked")
 
 
 @pytest.mark.parametrize(("values", "share", "count"), [([3.0, 4.0], 1.0, 2), ([1.0, 0.0], 0.99, 1), ([0.0, 0.0], 0.99, 1)])

@@ -178,8 +178,8 @@ def test_without_a_goal_the_share_of_the_macs_is_varied() -> None:
 
 
 def test_no_more_trials_are_wanted_than_the_space_has_points() -> None:
-    assert request("macs=0.3,0.5,0.7").wanted == 3
-    assert request("macs=0.3..0.7").wanted == 10
+    assert request("macs=0.3,0.5,0.7").trial_count == 3
+    assert request("macs=0.3..0.7").trial_count == 10
 
 
 def test_a_goal_given_and_varied_and_a_sweep_without_data_are_refused() -> None:
@@ -194,8 +194,8 @@ def test_strength_is_not_steered_where_trials_of_many_budgets_share_svd_training
     for train, vary in ((steered, ()), (replace(steered, svd_epochs=0), ("svd-epochs=0,2",))):
         with pytest.raises(UsageError, match="trials share SVD training"):
             make_request(train, None, {}, vary, "macs", 3)
-    assert make_request(replace(steered, svd_epochs=0), None, {}, (), "macs", 3).wanted == 3
-    assert make_request(steered, None, {}, ("sparsity-strength=0.01..0.1",), "macs", 3).wanted == 3
+    assert make_request(replace(steered, svd_epochs=0), None, {}, (), "macs", 3).trial_count == 3
+    assert make_request(steered, None, {}, ("sparsity-strength=0.01..0.1",), "macs", 3).trial_count == 3
 
 
 def test_latency_is_measured_on_this_machine_unless_another_is_given() -> None:

@@ -45,7 +45,7 @@ def test_free_sizes_are_those_given_and_the_graph_itself_stays_as_it_was(tmp_pat
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({"w": (8, 3, 3, 3)}, "no input 'w'"),
+        ({"w": (8, 3, 3, 3)}, "no input named 'w'"),
         ({"x": (1, 3, 12)}, "expected 4 sizes, found 3"),
         ({"x": (1, 4, 12, 22)}, "the file fixes 3, not 4"),
         ({"x": (1, 3, 12, 22), "t": (13, 4)}, "H is already 12, not 13"),
@@ -111,7 +111,7 @@ def test_arrays_of_a_sample_give_sizes_and_choose_branches(
     assert (either["macs"], either["uncounted"]) == (4 * 6 * 2, ["If with branches of 216 and 48 MACs"])
     assert run(["inspect", "m.onnx", "--shape", "x=1,4,6", "--input", "high.npz"]) == 0
     assert run(["inspect", "m.onnx", "--shape", "x=1,4,8", "--input", "high.npz"]) == 2
-    assert "x is 1,4,6 in high.npz and 1,4,8 in --shape" in capsys.readouterr().err
+    assert "x has shape 1,4,6 in high.npz but 1,4,8 in --shape" in capsys.readouterr().err
 
 
 def test_a_symbol_that_is_not_text_names_nothing() -> None:
