@@ -1,4 +1,4 @@
-"""MACs of an Einstein summation, for the torch network and the exported graph alike."""
+"""MACs of an Einstein summation, for both the torch network and the exported graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import prod
 
 
 def einsum_macs(equation: str, shapes: Sequence[tuple[int, ...]]) -> int | None:
-    """One MAC for every combination of indices of two operands; None where that is unknown, as for three of them."""
+    """One MAC for every combination of indices of two operands; None if unknown, as for three operands."""
     terms = equation.replace(" ", "").partition("->")[0].split(",")
     if len(terms) != 2 or len(shapes) != 2:
         return None
@@ -17,7 +17,7 @@ def einsum_macs(equation: str, shapes: Sequence[tuple[int, ...]]) -> int | None:
         spread = len(shape) - len(before) - len(after)
         if spread < 0 or (spread and not ellipsis):
             return None
-        # Numbers name the axes under an ellipsis, from the right, as they broadcast.
+        # Axes under an ellipsis are numbered from the right, because they broadcast that way.
         indices = [*before, *(str(axis) for axis in reversed(range(spread))), *after]
         for index, size in zip(indices, shape, strict=True):
             sizes[index] = max(size, sizes.get(index, 0))

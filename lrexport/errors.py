@@ -1,17 +1,17 @@
-"""The one error family: a message, a hint and an exit code, never a traceback for a user's mistake."""
+"""The family of lrexport's errors: a message, a hint and an exit code. A user's mistake never ends in a traceback."""
 
 from __future__ import annotations
 
 import errno
 import signal
 
-_MOST_NAME = 200  # characters of a name that is shown
+_MOST_NAME = 200  # longest part of a name that is shown, in characters
 
 
 class LrexportError(Exception):
-    """Base of everything lrexport raises on purpose.
+    """Base of all errors that lrexport raises on purpose.
 
-    ``message`` says what was found and what was wanted, ``hint`` what to do next.
+    ``message`` says what was found and what was expected, ``hint`` what to do next.
     """
 
     exit_code = 3
@@ -32,13 +32,13 @@ class UsageError(LrexportError):
 
 
 class InputError(LrexportError):
-    """A file, a dataset or a network is not what it has to be (exit code 3)."""
+    """A file, a dataset or a network is invalid (exit code 3)."""
 
     exit_code = 3
 
 
 class Stopped(LrexportError):
-    """A signal asked for the end, and what was done is saved (exit code 128 + the signal's number)."""
+    """A signal stopped the command, and its work so far is saved (exit code 128 + the signal's number)."""
 
     def __init__(self, number: int, message: str, hint: str | None = None) -> None:
         super().__init__(message, hint)
@@ -46,7 +46,7 @@ class Stopped(LrexportError):
 
 
 class FailedElsewhere(LrexportError):
-    """Another of several processes failed, which is what ended this one, too (that one's exit code)."""
+    """This process ended because another one failed; it has that one's exit code."""
 
     def __init__(self, process: int, exit_code: int, message: str) -> None:
         super().__init__(f"process {process} failed: {message}")
@@ -54,18 +54,18 @@ class FailedElsewhere(LrexportError):
 
 
 class DeviceError(LrexportError):
-    """The environment failed: no space, no permission, no device, no library (exit code 4)."""
+    """The environment failed: disk space, permissions, a device, a library (exit code 4)."""
 
     exit_code = 4
 
 
 def with_hint(error: UsageError | InputError, hint: str) -> UsageError | InputError:
-    """The same error with one more hint behind its own."""
+    """The same error with ``hint`` appended to its own."""
     return type(error)(error.message, f"{error.hint} {hint}" if error.hint else hint)
 
 
 def of_system(error: OSError) -> UsageError | DeviceError:
-    """What the system refused, wherever no place says more of it: a name that cannot be, or the environment."""
+    """An OSError that nothing more specific handled: UsageError for an impossible file name, else DeviceError."""
     name = error.filename.decode(errors="surrogateescape") if isinstance(error.filename, bytes) else error.filename
     text = "" if name is None else str(name)
     shown = text if len(text) <= _MOST_NAME else f"{text[:_MOST_NAME]}…"
@@ -77,7 +77,7 @@ def of_system(error: OSError) -> UsageError | DeviceError:
 
 
 def signal_of(error: BaseException | None) -> signal.Signals | None:
-    """Which signal raised it, as Python does for Ctrl-C and lrexport's commands do for SIGTERM; None for anything else."""
+    """The signal behind ``error``: Ctrl-C raises KeyboardInterrupt, SIGTERM SystemExit in lrexport's commands; else None."""
     if isinstance(error, KeyboardInterrupt):
         return signal.SIGINT
     terminated = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM

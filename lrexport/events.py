@@ -1,6 +1,6 @@
-"""What happens while a command works, as values: an ``on_event`` callback is given each one when it happens.
+"""Events of a running command: an ``on_event`` callback receives each one as it happens.
 
-Shares are in [0, 1]; ``stage`` is a key of lrexport.config.compression.STAGES. Those of sweeps: lrexport.sweep.events.
+Shares are in [0, 1]; ``stage`` is a key of lrexport.config.compression.STAGES. Events of sweeps: lrexport.sweep.events.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 
 from lrexport.plan import PlannedLatency
 
-_LATENCY = {"target", "dense", "predicted", "measured", "ratio"}  # in log.jsonl; run.json has the rest
+_LATENCY = {"target", "dense", "predicted", "measured", "ratio"}  # fields in log.jsonl; run.json has all
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened; each kind is a class below. ``kind`` is its name in JSON.
+    """Base of all events. ``kind`` is the event's name in JSON.
 
-    ``logged``: a run that trains writes it into its log.jsonl; the others are for people who watch, or of other commands.
+    ``logged``: training writes the event into log.jsonl; the others only show progress, or belong to other commands.
     """
 
     kind: ClassVar[str]
@@ -35,7 +35,7 @@ def ignore_events(_event: Event) -> None:
 
 @dataclass(frozen=True)
 class Noted(Event):
-    """A remark for people: nothing needs to be done."""
+    """Information; nothing needs to be done."""
 
     kind = "note"
     logged = True
@@ -44,7 +44,7 @@ class Noted(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something that people should look at; work continues."""
+    """Something the user should look at; work continues."""
 
     kind = "warning"
     logged = True
@@ -53,7 +53,7 @@ class Warned(Event):
 
 @dataclass(frozen=True)
 class AlreadyFinished(Event):
-    """Resuming found a finished ``run``: nothing to do."""
+    """The resumed ``run`` is already finished."""
 
     kind = "finished"
     run: str
@@ -61,7 +61,7 @@ class AlreadyFinished(Event):
 
 @dataclass(frozen=True)
 class ExportChecked(Event):
-    """Before any training: the dense network can be exported to ONNX, which took ``seconds`` to find out."""
+    """Before any training: the dense network can be exported to ONNX. The check took ``seconds``."""
 
     kind = "export check"
     logged = True
@@ -70,7 +70,7 @@ class ExportChecked(Event):
 
 @dataclass(frozen=True)
 class LayersTimed(Event):
-    """``done`` of the ``of`` layers and pairs that the table of ``target`` lacked are timed."""
+    """``done`` of the ``of`` layers and pairs that are missing in the table of ``target`` are timed."""
 
     kind = "table"
     done: int
@@ -80,7 +80,7 @@ class LayersTimed(Event):
 
 @dataclass(frozen=True)
 class DenseTimed(Event):
-    """The dense network takes ``dense`` milliseconds on ``target``; layer times are in the file ``table``, None: unsaved."""
+    """The dense network takes ``dense`` milliseconds on ``target``; ``table`` is the file of layer times, if saved."""
 
     kind = "speed"
     dense: float
@@ -90,7 +90,7 @@ class DenseTimed(Event):
 
 @dataclass(frozen=True)
 class Measuring(Event):
-    """A latency measurement on ``target`` has ``done`` of its ``of`` rounds; None before the first."""
+    """A latency measurement on ``target`` has finished ``done`` of ``of`` rounds; None before the first."""
 
     kind = "measuring"
     target: str
@@ -100,7 +100,7 @@ class Measuring(Event):
 
 @dataclass(frozen=True)
 class StepDone(Event):
-    """One optimiser step: ``step`` of the epoch's ``steps``, both counted from 0. ``loss`` has all terms."""
+    """One optimiser step: ``step`` of the epoch's ``steps``; epoch and step count from 0. ``loss`` includes all terms."""
 
     kind = "step"
     stage: str
@@ -122,10 +122,10 @@ class Steering:
 
 @dataclass(frozen=True)
 class EpochDone(Event):
-    """One epoch of a stage, from 1, with ``steps`` optimiser steps in a whole one.
+    """One epoch of a stage is done; epochs count from 1, and a full one has ``steps`` optimiser steps.
 
-    ``loss`` is the mean task loss, ``lr`` the last step's; ``seconds`` are those spent in this process, scoring included;
-    ``step_ms`` is the median step, ``step_over_dense`` its ratio to a dense one in SVD training.
+    ``loss`` is the mean task loss, ``lr`` the last step's. ``seconds`` are those of this process, with scoring.
+    ``step_ms`` is the median time of a step, ``step_over_dense`` its ratio to a step of the dense network (SVD training).
     """
 
     kind = "epoch"
@@ -146,7 +146,7 @@ class EpochDone(Event):
 
 @dataclass(frozen=True)
 class RanksCut(Event):
-    """Falling ranks, at the start of ``epoch`` (from 1): ``layers`` were cut, ``macs_share`` of the MACs is left."""
+    """Falling ranks, at the start of ``epoch`` (from 1): ``layers`` layers were cut, ``macs_share`` of the MACs is left."""
 
     kind = "cut"
     logged = True
@@ -157,7 +157,7 @@ class RanksCut(Event):
 
 @dataclass(frozen=True)
 class ChoosingRanks(Event):
-    """Ranks are being chosen, with ``images`` training images without their labels."""
+    """Ranks are being chosen, with ``images`` training images; their labels are not used."""
 
     kind = "pruning"
     images: int
@@ -167,9 +167,9 @@ class ChoosingRanks(Event):
 class PlanChosen(Event):
     """Ranks are chosen and the network is folded: ``macs`` of ``dense_macs`` are left.
 
-    At most ``threshold`` of a layer's energy is dropped, where one holds for all. ``scores`` are held-out top-1 of the
-    folded network: ``heldout_top1``, and ``heldout_top1_after_REPAIR`` after each repair. ``heldout_top1_before`` is that
-    of the network before, where the goal needed it.
+    ``threshold`` is the largest share of a layer's energy that is dropped, if the goal sets one for all layers. ``scores``
+    are held-out top-1 of the folded network: ``heldout_top1``, and ``heldout_top1_after_REPAIR`` after each repair.
+    ``heldout_top1_before`` is that of the network before pruning, if the goal needed it.
     """
 
     kind = "plan"
@@ -186,8 +186,8 @@ class PlanChosen(Event):
 class FileExported(Event):
     """An ONNX file is written and agrees with torch within ``relative_error`` of the largest output.
 
-    ``blind``: its output hardly depends on its input, so that agreement proves little; ``rescored``: it scores as the torch
-    network does on the test images; ``uncounted`` names operators that ``macs`` leave out.
+    ``blind``: the output hardly depends on the input, so agreement proves little. ``rescored``: the file has the same test
+    accuracy as the torch network. ``uncounted``: operators whose MACs are not counted.
     """
 
     kind = "export"
@@ -203,10 +203,10 @@ class FileExported(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FileQuantised(Event):
-    """The int8 ``file`` of ``source`` is written: ``int8_macs`` of ``macs`` are in int8, nodes ``in_float`` are not.
+    """The int8 ``file`` of ``source`` is written: ``int8_macs`` of ``macs`` are in int8; the nodes ``in_float`` are not.
 
-    It was calibrated on ``images`` held-out images of ``data``, of which it puts the share ``agreement`` in the same class
-    as ``source``; ``top1`` and ``float32_top1`` are on the test images.
+    It was calibrated on ``images`` held-out images of ``data`` and predicts the same class as ``source`` for the share
+    ``agreement`` of them. ``top1`` and ``float32_top1`` are on the test images.
     """
 
     kind = "int8"
@@ -225,7 +225,7 @@ class FileQuantised(Event):
 
 @dataclass(frozen=True)
 class OrtWritten(Event):
-    """``source`` in ONNX Runtime's own format for ``platform``, within ``relative_error`` of its largest output."""
+    """``source`` is written as an .ort file for ``platform``, within ``relative_error`` of its largest output."""
 
     kind = "ort"
     file: str
@@ -237,7 +237,7 @@ class OrtWritten(Event):
 
 @dataclass(frozen=True)
 class FilesRemoved(Event):
-    """Optional ``files`` of an earlier export, which this one did not write, are gone."""
+    """Optional ``files`` of an earlier export are removed, because this export did not write them."""
 
     kind = "removed"
     files: tuple[str, ...]
@@ -245,7 +245,7 @@ class FilesRemoved(Event):
 
 @singledispatch
 def event_to_json(event: Event) -> dict[str, Any]:
-    """The event as a line of log.jsonl has it: its kind, then its fields; optional ones that are None are left out."""
+    """The event as in log.jsonl: its kind, then its fields, without optional ones that are None."""
     return {"event": event.kind, **_fields(event)}
 
 
@@ -262,7 +262,7 @@ def _fields(value: Event | Steering) -> dict[str, Any]:
     values = {each.name: getattr(value, each.name) for each in fields(value)}
     optional = {each.name for each in fields(value) if each.default is None}
     return {
-        name: _fields(one) if isinstance(one, Steering) else one
-        for name, one in values.items()
-        if one is not None or name not in optional
+        name: _fields(item) if isinstance(item, Steering) else item
+        for name, item in values.items()
+        if item is not None or name not in optional
     }

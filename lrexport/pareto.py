@@ -1,4 +1,4 @@
-"""Which of several points (cost, accuracy) no other one beats."""
+"""The Pareto front of points (cost, accuracy)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points (cost, accuracy) that no other point beats, cheapest first.
 
-    A point is beaten by one that costs no more and is at least as accurate, and better in one of the two; of equal points
-    the first is taken. Points with NaN are never on the front.
+    One point beats another if it is at least as good in both cost and accuracy and better in one. Of equal points the
+    first is taken. Points with NaN are never on the front.
     """
     order = sorted((i for i, (x, y) in enumerate(points) if x == x and y == y), key=lambda i: (points[i][0], -points[i][1]))
     front: list[int] = []

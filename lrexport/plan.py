@@ -1,4 +1,4 @@
-"""Plans: for every layer the pair it becomes, or dense with the reason. Fields: docs/plans.md and docs/record.md."""
+"""Plans: for every layer the pair it becomes, or the reason to keep it dense. Fields: docs/plans.md, docs/record.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 class Pair(Stored):
     """A layer that becomes a pair of plain layers. ``energy_kept`` is Σ kept s² ÷ Σ s², in [0, 1].
 
-    ``shape`` is the dense weight's; a grouped layer has ``rank`` in every group.
+    ``shape`` is that of the dense weight; in a grouped layer every group has rank ``rank``.
     """
 
     scheme: Scheme
@@ -43,13 +43,13 @@ class Pair(Stored):
     shape: tuple[int, ...] = ()
 
 
-# Why a layer is dense: the user asked for it, it cannot be factorised, its pair costs as much as itself, no pair is faster
-# on the target, or the budget is spent better elsewhere.
+# Why a layer is dense: the user asked for it, it cannot be factorised, no pair is cheaper, no pair is faster on the target,
+# or other layers make better use of the budget.
 DenseKind = Literal["kept", "unsupported", "costly", "slow", "chosen"]
 
 
 class Dense(Stored):
-    """A layer that stays as it is, and why."""
+    """A layer that stays dense, and why."""
 
     dense: Literal[True] = True
     kind: DenseKind = "unsupported"
@@ -60,16 +60,16 @@ class Dense(Stored):
 
 
 class Plan(dict[str, Pair | Dense]):
-    """For every layer with a weight, by name and in the order of the network, the pair it becomes, or dense and why."""
+    """The pair that each layer becomes, or why it stays dense: by layer name, in the order of the network."""
 
     def to_json(self) -> str:
-        """As JSON, which FromPlan and ``--plan`` read from a file, also edited by hand; format: docs/plans.md."""
+        """The plan as JSON, which FromPlan and ``--plan`` read, even after edits by hand; format: docs/plans.md."""
         entries = {name: layer.model_dump(mode="json") for name, layer in self.items()}
         return json.dumps({"digest": digest(self), "plan": entries}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that :meth:`to_json` wrote. Raises InputError for another text, and for a plan that was edited since."""
+        """The plan that :meth:`to_json` wrote. Raises InputError if ``text`` is invalid or the plan was edited since."""
         try:
             written = _Written.model_validate_json(text)
         except ValidationError as error:
@@ -78,19 +78,19 @@ class Plan(dict[str, Pair | Dense]):
             raise InputError(f"invalid plan: {place + ': ' if place else ''}{fault['msg']}") from error
         if written.digest != digest(written.plan):
             raise InputError(
-                "the plan was edited after it was written, so its figures are not those of its choices",
-                "lrexport.FromPlan follows an edited plan, and works the figures out for a network.",
+                "the plan was edited after it was written, so its figures no longer match its choices",
+                "To use an edited plan, give its file to lrexport.FromPlan, which computes the figures again.",
             )
         return written.plan
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """As a field of a record: a mapping, made a plan."""
+        """As a field of a record: a mapping that becomes a plan."""
         return core_schema.no_info_after_validator_function(cls, handler.generate_schema(dict[str, Pair | Dense]))
 
 
 class _Written(BaseModel):
-    """What a plan is written as."""
+    """A plan as it is written to a file."""
 
     digest: str
     plan: Plan
@@ -101,10 +101,10 @@ _IN_FILES = {"dense_ms": "dense", "predicted_ms": "predicted", "measured_ms": "m
 
 
 class PlannedLatency(Stored):
-    """What the plan was predicted to take on ``target``, and what the folded network then took there.
+    """The predicted latency of the plan on ``target``, and the measured latency of the folded network.
 
-    For one inference of one image: ``dense_ms`` and ``measured_ms`` are medians of the same interleaved rounds, ``ratio``
-    and its quartiles are measured ÷ dense round by round. ``environment`` is the target's. In files the keys have no unit.
+    For one image. ``dense_ms`` and ``measured_ms`` are medians of the same interleaved rounds; ``ratio`` and its quartiles
+    are of measured ÷ dense in each round. ``environment`` is the target's. In files the keys have no unit.
     """
 
     target: str
@@ -132,25 +132,25 @@ class PlannedLatency(Stored):
 
 @dataclass(frozen=True)
 class PairChoice:
-    """A layer is to become a pair; ``rank`` is at least 1, of every group in a grouped layer."""
+    """The choice to make a layer a pair of ``rank`` ≥ 1; in a grouped layer every group has this rank."""
 
     scheme: Scheme
     rank: int
 
 
 Choice = PairChoice | Literal["dense"]
-# What stands in a file for one layer: with the figures lrexport wrote, or the choice alone where somebody wrote it.
+# One layer in a plan file: with figures if lrexport wrote it, or only the choice if a person did.
 Entry = Pair | Dense | Choice
 
 
 def choice_of(entry: Entry) -> Choice:
-    """Scheme and rank, or dense, without the figures."""
+    """The entry's scheme and rank, or "dense"."""
     if isinstance(entry, Pair):
         return PairChoice(entry.scheme, entry.rank)
     return "dense" if isinstance(entry, Dense) else entry
 
 
 def digest(plan: Mapping[str, Entry]) -> str:
-    """A hash of the choices alone: by it a file that lrexport wrote tells whether it was edited since."""
+    """A hash of the choices without their figures, which shows whether a file was edited after lrexport wrote it."""
     choices = {name: "dense" if (choice := choice_of(entry)) == "dense" else vars(choice) for name, entry in plan.items()}
     return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The base of everything that JSON files of lrexport's hold."""
+"""The base of all models of lrexport's JSON files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Stored(BaseModel):
-    """A part of such a file: unknown keys, NaN and infinity are refused, and nothing changes once it is read."""
+    """A part of a JSON file: immutable; unknown keys, NaN and infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

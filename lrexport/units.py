@@ -1,4 +1,4 @@
-"""Parse and print bytes, milliseconds, MACs and ratios. One place, so that every table reads alike."""
+"""Parse and format bytes, milliseconds, MACs and ratios, in the same way for all tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from lrexport.errors import UsageError
 
-_DIGITS = 14  # 0.7 ÷ 100 is to be 0.007, not 0.006999999999999999
+_DIGITS = 14  # makes 0.7 ÷ 100 0.007, not 0.006999999999999999
 
 
 def parse_share(text: str) -> float:
@@ -28,7 +28,7 @@ def parse_energy(text: str) -> float:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from ``"500KB"``, ``"1.5 MB"``, ``"64 KiB"`` or ``"1234 B"``. Raises UsageError; a number needs its unit."""
+    """Bytes from ``"500KB"``, ``"1.5 MB"``, ``"64 KiB"`` or ``"1234 B"``. Raises UsageError, also without a unit."""
     sizes = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
     value, unit = _number_and_unit(text)
     size = sizes.get(unit.upper())
@@ -38,7 +38,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_count(text: str) -> int:
-    """MACs or parameters from ``"20M"``, ``"1.5 GMACs"`` or ``"270000 params"``. Raises UsageError; it needs a unit."""
+    """MACs or parameters from ``"20M"``, ``"1.5 GMACs"`` or ``"270000 params"``. Raises UsageError, also without a unit."""
     value, unit = _number_and_unit(text)
     match = re.fullmatch(r"([KMG]?)(macs?|params?|parameters?|)", unit, re.IGNORECASE)
     if match is None or not unit:
@@ -49,7 +49,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_ms(text: str) -> float:
-    """Milliseconds from ``"5 ms"``, ``"800 us"`` or ``"0.2 s"``. Raises UsageError; a number needs its unit."""
+    """Milliseconds from ``"5 ms"``, ``"800 us"`` or ``"0.2 s"``. Raises UsageError, also without a unit."""
     value, unit = _number_and_unit(text)
     scale = {"us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}.get(unit)
     if scale is None or value <= 0:
@@ -60,7 +60,7 @@ def parse_ms(text: str) -> float:
 
 
 def parse_ratio(text: str) -> float:
-    """A ratio above 0 from ``"0.5x"``, ``"0.5×"`` or ``"50%"``. Raises UsageError; a number needs its unit."""
+    """A ratio above 0 from ``"0.5x"``, ``"0.5×"`` or ``"50%"``. Raises UsageError, also without a unit."""
     value, unit = _number_and_unit(text)
     scale = {"x": 1, "×": 1, "%": 100}.get(unit)
     if scale is None or value <= 0:
@@ -69,7 +69,7 @@ def parse_ratio(text: str) -> float:
 
 
 def parse_percent(text: str) -> float:
-    """A fraction from ``"91.5 %"``; it may be 0 or above 1. Raises UsageError; a number needs its unit."""
+    """A fraction from ``"91.5 %"``; it may be 0 or above 1. Raises UsageError, also without a unit."""
     value, unit = _number_and_unit(text)
     if unit != "%":
         raise UsageError(f"invalid percentage {text!r}: expected a number and %", "For example 91.5%.")
@@ -77,7 +77,7 @@ def parse_percent(text: str) -> float:
 
 
 def parse_points(text: str) -> float:
-    """A difference of two shares from ``"0.5 points"``, which is 0.005. Raises UsageError; a number needs its unit."""
+    """A difference of two shares from ``"0.5 points"``, which is 0.005. Raises UsageError, also without a unit."""
     value, unit = _number_and_unit(text)
     if unit not in ("point", "points", "pp"):
         raise UsageError(
@@ -87,7 +87,7 @@ def parse_points(text: str) -> float:
 
 
 def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """An input's name and its sizes, from ``"NAME=1,3,320,320"``. Raises UsageError."""
+    """An input's name and shape, from ``"NAME=1,3,320,320"``. Raises UsageError."""
     name, equals, sizes = text.rpartition("=")
     parts = [part.strip() for part in sizes.split(",")]
     if not equals or not name.strip() or not all(part.isascii() and part.isdecimal() for part in parts):
@@ -97,14 +97,14 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _share(text: str) -> float | None:
-    """A number from 0 to 1, also as a percentage; None for any other text."""
+    """A number from 0 to 1, also from a percentage; None for any other text."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*", text)
     value = float(match[1]) / (100 if match[2] else 1) if match else math.inf
     return value if value <= 1 else None
 
 
 def _number_and_unit(text: str) -> tuple[float, str]:
-    """The unit is "?" if there is no finite number."""
+    """A number and its unit; the unit is "?" without a finite number."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(\D*?)\s*", text)
     value = float(match[1]) if match else math.inf
     return (value, match[2]) if match and math.isfinite(value) else (value, "?")
@@ -127,16 +127,17 @@ def format_count(count: float) -> str:
 
 
 def format_macs(count: int, is_exact: bool = True) -> str:
-    """MACs that may be a lower bound: ``"≥ 40.55M"``; a lower bound of 0 says nothing."""
+    """MACs, or a lower bound such as ``"≥ 40.55M"``; a lower bound of 0 is ``"not counted"``."""
     if is_exact:
         return format_count(count)
     return f"≥ {format_count(count)}" if count else "not counted"
 
 
 def format_macs_share(part: int, whole: int, uncounted: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
-    """compressed ÷ dense; where operators of ``uncounted`` (of the part, of the whole) are in neither, a bound or nothing.
+    """compressed ÷ dense; a bound or ``"unknown"`` if operators of the part or the whole are ``uncounted``.
 
-    What both have and is counted in neither keeps its cost: the whole ratio lies between that of what is counted and 1.
+    If the same operators are uncounted in both, their cost is the same, so the true ratio lies between that of the counted
+    MACs and 1.
     """
     if not any(uncounted):
         return format_share(part, whole)
@@ -152,7 +153,7 @@ def format_ms(milliseconds: float) -> str:
 
 
 def format_share(part: float, whole: float) -> str:
-    """compressed ÷ dense: ``"0.48×"``; a dash where there is nothing to divide by."""
+    """compressed ÷ dense: ``"0.48×"``; a dash if ``whole`` is 0."""
     return f"{part / whole:.2f}×" if whole else "—"
 
 
@@ -177,7 +178,7 @@ def format_duration(seconds: float) -> str:
 
 
 def sum_known(values: Iterable[int | None]) -> int | None:
-    """The sum, None where a value is not known."""
+    """The sum, or None if any value is None."""
     total = 0
     for value in values:
         if value is None:

@@ -144,9 +144,7 @@ def test_a_network_that_torch_cannot_trace_is_refused_with_the_reason_and_left_a
         return y
 
     network = Returning(untraceable).eval()
-    with pytest.raises(
-        InputError, match=r"the MACs of the network cannot be counted, since torch\.jit\.trace fails on it: .*not in a"
-    ):
+    with pytest.raises(InputError, match=r"cannot count the MACs of the network: torch\.jit\.trace fails on it: .*not in a"):
         api.decompose(network, SHAPE)
     assert isinstance(network.conv.weight, nn.Parameter)
     assert network.conv(torch.zeros(1, *SHAPE)).shape == (1, 32, 14, 14)

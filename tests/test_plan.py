@@ -69,37 +69,40 @@ REFUSED = {
         '{"a": {"scheme": "spatial", "rank": ' + "9" * 10_000 + "}}",
         r"plan\.json is not JSON",
     ),
-    "a list": ([1, 2], r"plan\.json holds \[1, 2\], a plan was wanted"),
-    "a number": (3, r"plan\.json holds 3, a plan was wanted"),
+    "a list": ([1, 2], r"invalid plan .*plan\.json: it is \[1, 2\]"),
+    "a number": (3, r"invalid plan .*plan\.json: it is 3"),
     "nothing in it": ({}, r"plan\.json: the plan is empty"),
     "an empty plan": ({"plan": {}}, r"plan\.json: the plan is empty"),
-    "a plan that is a list": ({"plan": [1]}, r"plan\.json: plan is \[1\], a mapping of layers was wanted"),
-    "a layer twice": ('{"a": "dense", "a": "dense"}', r"plan\.json: 'a' stands there twice"),
-    "a rank alone": ({"a": 12}, r"layer 'a' is 12; \{\"scheme\": \"spatial\", \"rank\": 12\} or \"dense\" was wanted"),
-    "another word": ({"a": "Dense"}, r"layer 'a' is \"Dense\"; .*\"dense\" was wanted"),
+    "a plan that is a list": ({"plan": [1]}, r"plan\.json: invalid plan \[1\]: expected a mapping of layers"),
+    "a layer twice": ('{"a": "dense", "a": "dense"}', r"plan\.json: duplicate name 'a'"),
+    "a rank alone": ({"a": 12}, r"layer 'a' is 12; expected \{\"scheme\": \"spatial\", \"rank\": 12\} or \"dense\""),
+    "another word": ({"a": "Dense"}, r"layer 'a' is \"Dense\"; expected .*\"dense\""),
     "a long list": ({"a": list(range(99))}, r"layer 'a' is \[0, 1, 2.{40,60}…; "),
     "no scheme": ({"a": {"rank": 2}}, r"layer 'a' has no scheme; "),
-    "a misspelt rank": ({"a": {"scheme": "spatial", "rnak": 2}}, r"layer 'a' has no rank; it has 'rnak'"),
+    "a misspelt rank": ({"a": {"scheme": "spatial", "rnak": 2}}, r"layer 'a' has no rank; did you mean 'rnak'"),
     "an unknown scheme": ({"a": {"scheme": "spacial", "rank": 2}}, "unknown scheme \"spacial\"\nDid you mean 'spatial'"),
     "a scheme of another type": (
         {"a": {"scheme": ["spatial"], "rank": 2}},
         r"unknown scheme \[\"spatial\"\]",
     ),
-    "rank 0": ({"a": {"scheme": "spatial", "rank": 0}}, "layer 'a': rank is 0, at least 1 was wanted\nTo leave the layer"),
-    "a negative rank": ({"a": {"scheme": "spatial", "rank": -2}}, "rank is -2, at least 1"),
-    "half a rank": ({"a": {"scheme": "spatial", "rank": 2.5}}, "rank is 2.5, a whole number was wanted"),
-    "a rank in quotes": ({"a": {"scheme": "spatial", "rank": "2"}}, 'rank is "2", a whole number was wanted'),
-    "true for a rank": ({"a": {"scheme": "spatial", "rank": True}}, "rank is true, a whole number was wanted"),
-    "null for a rank": ({"a": {"scheme": "spatial", "rank": None}}, "rank is null, a whole number was wanted"),
+    "rank 0": (
+        {"a": {"scheme": "spatial", "rank": 0}},
+        "layer 'a': invalid rank 0: expected at least 1\nTo keep the layer dense",
+    ),
+    "a negative rank": ({"a": {"scheme": "spatial", "rank": -2}}, "invalid rank -2: expected at least 1"),
+    "half a rank": ({"a": {"scheme": "spatial", "rank": 2.5}}, "invalid rank 2.5: expected a whole number"),
+    "a rank in quotes": ({"a": {"scheme": "spatial", "rank": "2"}}, 'invalid rank "2": expected a whole number'),
+    "true for a rank": ({"a": {"scheme": "spatial", "rank": True}}, "invalid rank true: expected a whole number"),
+    "null for a rank": ({"a": {"scheme": "spatial", "rank": None}}, "invalid rank null: expected a whole number"),
     "NaN for a rank": (
         '{"a": {"scheme": "spatial", "rank": NaN}}',
         r"is not JSON: NaN is not a number",
     ),
     "dense and a rank": (
         {"a": {**DENSE, "scheme": "spatial", "rank": 2}},
-        "layer 'a' is dense and has a scheme or rank too",
+        "layer 'a' is dense, but also has a scheme or a rank",
     ),
-    "maybe dense": ({"a": {"dense": "yes"}}, "layer 'a': dense is \"yes\", true or false was wanted"),
+    "maybe dense": ({"a": {"dense": "yes"}}, "layer 'a': dense is \"yes\"; expected true or false"),
 }
 
 
@@ -112,7 +115,7 @@ def test_what_is_no_plan_is_refused_with_file_layer_and_what_was_wanted(tmp_path
 
 
 def test_a_folder_without_a_run_and_a_run_that_was_only_trained_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no run: it has no run\.json"):
+    with pytest.raises(InputError, match=r"invalid run .*: it has no run\.json"):
         read_plan(tmp_path)
     (tmp_path / "run.json").write_text('{"plan": {}}', encoding="utf-8")
     with pytest.raises(InputError, match="only trained"):

@@ -123,8 +123,8 @@ def test_a_folder_that_holds_a_run_ends_all_processes_with_the_reason(alone: Pat
         process = start(folder, *way, *COMMAND, *(["--devices", "2"] if way is LREXPORT else []), "-o", "alone")
         _, err = process.communicate(timeout=200)
         assert process.returncode != 0
-        assert err.count("alone already holds a run") == said, err
-        assert err.count("process 1: process 0 failed: alone already holds a run") == said - 1
+        assert err.count("alone already has a run") == said, err
+        assert err.count("process 1: process 0 failed: alone already has a run") == said - 1
 
 
 FEW = """
@@ -187,7 +187,7 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on_but_not_one_alone(alo
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "--resume goes on from there" in err
+    assert "--resume continues from there" in err
     alone_now = start(folder, *LREXPORT, *COMMAND, "-o", "both", "--resume")
     _, err = alone_now.communicate(timeout=60)
     assert alone_now.returncode == 2

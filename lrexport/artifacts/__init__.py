@@ -1,1 +1,1 @@
-"""Every file that lrexport reads or writes goes through here: atomic, hashed, and safe to open."""
+"""All file access of lrexport: atomic writes, hashes, and safe reading of foreign files."""

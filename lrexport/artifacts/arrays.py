@@ -1,4 +1,4 @@
-"""Arrays by name out of a .npz that somebody else made: no pickle, and never more memory than the file accounts for."""
+"""Read and write arrays by name in .npz files; foreign files are read without pickle and with bounded memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HINT = "Write it with numpy.savez(path, NAME=array, …), one array for each in
 def read_arrays(path: Path) -> Arrays:
     """The arrays of a .npz by name, in this machine's byte order.
 
-    Raises InputError where it is absent, damaged, holds objects or other files, or unpacks to more than ``MOST_BYTES``.
+    Raises InputError if the file is missing or damaged, has objects or other files, or unpacks to over ``MOST_BYTES``.
     """
     if not path.is_file():
         raise InputError(f"cannot read {path}: no such file", _HINT)
@@ -37,7 +37,7 @@ def read_arrays(path: Path) -> Arrays:
             return _read(path, archive)
     except InputError:
         raise
-    except Exception as error:  # damage meets zipfile, zlib and numpy's parser anywhere: TokenError, SyntaxError, …
+    except Exception as error:  # on damaged files zipfile, zlib and numpy raise anything: TokenError, SyntaxError, …
         raise InputError(f"invalid .npz file {path}: {first_line(error)}", _HINT) from error
 
 
@@ -46,7 +46,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Arrays:
     size = sum(entry.file_size for entry in entries)
     if size > MOST_BYTES or len(entries) > _MOST_ARRAYS:
         raise InputError(
-            f"{path} unpacks to {len(entries)} arrays with {format_bytes(size)}: "
+            f"{path} unpacks to {len(entries)} arrays with {format_bytes(size)}; "
             f"expected at most {_MOST_ARRAYS} arrays and {format_bytes(MOST_BYTES)}"
         )
     arrays: Arrays = {}
@@ -56,36 +56,36 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Arrays:
             raise ValueError(f"unexpected entry {entry.filename!r}: expected distinct names that end in {_ENDING}")
         arrays[name] = _array(archive, entry, name)
     if not arrays:
-        raise ValueError("no arrays in it")
+        raise ValueError("it contains no arrays")
     return arrays
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> Any:
-    """One array, of which no more is read than its header and its entry agree on. Raises ValueError."""
+    """One array; reads at most one byte more than its header announces. Raises ValueError if the sizes differ."""
     import numpy as np
 
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if read_header is None:
-            raise ValueError(f"array {name!r} has version {version} of the format: expected 1.0 or 2.0")
+            raise ValueError(f"array {name!r} has format version {version}; expected 1.0 or 2.0")
         shape, is_fortran, dtype = read_header(stream)
         if dtype.kind not in _KINDS:
-            raise ValueError(f"array {name!r} holds {dtype}: expected numbers, booleans or text")
+            raise ValueError(f"array {name!r} has type {dtype}; expected numbers, booleans or text")
         size = prod(shape) * dtype.itemsize
         content = stream.read(size + 1)
     if len(content) != size:
-        raise ValueError(f"array {name!r} has {len(content)} bytes or more, its header says {size}")
+        raise ValueError(f"array {name!r} has at least {len(content)} bytes; its header says {size}")
     array = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
     return array.astype(dtype.newbyteorder("="))
 
 
 def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
-    """The content of a .npz with these arrays."""
+    """The content of a .npz file with these arrays."""
     import numpy as np
 
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:  # numpy.savez has arguments that a name could be mistaken for
+    with zipfile.ZipFile(stream, "w") as archive:  # for numpy.savez an array could not be called "file"
         for name, array in arrays.items():
             with archive.open(f"{name}{_ENDING}", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Processes of ours that threads wait for: limited in time, and ended at once when the command is stopped meanwhile."""
+"""Child processes that threads wait for, with a time limit; killed at once if the command is stopped."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _pools_ending = 0
 
 
 class _Ending(LrexportError):
-    """The command is being stopped: nobody waits for an answer any more."""
+    """The command is being stopped, so no further child is started."""
 
 
 def run_child(command: Sequence[str], seconds: float, folder: Path) -> tuple[int, str]:
-    """Exit status and stdout of a process that is started in ``folder``. Raises TimeoutExpired after so many seconds."""
+    """Run a process in ``folder``: its exit status and stdout. Raises TimeoutExpired after ``seconds``."""
     with _lock:
         if _pools_ending:
             raise _Ending("stopped")
@@ -39,9 +39,9 @@ def run_child(command: Sequence[str], seconds: float, folder: Path) -> tuple[int
 
 @contextmanager
 def threads_with_children(most: int | None) -> Iterator[ThreadPoolExecutor]:
-    """Threads that call :func:`run_child`. Where the block is left by a signal, no process is waited for.
+    """Threads that call :func:`run_child`. If a signal ends the block, all running children are killed.
 
-    After an error the processes under way come to their end, within their limits: those of another block are not its own.
+    After an error running children may finish, within their time limit, because they can belong to another block.
     """
     global _pools_ending
     pool = ThreadPoolExecutor(most)

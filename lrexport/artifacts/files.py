@@ -17,11 +17,11 @@ from lrexport.units import format_bytes
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that the user named, atomically; a link is followed, and stays one.
+    """Write a file that the user named, atomically; a link is followed and kept.
 
-    Temp file, fsync, rename, fsync of the folder: after a crash at any moment ``path`` holds either the old content or
-    the new, whole. Raises DeviceError when the disk is full or the folder cannot be written, InputError where ``path`` is
-    a device, a FIFO or a socket; the temporary file is gone. Files of a run: artifacts/run_folder.py.
+    Temporary file, fsync, rename, fsync of the folder: after a crash at any moment ``path`` has either the old or the new
+    content, complete. Raises DeviceError if the disk is full or the folder is not writable, InputError if ``path`` is a
+    device, a FIFO or a socket; the temporary file is removed. For files of a run use artifacts/run_folder.py.
     """
     end = destination(path)
     try:
@@ -29,13 +29,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         raise write_failed(path, error) from error
     with open(handle, "wb") as stream:
-        # mkstemp makes 0600; a result that CI or a colleague reads gets the usual mode of a new file.
+        # mkstemp creates files with mode 0600, but CI and colleagues must be able to read results.
         os.chmod(name, 0o666 & ~_umask())
         _fill(stream, Path(name), end, content)
 
 
 def put(path: Path, temporary: Path, content: bytes) -> None:
-    """As :func:`write_bytes`, by way of ``temporary`` in the same folder, which must not be there; no link is followed."""
+    """:func:`write_bytes` with the file ``temporary`` in the same folder, which must not exist; no link is followed."""
     try:
         stream = open(temporary, "xb")  # noqa: SIM115 - closed below
     except OSError as error:
@@ -52,19 +52,19 @@ def _fill(stream: BinaryIO, temporary: Path, path: Path, content: bytes) -> None
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)  # before the free space is looked at
+        temporary.unlink(missing_ok=True)  # before the message reports the free space
         raise write_failed(path, error, len(content)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def as_json(value: Any) -> bytes:
-    """Indented JSON as a file's content, harmless to print; NaN and infinity are refused, as JSON has neither."""
+    """Indented JSON as file content, safe to print. Raises ValueError for NaN and infinity, which JSON does not have."""
     return (json_text(value, indent=2) + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write :func:`as_json` as :func:`write_bytes` does."""
+    """Write ``value`` as JSON, by :func:`as_json` and :func:`write_bytes`."""
     write_bytes(path, as_json(value))
 
 
@@ -74,9 +74,9 @@ def append_json_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def append_text(path: Path, text: str, sync: bool = False) -> None:
-    """Append to a file, which need not be there yet, all or nothing; with ``sync`` it is on the disk afterwards.
+    """Append to a file, or create it, all or nothing; with ``sync`` it is on the disk afterwards.
 
-    ``path`` must be no link. Raises DeviceError.
+    ``path`` must not be a link. Raises DeviceError.
     """
     content = text.encode()
     before = path.stat().st_size if path.exists() else 0
@@ -93,9 +93,9 @@ def append_text(path: Path, text: str, sync: bool = False) -> None:
 
 
 def check_readable(path: Path) -> None:
-    """Raise InputError where ``path`` is absent, a folder or empty, or may not be read."""
+    """Raise InputError if ``path`` is missing, a folder, empty or not readable."""
     if path.is_dir():
-        raise InputError(f"{path} is a folder", "Give the file itself.")
+        raise InputError(f"{path} is a folder; expected a file", "Give the file itself.")
     try:
         with open_input(path) as stream:
             head = stream.read(1)
@@ -106,7 +106,7 @@ def check_readable(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of ``path``. Raises InputError when it is absent, empty, unreadable or no plain file."""
+    """Content of ``path``. Raises InputError if it is missing, empty, unreadable or not a plain file."""
     try:
         with open_input(path) as stream:
             content = stream.read()
@@ -118,7 +118,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _empty(path: Path) -> InputError:
-    return InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
+    return InputError(f"empty file: {path}", "Writing it was probably interrupted: create or download it again.")
 
 
 def sha256(path: Path) -> str:
@@ -131,7 +131,7 @@ def sha256(path: Path) -> str:
 
 
 def make_run_folder(path: Path) -> Path:
-    """Create ``path`` and prove that it can be written, before any work is done. Raises DeviceError."""
+    """Create ``path`` and check that it is writable, before any work. Raises DeviceError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -142,17 +142,15 @@ def make_run_folder(path: Path) -> Path:
 
 
 def write_failed(path: Path, error: OSError, size_bytes: int | None = None) -> DeviceError:
-    """Why nothing could be written at ``path``, with what to do; ``size_bytes`` is what there has to be room for."""
+    """The error for a failed write to ``path``; ``size_bytes`` is the space that it needs."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         needed = "" if size_bytes is None else f"{format_bytes(size_bytes)} needed, "
         free = format_bytes(shutil.disk_usage(path.parent).free)
         return DeviceError(
             f"disk full while writing {path}: {needed}{free} free",
-            "What was there before was kept. Make room; training then goes on with --resume.",
+            "Existing files were kept. Free some space; --resume continues a training.",
         )
-    return DeviceError(
-        f"cannot write {path}: {error.strerror}", "Choose a folder that is there and that this user may write."
-    )
+    return DeviceError(f"cannot write {path}: {error.strerror}", "Choose a folder that exists and that you may write to.")
 
 
 def _umask() -> int:
@@ -162,7 +160,7 @@ def _umask() -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have what was renamed in a folder on the disk."""
+    """Flush renames in a folder to the disk."""
     if os.name != "posix":  # Windows has no fsync of a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""JSON that somebody else may have written: nested as deep and with numbers as large as lrexport's own files, no more."""
+"""Read foreign JSON, with the depth and the number size limited to what lrexport's own files need."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from lrexport.artifacts import files
 from lrexport.errors import InputError
 
-if TYPE_CHECKING:  # commands that read no record start without it
+if TYPE_CHECKING:  # commands that read no record need not import pydantic
     from pydantic import ValidationError
 
-_MOST_DEPTH = 64  # what is nested deeper would end in the recursion limit wherever it is looked at
-_MOST_WHOLE = 2**63  # no whole number of lrexport's is larger
-_MOST_SHOWN = 18  # digits of a number that is refused
+_MOST_DEPTH = 64  # deeper values could exceed Python's recursion limit
+_MOST_WHOLE = 2**63  # lrexport writes no larger integer
+_MOST_SHOWN = 18  # digits of a refused number in its message
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
 def read_json(path: Path, hint: str | None = None, pairs: Pairs | None = None) -> Any:
-    """The value in a file. ``pairs`` makes the dictionaries. Raises InputError with the place of the mistake."""
+    """The value in a file; ``pairs`` builds the dictionaries. Raises InputError with the place of the error."""
     content = files.read_bytes(path)
     try:
         return parse_json(content, pairs)
@@ -32,7 +32,7 @@ def read_json(path: Path, hint: str | None = None, pairs: Pairs | None = None) -
 
 
 def parse_json(content: bytes, pairs: Pairs | None = None) -> Any:
-    """The value of a text. Raises ValueError, also for NaN, numbers beyond 64 bits and what is nested too deep."""
+    """The value of a JSON text. Raises ValueError, also for NaN, numbers beyond 64 bits and deep nesting."""
     too_deep = f"nested more than {_MOST_DEPTH} levels deep"
     try:
         value = json.loads(content, parse_int=_whole, parse_float=_number, parse_constant=_constant, object_pairs_hook=pairs)
@@ -44,7 +44,7 @@ def parse_json(content: bytes, pairs: Pairs | None = None) -> Any:
 
 
 def unicode_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary for what is read into classes, which write no name that is not Unicode. Raises ValueError."""
+    """A dictionary whose names are all valid Unicode, which pydantic needs to write them. Raises ValueError."""
     for name, _ in pairs:
         if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
             raise ValueError(f"the name {name[:_MOST_SHOWN]!r} is not Unicode")
@@ -52,7 +52,7 @@ def unicode_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def first_fault(error: ValidationError) -> str:
-    """``results.dense.macs: Input should be a valid integer``: the first thing that is wrong, and where it stands."""
+    """The first error and its place: ``results.dense.macs: Input should be a valid integer``."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
@@ -72,18 +72,18 @@ def _number(digits: str) -> float:
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON has")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _depth(value: Any) -> int:
-    """How many lists and dictionaries are inside one another, looked at level by level."""
+    """The depth of nested lists and dictionaries, counted without recursion."""
     depth, level = 0, [value]
     while level:
         level = [
             inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
         depth += 1
     return depth

@@ -1,4 +1,4 @@
-"""Pointers that Git LFS leaves where a file itself was not fetched."""
+"""Git LFS pointers: placeholders of files whose content was not fetched."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from lrexport.errors import InputError
 
-_HEAD = b"version https://git-lfs.github.com/spec/"  # of every pointer, by Git LFS's specification
+_HEAD = b"version https://git-lfs.github.com/spec/"  # how every pointer begins (Git LFS specification)
 
 
 def is_lfs_pointer(path: str | Path) -> bool:
-    """Whether a file holds a pointer instead of its content."""
+    """Whether a file is a pointer instead of the content."""
     try:
         with open(path, "rb") as stream:
             return stream.read(len(_HEAD)) == _HEAD
@@ -19,6 +19,6 @@ def is_lfs_pointer(path: str | Path) -> bool:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raise InputError, with what fetches the content, where a file holds a pointer."""
+    """Raise InputError if a file is a pointer, with the command that fetches the content."""
     if is_lfs_pointer(path):
-        raise InputError(f"{path} is a Git LFS pointer, not the file itself", "Fetch what it points to: git lfs pull")
+        raise InputError(f"{path} is a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull")

@@ -1,11 +1,10 @@
-"""The mark of a folder that lrexport writes in: the names of what it made there, each noted before it is made.
+"""The mark of a folder that lrexport writes in: the names of its files there, each noted before the file is created.
 
-Whatever is not named is somebody else's, whatever it is called. A mark may come from others: names that lrexport never
-gives a file (artifacts/run_files.py) mean nothing in it. ``.lrexport.jsonl`` is only added to while a job works, a
-JSON object a line: ``{"lrexport": 1}`` first, then ``{"made": NAME}`` and ``{"gone": NAME}``, names relative to the folder
-with forward slashes, and ``{"process": TOKEN}``. TOKEN is random, and part of the names of all temporary files of that
-process, which so need no lines of their own. A folder of an lrexport that left no mark is known by its record, see
-artifacts/unmarked.py.
+All other files are foreign, whatever their names. A mark can itself be foreign, so names that lrexport never uses
+(artifacts/run_files.py) are ignored. ``.lrexport.jsonl`` has one JSON object per line, and a job only appends to it: first
+``{"lrexport": 1}``, then ``{"made": NAME}`` and ``{"gone": NAME}``, with names relative to the folder and forward slashes,
+and ``{"process": TOKEN}``. TOKEN is random and part of the names of all temporary files of that process, so these need no
+lines. Versions of lrexport without marks are recognised by the record: artifacts/unmarked.py.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from lrexport.errors import InputError
 
 _VERSION = 1
 _HEAD, _MADE, _GONE, _PROCESS = "lrexport", "made", "gone", "process"
-_MOST_BYTES = 2 << 20  # far beyond what a run notes between two of the times that lines are left out
-_MANY_BYTES = 1 << 20  # above which lines that say nothing any more are left out while a job works
-_MOST_LINES = 1000  # the same when a job begins
+_MOST_BYTES = 2 << 20  # far more than a run appends before obsolete lines are removed
+_MANY_BYTES = 1 << 20  # size at which a working job removes obsolete lines
+_MOST_LINES = 1000  # number of lines at which a starting job removes obsolete lines
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 
@@ -38,31 +37,31 @@ _tokens: dict[int, str] = {}
 
 @dataclass(frozen=True)
 class Mark:
-    """Names of what lrexport made in a folder and has not removed since, and tokens of the processes that did."""
+    """Names that lrexport made in a folder and has not removed since, and the tokens of its processes."""
 
     names: frozenset[str] = frozenset()
     tokens: frozenset[str] = frozenset()
 
 
 def token() -> str:
-    """This process's own, which a fork of it does not share."""
+    """The token of this process; a fork has another."""
     return _tokens.setdefault(os.getpid(), secrets.token_hex(8))
 
 
 def known(folder: Path) -> Mark | None:
-    """What lrexport made in ``folder``, by the mark and by the record there; None where neither tells of anything.
+    """What lrexport made in ``folder``, according to the mark and the record; None if neither names anything.
 
-    Raises InputError where the mark is a link, no plain file, or of a newer lrexport.
+    Raises InputError if the mark is a link, not a plain file, or of a newer lrexport.
     """
     marked = _read(folder)
-    if marked is not None:  # an lrexport that notes nothing may have worked here since
+    if marked is not None:  # an older lrexport, which writes no marks, may have worked here since
         return Mark(marked.names | unmarked.recorded(folder), marked.tokens)
     names = unmarked.names(folder)
     return Mark(names) if names else None
 
 
 def is_made(folder: Path, name: str) -> bool:
-    """Whether lrexport made the file or folder ``name`` below ``folder``. Raises InputError as :func:`known`."""
+    """Whether lrexport made the file or folder ``name`` in ``folder``. Raises InputError as :func:`known`."""
     marked = _read(folder)
     if marked is None:
         return name in unmarked.names(folder)
@@ -70,7 +69,7 @@ def is_made(folder: Path, name: str) -> bool:
 
 
 def note(folder: Path, names: Collection[str]) -> None:
-    """Name what is about to be made, and this process, where the mark does not yet. Raises DeviceError."""
+    """Add names that are about to be made, and this process, to the mark. Raises DeviceError."""
     marked = _read(folder)
     if marked is None:
         _create(folder, unmarked.names(folder) | {*names})
@@ -83,16 +82,16 @@ def note(folder: Path, names: Collection[str]) -> None:
 
 
 def forget(folder: Path, names: Iterable[str]) -> None:
-    """What was removed is not lrexport's any more, should a file of that name come to be there."""
+    """Remove ``names`` from the mark, because a later file of that name may be foreign."""
     marked = _read(folder)
     lines = [{_GONE: name} for name in sorted(marked.names & {*names})] if marked is not None else []
     if lines:
-        _append(folder, lines, sync=False)  # lost, they leave names too many
+        _append(folder, lines, sync=False)  # if a crash loses them, only obsolete names remain
 
 
 def tidy(folder: Path) -> None:
-    """Remove what was left of writing the mark, and leave out of a long one what is not there; the folder must be held."""
-    for path in folder.glob(f".{MARK}.*.tmp"):  # of a process that was killed before its mark was there: it names itself
+    """Remove leftovers of writing the mark, and names without files from a long one. The caller must hold the lock."""
+    for path in folder.glob(f".{MARK}.*.tmp"):  # of a process killed before its mark existed; the file has its token
         own = _text([{_PROCESS: path.name.removeprefix(f".{MARK}.").removesuffix(".tmp")}]).encode()
         if (
             not path.is_symlink()
@@ -109,14 +108,14 @@ def tidy(folder: Path) -> None:
 
 
 def before(folder: Path) -> tuple[os.stat_result | None, frozenset[str]]:
-    """For :func:`settle`: the mark's file, None where there is none, and the names of what lrexport made so far."""
+    """For :func:`settle`: the status of the mark's file, None if it does not exist, and the names that lrexport made."""
     made = known(folder)
     path = folder / MARK
     return path.stat() if path.exists() else None, made.names if made is not None else frozenset()
 
 
 def settle(folder: Path, file: os.stat_result | None, names: frozenset[str]) -> None:
-    """Make the mark what it was :func:`before` a job that made nothing new, so that one that was refused changed nothing."""
+    """Restore the mark to its state :func:`before` a job that made nothing, so a refused job leaves no trace."""
     marked = _read(folder)
     if marked is None:
         return
@@ -136,15 +135,17 @@ def _read(folder: Path) -> Mark | None:
         raise InputError(f"{path} is not a plain file", "Remove it, or choose another folder.")
     if status.st_size > _MOST_BYTES:
         raise InputError(
-            f"{path} has {status.st_size:,} bytes; expected at most {_MOST_BYTES:,}, more than lrexport notes of a run",
-            "It is damaged or not lrexport's: remove it, and the record says which files are lrexport's.",
+            f"{path} has {status.st_size:,} bytes; expected at most {_MOST_BYTES:,}",
+            "It is damaged or foreign: remove it. The record then says which files are lrexport's.",
         )
     head, *lines = path.read_bytes().decode(errors="replace").splitlines() or [""]
     first = _line(head)
     if _HEAD not in first:
         return None
     if first[_HEAD] != _VERSION:
-        raise InputError(f"{path} was made by another lrexport", "Use the lrexport that made it, or a newer one.")
+        raise InputError(
+            f"{path} was written by another version of lrexport", "Use the version that wrote it, or a newer one."
+        )
     names: set[str] = set()
     tokens: set[str] = set()
     for line in map(_line, lines):
@@ -161,7 +162,7 @@ def _read(folder: Path) -> Mark | None:
 
 
 def _line(text: str) -> Mapping[str, object]:
-    """One object; nothing where a crash left half a line."""
+    """The object on one line; empty if a crash left half a line."""
     try:
         value = parse_json(text.encode())
     except ValueError:
@@ -171,7 +172,7 @@ def _line(text: str) -> Mapping[str, object]:
 
 def _create(folder: Path, names: Collection[str]) -> None:
     if os.path.lexists(folder / MARK):
-        raise InputError(f"{folder / MARK} is not lrexport's mark of a folder", "Move it away, or choose another folder.")
+        raise InputError(f"{folder / MARK} was not written by lrexport", "Move it away, or choose another folder.")
     files.put(folder / MARK, _temporary(folder), _content(names, {token()}))
 
 
@@ -179,12 +180,12 @@ def _append(folder: Path, lines: Iterable[Mapping[str, object]], sync: bool = Tr
     path = folder / MARK
     if path.stat().st_size > _MANY_BYTES and (marked := _read(folder)) is not None:
         _rewrite(folder, marked.names, marked.tokens)
-    whole = path.read_bytes().endswith(b"\n")  # else a crash left half a line
-    files.append_text(path, _text(lines) if whole else f"\n{_text(lines)}", sync)
+    is_complete = path.read_bytes().endswith(b"\n")  # otherwise a crash left half a line
+    files.append_text(path, _text(lines) if is_complete else f"\n{_text(lines)}", sync)
 
 
 def _rewrite(folder: Path, names: Collection[str], tokens: Collection[str]) -> None:
-    """Leave out of the mark of a folder that is held whatever says nothing any more."""
+    """Write the mark without obsolete lines. The caller must hold the lock."""
     files.put(folder / MARK, _temporary(folder), _content(names, {*tokens, token()}))
 
 

@@ -1,9 +1,9 @@
-"""The side of a child process that opens an ONNX file of somebody else's: limits, parser, checker, one line of JSON.
+"""The child process that opens a foreign ONNX file: limits, parser, checker, and one line of JSON as the answer.
 
     python -m lrexport.artifacts.onnx_child FILE BYTES:SECONDS:PARENT
 
-BYTES of memory and SECONDS of processor time are what opening it may take; it ends with the process PARENT. Started by
-:mod:`lrexport.artifacts.onnx_files`.
+It may use BYTES of memory and SECONDS of CPU time, and ends with the process PARENT.
+:mod:`lrexport.artifacts.onnx_files` starts it.
 """
 
 from __future__ import annotations
@@ -24,38 +24,37 @@ if TYPE_CHECKING:
     import onnx
 
 _SHOWN = 3
-_MOST_CHARACTERS = 300  # of a reason
+_MOST_CHARACTERS = 300  # of an error's text
 _TOO_MUCH = "needs far more memory than its size explains"
-_OUT_OF_MEMORY = ("bad_alloc", "Arena alloc failed")  # the words of C++ and of protobuf
-# Names of the files of external data, in what every child answers.
+_OUT_OF_MEMORY = ("bad_alloc", "Arena alloc failed")  # errors of C++ and of protobuf
+# Keys in every answer: the names of the files of external data, and the repairs that the model needed, as text.
 EXTERNAL = "external"
-# What was repaired in the model before it was looked into, in words; also in what every child answers.
 REPAIRS = "repairs"
 
 
 def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None:
-    """Print what ``work`` makes of the checked model and its files of external data, or {"error": …}.
+    """Print the result of ``work`` for the checked model and its files of external data, or {"error": …}.
 
-    A model that the checker refuses though runtimes run it is repaired in memory first.
+    A model that the checker refuses although runtimes accept it is first repaired in memory.
     """
     path, (memory, seconds, parent) = sys.argv[1], map(int, sys.argv[2].split(":"))
     die_with_parent(parent)
     try:
-        import onnx  # noqa: F401 - before the limits: it is not the file's fault what importing it takes
+        import onnx  # noqa: F401 - before the limits, which are for the file and not for the import
 
         confine(memory, seconds)
         os.chdir(os.path.dirname(path))
         result = examine(os.path.basename(path), work)
     except MemoryError:
         result = {"error": _TOO_MUCH}
-    except Exception as error:  # damage meets onnx anywhere
+    except Exception as error:  # on damaged files onnx raises anything
         reason = first_line(error).strip()[:_MOST_CHARACTERS]
         result = {"error": _TOO_MUCH if any(word in reason for word in _OUT_OF_MEMORY) else reason}
     print(json.dumps(result))
 
 
 def examine(name: str, work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> dict[str, Any]:
-    """What ``work`` makes of the model in file ``name`` of the current folder, after its check; damage raises anything."""
+    """The result of ``work`` for the checked model in file ``name`` of the current folder. Damaged files raise anything."""
     import onnx
 
     model = onnx.load(name, load_external_data=False)
@@ -66,11 +65,11 @@ def examine(name: str, work: Callable[[onnx.ModelProto, list[str]], dict[str, An
 
 
 def _checked(model: onnx.ModelProto, name: str, files: list[str]) -> list[str]:
-    """What had to be repaired in ``model``, in words. Raises the checker's error where that does not suffice."""
+    """Check ``model``, with repairs if necessary, which are returned as text. Raises the checker's error if they fail."""
     import onnx
 
     try:
-        # By its path, so that the checker looks beside the file for links too; it takes no path that is not UTF-8.
+        # Given a path, the checker also detects links in external data; it accepts only UTF-8 paths.
         onnx.checker.check_model(name if files or _is_unicode(name) else model)
         return []
     except onnx.checker.ValidationError as refusal:
@@ -91,7 +90,7 @@ def _is_unicode(name: str) -> bool:
 
 
 def _external_files(model: onnx.ModelProto) -> list[str]:
-    """Names of the files in the current folder that hold tensors. Raises ValueError for places that must not be named."""
+    """Names of the files in the current folder with the model's tensors. Raises ValueError for places outside of it."""
     outside: list[str] = []
     absent: list[str] = []
     files: dict[str, None] = {}
@@ -101,7 +100,7 @@ def _external_files(model: onnx.ModelProto) -> list[str]:
         if not entries:
             continue
         if not all(isinstance(text, str) for text in (*entries, *entries.values())):
-            raise ValueError(f"external data of {tensor.name!r} is described in bytes that are not UTF-8")
+            raise ValueError(f"the description of external data of {tensor.name!r} is not UTF-8")
         place = entries.get("location", "").replace("\\", "/")
         if os.path.isabs(place) or ".." in place.split("/"):
             outside.append(entries["location"])
@@ -112,7 +111,7 @@ def _external_files(model: onnx.ModelProto) -> list[str]:
             outside.append(f"{place}, through a symbolic link")
             continue
         if is_lfs_pointer(place):
-            absent.append(f"{place} is a Git LFS pointer, git lfs pull fetches what it points to")
+            absent.append(f"{place} is a Git LFS pointer: fetch the file with git lfs pull")
             continue
         size = os.path.getsize(place) if os.path.isfile(place) else 0
         offset, length = (entries.get(key, "0") for key in ("offset", "length"))
@@ -122,12 +121,12 @@ def _external_files(model: onnx.ModelProto) -> list[str]:
     if outside:
         raise ValueError("external data outside of the file's folder: " + ", ".join(outside[:_SHOWN]))
     if absent:
-        raise ValueError("external data that is not there: " + ", ".join(absent[:_SHOWN]))
+        raise ValueError("missing external data: " + ", ".join(absent[:_SHOWN]))
     return list(files)
 
 
 def _tensors(message: Any) -> Iterator[Any]:
-    """Wherever they are: initializers, attributes of nodes, graphs in attributes, functions."""
+    """All tensors of a message: in initializers, attributes of nodes, inner graphs and functions."""
     import onnx
 
     if isinstance(message, onnx.TensorProto):

@@ -1,4 +1,4 @@
-"""How large a graph becomes once the functions that its file defines stand where they are called."""
+"""How large a graph becomes when the functions of its file are inlined."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lrexport.artifacts.onnx_graphs import graphs_in
 if TYPE_CHECKING:
     import onnx
 
-# Nodes that calls of functions may add. Exporters that write functions add thousands; ten functions that call one another
-# ten times each would add ten thousand millions.
+# Nodes that calls of functions may add. Exporters' functions add thousands; a chain of ten functions that each call the
+# next ten times adds ten billion.
 MOST_ADDED_NODES = 250_000
 
 _Key = tuple[str, str, str]
 
 
 def check_expansion(model: onnx.ModelProto) -> None:
-    """Raise ValueError where calls of the file's functions stand for more nodes than any exporter writes.
+    """Raise ValueError if calls of the file's functions expand to more nodes than any exporter writes.
 
-    The checker and shape inference of onnx follow every call, so they must not meet such a file.
+    onnx's checker and shape inference follow every call, so they must not get such a file.
     """
     functions = {(function.domain, function.name, function.overload): function for function in model.functions}
     if not functions:
@@ -28,14 +28,12 @@ def check_expansion(model: onnx.ModelProto) -> None:
     sizes: dict[_Key, int] = {}
     added = sum(_expanded(key, functions, sizes) for key in _calls(model.graph.node, functions))
     if added > MOST_ADDED_NODES:
-        raise ValueError(
-            f"its functions stand for {_shown(added)} nodes once they are expanded; at most {MOST_ADDED_NODES:,} are allowed"
-        )
+        raise ValueError(f"its functions expand to {_shown(added)} nodes; expected at most {MOST_ADDED_NODES:,}")
 
 
 def _expanded(start: _Key, functions: dict[_Key, Any], sizes: dict[_Key, int]) -> int:
-    """Nodes of one call, those of the calls inside included. Raises ValueError for functions that call themselves."""
-    # Without recursion: a chain of thousands of functions must not exhaust Python's stack.
+    """Nodes of one call, with those of inner calls. Raises ValueError for functions that call themselves."""
+    # Without recursion, because a chain of thousands of functions would exhaust Python's stack.
     waiting, under_way = [start], set[_Key]()
     while waiting:
         key = waiting[-1]
@@ -60,7 +58,7 @@ def _expanded(start: _Key, functions: dict[_Key, Any], sizes: dict[_Key, int]) -
 
 
 def _calls(nodes: Any, functions: dict[_Key, Any]) -> Iterator[_Key]:
-    """The functions that nodes call, those in graphs inside them too, once a call."""
+    """The functions that nodes, and nodes in their inner graphs, call; once for each call."""
     for node in _nodes(nodes):
         key = (node.domain, node.op_type, node.overload)
         if key in functions:
@@ -68,7 +66,7 @@ def _calls(nodes: Any, functions: dict[_Key, Any]) -> Iterator[_Key]:
 
 
 def _nodes(nodes: Any) -> Iterator[Any]:
-    """The nodes and all in graphs inside of them."""
+    """The nodes and those in their inner graphs."""
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()

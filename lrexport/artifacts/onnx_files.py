@@ -1,4 +1,4 @@
-"""Open an ONNX file that somebody else made: its parser runs in a child process first, with limits."""
+"""Open foreign ONNX files: a child process with limits parses and checks them first."""
 
 from __future__ import annotations
 
@@ -17,34 +17,33 @@ from lrexport.artifacts.plain_files import check_input
 from lrexport.errors import InputError
 from lrexport.units import format_bytes
 
-# Importing onnx and checking a graph of 100,000 nodes take 2 s of a processor, counting its MACs takes 10 s; such a graph
-# has 5 MB or more without its weights.
+# Importing onnx and checking a graph of 100,000 nodes take 2 s of CPU time, counting its MACs 10 s. Such a graph has at
+# least 5 MB without weights.
 _LEAST_SECONDS = 8
 _BYTES_A_SECOND = 500_000
 _MOST_SECONDS = 300
-# Others may use the processor at the same time.
+# Wall-clock time over CPU time, because other processes may use the CPU too.
 _WALL_CLOCK = 10
-# A graph of small nodes takes up to 70 times its file in memory, weights 3 times.
+# In memory a graph of small nodes takes up to 70 times its file size, weights 3 times.
 _LEAST_BYTES = 1 << 30
 _BYTES_A_BYTE = 16
 _OUT_OF_TIME = getattr(signal, "SIGXCPU", signal.SIGTERM)
 _PROTOBUF_LIMIT = 2 << 30
-# The child starts in the folder that holds this package: it finds the package, and nothing in the user's current folder
-# stands before Python's own modules.
+# The child starts in the folder of this package, so it finds the package, and modules in the user's current folder do not
+# shadow Python's.
 _HOME = Path(__file__).parents[2]
 
 
 def external_files(path: Path) -> list[Path]:
-    """The files beside ``path`` that hold tensors of it, which is checked first. Raises InputError."""
+    """Check the model ``path``: the files next to it with its external data. Raises InputError."""
     return [path.parent / name for name in ask_child("lrexport.artifacts.onnx_child", path)[onnx_child.EXTERNAL]]
 
 
 def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
-    """What ``python -m module`` answers about ``path``, built on :mod:`lrexport.artifacts.onnx_child`.
+    """The answer of ``python -m module``, built on :mod:`lrexport.artifacts.onnx_child`, about the file ``path``.
 
-    ``arguments`` follow those of every child. Memory and processor time are limited by the file's size; the child ends
-    with this process. Raises InputError where the file is absent or empty, or where the child refuses it, crashes or does
-    not end.
+    ``arguments`` follow those of every child. Limits of memory and CPU time depend on the file's size; the child ends with
+    this process. Raises InputError if the file is missing or empty, or if the child refuses it, crashes or does not end.
     """
     check_input(path)
     try:
@@ -52,11 +51,11 @@ def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if size == 0:
-        raise InputError(f"empty file: {path}", "It was probably not written to the end; export it again.")
+        raise InputError(f"empty file: {path}", "Writing it was probably interrupted: export it again.")
     refuse_lfs_pointer(path)
     if size > _PROTOBUF_LIMIT:
         raise InputError(
-            f"{path} has {format_bytes(size)}; a single ONNX file has at most 2 GiB",
+            f"{path} has {format_bytes(size)}; expected at most 2 GiB, the limit of a single ONNX file",
             "Save it with external data: onnx.save(model, path, save_as_external_data=True).",
         )
     seconds = min(_MOST_SECONDS, _LEAST_SECONDS + size // _BYTES_A_SECOND)
@@ -70,24 +69,24 @@ def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
         raise _endless(path, seconds)
     lines = out.strip().splitlines()
     if not lines:
-        raise InputError(f"{path} is no readable ONNX file: the parser crashed (exit {status})")
+        raise InputError(f"invalid ONNX file {path}: the parser crashed (exit {status})")
     result: dict[str, Any] = json.loads(lines[-1])
     if "error" in result:
-        other = _seems(path)
-        hint = f"It seems to be {other}; a graph was wanted." if other else None
-        raise InputError(f"{path} is no valid ONNX file: {result['error']}", hint)
+        other = _other_kind(path)
+        hint = f"It seems to be {other}; expected an ONNX graph." if other else None
+        raise InputError(f"invalid ONNX file {path}: {result['error']}", hint)
     return result
 
 
 def _endless(path: Path, seconds: int) -> InputError:
     return InputError(
-        f"cannot read {path}: its check takes more than {seconds} s, for {format_bytes(path.stat().st_size)}",
-        "No ordinary graph of this size does. Simplify it with onnxsim, or export it again.",
+        f"cannot read {path}: checking it takes more than {seconds} s, too long for {format_bytes(path.stat().st_size)}",
+        "Simplify the graph with onnxsim, or export it again.",
     )
 
 
-def _seems(path: Path) -> str | None:
-    """What a file is that is no ONNX, where its beginning tells."""
+def _other_kind(path: Path) -> str | None:
+    """The kind of a file that is not ONNX, if its first bytes show it."""
     with open(path, "rb") as stream:
         head = stream.read(512)
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):

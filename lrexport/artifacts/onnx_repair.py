@@ -1,6 +1,6 @@
-"""Files that onnx's checker refuses and ONNX Runtime runs: repaired in memory, each repair in words.
+"""Repair, in memory, ONNX files that onnx's checker refuses but ONNX Runtime runs; each fault is returned as text.
 
-Only what every runtime is lenient about is repaired: no number that the graph computes is another one afterwards.
+Only faults that every runtime tolerates are repaired, so the graph computes the same numbers afterwards.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from lrexport.artifacts.onnx_graphs import MICROSOFT, all_graphs, domain_of, gra
 if TYPE_CHECKING:
     import onnx
 
-# From this version on an initializer need not be listed among the inputs.
+# The IR version from which an initializer need not be an input.
 _FIRST_FREE_INITIALIZERS = 4
-# Domains whose operators ONNX Runtime has without an import, and their version.
+# Domains whose operators ONNX Runtime accepts without an import, and their versions.
 _RUNTIME_DOMAINS = {MICROSOFT: 1, "ai.onnx.ml": 3}
-# Operators of ONNX Runtime's own that stand in the standard domain, some of them until the standard had them.
+# Operators of ONNX Runtime in the standard domain, some of them only until the standard had them.
 _RUNTIME_OPERATORS = (
     *("Affine", "Crop", "DynamicSlice", "GRUUnit", "GivenTensorFill", "ImageScaler", "LayerNormalization"),
     *("MeanVarianceNormalization", "ParametricSoftplus", "Scale", "ScaledTanh", "SimplifiedLayerNormalization"),
@@ -28,9 +28,9 @@ _RUNTIME_OPERATORS = (
 
 
 def repair(model: onnx.ModelProto) -> list[str]:
-    """Mend ``model`` in place; what was done, in words. Empty where nothing was found that could be mended."""
+    """Repair ``model`` in place; the faults as text, none if nothing could be repaired."""
     repairs = (_name, _version, _initializers, _imports, _order, _shadowing)
-    return [said for mend in repairs for said in mend(model)]
+    return [fault for repair_faults in repairs for fault in repair_faults(model)]
 
 
 def _name(model: onnx.ModelProto) -> Iterator[str]:
@@ -42,7 +42,7 @@ def _name(model: onnx.ModelProto) -> Iterator[str]:
 def _version(model: onnx.ModelProto) -> Iterator[str]:
     given = {item.name for item in model.graph.input}
     if 0 < model.ir_version < _FIRST_FREE_INITIALIZERS and any(t.name not in given for t in model.graph.initializer):
-        yield f"weights are not listed as inputs, which IR version {model.ir_version} asks for"
+        yield f"its weights are not inputs, which IR version {model.ir_version} requires"
         model.ir_version = _FIRST_FREE_INITIALIZERS
 
 
@@ -53,7 +53,7 @@ def _initializers(model: onnx.ModelProto) -> Iterator[str]:
     for index in reversed(superfluous):
         del initializers[index]
     if superfluous:
-        yield f"{len(superfluous)} of its weights have no name, or the name of a later one"
+        yield f"{len(superfluous)} of its weights have no name or a duplicate name"
 
 
 def _imports(model: onnx.ModelProto) -> Iterator[str]:
@@ -62,11 +62,11 @@ def _imports(model: onnx.ModelProto) -> Iterator[str]:
     for domain in sorted((used - imported) & _RUNTIME_DOMAINS.keys()):
         entry = model.opset_import.add()
         entry.domain, entry.version = domain, _RUNTIME_DOMAINS[domain]
-        yield f"the version of {domain} is not said"
+        yield f"the version of {domain} is missing"
 
 
 def _order(model: onnx.ModelProto) -> Iterator[str]:
-    """Nodes in the order in which they can run; a cycle stays as it is, for the checker to name."""
+    """Sort nodes into an order in which they can run; a cycle is left for the checker to report."""
     graph = model.graph
     made_by = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     waits_for = [{made_by[name] for name in _read(node) if name in made_by} for node in graph.node]
@@ -83,28 +83,28 @@ def _order(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _topological(waits_for: list[set[int]]) -> list[int]:
-    """Indices, each after those it waits for and otherwise as they were; those of a cycle are left out."""
+    """Indices, each after those it waits for, otherwise in their old order; those of a cycle are left out."""
     import heapq
 
-    open_for = [len(others) for others in waits_for]
+    waiting = [len(others) for others in waits_for]
     users: list[list[int]] = [[] for _ in waits_for]
     for index, others in enumerate(waits_for):
         for other in others:
             users[other].append(index)
-    ready = [index for index, count in enumerate(open_for) if count == 0]
+    ready = [index for index, count in enumerate(waiting) if count == 0]
     order = []
     while ready:
         index = heapq.heappop(ready)
         order.append(index)
         for user in users[index]:
-            open_for[user] -= 1
-            if open_for[user] == 0:
+            waiting[user] -= 1
+            if waiting[user] == 0:
                 heapq.heappush(ready, user)
     return order
 
 
 def _read(node: Any) -> Iterator[str]:
-    """Names that a node reads, those that graphs inside of it read included."""
+    """Names that a node and its inner graphs read."""
     yield from (name for name in node.input if name)
     for graph in graphs_in(node):
         for inner in graph.node:
@@ -113,7 +113,7 @@ def _read(node: Any) -> Iterator[str]:
 
 
 def _shadowing(model: onnx.ModelProto) -> Iterator[str]:
-    """Names inside of branches that are those of values outside get names of their own."""
+    """Rename values in branches and loops that have the names of values outside."""
     taken = {item.name for item in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
     taken |= {name for node in model.graph.node for name in node.output}
     count = 0
@@ -126,7 +126,7 @@ def _shadowing(model: onnx.ModelProto) -> Iterator[str]:
             _rename(graph, new)
             count += len(new)
     if count:
-        yield f"{count} names inside of branches or loops are those of values outside"
+        yield f"{count} names in branches or loops are also names outside of them"
 
 
 def _rename(graph: Any, new: dict[str, str]) -> None:
@@ -142,23 +142,23 @@ def _rename(graph: Any, new: dict[str, str]) -> None:
 
 @contextmanager
 def allowances(model: onnx.ModelProto) -> Iterator[list[str]]:
-    """The model as the checker takes it, while the context lasts: what it misses stands in, and goes again afterwards.
+    """Inside the block, change the model so that the checker accepts it; afterwards undo the changes.
 
-    Yields in words what stands in.
+    Yields the faults as text.
     """
-    said: list[str] = []
+    faults: list[str] = []
     undo: list[Callable[[], object]] = []
     for allow in (_types, _operators, _opsets_of_functions):
-        allow(model, said, undo)
+        allow(model, faults, undo)
     try:
-        yield said
+        yield faults
     finally:
         for restore in reversed(undo):
             restore()
 
 
-def _types(model: onnx.ModelProto, said: list[str], undo: list[Callable[[], object]]) -> None:
-    """Inputs and outputs without a type or a shape: runtimes find it out."""
+def _types(model: onnx.ModelProto, faults: list[str], undo: list[Callable[[], object]]) -> None:
+    """Inputs and outputs without a type or a shape, which runtimes infer."""
     from onnx import TensorProto
 
     for item in (*model.graph.input, *model.graph.output):
@@ -171,11 +171,11 @@ def _types(model: onnx.ModelProto, said: list[str], undo: list[Callable[[], obje
             undo.append(partial(item.type.tensor_type.ClearField, "shape"))
         else:
             continue
-        said.append(f"{item.name} has no shape")
+        faults.append(f"{item.name} has no shape")
 
 
-def _operators(model: onnx.ModelProto, said: list[str], undo: list[Callable[[], object]]) -> None:
-    """Operators of ONNX Runtime's own in the standard domain stand in another one."""
+def _operators(model: onnx.ModelProto, faults: list[str], undo: list[Callable[[], object]]) -> None:
+    """Move operators of ONNX Runtime from the standard domain to its own."""
     import onnx
 
     opset = opset_of(model) or 1
@@ -183,24 +183,24 @@ def _operators(model: onnx.ModelProto, said: list[str], undo: list[Callable[[], 
     for node in (node for graph in all_graphs([model.graph]) for node in graph.node):
         if node.op_type in _RUNTIME_OPERATORS and domain_of(node) == "" and not onnx.defs.has(node.op_type, opset):
             names.add(node.op_type)
-            said_before = node.HasField("domain")
-            undo.append(partial(setattr, node, "domain", node.domain) if said_before else partial(node.ClearField, "domain"))
+            has_domain = node.HasField("domain")
+            undo.append(partial(setattr, node, "domain", node.domain) if has_domain else partial(node.ClearField, "domain"))
             node.domain = MICROSOFT
     if names:
-        said.append(f"{', '.join(sorted(names))}: ONNX has no such operator at opset {opset}, ONNX Runtime has")
+        faults.append(f"only ONNX Runtime has the operators {', '.join(sorted(names))}, not ONNX opset {opset}")
         if not any(entry.domain == MICROSOFT for entry in model.opset_import):
             entry = model.opset_import.add()
             entry.domain, entry.version = MICROSOFT, 1
             undo.append(partial(model.opset_import.pop, -1))
 
 
-def _opsets_of_functions(model: onnx.ModelProto, said: list[str], undo: list[Callable[[], object]]) -> None:
-    """Functions of another opset than the graph's; the checker wants one for all."""
+def _opsets_of_functions(model: onnx.ModelProto, faults: list[str], undo: list[Callable[[], object]]) -> None:
+    """Functions with another opset than the graph, of which the checker allows only one."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     for function in model.functions:
         for entry in function.opset_import:
-            wanted = versions.get(entry.domain)
-            if wanted is not None and wanted != entry.version:
-                said.append(f"its function {function.name} is of opset {entry.version}, the graph of {wanted}")
+            version = versions.get(entry.domain)
+            if version is not None and version != entry.version:
+                faults.append(f"its function {function.name} has opset {entry.version}, but the graph {version}")
                 undo.append(partial(setattr, entry, "version", entry.version))
-                entry.version = wanted
+                entry.version = version

@@ -1,8 +1,8 @@
-"""What unpickling a checkpoint would cost, found out from its opcodes before anything is unpickled.
+"""The cost of unpickling a checkpoint, computed from its opcodes before anything is unpickled.
 
-A pickle of a few hundred bytes can hold a tuple of two references to a tuple of two references …: harmless as it stands,
-and beyond any machine as soon as it is hashed, compared or printed. So what is hashed or handed to a function is measured
-here as the tree that it stands for. Opcodes are those of torch's weights-only unpickler; it refuses all others itself.
+A pickle of a few hundred bytes can be a tuple of two references to a tuple of two references …: harmless until something
+hashes, compares or prints it, which then never ends. So everything that is hashed or passed to a function is measured here
+as a tree. The opcodes are those of torch's weights-only unpickler, which refuses all others.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import IO, Any
 from lrexport.errors import InputError
 from lrexport.units import format_bytes
 
-# Items of the tree that a key of a dictionary, or all arguments of one call, may stand for. Keys are names and numbers;
-# a call of torch.save's has about twenty items, the state of a whole network some thousands.
+# Largest tree of a dictionary's key and of all arguments of one call, in items. Keys are names and numbers; a call by
+# torch.save has about twenty items, the state of a whole network some thousands.
 _MOST_IN_KEY = 1_000
 _MOST_IN_CALL = 200_000
-# Of all trees that are measured together.
+# Items of all measured trees together.
 _MOST_STEPS = 5_000_000
 _MOST_OPCODES = 20_000_000
 _MOST_KEY_LENGTH = 10_000
 # Magic number, version, system, content, keys of storages.
 _OLD_FORMAT_PICKLES = 5
-# Of the list of an archive's records, some 80 bytes each.
+# Size of an archive's list of records, which have about 80 bytes each.
 _MAX_DIRECTORY_BYTES = 16_000_000
-# The end of an archive: its comment has up to 65,535 bytes, and 98 stand before it.
+# Bytes at the end of an archive: 98, then a comment of up to 65,535.
 _ARCHIVE_END = (1 << 16) + 98
 
 
 class TooCostly(ValueError):
-    """The pickle stands for far more than its bytes explain."""
+    """The pickle needs far more time or memory than its size explains."""
 
 
 class _Many:
-    """A container; ``items`` are what it refers to: others, a text's length, or None for what has no parts."""
+    """A container; ``items`` are containers, lengths of texts, or None for values without parts."""
 
     __slots__ = ("items",)
 
@@ -52,7 +52,7 @@ class _Global:
 
 
 class _Mark:
-    """Where the items of a container begin."""
+    """The place on the stack where the items of a container begin."""
 
 
 _GLOBAL, _MARK = _Global(), _Mark()
@@ -62,7 +62,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def check_directory(path: Path) -> None:
-    """Raise InputError where an archive lists more than any state dict has (PKWARE's APPNOTE, 4.3.14 and 4.3.16)."""
+    """Raise InputError if an archive lists more records than any state dict has (PKWARE APPNOTE, 4.3.14 and 4.3.16)."""
     with open(path, "rb") as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - _ARCHIVE_END))
         end = stream.read(_ARCHIVE_END)
@@ -72,15 +72,16 @@ def check_directory(path: Path) -> None:
     directory = max(size64, 0 if size == 0xFFFFFFFF else size)
     if directory > _MAX_DIRECTORY_BYTES:
         raise InputError(
-            f"{path} lists records in {format_bytes(directory)}; at most {format_bytes(_MAX_DIRECTORY_BYTES)} are read",
-            "A state dict has one record a tensor. Save the weights alone, as safetensors say.",
+            f"{path} has a list of records of {format_bytes(directory)}; "
+            f"expected at most {format_bytes(_MAX_DIRECTORY_BYTES)}",
+            "A state dict has one record for each tensor. Save only the weights, for example as safetensors.",
         )
 
 
 def check_cost(path: Path) -> None:
-    """Raise InputError where unpickling a checkpoint would take more time or memory than its bytes explain.
+    """Raise InputError if unpickling a checkpoint would take more time or memory than its size explains.
 
-    A file that is malformed is left to whoever unpickles it.
+    Malformed files are left for the unpickler to report.
     """
     import torch
 
@@ -88,7 +89,7 @@ def check_cost(path: Path) -> None:
         with open(path, "rb") as stream:
             if zipfile.is_zipfile(stream):
                 stream.seek(0)
-                # As torch.load itself finds it: another reader of archives might find another pickle.
+                # With torch's reader, because another reader of archives might find another pickle.
                 check_pickle(io.BytesIO(torch._C.PyTorchFileReader(stream).get_record("data.pkl")))
             else:
                 stream.seek(0)
@@ -97,15 +98,15 @@ def check_cost(path: Path) -> None:
                     check_pickle(bounded)
     except TooCostly as error:
         raise InputError(
-            f"{path} is not read: its pickle has {error}",
-            "A state dict of tensors needs nothing like it. Save the weights alone, as safetensors say.",
+            f"refused to read {path}: its pickle has {error}",
+            "No state dict of tensors needs that. Save only the weights, for example as safetensors.",
         ) from error
-    except (RuntimeError, OSError, OverflowError, UnicodeError):  # torch.load meets it as well, and its words are better
+    except (RuntimeError, OSError, OverflowError, UnicodeError):  # torch.load fails too, with a better message
         pass
 
 
 class _Bounded:
-    """A file of which nobody reads more than it has: a length in a pickle may ask for any number of bytes."""
+    """A file that limits reads to its size, because lengths in a pickle can be arbitrarily large."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -122,18 +123,18 @@ class _Bounded:
 
 
 def check_pickle(stream: Any) -> None:
-    """Read one pickle to its end. Raises TooCostly; a pickle that is malformed is left to whoever unpickles it."""
+    """Read one pickle to its end. Raises TooCostly; a malformed pickle is left for the unpickler to report."""
     try:
         _Machine().run(pickletools.genops(stream))
     except TooCostly:
         raise
     except (ValueError, LookupError, AttributeError):
-        # It ends, or asks for what no pickle of torch's has, where torch's own unpickler stops as well.
+        # The pickle ends early or uses an opcode that torch's unpickler refuses too.
         return
 
 
 class _Machine:
-    """The stack machine of pickle with references alone: no value, no object, no code."""
+    """Pickle's stack machine with references only: no values, no objects, no code."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -141,7 +142,7 @@ class _Machine:
         self.steps = 0
 
     def run(self, opcodes: Iterable[tuple[Any, Any, Any]]) -> None:
-        """Follow the opcodes. Raises ValueError, IndexError, KeyError or AttributeError where they make no sense."""
+        """Follow the opcodes. Raises ValueError, IndexError, KeyError or AttributeError if they are malformed."""
         steps: dict[str, Callable[[Any], None]] = {
             "PROTO": lambda _: None,
             "STOP": lambda _: None,
@@ -188,7 +189,7 @@ class _Machine:
         return items
 
     def _measure(self, values: list[Any], most: int, what: str) -> None:
-        """Raise TooCostly where ``values`` stand for a tree of more than ``most`` items."""
+        """Raise TooCostly if ``values``, as a tree, have more than ``most`` items."""
         waiting, count = list(values), 0
         while waiting:
             value = waiting.pop()
@@ -196,10 +197,10 @@ class _Machine:
             if isinstance(value, _Many):
                 waiting += value.items
             if count + len(waiting) > most:
-                raise TooCostly(f"{what} that stands for more than {most:,} items")
+                raise TooCostly(f"{what} that expands to more than {most:,} items")
         self.steps += count
         if self.steps > _MOST_STEPS:
-            raise TooCostly(f"calls that stand for more than {_MOST_STEPS:,} items together")
+            raise TooCostly(f"calls that expand to more than {_MOST_STEPS:,} items together")
 
     def _add(self, items: list[Any]) -> None:
         self.stack[-1].items.extend(items)

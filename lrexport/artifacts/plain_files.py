@@ -1,7 +1,7 @@
-"""Devices, FIFOs and sockets: never waited for as an input, never replaced as an output; and links to outputs.
+"""Protection against devices, FIFOs and sockets as inputs and outputs, and links to outputs.
 
-Opening a FIFO that nobody writes to does not return, and renaming a file over /dev/null takes the device away from the
-whole machine. So what a path is gets looked at before it is opened.
+Opening a FIFO without a writer blocks forever, and renaming a file over /dev/null removes the device from the machine. So
+the kind of a path is checked before it is opened.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import BinaryIO
 from lrexport.errors import DeviceError, InputError
 
 _KINDS = ((stat.S_ISFIFO, "FIFO"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
-_STDOUT = ("stdout", "1")  # in /dev, and among a process's open files
-_MOST_LINKS = 40  # as Linux follows
+_STDOUT = ("stdout", "1")  # its names in /dev and among a process's open files
+_MOST_LINKS = 40  # the limit of Linux
 
 
 def special(mode: int) -> str | None:
-    """What a file with that ``st_mode`` is where it is neither a plain file, nor a folder, nor a link."""
+    """The kind of a file with this ``st_mode``; None for a plain file, a folder or a link."""
     return next((kind for test, kind in _KINDS if test(mode)), None)
 
 
 def check_input(path: Path) -> None:
-    """Raise InputError where ``path`` leads to a FIFO, a socket or a device; whatever else is wrong, opening it says."""
+    """Raise InputError if ``path`` leads to a FIFO, a socket or a device; other errors are left to opening it."""
     try:
         kind = special(path.stat().st_mode)
     except (OSError, ValueError):
         return
     if kind is not None:
-        raise InputError(f"{path} is a {kind}; expected a plain file", "Save what it gives to a file, and name that file.")
+        raise InputError(f"{path} is a {kind}; expected a plain file", "Save its content to a file, and give that file.")
 
 
 def open_input(path: Path) -> BinaryIO:
-    """``path`` for reading. Raises InputError where it is not a plain file, OSError as ``open`` does."""
+    """``path`` opened for reading. Raises InputError if it is not a plain file, OSError as ``open`` does."""
     check_input(path)
-    # Should it become a FIFO just now, opening it must not wait.
-    stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller's
+    # Even if it becomes a FIFO at this moment, opening it must not block.
+    stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
     if (kind := special(os.fstat(stream.fileno()).st_mode)) is not None:
         stream.close()
         raise InputError(f"{path} is a {kind}; expected a plain file")
@@ -49,15 +49,15 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def without_links(path: str, flags: int, mode: int = 0o666) -> int:
-    """An opener that fails with OSError where ``path`` is a link, and waits for nobody where it is a FIFO."""
+    """An opener that raises OSError if ``path`` is a link, and does not block on a FIFO."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), mode)
 
 
 def destination(path: Path) -> Path:
-    """The file that writing to ``path`` writes: that which a link leads to, as a shell's ``>`` does.
+    """The file that a write to ``path`` changes: links are followed, as by a shell's ``>``.
 
-    Raises InputError where that is a FIFO, a socket, a device, a folder, or a stream by its name (/dev/stdout), DeviceError
-    for links in a circle. Nothing is opened.
+    Raises InputError if it is a FIFO, a socket, a device, a folder, or a named stream (/dev/stdout), DeviceError for a
+    cycle of links. Nothing is opened.
     """
     end = path
     for _ in range(_MOST_LINKS):
@@ -68,10 +68,10 @@ def destination(path: Path) -> Path:
             break
         end = end.parent / os.readlink(end)
     else:
-        raise DeviceError(f"cannot write {path}: its links lead in a circle", _ELSEWHERE)
+        raise DeviceError(f"cannot write {path}: its links form a cycle", _ELSEWHERE)
     try:
         mode = end.lstat().st_mode
-    except (OSError, ValueError):  # it is to be made
+    except (OSError, ValueError):  # it does not exist yet
         return end
     if (kind := "folder" if stat.S_ISDIR(mode) else special(mode)) is not None:
         raise InputError(f"{_with_end(path, end)} is a {kind}; expected a plain file to write", _ELSEWHERE)
@@ -82,7 +82,7 @@ _ELSEWHERE = "Nothing was written. Name a file."
 
 
 def _names_a_stream(path: Path) -> bool:
-    """Whether it is in /dev itself (below it are places for files, /dev/shm) or among the open files of a process."""
+    """Whether it is directly in /dev (its subfolders, such as /dev/shm, have files) or among a process's open files."""
     folder = os.path.realpath(path.parent)
     return folder in ("/dev", "/dev/fd") or folder.startswith("/proc/")
 

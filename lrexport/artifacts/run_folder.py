@@ -1,9 +1,9 @@
-"""What is written in the folder of a run or a sweep: only what lrexport made there is replaced or removed, no link followed.
+"""Write in the folder of a run or a sweep: only files that lrexport made are replaced or removed; links are not followed.
 
-``name`` is relative to the folder, with a forward slash below one of lrexport's folders in it. Raised everywhere:
-UsageError where a file of that name is somebody else's, InputError where it or its folder is a link or no plain file,
-DeviceError where the disk is full or forbids it. What counts as lrexport's: artifacts/mark.py. The folder itself may be a
-link: the user named it.
+``name`` is relative to the folder, with a forward slash if it is in one of lrexport's subfolders. All functions raise
+UsageError if a file of that name is foreign, InputError if it or its subfolder is a link or not a plain file, DeviceError
+if the disk is full or not writable. artifacts/mark.py knows which files are lrexport's. The folder itself may be a link,
+because the user named it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _SHOWN = 10
 
 
 def check(folder: Path, written: Collection[str], others: Collection[str] = ()) -> None:
-    """That lrexport may work in ``folder``, before any work: nothing is written.
+    """Check that lrexport may work in ``folder``, before any work; nothing is written.
 
-    None of the names that are to be ``written`` may be somebody else's; in a folder where lrexport made nothing yet, none of
-    the ``others`` either, which it may want there later.
+    No name that will be ``written`` may be foreign. In a folder where lrexport has made nothing yet, this also holds for
+    the ``others``, which may be written later.
     """
-    if not folder.is_dir():  # it is to be made, or that fails with its own words
+    if not folder.is_dir():  # making it comes later, with errors of its own
         return
     made = mark.known(folder)
     if made is None:
@@ -49,7 +49,7 @@ def check(folder: Path, written: Collection[str], others: Collection[str] = ()) 
 
 
 def plain(folder: Path, name: str) -> Path:
-    """The path of ``name``, which is not there yet or is a plain file, or a folder where it is to be one; no link."""
+    """The path of ``name``. It may be missing; otherwise it must be a plain file, or a folder if lrexport makes it one."""
     head, _, below = name.partition("/")
     path = folder / name
     if below:
@@ -59,18 +59,18 @@ def plain(folder: Path, name: str) -> Path:
 
 
 def read_bytes(folder: Path, name: str) -> bytes:
-    """Content of a file of the run. Raises InputError where it is absent, empty or unreadable, too."""
+    """Content of a file of the run. Also raises InputError if it is missing, empty or unreadable."""
     return files.read_bytes(plain(folder, name))
 
 
 def write_bytes(folder: Path, name: str, content: bytes) -> None:
-    """Write a file atomically: after a crash at any moment it is the old one or the new one, whole."""
+    """Write a file atomically: after a crash at any moment it has the old or the new content, complete."""
     path = _for_writing(folder, [name])[0]
     files.put(path, path.with_name(f".{path.name}.{mark.token()}.tmp"), content)
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:
-    """Write indented JSON atomically; NaN and infinity are refused, as JSON has neither."""
+    """Write indented JSON atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_bytes(folder, name, files.as_json(value))
 
 
@@ -82,7 +82,7 @@ def append_json_line(folder: Path, name: str, value: dict[str, Any]) -> None:
 
 
 def truncate(folder: Path, name: str, size_bytes: int) -> None:
-    """Cut a file of lrexport's that is longer than ``size_bytes``."""
+    """Truncate a file to ``size_bytes`` if it is longer and lrexport made it."""
     path = plain(folder, name)
     if not path.exists() or path.stat().st_size <= size_bytes or not mark.is_made(folder, name):
         return
@@ -94,14 +94,14 @@ def truncate(folder: Path, name: str, size_bytes: int) -> None:
 
 
 def make_folder(folder: Path, name: str) -> Path:
-    """A folder in the run, made where it is not there, and proved to be one that can be written."""
+    """A folder in the run; created if missing, and checked to be writable."""
     if not folder.is_dir():
         files.make_run_folder(folder)
     return files.make_run_folder(_for_writing(folder, [name])[0])
 
 
 def move(folder: Path, names: Collection[str], source: Path) -> None:
-    """Synchronise files of ``source`` and rename them over those of ``folder``, on the same disk."""
+    """Flush files of ``source`` to the disk and move them into ``folder``, replacing files there; both on one disk."""
     paths = dict(zip(names, _for_writing(folder, names), strict=True))
     try:
         for name in names:
@@ -115,7 +115,7 @@ def move(folder: Path, names: Collection[str], source: Path) -> None:
 
 
 def remove(folder: Path, *names: str) -> list[str]:
-    """Remove those of the files that lrexport made, and no other; which they were, in that order."""
+    """Remove those of the files that lrexport made; returns their names."""
     removed = []
     for name in names:
         path = folder / name
@@ -128,7 +128,7 @@ def remove(folder: Path, *names: str) -> list[str]:
 
 
 def made_in(folder: Path, name: str) -> list[str]:
-    """Files below the folder ``name`` that lrexport made and that are there, in the order of their names."""
+    """Existing files in the subfolder ``name`` that lrexport made, sorted by name."""
     marked = mark.known(folder)
     names = marked.names if marked is not None else frozenset()
     return sorted(each for each in names if each.startswith(f"{name}/") and _is_there(folder / each))
@@ -136,7 +136,7 @@ def made_in(folder: Path, name: str) -> list[str]:
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A temporary folder in the run; where the process is killed, the next job removes it."""
+    """A temporary folder in the run; if the process is killed, the next job removes it."""
     mark.note(folder, ())
     path = folder / f"{SCRATCH}{mark.token()}"
     try:
@@ -150,7 +150,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed left of writing and exporting; the folder must be held."""
+    """Remove temporary files and folders of killed processes. The caller must hold the lock."""
     made = mark.known(folder)
     tokens = made.tokens if made is not None else frozenset()
     places = [folder] if (folder / CHECKPOINTS).is_symlink() else [folder, folder / CHECKPOINTS]
@@ -164,7 +164,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove all that lrexport made in the folder of a run, which must be held."""
+    """Remove everything that lrexport made in the folder of a run. The caller must hold the lock."""
     made = mark.known(folder)
     if made is None:
         return
@@ -172,13 +172,13 @@ def clear(folder: Path) -> None:
     folders = [name for name in made.names if name in _FOLDERS]
     remove(folder, *sorted(made.names - {*folders}))
     for name in folders:
-        with suppress(OSError):  # somebody else's files are in it
+        with suppress(OSError):  # it contains foreign files
             plain(folder, name).rmdir()
             mark.forget(folder, [name])
 
 
 def _for_writing(folder: Path, names: Collection[str]) -> list[Path]:
-    """Their paths, once all are known to be lrexport's or free, and are noted as lrexport's."""
+    """The paths of ``names``, after checking that none is foreign and adding them to the mark."""
     paths = [plain(folder, name) for name in names]
     _refuse(folder, [name for name in names if _is_there(folder / name) and not mark.is_made(folder, name)])
     mark.note(folder, names)
@@ -186,14 +186,14 @@ def _for_writing(folder: Path, names: Collection[str]) -> list[Path]:
 
 
 def _refuse(folder: Path, names: Collection[str]) -> None:
-    """Raise UsageError where there are any."""
+    """Raise UsageError if ``names`` is not empty."""
     if not names:
         return
     shown = [f"{name}/" if (folder / name).is_dir() else name for name in dict.fromkeys(names)]
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     raise UsageError(
         f"{folder} has files that lrexport did not write, under names that it uses: {', '.join(shown[:_SHOWN])}{more}",
-        "They were left as they are. Choose another folder, or move them away.",
+        "They were not changed. Choose another folder, or move them away.",
     )
 
 
@@ -209,11 +209,11 @@ def _check(path: Path, is_folder: bool) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise InputError where a path inside of a run is a symbolic link."""
+    """Raise InputError if a path inside a run is a symbolic link."""
     if path.is_symlink():
         raise InputError(
-            f"{path} is a symbolic link; lrexport follows none inside of a run",
-            "Put what it points to in its place, or copy the run with cp -rL.",
+            f"{path} is a symbolic link; lrexport does not follow links inside a run",
+            "Replace it with the file that it points to, or copy the run with cp -rL.",
         )
 
 
@@ -222,7 +222,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _part_from_others(folder: Path, name: str) -> None:
-    """Give a file that has other names as well (hard links) a copy: only the run's own is about to be changed."""
+    """Replace a file that has further hard links by a copy, so that only the run's file changes."""
     path = folder / name
     if path.exists() and path.stat().st_nlink > 1:
         write_bytes(folder, name, path.read_bytes())

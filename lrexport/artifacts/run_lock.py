@@ -14,15 +14,14 @@ from lrexport.artifacts.plain_files import open_input
 from lrexport.artifacts.run_files import HOLDER
 from lrexport.errors import InputError, UsageError
 
-_MOST_NOTE = 500  # bytes of what the holder says of itself
+_MOST_NOTE = 500  # bytes of the holder's note
 
 
 class RunLock:
-    """Holds ``folder``, which must be there, inside a block, or until the process ends, however it ends.
+    """Locks ``folder``, which must exist, until the end of a block or of the process.
 
-    The lock is on the folder itself (flock), so that nothing is left by a process that was killed; who holds it stands in
-    a file beside it. Raises UsageError with the holder where another process has it. Where the system or the file system
-    knows no such locks there is none.
+    The lock is on the folder itself (flock), so a killed process leaves none. A file in the folder names the holder. Raises
+    UsageError with the holder if another process has the lock. On systems without flock nothing is locked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +46,7 @@ class RunLock:
                 ) from error
             return self
         self._descriptor = descriptor
-        os.register_at_fork(after_in_child=self._forget)  # a child that outlives this process would hold it on
+        os.register_at_fork(after_in_child=self._forget)  # a child that outlives this process would keep the lock
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
         try:
             mark.tidy(folder)
@@ -82,9 +81,9 @@ class RunLock:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the run in ``folder``, which must not be in use: what lrexport made there, and no more."""
+    """Remove the run in ``folder``, which must not be in use: only what lrexport made there."""
     if folder.is_dir():
         with RunLock(folder):
             run_folder.clear(folder)
-        with suppress(OSError):  # somebody else's files are in it
+        with suppress(OSError):  # it contains foreign files
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""The state dicts in a checkpoint: every mapping of tensors in what a training script saved, by its place there."""
+"""Find the state dicts in a checkpoint: all mappings of tensors, by their place in what a training script saved."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 StateDicts = dict[str, dict[str, "torch.Tensor"]]
 
-# Scripts wrap a state dict three times at most ("checkpoint", "model", "ema"), optimisers their own state in as many.
+# Scripts nest a state dict at most three levels deep ("checkpoint", "model", "ema"), optimisers their state as well.
 _DEEPEST = 4
 _MOST_CONTAINERS = 20_000
 _SHOWN = 10
-# What training scripts keep beside the weights, as a pickle names it; inert classes stand for them.
+# Names in the pickle of other values that training scripts save with the weights; inert classes replace them.
 _NUMPY_NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 HARMLESS = ("argparse.Namespace", "numpy.dtype", *_NUMPY_NUMBERS)
 
@@ -26,25 +26,27 @@ HARMLESS = ("argparse.Namespace", "numpy.dtype", *_NUMPY_NUMBERS)
 def state_dicts_in(path: Path, content: object) -> StateDicts:
     """The mappings of tensors in a checkpoint's ``content``, outermost first, by the keys that lead to them.
 
-    Keys are joined by dots, "" is the content itself. Entries that are no tensors (an epoch, options) are left out.
-    Raises InputError where there is no tensor at all; ``path`` is named in it.
+    Keys are joined by dots; "" is the content itself. Entries that are not tensors (an epoch, options) are left out.
+    Raises InputError naming ``path`` if there is no tensor at all.
     """
     by_place: StateDicts = {}
     for place, values in _mappings(content):
-        held = _tensors_in(values)
-        if held:
-            by_place.setdefault(place, held)
+        tensors = _tensors_in(values)
+        if tensors:
+            by_place.setdefault(place, tensors)
     if by_place:
         return by_place
     if isinstance(content, Mapping) and content:
         listed = ", ".join(map(str, list(content)[:_SHOWN]))
-        raise InputError(f"{path} holds no tensors; its entries are {listed}", "Save the state dict of the network.")
-    what = "no tensors" if isinstance(content, Mapping) else f"a {type(content).__name__}, not a state dict of tensors"
-    raise InputError(f"{path} holds {what}", "Save the state dict of the network.")
+        raise InputError(f"no tensors in {path}; its entries are {listed}", "Save the state dict of the network.")
+    if isinstance(content, Mapping):
+        raise InputError(f"no tensors in {path}", "Save the state dict of the network.")
+    message = f"{path} contains a {type(content).__name__}; expected a state dict of tensors"
+    raise InputError(message, "Save the state dict of the network.")
 
 
 def _mappings(content: object) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Mappings within ``content``, level by level, each once, even where a pickle repeats or contains itself."""
+    """Mappings within ``content``, level by level; each once, even if a pickle repeats or contains itself."""
     level: list[tuple[str, object]] = [("", content)]
     seen = {id(content)}
     for _ in range(_DEEPEST):
@@ -73,7 +75,7 @@ def _tensors_in(values: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def has_plain_values(tensor: torch.Tensor) -> bool:
-    """Whether it is an ordinary tensor: not sparse, quantised, distributed, or a shape alone (meta)."""
+    """Whether it is an ordinary tensor: not sparse, quantised, distributed or without values (meta)."""
     import torch
 
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
@@ -82,7 +84,7 @@ def has_plain_values(tensor: torch.Tensor) -> bool:
 
 
 class _Inert:
-    """Stands for a class whose values nobody needs, such as argparse.Namespace: it takes what a pickle gives it."""
+    """Replaces a class whose values are not needed, such as argparse.Namespace; accepts whatever a pickle passes."""
 
     def __init__(self, *_args: object) -> None: ...
 
@@ -98,13 +100,13 @@ class _NumpyType(_Inert):
 
 
 def _numpy_number(_kind: object, _raw: object = b"") -> None:
-    """A NumPy number, such as a best accuracy: nothing here needs its value."""
+    """A NumPy number, such as a best accuracy; its value is not needed."""
 
 
 def reading_numbers_and_options() -> AbstractContextManager[None]:
-    """Inside, ``torch.load(weights_only=True)`` passes over NumPy numbers and argparse.Namespace beside the weights.
+    """Inside the block, ``torch.load(weights_only=True)`` accepts NumPy numbers and argparse.Namespace in a checkpoint.
 
-    Their names in the pickle stand for inert classes of this module, so nothing of NumPy or argparse is called.
+    Inert classes of this module replace them, so no code of NumPy or argparse is called.
     """
     import torch
 

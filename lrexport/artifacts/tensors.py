@@ -1,4 +1,4 @@
-"""Weights: safetensors of ours and of others, and foreign PyTorch checkpoints without ever unpickling code."""
+"""Read and write weights: safetensors, and PyTorch checkpoints without ever unpickling code."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ from lrexport.units import format_bytes
 if TYPE_CHECKING:
     import torch
 
-# The format's own limit (safetensors README, "Format"): a header is at most 100 MB.
+# The limit of the format (safetensors README, "Format").
 _MAX_HEADER_BYTES = 100_000_000
-# Of a header within it: json needs 3 GB and a minute for 50 million numbers. A tensor has about eight commas.
+# A header of 100 MB can have 50 million numbers, for which json takes 3 GB and a minute. A tensor has about eight commas.
 _MAX_HEADER_ITEMS = 2_000_000
-_MAX_AXES = 64  # torch's own limit for most operations
-_MOST_IN_AN_AXIS = 2**63 - 1  # likewise
+_MAX_AXES = 64  # torch's limit for most operations
+_MOST_IN_AN_AXIS = 2**63 - 1  # torch's limit
 _GATHER = (
     "Gather the weights into one file first: torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE), or "
-    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) where they are saved."
+    "save get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))."
 )
-# What a state dict of plain tensors needs to be unpickled, in torch's format from before 1.6.
+_AGAIN = "Create or download it again."
+# The globals that unpickling a state dict of plain tensors needs, in torch's format before 1.6.
 _PLAIN_GLOBALS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.\w*Storage|collections\.OrderedDict|_codecs\.encode")
 
 
@@ -57,7 +58,7 @@ def packed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None 
 
 
 def unpacked(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """What :func:`packed` made of tensors and text. The content must be known to be ours, by its hash."""
+    """The tensors and the text that :func:`packed` packed. The caller must have verified the content by its hash."""
     import safetensors.torch
 
     (length,) = struct.unpack("<Q", content[:8])
@@ -66,31 +67,31 @@ def unpacked(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a file that holds one state dict, as lrexport's own do; of others the outermost. Raises as below."""
+    """The outermost state dict of a file; lrexport's files have only one. Raises as :func:`load_all`."""
     tensors = next(iter(load_all(path).values()))
-    hollow = [name for name, value in tensors.items() if not has_plain_values(value)]
-    if hollow:
-        raise without_plain_values(path, hollow)
+    not_plain = [name for name, value in tensors.items() if not has_plain_values(value)]
+    if not_plain:
+        raise without_plain_values(path, not_plain)
     return tensors
 
 
 def without_plain_values(path: Path, names: Sequence[str]) -> InputError:
-    """For tensors that are sparse, quantised, spread over devices or shapes alone."""
-    return InputError(f"{path} holds tensors without plain values: {', '.join(names[:10])}", "Save them dense, on the CPU.")
+    """The error for tensors that are sparse, quantised, distributed or without values."""
+    return InputError(f"tensors without plain values in {path}: {', '.join(names[:10])}", "Save them dense, on the CPU.")
 
 
 def load_all(path: Path) -> StateDicts:
-    """Every state dict in a safetensors file or a PyTorch checkpoint, by its place there: see :func:`state_dicts_in`.
+    """Every state dict in a safetensors file or a PyTorch checkpoint, by its place in the file (:func:`state_dicts_in`).
 
-    The content decides which of the two it is, not the file's name. Raises InputError for an empty, truncated, malformed
-    or unsafe file, and for one without tensors.
+    The format is detected by content, not by the file's name. Raises InputError for an empty, truncated, malformed or
+    unsafe file, and for one without tensors.
     """
     return state_dicts_in(path, _read(path))
 
 
 def _read(path: Path) -> object:
     if path.is_dir() and (path / ".metadata").exists():
-        raise InputError(f"{path} holds a checkpoint in parts, one for each process", _GATHER)
+        raise InputError(f"{path} is a distributed checkpoint, with one part for each process", _GATHER)
     check_input(path)
     try:
         with open(path, "rb") as stream:
@@ -98,17 +99,17 @@ def _read(path: Path) -> object:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not head:
-        raise InputError(f"empty file: {path}", "It was probably not written to the end; make or fetch it again.")
+        raise InputError(f"empty file: {path}", f"Writing it was probably interrupted. {_AGAIN}")
     if head.startswith(b"PK\x03\x04"):
         return _load_zip_checkpoint(path)
-    # A safetensors file can begin with this byte too, in its header's length; its header then begins with a brace.
+    # The length at the start of a safetensors file can contain this byte too, but then a brace follows.
     if head.startswith(b"\x80") and head[8:] != b"{":
         return _load_pickle(path)
     return _load_safetensors(path)
 
 
 def _load_safetensors(path: Path) -> object:
-    """Check the header against the file's size first, so that a lying header costs neither time nor memory."""
+    """Check the header against the file's size before loading, so a false header costs neither time nor memory."""
     import safetensors
     import safetensors.torch
 
@@ -116,20 +117,20 @@ def _load_safetensors(path: Path) -> object:
     with open(path, "rb") as stream:
         prefix = stream.read(8)
         if len(prefix) < 8:
-            raise InputError(f"{path} is truncated: {size} bytes, a safetensors file has at least 8")
+            raise InputError(f"{path} is truncated: it has {size} bytes; a safetensors file has at least 8")
         (length,) = struct.unpack("<Q", prefix)
         if length > _MAX_HEADER_BYTES:
             raise InputError(
-                f"{path} is no safetensors file: its header claims {format_bytes(length)}, at most 100 MB is allowed",
-                "Weights are read from safetensors or from a PyTorch state dict (.pt, .pth).",
+                f"invalid safetensors file {path}: its header claims {format_bytes(length)}; expected at most 100 MB",
+                "Give weights as safetensors or as a PyTorch state dict (.pt, .pth).",
             )
         if 8 + length > size:
             raise _truncated(path, 8 + length, size)
         raw = stream.read(length)
     if max(raw.count(b","), raw.count(b"["), raw.count(b"{")) > _MAX_HEADER_ITEMS:
         raise InputError(
-            f"{path} is no safetensors file: its header has more than {_MAX_HEADER_ITEMS:,} entries",
-            "A tensor has about eight. Make or fetch it again.",
+            f"invalid safetensors file {path}: its header has more than {_MAX_HEADER_ITEMS:,} entries",
+            f"A tensor has about eight. {_AGAIN}",
         )
     try:
         header = json.loads(raw)
@@ -138,13 +139,13 @@ def _load_safetensors(path: Path) -> object:
         axes = {name: len(entry["shape"]) for name, entry in entries.items()}
         largest = max((int(size) for entry in entries.values() for size in entry["shape"]), default=0)
     except (ValueError, OverflowError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no safetensors file: malformed header ({error})") from error
+        raise InputError(f"invalid safetensors file {path}: malformed header ({error})") from error
     if largest > _MOST_IN_AN_AXIS:
-        raise InputError(f"{path} is not a valid safetensors file: a shape in its header has {largest} in an axis")
-    strange = next((name for name, count in axes.items() if count > _MAX_AXES), None)
-    if strange is not None:
+        raise InputError(f"invalid safetensors file {path}: a shape in its header has {largest} in an axis")
+    many_axes = next((name for name, count in axes.items() if count > _MAX_AXES), None)
+    if many_axes is not None:
         raise InputError(
-            f"{path} is no valid safetensors file: {strange} has {axes[strange]:,} axes, at most {_MAX_AXES} are read"
+            f"invalid safetensors file {path}: {many_axes} has {axes[many_axes]:,} axes; expected at most {_MAX_AXES}"
         )
     expected = 8 + length + max(ends, default=0)
     if size < expected:
@@ -152,14 +153,14 @@ def _load_safetensors(path: Path) -> object:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, RuntimeError, ValueError, OverflowError) as error:  # torch's for impossible shapes
-        raise InputError(f"{path} is no valid safetensors file: {error}") from error
+        raise InputError(f"invalid safetensors file {path}: {error}") from error
 
 
 def _truncated(path: Path, expected: int, size: int) -> InputError:
     previous = sorted(path.parent.glob("checkpoint/*.safetensors"), key=lambda file: file.stat().st_mtime)
     others = [file for file in previous if file.resolve() != path.resolve()]
-    hint = f"The last checkpoint beside it is {others[-1]}." if others else "Make or fetch it again."
-    return InputError(f"{path} is truncated: {expected:,} bytes expected, {size:,} found", hint)
+    hint = f"The last checkpoint next to it is {others[-1]}." if others else _AGAIN
+    return InputError(f"{path} is truncated: it has {size:,} bytes; expected {expected:,}", hint)
 
 
 def _load_zip_checkpoint(path: Path) -> object:
@@ -169,42 +170,42 @@ def _load_zip_checkpoint(path: Path) -> object:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error) as error:
         raise InputError(
-            f"{path} is truncated or damaged: {path.stat().st_size:,} bytes, and the archive's directory cannot be read",
-            "Make or fetch it again.",
+            f"{path} is truncated or damaged: it has {path.stat().st_size:,} bytes, but no readable archive directory",
+            _AGAIN,
         ) from error
     names = [entry.filename for entry in entries]
-    if len({name.lower() for name in names}) < len(names):  # which of them torch would read is its reader's choice
-        raise InputError(f"{path} has several records of one name", "torch.save writes each once; make or fetch it again.")
+    if len({name.lower() for name in names}) < len(names):  # it is undefined which of them torch would read
+        raise InputError(f"{path} has several records of one name", f"torch.save writes each record once. {_AGAIN}")
     if any("/code/" in name or name.endswith("constants.pkl") for name in names):
-        raise _not_a_state_dict(path, "a TorchScript archive, which carries code")
+        raise _not_a_state_dict(path, "a TorchScript archive, which contains code")
     if any(name.rsplit("/", 1)[-1] in ("serialized_exported_program.json", "archive_format") for name in names):
-        raise _not_a_state_dict(path, "an exported program (.pt2), which carries a graph")
-    # torch.save stores its records uncompressed, so an honest archive never unpacks to more than its own size.
+        raise _not_a_state_dict(path, "an exported program (.pt2), which contains a graph")
+    # torch.save does not compress its records, so its archives never unpack to more than their own size.
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > path.stat().st_size:
         raise InputError(
             f"{path} claims to unpack to {format_bytes(unpacked)} from {format_bytes(path.stat().st_size)}",
-            "torch.save never compresses; this archive was not written by it.",
+            "torch.save does not compress, so it did not write this archive. Save the weights with torch.save.",
         )
     return _load_pickle(path)
 
 
 def _load_pickle(path: Path) -> object:
-    """``torch.load(weights_only=True)``; there is no fallback to a full unpickling."""
+    """``torch.load(weights_only=True)``, never a full unpickling."""
     import pickle
 
     import torch
 
     check_cost(path)
     try:
-        # A stream and no path: by a path's ending alone torch would choose safetensors.
+        # A stream instead of a path, because torch chooses safetensors by a path's suffix.
         with open(path, "rb") as stream, reading_numbers_and_options():
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unsafe(path) from error
-    except Exception as error:  # damage meets torch's reader anywhere: IndexError, struct.error, AssertionError, …
+    except Exception as error:  # on damaged files torch raises anything: IndexError, struct.error, AssertionError, …
         reason = first_line(error)
-        raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {reason}", "Make or fetch it again.") from error
+        raise InputError(f"cannot read {path} as a PyTorch checkpoint: {reason}", _AGAIN) from error
 
 
 def _unsafe(path: Path) -> InputError:
@@ -215,26 +216,26 @@ def _unsafe(path: Path) -> InputError:
             names = sorted({*torch.serialization.get_unsafe_globals_in_checkpoint(path)} - {*HARMLESS})
         else:
             names = _globals_in_old_format(path)
-    except Exception:  # the lister itself gives up on some malformed pickles
+    except Exception:  # listing fails on some malformed pickles
         names = []
     if not names:
-        return InputError(f"{path} is no PyTorch checkpoint that can be read without running code in it")
+        return InputError(f"cannot read {path} as a PyTorch checkpoint without running code from it")
     listed = ", ".join(names[:10])
     if any(name.startswith("torch.distributed.") for name in names):
-        return InputError(f"{path} holds tensors that are spread over several processes (it needs {listed})", _GATHER)
+        return InputError(f"{path} has tensors that are distributed over several processes (it needs {listed})", _GATHER)
     if any("Module" in name or name.startswith(("torch.nn.", "__main__.", "torchvision.models.")) for name in names):
         return _not_a_state_dict(path, f"a whole pickled module (it needs {listed})")
     return InputError(
-        f"{path} needs code to be unpickled: {listed}",
-        "Where you trust it, load it yourself and save the weights alone: "
+        f"{path} would run code when unpickled: {listed}",
+        "If you trust it, load it yourself and save only the weights: "
         'torch.save(model.state_dict(), "weights.pt") or safetensors.torch.save_file(model.state_dict(), ...).',
     )
 
 
 def _globals_in_old_format(path: Path) -> list[str]:
-    """Globals that the pickles of a checkpoint from before torch 1.6 ask for, without torch's own; nothing is run.
+    """Globals in the pickles of a checkpoint before torch 1.6 that a plain state dict does not need; nothing is run.
 
-    The file is four pickles in a row (magic number, version, system, content); the weights come after them.
+    The file has four pickles in a row (magic number, version, system, content), then the weights.
     """
     names: set[str] = set()
     with open(path, "rb") as stream:
@@ -250,6 +251,6 @@ def _globals_in_old_format(path: Path) -> list[str]:
 
 def _not_a_state_dict(path: Path, what: str) -> InputError:
     return InputError(
-        f"{path} is {what}; only weights are read",
-        'Save the weights alone: torch.save(model.state_dict(), "weights.pt").',
+        f"{path} is {what}; expected only weights",
+        'Save only the weights: torch.save(model.state_dict(), "weights.pt").',
     )

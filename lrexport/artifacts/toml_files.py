@@ -1,4 +1,4 @@
-"""``[tool.lrexport]`` of pyproject.toml, or lrexport.toml, with the line that a mistake stands in."""
+"""Read ``[tool.lrexport]`` of pyproject.toml, or lrexport.toml, with line numbers for errors."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ else:
     import tomli as tomllib
 
 LREXPORT, PYPROJECT = "lrexport.toml", "pyproject.toml"
-# The one table that is no command's: the budgets of ``lrexport check``, read in lrexport/budget/limits.py.
+# The only table that does not belong to a command: the budgets of ``lrexport check``, read in lrexport/budget/limits.py.
 BUDGET = "budget"
-_MOST_PARTS = 100  # of a dotted key
+_MOST_PARTS = 100  # parts of a dotted key
 _PART = re.compile(r"[\w\"'-]")
 _TOKEN = re.compile(r"[\w-]+|\"[^\"\n]*\"|'[^'\n]*'|.", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """lrexport's own table and the file that it stands in, None where there is none."""
+    """lrexport's table, and its file or None."""
 
     path: Path | None
     table: dict[str, Any]
 
     def place(self, *keys: str) -> str:
-        """``file:line`` of the key inside of its tables, or of the innermost of those; tomllib keeps no positions."""
+        """``file:line`` of a key, or of the innermost table of ``keys`` that exists."""
         if self.path is None:
             return "the configuration"
-        wanted = (*(("tool", "lrexport") if self.path.name == PYPROJECT else ()), *filter(None, keys))
-        for depth in range(len(wanted), 0, -1):
-            if (line := self._lines.get(wanted[:depth])) is not None:
+        full = (*(("tool", "lrexport") if self.path.name == PYPROJECT else ()), *filter(None, keys))
+        for depth in range(len(full), 0, -1):
+            if (line := self._lines.get(full[:depth])) is not None:
                 return f"{self.path}:{line}"
         return str(self.path)
 
     @cached_property
     def _lines(self) -> dict[tuple[str, ...], int]:
-        """The first line of every key, and of every table that it is in."""
+        """The first line of every key and of its tables, which tomllib does not report."""
         lines: dict[tuple[str, ...], int] = {}
         table: list[str] = []
         for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines() if self.path else (), 1):
@@ -77,7 +77,7 @@ def read_settings(config_file: str | None) -> Settings:
 
 
 def kind(value: Any) -> str:
-    """What TOML calls a value, for messages."""
+    """TOML's word for the type of a value, for messages."""
     names = {dict: "table", list: "list", bool: "boolean", str: "text", int: "number", float: "number"}
     return names.get(type(value), type(value).__name__)
 
@@ -91,7 +91,7 @@ def _read(path: Path) -> Settings:
         raise UsageError(f"invalid TOML in {path}: nested too deeply") from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # also numbers of more digits than Python reads
+    except ValueError as error:  # also for numbers with more digits than Python reads
         raise UsageError(f"invalid TOML in {path}: {error}") from error
     if path.name != PYPROJECT:
         return Settings(path, content)
@@ -104,7 +104,7 @@ def _read(path: Path) -> Settings:
 
 
 def _check_keys(text: str) -> None:
-    """Raise ValueError where a key has more parts than anybody writes: the parser takes the cube of their number."""
+    """Raise ValueError for a key with very many parts, because the parser's time grows with the cube of their number."""
     if text.count(".") <= _MOST_PARTS:
         return
     parts, before = 0, ""
@@ -119,5 +119,5 @@ def _check_keys(text: str) -> None:
 
 
 def _names(dotted: str) -> list[str]:
-    """Of a dotted key, in which a name between quotes may hold dots itself."""
+    """The parts of a dotted key; a quoted part may contain dots."""
     return [name.strip("\"'") for name in re.findall(r"\"[^\"]*\"|'[^']*'|[^.\s]+", dotted)]

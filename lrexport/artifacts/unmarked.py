@@ -1,4 +1,4 @@
-"""Folders of an lrexport that left no mark, or whose mark was lost on the way: what their own files say lrexport made."""
+"""Folders without a mark, which was lost or never written by an older lrexport: their files show what lrexport made."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from lrexport.artifacts.run_files import (
     checkpoint_hash,
 )
 
-_MOST_BYTES = 256 << 20  # of a record, a state, or what a sweep found
+_MOST_BYTES = 256 << 20  # of a record, a state or a sweep.json
 _STORED = {"sha256", "bytes"}
 _OF_A_STATE = {"asked", "log_bytes", "pruned", "pruned_sha256"}
-_OF_A_FOUND_SWEEP = {"schema_version", "study", "objective", "made_with", "wanted", "trials"}
+_OF_A_SWEEP_RECORD = {"schema_version", "study", "objective", "made_with", "wanted", "trials"}
 _HOLDER = re.compile(r"process \d+ on \S+ since \S+\n")
 _SHORT = 1000  # bytes
 
 
 def names(folder: Path) -> frozenset[str]:
-    """Names of what lrexport made in ``folder``, by a record, a state of training or a sweep.json that are lrexport's."""
+    """Names that lrexport made in ``folder``, according to its record, its state of training or its sweep.json there."""
     made = {*recorded(folder)}
     if made:
         made |= {LOG, CHECKPOINTS}
@@ -40,7 +40,7 @@ def names(folder: Path) -> frozenset[str]:
         made |= {CHECKPOINTS, LOG, f"{CHECKPOINTS}/{STATE}"}
     if CHECKPOINTS in made:
         made |= {f"{CHECKPOINTS}/{name}" for name in _checkpoints(folder / CHECKPOINTS, state.get("pruned_sha256"))}
-    if _json(folder / SWEEP).keys() >= _OF_A_FOUND_SWEEP:
+    if _json(folder / SWEEP).keys() >= _OF_A_SWEEP_RECORD:
         made |= {*OF_A_SWEEP}
     if _HOLDER.fullmatch(_beginning(folder / HOLDER)):
         made.add(HOLDER)
@@ -48,13 +48,13 @@ def names(folder: Path) -> frozenset[str]:
 
 
 def recorded(folder: Path) -> frozenset[str]:
-    """The record itself and the files that it names; empty where there is none of lrexport's."""
+    """The record and the files that it names; empty without a record of lrexport."""
     record = _json(folder / RECORD)
     return frozenset({RECORD, *({*record["files"]} & {*OF_A_RUN})}) if _is_record(record) else frozenset()
 
 
 def _is_record(value: dict[str, Any]) -> bool:
-    """The shape of what record.py writes: any other run.json is somebody else's."""
+    """Whether it has the form that record.py writes; any other run.json is foreign."""
     model, stored = value.get("model"), value.get("files")
     return (
         isinstance(value.get("schema_version"), int)
@@ -66,18 +66,18 @@ def _is_record(value: dict[str, Any]) -> bool:
 
 
 def _checkpoints(folder: Path, pruned_sha256: Any) -> list[str]:
-    """Those that are what their names say; reading them takes as long as loading them."""
+    """Names of checkpoints whose content has the hash in their name; reads all of them."""
     if folder.is_symlink() or not folder.is_dir():
         return []
-    sound = []
+    intact = []
     for path in folder.iterdir():
-        named = checkpoint_hash(path.name)
-        if (named is None and path.name != PRUNED) or not _is_plain(path):
+        hash_in_name = checkpoint_hash(path.name)
+        if (hash_in_name is None and path.name != PRUNED) or not _is_plain(path):
             continue
         digest = files.sha256(path)
-        if digest == pruned_sha256 if named is None else digest.startswith(named):
-            sound.append(path.name)
-    return sound
+        if digest == pruned_sha256 if hash_in_name is None else digest.startswith(hash_in_name):
+            intact.append(path.name)
+    return intact
 
 
 def _is_plain(path: Path) -> bool:
@@ -88,7 +88,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a plain file; empty for everything else."""
+    """The JSON object in a plain file; empty for everything else."""
     try:
         if not _is_plain(path) or path.stat().st_size > _MOST_BYTES:
             return {}

@@ -50,11 +50,11 @@ def one_of_several() -> bool:
     return any(name in os.environ for name in _OF_SEVERAL)
 
 
-def _ask(code: Code, said_in: Path) -> bool:
+def _ask(code: Code, named_in: Path) -> bool:
     asks = output.is_interactive() and not one_of_several()  # several processes share one terminal
     if not asks or len(code.call) > _MOST_SHOWN:
         return False
-    output.note(f"{said_in} names code to run as {code.what}:")
+    output.note(f"{named_in} names code to run as {code.what}:")
     output.note(f"  {code.call}")
     output.note(f"  from {code.file}, and everything it imports")
     return output.confirm("Run it now, and whenever a run on this machine names it?")

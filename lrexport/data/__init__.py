@@ -1,1 +1,1 @@
-"""Images and labels: named datasets, folders, import paths; in-memory batches and augmentation."""
+"""Images and labels: named datasets, folders, import paths; batches in memory or from disk; augmentation."""

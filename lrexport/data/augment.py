@@ -1,4 +1,4 @@
-"""Crop and flip for a whole batch at once, on the device where the batch is."""
+"""Crop and flip a whole batch at once, on its device."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Augmentation:
     def __call__(
         self, images: Tensor, generator: torch.Generator, part: Tensor | slice = slice(None), of: int = 0
     ) -> Tensor:
-        """uint8 (B, C, H, W) → the same shape. ``images`` have the places ``part`` in a batch of ``of``, by default all.
+        """uint8 (B, C, H, W) → the same shape. ``images`` are the ``part`` of a batch of ``of`` images, by default all.
 
-        It is drawn for the whole batch, on the CPU, so that a seed gives the same images everywhere.
+        Random numbers are drawn on the CPU for the whole batch, so a seed gives the same images everywhere.
         """
         batch, _, height, width = images.shape
         device = images.device

@@ -27,24 +27,24 @@ def load_data(
     download: bool = False,
     workers: int | None = None,
     max_bad: int = 0,
-    said_in: Path | None = None,
+    named_in: Path | None = None,
 ) -> ImageData:
-    """Dataset of images for a network that takes ``input_shape``, which must be (C, H, W).
+    """The images of ``source`` for a network that takes ``input_shape``, which must be (C, H, W).
 
-    Small sets are decoded once and kept in memory as uint8, others are read by ``workers`` processes, by default one a
-    core; ``download`` allows torchvision to fetch CIFAR; of a folder's images up to ``max_bad`` that cannot be read are left
-    out. ``said_in`` is the file that names the data, None where the user does. Raises UsageError for an unknown name,
-    InputError for data that is absent, does not fit or cannot be read, and for code of a file that was not agreed to.
+    Small sets are decoded once and kept in memory as uint8; others are read by ``workers`` processes, by default one per
+    core. ``download`` allows torchvision to download CIFAR. Up to ``max_bad`` unreadable images of a folder are left out.
+    ``named_in`` is the file that names the data, None if the user does. Raises UsageError for an unknown name, InputError
+    for data that is missing, unreadable or does not fit, and for code that the user did not agree to run.
     """
     if len(input_shape) != 3:
         raise InputError(
-            f"--data {source} gives images, the network takes inputs of shape {input_shape}, not (C, H, W)",
-            "Without --data compression is training-free, for inputs of any shape.",
+            f"--data {source} gives images (C, H, W); the network takes inputs of shape {input_shape}",
+            "Leave out --data: compression without training works for inputs of any shape.",
         )
     channels, height, width = input_shape
     shape = (channels, height, width)
     if is_import_path(source):
-        return _from_callable(source, shape, said_in)
+        return _from_callable(source, shape, named_in)
     return _load_images(source, shape, download, workers, max_bad)
 
 
@@ -65,21 +65,21 @@ def check_fits(data: ImageData, input_shape: tuple[int, ...], output_shape: tupl
     for part in (data.train, data.test):
         if part.image_shape != tuple(input_shape):
             raise InputError(
-                f"{data.source} has images {part.image_shape}, the network takes {tuple(input_shape)}",
-                "Give the data it was made for, or another --input-shape.",
+                f"{data.source} has images {part.image_shape}; the network takes {tuple(input_shape)}",
+                "Give data that fits the network, or another --input-shape.",
             )
     if len(output_shape) != 2:
-        raise InputError(f"the network's output is {tuple(output_shape)}; (batch, classes) was wanted")
+        raise InputError(f"the network's output has the shape {tuple(output_shape)}; expected (batch, classes)")
     outputs = output_shape[1]
     if len(data.classes) != outputs:
         raise InputError(
-            f"{data.source} has {len(data.classes)} classes, the network has {outputs} outputs",
-            f"Build the network for it, as in MODEL?num_classes={len(data.classes)}, or give the data it was made for.",
+            f"{data.source} has {len(data.classes)} classes; the network has {outputs} outputs",
+            f"Build the network for this data, as in MODEL?num_classes={len(data.classes)}, or give data that fits it.",
         )
 
 
 def _digits(input_shape: Shape) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits (UCI Optical Recognition, 8×8, values 0…16), every fifth one for test."""
+    """scikit-learn's 1,797 handwritten digits (UCI Optical Recognition, 8×8, values 0…16); every fifth is a test image."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -105,23 +105,23 @@ def _digits(input_shape: Shape) -> ImageData:
 
 def _cifar(source: str, name: str, root: Path, input_shape: Shape, download: bool) -> ImageData:
     if input_shape != (3, 32, 32):
-        raise InputError(f"{name} images are (3, 32, 32), the network takes {input_shape}", "Give --input-shape 3,32,32.")
+        raise InputError(f"{name} images are (3, 32, 32); the network takes {input_shape}", "Give --input-shape 3,32,32.")
     dataset: Any = getattr(torchvision("datasets"), name.upper())
     try:
         parts = [dataset(str(root), train=train, download=download) for train in (True, False)]
     except RuntimeError as error:
         raise no_cifar(name, root, error) from error
     except OSError as error:
-        raise InputError(f"{name} could not be fetched or read in {root}: {error}") from error
+        raise InputError(f"cannot download or read {name} in {root}: {error}") from error
     sets = [
         ArraySet(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)) for part in parts
     ]
     return ImageData(source, parts[0].classes, sets[0], sets[1], Augmentation(padding=4, flip=True))
 
 
-def _from_callable(source: str, input_shape: Shape, said_in: Path | None) -> ImageData:
-    """A callable returns ImageData, or (train, test): map-style datasets of (uint8 tensor (C, H, W), label)."""
-    make = import_callable(source, "--data", said_in=said_in)
+def _from_callable(source: str, input_shape: Shape, named_in: Path | None) -> ImageData:
+    """Data of a user's callable: ImageData, or (train, test) as map-style datasets of (uint8 tensor (C, H, W), label)."""
+    make = import_callable(source, "--data", named_in=named_in)
     try:
         made = make()
     except (Exception, SystemExit) as error:
@@ -142,15 +142,15 @@ def _from_callable(source: str, input_shape: Shape, said_in: Path | None) -> Ima
 
 
 def _with_sound_labels(data: ImageData) -> ImageData:
-    """``data`` itself. Raises InputError where a label is none of its classes."""
+    """``data`` itself. Raises InputError if a part is empty or a label is not one of the classes."""
     for part, images in (("train", data.train), ("test", data.test)):
         if not len(images):
             raise InputError(f"{data.source} has no images in {part}")
         low, high = int(images.labels.min()), int(images.labels.max())
         if low < 0 or high >= len(data.classes):
             raise InputError(
-                f"{data.source} has labels from {low} to {high} in {part}, with {len(data.classes)} classes",
-                "Number the classes from 0, the same in train and test.",
+                f"{data.source} has labels from {low} to {high} in {part}, but {len(data.classes)} classes",
+                "Number the classes from 0, in the same way in train and test.",
             )
     return data
 
@@ -165,11 +165,11 @@ def _collect(source: str, dataset: Any, input_shape: Shape) -> ArraySet:
         except Exception as error:
             raise UsageError(
                 f"--data {source!r} raised {type(error).__name__}: {error} at image {index}",
-                "A dataset gives (uint8 image (C, H, W), label) for every index.",
+                "The dataset must give (uint8 image (C, H, W), label) for every index.",
             ) from error
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != input_shape:
             returned = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise InputError(f"image {index} of {source} is {returned}, uint8 {input_shape} was wanted")
+            raise InputError(f"image {index} of {source} is {returned}; expected uint8 {input_shape}")
         images.append(image)
     if not images:
         raise InputError(f"{source} has no images")
@@ -177,7 +177,7 @@ def _collect(source: str, dataset: Any, input_shape: Shape) -> ArraySet:
 
 
 def _statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation to normalise by: ImageNet's for RGB, halves for anything else."""
+    """Mean and standard deviation to normalise by: ImageNet's for RGB, otherwise 0.5."""
     return (MEAN, STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
 
 

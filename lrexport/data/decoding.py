@@ -1,6 +1,6 @@
-"""One image file to RGB pixels, within limits: only the raster formats of data sets, by content, never by the file's name.
+"""Decode one image file to RGB, within limits: only raster formats of datasets, detected by content, not by file name.
 
-Pillow knows some forty formats more. Opening an EPS runs ghostscript, others read further files; none of them is tried.
+Pillow has about forty more formats; none is tried, because EPS runs ghostscript, and others read further files.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from PIL import Image, UnidentifiedImageError
 from lrexport.artifacts.plain_files import open_input
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-# Pillow's own limit, as an error instead of a warning: 256 MiB as RGB.
+# Pillow warns above this limit, 256 MiB as RGB; here it is an error.
 MOST_PIXELS = 89_478_485
-# What a file may have beyond its pixels, of 16 bytes at most: metadata, a film behind a photograph.
+# Bytes that a file may have besides 16 bytes a pixel: metadata, a video after a photograph.
 _MOST_OTHER_BYTES, _BYTES_A_PIXEL = 64 << 20, 16
-# A progressive JPEG has about ten scans, each of which goes over the whole image.
+# A progressive JPEG has about ten scans, each of which decodes the whole image.
 _MOST_SCANS, _MOST_SCANNED = 64, 2_000_000_000
-# A TIFF may list the same strip again and again.
+# A TIFF may list the same strip many times.
 _MOST_COVERED = 4
-# A PNG's data comes in chunks of 8 KB as a rule; each of millions of empty ones is looked at by Pillow.
+# PNG encoders usually write chunks of 8 KB; millions of empty chunks would take Pillow minutes.
 _MOST_CHUNKS, _BYTES_A_CHUNK = 10_000, 2_048
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-# In a JPEG's coded data every 0xFF is followed by 0, by a restart marker or by another 0xFF; anything else ends it.
+# In a JPEG's coded data every 0xFF is followed by 0, a restart marker or another 0xFF; any other byte ends the data.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SCAN, _END = 0xDA, 0xD9
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 
 
 def decode(path: Path) -> Image.Image:
-    """The image as RGB; of several in one file the first.
+    """The image as RGB; the first if the file has several.
 
-    Raises InputError for what is not a plain file, OSError for one that cannot be read, ValueError for one that is not
-    an image of :data:`FORMATS` or that is larger than its limits, and whatever Pillow's decoders raise on a damaged one.
+    Raises InputError if ``path`` is not a plain file, OSError if it cannot be read, ValueError if it is not an image in
+    one of :data:`FORMATS` or exceeds a limit, and whatever Pillow's decoders raise on damaged files.
     """
     with open_input(path) as stream:
         _check_chunks(stream)
@@ -51,24 +51,24 @@ def decode(path: Path) -> Image.Image:
 
 
 def _check(image: Image.Image, stream: IO[bytes]) -> None:
-    """Raise ValueError where decoding would take more than the image is worth; so far only its header was read."""
+    """Raise ValueError if decoding would take unreasonable time or memory; only the header has been read so far."""
     pixels = image.width * image.height
     if pixels > MOST_PIXELS:
-        raise ValueError(f"it has {pixels / 1e6:.1f} megapixels; at most {MOST_PIXELS / 1e6:.1f} are decoded")
+        raise ValueError(f"it has {pixels / 1e6:.1f} megapixels; the limit is {MOST_PIXELS / 1e6:.1f}")
     size = os.fstat(stream.fileno()).st_size
     if size > _MOST_OTHER_BYTES + _BYTES_A_PIXEL * pixels:
-        raise ValueError(f"{size:,} bytes are more than an image of {image.width}×{image.height} pixels has")
+        raise ValueError(f"it has {size:,} bytes, too many for {image.width}×{image.height} pixels")
     covered = sum(abs((x1 - x0) * (y1 - y0)) for _, (x0, y0, x1, y1), *_ in getattr(image, "tile", ()))
     if covered > _MOST_COVERED * max(1, len(image.getbands())) * max(pixels, 1):
         raise ValueError("its parts cover the image many times over")
     if image.format in ("JPEG", "MPO"):
         scans = _scans(stream)
         if scans > _MOST_SCANS or scans * pixels > _MOST_SCANNED:
-            raise ValueError(f"it has {scans} scans of {image.width}×{image.height} pixels, more than an image needs")
+            raise ValueError(f"it has {scans} scans of {image.width}×{image.height} pixels, too many for an image")
 
 
 def _check_chunks(stream: IO[bytes]) -> None:
-    """Raise ValueError for a PNG in more chunks than one writes (PNG specification, 5.3)."""
+    """Raise ValueError for a PNG with more chunks than any encoder writes (PNG specification, 5.3)."""
     head = stream.read(len(_PNG))
     if head == _PNG:
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -78,12 +78,12 @@ def _check_chunks(stream: IO[bytes]) -> None:
                     break
                 place += 12 + int.from_bytes(data[place : place + 4], "big")
             else:
-                raise ValueError(f"it is cut into more than {most:,} chunks")
+                raise ValueError(f"it has more than {most:,} chunks, too many for its size")
     stream.seek(0)
 
 
 def _scans(stream: IO[bytes]) -> int:
-    """Scans of a JPEG up to its end (ITU-T T.81, annex B); what follows, such as a film, is none of it."""
+    """Number of scans of a JPEG up to its end marker (ITU-T T.81, annex B); a video may follow it."""
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         scans, place = 0, len(_JPEG)
         while (marker := _MARKER.search(data, place)) is not None:

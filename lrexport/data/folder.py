@@ -1,4 +1,4 @@
-"""Image folders: ROOT/train and ROOT/val or ROOT/test, one folder a class; in memory when small, streamed otherwise."""
+"""Image folders: ROOT/train and ROOT/val or ROOT/test, with one folder per class; kept in memory if small, else streamed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Shape = tuple[int, int, int]
 def load_folder(
     source: str, root: Path, input_shape: Shape, in_memory: bool, workers: int | None = None, max_bad: int = 0
 ) -> ImageData:
-    """Dataset of a folder, without images that cannot be read where there are at most ``max_bad``.
+    """The images of ``root``, which must have its two parts; up to ``max_bad`` unreadable images are left out.
 
-    ``root`` has its two parts. Raises InputError naming what is empty, unreadable or different between them.
+    Raises InputError naming empty folders, unreadable images, or classes that differ between the two parts.
     """
     if input_shape[0] != 3:
-        raise InputError(f"image folders give RGB, the network takes {input_shape[0]} channels ({input_shape})")
+        raise InputError(f"image folders give RGB images; the network takes {input_shape[0]} channels ({input_shape})")
     train_root = root / "train"
     test_root = next(root / name for name in ("val", "test") if (root / name).is_dir())
     classes = _classes(train_root)
     if len(classes) < 2:
-        raise InputError(f"{train_root} has {len(classes)} class folder(s); two are the least")
+        raise InputError(f"{train_root} has {len(classes)} class folder(s); expected at least two")
     other = _classes(test_root)
     if other != classes:
         only = [f"{name} only in {train_root.name}" for name in classes if name not in other]
@@ -63,7 +63,8 @@ def _list(root: Path, classes: list[str]) -> Files:
     for label, name in enumerate(classes):
         images = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
         if not images:
-            raise InputError(f"class folder {root / name} has no images", f"Known endings: {', '.join(sorted(_SUFFIXES))}")
+            hint = f"Images are recognised by these suffixes: {', '.join(sorted(_SUFFIXES))}."
+            raise InputError(f"class folder {root / name} has no images", hint)
         files += [(path, label) for path in images]
     return files
 
@@ -72,23 +73,22 @@ def _check_classes(root: Path, classes: list[str], images: ImageSet) -> None:
     counts = torch.bincount(images.labels, minlength=len(classes)).tolist()
     for name, count in zip(classes, counts, strict=True):
         if not count:
-            raise InputError(f"class folder {root / name} has no image that can be read", "Replace its images.")
+            raise InputError(f"class folder {root / name} has no readable images", "Replace its images.")
 
 
 def _stream(files: Files, input_shape: Shape, workers: int | None, max_bad: int) -> tuple[ImageSet, Bad]:
-    """The files as they are; where some may be left out, those that can be read, and the others.
+    """A streamed set of the files, and those that cannot be read, which it leaves out if ``max_bad`` allows any.
 
-    That is found out by reading each of them once, so that which images there are, and in which order, does not depend on
-    when or by whom one of them is needed.
+    In that case every file is read once beforehand, so all processes and all resumed runs see the same images.
     """
     bad = find_bad(files) if max_bad else {}
     return StreamedSet.of([file for file in files if file[0] not in bad], input_shape, workers), bad
 
 
 def _decode(files: Files, input_shape: Shape) -> tuple[ImageSet, Bad]:
-    """Decode every file once; an image of another size has its shorter side resized, then the centre cropped.
+    """Decode every file once: a set of the readable images, and the files that could not be read.
 
-    Also what could not be read, which the set is without.
+    Images of another size are resized by their shorter side, then centre-cropped.
     """
     _, height, width = input_shape
 

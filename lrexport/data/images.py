@@ -1,4 +1,4 @@
-"""The one shape of data in lrexport: sets of labelled images that yield normalised batches on a device."""
+"""Sets of labelled images, which yield normalised batches on a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrexport.errors import InputError
 from lrexport.runs.record import DataSource
 from lrexport.text import plain
 
-# ImageNet's statistics: what torchvision's networks and the usual CIFAR checkpoints were trained with.
+# ImageNet's statistics, which torchvision's networks and the common CIFAR checkpoints were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 _NAMED = 10
@@ -25,8 +25,8 @@ _NAMED = 10
 class ImageSet(Protocol):
     """Labelled images. ``labels`` is (N,) int64; batches are ((B, C, H, W) float32 normalised, (B,) int64).
 
-    Without ``order`` batches come one after the other and as they are; with it shuffled, varied by ``augmentation``, and
-    of each batch only this process's part.
+    Without ``order``, batches are in sequence and unchanged. With it they are shuffled and augmented by ``augmentation``,
+    and each is only this process's part.
     """
 
     @property
@@ -47,33 +47,33 @@ class ImageSet(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]: ...
 
     def to(self, device: torch.device) -> ImageSet:
-        """The set kept on the device where it will be used, or itself where it is read from disk."""
+        """The set on ``device``; a set that is read from disk stays there."""
         ...
 
     def digest(self) -> str:
-        """Hex sha256 that tells other images from these, or images that changed."""
+        """Hex sha256 that changes with the images, their labels or their order."""
         ...
 
 
 def first_of(names: Sequence[str]) -> str:
-    """The first ten of the names of files, safe to print, and how many more there are."""
+    """The first ten file names, safe to print, and the number of further ones."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(map(plain, names[:_NAMED])) + more
 
 
 def drawn(count: int, most: int, seed: int) -> Tensor:
-    """Which at most ``most`` of ``count`` inputs are taken, at random by ``seed``; fewer are the first of more."""
+    """Indices of at most ``most`` of ``count`` inputs, drawn by ``seed``; a smaller draw is a prefix of a larger one."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
 
 
 def draw(images: ImageSet, most: int, seed: int) -> ImageSet:
-    """At most ``most`` of the images, at random by ``seed``: folders list theirs class by class."""
+    """At most ``most`` of the images, drawn by ``seed``, because folders list them class by class."""
     return images.subset(drawn(len(images), most, seed))
 
 
 @dataclass(frozen=True)
 class ArraySet:
-    """Images kept in memory as uint8 (N, C, H, W); normalised, and augmented when asked, a whole batch at a time."""
+    """Images in memory as uint8 (N, C, H, W), normalised and augmented a whole batch at a time."""
 
     images: Tensor
     labels: Tensor
@@ -98,7 +98,7 @@ class ArraySet:
         order: Order | None = None,
         augmentation: Augmentation | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As :class:`ImageSet` has it."""
+        """See :class:`ImageSet`."""
         normalise = Normalisation(self.mean, self.std, device)
         if order is None:
             for start in range(0, len(self), size):
@@ -124,7 +124,7 @@ class ArraySet:
 
 
 class Normalisation:
-    """uint8 (B, C, H, W) → float32 on ``device``, by mean and standard deviation of values in [0, 1]."""
+    """uint8 (B, C, H, W) → float32 on ``device``, by the mean and standard deviation of values in [0, 1]."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         self.device = device
@@ -137,9 +137,9 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A dataset: training and test images, the classes' names, and how training images may be varied.
+    """A dataset: training and test images, class names, and the augmentation of training images.
 
-    ``skipped`` are the files that could not be read and were left out.
+    ``skipped`` are the unreadable files that were left out.
     """
 
     source: str
@@ -153,16 +153,16 @@ class ImageData:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know about it."""
+        """Warnings for the user."""
         if not self.skipped:
             return ()
-        count = f"{len(self.skipped)} image{'s' if len(self.skipped) > 1 else ''}"
-        return (f"left out of {plain(self.source)}, as unreadable: {count}: {first_of(self.skipped)}",)
+        count = f"{len(self.skipped)} unreadable image{'s' if len(self.skipped) > 1 else ''}"
+        return (f"left out {count} of {plain(self.source)}: {first_of(self.skipped)}",)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training data with a part held out for every choice the tool makes; the test images are for one last look."""
+    """Training images, those held out for all choices that lrexport makes, and test images for the final score only."""
 
     data: ImageData
     train: ImageSet
@@ -173,11 +173,11 @@ class Splits:
         return self.data.test
 
     def to(self, device: torch.device) -> Splits:
-        """With the images of both parts kept on the device where they will be used."""
+        """The same splits with training and held-out images on ``device``."""
         return replace(self, train=self.train.to(device), heldout=self.heldout.to(device))
 
     def digest(self) -> str:
-        """Hex sha256 of all that training and choices see."""
+        """Hex sha256 of the training and held-out images."""
         return hashlib.sha256(f"{self.train.digest()} {self.heldout.digest()}".encode()).hexdigest()
 
     def to_record(self) -> DataSource:
@@ -194,9 +194,9 @@ class Splits:
 
 
 def hold_out(data: ImageData, share: float = 0.1, most: int = 5000, seed: int = 0) -> Splits:
-    """Hold out ``share`` of the training images (at most ``most``), the same share of every class, chosen by ``seed``.
+    """Hold out ``share`` of the training images, at most ``most``, with the same share of every class, drawn by ``seed``.
 
-    Raises InputError where a class has fewer than two training images.
+    Raises InputError if a class has fewer than two training images.
     """
     labels = data.train.labels
     share = min(share, most / max(1, len(labels)))
@@ -206,8 +206,8 @@ def hold_out(data: ImageData, share: float = 0.1, most: int = 5000, seed: int = 
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
             raise InputError(
-                f"class {data.classes[int(label)]!r} of {data.source} has {len(members)} training image; 2 are the least",
-                "One is held out for the choices the tool makes, and one is left to train on.",
+                f"class {data.classes[int(label)]!r} of {data.source} has {len(members)} training image; expected 2 or more",
+                "One is held out to choose ranks and checkpoints, the other is for training.",
             )
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held[members[torch.randperm(len(members), generator=generator)[:count]]] = True

@@ -1,4 +1,4 @@
-"""In which order, and varied how, training images come: pure functions of a few numbers, so that nothing has to be saved."""
+"""Order and random numbers of training images: pure functions of a few numbers, so no random state has to be saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What random numbers are for. Those of different purposes are independent."""
+    """The purpose of random numbers; those of different purposes are independent."""
 
     STAGE = 1
     ORDER = 2
@@ -22,22 +22,22 @@ class Purpose(IntEnum):
 
 
 def seed_of(purpose: Purpose, *numbers: int) -> int:
-    """One seed of several numbers, as many each time for a purpose: like ones give unlike seeds.
+    """One seed from several numbers, by numpy's SeedSequence (O'Neill 2015); similar numbers give unrelated seeds.
 
-    numpy's SeedSequence (O'Neill 2015), to which trailing zeros are nothing: the purpose comes first.
+    SeedSequence ignores trailing zeros, so the purpose comes first, and each purpose always has as many numbers.
     """
     entropy = [int(purpose), *(number % (1 << 64) for number in numbers)]
     (word,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-    return int(word) >> 1  # torch takes 63 bits and a sign
+    return int(word) >> 1  # torch's seeds are signed 64-bit integers
 
 
 @dataclass(frozen=True)
 class Order:
-    """One epoch of training, from its batch ``first`` on, as the process ``rank`` of ``world`` sees it.
+    """One epoch of training, from its batch ``first`` on, for the process ``rank`` of ``world`` processes.
 
-    A batch goes through in ``portions``, each of which is shared out among the processes: every one takes every
-    ``world``-th image. Order and augmentation of an image depend on seed, epoch and place alone: any number of processes,
-    and a run that was stopped and goes on, see the same.
+    A batch is split into ``portions``; each process takes every ``world``-th image of each portion. The order and the
+    augmentation of an image only depend on seed, epoch and place, so they are the same for any number of processes and
+    in resumed runs.
     """
 
     seed: int
@@ -48,29 +48,29 @@ class Order:
     portions: int = 1
 
     def batches(self, images: int, size: int) -> Iterator[tuple[int, Tensor]]:
-        """(number of the batch, its images' indices (≤ size,)), whole batches, whoever computes them."""
+        """(number of the batch, indices of its images (≤ size,)): whole batches, for all processes together."""
         order = torch.randperm(images, generator=self.generator(Purpose.ORDER))
         for step in range(self.first, self.steps(images, size)):
             yield step, order[step * size : (step + 1) * size]
 
     def steps(self, images: int, size: int) -> int:
-        """Batches of an epoch. A last one of less than half the size is left out: BatchNorm's statistics over a few hurt.
+        """Batches of an epoch. A last batch below half the size is left out: BatchNorm's statistics would be too noisy.
 
-        So is one with a portion of a single image, of which they may not be taken at all, or with none for a process.
+        So is one in which a portion has a single image, of which BatchNorm takes no statistics, or a process has none.
         """
         left_out = 0 < images % size < max(size // 2, max(2, self.world) * self.portions)
         return max(1, math.ceil(images / size) - left_out)
 
     def part(self, images: int) -> Tensor:
-        """This process's places in a batch of ``images``, portion by portion."""
+        """The places of this process's images in a batch of ``images``, portion by portion."""
         return torch.cat([portion[self.rank :: self.world] for portion in torch.arange(images).tensor_split(self.portions)])
 
     def sizes(self, images: int) -> list[int]:
-        """Images of each portion that are this process's."""
+        """The number of this process's images in each portion."""
         return [len(portion[self.rank :: self.world]) for portion in torch.arange(images).tensor_split(self.portions)]
 
     def generator(self, purpose: Purpose, *place: int) -> torch.Generator:
-        """Random numbers for a place in the epoch, on the CPU, so that a seed gives the same everywhere."""
+        """Random numbers for a place in the epoch; on the CPU, so that a seed gives the same numbers everywhere."""
         return torch.Generator().manual_seed(seed_of(purpose, self.seed, self.epoch, *place))
 
     def of(self, epoch: int, first: int = 0) -> Order:

@@ -1,4 +1,4 @@
-"""Image files as RGB pixels; what cannot be read is named, and left out where that was asked for."""
+"""Read image files as RGB, and collect those that cannot be read."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Bad = Mapping[Path, InputError]  # images that cannot be read, and why
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image as RGB. Raises InputError naming a file that is none, is truncated, or is large beyond reason."""
+    """The image as RGB. Raises InputError naming a file that is not an image, is damaged, or is unreasonably large."""
     check_input(path)
     try:
         return decode(path)
-    except Exception as error:  # Pillow's decoders raise almost anything on a damaged file, IndexError and struct.error too
+    except Exception as error:  # on damaged files Pillow's decoders raise almost anything, even IndexError and struct.error
         raise _unreadable(path, error) from error
 
 
 def try_image(path: Path) -> Image.Image | InputError:
-    """:func:`read_image`, its error as a value."""
+    """:func:`read_image`, but the error is returned."""
     try:
         return read_image(path)
     except InputError as error:
@@ -38,9 +38,9 @@ def try_image(path: Path) -> Image.Image | InputError:
 
 
 def find_bad(files: Files) -> Bad:
-    """What of ``files`` cannot be read: each is, once, as training reads it."""
+    """The files that cannot be read; every file is decoded once to find out."""
 
-    def failure(path: Path) -> InputError | None:  # and not the pixels of thousands of others
+    def failure(path: Path) -> InputError | None:  # returns no pixels, which would fill the memory
         image = try_image(path)
         return image if isinstance(image, InputError) else None
 
@@ -49,7 +49,7 @@ def find_bad(files: Files) -> Bad:
 
 
 def in_threads(function: Callable[[Path], Result], paths: Sequence[Path]) -> Iterator[Result]:
-    """What ``function`` gives for each of ``paths``, in order, by a thread a core; stopped, it begins no further one."""
+    """``function`` of each of ``paths``, in order, with one thread per core; on an error no further ones are started."""
     pool = ThreadPoolExecutor(cores_here())
     try:
         yield from pool.map(function, paths)
@@ -58,7 +58,7 @@ def in_threads(function: Callable[[Path], Result], paths: Sequence[Path]) -> Ite
 
 
 def check_few(bad: Bad, most: int) -> None:
-    """Raise InputError naming the first of the images in ``bad`` where there are more than ``most``."""
+    """Raise InputError naming the first unreadable images if there are more than ``most``."""
     if len(bad) <= most:
         return
     first = next(iter(bad.values()))
@@ -66,18 +66,18 @@ def check_few(bad: Bad, most: int) -> None:
         raise first
     allowed = f", --max-bad allows {most}" if most else ""
     names = first_of([str(path) for path in bad])
-    hint = f"Remove or replace them, or leave them out with --max-bad {len(bad)}. Of the first: {first.message}"
+    hint = f"Remove or replace them, or leave them out with --max-bad {len(bad)}. The first error: {first.message}"
     raise InputError(f"{len(bad)} images cannot be read{allowed}: {names}", hint)
 
 
 def cores_here() -> int:
-    """Cores of this process's share of the machine: those that train here together divide them."""
+    """Cores for this process: processes that train together on this machine share its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def size_of(path: Path) -> int:
-    """Bytes of the file. Raises InputError naming one that cannot be had, as behind a link to nowhere."""
+    """Bytes of the file. Raises InputError if it cannot be accessed, for example through a broken link."""
     try:
         return path.stat().st_size
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What --data may be, checked by its name alone, before torch is loaded."""
+"""Check --data by its name alone, before torch is loaded."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ NAMES = ("digits", *CIFAR, *reversed(FOLDERS))
 
 
 def is_import_path(source: str) -> bool:
-    """Whether --data names a callable of somebody's own."""
+    """Whether --data is the import path of a user's callable."""
     name, colon, _ = source.partition(":")
     return bool(colon) and name not in (*CIFAR, *FOLDERS)
 
 
 def check_source(source: str, download: bool = False) -> None:
-    """Raise UsageError for a name that is not known or a module that does not exist, InputError for an absent folder."""
+    """Raise UsageError for an unknown name or a module that does not exist, InputError for a missing folder."""
     name, _, root = source.partition(":")
     if name in FOLDERS:
         check_folder(name, root)
     elif name in CIFAR:
         if not download and not Path(root or "data").is_dir():
-            raise no_cifar(name, Path(root or "data"), "there is no such folder")
+            raise no_cifar(name, Path(root or "data"), "the folder does not exist")
     elif is_import_path(source):
         check_import_path(source, "--data")
     elif source != "digits":
@@ -34,23 +34,23 @@ def check_source(source: str, download: bool = False) -> None:
 
 
 def check_folder(name: str, root: str) -> None:
-    """Raise where ``folder:ROOT`` or ``imagenet:ROOT`` has no ROOT, or that not the folders that it needs."""
+    """Raise UsageError if ``folder:ROOT`` or ``imagenet:ROOT`` lacks ROOT, InputError if the folder or a part is missing."""
     if not root:
         raise UsageError(f"--data {name} needs a folder", f"Write {name}:PATH.")
-    wanted = f"{root} needs the folders train and val (or test), one folder a class in each"
+    expected = f"{root} needs the folders train and val (or test), each with one folder per class"
     if not Path(root).is_dir():
-        raise InputError(f"there is no folder {root}", f"{wanted}.")
+        raise InputError(f"folder {root} does not exist", f"{expected}.")
     if not Path(root, "train").is_dir() or not any(Path(root, part).is_dir() for part in ("val", "test")):
-        raise InputError(wanted)
+        raise InputError(expected)
 
 
 def no_cifar(name: str, root: Path, why: object) -> InputError:
-    """For a CIFAR data set that is not in ``root``."""
-    return InputError(f"{name} was not found in {root}: {why}", f"Give --download, or its folder as {name}:ROOT.")
+    """The error for a CIFAR dataset that is not in ``root``."""
+    return InputError(f"cannot find {name} in {root}: {why}", f"Give --download, or its folder as {name}:ROOT.")
 
 
 def unknown(source: str) -> UsageError:
-    """For a name that is not known, with the nearest that is."""
+    """The error for an unknown name, with the nearest known one."""
     name = source.partition(":")[0]
     close = [f"folder:{name}"] if Path(name).is_dir() else nearest(name, NAMES)
     return UsageError(
@@ -61,8 +61,8 @@ def unknown(source: str) -> UsageError:
 
 
 def no_calibration() -> UsageError:
-    """For int8 of a run that was made without data."""
+    """The error for --int8 with a run that was made without data."""
     return UsageError(
-        "--int8 needs images to calibrate on, and this run was made without data",
-        "Give --data: some of its training images, never its test images, are used, without their labels.",
+        "--int8 needs images to calibrate on, but this run was made without data",
+        "Give --data; only some of its training images are used, without their labels.",
     )

@@ -1,4 +1,4 @@
-"""Images that stay on disk and are read whenever they are needed, by worker processes."""
+"""Images that stay on disk until worker processes read them for a batch."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lrexport.data.reading import Files, cores_here, size_of, try_image
 from lrexport.errors import InputError
 from lrexport.torch_tools.import_torchvision import torchvision
 
-# torchvision's reference evaluation: a side of 256 for a crop of 224.
+# As in torchvision's reference evaluation: resize to 256 before a crop of 224.
 _RESIZE_OVER_CROP = 256 / 224
 _MOST_WORKERS = 16
-_PREFETCHED = 4  # batches a worker prepares ahead
+_PREFETCHED = 4  # batches that a worker prepares ahead
 Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """Images read from disk whenever they are needed, with torchvision's ImageNet transforms.
+    """Images that ``workers`` processes read from disk, with torchvision's ImageNet transforms.
 
-    ``workers`` processes read them, by default one a core of this process's share of the machine.
+    By default there is one worker for each core that this process may use.
     """
 
     files: Files
@@ -47,7 +47,7 @@ class StreamedSet:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image as it is fed to the network."""
+        """(C, H, W) of one image as the network gets it."""
         return self.input_shape
 
     def subset(self, indices: Tensor) -> StreamedSet:
@@ -60,7 +60,7 @@ class StreamedSet:
         order: Order | None = None,
         augmentation: Augmentation | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Without an order images are centre-cropped; in an ``order`` they get random resized crops and flips.
+        """Images with ``order`` and ``augmentation`` get random resized crops and flips; others are centre-cropped.
 
         Raises InputError naming an image that cannot be read.
         """
@@ -71,10 +71,10 @@ class StreamedSet:
         else:
             steps = [_ResizeAround(height, width), transforms.CenterCrop((height, width))]
         if order is None:
-            index: Any = torch.arange(len(self)).split(size) if len(self) else ()  # split would give one empty batch
+            index: Any = torch.arange(len(self)).split(size) if len(self) else ()  # split would yield one empty batch
         else:
             index = [batch[order.part(len(batch))] for _, batch in order.batches(len(self), size)]
-        # Decoding a JPEG takes milliseconds: a process a core.
+        # Decoding a JPEG takes milliseconds, so every core gets a process.
         workers = min(min(cores_here(), _MOST_WORKERS) if self.workers is None else self.workers, len(index))
         loader: Any = torch.utils.data.DataLoader(
             _Streamed(self.files, transforms.Compose([*steps, transforms.PILToTensor()]), order),
@@ -84,7 +84,7 @@ class StreamedSet:
             prefetch_factor=_PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
         )
-        # Bytes travel to the device, a quarter of floats, and are normalised there.
+        # Images travel to the device as bytes, a quarter of the size of floats, and are normalised there.
         normalise = Normalisation(MEAN, STD, device)
         for batch in loader:
             if isinstance(batch, InputError):
@@ -96,7 +96,7 @@ class StreamedSet:
         return self
 
     def digest(self) -> str:
-        """Of names, sizes and labels: to read every image would take hours."""
+        """Hex sha256 of names, sizes and labels; reading every image could take hours."""
         digest = hashlib.sha256(repr(self.input_shape).encode())
         for path, label in self.files:
             digest.update(os.fsencode(f"{path.parent.name}/{path.name} {size_of(path)} {label}\n"))
@@ -105,9 +105,9 @@ class StreamedSet:
 
 @dataclass(frozen=True)
 class _ResizeAround:
-    """Resizes an image so that it is 256/224 of the crop along one axis and at least as much along the other.
+    """Resizes an image to 256/224 of the crop along one axis and at least that along the other.
 
-    For a square crop that is torchvision's Resize of the shorter side, to the pixel.
+    For a square crop the result is exactly that of torchvision's Resize of the shorter side.
     """
 
     height: int
@@ -124,7 +124,7 @@ class _ResizeAround:
 
 
 class _Streamed(torch.utils.data.Dataset[tuple[Tensor, int] | InputError]):
-    """Images by number; for one that cannot be read the error, as a value (see :func:`_collate`)."""
+    """Images by index; for an unreadable one the error is returned, not raised (see :func:`_collate`)."""
 
     def __init__(self, files: Files, transform: Any, order: Order | None) -> None:
         self.files, self.transform, self.order = files, transform, order
@@ -134,13 +134,13 @@ class _Streamed(torch.utils.data.Dataset[tuple[Tensor, int] | InputError]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | InputError:
         path, label = self.files[index]
-        if self.order is not None:  # so that crops do not depend on which worker reads the image, or how many there are
+        if self.order is not None:  # crops must not depend on the number of workers or on which one reads the image
             torch.manual_seed(seed_of(Purpose.AUGMENTATION, self.order.seed, self.order.epoch, index))
         image = try_image(path)
         return image if isinstance(image, InputError) else (self.transform(image), label)
 
 
 def _collate(read: list[tuple[Tensor, int] | InputError]) -> Any:
-    """A batch, or the first error in it: what a worker raises arrives as another error, with a traceback for a message."""
+    """A batch, or its first error; an error raised in a worker would arrive with a traceback as its message."""
     errors = [each for each in read if isinstance(each, InputError)]
     return errors[0] if errors else torch.utils.data.default_collate(read)

@@ -1,4 +1,4 @@
-"""Inputs without labels, to weight, reconstruct and re-estimate statistics with."""
+"""Inputs without labels: for weighting, reconstruction, and BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Unlabelled(Protocol):
 
     def __len__(self) -> int: ...
     def draw(self, most: int) -> Unlabelled:
-        """At most ``most`` of them, at random, always the same; fewer are the first of more."""
+        """At most ``most`` random inputs, always the same; a smaller draw is a prefix of a larger one."""
         ...
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """In batches (B, …), B ≤ ``size``, on the device where they are used."""
+        """Batches (B, …), B ≤ ``size``, on the device where they are used."""
         ...
 
 
@@ -45,7 +45,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Tensors:
-    """One tensor (N, …), drawn by ``seed`` as a set of images is."""
+    """The inputs of a tensor (N, …), drawn by ``seed``."""
 
     inputs: Tensor
     device: torch.device
@@ -59,5 +59,5 @@ class Tensors:
         return Tensors(self.inputs[order.to(self.inputs.device)], self.device, self.seed)
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        # Copies, as a network may change its input in place.
+        # Copies, because a network may change its input in place.
         return (part.to(self.device, copy=True) for part in self.inputs.split(size))

@@ -16,9 +16,9 @@ from lrexport.errors import InputError
 from lrexport.formats.opsets import FIRST_OPSET, check_opset, in_opset, opset_of
 from lrexport.formats.torch_graph import to_onnx
 from lrexport.formats.verify import RELATIVE_TOLERANCE, Comparison, Reference, check_repeats
-from lrexport.lowrank.factors.decompose import eval_mode
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
 from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.quiet import quiet
 from lrexport.units import format_bytes
 

@@ -1,1 +1,1 @@
-"""The low-rank core, pure torch without I/O: schemes, SVD form, regularisers, rank selection, folding."""
+"""The low-rank core, in pure torch without I/O: schemes, SVD form, regularisers, rank selection, folding."""

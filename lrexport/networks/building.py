@@ -1,4 +1,4 @@
-"""MODEL → a recipe that builds the network: a known name, ``torchvision:NAME``, or ``package.module:callable``."""
+"""MODEL (a known name, ``torchvision:NAME`` or ``package.module:callable``) → a recipe that builds the network."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ Shape = tuple[int, ...]
 class ModelRecipe:
     """Builds the network as often as needed. ``source`` is MODEL without its options.
 
-    ``input_shape`` is that of one input, without the batch: (C, H, W) for images. ``is_named`` tells a
-    network that lrexport or torchvision knows by name from a user's own callable.
+    ``input_shape`` is that of one input, without the batch: (C, H, W) for images. ``is_named``: lrexport or torchvision
+    knows the network by name; otherwise it comes from the user's callable.
     """
 
     source: str
@@ -51,19 +51,19 @@ class ModelRecipe:
     is_named: bool = False
 
     def build(self) -> nn.Module:
-        """A new network of plain layers with fresh weights: see :meth:`as_made`, :func:`make_plain`."""
+        """A new network of plain layers with fresh weights, by :meth:`as_made` and :func:`make_plain`."""
         network = self.as_made([])
         make_plain(network, self.input_shape)
         return network
 
     def as_made(self, notes: list[str]) -> nn.Module:
-        """A new network with fresh weights under the names that its builder gives them, in eval mode, in float32.
+        """A new network with fresh weights, in float32 and eval mode; its weights keep the names of the builder.
 
-        All of its weights are trainable; torch.compile is taken off, and ``notes`` says so. Parameters that the builder
-        froze train, too: what compression breaks has to heal everywhere. Lazy layers get their weights from one input.
+        All weights are trainable, also those that the builder froze, because the whole network has to recover from
+        compression. torch.compile is removed, with a remark in ``notes``. Lazy layers are initialised with one input.
 
-        Raises UsageError where the builder fails or returns something else than a network of layers that can be changed, and
-        InputError where lazy layers do not take the input.
+        Raises UsageError if the builder fails or does not return a network whose layers can be changed, and InputError if
+        lazy layers reject the input.
         """
         try:
             network = with_operators(lambda: self.build_with(**self.kwargs))
@@ -75,11 +75,11 @@ class ModelRecipe:
             raise UsageError(f"MODEL {self.source!r} raised {type(error).__name__}: {error}") from error
         if not isinstance(network, nn.Module):
             raise UsageError(
-                f"MODEL {self.source!r} returned {type(network).__name__}, a torch.nn.Module was wanted",
+                f"MODEL {self.source!r} returned {type(network).__name__}; expected a torch.nn.Module",
                 "The callable must return the network itself.",
             )
-        network, said = unwrapped(network, f"MODEL {self.source!r} returned a network")
-        notes += said
+        network, remarks = unwrapped(network, f"MODEL {self.source!r} returned a network")
+        notes += remarks
         network = network.float().eval()
         _fill_lazy_layers(network, self.input_shape)
         for parameter in network.parameters():
@@ -88,18 +88,18 @@ class ModelRecipe:
         return network
 
     def bytes_of_weights(self) -> int | None:
-        """What the weights take in float32, found without that memory; None for a callable of the user's own."""
+        """Bytes of the weights in float32, without allocating them; None for a user's callable."""
         if not self.is_named:
             return None
         try:
             with torch.device("meta"):
                 network = with_operators(lambda: self.build_with(**self.kwargs))
-        except Exception:  # building it for real says why
+        except Exception:  # the real build reports the error
             return None
         return sum(4 * tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
 
     def with_classes(self, classes: int) -> ModelRecipe:
-        """The same network for another number of classes, unless the user chose it or the builder has no such option."""
+        """The same network with ``classes`` classes, unless the user chose a number or the builder has no such option."""
         if not self.takes_num_classes or "num_classes" in self.kwargs:
             return self
         return replace(self, kwargs={**self.kwargs, "num_classes": classes})
@@ -107,7 +107,7 @@ class ModelRecipe:
     def is_random(self, weights: Path | None) -> bool:
         """Whether the network has random weights: it has a known name, and neither ``weights`` nor its options give any.
 
-        A callable of the user's own may well come with weights.
+        A user's callable may load weights itself, so it does not count as random.
         """
         return self.is_named and weights is None and not self.kwargs.get("weights")
 
@@ -116,48 +116,51 @@ class ModelRecipe:
 
 
 def resolve(model: str, input_shape: Shape | None = None) -> ModelRecipe:
-    """Recipe for MODEL, as ``resnet20``, ``torchvision:resnet18?num_classes=10`` or ``my.module:make``.
+    """The recipe of MODEL, such as ``resnet20``, ``torchvision:resnet18?num_classes=10`` or ``my.module:make``.
 
-    Raises UsageError when the name is unknown, or an import path does not import or is no callable.
+    Raises UsageError if the name is unknown, or if an import path cannot be imported or is not callable.
     """
     name, kwargs = parse_model(model)
     return _resolve(name, kwargs, input_shape)
 
 
-def from_record(source: ModelSource, said_in: Path) -> ModelRecipe:
-    """Recipe of a run's network, which the record ``said_in`` names.
+def from_record(source: ModelSource, named_in: Path) -> ModelRecipe:
+    """The recipe of a run's network, which the record ``named_in`` names.
 
-    Raises UsageError where what it was made from no longer exists, InputError for code that was not agreed to.
+    Raises UsageError if its source no longer exists, InputError for code that the user did not agree to run.
     """
     kwargs = dict(source.kwargs)
     if source.source.startswith(TORCHVISION):
         check_name(source.source)
-        kwargs = _without_downloads(source.source.removeprefix(TORCHVISION), kwargs, said_in)
+        kwargs = _without_downloads(source.source.removeprefix(TORCHVISION), kwargs, named_in)
     try:
-        return _resolve(source.source, kwargs, source.input_shape, said_in)
+        return _resolve(source.source, kwargs, source.input_shape, named_in)
     except UsageError as error:
         if not is_import_path(source.source):
             raise
-        hint = f"The run was made from {source.source}: start in the folder that it is importable from."
+        hint = f"The run was made from {source.source}: start in the folder where that can be imported."
         raise with_hint(error, hint) from error
 
 
-def _without_downloads(name: str, kwargs: dict[str, Any], said_in: Path) -> dict[str, Any]:
-    """A record's options without weights to fetch: the run's own follow. But torchvision's may have set more than values."""
+def _without_downloads(name: str, kwargs: dict[str, Any], named_in: Path) -> dict[str, Any]:
+    """A record's options without weights to download, because the run has its own.
+
+    Options that torchvision derives from those weights, such as the number of classes, are kept.
+    """
     own = {key: value for key, value in kwargs.items() if key not in ("weights", "weights_backbone")}
     if kwargs.get("weights") is None:
         return own
     try:
         return {**torchvision_zoo.options_of_weights(name, kwargs["weights"]), **own}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{said_in}: torchvision has no weights {kwargs['weights']!r} of {name!r}") from error
+        raise InputError(f"{named_in}: torchvision has no weights {kwargs['weights']!r} of {name!r}") from error
 
 
-def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None, said_in: Path | None = None) -> ModelRecipe:
+def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None, named_in: Path | None = None) -> ModelRecipe:
     if name.startswith(TORCHVISION):
         return _from_torchvision(name, kwargs, input_shape)
     if is_import_path(name):
-        return _from_import_path(name, kwargs, input_shape, said_in)
+        return _from_import_path(name, kwargs, input_shape, named_in)
     check_name(name)
     depth = int(name.removeprefix("resnet"))
 
@@ -178,21 +181,21 @@ def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | 
     return ModelRecipe(source, build, input_shape or (3, size, size), kwargs, takes_num_classes=True, is_named=True)
 
 
-def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None, said_in: Path | None) -> ModelRecipe:
-    build = import_callable(source, "MODEL", kwargs, said_in)
+def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None, named_in: Path | None) -> ModelRecipe:
+    build = import_callable(source, "MODEL", kwargs, named_in)
     if isinstance(build, nn.Module):
         raise UsageError(
-            f"MODEL {source!r} is a network itself; a callable that returns one was wanted",
-            "It is built anew more than once: write a function or a class that makes it.",
+            f"MODEL {source!r} is a network; expected a callable that returns one",
+            "The network is built several times: write a function or a class that makes it.",
         )
     shape = input_shape or getattr(build, "input_shape", None)
     if shape is None:
         raise UsageError(
-            f"the input shape of MODEL {source!r} is not known",
-            "Give --input-shape, as in 3,224,224, or set an attribute input_shape = (3, 224, 224) on the callable.",
+            f"unknown input shape of MODEL {source!r}",
+            "Give --input-shape, for example 3,224,224, or set the attribute input_shape = (3, 224, 224) on the callable.",
         )
     if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
-        raise UsageError(f"the input_shape of MODEL {source!r} is {shape!r}, numbers as in (3, 224, 224) were wanted")
+        raise UsageError(f"invalid input_shape {shape!r} of MODEL {source!r}: expected numbers, for example (3, 224, 224)")
     try:
         takes_num_classes = "num_classes" in inspect.signature(build).parameters
     except (TypeError, ValueError):
@@ -201,30 +204,30 @@ def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | 
 
 
 def import_callable(
-    path: str, what: str, kwargs: Mapping[str, Any] | None = None, said_in: Path | None = None
+    path: str, what: str, kwargs: Mapping[str, Any] | None = None, named_in: Path | None = None
 ) -> Callable[..., Any]:
-    """The object at ``package.module:attribute``, which may be in the current folder, to be called with ``kwargs``.
+    """The callable at ``package.module:attribute``, which may be in the current folder, to be called with ``kwargs``.
 
-    ``said_in`` is the file that names it, None where the user does. Raises InputError where a file does and the user did
-    not agree; nothing is imported then. Raises UsageError, each case apart: the module is not found, it raises while
-    importing, the attribute is missing, or it is not callable.
+    ``named_in`` is the file that names it, None if the user does. Raises InputError, before any import, if a file names it
+    and the user did not agree to run it. Raises UsageError if the module is not found or raises an error, or if the
+    attribute is missing or not callable.
     """
     check_import_path(path, what)
     module_name, _, attribute = path.partition(":")
     code = consent.code_at(path, what, kwargs)
     if code is None:
         raise no_module(what, path, module_name)
-    if said_in is None:
+    if named_in is None:
         consent.agree(code)
     else:
-        consent.require(code, said_in)
+        consent.require(code, named_in)
     try:
         module = with_operators(lambda: import_here(module_name))
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise no_module(what, path, error.name) from error
         raise UsageError(f"{what} {path!r}: importing it raised ModuleNotFoundError: {error}") from error
-    except (Exception, SystemExit) as error:  # a script without a main guard may well exit, with 0 even
+    except (Exception, SystemExit) as error:  # a script without a main guard may exit, even with code 0
         if signal_of(error) is not None:
             raise
         raise UsageError(f"{what} {path!r}: importing it raised {type(error).__name__}: {error}") from error
@@ -236,12 +239,12 @@ def import_callable(
             f"{what} {path!r}: {module_name} has no {attribute!r}", f"Close: {', '.join(close)}." if close else None
         ) from None
     if not callable(target):
-        raise UsageError(f"{what} {path!r} is a {type(target).__name__}, not a callable")
+        raise UsageError(f"{what} {path!r} is of type {type(target).__name__}; expected a callable")
     return target
 
 
 def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:
-    """Let torch.nn's lazy layers find their sizes by one input, and become the plain layers that they stand for."""
+    """Turn torch's lazy layers into plain layers, with the sizes that one input gives them."""
     if not _lazy_weights(network):
         return
     try:
@@ -251,8 +254,8 @@ def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:
         raise forward_error(error, input_shape) from error
     if left := _lazy_weights(network):
         raise InputError(
-            f"an input does not reach these lazy weights, whose sizes are not known: {', '.join(left[:10])}",
-            "Build their layers with the sizes, or leave them out.",
+            f"lazy layers that no input reaches, so their sizes are unknown: {', '.join(left[:10])}",
+            "Build these layers with their sizes, or remove them.",
         )
 
 

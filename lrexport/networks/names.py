@@ -1,4 +1,4 @@
-"""What MODEL may be, checked by its name alone, before torch is loaded."""
+"""Check MODEL by its name alone, before torch is loaded."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lrexport.trust.current_folder import origin_of
 DEPTHS = (20, 32, 44, 56, 110)
 CIFAR_NAMES = tuple(f"resnet{depth}" for depth in DEPTHS)
 TORCHVISION = "torchvision:"
-# How torchvision's files declare a model, perhaps with further decorators of several lines below.
+# How torchvision's files declare a model; further decorators, some on several lines, may follow.
 _REGISTERED = re.compile(r'^@register_model\((?:name="(\w+)")?\)\n(?:[@\s)].*\n)*def (\w+)\(', re.MULTILINE)
 
 
 def parse_model(model: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of MODEL, as in ``torchvision:resnet18?num_classes=10``."""
+    """The name and the options of a MODEL such as ``torchvision:resnet18?num_classes=10``."""
     name, _, query = model.partition("?")
     return name, {key: _literal(value) for key, value in parse_qsl(query)}
 
 
 def _literal(text: str) -> Any:
-    """``10`` → int, ``0.5`` → float, ``true`` → bool; anything else stays text."""
+    """``10`` → int, ``0.5`` → float, ``true`` → bool, ``none`` → None; anything else stays text."""
     for convert in (int, float):
         try:
             return convert(text)
@@ -37,12 +37,12 @@ def _literal(text: str) -> Any:
 
 
 def is_import_path(source: str) -> bool:
-    """Whether MODEL, without its options, names a callable of somebody's own."""
+    """Whether MODEL, without its options, is the import path of a user's callable."""
     return ":" in source and not source.startswith(TORCHVISION)
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError where MODEL, without its options, can be nothing; torch and the user's code are not loaded."""
+    """Raise UsageError if MODEL, without its options, names nothing; neither torch nor the user's code is loaded."""
     if name in CIFAR_NAMES:
         return
     if name.startswith(TORCHVISION):
@@ -58,12 +58,12 @@ def check_name(name: str) -> None:
 
 
 def random_teacher() -> UsageError:
-    """For a teacher that knows nothing."""
+    """The error for a teacher that was never trained."""
     return UsageError("it has random weights", "Give --teacher-weights FILE, or a run as the teacher.")
 
 
 def check_import_path(path: str, what: str) -> None:
-    """Raise UsageError where ``package.module:callable`` is not written like that, or there is no such module."""
+    """Raise UsageError if ``path`` is not of the form ``package.module:callable``, or if its module does not exist."""
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UsageError(f"invalid {what} {path!r}: expected package.module:callable")
@@ -77,20 +77,18 @@ def check_import_path(path: str, what: str) -> None:
 
 
 def no_module(what: str, path: str, name: str) -> UsageError:
-    """For an import path whose module ``name`` cannot be found."""
-    return UsageError(
-        f"{what} {path!r}: there is no module {name!r}", "It must be importable from the current folder or installed."
-    )
+    """The error for an import path whose module ``name`` cannot be found."""
+    return UsageError(f"{what} {path!r}: no module named {name!r}", "It must be in the current folder, or installed.")
 
 
 def no_torchvision(name: str, known: list[str]) -> UsageError:
-    """For a name that torchvision does not have."""
+    """The error for a name that torchvision does not have."""
     close = nearest(name, known, 3)
     return UsageError(f"torchvision has no model {name!r}", f"Close: {', '.join(close)}." if close else None)
 
 
 def torchvision_names() -> Iterator[str]:
-    """The models of the installed torchvision, as its files declare them; none where they are written in another way."""
+    """The models that the files of the installed torchvision declare; none if their format is not recognised."""
     spec = PathFinder.find_spec("torchvision")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for path in sorted(Path(folder, "models").rglob("*.py")):
@@ -111,9 +109,9 @@ def _unknown(name: str) -> UsageError:
 
 
 def _a_file(what: str, path: str) -> UsageError:
-    """For a file where a module was expected: a run's record has to find it again by its name."""
+    """The error for a file instead of a module; a run's record needs a name that can be imported again."""
     file, _, attribute = path.partition(":")
-    where = "" if Path(file).resolve().parent == Path.cwd() else f", started in {Path(file).parent}"
+    where = "" if Path(file).resolve().parent == Path.cwd() else f" and start in {Path(file).parent}"
     return UsageError(
         f"{what} {path!r} names a file; expected an import path",
         f"Write {Path(file).stem}:{attribute or 'CALLABLE'}{where}.",

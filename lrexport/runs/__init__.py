@@ -1,1 +1,1 @@
-"""Runs: their record and state, how they are opened, resumed and loaded."""
+"""Runs: their record and state; opening, resuming and loading them."""

@@ -1,4 +1,4 @@
-"""A request for a run that has come to its end already: nothing is left to do, or it was made with other options."""
+"""A request for a run that is already finished: nothing is left to do, or it was made with other options."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from lrexport.runs.resume import clear, is_clear, is_stopped, other_choices
 
 
 def finished(request: RunRequest[Any], digests: Mapping[str, str]) -> Record | None:
-    """The record of the run, where resuming it finds it complete.
+    """The record of the run if it is to be resumed but is complete; otherwise None.
 
-    Raises UsageError where it was made with other options than ``request`` has, from other files than those of ``digests``,
-    or from another source.
+    Raises UsageError if its options differ from those of ``request``, its files from those of ``digests``, or its source.
     """
     run, source = request.run, request.source
     if not request.resume or run == source or is_stopped(run) or not (run / RECORD).is_file():
@@ -32,11 +31,11 @@ def finished(request: RunRequest[Any], digests: Mapping[str, str]) -> Record | N
     others = other_choices(record, {**request.config.to_record(), **request.train.digests(), **digests}, request.of_source)
     before = next((earlier.run for earlier in reversed(record.earlier) if earlier.run is not None), None)
     if source is not None and not request.in_place and before != str(source):
-        others.append(f"it went on from {before}" if before else "it went on from no other run")
+        others.append(f"it started from {before}" if before else "it did not start from a run")
     if others:
         raise UsageError(f"{run} is finished, with other choices: {'; '.join(others)}", "Choose another folder with -o.")
     if not is_clear(run) or (run / HOLDER).exists():
-        # A job that was killed in its last moment, unless another one is at work here or nothing can be changed.
+        # Leftovers of a job that was killed at its very end, unless another job works here.
         with suppress(LrexportError, OSError), RunLock(run):
             clear(run)
     request.on_event(AlreadyFinished(str(run)))

@@ -1,4 +1,4 @@
-"""A finished run as networks: lrexport.load and what the commands need of it."""
+"""Load the networks of a finished run: lrexport.load and its parts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lrexport.runs.record import Record, load_record, uncompressed
 from lrexport.trust import consent
 from lrexport.units import format_bytes
 
-# A run whose dense network was removed to save space still has a tenth of it, or is small.
+# Even without the file of its dense network, a run has a tenth of that network's size, or is small.
 _MOST_TIMES, _SMALL_BYTES = 10, 256 << 20
 
 
 def load(run: str | Path, trust_code: bool = False) -> nn.Module:
     """The folded network of a run, in eval mode, from its record and weights; nothing is unpickled.
 
-    A record may name a callable to build the network with. It is called where this user made the run, or agreed to that
-    callable before, on this machine; else only with ``trust_code``. Raises InputError where it may not be called, and where
-    a file of the run is absent, damaged or does not match the record.
+    A record may name a callable that builds the network. It is called only if this user made the run or agreed to the
+    callable before on this machine, or with ``trust_code``. Raises InputError if it may not be called, or if a file of the
+    run is missing, damaged or does not match the record.
     """
     folder = Path(run)
     record = load_record(folder)
@@ -38,7 +38,7 @@ def load(run: str | Path, trust_code: bool = False) -> nn.Module:
 
 
 def load_compressed(run: Path, record: Record) -> nn.Module:
-    """As :func:`load`, with the record at hand."""
+    """:func:`load` with a loaded record."""
     if MODEL not in record.files:
         raise uncompressed(run)
     return _stored(run, record, MODEL, record.plan)
@@ -50,7 +50,7 @@ def load_start(run: Path, record: Record) -> nn.Module:
 
 
 def load_baseline(run: Path, record: Record) -> nn.Module:
-    """The dense network of the comparison, in eval mode: trained on where that was asked for, else the start."""
+    """The dense network for comparison, in eval mode: after further training if the run has that, else the start."""
     name = BASELINE if BASELINE in record.files else DENSE
     return _stored(run, record, name, Plan())
 
@@ -62,7 +62,7 @@ def _stored(run: Path, record: Record, name: str, plan: Plan) -> nn.Module:
     network = fold_structure(recipe.build(), plan)
     weights = tensors.load(record.check(run, name))
     if weights.keys() != network.state_dict().keys():
-        # A run from before computed weights were folded holds them by the names that they have in the network as made.
+        # Older versions of lrexport did not fold computed weights; their names are those of the network as made.
         older = recipe.as_made([])
         if weights.keys() == fold_structure(older, plan).state_dict().keys():
             network = older
@@ -70,18 +70,19 @@ def _stored(run: Path, record: Record, name: str, plan: Plan) -> nn.Module:
 
 
 def check_size(recipe: ModelRecipe, run: Path, record: Record) -> None:
-    """Raise InputError where the record asks for a network far larger than the run's weights, before it takes the memory."""
-    asked = recipe.bytes_of_weights()
-    held = sum(os.path.getsize(run / name) for name in record.files if os.path.isfile(run / name))
-    if asked is not None and asked > _MOST_TIMES * held + _SMALL_BYTES:
+    """Raise InputError if the record's network is far larger than the run's files, before it is allocated."""
+    network_bytes = recipe.bytes_of_weights()
+    file_bytes = sum(os.path.getsize(run / name) for name in record.files if os.path.isfile(run / name))
+    if network_bytes is not None and network_bytes > _MOST_TIMES * file_bytes + _SMALL_BYTES:
         raise InputError(
-            f"{run / RECORD} describes a network of {format_bytes(asked)}, the files of the run have {format_bytes(held)}",
-            "The record was changed; fetch the run again.",
+            f"{run / RECORD} describes a network of {format_bytes(network_bytes)}, "
+            f"but the files of the run have {format_bytes(file_bytes)}",
+            "The record was changed: get the run again.",
         )
 
 
 def fill(network: nn.Module, record: Record, run: Path, name: str) -> nn.Module:
-    """Put weights of the run into ``network``, in place. Raises InputError where they do not belong together."""
+    """Load weights of the run into ``network``, in place. Raises InputError if they do not fit."""
     return _put(network, tensors.load(record.check(run, name)), run / name)
 
 
@@ -96,14 +97,14 @@ def _put(network: nn.Module, weights: dict[str, Tensor], path: Path) -> nn.Modul
 
 @contextmanager
 def naming_recorded_data(record: Record, given: str | None) -> Iterator[None]:
-    """Where data cannot be had inside the block, say that the run's record names it and what replaces it.
+    """Inside the block, add a hint to errors of data that the run's record names: --data replaces it.
 
-    ``given`` is what was asked for instead, which then is nobody's mistake but the user's.
+    ``given`` is the --data of the user, if any; its errors get no hint.
     """
     try:
         yield
     except (InputError, UsageError) as error:
         if given is not None or record.data is None:
             raise
-        hint = f"The run was made with --data {record.data.source}; --data says where these images are now."
+        hint = f"The run was made with --data {record.data.source}; if these images have moved, give --data."
         raise with_hint(error, hint) from error

@@ -1,4 +1,4 @@
-"""log.jsonl: a run's events, a JSON object a line, written when they happen and read as far as they can be."""
+"""log.jsonl: a run's events, one JSON object per line, written as they happen; unreadable lines are skipped."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class LoggedEpoch:
 
 @dataclass(frozen=True)
 class LoggedPlan:
-    """Ranks were chosen: what comes after is of the network that this plan made."""
+    """Ranks were chosen; later epochs train the folded network."""
 
 
 def append(run: Path, event: Event) -> None:
-    """Write the event's line, all or nothing. Raises DeviceError where the disk is full."""
+    """Write the event's line, all or nothing. Raises DeviceError if the disk is full."""
     run_folder.append_json_line(run, LOG, event_to_json(event))
 
 
 def read_log(run: Path) -> tuple[list[LoggedEpoch | LoggedPlan], int]:
-    """Epochs and plans in their order, and how many lines cannot be read: a crash leaves half a line.
+    """Epochs and plans in order, and the number of unreadable lines, such as half a line after a crash.
 
-    Other events, and fields that this version does not know, are passed over. A run without a log has none.
+    Other events and unknown fields are ignored. A run without a log has no epochs.
     """
     path = run_folder.plain(run, LOG)
     logged: list[LoggedEpoch | LoggedPlan] = []
@@ -44,11 +44,11 @@ def read_log(run: Path) -> tuple[list[LoggedEpoch | LoggedPlan], int]:
         return logged, unread
     for line in files.read_bytes(path).decode(errors="replace").splitlines():
         try:
-            one = _parse(line)
+            entry = _parse(line)
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             unread += 1
         else:
-            logged += [one] if one is not None else []
+            logged += [entry] if entry is not None else []
     return logged, unread
 
 
@@ -63,6 +63,6 @@ def _parse(line: str) -> LoggedEpoch | LoggedPlan | None:
 
 
 def _finite(value: str | float) -> float | None:
-    """None for NaN and infinity, which JSON lines of Python may have. Raises ValueError or TypeError for no number."""
+    """The number, or None for NaN and infinity, which Python's JSON can have. Raises ValueError or TypeError."""
     number = float(value)
     return number if abs(number) < float("inf") else None

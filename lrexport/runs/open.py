@@ -1,4 +1,4 @@
-"""A run under way: opened with everything that can fail checked first, in all of its processes or in none."""
+"""Open a run: check everything that can fail first, and open it in all of its processes or in none."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
 from lrexport.training.first_pass import check_trains
 from lrexport.training.loggers import Loggers, check_installed
-from lrexport.training.stopping import saying_how_to_go_on
+from lrexport.training.stopping import stopping_with_hint
 
 
 @dataclass(frozen=True)
 class OpenRun(Generic[Config]):
-    """What stays the same from the first stage to the last: the request, its materials, and where training happens.
+    """What all stages of a run share: the request, the loaded network and data, and where training happens.
 
-    ``teacher`` is what distillation follows, the dense network itself where no other is named. ``on_event`` logs, too.
-    Of several processes the ``first`` writes.
+    ``teacher`` is the network to distil from, by default the dense one. ``on_event`` also writes the log. Only the
+    ``first`` of several processes writes.
     """
 
     request: RunRequest[Config]
@@ -58,32 +58,32 @@ class OpenRun(Generic[Config]):
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes."""
         first: bool = self.fabric.is_global_zero
         return first
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        """Those of one stage of training."""
+        """The checkpoints of one stage of training."""
         return Checkpoints(self.folder, stage, LOG, self.first)
 
     def store(self, record: Record, name: str, network: nn.Module) -> Record:
-        """Save a network's weights in the run; the record that knows their hash, which is not written yet."""
+        """Save a network's weights in the run; returns the record with their hash, which is not saved yet."""
         return self.store_bytes(record, name, tensors.packed(network.state_dict())) if self.first else record
 
     def store_bytes(self, record: Record, name: str, content: bytes) -> Record:
-        """As :meth:`store`, of a file's content, in the process that writes."""
+        """:meth:`store` for the content of a file; only for the process that writes."""
         run_folder.write_bytes(self.folder, name, content)
         return record.sealed(self.folder, name)
 
     def save(self, record: Record, config: Mapping[str, Any]) -> Record:
-        """Write the record, with ``config`` as what the run was made with so far."""
+        """Write the record, with ``config`` as the choices of the run so far."""
         record = record.model_copy(update={"config": {**config}})
         if self.first:
             record.save(self.folder)
         return record
 
     def result(self, network: nn.Module, epochs: int) -> Result:
-        """Figures of a network; this looks at the test images, once, and at the held-out ones that choices are made by."""
+        """Figures of a network, with its accuracy on the held-out and on the test images."""
         result = torch_result(network, self.recipe.input_shape).model_copy(update={"epochs": epochs})
         if self.splits is None:
             return result
@@ -96,9 +96,9 @@ class OpenRun(Generic[Config]):
 
 @dataclass(frozen=True)
 class Trained:
-    """What training has come to so far: the record, and both networks with the epochs that each has seen in this run.
+    """The result of training so far: the record, and both networks with their epochs in this run.
 
-    ``config`` says of settled options what they were: the dense epochs that there really were above all.
+    ``config`` has the actual values of options that are settled, above all the number of dense epochs.
     """
 
     record: Record
@@ -114,16 +114,16 @@ class Trained:
 def open_run(
     request: RunRequest[Config], digests: Mapping[str, str] | None = None
 ) -> Iterator[tuple[OpenRun[Config], Trained]]:
-    """The run, held inside the block, and what it starts from; ``digests`` are those of what was read for the request.
+    """The run, locked inside the block, and its starting point; ``digests`` are those of files read for the request.
 
-    Folder, model, weights and data are checked before any training, and where one of several processes finds something
-    wrong all end. Raises Stopped where a signal ends it.
+    Folder, model, weights and data are checked before any training. If one of several processes finds an error, all end.
+    Raises Stopped if a signal ends the block.
     """
     train = request.train
     check_installed(train.log_to)
     fabric = make_fabric(train.device, train.precision, train.devices, train.nodes)
-    with saying_how_to_go_on(lambda: is_stopped(request.run)), ExitStack() as held:
-        yield _open(request, digests or {}, fabric, held)  # of which nothing is kept here: networks take memory
+    with stopping_with_hint(lambda: is_stopped(request.run)), ExitStack() as held:
+        yield _open(request, digests or {}, fabric, held)  # no reference is kept here, because networks take memory
 
 
 def _open(
@@ -134,7 +134,7 @@ def _open(
         if first:
             check_folder(request.run, request.train.log_to)
             if not request.in_place:
-                check_free(request.run, request.resume)  # and again once it is held: loading may take long
+                check_free(request.run, request.resume)  # and again under the lock, because loading can take long
         start = start_of(request)
         checked = _check_network(start, request, fabric)
         progress = _hold(request, start, digests, fabric, held)
@@ -152,7 +152,7 @@ def _open(
 
 
 def _begin(run: OpenRun[Config], start: Start) -> Trained:
-    """What a run starts from, another run's networks stored as its own."""
+    """The starting point of a run; networks of another run are stored in this one."""
     begun = Trained(start.record, start.config, start.dense, start.svd)
     if run.request.source is None:
         return begun
@@ -165,9 +165,9 @@ def _begin(run: OpenRun[Config], start: Start) -> Trained:
 
 
 def _logging(request: RunRequest[Any], loggers: Loggers, checked: list[Event]) -> OnEvent:
-    """Pass events on to log.jsonl, services and whoever watches.
+    """Pass events on to log.jsonl, to logging services and to the caller.
 
-    What was ``checked`` is written when work begins: a plan or a goal that is refused before leaves no log.
+    Events in ``checked`` are written with the first later event, so a refused plan or goal leaves no log.
     """
     unwritten = list(checked)
     for event in checked:
@@ -186,14 +186,14 @@ def _logging(request: RunRequest[Any], loggers: Loggers, checked: list[Event]) -
 
 def _remarks(start: Start) -> Iterator[Event]:
     for text in start.record.notes:
-        if text != RANDOM:  # which stands in the notes of a run that this one goes on from
+        if text != RANDOM:  # the run that this one starts from has reported it
             yield Noted(text)
     for text in start.splits.data.warnings if start.splits else ():
         yield Warned(text)
 
 
 def _hold(request: RunRequest[Any], start: Start, digests: Mapping[str, str], fabric: Any, held: ExitStack) -> Progress:
-    """Have the folder, in the process that writes, until ``held`` is closed; what is under way in it."""
+    """Lock the folder, in the process that writes, until ``held`` is closed; returns the progress in it."""
     run = request.run
     if fabric.world_size > 1 and start.splits is None:
         raise several_need_data()
@@ -210,9 +210,9 @@ def _hold(request: RunRequest[Any], start: Start, digests: Mapping[str, str], fa
 
 
 def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[Event]:
-    """What would stop the run after hours, found before them: in the process that writes, and once in a run's life.
+    """Check now what would otherwise fail after hours: the export, and a training step. Returns the results as events.
 
-    The events say what was found. A run that another goes on from was exported when it was begun.
+    Only the process that writes does so, once for a run. A run that starts from another is not exported again.
     """
     if not fabric.is_global_zero or is_stopped(request.run):
         return []
@@ -237,6 +237,6 @@ def torch_result(network: nn.Module, input_shape: tuple[int, ...]) -> Result:
 
 
 def with_uncounted(notes: list[str], *results: Result) -> list[str]:
-    """``notes``, and what the MACs of these networks leave out."""
+    """``notes``, with one more for each operator whose MACs are not counted in these networks."""
     uncounted = [f"MACs of {operator} are not counted" for result in results for operator in result.uncounted]
     return [*notes, *(note for note in dict.fromkeys(uncounted) if note not in notes)]

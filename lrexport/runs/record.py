@@ -1,4 +1,4 @@
-"""The run's record (run.json): what was done, with what, and what came out. Field by field in docs/record.md."""
+"""The run's record, run.json: inputs, choices and results. Fields: docs/record.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrexport.stored import Stored
 from lrexport.text import shell_path
 
 SCHEMA_VERSION = 1
-RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # among the notes
+RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # one of the notes
 
 
 class Accuracy(Stored):
@@ -32,9 +32,8 @@ class Accuracy(Stored):
 class Latency(Stored):
     """Milliseconds for one inference; ``iqr`` is p75 − p25, ``ratio`` this network ÷ dense in the same rounds.
 
-    ``load_ms``, ``first_run_ms`` and ``peak_bytes`` (the memory that both added) are those of a fresh process,
-    ``operators_ms`` the time by kind of operator, where they were asked for. ``layers_ms`` has the time by layer, what
-    belongs to none under "", as the runtime's own profiler tells it.
+    If requested: ``load_ms``, ``first_run_ms`` and ``peak_bytes``, the memory that both added, in a fresh process;
+    ``operators_ms``, the time by operator type; ``layers_ms``, the time by layer, "" for none, from the runtime's profiler.
     """
 
     p50: float
@@ -55,10 +54,10 @@ class Latency(Stored):
 
 
 class Quantisation(Stored):
-    """How a network came to int8. ``images`` held-out training images of ``data`` gave the ranges of its activations.
+    """How a network was quantised: the ranges of activations are from ``images`` held-out training images of ``data``.
 
-    ``int8_macs`` of its MACs multiply int8 numbers, the rest stayed in float32; ``agreement`` is the share of those images
-    that it puts in the same class as the float32 file.
+    ``int8_macs`` MACs are in int8, the rest in float32. ``agreement`` is the share of these images for which it predicts
+    the same class as the float32 file.
     """
 
     data: str
@@ -68,11 +67,10 @@ class Quantisation(Stored):
 
 
 class Result(Stored):
-    """One network's figures. ``bytes`` is the shipped ONNX file's size, ``epochs`` its training in this run.
+    """One network's figures. ``bytes`` is the size of its ONNX file, ``epochs`` its training in this run.
 
-    ``uncounted`` names operators that compute and are not in ``macs``, which is a lower bound then.
-
-    ``accuracy`` is on the test images; ``heldout_accuracy``, the torch network's, on training images held out for choices.
+    ``uncounted`` names operators that ``macs`` do not include; ``macs`` is then a lower bound. ``accuracy`` is on the test
+    images; ``heldout_accuracy``, of the torch network, on the training images held out for choices.
     """
 
     macs: int
@@ -89,7 +87,7 @@ class Result(Stored):
 
 
 class Results(Stored):
-    """Both networks' figures, in float32 and, where that was asked for, in int8. Ratios are to ``dense``."""
+    """Both networks' figures in float32 and, if requested, in int8. Ratios are to ``dense``."""
 
     dense: Result | None = None
     compressed: Result | None = None
@@ -98,7 +96,7 @@ class Results(Stored):
 
 
 class ModelSource(Stored):
-    """How to build the network again: ``source`` is MODEL as given, without options, which are in ``kwargs``."""
+    """How to build the network again: ``source`` is MODEL without its options, which are in ``kwargs``."""
 
     source: str
     kwargs: dict[str, Any] = Field(default={})
@@ -106,9 +104,9 @@ class ModelSource(Stored):
 
 
 class DataSource(Stored):
-    """``source`` as given to --data; ``heldout`` of the training images served every choice, ``test`` none.
+    """``source`` as given to --data, and the numbers of images: choices are made on ``heldout``, never on ``test``.
 
-    ``skipped`` more could not be read and were left out.
+    ``skipped`` unreadable images were left out.
     """
 
     source: str
@@ -122,14 +120,14 @@ class DataSource(Stored):
 
 
 class StoredFile(Stored):
-    """A file of the run as it was written."""
+    """Hash and size of a file of the run."""
 
     sha256: str
     bytes: int
 
 
 class Earlier(Stored):
-    """A run that another one went on from: its folder as it was given, None for the same one, and its choices."""
+    """A run that this one started from: its folder as given, None for the same folder, and its choices."""
 
     run: str | None
     config: dict[str, Any]
@@ -157,7 +155,7 @@ class Record(BaseModel):
     @field_validator("files")
     @classmethod
     def _stay_in_the_run(cls, files: dict[str, StoredFile]) -> dict[str, StoredFile]:
-        """Names alone, so that nothing outside of the run's folder is read, replaced or removed."""
+        """Accept only names without folders, so nothing outside of the run's folder is read, replaced or removed."""
         for name in files:
             if not name or name in (".", "..") or any(char in name for char in "/\\:\0"):
                 raise ValueError(f"{name!r} is not the name of a file in the run's folder")
@@ -171,7 +169,7 @@ class Record(BaseModel):
         return results.get(name)
 
     def environment_of(self, target: str) -> dict[str, Any]:
-        """The machine behind latencies on ``target``: this one, unless the record has the target's own."""
+        """The machine of latencies on ``target``, by default the machine of the run."""
         targets = self.environment.get("targets")
         own = targets.get(target) if isinstance(targets, dict) else None
         return own if isinstance(own, dict) else self.environment
@@ -181,63 +179,61 @@ class Record(BaseModel):
         run_folder.write_json(run, RECORD, self.model_dump(mode="json"))
 
     def sealed(self, run: Path, *names: str) -> Record:
-        """A record that also knows hash and size of files of the run that were just written."""
+        """The record with hash and size of files of the run that were just written."""
         new = {name: StoredFile(sha256=files.sha256(run / name), bytes=(run / name).stat().st_size) for name in names}
         return self.model_copy(update={"files": {**self.files, **new}})
 
     def check(self, run: Path, name: str) -> Path:
-        """Path of a file of the run. Raises InputError if it is absent or not what the record says was written."""
+        """Path of a file of the run. Raises InputError if it is missing or differs from the record."""
         path, stored = run_folder.plain(run, name), self.files.get(name)
         if stored is None or not path.is_file():
-            raise InputError(f"{run} has no {name}", "Has this run been finished?")
+            raise InputError(f"{run} has no {name}", "Check whether this run is finished.")
         size = path.stat().st_size
         if size == 0:
-            raise InputError(f"empty file: {path}", "It was probably not copied to the end; fetch it again.")
+            raise InputError(f"empty file: {path}", "Copying it was probably interrupted: copy it again.")
         checkpoints = sorted((run / CHECKPOINTS).glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-        hint = f"The last checkpoint is {checkpoints[-1]}." if checkpoints else "Fetch it again, or make the run again."
+        hint = f"The last checkpoint is {checkpoints[-1]}." if checkpoints else "Copy it again, or make the run again."
         if size != stored.bytes:
             state = "truncated" if size < stored.bytes else "changed"
-            raise InputError(f"{path} is {state}: {stored.bytes:,} bytes expected, {size:,} found", hint)
+            raise InputError(f"{path} is {state}: it has {size:,} bytes; expected {stored.bytes:,}", hint)
         digest = files.sha256(path)
         if digest != stored.sha256:
             raise InputError(
-                f"{path} was damaged or changed: sha256 {digest[:12]}…, run.json says {stored.sha256[:12]}…", hint
+                f"{path} was damaged or changed: its sha256 is {digest[:12]}…; expected {stored.sha256[:12]}…", hint
             )
         return path
 
 
 def uncompressed(run: Path) -> InputError:
-    """For a run that has no compressed network: what goes on from there."""
+    """The error for a run without a compressed network, with the command that makes one."""
     if (run / CHECKPOINTS / STATE).is_file():
         return InputError(
-            f"{run} holds a run that was stopped, or is under way",
-            "Wait for it, or give the command that began it with --resume to go on.",
+            f"the run {run} is unfinished",
+            "Wait until it is finished; if it was interrupted, repeat its command with --resume.",
         )
     return InputError(
-        f"{run} has no compressed network yet", f"lrexport compress {shell_path(run)} --macs 0.5 goes on from it."
+        f"{run} has no compressed network yet", f"Compress it, for example: lrexport compress {shell_path(run)} --macs 0.5"
     )
 
 
 def load_record(run: Path) -> Record:
-    """The record of a run. Raises InputError when it is absent, malformed or of a newer lrexport."""
+    """The record of a run. Raises InputError if it is missing, malformed or from a newer lrexport."""
     path = run_folder.plain(run, RECORD)
     if not path.is_file() and (run / CHECKPOINTS / STATE).is_file():
         raise uncompressed(run)
     if not path.is_file():
-        raise InputError(f"{run} is no run: it has no {RECORD}", "A run is the folder given to compress or train with -o.")
+        raise InputError(f"invalid run {run}: it has no {RECORD}", "Give the folder that compress or train wrote with -o.")
     try:
         value = read_json(path, pairs=unicode_names)
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
-                f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",
-                "Use the lrexport that wrote it, or a newer one.",
+                f"{path} has schema version {value.get('schema_version')!r}; expected {SCHEMA_VERSION}",
+                "Use the version of lrexport that wrote it, or a newer one.",
             )
         record = Record.model_validate(value)
         for config in (record.config, *(earlier.config for earlier in record.earlier)):
             check_choices(config)
         check_environment(record.environment)
     except ValidationError as error:
-        raise InputError(
-            f"{path} is not a valid record: {first_fault(error)}", "Fetch it again, or make the run again."
-        ) from error
+        raise InputError(f"invalid record {path}: {first_fault(error)}", "Copy it again, or make the run again.") from error
     return record

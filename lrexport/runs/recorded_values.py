@@ -1,4 +1,4 @@
-"""What a record's open tables may hold: the choices of its run, as JSON has them, and the machine that it was made on."""
+"""Check the types of values in a record's open tables: the choices of the run, and its machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.config.goals import KEYS
 
-# What is shown of a machine; whatever else a record has of it is only listed.
+# Facts of a machine with a known type; reports only list the others.
 _MACHINE: dict[str, Any] = {
     "cpu": str,
     "isa": list[str],
@@ -26,12 +26,12 @@ _MACHINE: dict[str, Any] = {
 
 
 def check_choices(config: Mapping[str, Any]) -> None:
-    """Raise pydantic's ValidationError where an option is not of its type. Options of other versions may be anything."""
+    """Raise pydantic's ValidationError if an option has the wrong type. Unknown options may have any."""
     _choices().model_validate({"config": config})
 
 
 def check_environment(environment: Mapping[str, Any]) -> None:
-    """Raise pydantic's ValidationError where a fact of the machine, or of a target's, is not of its type."""
+    """Raise pydantic's ValidationError if a fact of the machine, or of a target's, has the wrong type."""
     _environment().model_validate({"environment": environment})
 
 
@@ -51,14 +51,14 @@ def _environment() -> type[BaseModel]:
 
 
 def _model(name: str, hints: Mapping[str, Any], extra: Literal["allow", "forbid"] = "allow") -> type[BaseModel]:
-    """Every field may be absent; None only where the hint says so."""
+    """A model whose fields may all be missing; None only if the hint allows it."""
     fields: dict[str, Any] = {key: (_in_json(hint), None) for key, hint in hints.items()}
     config = ConfigDict(extra=extra, strict=True, allow_inf_nan=False, protected_namespaces=())
     return create_model(name, __config__=config, **fields)
 
 
 def _in_json(hint: Any) -> Any:
-    """The type that a value of ``hint`` has in JSON: a path is a text, a tuple a list."""
+    """The type of a value of ``hint`` in JSON: a path is a text, a tuple a list."""
     if hint is Path:
         return str
     if get_origin(hint) is tuple:

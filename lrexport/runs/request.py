@@ -1,4 +1,4 @@
-"""What one ``compress`` or ``train`` is asked for, from the command to the last stage: made once, changed by nobody."""
+"""The immutable request of one ``compress`` or ``train``, from the command to the last stage."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Config = TypeVar("Config", bound=CompressConfig | TrainConfig)
 
 @dataclass(frozen=True)
 class RunRequest(Generic[Config]):
-    """``config`` says what to make, in the folder ``run``; ``on_event`` watches.
+    """The choices ``config``, the folder ``run``, and ``on_event``, which receives events.
 
-    ``source`` is the run to start from, None: the model of the configuration. With ``resume`` an interrupted run is resumed
-    as long as it was asked for the same, with ``allow_changes`` whatever is asked for, as far as that is possible; one that
-    is finished is left as it is, but for ``source`` itself, which is compressed again.
+    ``source`` is the run to start from, None: the model in ``config``. With ``resume`` an interrupted run is continued if
+    its choices are the same, with ``allow_changes`` also with other choices if possible. A finished run is not changed,
+    except that ``source`` itself is compressed again.
     """
 
     config: Config
@@ -32,33 +32,33 @@ class RunRequest(Generic[Config]):
 
     @property
     def command(self) -> str:
-        """The command that makes such a run."""
+        """The name of the command."""
         return "compress" if isinstance(self.config, CompressConfig) else "train"
 
     @property
     def train(self) -> TrainConfig:
-        """The part of the configuration that training is about."""
+        """The training part of the configuration."""
         return self.config.train if isinstance(self.config, CompressConfig) else self.config
 
     @property
     def in_place(self) -> bool:
-        """Whether the run starts from what its own folder holds."""
+        """Whether the run starts from the run in its own folder."""
         return self.source is not None and self.run.resolve() == self.source.resolve()
 
     @property
     def chosen_again(self) -> tuple[str, ...]:
-        """Of the options that a dense ``source`` has settled those that are this request's: its SVD training comes now."""
+        """Options that this request decides if ``source`` has only dense training, because SVD training comes now."""
         return SVD_FORM if isinstance(self.config, CompressConfig) else SVD_TRAINING
 
     @property
     def of_source(self) -> tuple[str, ...]:
-        """Options that a finished run has from its ``source``, whatever this request says."""
+        """Options that a finished run takes from its ``source``, not from this request."""
         if self.source is None:
             return ()
         given = () if isinstance(self.config, CompressConfig) else SVD_TRAINING
         return ("model", *(name for name in SETTLED if name not in given))
 
     def asked(self, digests: Mapping[str, str]) -> dict[str, Any]:
-        """All that decides what comes out, with the digests of what was read for it."""
+        """Everything that decides the result, with the digests of the files that were read."""
         source = str(self.source) if self.source else None
         return {"command": self.command, "source": source, **self.config.to_record(), **digests}

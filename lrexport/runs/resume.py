@@ -1,4 +1,4 @@
-"""What a run that is under way was asked for, and its plan once there is one: by this it can be taken up again."""
+"""The state of an unfinished run, by which it can be resumed: its choices, and its plan once ranks are chosen."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from lrexport.runs.record import Record, load_record
 if TYPE_CHECKING:
     import torch
 
-# What cannot be another when a run is taken up again.
+# Choices that must stay the same when a run is resumed.
 _NETWORK = ("command", "source", *only_in("network", "svd form"))
-# What decides which images are held out: others would be images that the network was trained on.
+# Choices of the held-out images; a change could hold out images that the network was trained on.
 _SPLIT = (*only_in("split"), "data_sha256")
-# What belongs to a stage of training alone, in the stages' order.
+# Choices that only affect one stage of training, in the order of stages.
 _OF_STAGES = {stage: only_in(stage) for stage in TRAINED}
-# What ranks are chosen and pairs repaired by.
+# Choices that affect ranks and repair.
 _PRUNING = (*only_in("pruning"), "plan_sha256")
 _SHOWN = 10
 
 
 class Pruned(BaseModel):
-    """What choosing ranks came to, but for the folded network's weights, which are in a file of their own."""
+    """The result of choosing ranks, without the folded network's weights, which have their own file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,7 +52,7 @@ class _State(BaseModel):
 
 
 class Progress:
-    """``checkpoint/state.json`` of a run. ``asked`` is all that decides what comes out."""
+    """``checkpoint/state.json`` of a run. ``asked`` has everything that decides the result."""
 
     def __init__(self, run: Path, state: _State) -> None:
         self.run, self.folder = run, run / CHECKPOINTS
@@ -60,13 +60,13 @@ class Progress:
 
     @property
     def pruned(self) -> Pruned | None:
-        """The plan, where ranks have been chosen already."""
+        """The plan, if ranks have been chosen."""
         return self._state.pruned
 
     def begin_pruning(self) -> None:
-        """Keep the log's length; where ranks were being chosen when the run was stopped, cut it back to that.
+        """Store the log's length; if the run was interrupted while choosing ranks, truncate the log to that length.
 
-        Where nothing was trained yet nothing is written: a goal that is out of reach leaves no run that was stopped.
+        Without any training nothing is written, so an unreachable goal does not leave an unfinished run.
         """
         if self._state.log_bytes is None:
             log = self.run / LOG
@@ -78,7 +78,7 @@ class Progress:
             run_folder.truncate(self.run, LOG, self._state.log_bytes)
 
     def note_pruned(self, pruned: Pruned, weights: Mapping[str, torch.Tensor]) -> None:
-        """Keep the plan and the folded network's weights, these first."""
+        """Save the folded network's weights, then the plan."""
         content = tensors.packed(weights)
         run_folder.make_folder(self.run, CHECKPOINTS)
         run_folder.write_bytes(self.run, f"{CHECKPOINTS}/{PRUNED}", content)
@@ -87,78 +87,78 @@ class Progress:
         self.save()
 
     def read_pruned(self) -> tuple[Pruned, dict[str, torch.Tensor]]:
-        """The plan and the folded network's weights, as this or another process wrote them.
+        """The plan and the folded network's weights, which this or another process wrote.
 
-        Raises InputError where the weights are not what was written.
+        Raises InputError if the weights are missing or damaged.
         """
         self._state, path = _read(self.run), run_folder.plain(self.run, f"{CHECKPOINTS}/{PRUNED}")
         if self._state.pruned is None or not path.is_file() or files.sha256(path) != self._state.pruned_sha256:
-            raise InputError(f"{path} is missing or was damaged", f"Remove {self.folder} and begin again.")
+            raise InputError(f"{path} is missing or damaged", f"Remove {self.folder} and start again.")
         return self._state.pruned, tensors.load(path)
 
     def save(self) -> None:
-        """Write it atomically."""
+        """Write state.json atomically."""
         run_folder.make_folder(self.run, CHECKPOINTS)
         run_folder.write_json(self.run, f"{CHECKPOINTS}/{STATE}", self._state.model_dump(mode="json"))
 
 
 def is_stopped(run: Path) -> bool:
-    """Whether the folder holds a compression or a training that did not come to its end."""
+    """Whether the folder has an unfinished run."""
     return (run / CHECKPOINTS / STATE).is_file()
 
 
 def stopped(run: Path) -> UsageError:
-    """For a run that is to begin where another one was stopped."""
+    """The error for a new run in the folder of an unfinished one."""
     return UsageError(
-        f"{run} holds a run that was stopped",
-        f"Give the same command with --resume to go on, or remove {run / CHECKPOINTS} to begin again.",
+        f"{run} has an unfinished run",
+        f"Repeat its command with --resume to continue it, or remove {run / CHECKPOINTS} to start again.",
     )
 
 
 def check_folder(run: Path, log_to: Collection[str]) -> None:
-    """That a job may work in ``run``: see :func:`lrexport.artifacts.run_folder.check`."""
+    """Check that a job may work in ``run``, by :func:`lrexport.artifacts.run_folder.check`."""
     run_folder.check(run, (*OF_A_JOB, *((LOGS,) if log_to else ())), OF_A_RUN)
 
 
 def check_free(run: Path, resume: bool) -> None:
-    """Raise UsageError where something that took training would be written over.
+    """Raise UsageError if a trained network would be overwritten.
 
-    A run that was stopped is another matter. One without a result has a record and its dense network: it was killed before
-    its first checkpoint, where it is to go on, or ended by a goal out of reach, which may be given again.
+    Unfinished runs are handled elsewhere. A run without a result has only its record and its dense network: it was killed
+    before its first checkpoint and can be resumed, or its goal was unreachable and can be given again.
     """
     if not (run / RECORD).exists() or is_stopped(run):
         return
     record = load_record(run)
     trained = SVD in record.files or record.results.compressed is not None
     if trained or (record.config.get("dense_epochs") and not resume):
-        raise UsageError(f"{run} already holds a run", "Choose another folder with -o, or remove it first.")
+        raise UsageError(f"{run} already has a run", "Choose another folder with -o, or remove it first.")
 
 
 def clear(run: Path) -> None:
-    """Remove what only a run that was stopped would need, what names it one first."""
+    """Remove the files that only an unfinished run needs, state.json first."""
     made = run_folder.made_in(run, CHECKPOINTS)
     run_folder.remove(run, *sorted(made, key=lambda name: name != f"{CHECKPOINTS}/{STATE}"))
 
 
 def is_clear(run: Path) -> bool:
-    """Whether there is nothing that :func:`clear` would remove."""
+    """Whether :func:`clear` has nothing to remove."""
     return not run_folder.made_in(run, CHECKPOINTS)
 
 
 def follow(run: Path) -> Progress:
-    """The progress of a run in a process that leaves its state to the first one."""
+    """The progress of a run in a process that does not write it."""
     return Progress(run, _State(asked={}))
 
 
 def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_changes: bool = False) -> Progress:
-    """The progress of a run that begins, or with ``resume`` goes on.
+    """The progress of a new run or, with ``resume``, of an interrupted one.
 
-    Raises UsageError where there is one that was stopped and ``resume`` is not given, and where it was asked for something
-    else, unless ``allow_changes``; InputError where its state is damaged.
+    Raises UsageError if the folder has an unfinished run and ``resume`` is not given, or if its choices differ, unless
+    ``allow_changes`` permits them; InputError if its state is damaged.
     """
     asked = json.loads(json.dumps(asked))
     if not is_stopped(run):
-        clear(run)  # without that file they are what a finished run's last moment left
+        clear(run)  # files without state.json are leftovers of a finished run
         return Progress(run, _State(asked=asked))
     if not resume:
         raise stopped(run)
@@ -166,17 +166,17 @@ def take_up(run: Path, asked: dict[str, Any], resume: bool = False, allow_change
     changes = differences(state.asked, asked)
     fixed = _fixed(run, state, asked)
     if changes and not (allow_changes and fixed.isdisjoint(changes)):
-        settled = f" Settled by now: {', '.join(sorted(fixed & changes.keys()))}." if allow_changes else ""
+        settled = f" These can no longer change: {', '.join(sorted(fixed & changes.keys()))}." if allow_changes else ""
         raise UsageError(
-            f"{run} was begun with other choices: {'; '.join(map(str, [*changes.values()][:_SHOWN]))}",
-            f"Give those it was begun with, or --allow-changes to go on with new ones where that is possible.{settled}",
+            f"{run} was started with other choices: {'; '.join(map(str, [*changes.values()][:_SHOWN]))}",
+            f"Give the same choices, or --allow-changes to continue with new ones if possible.{settled}",
         )
-    if not changes.keys().isdisjoint(_PRUNING):  # ranks are chosen again, and what came after them begins again
+    if not changes.keys().isdisjoint(_PRUNING):  # ranks are chosen again, and later stages start again
         state = state.model_copy(update={"pruned": None})
         for stage in ("fine-tune", "baseline"):
             stale = [name for name in run_folder.made_in(run, CHECKPOINTS) if name.startswith(f"{CHECKPOINTS}/{stage}-")]
             run_folder.remove(run, *stale)
-    if "svd_epochs" in changes and state.log_bytes is not None:  # its epochs come before what choosing ranks has logged
+    if "svd_epochs" in changes and state.log_bytes is not None:  # in the log, new epochs must precede choosing ranks
         run_folder.truncate(run, LOG, state.log_bytes)
         state = state.model_copy(update={"log_bytes": None})
     return Progress(run, state.model_copy(update={"asked": asked}))
@@ -187,15 +187,15 @@ def _read(run: Path) -> _State:
     try:
         return _State.model_validate_json(files.read_bytes(path))
     except ValidationError as error:
-        hint = f"Remove {path.parent} and begin again."
+        hint = f"Remove {path.parent} and start again."
         raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", hint) from error
 
 
 def _fixed(run: Path, state: _State, asked: dict[str, Any]) -> set[str]:
-    """What cannot be another any more: the network itself, and the choices of stages that are done or were passed over.
+    """Choices that can no longer change: those of the network, and those of stages that are done or were skipped.
 
-    A stage without epochs leaves no file: it is passed over once a later one has begun or, of those before it, the plan
-    is there.
+    A stage without epochs leaves no file. It counts as skipped once a later stage has begun, or once the plan exists if the
+    stage precedes choosing ranks.
     """
     before, folder = state.asked, run / CHECKPOINTS
     done = {stage for stage in _OF_STAGES if any(folder.glob(f"{stage}-done.*"))}
@@ -203,25 +203,25 @@ def _fixed(run: Path, state: _State, asked: dict[str, Any]) -> set[str]:
     stages = [*_OF_STAGES]
     passed = stages.index("fine-tune") if state.pruned is not None else 0
     passed = max([passed, *(stages.index(stage) for stage in begun)])
-    behind = {*stages[:passed], *done}
-    fixed = {*_NETWORK, *(name for stage in behind for name in _OF_STAGES[stage])}
-    if "dense" not in done:  # which leaves nothing of the weights that it began with
+    over = {*stages[:passed], *done}
+    fixed = {*_NETWORK, *(name for stage in over for name in _OF_STAGES[stage])}
+    if "dense" not in done:  # after dense training the initial weights are no longer used
         fixed.add("weights_sha256")
     if begun or state.pruned is not None:
         fixed |= {*_SPLIT}
     steered = "auto" in (before.get("sparsity_strength"), asked.get("sparsity_strength"))
     if "svd" in done and (before.get("falling_ranks") or steered):
         fixed.add("goal")
-    if "svd" in begun and steered:  # a checkpoint of a λ_s that is steered is none of a fixed one, and back
+    if "svd" in begun and steered:  # checkpoints of steered and fixed λ_s are incompatible
         fixed.add("sparsity_strength")
     return fixed
 
 
 def other_choices(record: Record, asked: dict[str, Any], without: Collection[str] = ()) -> list[str]:
-    """In what a finished run's choices differ from those ``asked`` for, in words; what was left open is no difference."""
+    """How a finished run's choices differ from those ``asked`` for, as text; choices that were left open do not count."""
     open_choices = undecided(asked)
-    if record.data is None:  # nothing was trained, whatever was asked
+    if record.data is None:  # nothing was trained, whatever the option says
         open_choices.add("svd_epochs")
-    held = {name: value for name, value in {**record.config, **record.digests}.items() if name in asked}
-    changes = differences(held, json.loads(json.dumps(asked)))
+    recorded = {name: value for name, value in {**record.config, **record.digests}.items() if name in asked}
+    changes = differences(recorded, json.loads(json.dumps(asked)))
     return [str(change) for name, change in changes.items() if name not in open_choices and name not in without]

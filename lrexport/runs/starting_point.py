@@ -1,4 +1,4 @@
-"""What a job starts from: model, weights and data, or an earlier run, loaded and checked against each other."""
+"""Load the starting point of a job, a model with weights and data or an earlier run, and check that its parts fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import Splits, hold_out
 from lrexport.errors import InputError, UsageError
 from lrexport.formats.onnx import check_output
-from lrexport.lowrank.factors.decompose import SVDNetwork, decompose, run_once
+from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.networks.building import ModelRecipe, from_record, resolve
 from lrexport.networks.names import random_teacher
 from lrexport.networks.weights import check_finite, load_weights
@@ -25,14 +25,14 @@ from lrexport.runs.record import RANDOM, DataSource, Earlier, Record, load_recor
 from lrexport.runs.request import RunRequest
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.plain_form import make_plain
+from lrexport.torch_tools.tracing import run_once
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from: options, where the network comes from, the record, the data, and the networks themselves.
+    """The starting point of a run: options, recipe, record, data and networks.
 
-    ``teacher`` is what distillation follows, the dense network itself where no other is named. ``trained`` says that SVD
-    training is behind ``svd``.
+    ``teacher`` is the network to distil from, by default the dense one. ``trained``: ``svd`` has had SVD training.
     """
 
     config: TrainConfig
@@ -46,7 +46,7 @@ class Start:
 
 
 def start_of(request: RunRequest[Any]) -> Start:
-    """Load what a request names, and check it against each other. Raises InputError and UsageError."""
+    """Load what a request names, and check that it fits together. Raises InputError and UsageError."""
     return _from_model(request.train) if request.source is None else _from_run(request, request.source)
 
 
@@ -63,15 +63,14 @@ def _from_model(config: TrainConfig) -> Start:
 
 
 def _from_run(request: RunRequest[Any], source: Path) -> Start:
-    """From the SVD-trained network of a run, or from its dense one where it has no other.
+    """Start from the SVD-trained network of a run, or from its dense one if it has no other.
 
-    From the dense one, options of SVD training that come now are those of the request; all others of finished stages stay
-    what they were.
+    Options of finished stages stay as they were. From the dense network, the request decides those of SVD training.
     """
     config, before = request.train, load_record(source)
     recipe = from_record(before.model, source / RECORD)
     dense, svd = loading.load_start(source, before), load_svd(config, source)
-    # What the finished stages were trained with stays; the same held-out images above all.
+    # Options of finished stages stay, above all those of the held-out images.
     done = {name: before.config[name] for name in SETTLED if name in before.config}
     done["weights"] = Path(done["weights"]) if done.get("weights") else None
     done["keep"] = tuple(done.get("keep", ()))
@@ -102,7 +101,7 @@ def _data_digest(splits: Splits | None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PlanningStart:
-    """What a plan is made from; ``notes`` are remarks on its weights, which may be ``random``."""
+    """The starting point of a plan; ``notes`` are about its weights, which may be ``random``."""
 
     recipe: ModelRecipe
     svd: SVDNetwork
@@ -112,11 +111,11 @@ class PlanningStart:
 
 
 def load_for_planning(config: TrainConfig, source: Path | None = None) -> PlanningStart:
-    """A model, or the run ``source``, with nothing written. Raises as :func:`start_of`."""
+    """Load a model, or the run ``source``, without writing anything. Raises as :func:`start_of`."""
     notes: list[str] = []
     if source is None:
         recipe, splits, network = _load(config, notes)
-        _load_teacher(config, splits, notes)  # for its errors: what is only looked at is checked as well
+        _load_teacher(config, splits, notes)  # only for its errors
         svd = to_svd_form(network, recipe, config)
         return PlanningStart(recipe, svd, splits, notes, recipe.is_random(config.weights))
     record = load_record(source)
@@ -130,7 +129,7 @@ def load_for_planning(config: TrainConfig, source: Path | None = None) -> Planni
 
 
 def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
-    """The network of a run in SVD form, SVD-trained where it has that stage."""
+    """The network of a run in SVD form, after SVD training if the run has it."""
     record = load_record(source)
     recipe = from_record(record.model, source / RECORD)
     if SVD not in record.files:
@@ -143,31 +142,31 @@ def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
 
 
 def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
-    """Put ``network`` into SVD form in place, as the choices of ``config`` say."""
+    """Put ``network`` into SVD form, in place, with the scheme and the kept layers of ``config``."""
     return decompose(network, recipe.input_shape, config.scheme, config.keep)
 
 
 def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:
-    # Without data, too: weights that a hook computes have to be there before the network can be copied.
+    # Also needed without data: weights computed by a hook must exist before the network can be copied.
     output: object = run_once(network, recipe.input_shape)
     if splits is None:
-        check_output(output)  # now rather than when all is done
+        check_output(output)  # now, not only at the export
         return
     if not isinstance(output, Tensor):
         raise InputError(
-            f"the network returns a {type(output).__name__}; one tensor, (batch, classes), was wanted",
-            "Give a callable that returns a network with one output, say a module that calls yours and picks it.",
+            f"the network returns a {type(output).__name__}; expected one tensor (batch, classes)",
+            "Give a callable whose network has one output, for example a module that calls yours and selects it.",
         )
     check_fits(splits.data, recipe.input_shape, tuple(output.shape))
 
 
 def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | None, nn.Module]:
-    """Recipe, data and network of a MODEL, checked against each other."""
+    """Recipe, data and network of a MODEL, after checking that they fit together."""
     recipe = resolve(config.model, config.input_shape)
     splits = _load_splits(config, recipe)
     if splits is not None:
         recipe = recipe.with_classes(len(splits.data.classes))
-    torch.manual_seed(config.seed)  # fresh weights are part of what a seed decides
+    torch.manual_seed(config.seed)  # the seed also decides the initial weights
     network = _load_network(recipe, config.weights, config.weights_key, "--weights-key", notes)
     _check_fits(splits, network, recipe)
     return recipe, splits, network
@@ -183,11 +182,9 @@ def _load_network(recipe: ModelRecipe, weights: Path | None, key: str | None, op
 
 
 def _load_teacher(config: TrainConfig, splits: Splits | None, notes: list[str]) -> nn.Module | None:
-    """The network that ``config`` names as the teacher, where there is one and data to learn from it with.
+    """The teacher that ``config`` names; None without one, or without data. Remarks on its weights go into ``notes``.
 
-    ``notes`` gets what is to be noted of its weights.
-
-    Raises what loading it raises, InputError where it does not fit the data, UsageError where it has random weights.
+    Raises the errors of loading it, InputError if it does not fit the data, UsageError if it has random weights.
     """
     if config.teacher is None or splits is None:
         return None
@@ -200,15 +197,15 @@ def _load_teacher(config: TrainConfig, splits: Splits | None, notes: list[str]) 
 
 
 def _teacher(config: TrainConfig, splits: Splits, notes: list[str]) -> tuple[ModelRecipe, nn.Module]:
-    """A run's dense network, or a MODEL with the weights of a file where it does not come with its own."""
+    """A run's dense network, or a MODEL with its own weights or those of a file."""
     teacher, weights = str(config.teacher), config.teacher_weights
     run = Path(teacher)
     if (run / RECORD).is_file():
         if weights is not None:
-            raise UsageError("it is a run, and has weights of its own", "Leave --teacher-weights out.")
+            raise UsageError("it is a run, which has its own weights", "Leave out --teacher-weights.")
         record = load_record(run)
         if RANDOM in record.notes:
-            raise UsageError("the dense network of this run has random weights", "Give one that was trained.")
+            raise UsageError("the dense network of this run has random weights", "Give a trained one.")
         return from_record(record.model, run / RECORD), loading.load_start(run, record)
     recipe = resolve(teacher, splits.data.train.image_shape).with_classes(len(splits.data.classes))
     if recipe.is_random(weights):
@@ -216,9 +213,9 @@ def _teacher(config: TrainConfig, splits: Splits, notes: list[str]) -> tuple[Mod
     return recipe, _load_network(recipe, weights, config.teacher_weights_key, "--teacher-weights-key", notes)
 
 
-def _load_splits(config: TrainConfig, recipe: ModelRecipe, said_in: Path | None = None) -> Splits | None:
-    """The data of ``config``; ``said_in`` is the file that names it, None where the user does."""
+def _load_splits(config: TrainConfig, recipe: ModelRecipe, named_in: Path | None = None) -> Splits | None:
+    """The data of ``config``; ``named_in`` is the file that names it, None if the user does."""
     if config.data is None:
         return None
-    data = load_data(config.data, recipe.input_shape, config.download, config.workers, config.max_bad, said_in)
+    data = load_data(config.data, recipe.input_shape, config.download, config.workers, config.max_bad, named_in)
     return hold_out(data, config.heldout, seed=config.seed)

@@ -1,4 +1,4 @@
-"""sweep.json: what a sweep was made with, its trials, and which of them no other beats. Field by field in docs/sweep.md."""
+"""sweep.json: the options of a sweep, its trials and its Pareto front. Fields: docs/sweep.md."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ State = Literal["waiting", "running", "finished", "pruned", "failed"]
 
 
 class Figures(Stored):
-    """One network's figures. Accuracies are shares in [0, 1]; trials are ranked by that on the held-out images.
+    """One network's figures. Accuracies are shares in [0, 1]; trials are ranked by the held-out one.
 
-    ``bytes`` is the ONNX file's size; ``latency_ratio`` and ``latency_ms``, a median, were measured on ``target`` beside the
-    dense network, with ``latency_warning`` where little can be concluded. They are there where they were asked for.
+    ``bytes`` is the size of the ONNX file. ``latency_ms``, a median, and ``latency_ratio`` were measured on ``target``
+    alternating with the dense network; ``latency_warning`` explains why they are unreliable. All are optional.
     """
 
     heldout_top1: float
@@ -39,7 +39,7 @@ class Figures(Stored):
 
 
 class Trial(Stored):
-    """One compression. ``run`` is its folder relative to the sweep's, ``reason`` why there are no ``figures``."""
+    """One compression. ``run`` is its folder relative to the sweep's; without ``figures``, ``reason`` says why."""
 
     number: int
     state: State
@@ -57,7 +57,7 @@ class Trial(Stored):
 
 
 class Sweep(Stored):
-    """sweep.json. ``wanted`` trials are made in all; ``front`` has numbers of trials, cheapest first."""
+    """sweep.json. ``wanted`` is the total number of trials; ``front`` has the numbers of trials, cheapest first."""
 
     schema_version: Literal[1] = 1
     study: str
@@ -69,18 +69,18 @@ class Sweep(Stored):
     front: list[int] = Field(default=[])
 
     def finished(self) -> list[Trial]:
-        """Trials with figures, in the order of their numbers."""
+        """Trials with figures, sorted by number."""
         return [trial for trial in self.trials if trial.state == "finished" and trial.figures is not None]
 
     def on_front(self) -> list[Trial]:
-        """The trials that no other one beats, cheapest first."""
+        """The trials on the Pareto front, cheapest first."""
         by_number = {trial.number: trial for trial in self.trials}
         return [by_number[number] for number in self.front]
 
     def runs(self, folder: Path, trials: list[Trial] | None = None) -> list[Path]:
-        """Folders of runs that are there: of ``trials``, or of all that are finished, below the sweep's ``folder``."""
+        """Existing folders of runs, of ``trials`` or of all finished ones, in the sweep's ``folder``."""
         folders = [folder / trial.run for trial in (self.finished() if trials is None else trials) if trial.run]
-        return [run for run in folders if os.path.isfile(run / RECORD)]  # which takes names that no system has, too
+        return [run for run in folders if os.path.isfile(run / RECORD)]  # Path.is_file would raise for impossible names
 
     def save(self, folder: Path) -> None:
         """Write ``folder/sweep.json`` atomically."""
@@ -88,50 +88,48 @@ class Sweep(Stored):
 
 
 def cost(objective: Objective, figures: Figures) -> float:
-    """What is traded against accuracy: MACs, bytes, or the latency's ratio to dense; NaN where it was not measured."""
+    """The cost: MACs, bytes, or latency relative to dense; NaN if it was not measured."""
     value = {"macs": figures.macs, "size": figures.bytes, "latency": figures.latency_ratio}[objective]
     return float("nan") if value is None else float(value)
 
 
 def front_of(objective: Objective, trials: list[Trial]) -> list[int]:
-    """Numbers of the trials that no other one beats in cost and held-out accuracy, cheapest first."""
+    """Numbers of the trials on the Pareto front of cost and held-out accuracy, cheapest first."""
     done = [(trial.number, trial.figures) for trial in trials if trial.state == "finished" and trial.figures is not None]
     points = [(cost(objective, figures), figures.heldout_top1) for _, figures in done]
     return [done[index][0] for index in pareto_front(points)]
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether ``folder`` is a sweep's."""
+    """Whether ``folder`` is that of a sweep."""
     return (folder / SWEEP).is_file()
 
 
 def load_sweep(folder: Path) -> Sweep:
-    """The sweep in ``folder``. Raises InputError where sweep.json is absent, malformed, changed or of a newer lrexport."""
+    """The sweep in ``folder``. Raises InputError if sweep.json is missing, malformed, changed or from a newer lrexport."""
     path = run_folder.plain(folder, SWEEP)
     if not path.is_file():
-        raise InputError(
-            f"{folder} is no sweep: it has no {SWEEP}", "A sweep is the folder given to lrexport sweep with -o."
-        )
+        raise InputError(f"invalid sweep {folder}: it has no {SWEEP}", "Give the folder that lrexport sweep wrote with -o.")
     try:
         value = read_json(path, pairs=unicode_names)
         if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
-                f"{path} has schema version {value.get('schema_version')!r}; this lrexport reads {SCHEMA_VERSION}",
-                "Use the lrexport that wrote it, or a newer one.",
+                f"{path} has schema version {value.get('schema_version')!r}; expected {SCHEMA_VERSION}",
+                "Use the version of lrexport that wrote it, or a newer one.",
             )
         sweep = Sweep.model_validate(value)
     except ValidationError as error:
-        raise InputError(f"{path} is not a valid sweep: {first_fault(error)}") from error
+        raise InputError(f"invalid sweep {path}: {first_fault(error)}") from error
     _check(path, sweep)
     return sweep
 
 
 def _check(path: Path, sweep: Sweep) -> None:
-    """The front is what the trials say, and runs lie below the sweep's folder."""
+    """Raise InputError if the front does not match the trials, or a run is outside of the sweep's folder."""
     for trial in sweep.trials:
         if trial.run is not None and (Path(trial.run).is_absolute() or ".." in Path(trial.run).parts):
             raise InputError(f"{path}: trial {trial.number} has a run outside of the sweep: {trial.run}")
     if len({trial.number for trial in sweep.trials}) < len(sweep.trials):
-        raise InputError(f"{path} was changed: it has two trials of one number", "lrexport sweep writes it again.")
+        raise InputError(f"{path} was changed: two trials have the same number", "lrexport sweep writes the file again.")
     if sweep.front != front_of(sweep.objective, sweep.trials):
-        raise InputError(f"{path} was changed: its front is not that of its trials", "lrexport sweep writes it anew.")
+        raise InputError(f"{path} was changed: its front does not match its trials", "lrexport sweep writes the file again.")

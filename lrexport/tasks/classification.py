@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
-    """How many labels are the largest logit, and among the five largest (all, where there are fewer). (B, K), (B,)."""
+    """Top-1 and top-5 hits: logits (B, K), labels (B,). With fewer than five classes, top-5 hits are all labels."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return int(best[:, 0].sum()), int(best.sum())
 
 
 class NotANumber(InputError):
-    """A network gives NaN, so that no score of it means anything."""
+    """A network gives NaN, so it has no score."""
 
 
 def nan_rows(logits: Tensor) -> int:
-    """Of how many images there is NaN among the logits. (B, K)."""
+    """The number of images with NaN among their logits (B, K)."""
     return int(logits.isnan().any(1).sum())
 
 
 def images_of(split: str) -> str:
-    """A split's images in words."""
+    """The images of a split, for a message."""
     return f"{split.replace('heldout', 'held-out')} images"
 
 
 def not_a_number(what: str, bad: int, count: int, images: str) -> NotANumber:
-    """For ``what`` gives NaN on ``bad`` of ``count`` images."""
+    """The error for a network or file ``what`` that gives NaN on ``bad`` of ``count`` images."""
     return NotANumber(
         f"{what} gives NaN on {bad:,} of {count:,} {images}, so it has no score",
-        "Are its weights sound, and are its inputs in the range that it was made for?",
+        "Check its weights, and whether its inputs are in the range that it was trained with.",
     )
 
 
 @torch.no_grad()
 def check_numbers(network: nn.Module, images: Tensor, name: str) -> None:
-    """Raise NotANumber where the network gives NaN in eval mode on a batch of images, which ``name`` names."""
+    """Raise NotANumber if the network in eval mode gives NaN on a batch of images; ``name`` describes them."""
     with eval_mode(network):
         bad = nan_rows(network(fast_layout(network, images)))
     if bad:
@@ -63,9 +63,9 @@ def score(
     batch_size: int = 250,
     fabric: Fabric | None = None,
 ) -> Accuracy:
-    """Accuracy in eval mode; the network's own mode is put back. The processes of ``fabric`` share the images out.
+    """Accuracy in eval mode; the network's mode is restored. The processes of ``fabric`` divide the images.
 
-    Raises NotANumber, in all processes, where the network gives NaN on any image.
+    Raises NotANumber in all processes if the network gives NaN on any image.
     """
     part, several = images, fabric is not None and fabric.world_size > 1
     if fabric is not None and several:

@@ -1,1 +1,1 @@
-"""What is done with any torch network, whatever it is for: copying it, making it plain, refusing what cannot be changed."""
+"""Tools for any torch network: copying it, making it plain, tracing it, refusing networks that cannot be changed."""

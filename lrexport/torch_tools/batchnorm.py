@@ -1,7 +1,6 @@
-"""BatchNorm: statistics over the images of all processes, and statistics for a network whose weights just changed.
+"""BatchNorm: statistics over the images of all processes, and new statistics after a network's weights have changed.
 
-Several processes with one global batch train as one process with that batch; torch.nn.SyncBatchNorm does this on GPUs
-alone.
+Several processes train like one process with the global batch. torch.nn.SyncBatchNorm does this only on GPUs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ BatchNorm = _BatchNorm
 
 @contextmanager
 def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
-    """Inside the block the network's BatchNorms take mean and variance over the images of all ``world`` processes."""
+    """Inside the block, BatchNorm takes mean and variance over the images of all ``world`` processes."""
     norms = [module for module in network.modules() if isinstance(module, BatchNorm)] if world > 1 else []
     for norm in norms:
         norm.forward = MethodType(_forward, norm)  # type: ignore[method-assign]
@@ -37,26 +36,25 @@ def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
 
 
 def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
-    """Names of BatchNorms with one value a channel in an image: there is no training these on one image at a time."""
+    """Names of BatchNorms with only one value per channel and image, which cannot be trained on single images."""
     layers: list[str] = []
-
     modules = dict(network.named_modules())
     norms: dict[nn.Module, str] = {module: name for name, module in modules.items() if isinstance(module, BatchNorm)}
 
-    def look(norm: nn.Module, given: Tensor) -> None:
+    def note(norm: nn.Module, given: Tensor) -> None:
         if given.numel() == given.shape[0] * given.shape[1]:
             layers.append(norms[norm])
 
-    with watching_inputs(norms, look):
+    with watching_inputs(norms, note):
         run_once(network, image_shape)
     return layers
 
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
-    """Every BatchNorm starts again and averages what it is given; yields them. The rest of the network stays as it is.
+    """Inside the block, all BatchNorms reset their statistics and average over their inputs; yields the BatchNorms.
 
-    One that is given nothing keeps what it had.
+    BatchNorms without inputs keep their statistics. Other modules are not changed.
     """
     norms = [module for module in network.modules() if isinstance(module, BatchNorm) and module.track_running_stats]
     before = [(norm.momentum, norm.training, copy.deepcopy(dict(norm.named_buffers()))) for norm in norms]
@@ -76,17 +74,17 @@ def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
 
 @torch.no_grad()
 def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> bool:
-    """Replace BatchNorm's running mean and variance by the plain average over ``batches``, (B, …) each; no labels are used.
+    """Replace BatchNorm's running mean and variance by the plain average over ``batches`` (B, …); no labels are used.
 
-    Pruning changes every layer's output distribution; this repairs the statistics in seconds. Returns whether there was
-    a BatchNorm at all. Dropout and the rest stay in eval mode.
+    Pruning changes every layer's output distribution, and this corrects the statistics within seconds. All other modules,
+    such as dropout, are in eval mode. Returns False if the network has no BatchNorm.
     """
     with eval_mode(network), batch_statistics(network) as norms:
         if not norms:
             return False
         size = 0
         for images in batches:
-            if len(images) < size // 2:  # a short last batch would weigh as much as a whole one
+            if len(images) < size // 2:  # a short last batch would have the weight of a full one
                 break
             size = len(images)
             network(fast_layout(network, images))
@@ -94,7 +92,7 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> bool:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes; each one's loss depends on all that was summed, so gradients are summed, too."""
+    """The sum over all processes. Each process's loss depends on the whole sum, so gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -110,8 +108,8 @@ class _Sum(torch.autograd.Function):
 
 
 def _forward(norm: Any, x: Tensor) -> Tensor:
-    """BatchNorm of x (B, C, …) by Ioffe & Szegedy 2015, with sums over all processes; running statistics as torch keeps."""
-    if not norm.training:  # each for itself, as batches are shared out in training alone
+    """BatchNorm of x (B, C, …), Ioffe & Szegedy 2015, with sums over all processes; running statistics as in torch."""
+    if not norm.training:  # processes only share batches in training
         result: Tensor = type(norm).forward(norm, x)
         return result
     axes = [axis for axis in range(x.ndim) if axis != 1]
@@ -121,7 +119,7 @@ def _forward(norm: Any, x: Tensor) -> Tensor:
     total = sums[-1].detach()
     mean = sums[:-1] / total
     shape = [1, -1] + [1] * (x.ndim - 2)
-    centred = wide - mean.view(shape)  # a second pass: a difference of squares would lose digits
+    centred = wide - mean.view(shape)  # the difference of squares, in one pass, would lose digits
     variance = _Sum.apply(centred.square().sum(axes)) / total
     if norm.track_running_stats:
         _note(norm, mean.detach(), variance.detach() * total / (total - 1).clamp_min(1))

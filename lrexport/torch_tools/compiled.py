@@ -1,4 +1,4 @@
-"""Compiled and scripted parts of a network: taken back to what can be copied, changed and exported."""
+"""Replace compiled and scripted parts of a network by modules that can be copied, changed and exported."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lrexport.torch_tools.modules import replace, type_name
 
 
 class Scripted(nn.Module):
-    """A scripted module without weights, an activation say, as an ordinary one: it can be copied, traced and exported.
+    """A scripted module without weights, such as an activation, as an ordinary module.
 
-    ``inlined`` is what runs while torch.export follows the network, which takes no scripted module.
+    It can be copied, traced and exported; for torch.export, which accepts no scripted module, the function is inlined.
     """
 
     def __init__(self, scripted: torch.jit.ScriptModule) -> None:
         super().__init__()
         self.name = type_name(scripted)
-        # In eval mode, in which freezing leaves nothing of the module in its graph.
+        # Freezing in eval mode removes all references to the module from its graph.
         frozen = cast(Any, torch.jit.freeze(scripted.eval()))
         graph = frozen.graph
         graph.eraseInput(0)
@@ -36,9 +36,9 @@ class Scripted(nn.Module):
 
 
 def without_compiler(network: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The network without torch.compile and with ordinary modules for scripted ones that have no weights, in place.
+    """Remove torch.compile, and replace scripted modules without weights by ordinary ones, in place.
 
-    Returns the network itself, or the one that torch.compile had wrapped, and the names of compiled parts.
+    Returns the network, or the one that torch.compile wrapped, and the names of compiled parts.
     """
     compiled: list[str] = []
     while (inner := _inside(network)) is not None:
@@ -59,12 +59,12 @@ def without_compiler(network: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """What torch.compile wrapped, known by the attribute, as importing the wrapper's class would load the compiler."""
+    """The module that torch.compile wrapped, or None; found by name, because importing the class loads the compiler."""
     return module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
 
 
 def _is_simple_script(module: nn.Module) -> bool:
-    """Whether it is scripted, has no tensors, and does in training what it does in eval mode."""
+    """Whether a module is scripted, has no tensors, and computes the same in training and in eval mode."""
     if not isinstance(module, torch.jit.ScriptModule) or any(True for _ in (*module.parameters(), *module.buffers())):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Copies of networks, whatever their forward pass or their builder keeps on the modules."""
+"""Copy networks, even if their modules have attributes that Python cannot copy."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _DEEPEST = 20
 def copy_network(network: M) -> M:
     """A copy that shares no parameters, buffers or attributes.
 
-    Tensors that a forward pass computed, such as a loss that is kept for later, lose their history. What Python cannot copy
-    (locks, open files, generators, compiled functions) is shared between the network and its copy.
+    Stored results of a forward pass, such as a loss, lose their autograd history. Objects that Python cannot copy (locks,
+    open files, generators, compiled functions) are shared.
     """
     memo: dict[int, Any] = {}
-    # deepcopy takes for an object what its memo has for it, and the list keeps alive what must not be freed meanwhile.
+    # deepcopy replaces objects by their entry in memo; the list keeps them alive, because memo has only their ids.
     kept: list[object] = []
     seen: set[int] = set()
     for module in network.modules():
@@ -33,7 +33,7 @@ def copy_network(network: M) -> M:
 
 
 def _prepare(value: object, memo: dict[int, Any], kept: list[object], seen: set[int], depth: int) -> None:
-    """Put into ``memo`` what stands for the parts of ``value`` that cannot be copied."""
+    """Put replacements for those parts of ``value`` that cannot be copied into ``memo``."""
     if isinstance(value, (*WITHOUT_PARTS, torch.jit.ScriptModule)) or id(value) in seen or depth > _DEEPEST:
         return
     seen.add(id(value))
@@ -51,7 +51,7 @@ def _prepare(value: object, memo: dict[int, Any], kept: list[object], seen: set[
 
 
 def _parts(value: object) -> list[object] | None:
-    """What deepcopy would copy of ``value``; None where it cannot."""
+    """The parts of ``value`` that deepcopy would copy; None if it cannot."""
     if isinstance(value, nn.Module):
         return list(vars(value).values())
     if isinstance(value, MethodType):
@@ -60,14 +60,14 @@ def _parts(value: object) -> list[object] | None:
         return [*value.keys(), *value.values()]
     if type(value) in (list, tuple, set, frozenset):
         return list(cast(Iterable[object], value))
-    if hasattr(value, "__deepcopy__"):  # it knows how itself
+    if hasattr(value, "__deepcopy__"):
         return []
     try:
         reduced = value.__reduce_ex__(4)
-    except Exception:  # each kind of object says no in its own way
+    except Exception:  # objects refuse with errors of many types
         return None
     if not isinstance(reduced, tuple):
         return []
-    # Arguments of what builds it, its state, and the items of a list or a dictionary that it derives from.
+    # Arguments of its constructor, its state, and its items as a list or a dictionary.
     items = [list(each) if isinstance(each, Iterator) else each for each in reduced[1:5]]
     return [item for item in items if item is not None]

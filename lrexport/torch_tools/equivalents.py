@@ -1,4 +1,4 @@
-"""Subclasses of convolutions and Linear: the plain layer that computes the same, where a trial finds one."""
+"""Replace subclasses of convolutions and Linear by plain layers that compute the same, found by running them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lrexport.torch_tools.modes import in_mode
 from lrexport.torch_tools.modules import replace
 from lrexport.torch_tools.weight_layers import TRANSPOSED, WEIGHTED
 
-# Methods in which a subclass could compute something else.
+# Methods by which a subclass can change the computation.
 _COMPUTES = ("__call__", "forward", "_conv_forward")
 _FUNCTIONS: dict[Callable[..., Any], type[nn.Module]] = {
     F.conv1d: nn.Conv1d,
@@ -31,41 +31,40 @@ _FUNCTIONS: dict[Callable[..., Any], type[nn.Module]] = {
 }
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _ARGUMENTS_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-# Of the largest output; two ways to the same sum in float32 differ by less.
+# Relative to the largest output; different orders of summation in float32 differ by less.
 _TOLERANCE = 1e-5
 
 
 class _NoPlainLayer(Exception):
-    """There is none that computes the same; the text says why."""
+    """No plain layer computes the same; the text says why."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The one call of a convolution or of ``linear`` in a layer's forward pass."""
+    """A call of a convolution or of ``linear`` in a layer's forward pass, with its arguments."""
 
     kind: type[nn.Module]
     given: dict[str, Any]
 
 
 def base_of(layer: nn.Module) -> type[nn.Module]:
-    """The layer of torch.nn that it is, or derives from."""
+    """The layer class of torch.nn that it has or derives from."""
     return next(kind for kind in type(layer).__mro__ if kind in WEIGHTED)
 
 
 def computes_itself(layer: nn.Module) -> bool:
-    """Whether its class, or something put on the layer itself, replaces what its base class computes."""
+    """Whether its class, or an attribute of the layer, overrides the computation of its base class."""
     base = base_of(layer)
-    # What was put on the layer itself may be any callable, and no method.
+    # An attribute of the layer can be any callable, not only a method.
     methods = [(getattr(layer, name), getattr(base, name)) for name in _COMPUTES if hasattr(base, name)]
     return any(getattr(method, "__func__", None) is not usual for method, usual in methods)
 
 
 def make_layers_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
-    """Put plain layers in the places of subclasses that compute the same, in place; returns what was done, for people.
+    """Replace subclasses by plain layers that compute the same, in place; returns notes for the user.
 
-    Each is tried alone on random inputs, and all together on the network, which is left as it was where it then does
-    something else. What a layer computes is decided with random weights, so that it is decided alike in a network that is
-    built again.
+    Each layer is tested alone on random inputs, and all together in the network; if its output changes, nothing is
+    replaced. The tests use random weights, so they have the same result whenever the network is built again.
     """
     owners = Counter(id(value) for module in network.modules() for value in module.parameters(recurse=False))
     before: dict[nn.Module, nn.Module] = {}
@@ -79,19 +78,19 @@ def make_layers_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[
     generator = torch.Generator().manual_seed(0)
     example = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
     images = torch.randn((2, *input_shape), generator=generator).to(example)
-    wanted = _output(network, images)
+    reference = _output(network, images)
     for plain, layer in before.items():
         replace(network, layer, plain)
-    if not _agree(_output(network, images), wanted, 1e-3):
+    if not _agree(_output(network, images), reference, 1e-3):
         for plain, layer in before.items():
             replace(network, plain, layer)
         return []
     kinds = Counter((type(layer).__name__, type(plain).__name__) for plain, layer in before.items())
-    return [f"{count} {kind} compute what {plain} does and became that" for (kind, plain), count in kinds.items()]
+    return [f"replaced {count} {kind} by {plain}, which computes the same" for (kind, plain), count in kinds.items()]
 
 
 def why_not_plain(layer: nn.Module) -> str:
-    """Why no plain layer computes what ``layer`` does, whose class overrides the computation."""
+    """Why no plain layer can replace ``layer``, whose class overrides the computation."""
     try:
         plain_equivalent(layer, tied=False)
     except _NoPlainLayer as why:
@@ -101,7 +100,7 @@ def why_not_plain(layer: nn.Module) -> str:
 
 @torch.no_grad()
 def plain_equivalent(layer: nn.Module, tied: bool) -> nn.Module:
-    """A plain layer with the weight that ``layer`` computes. Raises _NoPlainLayer; ``tied`` says others have its weight."""
+    """A plain layer with the weight that ``layer`` uses; ``tied``: others share its weight. Raises _NoPlainLayer."""
     mode = layer.training
     layer.training = False
     try:
@@ -117,7 +116,7 @@ def plain_equivalent(layer: nn.Module, tied: bool) -> nn.Module:
                     raise _NoPlainLayer(f"computes something else than {type(plain).__name__}")
     except _NoPlainLayer:
         raise
-    except Exception as error:  # the code is others': whatever it raises on an input of its size, it stays as it is
+    except Exception as error:  # foreign code can raise anything; the layer is then kept
         raise _NoPlainLayer(f"may compute something else than {base_of(layer).__name__}") from error
     finally:
         layer.training = mode
@@ -126,20 +125,20 @@ def plain_equivalent(layer: nn.Module, tied: bool) -> nn.Module:
 
 
 def _is_its_class(layer: nn.Module) -> bool:
-    """Whether what it computes stands in its class, and nobody watches or changed this one layer."""
+    """Whether its computation is that of its class: nothing is overridden or hooked on this one layer."""
     changed = [name for name in _COMPUTES if name in vars(layer)]
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return not changed and not any(hooks)
 
 
 def _plain_of(layer: Any) -> Any:
-    """The plain layer for the call that ``layer`` makes, with the weight of that call."""
+    """A plain layer with the settings and the weight of the one call that ``layer`` makes."""
     given = next(_inputs(layer, torch.Generator().manual_seed(1)))
     watch = _Calls()
     with watch:
         layer(given)
     if len(watch.calls) != 1:
-        what = "several products" if watch.calls else "no convolution or linear function that could be seen"
+        what = "several products" if watch.calls else "no visible convolution or linear function"
         raise _NoPlainLayer(f"computes {what}")
     call = watch.calls[0]
     weight, bias, inner = call.given["weight"], call.given.get("bias"), call.given["input"]
@@ -169,7 +168,7 @@ def _convolution(call: _Call, weight: Tensor, inner: Tensor, given: Tensor, laye
     mode = "zeros"
     if any(added):
         if any(each < 0 or each % 2 for each in added) or isinstance(padding, str) or transposed:
-            raise _NoPlainLayer("pads its input by more on one side")
+            raise _NoPlainLayer("pads its input unevenly")
         if any(padding):
             raise _NoPlainLayer("pads its input twice")
         padding = tuple(each // 2 for each in added)
@@ -186,7 +185,7 @@ def _on_each_axis(value: Any, axes: int) -> tuple[int, ...]:
 
 
 class _Calls(TorchFunctionMode):
-    """Notes the convolutions and linear functions that run, and how."""
+    """Records calls of convolutions and linear functions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +202,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _inputs(layer: Any, generator: torch.Generator) -> Iterator[Tensor]:
-    """Inputs of several sizes, even and odd, and of several scales: what depends on either is not a plain layer."""
+    """Inputs of even and odd sizes and of different scales, because the computation may depend on them."""
     example = next(value for value in layer.parameters() if value.is_floating_point())
     if isinstance(layer, nn.Linear):
         shapes: list[tuple[int, ...]] = [(3, layer.in_features), (2, 2, layer.in_features)]
@@ -218,7 +217,7 @@ def _inputs(layer: Any, generator: torch.Generator) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _output(network: nn.Module, images: Tensor) -> object:
-    """What the network gives in eval mode, or the kind of error that it raises."""
+    """The network's output in eval mode, or the type of the error that it raises."""
     try:
         with in_mode(network, training=False), torch.random.fork_rng():
             torch.manual_seed(0)
@@ -227,16 +226,17 @@ def _output(network: nn.Module, images: Tensor) -> object:
         return type(error)
 
 
-def _agree(one: object, other: object, tolerance: float) -> bool:
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return not isinstance(one, Tensor) and not isinstance(other, Tensor) and type(one) is type(other)
-    if one.shape != other.shape or one.dtype != other.dtype:
+def _agree(output: object, reference: object, tolerance: float) -> bool:
+    if not isinstance(output, Tensor) or not isinstance(reference, Tensor):
+        are_tensors = isinstance(output, Tensor) or isinstance(reference, Tensor)
+        return not are_tensors and type(output) is type(reference)
+    if output.shape != reference.shape or output.dtype != reference.dtype:
         return False
-    return float((one - other).abs().max()) <= tolerance * max(float(other.abs().max()), 1e-12)
+    return float((output - reference).abs().max()) <= tolerance * max(float(reference.abs().max()), 1e-12)
 
 
 def _keep_parameters(plain: Any, layer: Any, tied: bool) -> None:
-    """A weight that is the layer's own parameter stays that, and so stays tied; one that is computed must not be."""
+    """Raise _NoPlainLayer for a computed weight of a tied layer, because only parameters can stay tied."""
     own = {id(value) for value in layer.parameters(recurse=False)}
     if tied and id(plain.weight) not in own:
         raise _NoPlainLayer("computes its weight from one that others share")

@@ -1,4 +1,4 @@
-"""Import torchvision, also where its compiled operators cannot load."""
+"""Import torchvision, even if its compiled operators cannot be loaded."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ _schemas: list[Any] = []
 
 
 def torchvision(submodule: str = "") -> ModuleType:
-    """``torchvision`` or one of its submodules, as in ``torchvision("models")``."""
+    """``torchvision``, or a submodule: ``torchvision("models")``."""
     name = f"torchvision.{submodule}" if submodule else "torchvision"
     return with_operators(lambda: importlib.import_module(name))
 
 
 def with_operators(importing: Callable[[], T]) -> T:
-    """What ``importing`` gives, which imports torchvision perhaps, somewhere; where that fails, once more.
+    """The result of ``importing``, which may import torchvision somewhere; a second attempt if that fails.
 
-    The registry's torchvision is linked against CUDA. Beside a CPU build of torch its library does not load, and its
-    import then fails at registering fake kernels for operators that nobody defined. Defining just their schemas lets
-    models, datasets and transforms work; the operators themselves (nms) stay absent. Whether the library loads only the
-    import tells.
+    PyPI's torchvision is linked against CUDA. With a CPU build of torch its library does not load, and its import fails
+    when it registers fake kernels for undefined operators. With only the schemas defined, models, datasets and transforms
+    work; the operators (nms) do not. Only an attempt shows whether the library loads.
     """
     try:
         return importing()
@@ -38,5 +37,5 @@ def with_operators(importing: Callable[[], T]) -> T:
     library = torch.library.Library("torchvision", "FRAGMENT")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _schemas.append(library)  # the definitions last as long as the object
+    _schemas.append(library)  # the definitions exist only as long as this object
     return importing()

@@ -1,4 +1,4 @@
-"""channels_last, in which convolutions are faster, for networks that take it."""
+"""Use channels_last, in which convolutions are faster, for networks that accept it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from lrexport.torch_tools.modes import eval_mode
 
-# Whether a network takes channels_last, once it is known; of a copy it is found out again.
+# Known results of takes_channels_last; copies of a network are tested again.
 _TAKES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def takes_channels_last(network: nn.Module, images: Tensor) -> bool:
-    """Whether the network takes ``images`` (N, C, H, W) in channels_last, in which convolutions are faster.
+    """Whether the network accepts ``images`` (N, C, H, W) in channels_last.
 
-    `x.view(len(x), -1)`, by which many a network flattens, is an error there.
+    `x.view(len(x), -1)`, by which many networks flatten, raises an error for this layout.
     """
     if images.ndim != 4:
         return False
     if network not in _TAKES:
-        one = images[:1]  # copied, as a network may change its input in place
-        _TAKES[network] = _runs(network, channels_last(one.clone())) or not _runs(network, one.clone().contiguous())
+        image = images[:1]  # cloned below, because a network may change its input in place
+        _TAKES[network] = _runs(network, channels_last(image.clone())) or not _runs(network, image.clone().contiguous())
     return _TAKES[network]
 
 
@@ -31,16 +31,16 @@ def _runs(network: nn.Module, images: Tensor) -> bool:
     with eval_mode(network):
         try:
             network(images)
-        except Exception:  # of whatever kind: the caller's own pass shows it
+        except Exception:  # the caller's own pass will raise it again
             return False
     return True
 
 
 def fast_layout(network: nn.Module, images: Tensor) -> Tensor:
-    """``images`` (N, …) in the layout in which the network is fastest: channels_last, where it has two axes and takes it."""
+    """``images`` (N, …) in channels_last if the network accepts it, else contiguous."""
     return channels_last(images) if takes_channels_last(network, images) else images.contiguous()
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """channels_last where there are four axes, anything else as it is."""
+    """A tensor with four axes in channels_last; any other unchanged."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor

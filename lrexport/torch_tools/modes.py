@@ -1,4 +1,4 @@
-"""Training and eval mode for a while."""
+"""Training and eval mode as contexts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """Training or eval mode inside; every module back in its own mode afterwards."""
+    """Training or eval mode inside the block; afterwards every module is in its previous mode."""
     modes = [(module, module.training) for module in network.modules()]
     network.train(training)
     try:
@@ -24,9 +24,9 @@ def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode and float32 inside, whatever autocast the network's forward asks for; every module back in its mode after.
+    """Eval mode and float32 inside the block, even if the network's forward uses autocast; then the previous modes.
 
-    An exported file computes in float32, so this is what is scored, counted and compared everywhere.
+    Exported files compute in float32, so networks are scored, counted and compared like this.
     """
     with in_mode(network, training=False), _ignoring_autocast():
         yield
@@ -34,7 +34,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _ignoring_autocast() -> Iterator[None]:
-    """Regions of torch.autocast that begin inside do nothing; one that was begun outside goes on."""
+    """Regions of torch.autocast that begin inside the block have no effect; an outer region still has."""
     usual = {name: getattr(torch.autocast, name) for name in ("__enter__", "__exit__")}
     idle: dict[str, Any] = {"__enter__": lambda region: region, "__exit__": lambda *_given: None}
     try:

@@ -1,4 +1,4 @@
-"""Modules of a network, one by one: replaced wherever they stand, and named."""
+"""Replace and name single modules of a network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from torch import nn
 
-# What modules hold as attributes and that has no parts to look into.
+# Types of attributes without parts that need to be inspected.
 WITHOUT_PARTS = (str, bytes, int, float, complex, bool, type(None), type, FunctionType, BuiltinFunctionType, ModuleType)
 
 
 def replace(network: nn.Module, module: nn.Module, other: nn.Module) -> None:
-    """Put ``other`` in all places of ``module``, in place; it must not be the network itself."""
+    """Replace ``module``, which must not be the network itself, by ``other`` in all its places."""
     for parent in list(network.modules()):
         for name, child in parent._modules.items():
             if child is module:
@@ -19,5 +19,5 @@ def replace(network: nn.Module, module: nn.Module, other: nn.Module) -> None:
 
 
 def type_name(module: nn.Module) -> str:
-    """The name of its class, as its author gave it; of a scripted module that of the class it was made from."""
+    """The name of a module's class; for a scripted module that of its original class."""
     return str(getattr(module, "original_name", type(module).__name__))

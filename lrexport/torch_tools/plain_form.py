@@ -1,4 +1,4 @@
-"""A network as one of plain layers with plain weights, which is what can be factorised, trained and exported."""
+"""Turn a network into one of plain layers with plain weights, which can be factorised, trained and exported."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lrexport.torch_tools.reparametrised import fold_reparametrised
 
 
 def unwrapped(network: nn.Module, where: str) -> tuple[nn.Module, list[str]]:
-    """The network without torch.compile and without scripted activations, changed in place, and what to note.
+    """The network without torch.compile and scripted activations, changed in place, and notes for the user.
 
-    Raises UsageError, whose sentence ``where`` begins, for layers that cannot be changed.
+    Raises UsageError for layers that cannot be changed; ``where`` begins its message.
     """
     _check_is_network(network)
     network, compiled = without_compiler(network)
     check_workable(network, where)
     named = ", ".join(name or "the whole network" for name in compiled[:5]) + (", …" if len(compiled) > 5 else "")
-    return network, [f"torch.compile was taken off {named}; --compile trains through it"] if compiled else []
+    return network, [f"removed torch.compile from {named}; --compile uses it in training"] if compiled else []
 
 
 def _check_is_network(network: object) -> None:
@@ -29,10 +29,10 @@ def _check_is_network(network: object) -> None:
 
 
 def make_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
-    """Fold weights that are computed from others, and put plain layers in the places of equal ones, in place.
+    """Fold weights that are computed from others, and replace subclasses by equivalent plain layers, in place.
 
-    Returns what was done, for people. Weights have to be loaded before: their names change (``weight_g`` and ``weight_v``
-    become ``weight``). ``input_shape`` is that of one input, without the batch.
+    Returns notes for the user. Weights have to be loaded before, because names change (``weight_g`` and ``weight_v`` become
+    ``weight``). ``input_shape`` is that of one input, without the batch.
     """
     _check_is_network(network)
     return fold_reparametrised(network) + make_layers_plain(network, input_shape)

@@ -1,4 +1,4 @@
-"""Silence for libraries that print progress and advice of their own, where what they made is verified afterwards."""
+"""Silence libraries that print progress and advice, when their result is verified afterwards."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-# The root logger too: onnxruntime's quantiser has none of its own.
+# Includes the root logger, which onnxruntime's quantiser uses.
 _LOGGERS = ("", "torch", "torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir", "torch.export")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines, warnings or prints of exporters, simplifiers and quantisers inside; errors are raised as ever."""
+    """Inside the block, exporters, simplifiers and quantisers print, log and warn nothing; errors are still raised."""
     loggers = [logging.getLogger(name or None) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
-    # Without any handler logging.warning() would give the root logger one for good, which prints from then on.
+    # Without a handler, logging.warning() would permanently give the root logger one that prints.
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Weights that are computed from others in every forward pass: folded into the plain weights that they come to."""
+"""Fold weights that are computed from others in every forward pass into plain weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ _MASKED = "prune"
 
 @torch.no_grad()
 def fold_reparametrised(network: nn.Module) -> list[str]:
-    """Make plain weights of weight_norm, spectral_norm, prune masks and constant parametrisations, in place.
+    """Fold weight_norm, spectral_norm, pruning masks and constant parametrisations into plain weights, in place.
 
-    In eval mode all of these are constant, so the network computes what it did. The names of its weights become those that
-    it would have without them. Weights that two layers share stay shared. Returns what was done, for people; what is not
-    constant in eval mode is left as it is.
+    They are constant in eval mode, so the network computes the same. Weights get the names that they would have without
+    them; shared weights stay shared. Parametrisations that vary in eval mode are kept. Returns notes for the user.
     """
     folded: Counter[str] = Counter()
     tied: dict[tuple[object, ...], Any] = {}
@@ -29,7 +28,7 @@ def fold_reparametrised(network: nn.Module) -> list[str]:
         parts = [module, *_parametrisations(module)]
         modes = [(part, part.training) for part in parts]
         for part in parts:
-            part.training = False  # else spectral_norm goes on with its power iteration
+            part.training = False  # stops the power iteration of spectral_norm
         try:
             _fold_hooks(module, folded, tied)
             if parametrize.is_parametrized(module):
@@ -43,29 +42,29 @@ def fold_reparametrised(network: nn.Module) -> list[str]:
 
 
 def drop_parametrisations(module: Any) -> None:
-    """Take a module back to its ordinary class, in place, without the weights that were computed: the caller registers them.
+    """Restore a module's ordinary class, in place, without the computed weights, which the caller has to register.
 
-    Not torch's remove_parametrizations: it deletes the property from the class, which deep copies of the module share, and
-    their weights with it.
+    torch's remove_parametrizations deletes the property from the class, and so the weights of all deep copies of the
+    module, which share the class.
     """
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
 
 
 def _parametrisations(module: nn.Module) -> list[nn.Module]:
-    held = module._modules.get("parametrizations") if parametrize.is_parametrized(module) else None
-    return list(held.modules()) if held is not None else []
+    lists = module._modules.get("parametrizations") if parametrize.is_parametrized(module) else None
+    return list(lists.modules()) if lists is not None else []
 
 
 def _note(kind: str, count: int) -> str:
     weights = f"{count} weight{'s' if count > 1 else ''}"
     if kind == _MASKED:
-        return f"the prune masks of {weights} were applied for good; training can move the zeros"
-    return f"{kind} of {weights} was folded into plain ones"
+        return f"applied the pruning masks of {weights} permanently; training can change the zeros"
+    return f"folded {kind} of {weights} into plain ones"
 
 
 def _fold_hooks(module: nn.Module, folded: Counter[str], tied: dict[tuple[object, ...], Any]) -> None:
-    """What torch.nn.utils did with hooks before there were parametrisations."""
+    """Fold weights that torch.nn.utils computes by hooks, its older mechanism."""
     for hook in list(module._forward_pre_hooks.values()):
         name: str
         if isinstance(hook, WeightNorm | SpectralNorm):
@@ -98,18 +97,18 @@ def _fold_parametrisations(module: Any, folded: Counter[str], tied: dict[tuple[o
     if not all(torch.equal(values[name], getattr(module, name)) for name in lists):
         return
     drop_parametrisations(module)
-    for name, held in lists.items():
+    for name, parametrisations in lists.items():
         value = values[name].contiguous()
-        made = nn.Parameter(value) if any(True for _ in held.parameters(recurse=False)) else value
-        made = tied.setdefault((id(held),), made)
-        if isinstance(made, nn.Parameter):
-            setattr(module, name, made)
+        plain = nn.Parameter(value) if any(True for _ in parametrisations.parameters(recurse=False)) else value
+        plain = tied.setdefault((id(parametrisations),), plain)
+        if isinstance(plain, nn.Parameter):
+            setattr(module, name, plain)
         else:
-            module.register_buffer(name, made)
-        folded[_kind(held)] += 1
+            module.register_buffer(name, plain)
+        folded[_kind(parametrisations)] += 1
 
 
-def _kind(held: Any) -> str:
-    names = [type(each).__name__ for each in held]
+def _kind(parametrisations: Any) -> str:
+    names = [type(each).__name__ for each in parametrisations]
     known = {"_WeightNorm": "weight_norm", "_SpectralNorm": "spectral_norm", "_Orthogonal": "orthogonal"}
     return " and ".join(known.get(name, name) for name in names)

@@ -1,4 +1,4 @@
-"""Run a network once and watch how it uses its layers."""
+"""Run a network once and observe how it uses its layers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lrexport.torch_tools.modes import eval_mode
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One use of a layer for one input of the network: on ``samples`` items, from ``input`` to ``output`` positions.
+    """One call of a layer for one input of the network: ``samples`` items, from ``input`` to ``output`` sizes.
 
-    Positions are the sizes along the kernel's axes, (H, W) for Conv2d; Linear has none, its samples are rows.
+    Sizes are along the kernel's axes, (H, W) for Conv2d; Linear has none, and its samples are rows.
     """
 
     samples: int
@@ -29,7 +29,7 @@ class LayerCall:
 
 @dataclass
 class Uses:
-    """How one forward pass used a layer: its calls, what else than a tensor it was given, and reads from outside."""
+    """How one forward pass used a layer: its calls, whether with further arguments, and whether others read its weight."""
 
     calls: list[LayerCall] = field(default_factory=list)
     extra_arguments: bool = False
@@ -37,7 +37,7 @@ class Uses:
 
 
 def trace(network: nn.Module, layers: Iterable[nn.Module], input_shape: tuple[int, ...]) -> dict[nn.Module, Uses]:
-    """Run one input through the network in eval mode and note how each of its ``layers``, Linear or ConvNd, is used."""
+    """Run one input through the network in eval mode: the uses of each of its ``layers``, Linear or ConvNd."""
     uses = {layer: Uses() for layer in layers}
     watch = _WeightReads(uses)
 
@@ -63,7 +63,7 @@ def trace(network: nn.Module, layers: Iterable[nn.Module], input_shape: tuple[in
 
 
 class _WeightReads(TorchFunctionMode):
-    """Notes the layers whose weight or bias is read, by a function or for an attribute, while another module runs."""
+    """Records the layers whose weight or bias is read, by a function or for an attribute, while another module runs."""
 
     def __init__(self, uses: dict[nn.Module, Uses]) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _WeightReads(TorchFunctionMode):
 
 
 def flat_tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments or outputs, in their order."""
+    """The tensors in nested arguments or outputs, in order."""
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Tensor):
@@ -100,7 +100,7 @@ def flat_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def given_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The input in the arguments of a layer's call."""
+    """The input among the arguments of a layer's call."""
     return args[0] if args else kwargs["input"]
 
 
@@ -108,13 +108,13 @@ def _call(layer: nn.Module, given: Tensor, output: Tensor) -> LayerCall:
     if isinstance(layer, nn.Linear):
         return LayerCall(given.numel() // given.shape[-1])
     axes = len(layer.kernel_size)  # type: ignore[arg-type]
-    samples = 1 if given.ndim == axes + 1 else given.shape[0]  # an input without batch is taken, too
+    samples = 1 if given.ndim == axes + 1 else given.shape[0]  # layers also accept inputs without a batch
     return LayerCall(samples, tuple(given.shape[-axes:]), tuple(output.shape[-axes:]))
 
 
 @contextmanager
 def watching_inputs(layers: Iterable[nn.Module], note: Callable[[nn.Module, Tensor], object]) -> Iterator[None]:
-    """Inside the block ``note`` is called with each of ``layers`` that runs and with its input."""
+    """Inside the block, ``note`` is called with each of ``layers`` that runs, and its input."""
 
     def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         note(layer, given_to(args, kwargs))
@@ -128,7 +128,7 @@ def watching_inputs(layers: Iterable[nn.Module], note: Callable[[nn.Module, Tens
 
 
 def largest_output(network: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """The most values that one module of the network puts out for one input of ``input_shape``."""
+    """The largest number of values in one module's output, for one input of ``input_shape``."""
     sizes = [1]
 
     def note(_module: nn.Module, _args: object, output: object) -> None:
@@ -145,21 +145,21 @@ def largest_output(network: nn.Module, input_shape: tuple[int, ...]) -> int:
 
 
 def example_input(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """One input of zeros, (1, *input_shape), on the network's device and in its first floating-point parameter's dtype."""
+    """One input of zeros, (1, *input_shape), with the device and the floating-point type of the network."""
     parameters: list[Tensor] = [*network.parameters(), torch.empty(0)]
     dtype = next(parameter.dtype for parameter in parameters if parameter.is_floating_point())
     return torch.zeros((1, *input_shape), device=parameters[0].device, dtype=dtype)
 
 
 def noise(network: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """As :func:`example_input`, of normally distributed numbers, always the same for one seed."""
+    """:func:`example_input` with normally distributed numbers, always the same for one seed."""
     drawn = torch.randn((1, *input_shape), generator=torch.Generator().manual_seed(seed))
     return drawn.to(example_input(network, input_shape))
 
 
 @torch.no_grad()
 def run_once(network: nn.Module, input_shape: tuple[int, ...], images: Tensor | None = None) -> Tensor:
-    """Output for one input in eval mode, by default zeros. Raises InputError where the network does not take it."""
+    """The output for one input, by default zeros, in eval mode. Raises InputError if the network does not accept it."""
     with eval_mode(network):
         try:
             return network(example_input(network, input_shape) if images is None else images)

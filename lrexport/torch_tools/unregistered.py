@@ -1,4 +1,4 @@
-"""Weights that a network uses and does not know of: layers in plain lists, tuples, dictionaries and other objects."""
+"""Find weights that a network uses but has not registered: layers in plain lists, tuples, dictionaries, other objects."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SHOWN = 10
 
 
 def check_registered(network: nn.Module, run: Callable[[], object]) -> None:
-    """Raise InputError naming weights that ``run``, a forward pass, uses and that are not in the network's state dict.
+    """Raise InputError naming weights that the forward pass ``run`` uses but that are not in the network's state dict.
 
-    They would be neither trained nor saved nor factorised. Weights that it holds and does not use are nobody's business.
+    They would be neither trained, saved nor factorised. Unused weights are ignored.
     """
     hidden = unregistered(network)
     if not hidden:
@@ -32,13 +32,13 @@ def check_registered(network: nn.Module, run: Callable[[], object]) -> None:
         more = f" and {len(used) - _SHOWN} more" if len(used) > _SHOWN else ""
         raise InputError(
             f"the network uses weights that are not in its state dict: {', '.join(used[:_SHOWN])}{more}",
-            "They are held by a plain list, tuple, dictionary or object, and so are neither trained nor saved. "
+            "They are in a plain list, tuple, dictionary or object, so they are neither trained nor saved. "
             "Use nn.ModuleList, nn.ModuleDict or nn.ParameterList, or register them.",
         )
 
 
 def unregistered(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters, and other tensors that can be trained, within what modules hold as plain attributes, by their places."""
+    """Parameters and other trainable tensors in plain attributes of modules, by their places."""
     known = {id(value) for value in (*network.parameters(), *network.buffers())}
     weights: dict[str, Tensor] = {}
     seen: set[int] = {id(module) for module in network.modules()}
@@ -62,8 +62,8 @@ def _weights_in(value: object, place: str, seen: set[int], depth: int) -> Iterat
 
 def _parts(value: object, place: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, nn.Module):
-        for held in (value._parameters, value._modules):
-            yield from ((f"{place}.{name}", part) for name, part in held.items())
+        for registered in (value._parameters, value._modules):
+            yield from ((f"{place}.{name}", part) for name, part in registered.items())
     if isinstance(value, dict):
         yield from ((f"{place}[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, list | tuple):
@@ -78,7 +78,7 @@ def _parts(value: object, place: str) -> Iterator[tuple[str, object]]:
 
 
 class _Uses(TorchFunctionMode):
-    """Notes which of the watched tensors a function is given."""
+    """Records which of the watched tensors are passed to functions."""
 
     def __init__(self, watched: set[int]) -> None:
         super().__init__()
@@ -89,6 +89,6 @@ class _Uses(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         for value in (*args, *(kwargs or {}).values()):
-            each = value if isinstance(value, list | tuple) else (value,)
-            self.used |= {id(one) for one in each if id(one) in self.watched}
+            items = value if isinstance(value, list | tuple) else (value,)
+            self.used |= {id(item) for item in items if id(item) in self.watched}
         return func(*args, **(kwargs or {}))

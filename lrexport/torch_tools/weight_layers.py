@@ -1,4 +1,4 @@
-"""The kinds of layers that multiply by one weight of their own."""
+"""The classes of layers that multiply by one weight."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training: the engine (devices, precision), the loop of one stage, schedules, BatchNorm re-estimation, scoring."""
+"""Training: the engine (devices, processes, precision), the loop of one stage, optimisers, checkpoints, loggers."""

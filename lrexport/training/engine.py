@@ -1,4 +1,4 @@
-"""Where training runs, in how many processes and in which precision, on Lightning Fabric."""
+"""The device, processes and precision of training, on Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-LASTING = ("device", "accelerator", "precision")  # what a record keeps of :func:`ran_on` once the network was exported
-_PASSES = 4  # that show which parameters a network uses
+LASTING = ("device", "accelerator", "precision")  # facts of :func:`ran_on` that a record keeps after the export
+_PASSES = 4  # forward passes to detect unused parameters
 
 
 def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
-    """A Fabric on ``devices`` devices of each of ``nodes`` machines: ``auto``, ``cpu``, ``cuda``, ``mps``.
+    """A Fabric, not launched yet, with ``devices`` devices on each of ``nodes`` machines: auto, cpu, cuda or mps.
 
-    Precision is ``auto``, ``float32`` or ``bfloat16``. Under torchrun there are as many processes as it started. Nothing is
-    launched yet. On the CPU this process keeps freed memory from now on. Raises DeviceError when a device is not there.
+    Precision is auto, float32 or bfloat16. Under torchrun the number of processes is torchrun's. On the CPU this process
+    keeps freed memory from now on. Raises DeviceError if a device is missing.
     """
     from lightning_fabric import Fabric
 
@@ -40,28 +40,28 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
     if accelerator == "cpu":
         hold_freed_memory()
     if accelerator == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("no CUDA device was found", "Use --device cpu, or install a build of torch for this GPU.")
+        raise DeviceError("no CUDA device found", "Use --device cpu, or install a build of torch for this GPU.")
     if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("no Apple GPU was found", "Use --device cpu.")
+        raise DeviceError("no Apple GPU found", "Use --device cpu.")
     if precision == "auto":
         precision = "bfloat16" if _has_fast_bfloat16(accelerator) else "float32"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     if accelerator == "cuda" and devices > torch.cuda.device_count():
-        raise DeviceError(f"{devices} GPUs were asked for, {torch.cuda.device_count()} found", "Give fewer --devices.")
+        raise DeviceError(f"found {torch.cuda.device_count()} GPUs; expected {devices}", "Give fewer --devices.")
     if accelerator == "mps" and devices * nodes > 1:
-        raise DeviceError("training on several Apple GPUs is not possible", "Use --device cpu, or one device.")
+        raise DeviceError("cannot train on several Apple GPUs", "Use --device cpu, or a single device.")
     several = "ddp" if devices * nodes > 1 else "auto"
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every process
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # without a message for every process
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Fabric's advice on hardware that is present but not asked for
+        warnings.simplefilter("ignore")  # Fabric's advice on unused hardware
         plugin: Any = PRECISIONS[precision]
         return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=several, precision=plugin)
 
 
 def ran_on(fabric: Fabric) -> dict[str, str]:
-    """What a record's environment says of training: device, the GPU's name, precision, processes where there are several."""
+    """Facts of training for a record's environment: device, the GPU's name, precision, and the number of processes."""
     facts = {"device": str(fabric.device)}
     if fabric.device.type == "cuda":
         facts["accelerator"] = torch.cuda.get_device_name(fabric.device)
@@ -72,15 +72,15 @@ def ran_on(fabric: Fabric) -> dict[str, str]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and talks to the user; the only one, where there is one."""
+    """Whether this process, the first or only one, writes files and messages."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 @contextmanager
 def failing_together(fabric: Fabric, launching: bool = False) -> Iterator[None]:
-    """What fails in one process inside the block fails in all of them at its end: none waits for one that is gone.
+    """An error of one process inside the block ends all processes at its end, so none waits for another that is gone.
 
-    With ``launching`` it ends with their launch. Raises what failed here, or FailedElsewhere.
+    With ``launching`` the block ends with their launch. Raises this process's error, or FailedElsewhere.
     """
     failure: Exception | None = None
     try:
@@ -94,7 +94,7 @@ def failing_together(fabric: Fabric, launching: bool = False) -> Iterator[None]:
             fabric.launch()
             atexit.register(_leave_the_others)
         failures = _failures(failure, fabric)
-    except Exception as error:  # the others went away meanwhile: what failed here says more
+    except Exception as error:  # the other processes have ended; this process's error says more
         raise failure or error from None
     if failure is not None:
         raise failure
@@ -104,7 +104,7 @@ def failing_together(fabric: Fabric, launching: bool = False) -> Iterator[None]:
 
 
 def check_same_images(fabric: Fabric, digest: str | None) -> None:
-    """Raise InputError, in all processes, where the ``digest`` of what one trains on is not that of the first."""
+    """Raise InputError in all processes if the ``digest`` of one's training images differs from that of the first."""
     if fabric.world_size == 1:
         return
     digests: list[Any] = [None] * fabric.world_size
@@ -113,22 +113,22 @@ def check_same_images(fabric: Fabric, digest: str | None) -> None:
     if others:
         raise InputError(
             f"the training images of process {', '.join(others)} are not those of process 0",
-            "All processes must find the same files, or be given the same ones by the callable of --data.",
+            "All processes need the same files, or the same images from the callable of --data.",
         )
 
 
 def _leave_the_others() -> None:
-    """Close what connects this process to the others, where it was one of several.
+    """Close the connections to other processes, if any.
 
-    Done at exit, as is_first is asked until then, but before the interpreter goes: a thread of gloo's that has a tensor
-    left to free would ask for the interpreter's lock, get none, and take the process down with SIGABRT.
+    Done at exit, because is_first is used until then, but before the interpreter is finalised: a thread of gloo that then
+    frees a tensor would fail to get the interpreter's lock and abort the process.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _is_awaited(fabric: Fabric, launching: bool) -> bool:
-    """Whether there are other processes, or will be whatever becomes of this one."""
+    """Whether other processes exist, or will be started independently of this one."""
     strategy: Any = fabric.strategy
     if fabric.world_size == 1:
         return False
@@ -136,7 +136,7 @@ def _is_awaited(fabric: Fabric, launching: bool) -> bool:
 
 
 def _failures(failure: Exception | None, fabric: Fabric) -> list[tuple[int, str] | None]:
-    """Exit code and message of what failed in each of the processes."""
+    """Exit code and message of the failure of each process, or None."""
     if fabric.world_size == 1:
         return [None]
     mine = None
@@ -150,14 +150,14 @@ def _failures(failure: Exception | None, fabric: Fabric) -> list[tuple[int, str]
 
 
 def with_float64(device: torch.device) -> torch.device:
-    """The device itself, or the CPU instead of one that knows no float64, Apple's GPUs."""
+    """The device, or the CPU instead of an Apple GPU, which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def to_fast_layout(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-    """The network itself, its 4-D weights in channels_last if it takes images of ``input_shape`` (C, H, W) in that layout.
+    """The network, with its 4-D weights in channels_last if it accepts images of ``input_shape`` (C, H, W) in that layout.
 
-    Measured 1.2× faster steps for CIFAR ResNets on x86 CPUs, and what tensor cores want. Module.to would refuse a network
+    Steps of CIFAR ResNets on x86 CPUs are 1.2× faster, and tensor cores need this layout. Module.to would refuse networks
     with 5-D weights.
     """
     if takes_channels_last(network, example_input(network, input_shape)):
@@ -167,14 +167,14 @@ def to_fast_layout(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
 
 
 def freeze_unused(network: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Take parameters that no output depends on out of training: several processes wait for the gradient of every other.
+    """Freeze parameters that no output depends on, because several processes wait for the gradients of all others.
 
-    A network may skip layers by chance, so there are several passes, the same ones in all processes.
+    A network may skip layers at random, so several passes are made, the same in all processes.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     used: set[nn.Parameter] = set()
     buffers = [buffer.clone() for buffer in network.buffers()]
-    images = example_input(network, input_shape).repeat(2, *(1 for _ in input_shape))  # one alone has no variance
+    images = example_input(network, input_shape).repeat(2, *(1 for _ in input_shape))  # a single image has no variance
     images = fast_layout(network, images)
     try:
         with torch.random.fork_rng(devices=()), in_mode(network, training=True):
@@ -196,10 +196,10 @@ def _available() -> str:
 
 
 def _has_fast_bfloat16(accelerator: str) -> bool:
-    """Hardware bf16: emulated bf16 on a CPU without it is slower than float32."""
+    """Whether the hardware supports bfloat16; emulated on a CPU it is slower than float32."""
     if accelerator == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if accelerator != "cpu":
         return False
-    supported: bool = torch.cpu._is_avx512_bf16_supported()  # the only place torch tells
+    supported: bool = torch.cpu._is_avx512_bf16_supported()  # torch has no public function for it
     return supported

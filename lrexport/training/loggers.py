@@ -1,7 +1,7 @@
-"""Where training can be watched besides log.jsonl: TensorBoard, MLflow, Weights & Biases; each is an extra of its own.
+"""Log training to services besides log.jsonl: TensorBoard, MLflow, Weights & Biases; each needs an extra.
 
-Every stage has its own axis, its optimiser steps from 1. At each epoch's last step stand ``loss``, ``heldout_top1``, ``lr``
-and ``images_per_second``; ``step_loss`` every STEPS steps.
+Every stage has its own axis, optimiser steps from 1. ``loss``, ``heldout_top1``, ``lr`` and ``images_per_second`` are
+logged at each epoch's last step, ``step_loss`` every STEPS steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROJECT = "lrexport"
 
 
 class Logger(Protocol):
-    """One of the services. ``step`` is the stage's."""
+    """One service. ``step`` counts the optimiser steps of the stage."""
 
     def log(self, stage: str, values: Mapping[str, float], step: int) -> None: ...
 
@@ -34,7 +34,7 @@ class Logger(Protocol):
 class TensorBoard:
     """Event files in ``RUN/logs/tensorboard/STAGE``, by Lightning Fabric's logger.
 
-    A stage that goes on takes back what an earlier life logged beyond the step that it goes on from.
+    A resumed stage removes entries after the step from which it continues.
     """
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ class TensorBoard:
         if stage not in self._stages:
             self._stages[stage] = TensorBoardLogger(self._root, name="tensorboard", version=stage, purge_step=step)
         self._stages[stage].log_metrics(dict(values), step)
-        self._stages[stage].save()  # what a process that is killed has logged is there
+        self._stages[stage].save()  # the process may be killed at any time
 
     def close(self, done: bool) -> None:
         for logger in self._stages.values():
@@ -57,20 +57,20 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of MLflow's where MLFLOW_TRACKING_URI says, in MLFLOW_EXPERIMENT_NAME or ``lrexport``; resumed by its id."""
+    """An MLflow run at MLFLOW_TRACKING_URI, in MLFLOW_EXPERIMENT_NAME or ``lrexport``; resumed by its id."""
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         import mlflow
 
         self._client = mlflow.MlflowClient()
-        if (kept := _kept(run, "mlflow.id")) is not None:
-            self._id = kept
+        if (stored := _stored_id(run, "mlflow.id")) is not None:
+            self._id = stored
             self._client.update_run(self._id, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = mlflow.set_experiment(name).experiment_id
         self._id = self._client.create_run(experiment, run_name=run.name).info.run_id
-        _keep(run, "mlflow.id", self._id)
+        _store_id(run, "mlflow.id", self._id)
         for key, value in config.items():
             self._client.log_param(self._id, key, value)
 
@@ -88,19 +88,19 @@ class WandB:
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        known = _kept(run, "wandb.id")
+        stored = _stored_id(run, "wandb.id")
         name = os.environ.get("WANDB_PROJECT", PROJECT)
-        made = known or secrets.token_hex(8)
+        run_id = stored or secrets.token_hex(8)
         run_folder.refuse_link(run_folder.make_folder(run, LOGS) / "wandb")
         self._run = wandb.init(
-            project=name, name=run.name, id=made, resume="allow", dir=str(run / LOGS), config=dict(config)
+            project=name, name=run.name, id=run_id, resume="allow", dir=str(run / LOGS), config=dict(config)
         )
-        if not known:
-            _keep(run, "wandb.id", made)
+        if not stored:
+            _store_id(run, "wandb.id", run_id)
         self._stages: set[str] = set()
 
     def log(self, stage: str, values: Mapping[str, float], step: int) -> None:
-        if stage not in self._stages:  # the service's own steps may never go back, as those of a new stage do
+        if stage not in self._stages:  # each stage needs an axis, because the service's own steps must not decrease
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
             self._stages.add(stage)
         self._run.log({**{f"{stage}/{name}": value for name, value in values.items()}, f"{stage}/step": step})
@@ -117,7 +117,7 @@ _KINDS: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises DeviceError with the pip command for the first of the services whose package is missing."""
+    """Raise DeviceError with the pip command for the first of the services whose package is missing."""
     for name in names:
         missing = None
         try:
@@ -125,14 +125,14 @@ def check_installed(names: Sequence[str]) -> None:
         except ImportError as error:
             missing = error.name or name
         else:
-            if module.__file__ is None:  # a folder of that name, as wandb and mlflow leave one, passes for a package
+            if module.__file__ is None:  # not the package, but a folder of that name, which wandb and mlflow create
                 missing = name
         if missing is not None:
             raise DeviceError(f"--log-to {name} needs {missing}", f"Install it with: pip install 'lrexport[{name}]'")
 
 
 class Loggers:
-    """Hands a run's events on to the services ``names``. One that fails is left out with a warning: training continues."""
+    """Passes a run's events on to the services ``names``. If one fails, it is dropped with a warning; training continues."""
 
     def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any], on_event: OnEvent) -> None:
         self._on_event = on_event
@@ -145,7 +145,7 @@ class Loggers:
 
     @singledispatchmethod
     def __call__(self, event: Event) -> None:
-        """Log epochs and some steps; other events are for log.jsonl alone."""
+        """Log epochs and some steps; other events are only in log.jsonl."""
 
     @__call__.register
     def _(self, event: EpochDone) -> None:
@@ -164,25 +164,25 @@ class Loggers:
             self._try(name, partial(logger.log, stage, values, step))
 
     def close(self, done: bool) -> None:
-        """Write what is left; ``done`` says whether the run came to its end."""
+        """Close all services; ``done``: the run is finished."""
         for name, logger in list(self._loggers.items()):
             self._try(name, partial(logger.close, done))
 
     def _try(self, name: str, act: Callable[[], object]) -> None:
         try:
             act()
-        except Exception as error:  # whatever a service, its network or its disk come up with
+        except Exception as error:  # services fail in many ways
             self._loggers.pop(name, None)
             first = next(iter(str(error).splitlines()), "")
-            self._on_event(Warned(f"{name} is left out from here on: {type(error).__name__}: {first}"))
+            self._on_event(Warned(f"stopped logging to {name}: {type(error).__name__}: {first}"))
 
 
-def _kept(run: Path, name: str) -> str | None:
-    """The id that an earlier life of the run wrote, None where there is none."""
+def _stored_id(run: Path, name: str) -> str | None:
+    """The service's id of this run, stored before an interruption; None without one."""
     path = run_folder.plain(run, f"{LOGS}/{name}")
     return run_folder.read_bytes(run, f"{LOGS}/{name}").decode(errors="replace").strip() if path.is_file() else None
 
 
-def _keep(run: Path, name: str, content: str) -> None:
+def _store_id(run: Path, name: str, content: str) -> None:
     run_folder.make_folder(run, LOGS)
     run_folder.write_bytes(run, f"{LOGS}/{name}", content.encode())

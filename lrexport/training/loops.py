@@ -1,4 +1,4 @@
-"""One stage of training: dense, SVD or fine-tuning. They differ in what is added to the loss and which epoch is kept."""
+"""One stage of training: dense, SVD or fine-tuning, which differ in the added loss and in the epoch that is kept."""
 
 from __future__ import annotations
 
@@ -41,16 +41,15 @@ def train_stage(
     after_epoch: Callable[[int, nn.Module], None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> None:
-    """Train ``network`` in place for ``stage.epochs``, ending with the epoch that is best on the held-out images.
+    """Train ``network`` in place for ``stage.epochs``, and keep the epoch that is best on the held-out images.
 
-    ``extra_loss``, a module without input, is added to the loss (equation 3); ``teacher`` gives distillation with
-    ``stage.distill`` as its share; ``stage.keep_best`` False keeps the last epoch instead. ``before_epoch`` is told the
-    epoch, from 0, and may put other parameters into the network, as its answer says: those that stay keep what the
-    optimiser knows of them. With ``checkpoints`` it goes on from the last of them, on the CPU to the bit as if it had
-    never stopped.
+    ``stage.keep_best`` False keeps the last epoch instead. ``extra_loss``, a module without input, is added to the loss
+    (equation 3); ``teacher`` is distilled from with the share ``stage.distill``. ``before_epoch`` gets the epoch, from 0,
+    and returns True if it has replaced parameters of the network; the others keep their optimiser state. With
+    ``checkpoints`` training continues from the last one, on the CPU bit by bit as without the interruption.
 
-    Raises InputError when the loss stops being finite, Stopped after SIGTERM or Ctrl-C, UsageError where a batch has fewer
-    images than there are processes, or too few for BatchNorm.
+    Raises InputError if the loss stops being finite, Stopped after SIGTERM or Ctrl-C, UsageError if a batch has fewer
+    images than processes, or too few for BatchNorm.
     """
     if stage.epochs == 0:
         return
@@ -61,7 +60,7 @@ def train_stage(
         network.load_state_dict(state.network)
         if extra_loss is not None:
             extra_loss.load_state_dict(state.extra)
-    # Where a weight has one channel, channels_last and the usual layout are one, under two names.
+    # For a weight with one channel, channels_last and the contiguous layout are the same, but have different strides.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     training = StageRun(network, splits, stage, fabric, on_event, extra_loss, teacher, checkpoints)
     where = f"{fabric.device} in {stage.name} training"
@@ -72,9 +71,9 @@ def train_stage(
 
 
 def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: Fabric) -> float:
-    """Median time of a step of the stage, on a copy of ``network`` that is thrown away. Raises UsageError as above."""
+    """Median time of a step of the stage, on a temporary copy of ``network``. Raises UsageError as :func:`train_stage`."""
     _check_batch(network, splits, stage, fabric)
-    plain = replace(stage, epochs=1, distill=0.0, lr=1e-12)  # at which a step takes as long, and none diverges
+    plain = replace(stage, epochs=1, distill=0.0, lr=1e-12)  # the learning rate does not matter, but must not diverge
     training = StageRun(copy_network(network), splits, plain, fabric, ignore_events, None, None)
     with global_statistics(training.network, fabric.world_size):
         training.set_up(None)
@@ -87,17 +86,17 @@ def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: 
 
 
 def _check_batch(network: nn.Module, splits: Splits, stage: Stage, fabric: Fabric) -> None:
-    """That every process has an image of each portion, and BatchNorm several."""
+    """Raise UsageError unless each portion has an image for every process, and several for BatchNorm."""
     size = min(stage.batch_size, len(splits.train))
     if size < fabric.world_size * stage.accumulate:
         raise UsageError(
-            f"a batch of {size} images cannot be shared by {fabric.world_size} processes in {stage.accumulate} portions",
-            "Give a larger --batch-size, fewer --devices or less --accumulate.",
+            f"a batch of {size} images is too small for {fabric.world_size} processes and {stage.accumulate} portions",
+            "Give a larger --batch-size, fewer --devices or a smaller --accumulate.",
         )
     alone = needing_several(network, splits.train.image_shape) if size < 2 * stage.accumulate else []
     if alone:
         raise UsageError(
-            f"{', '.join(alone[:3])}: BatchNorm cannot be trained on one image at a time, which a batch of {size} images in"
-            f" {stage.accumulate} portions comes to",
-            "Give a larger --batch-size or less --accumulate.",
+            f"BatchNorm needs several images at a time ({', '.join(alone[:3])}); a batch of {size} images in"
+            f" {stage.accumulate} portions has single ones",
+            "Give a larger --batch-size or a smaller --accumulate.",
         )

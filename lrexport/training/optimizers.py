@@ -1,4 +1,4 @@
-"""Optimisers, with weight decay where it belongs."""
+"""Optimisers, with weight decay for ordinary weights only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Optimizer = Literal["sgd", "adam"]
 def make_optimizer(
     network: nn.Module, kind: Optimizer, lr: float, momentum: float, weight_decay: float, scaled: bool = False
 ) -> torch.optim.Optimizer:
-    """SGD with ``momentum``, or Adam with torch's own constants, as the paper's CIFAR networks were trained.
+    """SGD with ``momentum``, or Adam with torch's defaults, which trained the paper's CIFAR networks.
 
-    With ``scaled`` SGD scales the gradients of factors, see :mod:`lrexport.training.scaling`; Adam has scales of its own.
+    With ``scaled`` SGD scales the gradients of factors (:mod:`lrexport.training.scaling`); Adam does its own scaling.
     """
     groups = parameter_groups(network, weight_decay)
     if kind == "adam":
@@ -30,9 +30,9 @@ def make_optimizer(
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """An optimiser's groups: ordinary weights decay; U, s, V do not."""
-    held: list[Any] = [getattr(module, "parametrizations", {}) for module in network.modules()]
-    forms = (form["weight"] for form in held if "weight" in form and isinstance(form["weight"][0], SVDForm))
+    """Groups of parameters for an optimiser: ordinary weights decay; U, s, V do not."""
+    parametrised: list[Any] = [getattr(module, "parametrizations", {}) for module in network.modules()]
+    forms = (form["weight"] for form in parametrised if "weight" in form and isinstance(form["weight"][0], SVDForm))
     factors = {id(parameter) for form in forms for parameter in form.parameters()}
     ordinary = [parameter for parameter in network.parameters() if id(parameter) not in factors]
     free = [parameter for parameter in network.parameters() if id(parameter) in factors]

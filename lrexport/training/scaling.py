@@ -1,9 +1,9 @@
-"""Steps of SGD in factors that move the kernel about as far as steps on the kernel itself would.
+"""Scale SGD steps of factors so that they change the kernel about as much as steps of the kernel itself.
 
-Where a kernel is a product L · R, a step in L moves it by dL · R, and the gradient of L has the factor R as well: along
-each rank plain SGD goes as many times further as R has energy there. Singular values of trained layers are 1 to 6, so a
-learning rate that suits the dense network tears its factors apart. Scaled gradient descent (Tong, Ma and Chi 2021, arXiv
-2005.08898) divides by that energy; damped by its mean, and never below 1, no step gets longer than plain SGD's.
+If a kernel is a product L · R, a step dL changes it by dL · R, and the gradient of L contains R as well. So along each rank
+plain SGD moves the kernel further by a factor of R's energy. Singular values of trained layers are 1 to 6, so with the
+dense network's learning rate its factors diverge. Scaled gradient descent (Tong, Ma and Chi 2021, arXiv 2005.08898) divides
+by that energy. Here the divisor is the energy plus its mean, and at least 1, so no step is longer than plain SGD's.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ def _scale_pair(first: nn.Module, second: nn.Module) -> None:
 
 
 def _damped(energies: Tensor) -> Tensor:
-    """What gradients are multiplied by, of the energies of the other side, (…, r)."""
+    """The factors for gradients, from the energies of the other side, (…, r)."""
     return (energies + energies.mean(-1, keepdim=True)).clamp_min(1).reciprocal()
 
 
 def _energies(half: nn.Module, is_first: bool) -> Tensor:
-    """Σ of squares of a half's weight for each rank, (groups, r): the channels that it gives if ``is_first``, else takes."""
+    """Sums of squares of a half's weight by rank, (groups, r): over output channels if ``is_first``, else input channels."""
     spec, weight = spec_of(half), half.weight
     assert isinstance(weight, Tensor)
-    if is_first != spec.transposed:  # these channels are the weight's first axis
+    if is_first != spec.transposed:  # the ranks are on the weight's first axis
         return weight.square().flatten(1).sum(1).view(spec.groups, -1)
     grouped = weight.square().reshape(spec.groups, -1, *weight.shape[1:])
     return grouped.flatten(3).sum((1, 3)) if grouped.ndim > 3 else grouped.sum(1)
 
 
 def _spread(half: nn.Module, is_first: bool, scale: Tensor) -> Tensor:
-    """A scale for each rank, (groups, r), in a shape that multiplies the half's weight."""
+    """A scale for each rank, (groups, r), reshaped to multiply the half's weight."""
     spec, weight = spec_of(half), half.weight
     assert isinstance(weight, Tensor)
     ones = (1,) * (weight.ndim - 2)

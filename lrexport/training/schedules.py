@@ -1,4 +1,4 @@
-"""Learning rates: linear warm-up, then cosine or steps. Pure functions of the progress, so that nothing has to be saved."""
+"""Learning rates: linear warm-up, then cosine or steps; functions of the progress, so no state has to be saved."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def learning_rate(
     warmup: float = 0.0,
     milestones: tuple[float, ...] = (),
 ) -> float:
-    """Rate at ``progress`` in [0, 1] of a stage whose first ``warmup`` (a share, too) rises linearly to ``base``.
+    """The rate at ``progress`` in [0, 1] of a stage. In the first share ``warmup`` it rises linearly to ``base``.
 
-    By "step" it is divided by ten at each of ``milestones``, shares of the stage; TrainConfig has their default.
+    With "step" it is divided by ten at each of ``milestones``, shares of the stage; TrainConfig has their default.
     """
     if progress < warmup:
         return base * max(progress / warmup, 0.01)

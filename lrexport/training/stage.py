@@ -1,4 +1,4 @@
-"""How a stage of training trains."""
+"""The settings of a stage of training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from lrexport.training.schedules import Schedule, learning_rate
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage trains. ``weight_decay`` acts on ordinary weights, never on U, s, V.
+    """The settings of one stage. ``weight_decay`` acts on ordinary weights, never on U, s, V.
 
-    ``batch_size`` images make a step, whatever the number of processes that share them, in ``accumulate`` portions.
-    ``milestones`` are shares of the stage. ``checkpoint_minutes`` is the longest time between two checkpoints; there is one
-    after every epoch in any case.
+    A step has ``batch_size`` images, of all processes together, in ``accumulate`` portions. ``milestones`` are shares of
+    the stage. ``checkpoint_minutes`` is the longest time between two checkpoints; there is also one after every epoch.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A stage of training under way: its steps, what it keeps, when it stops."""
+"""A running stage of training: its steps, its state, and when it stops."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from lrexport.training.stopping import StopRequest
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_MOST_BAD_STEPS = 3  # steps in a row without a finite loss, before a stage gives up
-_MOST_SOUND = 10.0  # times the loss of guessing: beyond it weights are blowing up
-_SAVE = 0.5  # asked for beside the numbers of signals: a checkpoint
+_MOST_BAD_STEPS = 3  # consecutive steps without a finite loss before a stage gives up
+_MOST_SOUND = 10.0  # times the loss of guessing, above which weights are exploding
+_SAVE = 0.5  # a request for a checkpoint; larger requests are signal numbers
 
 
 @dataclass
 class StageRun:
-    """One stage, as :func:`lrexport.training.loops.train_stage` describes it."""
+    """One stage; :func:`lrexport.training.loops.train_stage` describes the fields."""
 
     network: nn.Module
     splits: Splits
@@ -53,11 +53,11 @@ class StageRun:
     checkpoints: Checkpoints | None = None
     state: StageState = field(default_factory=StageState)
     has_teacher: bool = False  # whether the teacher is ready
-    seconds: list[float] = field(default_factory=list)  # of the steps of this epoch
-    sound: bool = True  # whether all losses since the last checkpoint were
+    seconds: list[float] = field(default_factory=list)  # times of this epoch's steps
+    sound: bool = True  # whether all losses since the last checkpoint were sound
 
     def median_ms(self) -> float:
-        """Median of the steps since the last call, in milliseconds."""
+        """The median step time since the last call, in milliseconds."""
         taken, self.seconds = self.seconds, []
         return 1e3 * statistics.median(taken) if taken else 0.0
 
@@ -68,10 +68,10 @@ class StageRun:
         before_epoch: Callable[[int], bool] | None,
         after_epoch: Callable[[int, nn.Module], None] | None,
     ) -> None:
-        """All epochs that are left."""
+        """Train all remaining epochs."""
         stage, network, fabric, checkpoints = self.stage, self.network, self.fabric, self.checkpoints
         self.set_up(state)
-        if state is None and stage.keep_best:  # training must not end worse than it began
+        if state is None and stage.keep_best:  # training must not end worse than it started
             self.state.best_top1 = self._score()
             self.state.best = copy.deepcopy(network.state_dict())
         saved = time.monotonic()
@@ -79,7 +79,7 @@ class StageRun:
         def save() -> None:
             nonlocal saved
             if checkpoints is not None:
-                fabric.barrier()  # nobody may still look for what an earlier life left
+                fabric.barrier()  # other processes may still be loading an old checkpoint
                 self.state.network, self.state.optimizer = network.state_dict(), optimizer_state(self.optimizer, network)
                 self.state.extra = self.extra_loss.state_dict() if self.extra_loss is not None else {}
                 checkpoints.save(self.state, self.sound)
@@ -102,9 +102,9 @@ class StageRun:
                     raise _stopped(int(asked), stage, self.state, checkpoints is not None)
             trained = time.perf_counter() - started
             if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
-                self._give_up("weights are not finite any more", self.steps - 1)  # the gradients of a finite loss were not
+                self._give_up("the weights are no longer finite", self.steps - 1)  # although the loss was finite
             top1 = self._score()
-            self._tell(top1, trained, time.perf_counter() - started, self.state.images - before)
+            self._report(top1, trained, time.perf_counter() - started, self.state.images - before)
             if after_epoch is not None:
                 after_epoch(epoch + 1, network)
             if stage.keep_best and top1 > self.state.best_top1:  # NaN is never larger
@@ -112,24 +112,24 @@ class StageRun:
             self.state.epoch, self.state.step, self.state.loss_sum, self.state.images = epoch + 1, 0, 0.0, 0
             save()
             late = int(self._most(torch.tensor([float(stop.number)])))
-            if late:  # asked while the epoch was scored and saved
+            if late:  # a signal during scoring or saving
                 raise _stopped(late, stage, self.state, checkpoints is not None)
         if self.state.best is not None:
             network.load_state_dict(self.state.best)
 
     def _change(self, change: Callable[[], bool]) -> None:
-        """Let ``change`` put other parameters into the network; the optimiser goes on with those that stay."""
-        known = optimizer_state(self.optimizer, self.network)
-        # Other singular vectors may stand in the columns of U and V, even where their number is the same.
-        known = {name: entries for name, entries in known.items() if ".parametrizations." not in f".{name}"}
+        """Let ``change`` replace parameters of the network; the others keep their optimiser state."""
+        kept = optimizer_state(self.optimizer, self.network)
+        # Columns of U and V may now be other singular vectors, even if their number is the same.
+        kept = {name: entries for name, entries in kept.items() if ".parametrizations." not in f".{name}"}
         if change():
-            self.state.optimizer = known
-            del self.wrapped, self.optimizer  # before there is another wrapper of the same network
+            self.state.optimizer = kept
+            del self.wrapped, self.optimizer  # a network must have only one wrapper at a time
             gc.collect()
             self.set_up(self.state)
 
     def set_up(self, state: StageState | None) -> None:
-        """Optimiser, wrapped network and order of images; ``state`` is where an earlier life of the stage was."""
+        """Make the optimiser, the wrapped network and the order of images; ``state`` is that of an interrupted stage."""
         fabric, stage = self.fabric, self.stage
         to_fast_layout(self.network, self.splits.train.image_shape)
         if fabric.world_size > 1:
@@ -140,17 +140,17 @@ class StageRun:
         self.wrapped, self.optimizer = fabric.setup(module, optimizer)
         if state is not None:
             self.state = state
-            if state.step and state.batch_size != stage.batch_size:  # steps of another size: the epoch begins again
+            if state.step and state.batch_size != stage.batch_size:  # steps are not comparable, so the epoch starts again
                 state.step, state.loss_sum, state.images = 0, 0.0, 0
             if not restore_optimizer(self.optimizer, self.network, state.optimizer):
-                begins = "goes on with another optimizer, which begins without what the one before knew"
-                self.on_event(Warned(f"{stage.name} training {begins}"))
+                text = f"{stage.name} training continues with another optimizer, without the state of the previous one"
+                self.on_event(Warned(text))
         self.state.batch_size = stage.batch_size
         if self.teacher is not None and not self.has_teacher:
             self.has_teacher = True
             frozen = copy_network(self.teacher).eval().requires_grad_(False)
             self.teacher = to_fast_layout(frozen, self.splits.train.image_shape).to(fabric.device)
-        if fabric.device.type == "cuda":  # sets that are in memory stay on the device, augmentation happens there
+        if fabric.device.type == "cuda":  # sets in memory are kept and augmented on the device
             self.splits = self.splits.to(fabric.device)
         name = zlib.crc32(stage.name.encode())
         share = {"rank": fabric.global_rank, "world": fabric.world_size, "portions": stage.accumulate}
@@ -159,7 +159,7 @@ class StageRun:
         self.bad = 0
 
     def batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(step, images, labels) of what is left of an epoch, this process's part."""
+        """(step, images, labels) for the rest of an epoch, this process's part."""
         train, first = self.splits.train, self.state.step
         order = self.order.of(epoch, first)
         batches = train.batches(self.stage.batch_size, self.fabric.device, order, self.splits.data.augmentation)
@@ -167,7 +167,7 @@ class StageRun:
             yield step, images, labels
 
     def step(self, step: int, images: Tensor, labels: Tensor, asked: float) -> float:
-        """One step of the optimiser, or none where the loss is not finite; the most that any process asks for."""
+        """One optimiser step, skipped if the loss is not finite; returns the largest request of all processes."""
         epoch, stage, network, fabric = self.state.epoch, self.stage, self.network, self.fabric
         began = time.perf_counter()
         rate = self._rate(epoch, step)
@@ -178,7 +178,7 @@ class StageRun:
         size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
         task, value, of_all = self._backward(images, labels, size, asked)
         self.sound &= math.isfinite(value) and task <= _MOST_SOUND * math.log(len(self.splits.data.classes))
-        if not math.isfinite(value):  # one bad batch must reach neither weights nor statistics; a row is divergence
+        if not math.isfinite(value):  # a bad batch must not change weights or statistics; several in a row are divergence
             self.bad += 1
             self.optimizer.zero_grad(set_to_none=True)
             for buffer, before in zip(network.buffers(), buffers, strict=True):
@@ -197,19 +197,19 @@ class StageRun:
         return of_all
 
     def _give_up(self, what: str, step: int) -> NoReturn:
-        """Training diverged: what is kept is what it can go on from."""
+        """Raise the error for diverged training, after removing checkpoints that it cannot continue from."""
         if self.checkpoints is not None:
             self.checkpoints.fall_back()
         epoch, rate = self.state.epoch, self._rate(self.state.epoch, step)
         raise InputError(
             f"{what} at step {step + 1} of epoch {epoch + 1} ({self.stage.name}, learning rate {rate:.2g})",
-            "Try a lower learning rate: with --resume --allow-changes it goes on from where the loss was sound.",
+            "Try a lower learning rate: with --resume --allow-changes training continues from where the loss was sound.",
         )
 
     def _backward(self, images: Tensor, labels: Tensor, size: int, asked: float) -> tuple[float, float, float]:
-        """Gradients of the global batch's mean loss. (task loss, whole loss, asked), the same in all processes.
+        """Compute gradients of the global batch's mean loss; (task loss, total loss, request), the same in all processes.
 
-        Where the loss is not finite the gradients are of no use, and thrown away by the caller.
+        If the loss is not finite, the caller discards the gradients.
         """
         stage, network, fabric = self.stage, self.network, self.fabric
         sizes = self.order.sizes(size)
@@ -223,9 +223,9 @@ class StageRun:
                 loss = task
                 if self.teacher is not None and stage.distill:
                     with torch.no_grad(), fabric.autocast():  # float32 takes twice as long
-                        taught = self.teacher(fast_layout(self.teacher, part)).float()
-                    loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, taught, stage)
-                # Gradients are averaged over the processes, whose parts of the batch may differ by an image.
+                        teacher_logits = self.teacher(fast_layout(self.teacher, part)).float()
+                    loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, teacher_logits, stage)
+                # Gradients are averaged over processes, whose parts of the batch may differ in size by one image.
                 loss = loss * (len(truth) * fabric.world_size / size)
                 if last and self.extra_loss is not None:
                     loss = loss + self.extra_loss()
@@ -233,13 +233,13 @@ class StageRun:
                 sums[1] += float(loss.detach()) / fabric.world_size
                 if last:
                     sums = self._sum(sums, asked)
-                # Before the last portion in any case, as all processes must go through BatchNorm's exchange together.
+                # Always for the portions before the last, because BatchNorm needs all processes.
                 if not last or math.isfinite(float(sums[1])):
                     fabric.backward(loss)
         return float(sums[0]), float(sums[1]), float(sums[2])
 
     def _sum(self, sums: Tensor, asked: float) -> Tensor:
-        """Over the processes; of what they ask for the largest."""
+        """The sums over all processes, and their largest request."""
         sums[2] = asked
         if self.fabric.world_size == 1:
             return sums
@@ -247,7 +247,7 @@ class StageRun:
         return torch.cat([total.cpu(), self._most(sums[2:])])
 
     def _most(self, asked: Tensor) -> Tensor:
-        """The largest over the processes."""
+        """The largest request of all processes."""
         most: Any = self.fabric.all_reduce(asked.to(self.fabric.device), reduce_op="max")
         largest: Tensor = most.cpu()
         return largest
@@ -256,16 +256,16 @@ class StageRun:
         return self.stage.rate((epoch + step / self.steps) / self.stage.epochs)
 
     def _score(self) -> float:
-        # Not the wrapped network, which speaks to the other processes in every batch: their parts may have fewer.
+        # Not the wrapped network, which communicates in every batch: other processes may have fewer batches.
         with self.fabric.autocast():
             try:
                 return score(self.network, self.splits.heldout, self.fabric.device, "heldout", fabric=self.fabric).top1
             except NotANumber as error:
-                if not self.state.step:  # before any step it is not training that did it
+                if not self.state.step:  # before the first step, training is not the cause
                     raise
                 self._give_up(error.message, self.steps - 1)
 
-    def _tell(self, top1: float, trained: float, seconds: float, images: int) -> None:
+    def _report(self, top1: float, trained: float, seconds: float, images: int) -> None:
         state, stage = self.state, self.stage
         done = EpochDone(
             stage=stage.name,
@@ -284,10 +284,10 @@ class StageRun:
 
 def _stopped(number: int, stage: Stage, state: StageState, saved: bool) -> Stopped:
     where = f"stopped in {stage.name} training, after step {state.step} of epoch {state.epoch + 1}"
-    return Stopped(number, where, "The same command with --resume goes on from there." if saved else None)
+    return Stopped(number, where, "The same command with --resume continues from there." if saved else None)
 
 
 def _distillation(logits: Tensor, teacher_logits: Tensor, stage: Stage) -> Tensor:
-    """Hinton et al. 2015 (arXiv 1503.02531): KL divergence of softened outputs, scaled by T² to keep the gradient's size."""
+    """KL divergence of softened outputs, times T² to keep the gradient's size (Hinton et al. 2015, arXiv 1503.02531)."""
     soft, target = (F.log_softmax(z / stage.temperature, dim=1) for z in (logits, teacher_logits))
     return F.kl_div(soft, target, reduction="batchmean", log_target=True) * stage.temperature**2

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: in training the step is finished and saved, a second one ends it at once, as one does elsewhere."""
+"""SIGTERM and Ctrl-C: training first finishes and saves its step; a second signal stops it at once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass
 class StopRequest:
-    """``number`` is the signal that asked for the end, 0 while none did."""
+    """``number`` is the signal that was received, or 0."""
 
     number: int = 0
 
 
 @contextmanager
 def heeding_signals() -> Iterator[StopRequest]:
-    """Take SIGTERM and Ctrl-C as requests inside the block; outside of the main thread they are left to their handlers.
+    """Inside the block, SIGTERM and Ctrl-C only set a StopRequest; outside of the main thread handlers are not changed.
 
-    One that came too late for the block to heed it is sent again at its end.
+    At the end of the block a received signal is raised again.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -37,7 +37,7 @@ def heeding_signals() -> Iterator[StopRequest]:
         if not request.number:
             request.number = number
             return
-        for each, handler in before.items():  # asked twice: what these did before, at once
+        for each, handler in before.items():  # the second signal acts at once, by the previous handlers
             signal.signal(each, handler)
         handler = before[signal.Signals(number)]
         if callable(handler):
@@ -58,13 +58,13 @@ def heeding_signals() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def saying_how_to_go_on(can_go_on: Callable[[], bool]) -> Iterator[None]:
-    """An interrupt that ends the block becomes Stopped, with what ``can_go_on`` says then of its work."""
+def stopping_with_hint(can_resume: Callable[[], bool]) -> Iterator[None]:
+    """An interrupt that ends the block becomes Stopped, with a hint on --resume if ``can_resume``."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as interrupt:
         number = signal_of(interrupt)
         if number is None:
             raise
-        hint = "The same command with --resume goes on from what was saved last." if can_go_on() else None
+        hint = "The same command with --resume continues from the last checkpoint." if can_resume() else None
         raise Stopped(number, "stopped", hint) from interrupt

@@ -1,1 +1,1 @@
-"""Code that files name: where it would be loaded from, and whether the user agreed to run it."""
+"""Code that files name: where it comes from, and whether the user agreed to run it."""

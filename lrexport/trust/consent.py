@@ -1,7 +1,7 @@
-"""Import paths that stand in files are followed only with the user's consent; what the user typed is consent.
+"""Import paths in files are followed only with the user's consent. An import path that the user types is consent.
 
-What was agreed to is remembered (:mod:`lrexport.trust.store`): the import path with its keyword arguments and the file that
-the module is loaded from, so that a module of the same name in another folder is another matter.
+Consent is remembered (:mod:`lrexport.trust.store`) for the import path, its keyword arguments and the module's file, so it
+does not cover a module of the same name in another folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lrexport.errors import InputError
 from lrexport.trust import store
 from lrexport.trust.current_folder import origin_of
 
-_MOST_SHOWN = 300  # characters of keyword arguments in an error
+_MOST_SHOWN = 300  # characters of a call in an error
 
 _agreed: ContextVar[frozenset[str]] = ContextVar("agreed", default=frozenset())
 _trusts_all: ContextVar[bool] = ContextVar("trusts_all", default=False)
@@ -26,9 +26,9 @@ _trusts_all: ContextVar[bool] = ContextVar("trusts_all", default=False)
 
 @dataclass(frozen=True)
 class Code:
-    """What would run: the callable at ``path``, ``package.module:callable``, with ``kwargs``, out of ``file``.
+    """Code that would run: the callable ``path``, ``package.module:callable``, with ``kwargs``, from ``file``.
 
-    ``what`` says what it is for, MODEL or --data.
+    ``what`` is the option that uses it: MODEL or --data.
     """
 
     what: str
@@ -38,13 +38,13 @@ class Code:
 
     @property
     def call(self) -> str:
-        """As Python would write it."""
+        """The call as Python code."""
         return f"{self.path}({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})"
 
     @property
     def key(self) -> str:
-        """A hash of all that is agreed to. The number of classes is the data's, and only ever makes a layer wider."""
-        import hashlib  # only here: --help must not wait for it
+        """A hash of what the user agrees to. It excludes the number of classes, which only sets the size of a layer."""
+        import hashlib  # slow to import, and --help does not need it
 
         kwargs = {name: value for name, value in self.kwargs.items() if name != "num_classes" or type(value) is not int}
         text = json.dumps([self.path, kwargs, self.file], sort_keys=True, default=repr)
@@ -56,7 +56,7 @@ Ask = Callable[[Code, Path], bool]
 
 @contextmanager
 def session() -> Iterator[None]:
-    """What is agreed to inside the block holds there; beyond it only what can be remembered does."""
+    """Consent given inside the block ends with it, unless it could be stored."""
     agreed, trusts = _agreed.set(frozenset()), _trusts_all.set(False)
     try:
         yield
@@ -67,7 +67,7 @@ def session() -> Iterator[None]:
 
 @contextmanager
 def trusting(all_code: bool = True) -> Iterator[None]:
-    """Inside the block whatever code a file names is agreed to, as ``--trust-code`` and ``trust_code=True`` say."""
+    """Agree to all code that files name inside the block: ``--trust-code`` and ``trust_code=True``."""
     token = _trusts_all.set(all_code or _trusts_all.get())
     try:
         yield
@@ -76,26 +76,25 @@ def trusting(all_code: bool = True) -> Iterator[None]:
 
 
 def code_at(path: str, what: str, kwargs: Mapping[str, Any] | None = None) -> Code | None:
-    """The code that an import path names; None where there is no such module."""
+    """The code that an import path names; None if the module does not exist."""
     file = origin_of(path.partition(":")[0])
     return Code(what, path, file, kwargs or {}) if file is not None else None
 
 
 def agree(code: Code) -> None:
-    """Note that the user wants this code: it was typed, or somebody was asked."""
+    """Store that the user agreed to run this code, by typing its path or when asked."""
     _agreed.set(_agreed.get() | {code.key})
     store.remember(code.key, code.path, code.file)
 
 
-def require(code: Code, said_in: Path, ask: Ask | None = None) -> None:
-    """Raise InputError unless the user agreed to run ``code``, which the file ``said_in`` names, or does so when asked."""
+def require(code: Code, named_in: Path, ask: Ask | None = None) -> None:
+    """Raise InputError unless the user agreed to run ``code``, which the file ``named_in`` names, or agrees when asked."""
     if code.key in _agreed.get():
         return
-    if not (_trusts_all.get() or store.knows(code.key) or (ask is not None and ask(code, said_in))):
+    if not (_trusts_all.get() or store.knows(code.key) or (ask is not None and ask(code, named_in))):
         call = code.call if len(code.call) <= _MOST_SHOWN else f"{code.call[:_MOST_SHOWN]}…"
         raise InputError(
-            f"{said_in} names code that would run as {code.what}: {call}, from {code.file}",
-            "Nothing of it was run. If you know who made this and trust that code, give --trust-code "
-            "(in Python: trust_code=True).",
+            f"{named_in} names code that would run as {code.what}: {call}, from {code.file}",
+            "It was not run. If you know who made this and trust the code, give --trust-code (in Python: trust_code=True).",
         )
     agree(code)

@@ -1,4 +1,4 @@
-"""The current folder as a place of modules, as with `python -m`, but only for code that was asked for there."""
+"""Import modules from the current folder, as `python -m` does, but only for code that the user named there."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from types import ModuleType
 
 
 class _Here(MetaPathFinder):
-    """Finds what is in ``folder``: modules and packages, or plain folders with modules. Without a folder it finds nothing.
+    """Finds modules and packages in ``folder``, or plain folders with modules; finds nothing while ``folder`` is None.
 
-    On sys.path any folder there would be a package, a run's too: libraries ask for others that may be missing, and torch,
-    which takes z3 where it finds it, ends in an error where a run is called that.
+    On sys.path every folder in it, even a run, would count as a package. Libraries try to import optional packages: a run
+    called z3 would make torch fail.
     """
 
-    folder: Path | None = None  # that of both finders
+    folder: Path | None = None  # shared by both finders
 
     def __init__(self, plain_folders: bool) -> None:
         self.plain_folders = plain_folders
@@ -36,12 +36,12 @@ _FIRST, _LAST = _Here(plain_folders=False), _Here(plain_folders=True)
 
 
 def import_here(name: str) -> ModuleType:
-    """Import the module ``name``, of the current folder before a library's.
+    """Import the module ``name``, preferably from the current folder.
 
-    Only where it is of the current folder are the modules that it imports, now or later, looked for there as well: a module
-    of a library opens no folder to other imports.
+    If it is there, the modules that it imports, now or later, are looked for there as well. A library's module does not
+    open the folder to its imports.
     """
-    importlib.invalidate_caches()  # it may have been written a moment ago
+    importlib.invalidate_caches()  # the module may be newer than the caches
     here, top = Path.cwd(), name.partition(".")[0]
     if here != _Here.folder:
         _Here.folder = None
@@ -54,10 +54,10 @@ def import_here(name: str) -> ModuleType:
 
 
 def origin_of(name: str) -> str | None:
-    """The file that :func:`import_here` would load the module from, links followed; None where there is no such module.
+    """The file that :func:`import_here` would load the module from, with links resolved; None if it does not exist.
 
-    A module without a file is named as Python does: "built-in", or the folder of a package that has no code itself.
-    Nothing is imported, not even the packages that the module is in.
+    For a module without a file it is Python's name, such as "built-in", or the folder of a package without code. Nothing is
+    imported, not even the packages that contain the module.
     """
     importlib.invalidate_caches()
     top, *parts = name.split(".")
@@ -69,7 +69,7 @@ def origin_of(name: str) -> str | None:
         spec = _loaded(full) or (_find_below(spec, full) if spec is not None else None)
     if spec is None:
         return None
-    if file := getattr(sys.modules.get(name), "__file__", None):  # Python calls its own modules frozen
+    if file := getattr(sys.modules.get(name), "__file__", None):  # the specs of Python's own modules say "frozen"
         return str(Path(file).resolve())
     if spec.has_location and spec.origin:
         return str(Path(spec.origin).resolve())
@@ -77,7 +77,7 @@ def origin_of(name: str) -> str | None:
 
 
 def _find_top(name: str) -> tuple[ModuleSpec | None, bool]:
-    """Where a module that is in no package comes from, and whether that is the current folder."""
+    """The spec of a top-level module, and whether it comes from the current folder."""
     here = Path.cwd()
     if (own := _in(here, name, plain_folders=False)) is not None:
         return own, True
@@ -103,12 +103,12 @@ def _ask_finders(name: str, path: list[str] | None) -> ModuleSpec | None:
 
 
 def _folders(package: ModuleSpec) -> list[str]:
-    """The folders that modules of a package are in. Those of a package without code in another one follow its parent's."""
+    """The folders of a package's modules. Those of a nested package without code depend on its parent."""
     if package.submodule_search_locations is None:
         return []
     try:
         return [*package.submodule_search_locations]
-    except KeyError:  # the parent, which was not imported; what was found is what it was made from
+    except KeyError:  # the parent is not imported; _path has the folders found so far
         return [*getattr(package.submodule_search_locations, "_path", ())]
 
 
@@ -119,7 +119,7 @@ def _loaded(name: str) -> ModuleSpec | None:
     spec: ModuleSpec | None = getattr(module, "__spec__", None)
     if spec is not None and spec.name == name:
         return spec
-    # As __main__, os.path or what a program put there itself.
+    # __main__, os.path, or a module that the program made itself.
     made = ModuleSpec(
         name, None, origin=getattr(module, "__file__", None) or "built-in", is_package=hasattr(module, "__path__")
     )

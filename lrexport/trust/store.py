@@ -1,4 +1,4 @@
-"""What this user agreed to run, kept on this machine: one line of JSON for each, in a file that nobody else can write."""
+"""Code that this user agreed to run on this machine: a file of JSON lines that nobody else can write."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from lrexport.artifacts.plain_files import without_links
 
-# Another folder than the user's own, as tests have it.
+# Replaces the default folder, for example in tests.
 FOLDER_VARIABLE = "LREXPORT_STATE"
 _FILE = "trusted-code.jsonl"
 _MOST_BYTES = 8 << 20
 
 
 def folder() -> Path | None:
-    """``$LREXPORT_STATE``, else ``lrexport`` in ``$XDG_STATE_HOME`` or ~/.local/state; None where there is no home."""
+    """``$LREXPORT_STATE``, else ``lrexport`` in ``$XDG_STATE_HOME`` or ~/.local/state; None without a home folder."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen)
     state = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(state):  # its specification has others ignored
+    if os.path.isabs(state):  # the XDG specification ignores relative paths
         return Path(state) / "lrexport"
     try:
         return Path.home() / ".local" / "state" / "lrexport"
@@ -30,12 +30,12 @@ def folder() -> Path | None:
 
 
 def knows(key: str) -> bool:
-    """Whether ``key`` was remembered. A file that others can write, or that cannot be read, says nothing."""
+    """Whether ``key`` was stored. A file that others can write, or that cannot be read, is ignored."""
     return key in _read()
 
 
 def remember(key: str, path: str, file: str) -> None:
-    """Keep ``key``; ``path`` and ``file`` are for people who look. Where that cannot be written it is not kept."""
+    """Store ``key``, with ``path`` and ``file`` for human readers. A file that cannot be written is skipped."""
     place = folder()
     if place is None or knows(key):
         return
@@ -45,7 +45,7 @@ def remember(key: str, path: str, file: str) -> None:
         descriptor = without_links(str(place / _FILE), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             if _is_own(os.fstat(descriptor)):
-                os.write(descriptor, line.encode())  # at once: several processes may do so
+                os.write(descriptor, line.encode())  # in one call, because several processes may append
         finally:
             os.close(descriptor)
 
@@ -69,7 +69,7 @@ def _read() -> set[str]:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """Whether it is a plain file of this user's that no other one may write."""
+    """Whether it is a plain file that belongs to this user and that nobody else can write."""
     if not stat.S_ISREG(status.st_mode):
         return False
     return not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)

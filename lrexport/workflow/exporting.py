@@ -35,7 +35,6 @@ from lrexport.formats.int8 import quantise_onnx
 from lrexport.formats.onnx import export_onnx
 from lrexport.formats.ort import Platform, write_ort
 from lrexport.formats.verify import check_same_accuracy, score_onnx
-from lrexport.lowrank.factors.decompose import run_once
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
@@ -44,6 +43,7 @@ from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
 from lrexport.runs.record import Quantisation, Record, Result, Results, StoredFile, load_record
 from lrexport.tasks.classification import score
+from lrexport.torch_tools.tracing import run_once
 from lrexport.training.engine import LASTING
 from lrexport.training.stopping import heeding_signals
 
@@ -245,8 +245,8 @@ def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[
     return names
 
 
-def _load_images(record: Record, options: ExportOptions, network: nn.Module, said_in: Path | None) -> _Images:
-    """Test and calibration images, if needed; ``said_in`` is the record that names them, None if the user does.
+def _load_images(record: Record, options: ExportOptions, network: nn.Module, named_in: Path | None) -> _Images:
+    """Test and calibration images, if needed; ``named_in`` is the record that names them, None if the user does.
 
     Raises UsageError for int8 without data.
     """
@@ -257,7 +257,7 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module, sai
         return _Images()
     shape = record.model.input_shape
     with loading.naming_recorded_data(record, options.data):
-        data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)), said_in=said_in)
+        data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)), named_in=named_in)
     check_fits(data, shape, tuple(run_once(network, shape).shape))
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
     return _Images(source, data.test if options.rescore else None, calibration, data.warnings)

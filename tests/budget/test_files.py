@@ -134,10 +134,13 @@ def _without_external_data(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a Git LFS pointer": (lambda path: path.write_text(POINTER), "b.onnx is a Git LFS pointer, not the file itself. Fetch"),
-    "a pointer in its external data": (_pointer_in_external_data, "b.weights is a Git LFS pointer, git lfs pull"),
-    "without its external data": (_without_external_data, "external data that is not there"),
+    "a pointer in its external data": (
+        _pointer_in_external_data,
+        "b.weights is a Git LFS pointer: fetch the file with git lfs pull",
+    ),
+    "without its external data": (_without_external_data, "missing external data"),
     "empty": (lambda path: path.write_bytes(b""), "empty file: "),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "b.onnx is no valid ONNX file"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "b.onnx: "),
 }
 
 

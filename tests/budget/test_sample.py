@@ -257,7 +257,7 @@ def test_a_damaged_file_is_exit_code_3_and_an_output_that_cannot_be_written_4(ch
     Path("exports/small.onnx").write_bytes(content[:-9])
     done = check("exports/small.onnx")
     assert done.code == 3
-    assert "exports/small.onnx is no valid ONNX file" in done.err
+    assert "invalid ONNX file exports/small.onnx" in done.err
 
 
 def test_models_of_the_command_line_fall_under_the_budgets_that_are_about_them(check: Command) -> None:

@@ -104,7 +104,7 @@ def test_a_run_that_was_not_exported_is_told_how(capsys: pytest.CaptureFixture) 
         (["nowhere.onnx"], 2, "nowhere.onnx does not exist"),
         (["small.onnx", "--baseline", "nowhere.onnx"], 2, "nowhere.onnx does not exist"),
         (["empty.onnx"], 3, "empty file: empty.onnx"),
-        (["random.onnx"], 3, "random.onnx is no valid ONNX file"),
+        (["random.onnx"], 3, "invalid ONNX file random.onnx"),
         (["random.ort"], 3, "random.ort is not in ONNX Runtime's format"),
         (["cut.ort"], 3, "local cannot measure cut.ort: "),
         (["small.onnx", "--batch", "4"], 2, "a fixed batch of 1, not 4; omit the batch size, or export"),

@@ -14,7 +14,7 @@ def test_a_demo_that_was_stopped_goes_on_with_resume_and_is_not_begun_again_in_t
     stopped.until(lambda: list(run.glob("checkpoint/dense-0000-0000000.*.safetensors")))
     stopped.send(signal.SIGTERM)
     assert stopped.wait() == 143
-    assert "The same command with --resume goes on from there." in stopped.output
+    assert "The same command with --resume continues from there." in stopped.output
     again = Forked(tmp_path, "demo", "-o", "run")
     assert again.wait() == 2
     assert "or resume this run with --resume" in again.output

@@ -116,7 +116,7 @@ def test_a_pair_that_costs_more_is_made_and_noted(capsys: pytest.CaptureFixture)
         ('{"0": "dense",\n}', "plan.json:2: not JSON"),
         ('{"1": "dense"}', "plan.json: the network has no layer '1'"),
         ('{"2": {"scheme": "spatial", "rank": 1}}', "plan.json: layer '2' cannot be factorised: depthwise convolution"),
-        ('{"4": {"scheme": "spatial", "rank": 49}}', "plan.json: layer '4': rank is 49, at most its full rank"),
+        ('{"4": {"scheme": "spatial", "rank": 49}}', "plan.json: layer '4': invalid rank 49: expected at most"),
         ('{"8": {"scheme": "spatial", "rank": 1}}', "plan.json: layer '8' cannot be spatial"),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_single_class_a_missing_part_and_a_missing_root_are_said(root: Path, t
         load_data("folder", SHAPE)
     for part in ("train", "val"):
         (root / part / "dog").rename(root / f"{part}-dog")
-    with pytest.raises(InputError, match="two are the least"):
+    with pytest.raises(InputError, match="expected at least two"):
         load_data(f"folder:{root}", SHAPE)
 
 

@@ -166,7 +166,7 @@ def test_patterns_of_layers_to_keep_stand_in_a_file_alone_or_in_a_list(lrexport:
 def test_an_option_without_a_match_names_layers_that_there_are(lrexport: Command) -> None:
     done = lrexport("compress", "tiny:make", "-o", "out", "--macs", "0.9", "--keep", "body.*")
     assert done.code == 2
-    assert "no layer matches 'body.*', to be kept dense" in done.err
+    assert "invalid keep pattern 'body.*': no layer matches" in done.err
     assert nothing_made()
 
 

@@ -76,7 +76,10 @@ def test_a_small_pickle_that_stands_for_more_than_any_machine_can_hash_or_print_
         write_archive(path, pickled)
     else:
         write_old_format(path, pickled, 4)
-    with frugally(), pytest.raises(InputError, match=r"w\.pt is not read: its pickle has .*\nA state dict of tensors"):
+    with (
+        frugally(),
+        pytest.raises(InputError, match=r"refused to read .*w\.pt: its pickle has .*\nNo state dict"),
+    ):
         tensors.load(path)
 
 
@@ -84,8 +87,8 @@ def test_a_bomb_for_weights_ends_the_command_before_anything_is_made(compress: C
     write_archive(Path("w.pt"), b"\x80\x02" + BOMBS["a doubled tuple as a key"])
     done = compress("--weights", "w.pt")
     assert done.code == 3
-    assert "w.pt is not read: its pickle has a key that stands for more than 1,000 items" in done.err
-    assert "Save the weights alone" in done.err
+    assert "refused to read w.pt: its pickle has a key that expands to more than 1,000 items" in done.err
+    assert "Save only the weights" in done.err
     assert nothing_made()
 
 
@@ -126,8 +129,8 @@ def test_an_archive_that_lists_more_than_a_state_dict_has_is_refused_unread(comp
     with frugally():
         done = compress("--weights", "w.pt")
     assert done.code == 3
-    assert "w.pt lists records in" in done.err
-    assert "at most 16 MB are read" in done.err
+    assert "w.pt has a list of records of" in done.err
+    assert "expected at most 16 MB" in done.err
     assert nothing_made()
 
 
@@ -140,7 +143,7 @@ HEADERS = {
     "lists of nothing": (b'{"a":[' + b"[]" * 5_000_000 + b"]}", "its header has more than 2,000,000 entries"),
     "a tensor of a thousand axes": (
         b'{"a":{"dtype":"F32","shape":[' + b"1," * 999 + b'1],"data_offsets":[0,4]}}',
-        "a has 1,000 axes, at most 64 are read",
+        "a has 1,000 axes; expected at most 64",
     ),
     "an axis that is text": (b'{"a":{"dtype":"F32","shape":"' + b"1" * 70 + b'","data_offsets":[0,4]}}', "a has 70 axes"),
     "an axis beyond 63 bits": (

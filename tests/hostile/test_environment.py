@@ -87,7 +87,7 @@ def test_a_choice_of_another_type_is_named(lrexport: Command, finished: Path, ke
     (finished / "run.json").write_text(json.dumps(record))
     before = (finished / "run.json").read_bytes()
     for arguments in (("inspect",), ("report", "--format", "markdown"), ("compress", "--macs", "0.5"), ("onnx",)):
-        refused(lrexport(arguments[0], finished, *arguments[1:]), 3, f"run/run.json is not a valid record: config.{key}")
+        refused(lrexport(arguments[0], finished, *arguments[1:]), 3, f"invalid record run/run.json: config.{key}")
     assert (finished / "run.json").read_bytes() == before
     record["config"] = {**record["config"], key: None} if key == "goal" else {}
     record["earlier"] = [{"run": None, "config": {key: value}}]

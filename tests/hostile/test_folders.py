@@ -31,7 +31,7 @@ def test_an_output_below_a_file_is_refused(compress: Command, lrexport: Command)
     done = lrexport("compress", "tiny:make", "--macs", "0.6", "-o", "file/run", "--device", "cpu")
     assert done.code == 4
     assert "cannot write file/run: Not a directory" in done.err
-    assert "Choose a folder that is there and that this user may write." in done.err
+    assert "Choose a folder that exists and that you may write to." in done.err
     assert Path("file").read_text() == "mine"
 
 
@@ -51,7 +51,7 @@ def test_a_folder_without_permission_is_refused_before_any_training(here: Path) 
     )
     assert done.returncode == 4, done.stderr
     assert "cannot write locked/run: Permission denied" in done.stderr
-    assert "Choose a folder that is there and that this user may write." in done.stderr
+    assert "Choose a folder that exists and that you may write to." in done.stderr
     assert "epoch" not in done.stderr
     assert "Traceback" not in done.stderr
     assert listing(here / "locked") == {}

@@ -122,7 +122,7 @@ def test_images_that_cannot_be_read_are_left_out_where_that_is_asked_for(kind: s
     done = train(kind, "--workers", "1", "--max-bad", "3")
     assert done.code == 0, done.err
     assert (
-        f"warning: left out of {kind}:images, as unreadable: 3 images: train/cat/07.jpg, train/dog/03.jpg, val/dog/00.jpg\n"
+        f"warning: left out 3 unreadable images of {kind}:images: train/cat/07.jpg, train/dog/03.jpg, val/dog/00.jpg\n"
     ) in done.err
     data = load_record(Path("out")).data
     assert data is not None
@@ -143,7 +143,7 @@ def test_more_of_them_than_were_allowed_are_named(kind: str, train: Command) -> 
 def test_a_dry_run_names_them_too(train: Command) -> None:
     done = train("folder", "--max-bad", "5", "--dry-run")
     assert done.code == 0
-    assert "3 images: train/cat/07.jpg" in done.err
+    assert "left out 3 unreadable images of folder:images: train/cat/07.jpg" in done.err
 
 
 @pytest.mark.parametrize("kind", ["folder", "imagenet"])
@@ -152,7 +152,7 @@ def test_a_class_of_which_nothing_is_left_is_named(kind: str, images: Path, trai
         no_image(path)
     done = train(kind, "--max-bad", "100")
     assert done.code == 3
-    assert "class folder images/val/cat has no image that can be read" in done.err
+    assert "class folder images/val/cat has no readable images" in done.err
     assert nothing_made()
 
 
@@ -162,7 +162,7 @@ def test_the_export_of_a_run_without_some_images_leaves_them_out_too(train: Comm
     done = lrexport("onnx", "out", "--rounds", "0")
     assert done.code == 0, done.err
     assert "accuracy on 7 test images" in done.out
-    assert "warning: left out of folder:images, as unreadable: 3 images" in done.err
+    assert "warning: left out 3 unreadable images of folder:images" in done.err
 
 
 @pytest.mark.usefixtures("damaged")
@@ -186,7 +186,7 @@ def test_of_many_of_them_ten_are_named_and_names_are_made_visible(images: Path) 
     for path in bad:
         empty(path)
     (warning,) = load_data("folder:images", (3, 8, 8), max_bad=13).warnings
-    assert warning.startswith("left out of folder:images, as unreadable: 13 images: train/cat/")
+    assert warning.startswith("left out 13 unreadable images of folder:images: train/cat/")
     assert warning.endswith("and 3 more")
     assert "\\x1b[2J\\x0a.jpg" in warning
     assert "\n" not in warning
@@ -257,7 +257,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "XPM": (lambda: b'/* XPM */\nstatic char *x[] = {"1 1 1 1","a c #000000","a"};', "its content is not JPEG"),
     "96 megapixels of nothing": (
         lambda: _saved("PNG", Image.new("1", (12_000, 8_000))),
-        "it has 96.0 megapixels; at most 89.5",
+        "it has 96.0 megapixels; the limit is 89.5",
     ),
     "a GIF of 3,600 megapixels": (lambda: _gif(60_000, 60_000), "decompression bomb"),
     "text that is 200 MB unpacked": (
@@ -269,9 +269,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "Decompressed data too large",
     ),
     "a PNG in half a million chunks": (lambda: _in_png(_chunk(b"prVt", b"") * 500_000), "more than 12,9"),
-    "a JPEG of 500 scans": (_many_scans, "scans of 40×30 pixels, more than an image needs"),
+    "a JPEG of 500 scans": (_many_scans, "scans of 40×30 pixels, too many for an image"),
     "a TIFF that lists its strips again and again": (_repeated_strips, "its parts cover the image many times over"),
-    "70 MB behind a small BMP": (lambda: _saved("BMP") + bytes(70 << 20), "are more than an image of 40×30 pixels has"),
+    "70 MB behind a small BMP": (lambda: _saved("BMP") + bytes(70 << 20), "bytes, too many for 40×30 pixels"),
 }
 
 

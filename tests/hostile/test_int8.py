@@ -15,7 +15,7 @@ def test_a_run_without_data_has_nothing_to_calibrate_on(lrexport: Command, finis
     before = listing(finished)
     done = lrexport("onnx", finished, "--int8", "--rounds", "0")
     assert done.code == 2
-    assert "--int8 needs images to calibrate on, and this run was made without data" in done.err
+    assert "--int8 needs images to calibrate on, but this run was made without data" in done.err
     assert "Give --data" in done.err
     assert listing(finished) == before
 
@@ -32,7 +32,7 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_exported(lrexport:
     before = listing(finished)
     done = lrexport("onnx", finished, "--int8", "--no-rescore", "--rounds", "0", "--data", "users:whole_grey")
     assert done.code == 3
-    assert "users:whole_grey has images (1, 8, 8), the network takes (3, 8, 8)" in done.err
+    assert "users:whole_grey has images (1, 8, 8); the network takes (3, 8, 8)" in done.err
     assert listing(finished) == before
 
 

@@ -202,7 +202,7 @@ def test_an_svd_that_does_not_converge_is_done_again_and_noted(lrexport: Command
     done = lrexport("compress", "tiny:make", "--macs", "0.6", "-o", "out", "--device", "cpu")
     assert done.code == 0, done.err
     assert len(sizes) > 1
-    note = "the SVD of layer '0' did not converge and was done again in float64 on the CPU"
+    note = "the SVD of layer '0' did not converge and was repeated in float64 on the CPU"
     assert note in " ".join(done.err.split())
     assert note in json.loads(Path("out/run.json").read_text())["notes"]
     assert Path("out/model.safetensors").is_file()

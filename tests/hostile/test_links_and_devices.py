@@ -119,7 +119,7 @@ def test_an_output_that_is_a_link_is_written_where_it_points_and_stays_a_link(lr
     Path("round").symlink_to("round")
     done = lrexport("inspect", finished, "--json", "round")
     assert done.code == 4
-    assert "its links lead in a circle" in done.err
+    assert "its links form a cycle" in done.err
 
 
 def test_a_fifo_among_the_images_is_not_waited_for(here: Path) -> None:

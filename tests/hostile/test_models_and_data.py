@@ -116,15 +116,15 @@ MODELS = {
     ),
     "a file": ("users.py:shapeless", "MODEL 'users.py:shapeless' names a file", "Write users:shapeless.\n"),
     "a file in this folder": ("./users.py:shapeless", "names a file", "Write users:shapeless.\n"),
-    "a file elsewhere": ("nets/users.py:make", "names a file", "Write users:make, started in nets.\n"),
+    "a file elsewhere": ("nets/users.py:make", "names a file", "Write users:make and start in nets.\n"),
     "a file alone": ("users.py", "MODEL 'users.py' names a file", "Write users:CALLABLE.\n"),
-    "a network itself": ("users:network", "is a network itself; a callable that returns one was wanted", "a function"),
+    "a network itself": ("users:network", "is a network; expected a callable that returns one", "a function"),
     "no such module": (
         "nowhere:make",
-        "MODEL 'nowhere:make': there is no module 'nowhere'",
-        "importable from the current folder",
+        "MODEL 'nowhere:make': no module named 'nowhere'",
+        "in the current folder, or installed",
     ),
-    "no such submodule": ("users.nets:make", "there is no module 'users.nets'", "importable"),
+    "no such submodule": ("users.nets:make", "no module named 'users.nets'", "or installed"),
     "a path that is none": ("users:", "invalid MODEL 'users:': expected package.module:callable", ""),
     "a module that raises": ("exploding:make", "importing it raised ZeroDivisionError: division by zero", ""),
     "a module with bad syntax": ("misspelt:make", "importing it raised SyntaxError: ", "misspelt.py, line 2"),
@@ -135,7 +135,7 @@ MODELS = {
     ),
     "a module that exits": ("leaving:make", "importing it raised SystemExit: 0", ""),
     "no such attribute": ("users:rasing", "users has no 'rasing'", "Close: raising"),
-    "no callable": ("users:number", "MODEL 'users:number' is a int, not a callable", ""),
+    "no callable": ("users:number", "MODEL 'users:number' is of type int; expected a callable", ""),
     "a callable that raises": (
         "users:raising",
         "MODEL 'users:raising' raised RuntimeError: the flux capacitor is missing",
@@ -143,7 +143,11 @@ MODELS = {
     ),
     "a callable that exits": ("users:exiting", "MODEL 'users:exiting' raised SystemExit: 0", ""),
     "a callable that does not know an option": ("tiny:make?depth=3", "MODEL 'tiny:make' raised TypeError", "'depth'"),
-    "something else than a network": ("users:returning", "MODEL 'users:returning' returned str", "nn.Module was wanted"),
+    "something else than a network": (
+        "users:returning",
+        "MODEL 'users:returning' returned str",
+        "expected a torch.nn.Module",
+    ),
     "TorchScript": (
         "users:scripted",
         "MODEL 'users:scripted' returned a network that is TorchScript (Sequential), whose layers cannot be changed",
@@ -155,10 +159,22 @@ MODELS = {
         "returned a network without values: '0.weight' is on the meta device",
         "Build it on the CPU",
     ),
-    "no input shape": ("users:shapeless", "the input shape of MODEL 'users:shapeless' is not known", "Give --input-shape"),
-    "an input shape of one number": ("users:one_number", "input_shape of MODEL 'users:one_number' is 8", "numbers as in"),
-    "an input shape of no numbers": ("users:no_numbers", "input_shape of MODEL 'users:no_numbers' is ()", "numbers as in"),
-    "an input shape of words": ("users:text", "input_shape of MODEL 'users:text' is ('3', 'wide', 'high')", "numbers as in"),
+    "no input shape": ("users:shapeless", "unknown input shape of MODEL 'users:shapeless'", "Give --input-shape"),
+    "an input shape of one number": (
+        "users:one_number",
+        "invalid input_shape 8 of MODEL 'users:one_number'",
+        "expected numbers, for example",
+    ),
+    "an input shape of no numbers": (
+        "users:no_numbers",
+        "invalid input_shape () of MODEL 'users:no_numbers'",
+        "expected numbers",
+    ),
+    "an input shape of words": (
+        "users:text",
+        "invalid input_shape ('3', 'wide', 'high') of MODEL 'users:text'",
+        "expected numbers",
+    ),
 }
 
 
@@ -181,7 +197,7 @@ def test_a_network_that_refuses_its_input_shape_is_told_with_the_shape(compress:
     write_module("users", USERS)
     done = compress(model="users:wrong_shape")
     assert done.code == 3
-    assert "the network does not take an input of shape (3, 8, 8)" in done.err
+    assert "the network does not accept an input of shape (3, 8, 8)" in done.err
     assert "--input-shape C,H,W" in done.err
     assert nothing_made()
 
@@ -252,9 +268,9 @@ def test_lazy_layers_get_their_sizes_from_the_input_shape(compress: Command, lre
     [
         (
             "lazy_and_unused",
-            "an input does not reach these lazy weights, whose sizes are not known: spare.weight, spare.bias",
+            "lazy layers that no input reaches, so their sizes are unknown: spare.weight, spare.bias",
         ),
-        ("lazy_for_sequences", "the network does not take an input of shape (3, 8, 8)"),
+        ("lazy_for_sequences", "the network does not accept an input of shape (3, 8, 8)"),
     ],
 )
 def test_lazy_layers_that_find_no_size_are_told(compress: Command, name: str, message: str) -> None:
@@ -309,35 +325,35 @@ def test_a_network_that_wants_two_inputs_is_told_what_it_is_called_with(compress
     done = compress(model="pair:Net")
     assert done.code == 3
     assert "missing 1 required positional argument: 'y'" in done.err
-    assert "It was called with one tensor, the batch first." in done.err
+    assert "It was called with one tensor, whose first axis is the batch." in done.err
     assert "--input-shape" not in done.err
 
 
 MISFITS = {
-    "other channels": ("users:grey", 3, "image 0 of users:grey is torch.uint8 (1, 8, 8), uint8 (3, 8, 8) was wanted"),
-    "another size": ("users:large", 3, "image 0 of users:large is torch.uint8 (3, 16, 16), uint8 (3, 8, 8) was wanted"),
-    "fewer classes": ("users:seven", 3, "users:seven has 7 classes, the network has 10 outputs"),
+    "other channels": ("users:grey", 3, "image 0 of users:grey is torch.uint8 (1, 8, 8); expected uint8 (3, 8, 8)"),
+    "another size": ("users:large", 3, "image 0 of users:large is torch.uint8 (3, 16, 16); expected uint8 (3, 8, 8)"),
+    "fewer classes": ("users:seven", 3, "users:seven has 7 classes; the network has 10 outputs"),
     "classes only in test": ("users:more_classes_in_test", 3, "users:more_classes_in_test has labels from 0 to 11 in test"),
     "negative labels": ("users:negative", 3, "users:negative has labels from -1 to 9"),
     "another type": (
         "users:floating",
         3,
-        "image 0 of users:floating is torch.float32 (3, 8, 8), uint8 (3, 8, 8) was wanted",
+        "image 0 of users:floating is torch.float32 (3, 8, 8); expected uint8 (3, 8, 8)",
     ),
     "no images": ("users:empty", 3, "users:empty has no images"),
     "one image": ("users:one", 2, "users:one"),
-    "a whole set with other channels": ("users:whole_grey", 3, "images (1, 8, 8), the network takes (3, 8, 8)"),
-    "a whole set of another size": ("users:whole_large", 3, "images (3, 12, 8), the network takes (3, 8, 8)"),
+    "a whole set with other channels": ("users:whole_grey", 3, "images (1, 8, 8); the network takes (3, 8, 8)"),
+    "a whole set of another size": ("users:whole_large", 3, "images (3, 12, 8); the network takes (3, 8, 8)"),
     "a whole set with stray labels": ("users:whole_strays", 3, "has labels from 0 to 11"),
     "a whole set with negative labels": ("users:whole_negative", 3, "has labels from -1 to 8"),
     "a callable that raises": ("users:raising", 2, "raised OSError: the disk with the images is not mounted"),
     "a dataset that raises": ("users:broken", 2, "--data 'users:broken' raised KeyError: 'no such image' at image 0"),
     "parts without a length": ("users:endless", 2, "--data 'users:endless' gives a generator, which has no length"),
     "images without labels": ("users:unlabelled", 2, "at image 0"),
-    "CIFAR for another size": ("cifar10", 3, "cifar10 images are (3, 32, 32), the network takes (3, 8, 8)"),
+    "CIFAR for another size": ("cifar10", 3, "cifar10 images are (3, 32, 32); the network takes (3, 8, 8)"),
     "a name that is none": ("cifar11", 2, "unknown --data 'cifar11'"),
     "a folder alone": ("pets", 2, "Did you mean folder:pets?"),
-    "a folder of a wrong name": ("folder:petz", 3, "there is no folder petz"),
+    "a folder of a wrong name": ("folder:petz", 3, "folder petz does not exist"),
     "a folder that is not there": ("folder:images", 3, "images needs the folders train and val (or test)"),
 }
 
@@ -369,7 +385,7 @@ def test_an_image_folder_for_a_grey_network_is_told_with_the_channels(compress: 
         Path("images", part).mkdir(parents=True)
     done = compress("--data", "folder:images", model="grey:make")
     assert done.code == 3
-    assert "image folders give RGB, the network takes 1 channels ((1, 8, 8))" in done.err
+    assert "image folders give RGB images; the network takes 1 channels ((1, 8, 8))" in done.err
     assert nothing_made()
 
 

@@ -104,4 +104,4 @@ def test_a_variable_that_is_no_option_is_told_with_the_nearest_that_is(
 def test_patterns_given_at_once_are_told_to_be_given_one_by_one(compress: Command) -> None:
     done = compress("--keep", "0,2")
     assert done.code == 2
-    assert "--keep is given once for each pattern." in done.err
+    assert "Give --keep once for each pattern." in done.err

@@ -104,7 +104,7 @@ def test_a_malformed_model_is_an_error_and_no_crash(lrexport: Command, what: str
     Path("model.onnx").write_bytes(make())
     done = lrexport("inspect", "model.onnx", "--json", "nodes.json")
     assert done.code == 3
-    assert "model.onnx is no valid ONNX file: " in done.err
+    assert "invalid ONNX file model.onnx: " in done.err
     assert detail in done.err
     assert not Path("nodes.json").exists()
     assert done.out == ""
@@ -157,7 +157,7 @@ def test_external_data_at_a_place_that_is_not_there_is_refused(lrexport: Command
     Path("model.onnx").write_bytes(_model(weights=[_external("w.bin", **place)]).SerializeToString())
     done = lrexport("inspect", "model.onnx")
     assert done.code == 3
-    assert f"external data that is not there: {message}" in done.err
+    assert f"missing external data: {message}" in done.err
 
 
 @pytest.mark.parametrize(("link", "message"), [(os.symlink, "symbolic link"), (os.link, "hard link")])
@@ -170,7 +170,7 @@ def test_external_data_through_a_link_is_refused(
     (here / "models" / "model.onnx").write_bytes(_model(weights=[_external("w.bin", length=24)]).SerializeToString())
     done = lrexport("inspect", "models/model.onnx")
     assert done.code == 3
-    assert "is no valid ONNX file" in done.err
+    assert "invalid ONNX file" in done.err
     assert message in done.err
 
 
@@ -438,5 +438,5 @@ def test_a_file_that_is_no_graph_is_told_for_what_it_seems_to_be(
         for command in (["inspect", file], ["bench", file], ["inspect", finished, file]):
             done = lrexport(*command)
             assert done.code == 3
-            assert f"{file} is no valid ONNX file" in done.err
-            assert f"It seems to be {seems}; a graph was wanted." in done.err
+            assert f"invalid ONNX file {file}: " in done.err
+            assert f"It seems to be {seems}; expected an ONNX graph." in done.err

@@ -105,14 +105,14 @@ LENIENT = [
     (without_name, "the graph has no name"),
     (without_shape, "y has no shape"),
     (without_type, "y has no shape"),
-    (old_version, "weights are not listed as inputs"),
+    (old_version, "its weights are not inputs, which IR version 3 requires"),
     (out_of_order, "not in the order in which they run"),
     (weight_twice, "1 of its weights"),
     (weight_without_name, "1 of its weights"),
-    (domain_not_imported, "the version of com.microsoft is not said"),
-    (runtime_operator, "LayerNormalization: ONNX has no such operator at opset 13"),
-    (name_inside_and_outside, "are those of values outside"),
-    (function_of_another_opset, "function F is of opset 13, the graph of 17"),
+    (domain_not_imported, "the version of com.microsoft is missing"),
+    (runtime_operator, "only ONNX Runtime has the operators LayerNormalization, not ONNX opset 13"),
+    (name_inside_and_outside, "are also names outside"),
+    (function_of_another_opset, "function F has opset 13, but the graph 17"),
 ]
 
 

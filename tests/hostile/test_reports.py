@@ -32,7 +32,7 @@ def run(here: Path) -> Path:
         ([], 2, "Missing argument 'RUN|SWEEP...'"),
         (["nowhere"], 2, "the run nowhere does not exist"),
         (["run/run.json"], 2, "run/run.json is a file; expected a run"),
-        (["."], 3, ". is no run: it has no run.json"),
+        (["."], 3, "invalid run .: it has no run.json"),
         (["run", "nowhere"], 2, "the run nowhere does not exist"),
         (["run", "-o", "report.pdf"], 2, "unknown suffix of -o 'report.pdf': expected .html"),
         (["run", "-o", "report"], 2, "unknown suffix of -o 'report': expected .html"),
@@ -60,7 +60,7 @@ def test_an_unfinished_run_says_what_goes_on_from_it(lrexport: Command, run: Pat
     done = lrexport("report", run)
     assert done.code == 3
     assert "run has no compressed network yet" in done.err
-    assert "lrexport compress run --macs 0.5 goes on from it" in done.err
+    assert "lrexport compress run --macs 0.5" in done.err
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_an_unfinished_run_says_what_goes_on_from_it(lrexport: Command, run: Pat
         (RECORD, b"", "empty file: run/run.json"),
         (RECORD, b"{", "run/run.json:1: not JSON"),
         (RECORD, b'{"schema_version": 99}', "schema version 99"),
-        (RECORD, b'{"schema_version": 1, "model": 3}', "is not a valid record"),
+        (RECORD, b'{"schema_version": 1, "model": 3}', "invalid record"),
         (SPECTRA, b"", "empty file: run/spectra.json"),
         (SPECTRA, b"{}", "run/spectra.json is truncated"),
     ],

@@ -55,7 +55,7 @@ def test_a_truncated_file_of_a_run_is_told_with_both_sizes_and_the_last_checkpoi
     before = listing(finished)
     done = lrexport("onnx", finished, "--rounds", "0")
     assert done.code == 3
-    assert f"run/model.safetensors is truncated: {len(whole):,} bytes expected, {len(whole) // 2:,} found" in done.err
+    assert f"run/model.safetensors is truncated: it has {len(whole) // 2:,} bytes; expected {len(whole):,}" in done.err
     assert "The last checkpoint is run/checkpoint/fine-tune-0002.safetensors" in done.err
     assert listing(finished) == before
 
@@ -66,7 +66,7 @@ def test_a_truncated_run_without_checkpoints_offers_none(lrexport: Command, fini
     done = lrexport("compress", finished, "--macs", "0.5", "-o", "other")
     assert done.code == 3
     assert "run/dense.safetensors is truncated" in done.err
-    assert "Fetch it again" in done.err
+    assert "Copy it again" in done.err
     assert "checkpoint" not in done.err
     assert not Path("other").exists()
 
@@ -86,7 +86,7 @@ def test_a_record_of_a_newer_lrexport_is_refused_with_both_schema_versions(lrexp
     for arguments in (["inspect", finished], ["onnx", finished, "--rounds", "0"], ["compress", finished, "--macs", "0.5"]):
         done = lrexport(*arguments)
         assert done.code == 3
-        assert "run/run.json has schema version 7; this lrexport reads 1" in done.err
+        assert "run/run.json has schema version 7; expected 1" in done.err
     assert listing(finished) == before
 
 
@@ -99,8 +99,8 @@ def test_one_flipped_byte_in_the_compressed_weights_is_refused_by_the_hash(
     done = lrexport("onnx", finished, "--rounds", "0")
     recorded = json.loads((finished / "run.json").read_text())["files"]["model.safetensors"]["sha256"]
     assert done.code == 3
-    assert "run/model.safetensors was damaged or changed: sha256" in done.err
-    assert f"run.json says {recorded[:12]}" in done.err
+    assert "run/model.safetensors was damaged or changed: its sha256 is" in done.err
+    assert f"expected {recorded[:12]}" in done.err
     assert listing(finished) == before
 
 
@@ -114,7 +114,7 @@ def test_one_flipped_byte_in_the_dense_weights_stops_a_new_compression_of_the_ru
 
 def test_load_refuses_a_flipped_byte_too(finished: Path) -> None:
     _flip(finished / "model.safetensors", -1)
-    with pytest.raises(InputError, match="damaged or changed: sha256"):
+    with pytest.raises(InputError, match="damaged or changed: its sha256 is"):
         load(finished)
 
 
@@ -159,16 +159,16 @@ def test_a_checkpoint_beside_weights_that_were_cut_is_offered(compress: Command,
     path.write_bytes(path.read_bytes()[:-100])
     done = compress("--weights", path)
     assert done.code == 3
-    assert f"run/dense.safetensors is truncated: {size:,} bytes expected, {size - 100:,} found" in done.err
-    assert "The last checkpoint beside it is run/checkpoint/svd-0003.safetensors" in done.err
+    assert f"run/dense.safetensors is truncated: it has {size - 100:,} bytes; expected {size:,}" in done.err
+    assert "The last checkpoint next to it is run/checkpoint/svd-0003.safetensors" in done.err
     assert nothing_made()
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("users:seven", "users:seven has 7 classes, the network has 10 outputs"),
-        ("users:whole_grey", "users:whole_grey has images (1, 8, 8), the network takes (3, 8, 8)"),
+        ("users:seven", "users:seven has 7 classes; the network has 10 outputs"),
+        ("users:whole_grey", "users:whole_grey has images (1, 8, 8); the network takes (3, 8, 8)"),
     ],
 )
 def test_other_data_that_does_not_fit_a_run_is_refused_before_anything_is_written(
@@ -214,7 +214,7 @@ def test_data_of_a_run_that_is_not_there_any_more_is_told_as_the_runs_own(lrexpo
     ):
         done = lrexport(*command)
         assert done.code == 2
-        assert "The run was made with --data users:fitting; --data says where these images are now." in done.err
+        assert "The run was made with --data users:fitting; if these images have moved, give --data." in done.err
     done = lrexport("onnx", scored, "--data", "folder:images")
     assert done.code == 3
     assert "The run was made with" not in done.err
@@ -227,7 +227,7 @@ def test_a_run_that_was_only_trained_is_told_with_what_goes_on_from_it(lrexport:
     for command in (["onnx", "trained"], ["report", "trained"], ["inspect", "trained"]):
         done = lrexport(*command)
         assert "trained has no compressed network yet" in done.err
-        assert "lrexport compress trained --macs 0.5 goes on from it." in done.err
+        assert "lrexport compress trained --macs 0.5" in done.err
 
 
 @pytest.mark.parametrize("has_record", [True, False])
@@ -245,8 +245,8 @@ def test_a_run_that_was_stopped_is_told_as_one_with_how_to_go_on(
         (stopped / "dense.safetensors").write_bytes((finished / "dense.safetensors").read_bytes())
     for command in (["onnx", stopped], ["report", stopped], ["inspect", stopped]):
         done = lrexport(*command)
-        assert "stopped holds a run that was stopped" in done.err
-        assert "--resume to go on" in done.err
+        assert "the run stopped is unfinished" in done.err
+        assert "repeat its command with --resume" in done.err
         assert done.code == (0 if has_record and command[0] == "inspect" else 3)
 
 

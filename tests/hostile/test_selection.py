@@ -22,7 +22,7 @@ def _notes(run: str = "out") -> list[str]:
 def test_a_threshold_that_would_prune_everything_keeps_rank_one_and_warns(lrexport: Command) -> None:
     done = lrexport("compress", "tiny:make", "--energy", "1", "-o", "out", "--device", "cpu")
     assert done.code == 0
-    warning = "the threshold would prune everything; rank 1 was kept in 3 layers"
+    warning = "the threshold would prune everything, so rank 1 was kept in 3 layers"
     assert f"warning: {warning}" in done.err
     assert _notes() == [warning]
     assert {name: layer["rank"] for name, layer in _plan().items()} == {"0": 1, "2": 1, "6": 1}

@@ -133,8 +133,8 @@ def test_a_run_is_swept_from_its_network_and_what_it_has_settled_cannot_vary(lre
     ("change", "words"),
     [
         ({"schema_version": 2}, "has schema version 2"),
-        ({"surprise": 1}, "is not a valid sweep: surprise"),
-        ({"front": [7]}, "its front is not that of its trials"),
+        ({"surprise": 1}, "sweep.json: surprise"),
+        ({"front": [7]}, "its front does not match its trials"),
     ],
 )
 def test_a_sweep_file_that_was_changed_is_refused(lrexport: Command, change: dict[str, object], words: str) -> None:
@@ -155,7 +155,7 @@ def test_two_trials_of_one_number_are_refused(lrexport: Command) -> None:
     path.write_text(json.dumps(value))
     done = lrexport("report", "out")
     assert done.code == 3
-    assert "two trials of one number" in done.err
+    assert "two trials have the same number" in done.err
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "nul\0nul"])

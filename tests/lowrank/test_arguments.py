@@ -38,9 +38,17 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     ),
     "a goal in words": (lambda _: lrexport.Macs("half"), UsageError, "invalid macs 'half': expected a number"),
     "a goal without its unit": (lambda svd: lrexport.select(svd, 0.5), UsageError, "invalid goal 0.5: expected one of Macs"),
-    "losses of a plain network": (lambda _: lrexport.losses(_network()), UsageError, "expected what lrexport.decompose"),
-    "folding a plain network": (lambda _: lrexport.fold(_network(), {}), UsageError, "expected what lrexport.decompose"),
-    "no plan": (lambda svd: lrexport.fold(svd, None), UsageError, "invalid plan: expected layers by name, not a NoneType"),
+    "losses of a plain network": (
+        lambda _: lrexport.losses(_network()),
+        UsageError,
+        "expected the result of lrexport.decompose",
+    ),
+    "folding a plain network": (
+        lambda _: lrexport.fold(_network(), {}),
+        UsageError,
+        "expected the result of lrexport.decompose",
+    ),
+    "no plan": (lambda svd: lrexport.fold(svd, None), UsageError, "invalid plan: expected layers by name, got a NoneType"),
     "batches that are a number": (lambda svd: lrexport.input_moments(svd, 3), UsageError, "invalid batch of type int"),
     "batches of text": (lambda svd: lrexport.input_moments(svd, ["a"]), UsageError, "invalid batch of type str"),
     "batches of dictionaries": (

@@ -112,10 +112,10 @@ def test_a_plan_alone_rebuilds_the_folded_network() -> None:
 @pytest.mark.parametrize(
     ("name", "scheme", "rank", "message"),
     [
-        ("bodi", "spatial", 1, "the plan has a layer 'bodi', the network has none of that name"),
+        ("bodi", "spatial", 1, "the plan has a layer 'bodi', which the network does not have"),
         ("norm", "channel", 1, "the plan factorises 'norm', which is a BatchNorm2d"),
-        ("pointwise", "spatial", 1, "the plan factorises 'pointwise' by spatial, which its kernel does not admit"),
-        ("body", "channel", 25, "the plan gives 'body' rank 25, its full rank by channel is 24"),
+        ("pointwise", "spatial", 1, "the plan factorises 'pointwise' by spatial, which its kernel does not allow"),
+        ("body", "channel", 25, "the plan gives 'body' rank 25; its full rank by channel is 24"),
     ],
 )
 def test_a_plan_that_does_not_fit_the_network_is_refused(name: str, scheme: Scheme, rank: int, message: str) -> None:

@@ -114,11 +114,11 @@ REFUSED = {
     ),
     "a rank above full rank": (
         {"body": PairChoice("spatial", 49)},
-        "mine: layer 'body': rank is 49, at most its full rank by spatial, 48, was wanted",
+        "mine: layer 'body': invalid rank 49: expected at most 48, its full rank by spatial",
     ),
     "a rank above another scheme's": (
         {"body": PairChoice("input-channel", 17)},
-        "full rank by input-channel, 16, was wanted",
+        "expected at most 16, its full rank by input-channel",
     ),
 }
 
@@ -152,5 +152,5 @@ def test_a_layer_at_two_places_is_known_by_both_names_and_wants_one_choice() -> 
         plan = plan_from_choices(svd, choices).plan
         assert list(plan) == ["first"]
         assert plan["first"].rank == 4
-    with pytest.raises(InputError, match="'second' has the same weight as 'first', for which the plan wants something else"):
+    with pytest.raises(InputError, match="'second' shares its weight with 'first', which has another choice in the plan"):
         check_choices(svd, {"first": "dense", "second": PairChoice("linear", 4)})

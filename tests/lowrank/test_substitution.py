@@ -86,10 +86,10 @@ def test_layers_that_are_called_from_elsewhere_than_their_places_stay_dense() ->
     svd = decompose(network, SHAPE)
     assert list(svd.layers) == ["last"]
     for name in ("conv0", "conv1"):
-        assert svd.dense[name].reason == "the network calls it from elsewhere than its place"
+        assert svd.dense[name].reason == "the network calls it through another reference"
     with pytest.raises(UsageError) as caught:
         select(svd, Macs(0.5))
-    assert "The largest layer that stays dense is conv1 with 147.46K of them: the network calls" in (caught.value.hint or "")
+    assert "The largest layer that stays dense is conv1, with 147.46K: the network calls" in (caught.value.hint or "")
     plan = select(svd, Params(0.9)).plan
     assert count_torch_macs(fold(svd, plan), SHAPE).total == plan_macs(svd, plan)
 
@@ -115,7 +115,7 @@ def test_a_layer_that_is_asked_of_what_kind_it_is_stays_dense() -> None:
         wanted = network(images)
     svd = decompose(network, SHAPE)
     assert list(svd.layers) == ["last"]
-    assert svd.dense["layers.0"].reason == "the network does something else with a pair in its place"
+    assert svd.dense["layers.0"].reason == "the network computes something else with a pair in its place"
     torch.testing.assert_close(fold(svd, {})(images), wanted, atol=1e-5, rtol=1e-4)
 
 

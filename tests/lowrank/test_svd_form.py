@@ -105,7 +105,7 @@ def test_a_retry_is_noted_with_the_layer(fail_once: Any) -> None:
     wanted = network(images)
     fail_once()
     svd = decompose(network, (3, 12, 12))
-    assert svd.notes == ("the SVD of layer 'stem' did not converge and was done again in float64 on the CPU",)
+    assert svd.notes == ("the SVD of layer 'stem' did not converge and was repeated in float64 on the CPU",)
     assert relative_error(network(images), wanted) <= 1e-5
     assert decompose(SmallNet(), (3, 12, 12)).notes == ()
 
@@ -118,7 +118,7 @@ def test_a_retry_after_training_is_noted_too(fail_once: Any) -> None:
     weight = layer.weight.detach().clone()
     fail_once()
     redecompose(layer)
-    assert svd.notes == ("the SVD of layer 'body' did not converge and was done again in float64 on the CPU",)
+    assert svd.notes == ("the SVD of layer 'body' did not converge and was repeated in float64 on the CPU",)
     assert relative_error(layer.weight, weight) <= 1e-5
 
 

@@ -143,7 +143,7 @@ def test_a_retry_is_noted_with_the_layer(monkeypatch: pytest.MonkeyPatch) -> Non
         return eigh(matrix)
 
     monkeypatch.setattr(torch.linalg, "eigh", failing_once)
-    note = "the SVD of layer '0' did not converge and was done again in float64 on the CPU"
+    note = "the SVD of layer '0' did not converge and was repeated in float64 on the CPU"
     assert note in select(svd, Macs(0.6), moments=moments).warnings
 
 
@@ -181,7 +181,7 @@ def test_inputs_that_overflow_are_said_with_the_layer() -> None:
         network[0].weight.mul_(1e25)
     svd = decompose(network, (3, 9, 9))
     moments = input_moments(svd, [(torch.randn(4, 3, 9, 9), torch.zeros(4))])
-    with pytest.raises(InputError, match="what layer '2' is given is not finite, or too large"):
+    with pytest.raises(InputError, match="the input of layer '2' is not finite, or too large"):
         select(svd, Macs(0.6), moments=moments)
 
 

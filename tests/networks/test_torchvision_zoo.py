@@ -38,7 +38,7 @@ def test_networks_with_auxiliary_classifiers_train_on_their_one_output(name: str
 def test_asking_for_auxiliary_classifiers_is_refused(asked: str) -> None:
     with pytest.raises(UsageError, match="with an auxiliary classifier") as caught:
         resolve(f"torchvision:{asked}").build()
-    assert caught.value.hint == "It serves training alone; lrexport trains and exports a network's one output."
+    assert caught.value.hint == "It is only for training; lrexport trains and exports a single output."
 
 
 @pytest.mark.parametrize(

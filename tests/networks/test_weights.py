@@ -162,7 +162,7 @@ def test_of_weights_and_their_average_the_weights_are_taken_and_both_are_noted(f
     loaded, notes = _load(make(_weights(1), _weights(2)), tmp_path, option="--weights-key")
     assert _same(loaded, _weights(1))
     assert notes[0].startswith(
-        f"{tmp_path / 'w.pt'} holds several weights that fit: {plain} was taken, --weights-key chooses"
+        f"{tmp_path / 'w.pt'} has several weights that fit: took {plain}; choose another with --weights-key"
     )
     assert averaged in notes[0]
 
@@ -184,7 +184,7 @@ def test_the_same_weights_at_two_places_are_no_choice(tmp_path: Path) -> None:
 def test_tensors_that_are_left_out_beside_a_prefix_are_noted(tmp_path: Path) -> None:
     content = {"state_dict": {**_below("student.", _weights()), "teacher.a": torch.ones(1), "teacher.b": torch.ones(1)}}
     _, notes = _load(content, tmp_path)
-    assert notes == (f"{tmp_path / 'w.pt'}: the tensors at state_dict.student were taken; 2 beside them are not used",)
+    assert notes == (f"{tmp_path / 'w.pt'}: took the tensors at state_dict.student; 2 others are not used",)
 
 
 def test_a_key_that_the_file_does_not_have_is_refused_with_those_that_fit(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_run_ended_by_a_signal_goes_on_to_the_bit(whole: Path, folder: Path, n
     stopped.send(number)
     assert stopped.wait() == 128 + number
     assert "Traceback" not in stopped.output
-    assert "The same command with --resume goes on from " in stopped.output
+    assert "The same command with --resume continues from " in stopped.output
     resume(folder, name)
     same_but_for_time(folder / name, whole)
 
@@ -203,10 +203,10 @@ def test_a_run_is_taken_up_with_what_it_was_begun_with_or_not_at_all(
     stop_in_svd_training(folder, "changed", *COMMAND)
     state = (folder / "changed" / "checkpoint" / "state.json").read_bytes()
     assert run([*COMMAND, "-o", "changed"]) == 2
-    assert "changed holds a run that was stopped" in capsys.readouterr().err
+    assert "changed has an unfinished run" in capsys.readouterr().err
     assert run([*COMMAND, "-o", "changed", "--resume", "--lr", "0.5", "--seed", "4"]) == 2
     refused = capsys.readouterr().err
-    assert "begun with other choices" in refused
+    assert "started with other choices" in refused
     assert "lr was 0.02, now 0.5" in refused
     assert "seed was 0, now 4" in refused
     assert "data-sha256" in refused  # another seed holds other images out
@@ -220,7 +220,7 @@ def test_what_a_finished_stage_was_made_with_cannot_be_another(folder: Path, cap
     stop_in_svd_training(folder, "settled", *COMMAND)
     for changed in (["--dense-epochs", "9"], ["--scheme", "channel"], ["--keep", "0"]):
         assert run([*COMMAND, *changed, "-o", "settled", "--resume", "--allow-changes"]) == 2
-        assert f"Settled by now: {changed[0][2:].replace('-', '_')}." in capsys.readouterr().err
+        assert f"These can no longer change: {changed[0][2:].replace('-', '_')}." in capsys.readouterr().err
     resume(folder, "settled", "--batch-size", "32", "--allow-changes")  # as after memory ran out
 
 
@@ -244,7 +244,7 @@ def test_a_finished_run_that_went_on_from_another_is_left_as_it_is_too(
     assert "with other choices: goal was --macs 0.5, now --macs 0.4" in capsys.readouterr().err
     shutil.copytree(folder / "whole", folder / "like-whole")
     assert run(["compress", "like-whole", *command[2:]]) == 2
-    assert "with other choices: it went on from whole" in capsys.readouterr().err
+    assert "with other choices: it started from whole" in capsys.readouterr().err
 
 
 def test_a_run_killed_before_its_first_checkpoint_or_in_its_last_moment_is_no_dead_end(whole: Path, folder: Path) -> None:

@@ -65,7 +65,7 @@ def test_what_the_network_of_now_came_from_is_settled(left: str, changed: str, t
     stopped(tmp_path, *([left] if left != "plan" else []), planned=left == "plan")
     with pytest.raises(UsageError) as refused:
         take_up(tmp_path, ASKED | {changed: 5}, resume=True, allow_changes=True)
-    assert f"Settled by now: {changed}." in str(refused.value.hint)
+    assert f"These can no longer change: {changed}." in str(refused.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_whether_the_strength_of_sparsity_is_steered_is_settled_once_svd_trainin
     (tmp_path / "checkpoint" / "svd-0001-0000000.0123456789abcdef.safetensors").touch()
     with pytest.raises(UsageError) as refused:
         take_up(tmp_path, ASKED | {"sparsity_strength": now}, resume=True, allow_changes=True)
-    assert "Settled by now: sparsity_strength." in str(refused.value.hint)
+    assert "These can no longer change: sparsity_strength." in str(refused.value.hint)
 
 
 def test_epochs_of_svd_training_that_come_to_a_run_stopped_in_choosing_ranks_stay_in_its_log(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_another_optimizer_begins_without_what_the_one_before_knew_and_says_so(
     stop_in_svd_training(folder, "out", *COMMAND)
     again = Forked(folder, *COMMAND, "-o", "out", "--resume", "--allow-changes", "--optimizer", "adam", "--lr", "0.001")
     assert again.wait() == 0, again.output
-    assert "warning: svd training goes on with another optimizer" in again.output
+    assert "warning: svd training continues with another optimizer" in again.output
     assert load_record(folder / "out").config["optimizer"] == "adam"
     assert run([*COMMAND, "-o", "out", "--resume", "--optimizer", "adam", "--lr", "0.001"]) == 0
     assert "is already finished" in capsys.readouterr().err

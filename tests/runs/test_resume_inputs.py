@@ -55,8 +55,8 @@ def test_other_weights_behind_the_same_path_are_refused_unless_dense_training_ma
     for command in ([*WEIGHTS, "-o", "weighted"], [*WEIGHTS, "--dense-epochs", "0", "-o", "straight", "--allow-changes"]):
         assert run([*command, "--resume"]) == 2
         refused = capsys.readouterr().err
-        assert "begun with other choices: the weights has changed (weights-sha256 was '" in refused
-        assert ("Settled by now: weights_sha256." in refused) == ("--allow-changes" in command)
+        assert "started with other choices: the weights has changed (weights-sha256 was '" in refused
+        assert ("These can no longer change: weights_sha256." in refused) == ("--allow-changes" in command)
     go_on(folder, *WEIGHTS, "-o", "weighted", "--allow-changes")
     write_weights()
     go_on(folder, *WEIGHTS, "--dense-epochs", "0", "-o", "straight")

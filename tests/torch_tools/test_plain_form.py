@@ -179,11 +179,11 @@ def test_a_subclass_that_computes_what_a_plain_layer_does_becomes_one(kind: str)
 
 
 OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "padding on one side": (lambda: SamePadding(4, 6, 3, stride=2), "SamePadding pads its input by more on one side"),
+    "padding on one side": (lambda: SamePadding(4, 6, 3, stride=2), "SamePadding pads its input unevenly"),
     "an activation": (lambda: Activated(4, 6, 3, padding=1), "Activated computes something else than Conv2d"),
     "a weight that depends on the input": (lambda: Conditional(4, 6, 3), "Conditional computes something else than Conv2d"),
     "two products": (lambda: Twice(4, 4), "Twice computes several products"),
-    "by hand": (lambda: ByHand(4, 4), "ByHand computes no convolution or linear function that could be seen"),
+    "by hand": (lambda: ByHand(4, 4), "ByHand computes no visible convolution or linear function"),
 }
 
 
@@ -231,7 +231,7 @@ def test_compiled_parts_are_taken_back_and_named() -> None:
     assert network is inner
     assert [type(layer) for layer in inner] == [nn.Linear] * 3
     assert getattr(inner[2], "_compiled_call_impl", None) is None
-    assert notes == ["torch.compile was taken off the whole network, 1, 2; --compile trains through it"]
+    assert notes == ["removed torch.compile from the whole network, 1, 2; --compile uses it in training"]
     assert {*network.state_dict()} == {f"{index}.{name}" for index in range(3) for name in ("weight", "bias")}
 
 
@@ -298,7 +298,7 @@ class WithState(nn.Linear):
         (_dynamic, "the network: '0' is prepared for quantisation (Linear)"),
         (
             lambda: nn.Sequential(WithState(4, 4)),
-            "the network: '0._extra_state' of its state dict is a dict, expected tensors alone",
+            "the network: '0._extra_state' in its state dict is a dict; expected only tensors",
         ),
         (lambda: nn.Linear(4, 4, device="meta"), "the network without values: 'weight' is on the meta device"),
     ],

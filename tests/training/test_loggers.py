@@ -167,4 +167,4 @@ def test_a_service_that_fails_is_told_of_once_and_training_goes_on(folder: Path,
     fake.init = lambda **named: run
     monkeypatch.setitem(sys.modules, "wandb", fake)
     (warning,) = log("wandb", folder, done=True)
-    assert warning == Warned("wandb is left out from here on: ZeroDivisionError: division by zero")
+    assert warning == Warned("stopped logging to wandb: ZeroDivisionError: division by zero")

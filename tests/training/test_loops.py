@@ -231,7 +231,7 @@ def test_portions_of_a_batch_give_the_gradients_of_the_whole() -> None:
 
 
 def test_a_batch_that_cannot_be_portioned_is_refused() -> None:
-    with pytest.raises(UsageError, match="a batch of 2 images cannot be shared by 1 processes in 3 portions"):
+    with pytest.raises(UsageError, match="a batch of 2 images is too small for 1 processes and 3 portions"):
         train(network(), Stage("dense", epochs=1, lr=0.05, batch_size=2, accumulate=3))
 
 
@@ -260,7 +260,7 @@ def test_a_last_batch_with_a_single_image_in_a_portion_is_left_out(batch: int, p
 @pytest.mark.parametrize(("batch", "portions"), [(1, 1), (8, 8), (8, 5)])
 def test_portions_of_one_image_are_refused_where_batchnorm_would_have_one_value_of_it(batch: int, portions: int) -> None:
     stage = Stage("dense", epochs=1, lr=0.01, batch_size=batch, accumulate=portions)
-    message = f"3: BatchNorm cannot be trained on one image at a time, .* a batch of {batch} images in {portions} portions"
+    message = rf"BatchNorm needs several images at a time \(.*3\); a batch of {batch} images in {portions} portions"
     fabric, splits = make_fabric("cpu", "float32"), bright_and_dark(21)
     with pytest.raises(UsageError, match=message):
         train_stage(with_norm_on_vectors(), splits, stage, fabric, [].append)

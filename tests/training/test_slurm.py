@@ -56,8 +56,8 @@ def test_a_folder_that_holds_a_run_ends_all_tasks_with_the_reason(folder: Path) 
     alone = Forked(folder, *COMMAND, "-o", "run")
     assert alone.wait() == 0, alone.output
     first, second = refused(folder, *TWO)
-    assert "lrexport: run already holds a run" in first
-    assert second.splitlines() == ["lrexport: process 1: process 0 failed: run already holds a run"]
+    assert "lrexport: run already has a run" in first
+    assert second.splitlines() == ["lrexport: process 1: process 0 failed: run already has a run"]
 
 
 def test_a_folder_that_is_in_use_ends_all_tasks_with_the_holder(folder: Path) -> None:
@@ -74,8 +74,8 @@ def test_a_run_that_was_stopped_ends_all_tasks_that_do_not_ask_to_go_on(folder: 
     stopped.send(signal.SIGTERM)
     assert stopped.wait() == 143
     first, second = refused(folder, *TWO)
-    assert "lrexport: run holds a run that was stopped" in first
-    assert "process 0 failed: run holds a run that was stopped" in second
+    assert "lrexport: run has an unfinished run" in first
+    assert "process 0 failed: run has an unfinished run" in second
 
 
 def test_what_fails_in_another_task_than_the_first_ends_that_one_too(folder: Path) -> None:

@@ -25,7 +25,7 @@ from lrexport.lowrank.regularisation.regularisers import Regularisers
 from lrexport.training.checkpoints import Checkpoints, optimizer_state, restore_optimizer
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
-from lrexport.training.stopping import saying_how_to_go_on
+from lrexport.training.stopping import stopping_with_hint
 from tests.conftest import heed_ctrl_c
 
 STAGE = Stage("svd", epochs=3, lr=0.01, batch_size=32, keep_best=False)
@@ -145,7 +145,7 @@ def test_weights_that_are_no_numbers_end_a_stage_even_where_its_last_loss_was_on
             return (net[-1].bias * 0).sum().sqrt()
 
     stage = Stage("dense", 1, 0.01, batch_size=160)
-    with pytest.raises(InputError, match="weights are not finite any more at step 1 of epoch 1"):
+    with pytest.raises(InputError, match="the weights are no longer finite at step 1 of epoch 1"):
         train_stage(net, splits(), stage, make_fabric("cpu", "float32"), ignore_events, RootOfNothing())
 
 
@@ -190,11 +190,11 @@ def test_a_signal_after_the_last_look_at_it_is_not_lost_and_the_stage_goes_on_to
 
 def test_an_interrupt_says_how_to_go_on_only_where_there_is_something_to_go_on_with() -> None:
     for can_go_on in (True, False):
-        with pytest.raises(Stopped) as said, saying_how_to_go_on(lambda held=can_go_on: held):
+        with pytest.raises(Stopped) as said, stopping_with_hint(lambda held=can_go_on: held):
             raise KeyboardInterrupt
         assert (said.value.exit_code, said.value.message) == (130, "stopped")
         assert ("--resume" in str(said.value.hint)) == can_go_on
-    with pytest.raises(SystemExit) as other, saying_how_to_go_on(lambda: True):
+    with pytest.raises(SystemExit) as other, stopping_with_hint(lambda: True):
         sys.exit(1)  # the reader of what is printed went away
     assert other.value.code == 1
 

@@ -213,7 +213,7 @@ def test_a_reader_that_stops_early_is_no_error(compressed: Path) -> None:
 def test_a_folder_that_holds_a_run_is_not_overwritten(compressed: Path, capsys: pytest.CaptureFixture) -> None:
     before = (compressed / "run.json").read_bytes()
     assert run(["compress", "flow_network:make", "--macs", "0.5", "-o", "run 1"]) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert "already has a run" in capsys.readouterr().err
     assert (compressed / "run.json").read_bytes() == before
 
 

@@ -150,7 +150,7 @@ def test_a_latency_that_measurement_denies_is_told(trained: nn.Module) -> None:
     found = job.select()
     assert found.latency is not None
     assert found.latency.ratio == min(job.speed.environment["confirmed"])
-    assert any("no plan was measured to be as fast as asked (0.5)" in warning for warning in found.warnings)
+    assert any("no measured plan reaches the latency goal (0.5)" in warning for warning in found.warnings)
 
 
 def test_a_network_whose_pairs_are_all_slower_stays_dense(trained: nn.Module) -> None:

@@ -113,7 +113,7 @@ def test_weights_of_a_teacher_with_a_known_name_are_loaded(folder: Path, taught_
         (["--teacher", "resnet32"], 2, "the teacher resnet32: it has random weights"),
         (["--teacher", "resnet33"], 2, "the teacher resnet33: unknown MODEL 'resnet33'"),
         (["--teacher", "teachers:none"], 2, "the teacher teachers:none: "),
-        (["--teacher", "own", "--teacher-weights", "own/dense.safetensors"], 2, "it is a run, and has weights of its own"),
+        (["--teacher", "own", "--teacher-weights", "own/dense.safetensors"], 2, "it is a run, which has its own weights"),
         (["--teacher", "untrained"], 2, "the teacher untrained: the dense network of this run has random weights"),
         (["--teacher", "untrained-on"], 2, "the teacher untrained-on: the dense network of this run has random weights"),
         (["--teacher", "teachers:threes", "--distill", "0"], 2, "--teacher has no effect with --distill 0"),

@@ -1,4 +1,4 @@
-"""A layer that can be factorised: by which schemes, and what its pair costs."""
+"""A layer that can be factorised: its schemes, and the costs of its pair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lrexport.torch_tools.tracing import LayerCall
 
 @dataclass(frozen=True)
 class SchemeFacts:
-    """A layer's pair by one scheme: its full rank, and its costs for one rank, in every group of a grouped layer."""
+    """A layer's pair by one scheme: its full rank, and its costs per rank, over all groups of a grouped layer."""
 
     full_rank: int
     macs_per_rank: int
@@ -23,10 +23,10 @@ class SchemeFacts:
 class Factorisable:
     """A layer that can be factorised, with its costs for one input of the network.
 
-    ``names`` are all places where it or a layer with the same weight stands, the first of them its name; ``scheme`` is
-    the one of its SVD form, ``schemes`` holds every one whose pair of rank 1 costs less than the layer; ``shape`` is the
-    weight's. MACs sum over the places; parameters count once, ``bias_params`` those of the biases. ``calls`` are all uses
-    in one forward pass, each with the name of the layer that is called.
+    ``names`` are all places of this layer and of layers with the same weight; the first is its name. ``scheme`` is that of
+    its SVD form; ``schemes`` has every scheme whose pair of rank 1 costs less than the layer. ``shape`` is the weight's.
+    MACs are summed over the places; parameters count once, ``bias_params`` are those of the biases. ``calls`` are all uses
+    in one forward pass, each with the name of the called layer.
     """
 
     names: tuple[str, ...]
@@ -39,20 +39,20 @@ class Factorisable:
     calls: tuple[tuple[str, LayerCall], ...] = ()
 
     def modules(self, network: nn.Module) -> list[nn.Module]:
-        """Those that stand in its places, each once: a module can stand in several, and several can share the weight."""
+        """The modules in its places, each once; one module can be in several places, and several can share the weight."""
         return list(dict.fromkeys(network.get_submodule(place) for place in self.names))
 
     @property
     def full_rank(self) -> int:
-        """Full rank by the SVD form's scheme."""
+        """Full rank in the SVD form's scheme."""
         return self.schemes[self.scheme].full_rank
 
     @property
     def macs_per_rank(self) -> int:
-        """MACs for one rank by the SVD form's scheme."""
+        """MACs per rank in the SVD form's scheme."""
         return self.schemes[self.scheme].macs_per_rank
 
     @property
     def params_per_rank(self) -> int:
-        """Weights for one rank by the SVD form's scheme."""
+        """Weights per rank in the SVD form's scheme."""
         return self.schemes[self.scheme].params_per_rank

@@ -1,4 +1,4 @@
-"""Which layers of a network can be factorised, what each costs, and why the others stay dense; nothing is changed."""
+"""Find which layers of a network can be factorised, what each costs, and why the others stay dense, without changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lrexport.torch_tools.equivalents import computes_itself, why_not_plain
 from lrexport.torch_tools.tracing import LayerCall, trace
 from lrexport.units import format_count
 
-# Modules that multiply by weights of their own and have no scheme.
+# Modules with their own weights but without a scheme.
 _WITHOUT_SCHEME = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 # These hand their children's weights to fused functions instead of calling the children.
 _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -34,19 +34,19 @@ _Why = tuple[DenseKind, str]
 def inspect_layers(
     network: nn.Module, input_shape: tuple[int, ...], scheme: AskedScheme, keep: Collection[str] = ()
 ) -> dict[str, Factorisable | Dense]:
-    """Facts of every layer with a weight, by the first of its names, in the order of the network.
+    """The facts of every layer with a weight, by its first name, in the order of the network.
 
-    Modules with weights and without a scheme, such as recurrent layers and MultiheadAttention, are among the dense ones.
-    ``keep`` are shell patterns of layers that stay dense. Raises InputError for NaN or infinity in a weight, and when the
-    network does not take such an input.
+    Modules with weights but without a scheme, such as recurrent layers and MultiheadAttention, are dense. ``keep`` are shell
+    patterns of layers that stay dense. Raises InputError for NaN or infinity in a weight, and if the network does not
+    accept an input of this shape.
     """
     layers = _Layers(network, input_shape)
     inspected: dict[str, Factorisable | Dense] = {}
     for tied in layers.tied():
         whys = {layer: layers.why_dense(layer, keep) for layer in tied}
-        if held := [layer for layer, why in whys.items() if why]:
-            kind, _ = whys[held[0]] or ("unsupported", "")
-            shared: _Why = (kind, f"its weight is shared with {layers.name(held[0])}, which stays dense")
+        if staying := [layer for layer, why in whys.items() if why]:
+            kind, _ = whys[staying[0]] or ("unsupported", "")
+            shared: _Why = (kind, f"its weight is shared with {layers.name(staying[0])}, which stays dense")
             inspected |= {layers.name(layer): layers.dense(layer, why or shared) for layer, why in whys.items()}
             continue
         facts = layers.facts(tied, scheme)
@@ -65,7 +65,7 @@ def inspect_layers(
 
 
 class _Layers:
-    """The layers of a network with a weight: where each stands, who else has its weight, how a forward pass uses it."""
+    """The layers of a network with a weight: their places, the owners of their weights, and their uses in a forward pass."""
 
     def __init__(self, network: nn.Module, input_shape: tuple[int, ...]) -> None:
         self.places: dict[Any, list[str]] = defaultdict(list)
@@ -88,7 +88,7 @@ class _Layers:
 
     @contextmanager
     def _watching_attention(self) -> Iterator[dict[nn.Module, list[LayerCall]]]:
-        """Note what MultiheadAttention multiplies by its own weights; yields how it uses its last layer, uncalled."""
+        """Count the MACs of MultiheadAttention's own weights; yields the uses of its last layer, which it does not call."""
         outputs: dict[nn.Module, list[LayerCall]] = defaultdict(list)
 
         def leave(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object) -> None:
@@ -97,7 +97,7 @@ class _Layers:
             self.attention_macs[module] += values * module.embed_dim
             outputs[module.out_proj].append(LayerCall(given["query"].numel() // module.embed_dim))
 
-        usual = nn.MultiheadAttention.forward  # a subclass may take other arguments, and multiply otherwise
+        usual = nn.MultiheadAttention.forward  # a subclass may take other arguments and compute something else
         attentions = [module for module in self.places if getattr(module.forward, "__func__", None) is usual]
         hooks = [module.register_forward_hook(leave, with_kwargs=True) for module in attentions]
         try:
@@ -110,7 +110,7 @@ class _Layers:
         return self.places[layer][0]
 
     def tied(self) -> Iterator[list[Any]]:
-        """Every layer once, together with those that have the same weight and could have the same factors."""
+        """Groups of layers that have the same weight and can have the same factors; every layer is in one group."""
         done: set[nn.Module] = set()
         for layer in self.layers:
             if layer in done:
@@ -121,11 +121,11 @@ class _Layers:
             yield group
 
     def _can_share(self, layer: Any, other: Any) -> bool:
-        """Whether two layers with one weight make the same matrix of it; stride, padding and bias may differ."""
+        """Whether two layers with one weight have the same matrix; stride, padding and bias may differ."""
         return type(layer) is type(other) and layer.weight is other.weight and spec_of(layer) == spec_of(other)
 
     def why_dense(self, layer: Any, keep: Collection[str]) -> _Why | None:
-        """Kind and text of the first reason for the layer to stay dense; None where it can be factorised."""
+        """Kind and text of the first reason for the layer to stay dense; None if it can be factorised."""
         if any(fnmatchcase(place, pattern) for place in self.places[layer] for pattern in keep):
             return "kept", "kept dense as asked"
         text = self._unsupported_itself(layer) or self._unsupported_in_use(layer)
@@ -137,7 +137,7 @@ class _Layers:
         if readers := [parent for parent in self.parents[layer] if isinstance(parent, _READS_CHILDREN)]:
             return f"{type(readers[0]).__name__} uses its weight without calling it"
         if parametrize.is_parametrized(layer):
-            return "its weight has a parametrisation that is not constant"
+            return "its weight has a parametrisation whose value varies"
         if computes_itself(layer):
             return why_not_plain(layer)
         if not isinstance(layer.weight, nn.Parameter):
@@ -159,32 +159,33 @@ class _Layers:
         if not self.uses[layer].calls:
             return "not called in a forward pass"
         if layer in self.constant:
-            return "works on constants alone, so an exported graph holds its result"
+            return "its inputs are constant, so the exported graph contains only its result"
         if self.uses[layer].extra_arguments:
-            return "called with more than its input, which a pair does not take"
+            return "called with further arguments, which a pair does not accept"
         return None
 
     def facts(self, tied: list[Any], asked: AskedScheme) -> Factorisable | _Why:
-        """Facts of layers that share a weight, or why their pair cannot pay."""
+        """The facts of layers that share a weight, or why no pair is cheaper."""
         names = [name for layer in tied for name in self.places[layer]]
         weight, spec = tied[0].weight, spec_of(tied[0])
         if not torch.isfinite(weight).all():
-            raise InputError(f"NaN or infinity in the weight of layer {names[0]!r}", "Use weights from before it diverged.")
+            hint = "Use weights from before training diverged."
+            raise InputError(f"NaN or infinity in the weight of layer {names[0]!r}", hint)
         macs = sum(map(self.dense_macs, tied))
         calls = [call for layer in tied for call in self.uses[layer].calls]
         every = {scheme: _scheme_facts(scheme, tied[0], calls) for scheme in schemes_of(spec)}
-        # An input-channel or spatial pair can lose at rank 1 already (first layers, tiny 1×1 layers).
-        gaining = {scheme: facts for scheme, facts in every.items() if facts.macs_per_rank < macs}
-        if not gaining:
+        # An input-channel or spatial pair can cost more even at rank 1 (first layers, tiny 1×1 layers).
+        cheaper = {scheme: facts for scheme, facts in every.items() if facts.macs_per_rank < macs}
+        if not cheaper:
             return "costly", "even a pair of rank 1 costs more than the layer"
-        scheme = _cheapest(gaining) if asked == "auto" else scheme_for(spec, asked)
-        if scheme not in gaining:
+        scheme = _cheapest(cheaper) if asked == "auto" else scheme_for(spec, asked)
+        if scheme not in cheaper:
             pair = f"a {scheme} pair of rank 1 costs {format_count(every[scheme].macs_per_rank)} MACs"
             return "costly", f"{pair}, the layer {format_count(macs)}"
         biases = sum(layer.bias.numel() for layer in tied if layer.bias is not None)
         params, shape = weight.numel() + biases, tuple(weight.shape)
         named = tuple((self.name(layer), call) for layer in tied for call in self.uses[layer].calls)
-        return Factorisable(tuple(names), scheme, gaining, macs, params, biases, shape, named)
+        return Factorisable(tuple(names), scheme, cheaper, macs, params, biases, shape, named)
 
     def dense_macs(self, layer: nn.Module) -> int:
         if layer in self.constant:
@@ -199,18 +200,18 @@ class _Layers:
         return Dense(kind=kind, reason=reason, dense_macs=self.dense_macs(layer), dense_params=params, shape=shape)
 
     def without_scheme(self, module: nn.Module) -> Dense:
-        """MACs are those that are counted in the whole network's, so none of a recurrent layer."""
+        """The entry of a module without a scheme; MACs as counted for the whole network, so 0 for recurrent layers."""
         own = list(module.parameters(recurse=False))
         shapes = [tuple(parameter.shape) for parameter in own if parameter.ndim == 2]
         return Dense(
-            reason=f"there is no scheme for {type(module).__name__}",
+            reason=f"no scheme for {type(module).__name__}",
             dense_macs=self.attention_macs[module],
             dense_params=sum(parameter.numel() for parameter in own if self._is_first_owner(module, parameter)),
             shape=shapes[0] if len(shapes) == 1 else (),
         )
 
     def _is_first_owner(self, layer: nn.Module, parameter: nn.Parameter) -> bool:
-        """A shared parameter counts where it first stands."""
+        """Whether the parameter counts for this layer: a shared one counts for its first owner."""
         owners = (owner for _, owner in self.owners.get(id(parameter), []) if owner in self.places)
         return next(owners, layer) is layer
 
@@ -222,5 +223,5 @@ def _scheme_facts(scheme: Scheme, layer: Any, calls: list[LayerCall]) -> SchemeF
 
 
 def _cheapest(schemes: dict[Scheme, SchemeFacts]) -> Scheme:
-    """The scheme whose pair costs least at full rank; the first of equals."""
+    """The scheme whose pair costs least at full rank; the first if several do."""
     return min(schemes, key=lambda scheme: schemes[scheme].macs_per_rank * schemes[scheme].full_rank)

@@ -1,4 +1,4 @@
-"""Whether a network stays what it is with pairs in the places of its layers, tried out before hours are spent on them."""
+"""Test whether a network computes the same with pairs in place of its layers, before hours are spent on training."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lrexport.torch_tools.tracing import noise, run_once
 
 
 def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[str, Factorisable]) -> dict[str, str]:
-    """Those of ``layers`` that cannot be pairs, and why: what looks like one is put in their places, and one input run.
+    """Those of ``layers`` that cannot become pairs, with reasons; found by running one input with substitutes for them.
 
-    A network may want something of a layer that a pair has not, call it from elsewhere than its place, or ask what kind of
-    a layer it is. It is left as it was.
+    A network may use attributes of a layer that a pair lacks, call it through another reference, or test its type. The
+    network is not changed.
     """
     if not layers:
         return {}
     images = noise(network, input_shape)
 
     def run() -> Tensor:
-        return run_once(network, input_shape, images.clone())  # which a network may change in place
+        return run_once(network, input_shape, images.clone())  # a network may change its input in place
 
-    wanted = run()
-    if _misfit(network, layers, run, wanted) is None:
+    reference = run()
+    if _misfit(network, layers, run, reference) is None:
         return {}
     fitting: dict[str, Factorisable] = {}
     reasons: dict[str, str] = {}
     for name, layer in layers.items():
-        why = _misfit(network, {**fitting, name: layer}, run, wanted)
+        why = _misfit(network, {**fitting, name: layer}, run, reference)
         if why is None:
             fitting[name] = layer
         else:
@@ -42,11 +42,13 @@ def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[st
     return reasons
 
 
-def _misfit(network: nn.Module, layers: Mapping[str, Factorisable], run: Callable[[], Tensor], wanted: Tensor) -> str | None:
-    """Why ``run``, with stand-ins for ``layers``, does not give what is ``wanted``; None where it does."""
+def _misfit(
+    network: nn.Module, layers: Mapping[str, Factorisable], run: Callable[[], Tensor], reference: Tensor
+) -> str | None:
+    """Why ``run``, with substitutes for ``layers``, does not give the ``reference``; None if it does."""
     calls = Counter[str]()
     expected = Counter(name for layer in layers.values() for name, _ in layer.calls)
-    with _stand_ins(network, layers), ExitStack() as hooks:
+    with _substitutes(network, layers), ExitStack() as hooks:
         for name in expected:
             pair = network.get_submodule(name)
             hooks.callback(pair.register_forward_hook(lambda *_given, name=name: calls.update([name])).remove)
@@ -55,15 +57,15 @@ def _misfit(network: nn.Module, layers: Mapping[str, Factorisable], run: Callabl
         except InputError as error:
             return f"the network does not run with a pair in its place: {error.__cause__}"
     if calls != expected:
-        return "the network calls it from elsewhere than its place"
-    if _same(output, wanted) or not _same(run(), wanted):  # it draws lots
+        return "the network calls it through another reference"
+    if _same(output, reference) or not _same(run(), reference):  # a network with random outputs cannot be compared
         return None
-    return "the network does something else with a pair in its place"
+    return "the network computes something else with a pair in its place"
 
 
 @contextmanager
-def _stand_ins(network: nn.Module, layers: Mapping[str, Factorisable]) -> Iterator[None]:
-    """What looks like a pair and computes what the layer does, in the places of ``layers``."""
+def _substitutes(network: nn.Module, layers: Mapping[str, Factorisable]) -> Iterator[None]:
+    """Inside the block, replace ``layers`` by modules that look like pairs and compute the same."""
     before = {place: network.get_submodule(place) for layer in layers.values() for place in layer.names}
     pairs = {layer: as_pair(layer, layer, nn.Identity()) for layer in before.values()}
     try:
@@ -75,8 +77,8 @@ def _stand_ins(network: nn.Module, layers: Mapping[str, Factorisable]) -> Iterat
             put(network, place, layer)
 
 
-def _same(output: object, wanted: object) -> bool:
-    """Whether two outputs are, as far as they are tensors."""
-    if not isinstance(output, Tensor) or not isinstance(wanted, Tensor):
+def _same(output: object, reference: object) -> bool:
+    """Whether two outputs are close; True if one is not a tensor."""
+    if not isinstance(output, Tensor) or not isinstance(reference, Tensor):
         return True
-    return output.shape == wanted.shape and torch.allclose(output, wanted, rtol=1e-3, atol=1e-6, equal_nan=True)
+    return output.shape == reference.shape and torch.allclose(output, reference, rtol=1e-3, atol=1e-6, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Fold: replace layers in SVD form by their plain pairs, with sqrt(|s|) on either side."""
+"""Fold: replace layers in SVD form by plain pairs, with sqrt(|s|) in both halves."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lrexport.plan import Entry, Pair, PairChoice, Plan, Scheme
 from lrexport.torch_tools.copying import copy_network
 
 
-@parametrize.cached()  # a layer's settings are read off its weight, too, and composing that is a large product
+@parametrize.cached()  # every access to a layer's weight composes it, which is a large product
 def fold(svd: SVDNetwork, plan: Selection | Plan) -> nn.Module:
-    """A new network of plain torch.nn layers only: pairs where the plan has ranks, the composed weight elsewhere.
+    """A new network of plain torch.nn layers: pairs for layers with a rank in the plan, composed weights for the others.
 
-    ``plan`` is what select returned: pairs get the factors that it was chosen by, which lose least on the data where that
-    was known. Of a bare plan, ``selection.plan`` or one read from a file, each pair keeps the largest |s| of its layer:
-    the best only where nothing is known of the data. The network in ``svd`` is left as it is. Stride, padding in every
-    mode, dilation, groups and bias carry over exactly; layers that share a weight become pairs that share theirs. Raises
-    UsageError for anything but a plan of a network in SVD form.
+    With the Selection that select returned, pairs get the factors it was based on, which lose least on the data if there
+    was any. With only a plan, ``selection.plan`` or one from a file, each pair keeps the largest |s| of its layer, which is
+    optimal only without data. The network in ``svd`` is not changed. Stride, padding in every mode, dilation, groups and
+    bias carry over exactly; layers that share a weight become pairs that share theirs. Raises UsageError for anything but
+    a plan and a network in SVD form.
     """
     check_svd(svd)
     layers, truncations = plan_of(plan), plan.truncations if isinstance(plan, Selection) else {}
@@ -51,14 +51,14 @@ def fold(svd: SVDNetwork, plan: Selection | Plan) -> nn.Module:
 
 
 def fold_structure(network: nn.Module, plan: Mapping[str, Entry]) -> nn.Module:
-    """Put untrained pairs where the plan has ranks, in place: the network that a run's weights are loaded into.
+    """Put untrained pairs into the places for which the plan has ranks: the structure to load a run's weights into.
 
-    Raises InputError where plan and network do not belong together.
+    Raises InputError if the plan does not fit the network.
     """
     modules = dict(network.named_modules(remove_duplicate=False))
     for name, planned in plan.items():
         if name not in modules:
-            raise InputError(f"the plan has a layer {name!r}, the network has none of that name")
+            raise InputError(f"the plan has a layer {name!r}, which the network does not have")
         if not isinstance(planned, Pair | PairChoice):
             continue
         layer: Any = modules[name]
@@ -70,9 +70,9 @@ def fold_structure(network: nn.Module, plan: Mapping[str, Entry]) -> nn.Module:
 
 @torch.no_grad()
 def fold_layer(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
-    """The plain pair of one layer with its ``rank`` largest |s|, in every group; the layer is left as it is.
+    """The plain pair of one layer with its ``rank`` largest |s|, in every group; the layer is not changed.
 
-    Where ``scheme`` is not the one of its SVD form, or it is in none, its weight is decomposed for it.
+    If the layer has no SVD form, or one of another scheme, its weight is decomposed by ``scheme``.
     """
     left, singular, right = svd_form.factors_by(layer, scheme)
     kept = singular.abs().topk(rank, dim=-1).indices
@@ -85,26 +85,25 @@ def fold_layer(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
 def build_pair(layer: Any, scheme: Scheme, left: Tensor, right: Tensor) -> nn.Sequential:
     """The plain pair ``first``, ``second`` of a layer whose matrix is left (rows, r) @ right (r, columns).
 
-    With g > 1 groups left is (g, rows, r) and right (g, r, columns). The scale of the singular values is the caller's to
-    put in. The layer gives stride, padding, dilation, groups, bias and mode; its weight's values, ordinary or in SVD form,
-    are not looked at.
+    With g > 1 groups left is (g, rows, r) and right (g, r, columns). The factors already include the singular values. The
+    pair takes stride, padding, dilation, groups, bias and mode from the layer, but not the values of its weight.
     """
     pair = untrained_pair(layer, scheme, left.shape[-1])
     weights = SCHEMES[scheme].weights(left.to(layer.weight), right.to(layer.weight), spec_of(layer))
     for half, weight in zip(pair, weights, strict=True):
-        # A fresh copy has the strides of a fresh layer also on axes of length 1, by which runtimes choose their kernels.
+        # A contiguous copy also has the default strides on axes of length 1, by which runtimes choose their kernels.
         half.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     return pair
 
 
 def _check_admitted(name: str, layer: nn.Module, planned: Pair | PairChoice) -> None:
-    """Plans are also written by hand."""
+    """Raise InputError if a layer cannot have its planned pair; plans can be written by hand."""
     if not isinstance(layer, WEIGHTED):
         raise InputError(f"the plan factorises {name!r}, which is a {type(layer).__name__}")
     spec = spec_of(layer)
     if planned.scheme not in schemes_of(spec):
         known = f"It can be: {', '.join(schemes_of(spec))}."
-        raise InputError(f"the plan factorises {name!r} by {planned.scheme}, which its kernel does not admit", known)
+        raise InputError(f"the plan factorises {name!r} by {planned.scheme}, which its kernel does not allow", known)
     full_rank = SCHEMES[planned.scheme].full_rank(spec)
     if planned.rank > full_rank:
-        raise InputError(f"the plan gives {name!r} rank {planned.rank}, its full rank by {planned.scheme} is {full_rank}")
+        raise InputError(f"the plan gives {name!r} rank {planned.rank}; its full rank by {planned.scheme} is {full_rank}")

@@ -1,4 +1,4 @@
-"""Second moments of what the layers of a network are given: how much each direction of a kernel matters on real data."""
+"""Second moments of the inputs of layers: how much each direction of a kernel matters on real data."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from lrexport.torch_tools.memory_layout import fast_layout
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import given_to
 
-# Outputs looked at per layer: a second moment of a few thousand columns needs no more.
+# Sampled outputs per layer, enough for a second moment of a few thousand columns.
 _MOST_SAMPLES = 10_000
-# Above this a moment costs more memory (half a GB) and time than it is worth; the layer counts unweighted.
+# A larger moment takes half a GB and too much time; such layers are not weighted.
 _MOST_COLUMNS = 8192
 
 Moments = Mapping[str, Mapping[Scheme, Tensor]]
@@ -37,7 +37,7 @@ def own_schemes_of(svd: SVDNetwork) -> Schemes:
 
 
 def every_scheme_of(svd: SVDNetwork) -> Schemes:
-    """Every scheme that a layer admits and gains by."""
+    """Every scheme in which a layer's pair can be cheaper."""
     return {name: tuple(layer.schemes) for name, layer in svd.layers.items()}
 
 
@@ -45,22 +45,22 @@ def every_scheme_of(svd: SVDNetwork) -> Schemes:
 def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | None = None) -> Moments:
     """E[x xᵀ] over the columns of a layer's matrix, (columns, columns) or (g, columns, columns), by layer and scheme.
 
-    ``schemes`` are by default those of the SVD form. ``batches`` are tensors, (N, …), or pairs of one and anything else, as
-    a DataLoader's (images, labels) are; labels are not used, and of more than 10,000 batches the first count. One tensor is
-    one batch. x is one column's worth of the input: input channels times the taps of the pair's first half. Layers with too
-    many columns are left out. Raises UsageError for batches of another kind.
+    ``schemes`` are by default those of the SVD form. ``batches`` are tensors (N, …), or pairs of one and anything else, such
+    as a DataLoader's (images, labels); labels are not used. A single tensor is one batch. Only the first 10,000 batches are
+    used. x has one value for each column: input channels times taps of the pair's first half. Layers with very many columns
+    are left out. Raises UsageError for batches of another type.
     """
     check_svd(svd)
     batches = [batches] if isinstance(batches, Tensor) else batches
     if not isinstance(batches, Iterable):
         raise _no_batches(batches)
     schemes = schemes or own_schemes_of(svd)
-    wanted = {name: _not_too_wide(svd, name, schemes[name]) for name in svd.layers}
-    sums: dict[str, dict[Scheme, Tensor]] = {name: {} for name in wanted}
+    measured = {name: _not_too_wide(svd, name, schemes[name]) for name in svd.layers}
+    sums: dict[str, dict[Scheme, Tensor]] = {name: {} for name in measured}
     counts: dict[tuple[str, Scheme], int] = {}
     generator = torch.Generator().manual_seed(0)
     count = length_hint(batches)
-    if not count:  # how many there are is known only once they have been read
+    if not count:  # an iterator of unknown length
         batches = list(islice(batches, _MOST_SAMPLES))
         count = len(batches)
     most = max(1, _MOST_SAMPLES // max(1, count))
@@ -69,7 +69,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
         def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             numbers = draw(positions(output, layer), most, generator)
             patches = patches_at(layer, given_to(args, kwargs), sizes_of(output, layer), numbers)
-            for scheme in wanted[name]:
+            for scheme in measured[name]:
                 columns = columns_of(layer, patches, scheme).flatten(1, 2)
                 moment = columns.mT @ columns
                 sums[name][scheme] = sums[name][scheme] + moment if scheme in sums[name] else moment
@@ -88,7 +88,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
             if not number:
                 check_images(svd.network, images)
             images = fast_layout(svd.network, images)
-            if not number:  # finding out which layout the network takes was not to be watched
+            if not number:  # only now, because fast_layout runs the network
                 watch_all(hooks)
             svd.network(images)
     return {
@@ -98,7 +98,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
 
 
 def images_of(batch: object) -> Tensor:
-    """The inputs in a batch: the tensor itself, or the first of several things. Raises UsageError for anything else."""
+    """The inputs in a batch: the tensor itself, or the first item of a tuple or list. Raises UsageError."""
     images = batch[0] if isinstance(batch, list | tuple) and batch else batch
     if not isinstance(images, Tensor):
         raise _no_batches(batch)
@@ -107,13 +107,13 @@ def images_of(batch: object) -> Tensor:
 
 def _no_batches(batch: object) -> UsageError:
     return UsageError(
-        f"invalid batch of type {type(batch).__name__}: expected a tensor (N, …), or a pair of one and its labels",
-        "Give an iterable of those: a DataLoader, [images], or ((item['image'], None) for item in loader).",
+        f"invalid batch of type {type(batch).__name__}: expected a tensor (N, …), or a pair of a tensor and labels",
+        "Give an iterable of batches: a DataLoader, [images], or ((item['image'], None) for item in loader).",
     )
 
 
 def columns_of(layer: Any, patches: Tensor, scheme: Scheme) -> Tensor:
-    """Patches (n, in, k…) as what meets a matrix's columns: (g, n, taps of the second half, columns)."""
+    """Patches (n, in, k…) arranged by the matrix's columns: (g, n, taps of the second half, columns)."""
     spec = spec_of(layer)
     second = SCHEMES[scheme].second_axes(spec)
     first = [axis for axis in spec.axes if axis not in second]
@@ -129,5 +129,5 @@ def _not_too_wide(svd: SVDNetwork, name: str, schemes: Iterable[Scheme]) -> list
 
 
 def _grouped(svd: SVDNetwork, name: str, moment: Tensor) -> Tensor:
-    """Without groups there is no group axis, as in the matrices."""
+    """The moment without its group axis if the layer has only one group, as in its matrix."""
     return moment if spec_of(svd.network.get_submodule(name)).groups > 1 else moment[0]

@@ -1,4 +1,4 @@
-"""``lrexport.rebuild``: the structure of a compressed network, for a state dict to be loaded into."""
+"""``lrexport.rebuild``: the structure of a compressed network, to load a state dict into."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ def rebuild(
     plan: Mapping[str, Any] | str | Path,
     example_inputs: Tensor | Sequence[int] | None = None,
 ) -> nn.Module:
-    """The compressed network for a dense ``model``, with pairs by ``plan`` that are not trained; the model is not changed.
+    """The compressed network of a dense ``model``, with untrained pairs by ``plan``; the model is not changed.
 
-    It is in eval mode, as compress returns its network, and its ``load_state_dict`` takes the state dict of the network that
-    was compressed by this plan, or of its EMA copy. ``plan`` is ``result.plan``, what its JSON holds, a plan file, or the
-    folder of a run. ``example_inputs``, as for compress, are needed where layers are subclasses that compute something
-    themselves: those are tried out.
+    It is in eval mode, like the network of compress, and its ``load_state_dict`` accepts the state dict of the network that
+    was compressed by this plan, or of its EMA copy. ``plan`` is ``result.plan``, its parsed JSON, a plan file, or the folder
+    of a run. ``example_inputs``, as for compress, are only needed if layers are subclasses with their own computation, which
+    is then tested.
 
-    Raises InputError where plan and network do not belong together or the file is no plan, UsageError without the
-    inputs where they are needed.
+    Raises InputError if the plan is invalid or does not fit the network, UsageError if ``example_inputs`` are missing.
     """
     network, _ = unwrapped(copy_network(model), "the network")
     fold_reparametrised(network)
@@ -40,7 +39,7 @@ def rebuild(
     if own and example_inputs is None:
         raise UsageError(
             f"rebuild needs example_inputs for this network: layer {own[0]!r} computes its output itself",
-            "Give those that lrexport.compress was given.",
+            "Give the same ones as to lrexport.compress.",
         )
     if example_inputs is not None:
         make_layers_plain(network, input_shape_of(example_inputs))

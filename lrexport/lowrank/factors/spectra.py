@@ -1,4 +1,4 @@
-"""Singular values of a network's layers, before and after SVD training: what a cut is judged by."""
+"""Singular values of a network's layers, before and after SVD training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _DIGITS = 5  # enough for a chart, and a file of kilobytes
 
 @torch.no_grad()
 def spectra(svd: SVDNetwork, plan: Plan, start: nn.Module | None = None) -> dict[str, Any]:
-    """What spectra.json holds, as docs/record.md describes it: the layers of the network in SVD form by the plan's schemes.
+    """The content of spectra.json (docs/record.md): singular values of the layers in SVD form, by the plan's schemes.
 
-    ``start`` is the dense network before SVD training, None where there was none. U, s, V are replaced by the exact SVD of
-    the composed kernels first.
+    ``start`` is the dense network before SVD training, None without SVD training. First, U, s, V are replaced by the exact
+    SVD of the composed kernels.
     """
     layers = {}
     for name, layer in svd.layers.items():
@@ -40,7 +40,7 @@ def _singular(layer: Any, scheme: Scheme) -> Tensor:
 
 
 def _values(singular: Tensor) -> list[float]:
-    """Descending. Of a layer with groups each value is the root of the sum of squares over the groups, (g, r) → r."""
+    """Absolute values, descending; in a layer with groups the root of the sum of squares over the groups, (g, r) → r."""
     values = singular.detach().double().abs()
     values = values if values.ndim == 1 else values.square().sum(0).sqrt()
     return [float(f"{value:.{_DIGITS}g}") for value in values.cpu().tolist()]

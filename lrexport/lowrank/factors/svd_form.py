@@ -16,17 +16,17 @@ from lrexport.torch_tools.reparametrised import drop_parametrisations
 
 # Factors of a 4608-row matrix are orthogonal to about 1e-6 in float32.
 _ORTHOGONAL = 1e-5
-# Singular vectors of smaller shares of the largest singular value need a QR; float64's rounding over its square is 1e-6.
+# Vectors of singular values below this share of the largest need a QR: float64's rounding over its square is 1e-6.
 _INDEPENDENT = 1e-5
 
 
 class SVDForm(nn.Module):
     """weight = kernel(U · diag(|s|) · Vᵀ), U (rows, r), s (r,), V (columns, r) at full rank r = min(rows, columns).
 
-    A layer of g > 1 groups has a leading axis in all three: U (g, rows, r), s (g, r), V (g, columns, r). ``retried`` says
-    that an SVD of the layer did not converge at first. Composing the kernel and running one convolution is the same
-    function of U, s, V as the two layers of Yang et al. 2020 (section 3.1), with the same gradients, at a fraction of the
-    time (benchmarks/step_time.py).
+    A layer of g > 1 groups has a leading axis in all three: U (g, rows, r), s (g, r), V (g, columns, r). ``retried``: an SVD
+    of the layer did not converge at first. Composing the kernel and running one convolution is the same function of U, s, V
+    as the two layers of Yang et al. 2020 (section 3.1), with the same gradients, in a fraction of the time
+    (benchmarks/step_time.py).
     """
 
     def __init__(self, scheme: Scheme, spec: KernelSpec) -> None:
@@ -46,7 +46,7 @@ class SVDForm(nn.Module):
 class ExactSVD(NamedTuple):
     """matrix = left · diag(singular) · rightᵀ: left (…, rows, r), singular (…, r) descending, right (…, columns, r).
 
-    ``retried`` says that it did not converge at first.
+    ``retried``: it did not converge at first.
     """
 
     left: Tensor
@@ -56,11 +56,11 @@ class ExactSVD(NamedTuple):
 
 
 def exact_svd(matrix: Tensor) -> ExactSVD:
-    """SVD of a matrix (rows, columns) or of a batch of them (…, rows, columns), in the matrix's precision.
+    """SVD of a matrix (rows, columns) or a batch of matrices (…, rows, columns), in the matrix's precision.
 
-    Float32 and less are decomposed in float64: factors right to the last bit of float32, where LAPACK's float32 SVD is off
-    by 2e-6 of the matrix, which through the layers of a network is ten times float32's own rounding. Where that does not
-    converge, LAPACK's SVD in float64 on the CPU is taken.
+    Float32 and lower precisions are decomposed in float64, with factors exact to the last bit of float32. LAPACK's float32
+    SVD has errors of 2e-6, which the layers of a network amplify to ten times float32's rounding. If it does not converge,
+    LAPACK's float64 SVD on the CPU is used.
     """
     retried = False
     try:
@@ -80,19 +80,19 @@ def _lapack_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gram_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V by the eigenvectors of matrix · matrixᵀ: in float64 as fast as LAPACK's SVD in float32."""
+    """U, s, V from the eigenvectors of matrix · matrixᵀ, in float64 as fast as LAPACK's SVD in float32."""
     rows, columns = matrix.shape[-2:]
     if rows > columns:
         right, singular, left = _gram_svd(matrix.mT)
         return left, singular, right
     _, left = torch.linalg.eigh(matrix @ matrix.mT)
     scaled = matrix.mT @ left
-    # Norms are exact where roots of eigenvalues lose half of their digits; where those are equal, the order can differ.
+    # Norms are exact, whereas roots of eigenvalues lose half of their digits; their order can differ.
     singular, order = scaled.norm(dim=-2).sort(dim=-1, descending=True, stable=True)
     left, scaled = (side.take_along_dim(order.unsqueeze(-2), dim=-1) for side in (left, scaled))
     right = scaled / singular.clamp_min(torch.finfo(matrix.dtype).tiny).unsqueeze(-2)
     if bool((singular[..., -1] < _INDEPENDENT * singular[..., 0]).any() | (singular[..., 0] == 0).any()):
-        # Directions of almost nothing are not orthogonal to the others by themselves.
+        # Vectors of tiny singular values are not orthogonal to the others yet.
         right, upper = torch.linalg.qr(right)
         backwards = upper.diagonal(dim1=-2, dim2=-1) < 0
         right = torch.where(backwards.unsqueeze(-2), -right, right)
@@ -102,19 +102,19 @@ def _gram_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def compose(left: Tensor, singular: Tensor, right: Tensor) -> Tensor:
     """The matrix U · diag(|s|) · Vᵀ, (rows, columns) or (g, rows, columns).
 
-    Where s is 0 the derivative of |s| counts as 1, not as 0, with which a layer of zeros could never train.
+    At s = 0 the derivative of |s| is 1 here, because with 0 a layer of zeros could never train.
     """
     magnitude = torch.where(singular < 0, -singular, singular)
     return (left * magnitude.unsqueeze(-2)) @ right.mT
 
 
 def attach(layer: Any, scheme: Scheme, tied: Iterable[Any] = ()) -> None:
-    """Put a layer's weight into SVD form, in place; the layer stays the Conv2d or Linear that it was.
+    """Put a layer's weight into SVD form, in place; the layer keeps its class.
 
-    ``tied`` are other layers with the same weight and spec: they get the same U, s, V.
+    ``tied`` are other layers with the same weight and spec; they get the same U, s, V.
     """
     for each in (layer, *tied):
-        # Unsafe leaves out a check by composing the weight, which has its shape and precision by construction.
+        # Unsafe skips a check that would compose the weight, whose shape and type are right by construction.
         parametrize.register_parametrization(each, "weight", SVDForm(scheme, spec_of(each)), unsafe=True)
         each.parametrizations.weight = layer.parametrizations.weight
 
@@ -132,12 +132,12 @@ def form_of(layer: Any) -> SVDForm:
 
 def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The parameters U, s, V of a layer in SVD form."""
-    held = layer.parametrizations.weight
-    return held.original0, held.original1, held.original2
+    parametrised = layer.parametrizations.weight
+    return parametrised.original0, parametrised.original1, parametrised.original2
 
 
 def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V of the layer's matrix by ``scheme`` at full rank: those of its SVD form where it has them, else decomposed."""
+    """U, s, V of the layer's matrix by ``scheme`` at full rank: from its SVD form if possible, else decomposed."""
     if is_attached(layer) and form_of(layer).scheme == scheme and not is_cut(layer):
         return factors(layer)
     exact = exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))
@@ -149,12 +149,12 @@ def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def redecompose(layer: nn.Module) -> None:
     """Replace U, s, V by the exact SVD of the kernel they compose, so that truncation is optimal (Eckart–Young)."""
-    held = factors(layer)
-    if _is_exact(*held):
+    parameters = factors(layer)
+    if _is_exact(*parameters):
         return
-    exact = exact_svd(compose(*held))
-    rank = held[1].shape[-1]
-    for parameter, value in zip(held, exact[:3], strict=True):
+    exact = exact_svd(compose(*parameters))
+    rank = parameters[1].shape[-1]
+    for parameter, value in zip(parameters, exact[:3], strict=True):
         parameter.copy_(value[..., :rank])
     form_of(layer).retried |= exact.retried
 
@@ -167,16 +167,16 @@ def is_cut(layer: Any) -> bool:
 
 @torch.no_grad()
 def cut(layer: Any, left: Tensor, right: Tensor) -> None:
-    """Replace U, s, V by the SVD of left · right, left (…, rows, r) and right (…, r, columns): r values from now on.
+    """Replace U, s, V by the SVD of left · right, left (…, rows, r) and right (…, r, columns), at rank r.
 
-    They are new parameters, which an optimiser must be told of.
+    They are new parameters, which an optimiser must be given.
     """
     rank = left.shape[-1]
     _put_factors(layer, *(value[..., :rank].contiguous() for value in exact_svd(left @ right)[:3]))
 
 
 def fit_ranks(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give the layers in SVD form the ranks that they have in ``weights``, a state dict that is loaded next."""
+    """Give the layers in SVD form the ranks that they have in the state dict ``weights``, before it is loaded."""
     for name, module in network.named_modules():
         if not is_attached(module):
             continue
@@ -186,13 +186,13 @@ def fit_ranks(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _put_factors(layer: Any, *values: Tensor) -> None:
-    held = layer.parametrizations.weight
+    parametrised = layer.parametrizations.weight
     for index, value in enumerate(values):
-        setattr(held, f"original{index}", nn.Parameter(value))
+        setattr(parametrised, f"original{index}", nn.Parameter(value))
 
 
 def _is_exact(left: Tensor, singular: Tensor, right: Tensor) -> bool:
-    """Whether the factors are an SVD already, as before any training: two products instead of a decomposition."""
+    """Whether the factors already are an SVD, as before training; two products are cheaper than a decomposition."""
     if (singular < 0).any() or (singular.diff() > 0).any():
         return False
     eye = torch.eye(singular.shape[-1], device=left.device, dtype=left.dtype)
@@ -200,7 +200,7 @@ def _is_exact(left: Tensor, singular: Tensor, right: Tensor) -> bool:
 
 
 def detach(layer: Any, tied: Iterable[Any] = ()) -> None:
-    """Back to an ordinary weight, the composed one, in place; one for the layer and all that are ``tied`` to it."""
+    """Replace the SVD form by the composed weight, in place; the layer and those ``tied`` to it share it."""
     weight = nn.Parameter(layer.weight.detach().contiguous())
     for each in (layer, *tied):
         drop_parametrisations(each)

@@ -1,4 +1,4 @@
-"""Every layer at every rank: what truncation drops, and the factors that drop least."""
+"""Truncation of each layer to each rank: the energy dropped, and the factors that drop least."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Pair, Plan, PlannedLatency, Scheme
 
-# Keeps directions that the data never showed in the order of their own energy, and the full rank exact.
+# Added to moments as a share of their mean: orders directions that never occur in the data by their energy, and keeps full
+# rank exact.
 _FLOOR = 1e-6
-# Of a matrix of float32 numbers, as a share of its largest energy.
+# Energy of float32 rounding as a share of a matrix's largest energy.
 _ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """One layer by one scheme. ``energy_dropped[r]`` is the share of the energy lost at rank r, (full rank + 1,), float64.
+    """One layer by one scheme. ``energy_dropped[r]`` is the share of energy lost at rank r, (full rank + 1,), float64.
 
-    The matrix at rank r is basis[:, :r] @ (basis[:, :r]ᵀ @ matrix): basis (rows, full rank) holds orthonormal columns, the
-    left singular vectors of the matrix, weighted on the right by the square root of its input's second moment where that
-    is known. With g > 1 groups both have a leading group axis.
+    The matrix at rank r is basis[:, :r] @ (basis[:, :r]ᵀ @ matrix). The columns of basis (rows, full rank) are the left
+    singular vectors of the matrix, which is first multiplied from the right by the square root of its input's second
+    moment, if known. With g > 1 groups both have a leading group axis.
     """
 
     energy_dropped: Tensor
@@ -37,7 +38,7 @@ class Truncation:
     matrix: Tensor
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Left (rows, r) and right (r, columns), the same scale on either side, as sqrt(|s|) gives it."""
+        """Left (rows, r) and right (r, columns), with the same scale in both, as with sqrt(|s|)."""
         left = self.basis[..., :rank]
         return balanced(left, left.mT @ self.matrix)
 
@@ -47,10 +48,10 @@ Truncations = Mapping[str, Mapping[Scheme, Truncation]]
 
 @dataclass(frozen=True)
 class Selection:
-    """A plan, the truncations it was chosen from, and what the user should know about it.
+    """A plan, the truncations it was chosen from, and warnings for the user.
 
-    ``threshold`` is equation 4's e where one e made the plan, else None; ``heldout_top1`` the accuracy before pruning,
-    where the goal was about it; ``latency`` what the target says of the plan.
+    ``threshold`` is e of equation 4 if one e gives the plan, else None. ``heldout_top1`` is the accuracy before pruning, if
+    the goal was an accuracy drop; ``latency`` the plan's latency on the target, if it was measured.
     """
 
     plan: Plan
@@ -67,7 +68,7 @@ class Selection:
 
 
 def plan_of(plan: object) -> Plan:
-    """The plan in what select returned, or in what stands for it. Raises UsageError for anything else."""
+    """The plan of a Selection or of a mapping of layers. Raises UsageError for anything else."""
     if isinstance(plan, Selection):
         return plan.plan
     if not isinstance(plan, Mapping):
@@ -78,9 +79,9 @@ def plan_of(plan: object) -> Plan:
 
 
 def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Schemes | None = None) -> Truncations:
-    """Truncation of each layer by ``schemes``, by default the one of its SVD form.
+    """Truncation of each layer by ``schemes``, by default that of its SVD form.
 
-    U, s, V are replaced by the exact SVD of the composed kernels first. Raises InputError naming the layer where a moment is
+    First, U, s, V are replaced by the exact SVD of the composed kernels. Raises InputError naming the layer if a moment is
     not finite.
     """
     schemes = schemes or own_schemes_of(svd)
@@ -91,8 +92,8 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
         weighting = (moments or {}).get(name, {})
         if not all(bool(moment.isfinite().all()) for moment in weighting.values()):
             raise InputError(
-                f"what layer {name!r} is given is not finite, or too large to be squared in float32",
-                "Look at the weights of the layers before it and at the data.",
+                f"the input of layer {name!r} is not finite, or too large to square in float32",
+                "Check the weights of the layers before it, and the data.",
             )
         truncated[name] = {scheme: _truncate(module, scheme, weighting.get(scheme)) for scheme in schemes[name]}
     return truncated
@@ -107,16 +108,16 @@ def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
     else:
         basis, singular, _ = factors_by(module, scheme)
         energy = singular.double().square()
-    if is_attached(module) and is_cut(module):  # what is left beyond its rank is rounding, which no rank is worth
+    if is_attached(module) and is_cut(module):  # energy beyond its rank is only rounding
         energy = torch.where(energy < _ROUNDING * energy.amax(-1, keepdim=True), 0, energy)
-    energy = energy if energy.ndim == 1 else energy.sum(0)  # one rank for all groups: what they drop together
+    energy = energy if energy.ndim == 1 else energy.sum(0)  # all groups have one rank, so their energies add up
     return Truncation(_share_dropped(energy.cpu()), basis.detach(), matrix.detach())
 
 
 class WeightedBasis(NamedTuple):
-    """Of matrix · moment^½ the left singular vectors ``basis`` (…, rows, r) and squared singular values ``energy`` (…, r).
+    """Left singular vectors ``basis`` (…, rows, r) and squared singular values ``energy`` (…, r) of matrix · moment^½.
 
-    Descending; ``retried`` says that a decomposition did not converge at first.
+    In descending order. ``retried``: a decomposition did not converge at first.
     """
 
     basis: Tensor
@@ -127,8 +128,8 @@ class WeightedBasis(NamedTuple):
 def weighted_basis(matrix: Tensor, moment: Tensor) -> WeightedBasis:
     """The basis of ``matrix`` (…, rows, columns) weighted by ``moment`` (…, columns, columns).
 
-    Projecting the matrix on the first of its vectors loses least of E‖matrix · x‖², x having this second moment: no root
-    and no inverse is taken, so directions without data do no harm.
+    Projecting the matrix onto the first of its vectors loses least of E‖matrix · x‖² for x with this second moment. No
+    inverse is needed, so directions without data do no harm.
     """
     rows, columns = matrix.shape[-2:]
     rank = min(rows, columns)
@@ -141,7 +142,7 @@ def weighted_basis(matrix: Tensor, moment: Tensor) -> WeightedBasis:
         energy, basis, retried = _eigh(precise @ moment @ precise.mT)
         energy, basis = energy.flip(-1), basis.flip(-1)
     else:
-        # The smaller side's eigenvectors, carried over; QR keeps those of tiny singular values orthonormal.
+        # From eigenvectors of the smaller side; QR keeps vectors of tiny singular values orthonormal.
         root, root_retried = _root(moment, floor)
         weighted = precise @ root
         energy, right, retried = _eigh(weighted.mT @ weighted)
@@ -151,10 +152,10 @@ def weighted_basis(matrix: Tensor, moment: Tensor) -> WeightedBasis:
 
 
 def _root(moment: Tensor, floor: Tensor) -> tuple[Tensor, bool]:
-    """A root R of R Rᵀ = ``moment``, whose eigenvalues are at least ``floor`` but for rounding, and if it was retried.
+    """R with R Rᵀ = ``moment``, and whether it was retried.
 
-    Sums of float32 numbers round by a share of the largest eigenvalue, which is many times the mean where inputs are alike:
-    as much as leaves others below zero.
+    The eigenvalues of ``moment`` are at least ``floor``, except for rounding: sums in float32 round by a share of the
+    largest eigenvalue. If inputs are similar, it is so large that others become negative.
     """
     root, failed = torch.linalg.cholesky_ex(moment)
     if not failed.any():
@@ -164,22 +165,22 @@ def _root(moment: Tensor, floor: Tensor) -> tuple[Tensor, bool]:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix (…, n, n) of float64 without large negative ones.
+    """Eigenvalues, ascending, eigenvectors, and False for a float64 symmetric matrix (…, n, n) that is nearly semidefinite.
 
-    Where that does not converge, LAPACK's SVD on the CPU is taken, which is the same for such a matrix, and True returned.
+    If it does not converge, LAPACK's SVD on the CPU is used, which is the same for such a matrix, and True is returned.
     """
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # absent from the stub
         left, _, _ = torch.linalg.svd(matrix.cpu())
         vectors = left.flip(-1).to(matrix)
-        values = (vectors * (matrix @ vectors)).sum(-2)  # with their signs, which singular values have lost
+        values = (vectors * (matrix @ vectors)).sum(-2)  # with their signs, which singular values lack
         return values, vectors, True
     return values, vectors, False
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with each of the r channels between both factors at the same scale on either side."""
+    """The same product, with each of the r channels between the factors at the same scale in both."""
     tiny = torch.finfo(left.dtype).tiny
     before, after = left.norm(dim=-2), right.norm(dim=-1)
     scale = (after.clamp_min(tiny) / before.clamp_min(tiny)).sqrt()
@@ -188,6 +189,6 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _share_dropped(energy: Tensor) -> Tensor:
-    """Share lost when the first k of r values are kept, for k = 0 … r: (r + 1,), descending to 0."""
+    """The share lost if the first k of r values are kept, for k = 0 … r: (r + 1,), descending to 0."""
     tail = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
     return tail / tail[0] if tail[0] > 0 else torch.zeros_like(tail)

@@ -1,1 +1,1 @@
-"""Single layers: kernels, schemes, pairs, and what each layer costs."""
+"""Single layers: kernels, schemes, pairs, and the cost of each layer."""

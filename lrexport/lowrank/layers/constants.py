@@ -1,6 +1,6 @@
-"""Layers that work on constants alone: an exported graph holds their result, so they cost nothing there.
+"""Layers with constant inputs: an exported graph contains their result, so they cost nothing there.
 
-Swin v2 computes its position bias so: by two Linear layers from a table of coordinates.
+For example, Swin v2 computes its position bias by two Linear layers from a table of coordinates.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from lrexport.torch_tools.tracing import example_input, noise, run_once, watchin
 
 
 def constant_layers(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
-    """Those of ``layers`` that are called, but given nothing that depends on the network's input.
+    """Those of ``layers`` that are called, but whose inputs do not depend on the network's input.
 
-    Raises InputError where the network does not take an input of ``input_shape``, without the batch.
+    ``input_shape`` is without the batch. Raises InputError if the network does not accept an input of this shape.
     """
     suspects = set(layers) - _reached_by_gradients(network, layers, input_shape)
     return _given_the_same(network, suspects, input_shape) if suspects else set()
 
 
 def _reached_by_gradients(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
-    """Layers whose input autograd connects with the network's, also through functions of other libraries."""
+    """Layers whose input depends on the network's according to autograd, even through functions of other libraries."""
     reached: set[nn.Module] = set()
 
     def note(module: nn.Module, given: Tensor) -> None:
@@ -36,28 +36,28 @@ def _reached_by_gradients(network: nn.Module, layers: Collection[nn.Module], inp
     try:
         with watching_inputs(layers, note), _frozen(network), torch.enable_grad():
             network(images.requires_grad_().clone())
-    except Exception:  # what runs without gradients need not run with them (`out=`, `.numpy()`)
+    except Exception:  # some networks only run without gradients (`out=`, `.numpy()`)
         return set()
     return reached
 
 
 def _given_the_same(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
-    """Layers that are given the same for another input, too: a network may detach what depends on its input."""
+    """Layers whose input is the same for two inputs of the network, because a network may detach tensors."""
     given: dict[nn.Module, list[Tensor]] = {}
     with watching_inputs(layers, lambda module, tensor: given.setdefault(module, []).append(tensor.detach().clone())):
-        for seed in (0, 1):  # not of one value, which can be standardised away
+        for seed in (0, 1):  # noise, because a normalisation can make all constant inputs equal
             run_once(network, input_shape, noise(network, input_shape, seed))
     return {module for module, tensors in given.items() if _halves_are_equal(tensors)}
 
 
 def _halves_are_equal(tensors: list[Tensor]) -> bool:
     half = len(tensors) // 2
-    return all(torch.equal(one, other) for one, other in zip(tensors[:half], tensors[-half:], strict=True))
+    return all(torch.equal(first, second) for first, second in zip(tensors[:half], tensors[-half:], strict=True))
 
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """Eval mode, and no parameter with gradients."""
+    """Inside the block, the network is in eval mode and no parameter requires gradients."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:

@@ -1,7 +1,7 @@
-"""What a scheme needs to know of a layer, from the layer's attributes alone, and the layer's own cost.
+"""A layer's kernel as schemes need it, from the layer's attributes, and the layer's MACs.
 
 Weights are (out, in ÷ groups, k…) for convolutions, (in, out ÷ groups, k…) for transposed ones and (out, in) for Linear,
-which is a convolution without kernel axes here.
+which is treated as a convolution without kernel axes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lrexport.torch_tools.weight_layers import WEIGHTED as WEIGHTED
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A layer's kernel. ``split_axis`` is the one of ``kernel_size`` that `spatial` gives to the second half."""
+    """A layer's kernel. ``split_axis`` is the axis of ``kernel_size`` that `spatial` gives to the second half."""
 
     out_channels: int
     in_channels: int
@@ -36,13 +36,13 @@ class KernelSpec:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the layer's weight."""
+        """The shape of the layer's weight."""
         outer, inner = (self.out_channels, self.in_channels)[:: -1 if self.transposed else 1]
         return (outer, inner // self.groups, *self.kernel_size)
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether every input channel is a group of its own."""
+        """Whether every input channel is a group."""
         return 1 < self.groups == self.in_channels
 
 
@@ -50,7 +50,7 @@ def spec_of(layer: Any) -> KernelSpec:
     """The spec of a Linear, convolution or transposed convolution, with an ordinary weight or in SVD form.
 
     `spatial` splits off the axis longer than 1 whose pair costs least at full rank, by kernel, stride and channels; the
-    first of equals, so that a square kernel becomes 1×kW then kH×1 (Yang et al. 2020, section 3.1). No input is needed.
+    first if several do, so a square kernel becomes 1×kW then kH×1 (Yang et al. 2020, section 3.1).
     """
     if isinstance(layer, nn.Linear):
         return KernelSpec(layer.out_features, layer.in_features)
@@ -65,7 +65,7 @@ def spec_of(layer: Any) -> KernelSpec:
 
 
 def dense_macs(spec: KernelSpec, call: LayerCall) -> int:
-    """MACs of the layer as it is for one call; the bias is not counted (fvcore's convention)."""
+    """MACs of the dense layer for one call; the bias is not counted (fvcore's convention)."""
     return call.samples * prod(call.input if spec.transposed else call.output) * prod(spec.weight_shape)
 
 
@@ -74,7 +74,7 @@ def _split_axis(layer: Any) -> int:
     into, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
 
     def cost(axis: int) -> int:
-        """MACs of the full-rank pair per output position, per input position where the layer is transposed."""
+        """MACs of the full-rank pair per output position; per input position if the layer is transposed."""
         first, second = into * prod(kernel) // kernel[axis], out * kernel[axis]
         full_rank = min(first, second)
         if isinstance(layer, TRANSPOSED):

@@ -1,4 +1,4 @@
-"""Pairs: the two plain layers that stand where a layer was, and how they get there."""
+"""Pairs: the two plain layers that replace a layer, and how they are put into a network."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Pair, PairChoice, Scheme
 
 _HALVES = ["first", "second"]  # in the order in which they run
-# What a network may ask a layer for, as in `x.view(-1, self.head.in_features)`.
+# Attributes of a layer that networks use, as in `x.view(-1, self.head.in_features)`.
 _SIZES = ("in_features", "out_features", "in_channels", "out_channels")
 
 
 def is_pair(module: nn.Sequential) -> bool:
-    """Whether it is one that a layer was folded into."""
+    """Whether a module is a pair."""
     return [name for name, _ in module.named_children()] == _HALVES and all(isinstance(half, WEIGHTED) for half in module)
 
 
 def untrained_pair(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
-    """A pair for the layer with weights still to be filled in, the layer's bias in the second half."""
+    """A pair for the layer, with uninitialised weights and the layer's bias in the second half."""
     first, second = SCHEMES[scheme].pair(layer, rank)
     if layer.bias is not None:
         second.bias = nn.Parameter(layer.bias.detach().clone())
@@ -31,7 +31,7 @@ def untrained_pair(layer: Any, scheme: Scheme, rank: int) -> nn.Sequential:
 
 
 def as_pair(layer: Any, first: nn.Module, second: nn.Module) -> nn.Sequential:
-    """Two modules as the pair that stands for the layer, and answers for its sizes."""
+    """Two modules as a pair, with the layer's mode and its attributes for sizes."""
     pair = nn.Sequential(OrderedDict(zip(_HALVES, (first, second), strict=True))).train(layer.training)
     for name in _SIZES:
         if hasattr(layer, name):
@@ -40,15 +40,15 @@ def as_pair(layer: Any, first: nn.Module, second: nn.Module) -> nn.Sequential:
 
 
 def put(network: nn.Module, place: str, module: nn.Module) -> None:
-    """Put ``module`` in a place of the network, in place of what is there."""
+    """Replace the module at ``place`` in the network by ``module``."""
     parent, _, child = place.rpartition(".")
     setattr(network.get_submodule(parent), child, module)
 
 
 def put_pairs(network: nn.Module, places: Iterable[str], planned: Pair | PairChoice, pair: nn.Sequential) -> None:
-    """Put ``pair`` in the place of a layer; of others with its weight each gets a pair with its own stride and bias."""
+    """Replace a layer by ``pair``; other layers with its weight get pairs with the same weights, but own stride and bias."""
     pairs: dict[nn.Module, nn.Sequential] = {}
-    layers = {place: network.get_submodule(place) for place in places}  # all of them first: places may have one parent
+    layers = {place: network.get_submodule(place) for place in places}  # read all before any is replaced
     for place, layer in layers.items():
         if pairs and layer not in pairs:
             pairs[layer] = untrained_pair(layer, planned.scheme, planned.rank)

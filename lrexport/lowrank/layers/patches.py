@@ -1,6 +1,6 @@
-"""What a layer sees: the part of its input that each of its outputs is made of.
+"""Patches: the part of a layer's input that each of its outputs is computed from.
 
-For every layer here, plain or transposed, an output is the kernel times its patch: statistics over patches serve all.
+For every layer, plain or transposed, an output is the kernel times its patch, so statistics of patches work for all.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from lrexport.lowrank.layers.kernels import KernelSpec, spec_of
 
 
 def positions(output: Tensor, layer: Any) -> int:
-    """How many outputs a layer made: samples times positions along the kernel's axes."""
+    """The number of a layer's outputs: samples times positions along the kernel's axes."""
     return output.numel() // spec_of(layer).out_channels
 
 
 def draw(count: int, most: int, generator: torch.Generator) -> Tensor:
-    """Numbers of at most ``most`` of ``count`` outputs, drawn without putting back; all of them, where they are few."""
+    """Indices of ``most`` of ``count`` outputs, drawn without replacement; of all if there are not more."""
     return torch.randperm(count, generator=generator)[:most] if count > most else torch.arange(count)
 
 
 def sizes_of(output: Tensor, layer: Any) -> tuple[int, ...]:
-    """Sizes of a layer's output along the kernel's axes, () for Linear."""
+    """Sizes of a layer's output along the kernel's axes; () for Linear."""
     return tuple(output.shape[output.ndim - len(spec_of(layer).axes) :])
 
 
 def outputs_at(layer: Any, output: Tensor, numbers: Tensor) -> Tensor:
-    """The outputs of these numbers, (n, out)."""
+    """The outputs with indices ``numbers``, (n, out)."""
     return _rows(output, spec_of(layer))[numbers.to(output.device)]
 
 
 def patches_at(layer: Any, given: Tensor, sizes: tuple[int, ...], numbers: Tensor) -> Tensor:
-    """The patches that the outputs of these numbers are made of, (n, in, k…), (n, in) for Linear; zero outside the input.
+    """The patches of the outputs with indices ``numbers``: (n, in, k…), (n, in) for Linear; zero outside of the input.
 
     ``sizes`` are those of the output along the kernel's axes.
     """
@@ -56,7 +56,7 @@ def patches_at(layer: Any, given: Tensor, sizes: tuple[int, ...], numbers: Tenso
         shape = [len(numbers), *(spec.kernel_size[axis] if other == axis else 1 for other in spec.axes)]
         index.append(place.view(shape))
         inside = inside & valid.view(shape)
-    # Channels last: the gather then reads whole runs of memory.
+    # With channels last, the gather reads contiguous memory.
     patches = padded.movedim(1, -1).contiguous()[tuple(index)]
     return (patches if inside.all() else patches.mul_(inside.unsqueeze(-1))).movedim(-1, 1)
 
@@ -70,16 +70,16 @@ def _rows(values: Tensor, spec: KernelSpec) -> Tensor:
 
 
 def _padded(layer: Any, given: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The input with the layer's own padding where that is more than zeros, and how much each axis got in front."""
+    """The input padded as by the layer, unless with zeros, and how much each axis got in front."""
     if getattr(layer, "transposed", False) or layer.padding_mode == "zeros":
         return given, tuple(repeat(0, given.ndim - 2))
-    # What the layer itself uses: (left, right) of every axis, the last axis first; also for 'same' and 'valid'.
+    # The layer's own attribute: (left, right) of every axis, last axis first; also for 'same' and 'valid'.
     around = layer._reversed_padding_repeated_twice
     return F.pad(given, around, mode=layer.padding_mode), tuple(reversed(around[::2]))
 
 
 def _places(layer: Any, spec: KernelSpec, axis: int, at: Tensor, lead: int, size: int) -> tuple[Tensor, Tensor]:
-    """Where along one axis the taps of outputs ``at`` (n,) read: places (n, k) inside ``size``, and whether they do read."""
+    """Where the taps of outputs ``at`` (n,) read along one axis: places (n, k) inside ``size``, and whether they exist."""
     taps = torch.arange(spec.kernel_size[axis], device=at.device) * layer.dilation[axis]
     front = (
         layer.padding[axis] if not isinstance(layer.padding, str) else layer._reversed_padding_repeated_twice[-2 - 2 * axis]

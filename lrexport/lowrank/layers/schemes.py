@@ -1,9 +1,10 @@
 """How a kernel becomes a matrix, and how a truncated factorisation of that matrix becomes a pair of plain layers.
 
-The first half of a pair has the input channels and some kernel axes, the second half the output channels and the others;
-a scheme says which. So a row of the matrix is always an output channel with a tap of the second half, and a column an
-input channel with a tap of the first. A factorisation of rank r is matrix ≈ left @ right with left (rows, r) and right
-(r, columns); a layer of g > 1 groups has one matrix a group, (g, rows, columns), and r channels a group between its halves.
+The first half of a pair has the input channels and some kernel axes, the second half the output channels and the other
+axes; the scheme decides which. So a row of the matrix is an output channel with a tap of the second half, and a column an
+input channel with a tap of the first half. A factorisation of rank r is matrix ≈ left @ right with left (rows, r) and right
+(r, columns). A layer of g > 1 groups has a matrix for each group, (g, rows, columns), and r channels for each group between
+the halves.
 Source: Yang et al. 2020 (arXiv 2004.09031), section 3.1.
 """
 
@@ -30,12 +31,12 @@ class Factorisation:
     second_axes: Callable[[KernelSpec], tuple[int, ...]]
 
     def matrix(self, kernel: Tensor, spec: KernelSpec) -> Tensor:
-        """(rows, columns) of a weight, (g, rows, columns) for g > 1 groups."""
+        """The matrix (rows, columns) of a weight; (g, rows, columns) for g > 1 groups."""
         layout = _layout(spec, self.second_axes(spec))
         return kernel.reshape(layout.split_kernel).permute(layout.to_matrix).reshape(layout.matrix)
 
     def kernel(self, matrix: Tensor, spec: KernelSpec) -> Tensor:
-        """The weight that has this matrix; a view of it but for transposed layers with groups."""
+        """The weight with this matrix; a view of it, except for transposed layers with groups."""
         layout = _layout(spec, self.second_axes(spec))
         if layout.in_order:
             return matrix.reshape(spec.weight_shape)
@@ -51,16 +52,16 @@ class Factorisation:
         return min(self.matrix_shape(spec))
 
     def pair(self, layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:
-        """The two halves with fresh weights, ``rank`` channels a group between them; the bias is in the second."""
+        """The two halves with new weights and ``rank`` channels per group between them; the second has the bias."""
         spec = spec_of(layer)
         first_axes, second_axes = self._axes(spec)
-        # Every padding mode works on one axis at a time, so each half pads its own; without a bias in the first half
-        # the rows that zero padding adds are zero after it too.
+        # Every padding mode works axis by axis, so each half pads its own axes. The first half has no bias, so the rows
+        # that zero padding adds are still zero after it.
         first = _half(layer, spec.in_channels, spec.groups * rank, False, first_axes)
         return first, _half(layer, spec.groups * rank, spec.out_channels, layer.bias is not None, second_axes)
 
     def weights(self, left: Tensor, right: Tensor, spec: KernelSpec) -> tuple[Tensor, Tensor]:
-        """The weights of the first and the second half, from left (rows, r) and right (r, columns), or (g, …) of each."""
+        """The weights of both halves from left (rows, r) and right (r, columns), or (g, …) of each."""
         groups, rank = spec.groups, left.shape[-1]
         out, into = spec.out_channels // groups, spec.in_channels // groups
         first_axes, second_axes = self._axes(spec)
@@ -74,16 +75,16 @@ class Factorisation:
         return made_first, made_second
 
     def macs_per_rank(self, spec: KernelSpec, call: LayerCall) -> int:
-        """MACs of the pair for one call and one rank, in every group."""
+        """MACs of the pair per rank for one call, over all groups."""
         first_axes, second_axes = self._axes(spec)
         middle = [call.output[axis] if axis in first_axes else call.input[axis] for axis in spec.axes]
-        # A transposed convolution multiplies at every input position, any other at every output position.
+        # A transposed convolution multiplies at every input position, others at every output position.
         positions = (call.input, middle) if spec.transposed else (middle, call.output)
         first = spec.in_channels * _taps(spec, first_axes) * prod(positions[0])
         return call.samples * (first + spec.out_channels * _taps(spec, second_axes) * prod(positions[1]))
 
     def params_per_rank(self, spec: KernelSpec) -> int:
-        """Weights of the pair for one rank in every group."""
+        """Weights of the pair per rank, over all groups."""
         first_axes, second_axes = self._axes(spec)
         return spec.in_channels * _taps(spec, first_axes) + spec.out_channels * _taps(spec, second_axes)
 
@@ -102,16 +103,16 @@ CONV_SCHEMES: tuple[Scheme, ...] = ("spatial", "channel", "input-channel")
 
 
 def blank(layer: Any) -> nn.Module:
-    """A layer of the same settings on torch's meta device, which holds no values: pairs are made of it at no cost."""
+    """A layer with the same settings on the meta device, without values, from which pairs are made at no cost."""
     spec = spec_of(layer)
     return _half(layer, spec.in_channels, spec.out_channels, layer.bias is not None, spec.axes, torch.device("meta"))
 
 
 def schemes_of(spec: KernelSpec) -> tuple[Scheme, ...]:
-    """The schemes that differ for a kernel.
+    """The different schemes of a kernel.
 
-    A 1×1 kernel gives the same matrix in every scheme; `channel` then puts the stride first, where it saves most. A kernel
-    along one axis only has nothing to be split between the halves.
+    A 1×1 kernel has the same matrix in every scheme; `channel` applies the stride in the first half, which saves most. A
+    kernel with one axis cannot be split between the halves.
     """
     if not spec.kernel_size:
         return ("linear",)
@@ -120,7 +121,7 @@ def schemes_of(spec: KernelSpec) -> tuple[Scheme, ...]:
 
 
 def scheme_for(spec: KernelSpec, asked: Scheme) -> Scheme:
-    """The scheme that a layer gets when ``asked`` is wanted for convolutions."""
+    """The scheme of a layer if ``asked`` is requested for convolutions."""
     admitted = schemes_of(spec)
     return asked if asked in admitted else admitted[0]
 
@@ -134,12 +135,12 @@ class _Layout:
     split_matrix: tuple[int, ...]  # (g, o, second k…, i, first k…)
     to_kernel: tuple[int, ...]
     matrix: tuple[int, ...]
-    in_order: bool  # nothing to permute, which spares a training step two operations
+    in_order: bool  # no permutation is needed, which saves two operations in each training step
 
 
 @cache
 def _layout(spec: KernelSpec, second_axes: tuple[int, ...]) -> _Layout:
-    """Without groups there is no group axis: one dimension less to permute in every training step."""
+    """The layout without a group axis if there is one group: one dimension less to permute in each training step."""
     outer, inner, *kernel = spec.weight_shape
     lead = (spec.groups,) if spec.groups > 1 else ()
     start = len(lead)
@@ -170,13 +171,13 @@ def _on(axes: tuple[int, ...], values: tuple[int, ...], otherwise: int) -> tuple
 def _half(
     layer: Any, into: int, out: int, bias: bool, axes: tuple[int, ...], device: torch.device | None = None
 ) -> nn.Module:
-    """A layer with the given one's kernel, stride, padding and dilation on the chosen axes, pointwise on the others."""
+    """A layer with the kernel, stride, padding and dilation of ``layer`` on ``axes``, pointwise on the others."""
     options: dict[str, Any] = {"bias": bias, "device": device or layer.weight.device, "dtype": layer.weight.dtype}
     if isinstance(layer, nn.Linear):
         return nn.Linear(into, out, **options)
     kernel, stride, dilation = (_on(axes, values, 1) for values in (layer.kernel_size, layer.stride, layer.dilation))
     options |= {"kernel_size": kernel, "stride": stride, "dilation": dilation, "groups": layer.groups}
-    if axes:  # a half without padding of its own must not be given a mode that needs some
+    if axes:  # a pointwise half has no padding, and some padding modes require it
         text = isinstance(layer.padding, str)
         options |= {"padding": layer.padding if text else _on(axes, layer.padding, 0), "padding_mode": layer.padding_mode}
     kinds: tuple[type[nn.Module], ...] = PLAIN

@@ -1,8 +1,8 @@
-"""MACs of a torch network, layer by layer, counted by fvcore (docs/decisions.md, "By libraries": why not by torch itself).
+"""MACs of a torch network, layer by layer, counted by fvcore (why not by torch: docs/decisions.md, "By libraries").
 
-Convention: multiply–accumulates of convolutions and matrix products for one input; bias, normalisation, pooling and
-element-wise operators are not counted; 1 MAC = 2 FLOPs. fvcore counts one "flop" per MAC. Nor are layers that work on
-constants alone: an exported graph holds their result.
+Convention: multiply–accumulates of convolutions and matrix products for one input; 1 MAC = 2 FLOPs, and fvcore's "flops" are
+MACs. Not counted: bias, normalisation, pooling, element-wise operators, and layers with constant inputs, of which an
+exported graph contains only the result.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from lrexport.torch_tools.tracing import example_input, flat_tensors
 # Matrix products that sum over the last axis of one input, and the place of that input.
 _PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "inner": 0}
 _PRODUCTS |= {"addmm": 1, "addmv": 1, "baddbmm": 1}
-# Operators that multiply but whose cost is not counted here; they are reported, never ignored silently.
+# Operators that multiply but are not counted; they are reported.
 _UNCOUNTED = {"lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "_trilinear", "deform_conv2d", "conv_tbc", "cdist", "kron"}
 _UNCOUNTED |= {"chain_matmul", "linalg_multi_dot", "linalg_matrix_power", "linalg_matrix_exp", "linalg_vecdot"}
 _UNCOUNTED |= {"cov", "corrcoef", "pdist", "_sparse_mm"}
-# Operators of any other library, scripted functions and autograd functions may multiply: a trace does not look into them.
+# Operators of other libraries, scripted functions and autograd functions may multiply; a trace does not show their content.
 _OPEN = {"aten", "prim", "prims", "profiler", "torchvision"}
 _SCRIPTED, _AUTOGRAD = "prim::CallFunction", "prim::PythonOp"
 _Handle = Callable[[list[Any], list[Any]], int]
@@ -40,7 +40,7 @@ _Handle = Callable[[list[Any], list[Any]], int]
 
 @dataclass(frozen=True)
 class TorchMacs:
-    """``total`` for one input, ``by_layer`` for modules that multiply themselves.
+    """MACs for one input: ``total``, and ``by_layer`` for modules without children.
 
     ``uncounted`` names operators that multiply, or may, and are not in ``total``.
     """
@@ -51,9 +51,9 @@ class TorchMacs:
 
 
 def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchMacs:
-    """Count for one input of ``input_shape`` (without the batch), in eval mode; the network's own mode is put back.
+    """Count for one input of ``input_shape`` (without the batch), in eval mode; the network's mode is restored.
 
-    Raises InputError where the network does not take such an input, and where torch cannot trace it.
+    Raises InputError if the network does not accept an input of this shape, or torch cannot trace it.
     """
     from fvcore.nn import FlopCountAnalysis
 
@@ -61,7 +61,7 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
     constant = {layers[layer] for layer in constant_layers(network, layers, input_shape)}
     example = example_input(network, input_shape)
     with eval_mode(network), _without_fused_attention(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, announces its retirement
+        warnings.simplefilter("ignore")  # fvcore uses torch.jit.trace, which is deprecated
         analysis = FlopCountAnalysis(_Outputs(network), example).unsupported_ops_warnings(False)
         handles = {f"aten::{operator}": handle for operator, handle in _HANDLES.items()}
         analysis = analysis.uncalled_modules_warnings(False).tracer_warnings("none").set_op_handle(**handles)
@@ -79,7 +79,7 @@ def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchM
 
 
 def _left_out(operator: str) -> str | None:
-    """How an operator of the trace that fvcore does not count is reported; None where it multiplies nothing."""
+    """The name in reports of an operator that fvcore does not count; None if it multiplies nothing."""
     library, _, name = operator.rpartition("::")
     if operator.startswith(_SCRIPTED):
         return "a scripted function"
@@ -91,7 +91,7 @@ def _left_out(operator: str) -> str | None:
 
 
 class _Outputs(nn.Module):
-    """A network that returns what torch.jit.trace takes: the tensors of its output, whatever holds them."""
+    """A network that returns a flat tuple of all tensors in its output, as torch.jit.trace requires."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -102,13 +102,13 @@ class _Outputs(nn.Module):
 
 
 def _of_network(analysis: Any) -> dict[str, Any]:
-    """fvcore's counts by module of the network and operator. Raises InputError where torch cannot trace the network."""
+    """fvcore's counts by module of the network and operator. Raises InputError if torch cannot trace the network."""
     try:
         counts = analysis.by_module_and_operator()
-    except Exception as error:  # torch's tracer raises whatever it likes
+    except Exception as error:  # torch's tracer raises errors of all types
         why = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"the MACs of the network cannot be counted, since torch.jit.trace fails on it: {why}",
+            f"cannot count the MACs of the network: torch.jit.trace fails on it: {why}",
             "Its forward must compute tensors from a tensor.",
         ) from error
     within = "network."
@@ -117,9 +117,9 @@ def _of_network(analysis: Any) -> dict[str, Any]:
 
 
 def _product_macs(summed: int) -> _Handle:
-    """One MAC for every output and every entry of the axis that is summed over, the last of input ``summed``.
+    """One MAC for each output and each entry of the summed axis, the last of input ``summed``.
 
-    fvcore's own count takes neither vectors nor, in full, operands of which the second is broadcast.
+    fvcore does not count products of vectors, nor all of those whose second operand is broadcast.
     """
 
     def handle(inputs: list[Any], outputs: list[Any]) -> int:
@@ -129,13 +129,13 @@ def _product_macs(summed: int) -> _Handle:
 
 
 def _summed_batch_macs(inputs: list[Any], _outputs: list[Any]) -> int:
-    """(B, N, M) by (B, M, P), summed over the batch too."""
+    """(B, N, M) by (B, M, P), also summed over the batch."""
     first, second = (given.type().sizes() for given in inputs[1:3])
     return prod(first) * second[-1]
 
 
 def _contraction_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Every axis of the two operands is either in the output or summed over, which both have."""
+    """√(first · second · output): each axis is in two of the three, in one operand and the output or summed in both."""
     sizes = [prod(value.type().sizes()) for value in (*inputs[:2], outputs[0])]
     return isqrt(prod(sizes))
 
@@ -147,13 +147,13 @@ def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
 
 
 def _string_padded_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """A convolution with padding="same" or "valid" is an operator of its own, which fvcore does not know."""
+    """A convolution with padding="same" or "valid", which is another operator and unknown to fvcore."""
     weight, output = inputs[1].type().sizes(), outputs[0].type().sizes()
     return output[0] * prod(weight) * prod(output[2:])
 
 
 def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """fvcore's own count is rounded to four digits."""
+    """An exact count where possible, because fvcore rounds its to four digits."""
     from fvcore.nn.jit_handles import einsum_flop_jit
 
     shapes = [tuple(value.type().sizes()) for value in inputs[1].node().inputs()]
@@ -169,7 +169,7 @@ _COUNTED = ("conv", *_HANDLES)
 
 @contextmanager
 def _without_fused_attention() -> Iterator[None]:
-    """In eval mode MultiheadAttention and the encoder layer are one operator each, which hides their products."""
+    """Disable the fast path of MultiheadAttention and the encoder layer, one operator that hides their products."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

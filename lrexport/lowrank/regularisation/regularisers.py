@@ -19,7 +19,7 @@ Sparsity = Literal["hoyer", "l1", "none"]
 class _GramDefect(torch.autograd.Function):
     """‖MᵀM − I‖²_F of M (n, r), summed over leading axes of (…, n, r).
 
-    Its gradient 4·M·(MᵀM − I) is one product, autograd's two.
+    Its gradient 4·M·(MᵀM − I) takes one product; autograd would need two.
     """
 
     @staticmethod
@@ -38,20 +38,20 @@ class _GramDefect(torch.autograd.Function):
 def orthogonality(left: Tensor, right: Tensor) -> Tensor:
     """Equation 1: (‖UᵀU − I‖²_F + ‖VᵀV − I‖²_F) / r² for U (rows, r) and V (columns, r).
 
-    Every group of a grouped layer, U (g, rows, r) and V (g, columns, r), counts like a layer of its own.
+    Every group of a grouped layer, U (g, rows, r) and V (g, columns, r), counts like a separate layer.
     """
     return _defect(left) + _defect(right)
 
 
 def _defect(side: Tensor) -> Tensor:
     """One side's part of equation 1, ‖MᵀM − I‖²_F / r² of M (…, rows, r), summed over leading axes."""
-    with torch.autocast(side.device.type, enabled=False):  # I − MᵀM is a small difference: not for bfloat16
+    with torch.autocast(side.device.type, enabled=False):  # MᵀM − I is too small a difference for bfloat16
         defect: Tensor = _GramDefect.apply(side) / side.shape[-1] ** 2
     return defect
 
 
 def hoyer(singular: Tensor) -> Tensor:
-    """Equation 2: ‖s‖₁ / ‖s‖₂ of s (r,), from 1 (one value left) to √r (all equal); summed over leading axes of (…, r)."""
+    """Equation 2: ‖s‖₁ / ‖s‖₂ of s (r,), from 1 (one value) to √r (all equal); summed over leading axes of (…, r)."""
     return _hoyer(singular).sum()
 
 
@@ -69,7 +69,7 @@ def _l1(singular: Tensor) -> Tensor:
     return singular.abs().sum(-1)
 
 
-_SPARSITY = {"hoyer": _hoyer, "l1": _l1}  # of each spectrum, (…, r) → (…)
+_SPARSITY = {"hoyer": _hoyer, "l1": _l1}  # (…, r) → (…)
 
 
 def losses(
@@ -78,9 +78,9 @@ def losses(
     sparsity_strength: float | Tensor = 0.0,
     sparsity: Sparsity = "hoyer",
 ) -> Tensor:
-    """λ_o Σ orthogonality + Σ λ_s · sparsity over the layers: what equation 3 adds to the training loss. A scalar.
+    """The terms that equation 3 adds to the training loss: λ_o Σ orthogonality + Σ λ_s · sparsity over the layers, a scalar.
 
-    λ_s is one for all, or (layers,), one for each in the order of ``svd.layers``. Raises UsageError for an unknown kind of
+    λ_s is one number for all layers, or (layers,) in the order of ``svd.layers``. Raises UsageError for an unknown kind of
     sparsity.
     """
     check_svd(svd)
@@ -103,7 +103,7 @@ def losses(
 class Regularisers(nn.Module):
     """:func:`losses` of a network, with a λ_s for each layer: the buffer ``strengths`` (layers,), which may be steered.
 
-    Checkpoints hold it where it is ``steered``; a fixed λ_s is what the command says, also if that was changed on the way.
+    Checkpoints contain it only if it is ``steered``; a fixed λ_s is taken from the command, even when it changes on resume.
     """
 
     strengths: Tensor
@@ -126,7 +126,7 @@ class Regularisers(nn.Module):
 
 
 def _batches(tensors: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:
-    """Tensors of equal shapes as one, with an axis more, and which these are: the fewer kernels a step, the better."""
+    """Tensors of equal shape, stacked, with their indices; fewer operators make training steps faster."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for number, tensor in enumerate(tensors):
         by_shape.setdefault(tuple(tensor.shape), []).append(number)

@@ -1,8 +1,8 @@
-"""λ_s steered layer by layer, so that by the end of SVD training pruning to a budget drops next to nothing.
+"""Steer λ_s for each layer, so that pruning to a budget after SVD training drops hardly any energy.
 
-The budget says how many singular values each layer may keep. Where more energy lies beyond them than a path to the end
-allows, the layer's λ_s grows, where less does it falls; a layer that stays dense has none. So neither λ_s nor equation 4's
-e has to be found by hand. All is computed from U, s, V alone, the same in every process.
+The budget gives the number of singular values that each layer may keep. If more energy is beyond them than a decreasing
+path allows, the layer's λ_s grows; if less, it falls. Layers that stay dense have λ_s = 0. So neither λ_s nor e of equation
+4 has to be chosen by hand. Everything is computed from U, s, V only, with the same result in every process.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.regularisation.regularisers import Regularisers, Sparsity
 
-INITIAL = 0.03  # λ_s at the beginning, the default of a fixed one
-# The share of a layer's energy that may lie beyond its rank falls by equal ratios from what it is at first to this. It is
-# there before training is over: at the last, small learning rates no strength moves anything any more.
+INITIAL = 0.03  # λ_s at the start, the default of a fixed λ_s
+# The allowed share of a layer's energy beyond its rank falls exponentially from its initial value to LAST, within this part
+# of the steps: at the small learning rates of the end, λ_s has no effect any more.
 LAST, _PATH = 1e-2, 0.75
-# A layer that is off by a factor e for a tenth of the steps has its strength changed by e; no layer counts as further off
-# than a factor e².
+# A layer that is off by a factor e for a tenth of the steps has its λ_s changed by a factor e; larger deviations than e²
+# count as e².
 _GAIN, _MOST_OFF = 10.0, 2.0
 WEAKEST, STRONGEST = 1e-3, 3.0
-_EVERY = 8  # steps: a spectrum does not change faster
+_EVERY = 8  # steps between changes, because spectra change slowly
 
 
 class SteeredRegularisers(Regularisers):
-    """:class:`Regularisers` that steer their strengths at each of ``steps`` steps, a call each.
+    """:class:`Regularisers` that steer their strengths over ``steps`` training steps, with one call in each.
 
-    ``ranks`` are what layers will be pruned to, by name; those that are not named stay dense. Buffers, so that training
-    goes on where it was: ``strengths`` (layers,), ``first`` (layers,), the share of energy beyond the rank at the start,
-    and ``step``.
+    ``ranks`` are those that layers will be pruned to, by name; other layers stay dense. The state for resuming is in
+    buffers: ``strengths`` (layers,), ``first`` (layers,), the share of energy beyond the rank at the start, and ``step``.
     """
 
     first: Tensor
@@ -56,9 +55,9 @@ class SteeredRegularisers(Regularisers):
 
     @torch.no_grad()
     def beyond(self) -> Tensor:
-        """Share of each layer's energy beyond its rank, (layers,): 0 where it stays dense.
+        """The share of each layer's energy beyond its rank, (layers,); 0 for layers that stay dense.
 
-        Singular values are taken to be |s| times the lengths of the columns of U and V, exact where those are orthogonal.
+        Singular values are approximated by |s| times the norms of the columns of U and V, exact if these are orthogonal.
         """
         shares = []
         for name in self.svd.layers:
@@ -77,6 +76,6 @@ class SteeredRegularisers(Regularisers):
         self.strengths.copy_(torch.where(self.strengths > 0, changed.clamp(WEAKEST, STRONGEST), 0))
 
     def summary(self) -> Steering:
-        """Where λ_s and the layers are now."""
+        """The present range of λ_s, and the largest energy beyond a rank."""
         steered = self.strengths[self.strengths > 0].tolist() or [0.0]
         return Steering(min(steered), max(steered), energy_dropped=max(self.beyond().tolist(), default=0.0))

@@ -1,1 +1,1 @@
-"""Repair after folding: pairs refitted to what their dense layers put out."""
+"""Repair after folding: refit pairs to the outputs of their dense layers."""

@@ -1,8 +1,8 @@
-"""Reconstruction: refit every pair to what its dense layer put out, on what the folded network gives it.
+"""Reconstruction: refit every pair to the output of its dense layer, with its input in the folded network.
 
-One pass of calibration images through the folded network does it: when the pass reaches a pair, all before it are refitted
-already, so that each makes up for the errors of those (Zhang et al. 2016, "Accelerating Very Deep Convolutional Networks",
-arXiv 1505.06798, section 3.3: asymmetric reconstruction). Both halves are fitted, in closed form. No labels are used.
+One pass of calibration images through the folded network is enough: when it reaches a pair, all earlier pairs are already
+refitted, so each pair compensates their errors (Zhang et al. 2016, "Accelerating Very Deep Convolutional Networks", arXiv
+1505.06798, section 3.3: asymmetric reconstruction). Both halves are fitted by least squares. No labels are used.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import given_to
 
 _MOST_SAMPLES = 16_384
-_MOST_VALUES = 1 << 23  # of one layer's outputs, kept until the folded network gets there: 32 MB
-_MOST_TAPS = 4608  # a larger least-squares problem takes longer than it is worth
+_MOST_VALUES = 1 << 23  # of one layer's outputs, 32 MB, kept until the folded network reaches the layer
+_MOST_TAPS = 4608  # larger least-squares problems take too long
 
 
 @torch.no_grad()
@@ -40,12 +40,12 @@ def reconstruct(
 ) -> dict[str, float]:
     """Refit the pairs of ``network``, folded from ``svd`` by ``plan``, in place, on ``images`` (N, …) in one batch.
 
-    ``network`` is changed: weights and biases of its pairs, statistics of its BatchNorms. No labels are used. BatchNorm's
-    running statistics become those of ``images``. A bias is corrected, where a layer has one, so that the mean output is
-    the dense layer's; that alone is done where ``weights`` is false, and for a layer with more taps than the images
-    determine or than are worth it. A layer that is called more than once, or shares its weight, is left alone. Returns the
-    squared output error of the layers that were looked at, relative to the variance of their output. Raises UsageError for
-    images that are no tensor (N, …), InputError for such as the network does not take.
+    ``network`` is changed: weights and biases of its pairs, and BatchNorm's running statistics, which become those of
+    ``images``. No labels are used. Biases, in layers that have one, are corrected to the mean output of the dense layer;
+    only this is done if ``weights`` is false, or if a layer has very many taps or more than the images determine. Layers
+    that are called more than once or share their weight are skipped. Returns, for the other layers, the squared error of
+    the output relative to its variance. Raises UsageError if ``images`` are not a tensor (N, …), InputError if the network
+    does not accept them.
     """
     check_svd(svd)
     plan = plan_of(plan)
@@ -59,7 +59,7 @@ def reconstruct(
     def refit(name: str) -> Callable[..., None]:
         layer, planned = svd.network.get_submodule(name), plan[name]
 
-        # The pass goes on with the pair as it is then.
+        # A pre-hook, so that the pass continues with the refitted pair.
         def before(pair: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             assert isinstance(planned, Pair)
             errors[name] = _refit(layer, planned, pair, given_to(args, kwargs), targets[name], name in absorbed, weights)
@@ -75,7 +75,7 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class _Target:
-    """What a dense layer put out, (n, out), at the positions of these numbers; ``sizes`` are its output's spatial axes."""
+    """Outputs (n, out) of a dense layer at the positions ``numbers``; ``sizes`` are its output's along the kernel's axes."""
 
     sizes: tuple[int, ...]
     numbers: Tensor
@@ -83,7 +83,7 @@ class _Target:
 
 
 def _dense_outputs(svd: SVDNetwork, names: list[str], images: Tensor, generator: torch.Generator) -> dict[str, _Target]:
-    """Outputs of those layers in SVD form that are called once, in eval mode."""
+    """Sampled outputs, in eval mode, of those layers that are called exactly once."""
     recorded: dict[str, _Target] = {}
     again: set[str] = set()
 
@@ -106,14 +106,14 @@ def _dense_outputs(svd: SVDNetwork, names: list[str], images: Tensor, generator:
 
 
 def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> set[str]:
-    """The layers whose output goes into a BatchNorm, which takes away whatever mean it has."""
+    """The layers whose output goes into a BatchNorm, which subtracts its mean."""
     outputs: dict[str, tuple[int, int]] = {}
     given: set[tuple[int, int]] = set()
     alive: list[Tensor] = []
 
-    def put_out(name: str, output: Tensor) -> None:
+    def note_output(name: str, output: Tensor) -> None:
         outputs[name] = _identity(output)
-        alive.append(output)  # an identity is used again
+        alive.append(output)  # keeps the id from being reused
 
     def note(_norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         tensor = given_to(args, kwargs)
@@ -123,7 +123,7 @@ def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> s
     with ExitStack() as hooks, eval_mode(network):
         for name in names:
             layer = network.get_submodule(name)
-            hooks.callback(layer.register_forward_hook(lambda _m, _a, out, name=name: put_out(name, out)).remove)
+            hooks.callback(layer.register_forward_hook(lambda _m, _a, out, name=name: note_output(name, out)).remove)
         for module in network.modules():
             if isinstance(module, BatchNorm):
                 hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
@@ -132,24 +132,24 @@ def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> s
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
-    """Of a tensor and of what it holds: functions in place change that, which inference mode does not count."""
+    """The identity of a tensor and its values; in-place changes count, except in inference mode."""
     return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 def _refit(layer: Any, planned: Pair, pair: Any, given: Tensor, target: _Target, absorbed: bool, weights: bool) -> float:
-    """Fit one pair's weights, where asked, and bias; ``absorbed`` says that the mean of its output does not matter."""
+    """Fit one pair's bias and, with ``weights``, its weights; ``absorbed``: the mean of its output does not matter."""
     spec, scheme, groups = spec_of(layer), SCHEMES[planned.scheme], spec_of(layer).groups
-    wanted = target.outputs.unflatten(1, (groups, -1)).transpose(0, 1)  # g, n, o
+    dense_output = target.outputs.unflatten(1, (groups, -1)).transpose(0, 1)  # g, n, o
     centred = absorbed or layer.bias is not None
     rows, columns = scheme.matrix_shape(spec)
-    features = rows // wanted.shape[2] * columns
+    features = rows // dense_output.shape[2] * columns
     if weights and features <= _MOST_TAPS and len(target.numbers) >= 2 * features:
         patches = columns_of(layer, patches_at(layer, given, target.sizes, target.numbers), planned.scheme)
         dense = scheme.matrix(layer.weight, spec).reshape(groups, rows, columns)
-        left, right = balanced(*fit_pair(patches, wanted, dense, planned.rank, centred))
+        left, right = balanced(*fit_pair(patches, dense_output, dense, planned.rank, centred))
         left, right = left.to(given), right.to(given)
-        # The pair's output without its bias: an output is the kernel times its patch.
-        kernel = (left @ right).unflatten(1, (wanted.shape[2], -1)).flatten(2)
+        # The pair's output without its bias: the kernel times the patches.
+        kernel = (left @ right).unflatten(1, (dense_output.shape[2], -1)).flatten(2)
         output = patches.flatten(2) @ kernel.mT
         sides = (left, right) if groups > 1 else (left[0], right[0])
         for half, weight in zip(pair, scheme.weights(*sides, spec), strict=True):
@@ -158,12 +158,12 @@ def _refit(layer: Any, planned: Pair, pair: Any, given: Tensor, target: _Target,
         output = outputs_at(layer, pair[1](pair[0](given)), target.numbers).unflatten(1, (groups, -1)).transpose(0, 1)
         if layer.bias is not None:
             output = output - pair[1].bias.unflatten(0, (groups, -1)).unsqueeze(1)
-    difference = wanted - output
+    difference = dense_output - output
     if layer.bias is not None:
         pair[1].bias.copy_(difference.mean(1).flatten())
-    return _power(difference, centred) / max(_power(wanted, centred), torch.finfo(wanted.dtype).tiny)
+    return _power(difference, centred) / max(_power(dense_output, centred), torch.finfo(dense_output.dtype).tiny)
 
 
 def _power(values: Tensor, centred: bool) -> float:
-    """Σ squares of values (g, n, o), of what they differ from their mean where ``centred``."""
+    """The sum of squares of values (g, n, o); if ``centred``, of their deviations from the mean."""
     return float((values - values.mean(1, keepdim=True) if centred else values).square().sum())

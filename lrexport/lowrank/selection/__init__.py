@@ -1,1 +1,1 @@
-"""Rank selection: what plans cost, and the best plan within a budget."""
+"""Rank selection: costs of plans, and the best plan for a goal."""

@@ -1,4 +1,4 @@
-"""A goal of accuracy: the cheapest plan that loses little, by a line search over pruned networks that are scored."""
+"""The goal AccuracyDrop: the cheapest plan that loses little accuracy, by a line search that scores pruned networks."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _GRID = 64  # steps of the line search
 def by_accuracy_drop(goal: AccuracyDrop, problem: Problem) -> Selection:
     """The cheapest plan that loses at most the goal's points of held-out top-1 by pruning and repair, before fine-tuning.
 
-    The line search of Yang et al. 2020, section 3.3: over shares of the MACs by the global rule, over e by the threshold
-    rule, on a grid, cheapest last. Accuracy is taken to fall with cost. Raises UsageError where nothing can be scored.
+    The line search of Yang et al. 2020, section 3.3, on a grid: over shares of the MACs by the global rule, over e by the
+    threshold rule. It assumes that accuracy falls with cost. Raises UsageError without a score.
     """
     svd, truncated, heldout_top1 = problem.svd, problem.truncations, problem.heldout_top1
     if heldout_top1 is None:
         raise UsageError(
-            "a goal of accuracy needs labelled images to score networks on",
-            "Give --data to lrexport compress, or another goal.",
+            "the goal AccuracyDrop needs labelled images to score networks",
+            "Give --data to lrexport compress, or choose another goal.",
         )
     dense = heldout_top1(None)
     least, most = plan_cost(svd, smallest(svd, truncated, "macs").plan, "macs"), whole_cost(svd, "macs")
     last = _GRID - 1
 
     def plan(step: int) -> Selection:
-        if problem.rule == "threshold":  # from everything to nothing dropped, in equal ratios
+        if problem.rule == "threshold":  # e from 1 to 1e-5 in equal ratios, then 0
             return at_threshold(svd, truncated, 10 ** (-5 * step / last) if step < last else 0.0, problem.latency)
         return within(svd, truncated, "macs", least + (most - least) * step / last, latency=problem.latency)
 

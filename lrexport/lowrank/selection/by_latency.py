@@ -1,4 +1,4 @@
-"""A goal of latency: the best plan as a target's table predicts it, corrected by networks that are measured."""
+"""The goal Latency: the best plan by the target's table of layer times, corrected by measuring networks."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lrexport.lowrank.selection.threshold import at_threshold, first_true, steps
 from lrexport.units import format_ms, format_percent
 
 _TRIES = 5
-_CLOSE = 0.03  # a network this much faster than asked is left at that
+_CLOSE = 0.03  # a network that is faster than the goal by at most this share is accepted
 
 
 def by_latency(goal: Latency, problem: Problem) -> Selection:
-    """The plan of least loss that is measured to be as fast as asked, or predicted to be where nothing can be measured.
+    """The plan of least loss that meets the goal, as measured or, if nothing can be measured, as predicted.
 
-    Prediction is off by some percent, so the budget is corrected by networks that are really measured; of those that are
-    fast enough the slowest is taken, where none is, the fastest, with a warning. Only what was asked leaves the network
-    dense, never a budget that was corrected. Raises UsageError for a goal out of reach, and without times of the layers.
+    Predictions have errors of some percent, so the budget is corrected by measuring networks. Of those that are fast enough
+    the slowest is taken; if none is, the fastest, with a warning. A corrected budget never leaves the network dense, only
+    the goal itself does. Raises UsageError for an unreachable goal, and without layer times.
     """
     svd, latency, confirm = problem.svd, problem.latency, problem.confirm
     if latency is None:
         raise UsageError(
-            "a goal of latency needs the times of layers on a target",
-            "lrexport.compress measures them; select takes them as latency=.",
+            "the goal Latency needs the times of layers on a target",
+            "Use lrexport.compress, which measures them, or give them to select as latency=.",
         )
     dense_ms = latency.dense_ms
     budget_ms = goal.budget_ms(dense_ms)
@@ -41,7 +41,7 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
         try:
             selection = within_latency(svd, problem.truncations, latency, budget * dense_ms, problem.rule)
         except UsageError:
-            if not tries:  # what was asked is out of reach, not a corrected budget
+            if not tries:  # the goal is unreachable, not only a corrected budget
                 raise
             break
         measured = confirm(selection)
@@ -49,24 +49,24 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
         tries.append((ratio, replace(selection, latency=measured)))
         if not selection.has_pairs or asked * (1 - _CLOSE) <= ratio <= asked:
             return tries[-1][1]
-        # At 1 nothing would be pruned, which is not what was asked: half the way there at most.
+        # At 1 nothing would be pruned, so go at most half the way there.
         budget = min(budget * asked * (1 - _CLOSE / 2) / ratio, (1 + budget) / 2)
     fitting = [each for each in tries if each[0] <= asked]
     if fitting:
         return max(fitting, key=lambda each: each[0])[1]
     ratio, fastest = min(tries, key=lambda each: each[0])
     given = format_ms(goal.milliseconds) if goal.milliseconds is not None else f"{goal.share:g}"
-    note = f"no plan was measured to be as fast as asked ({given}); this one takes {ratio:.3f} of the dense latency"
+    note = f"no measured plan reaches the latency goal ({given}); this one takes {ratio:.3f} of the dense latency"
     return replace(fastest, warnings=(*fastest.warnings, note))
 
 
 def within_latency(
     svd: SVDNetwork, truncated: Truncations, latency: NetworkLatency, budget_ms: float, rule: Rule = "global"
 ) -> Selection:
-    """The plan that is predicted to take at most ``budget_ms`` milliseconds on the target.
+    """The plan of least loss that is predicted to take at most ``budget_ms`` milliseconds on the target.
 
-    The dense network, with a warning, where no pair is faster than its layer. Raises UsageError with the least that can be
-    reached.
+    If no pair is faster than its layer, everything stays dense, with a warning. Raises UsageError for an unreachable budget,
+    with the least that can be reached.
     """
     check_rule(rule)
     options = {
@@ -75,14 +75,15 @@ def within_latency(
     }
     if all(len(choices) == 1 for choices in options.values()):
         dense = least_loss(svd, truncated, options, float("inf"))
-        return replace(dense, warnings=(*dense.warnings, "no pair is faster than its layer on the target: all stay dense"))
+        warning = "no pair is faster than its layer on the target: all layers stay dense"
+        return replace(dense, warnings=(*dense.warnings, warning))
     if latency.least_ms > budget_ms:
         raise UsageError(
             f"a latency of {format_ms(budget_ms)} is out of reach",
             f"The fastest plan is predicted to take {format_ms(latency.least_ms)}, "
             f"{format_percent(latency.least_ms / latency.dense_ms)} of the dense network's {format_ms(latency.dense_ms)}.",
         )
-    if rule == "threshold":  # time falls as e rises, and at 1 every layer has its fastest pair: within the budget
+    if rule == "threshold":  # time falls as e rises; at e = 1 every layer has its fastest pair, within the budget
         steps = steps_of(truncation for schemes in truncated.values() for truncation in schemes.values())
 
         def at(step: int) -> Selection:
@@ -92,6 +93,6 @@ def within_latency(
     selection = least_loss(svd, truncated, options, budget_ms - latency.other_ms)
     if selection.has_pairs:
         return selection
-    asked = f"within the {format_ms(budget_ms)} asked for: nothing is pruned"
-    met = f"the dense network takes {format_ms(latency.dense_ms)}, {asked}"
+    met = f"the dense network takes {format_ms(latency.dense_ms)}, within the goal of {format_ms(budget_ms)}"
+    met = f"nothing is pruned: {met}"
     return replace(selection, warnings=(*selection.warnings, met))

@@ -1,4 +1,4 @@
-"""A goal of size: the best plan whose ONNX file, as it is really written, is small enough."""
+"""The goal Size: the best plan whose actual ONNX file is small enough."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from lrexport.lowrank.selection.within_budget import smallest, within
 from lrexport.units import format_bytes
 
 _TRIES = 5
-_BYTES = 4.0  # of a parameter
+_BYTES = 4.0  # per parameter
 
 
 def by_size(goal: Size, problem: Problem) -> Selection:
-    """The plan of least loss whose file has at most the goal's bytes: four for each parameter, and whatever else a file has.
+    """The plan of least loss whose file has at most the goal's bytes: four for each parameter, plus an overhead.
 
-    What else depends a little on the plan, so the budget of parameters is corrected by files that are really written. Raises
-    UsageError for a goal out of reach, with the least that can be reached, and where no file can be written.
+    The overhead depends slightly on the plan, so the budget of parameters is corrected by actually writing files. Raises
+    UsageError for an unreachable goal, with the least that can be reached, and if files cannot be written.
     """
     svd, truncated, written_bytes = problem.svd, problem.truncations, problem.written_bytes
     if written_bytes is None:
         raise UsageError(
-            "a goal of size needs files that are written",
-            "lrexport.compress takes it; select takes Params, at 4 bytes each.",
+            "the goal Size needs exported files, which select does not write",
+            "Use lrexport.compress, or give select the goal Params, with 4 bytes for each parameter.",
         )
     cost: Cost = "params"
     best = smallest(svd, truncated, cost)
@@ -34,7 +34,7 @@ def by_size(goal: Size, problem: Problem) -> Selection:
     if written > goal.bytes:
         raise UsageError(
             f"a file of {format_bytes(goal.bytes)} is out of reach",
-            f"The smallest plan, rank 1 in every layer, is written as {written:,} bytes.",
+            f"The file of the smallest plan, rank 1 in every layer, has {written:,} bytes.",
         )
     overhead = written - _BYTES * least
     for _ in range(_TRIES):

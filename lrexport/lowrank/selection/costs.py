@@ -1,4 +1,4 @@
-"""What a plan costs: MACs and parameters of the folded network."""
+"""The costs of a plan: MACs and parameters of the folded network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cost = Literal["macs", "params"]
 
 @dataclass(frozen=True)
 class _Counted:
-    """All that is known of one cost: how messages call it, and what a layer, a pair and the rest of a network cost in it."""
+    """One kind of cost: its name in messages, and the costs of layers, of pairs and of the rest of a network."""
 
     name: str
     dense: Callable[[Factorisable | Dense], int]
@@ -44,7 +44,7 @@ _COSTS: Mapping[Cost, _Counted] = {
 
 
 def cost_name(cost: Cost) -> str:
-    """As messages call it."""
+    """The name of a cost in messages."""
     return _COSTS[cost].name
 
 
@@ -54,7 +54,7 @@ def pair_cost(layer: Factorisable, scheme: Scheme, rank: int, cost: Cost) -> int
 
 
 def dense_cost(layer: Factorisable | Dense, cost: Cost) -> int:
-    """Cost of the layer as it is."""
+    """Cost of the dense layer."""
     return _COSTS[cost].dense(layer)
 
 
@@ -80,14 +80,14 @@ def whole_cost(svd: SVDNetwork, cost: Cost) -> int:
 
 
 def other_cost(svd: SVDNetwork, cost: Cost) -> int:
-    """Cost of everything that no plan changes and no layer makes: attention's products, BatchNorm's parameters."""
+    """Cost of everything outside of the layers, which no plan changes: attention's products, BatchNorm's parameters."""
     return _COSTS[cost].other(svd)
 
 
 def plan_layer(
     layer: Factorisable, rank: int, energy_kept: float, scheme: Scheme | None = None, even_if_costly: bool = False
 ) -> Pair | Dense:
-    """The entry for one layer at one rank, dense where the pair would cost as many MACs as the layer."""
+    """The entry for one layer at one rank; dense if the pair costs at least as many MACs as the layer."""
     scheme = scheme or layer.scheme
     macs = pair_cost(layer, scheme, rank, "macs")
     if macs >= layer.dense_macs and not even_if_costly:
@@ -107,12 +107,12 @@ def plan_layer(
 
 
 def dense_layer(layer: Factorisable, kind: DenseKind, reason: str) -> Dense:
-    """The entry for a layer that could be factorised and is not."""
+    """The entry for a layer that could be factorised but stays dense."""
     macs, params = layer.dense_macs, layer.dense_params
     return Dense(kind=kind, reason=reason, dense_macs=macs, dense_params=params, shape=layer.shape)
 
 
 def in_order(svd: SVDNetwork, plan: Plan) -> Plan:
-    """Layers as they stand in the network, dense ones among the others."""
+    """The plan with its layers in the order of the network."""
     names = [name for name, _ in svd.network.named_modules(remove_duplicate=False) if name in plan]
     return Plan({name: plan[name] for name in names})

@@ -1,4 +1,4 @@
-"""What a plan from a file makes of a network: its choices checked against the layers, its figures worked out."""
+"""Apply the choices of a plan file to a network: check them against its layers, and compute the figures."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from lrexport.units import format_count
 
 
 def schemes_in(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> Schemes:
-    """The schemes that the choices give to the layers; none where a layer stays dense. Raises InputError as below."""
-    wanted = _by_layer(svd, choices, source)
-    pairs = {name: wanted.get(name) for name in svd.layers}
+    """The scheme that the choices give to each layer, none for dense ones. Raises InputError as :func:`check_choices`."""
+    chosen = _by_layer(svd, choices, source)
+    pairs = {name: chosen.get(name) for name in svd.layers}
     return {name: (pair.scheme,) if isinstance(pair, PairChoice) else () for name, pair in pairs.items()}
 
 
 def with_choices(problem: Problem, choices: Mapping[str, Choice], source: str = "the plan") -> Problem:
-    """The problem of following a plan. Raises InputError as :func:`check_choices` does."""
+    """The problem with the choices of a plan. Raises InputError as :func:`check_choices`."""
     return replace(problem, choices=choices, source=source, schemes=schemes_in(problem.svd, choices, source))
 
 
 def plan_from_choices(
     svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan", moments: Moments | None = None
 ) -> Selection:
-    """The plan that has exactly these choices; layers that they do not name stay dense.
+    """The plan with exactly these choices; other layers stay dense.
 
     ``moments`` weight the energy by the data. A pair that costs more than its layer is allowed, with a warning. Raises
-    InputError as :func:`check_choices` does.
+    InputError as :func:`check_choices`.
     """
-    wanted = _by_layer(svd, choices, source)
+    chosen = _by_layer(svd, choices, source)
     truncated = truncations(svd, moments, schemes_in(svd, choices, source))
     plan = Plan()
     warnings = []
     for name, layer in svd.layers.items():
-        choice = wanted.get(name)
+        choice = chosen.get(name)
         if not isinstance(choice, PairChoice):
             plan[name] = dense_layer(layer, "kept", "dense in the plan" if choice else "not in the plan")
             continue
@@ -55,16 +55,16 @@ def plan_from_choices(
 
 
 def check_choices(svd: SVDNetwork, choices: Mapping[str, Choice], source: str = "the plan") -> None:
-    """Raise InputError, naming ``source`` and the layer, for a choice that the network does not have.
+    """Raise InputError, naming ``source`` and the layer, for a choice that is impossible in the network.
 
-    That is a layer it does not have, one that cannot be factorised, a scheme that the layer cannot have, or a rank above
-    its full rank.
+    These are an unknown layer, a layer that cannot be factorised, a scheme that the layer cannot have, and a rank above its
+    full rank.
     """
     _by_layer(svd, choices, source)
 
 
 def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> dict[str, Choice]:
-    """The choices for layers in SVD form, by the first of their names."""
+    """The choices by the first name of their layers."""
     first_names = {place: name for name, layer in svd.layers.items() for place in layer.names}
     chosen: dict[str, Choice] = {}
     for given, choice in choices.items():
@@ -74,7 +74,7 @@ def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> di
             if isinstance(choice, PairChoice):
                 _check_pair(where, svd.layers[name], choice)
             if chosen.setdefault(name, choice) != choice:
-                raise InputError(f"{where} has the same weight as {name!r}, for which the plan wants something else")
+                raise InputError(f"{where} shares its weight with {name!r}, which has another choice in the plan")
         elif given not in svd.dense:
             close = nearest(given, [*first_names, *svd.dense], 3)
             raise InputError(
@@ -82,7 +82,7 @@ def _by_layer(svd: SVDNetwork, choices: Mapping[str, Choice], source: str) -> di
             )
         elif isinstance(choice, PairChoice):
             layer = svd.dense[given]
-            hint = "By another --scheme its pair may pay." if layer.kind == "costly" else 'Write "dense", or leave it out.'
+            hint = "Another --scheme may be cheaper." if layer.kind == "costly" else 'Write "dense", or leave it out.'
             raise InputError(f"{where} cannot be factorised: {layer.reason}", hint)
     return chosen
 
@@ -93,8 +93,8 @@ def _check_pair(where: str, layer: Factorisable, pair: PairChoice) -> None:
         kernel = "×".join(map(str, layer.shape))
         raise InputError(
             f"{where} cannot be {pair.scheme}: its weight is {kernel}",
-            f"Schemes it can have: {known}. Others give the same matrix, or cost more at rank 1 already.",
+            f"Possible schemes: {known}. Others give the same matrix, or cost more than the layer even at rank 1.",
         )
     full_rank = layer.schemes[pair.scheme].full_rank
     if pair.rank > full_rank:
-        raise InputError(f"{where}: rank is {pair.rank}, at most its full rank by {pair.scheme}, {full_rank}, was wanted")
+        raise InputError(f"{where}: invalid rank {pair.rank}: expected at most {full_rank}, its full rank by {pair.scheme}")

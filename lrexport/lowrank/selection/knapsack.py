@@ -1,8 +1,8 @@
-"""One option for every layer: the least total loss within a budget (the multiple-choice knapsack problem), exactly.
+"""The exact least total loss within a budget, with one option for every layer: the multiple-choice knapsack problem.
 
-Source: Kellerer, Pferschy, Pisinger, "Knapsack Problems" (2004), chapter 11: the linear relaxation by convex hulls gives
-a bound and a first solution, which exchanges between two layers improve; options and partial solutions that cannot beat
-it are dropped; what is left is enumerated.
+Source: Kellerer, Pferschy, Pisinger, "Knapsack Problems" (2004), chapter 11. The linear relaxation by convex hulls gives a
+bound and a first solution, which exchanges between two layers improve. Options and partial solutions that cannot beat it
+are dropped, and the others are enumerated.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# Partial solutions kept at once. Real networks need hundreds; past this the best by bound go on, and `optimal` says so.
+# Partial solutions kept at once. Real networks need hundreds; beyond this only the best are kept, and `optimal` is False.
 _MOST_STATES = 100_000
-# A first search with these few finds a solution by which the whole search has far fewer to keep.
+# A first search with so few finds a good solution, with which the full search keeps far fewer.
 _FEW_STATES = 200
-# Differences of losses below this share of the whole are rounding.
+# Smaller differences of losses, relative to the total, are rounding.
 _RELATIVE_ZERO = 1e-12
 
 
 @dataclass(frozen=True)
 class Options:
-    """What one layer may become: losses and costs, (n,) each, no cost below zero."""
+    """The options of one layer: losses and costs, (n,) each; costs are not negative."""
 
     losses: Floats
     costs: Floats
@@ -33,7 +33,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Solution:
-    """The chosen option of every layer, their total loss and cost, and whether that is proven to be the least loss."""
+    """The chosen option of every layer, their total loss and cost, and whether the loss is proven to be the least."""
 
     chosen: tuple[int, ...]
     loss: float
@@ -42,12 +42,12 @@ class Solution:
 
 
 def least_cost(layers: Sequence[Options]) -> float:
-    """The smallest budget that any choice meets."""
+    """The smallest feasible budget."""
     return float(sum(layer.costs.min() for layer in layers))
 
 
 def minimise(layers: Sequence[Options], budget: float) -> Solution:
-    """The choice of least total loss with total cost ≤ ``budget``. Raises ValueError where no choice is cheap enough."""
+    """The choice of least total loss with total cost ≤ ``budget``. Raises ValueError if no choice is cheap enough."""
     if least_cost(layers) > budget:
         raise ValueError(f"the cheapest choice costs {least_cost(layers)}, more than {budget}")
     kept = [_undominated(layer) for layer in layers]
@@ -68,7 +68,7 @@ def _totals(layers: Sequence[Options], chosen: Sequence[int]) -> tuple[float, fl
 
 
 def _undominated(layer: Options) -> NDArray[np.intp]:
-    """Options by rising cost, each with less loss than every cheaper one."""
+    """Indices of the options that lose less than all cheaper ones, by rising cost."""
     order = np.lexsort((layer.losses, layer.costs))
     losses = layer.losses[order]
     before = np.concatenate([[np.inf], np.minimum.accumulate(losses)[:-1]])
@@ -91,7 +91,7 @@ def _slope(layer: Options, here: int, there: int) -> float:
 
 
 def _relax(layers: Sequence[Options], budget: float) -> tuple[float, list[int]]:
-    """The price of cost at the relaxation's optimum, and the choice of all steps along the hulls that fit, best first."""
+    """The price of cost at the relaxation's optimum, and the choice after all steps along the hulls that fit, best first."""
     hulls = [_hull(layer) for layer in layers]
     steps = [
         (_slope(layer, here, there), position, there)
@@ -114,7 +114,7 @@ def _relax(layers: Sequence[Options], budget: float) -> tuple[float, list[int]]:
 
 
 def _exchange(layers: Sequence[Options], budget: float, first: list[int]) -> list[int]:
-    """``first`` after changing two layers at once, to what loses least together, as long as that loses less."""
+    """``first`` improved by changing two layers at a time, as long as that reduces the loss."""
     picks = list(first)
     if not layers:
         return picks
@@ -125,7 +125,7 @@ def _exchange(layers: Sequence[Options], budget: float, first: list[int]) -> lis
         loss, cost = _totals(layers, picks)
         current = np.array([(layer.costs[pick], layer.losses[pick]) for layer, pick in zip(layers, picks, strict=True)])
         more, change = costs - current[owner, 0], losses - current[owner, 1]
-        # Of all options that are at most so much dearer, the one that gains most; of the same layer, the pair is skipped.
+        # For each option, the best partner that still fits the budget; partners in the same layer are skipped.
         order = np.argsort(more, kind="stable")
         gains = np.minimum.accumulate(change[order])
         best = order[np.maximum.accumulate(np.where(change[order] == gains, np.arange(len(order)), 0))]
@@ -142,11 +142,11 @@ def _exchange(layers: Sequence[Options], budget: float, first: list[int]) -> lis
 def _enumerate(
     layers: Sequence[Options], budget: float, price: float, first: list[int], most: int
 ) -> tuple[list[int], bool]:
-    """The best choice, from partial choices that could still beat the best one known; and whether none was cut.
+    """The best choice, and whether it is proven, by enumerating partial choices that could still beat the best known one.
 
     At most ``most`` partial choices are kept at once.
     """
-    # What an option loses at this price beyond its layer's best: no choice is better than the bound plus its gaps.
+    # An option's gap to its layer's best at this price; a choice loses at least the bound plus its gaps.
     priced = [layer.losses + price * layer.costs for layer in layers]
     gaps = [value - value.min() for value in priced]
     bound = sum(float(value.min()) for value in priced) - price * budget
@@ -154,7 +154,7 @@ def _enumerate(
     slack = _RELATIVE_ZERO * max(1.0, abs(best_loss))
     room = best_loss - bound - slack
     useful = [np.flatnonzero(gap <= room) for gap in gaps]
-    # The layers with most to choose from last: the states before them stay few.
+    # Layers with the most options come last, which keeps the number of states small until then.
     order = sorted(range(len(layers)), key=lambda position: len(useful[position]))
     rest = float(sum(layer.costs.min() for layer in layers))
     costs, losses, gap = np.zeros(1), np.zeros(1), np.zeros(1)
@@ -162,7 +162,7 @@ def _enumerate(
     optimal = True
     for position in order:
         layer, options = layers[position], useful[position]
-        if not len(options):  # not even the best options of all layers together beat what is known
+        if not len(options):  # even the best options of all layers together do not beat the best known choice
             return best, True
         rest -= float(layer.costs.min())
         added = (layer.costs[options], layer.losses[options], gaps[position][options])
@@ -184,7 +184,7 @@ def _enumerate(
 
 
 def _pareto(costs: Floats, losses: Floats) -> NDArray[np.intp]:
-    """Indices of states that no other beats in cost and loss both."""
+    """Indices of the states on the Pareto front of cost and loss."""
     order = np.lexsort((losses, costs))
     ranked = losses[order]
     before = np.concatenate([[np.inf], np.minimum.accumulate(ranked)[:-1]])

@@ -1,4 +1,4 @@
-"""The global rule: of every layer's options those that lose least together within a budget."""
+"""The global rule: scheme and rank of all layers are chosen jointly, for the least total loss within a budget."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lrexport.lowrank.selection.costs import Cost, dense_cost, dense_layer, in_o
 from lrexport.lowrank.selection.predicted_latency import LayerLatency
 from lrexport.plan import Dense, Pair, Plan, Scheme
 
-# The loss of a layer is its share of energy dropped to this power. Between the energy (1) and its root (0.5) it spares the
-# layers that lose most; truncated on held-out training images of two networks (benchmarks/training_free.py).
+# A layer's loss is its share of energy dropped to this power, between the energy (1) and its root (0.5). Chosen on held-out
+# training images of two networks (benchmarks/training_free.py).
 _LOSS_POWER = 0.75
 _CHOSEN = "the budget is better spent on other layers"
 SLOW = "no pair is faster on the target"
@@ -24,7 +24,7 @@ SLOW = "no pair is faster on the target"
 
 @dataclass(frozen=True)
 class LayerOption:
-    """What one layer may become; no scheme is dense."""
+    """An option of one layer; scheme None is dense."""
 
     scheme: Scheme | None
     rank: int
@@ -35,7 +35,7 @@ class LayerOption:
 def layer_options(
     truncated: Mapping[Scheme, Truncation], dense: float, pairs: Mapping[Scheme, Mapping[int, float]]
 ) -> list[LayerOption]:
-    """The layer as it is, at the price ``dense``, and its pairs by scheme, rank and price."""
+    """The options of a layer: dense at the price ``dense``, and ``pairs``, by scheme, rank and price."""
     made = [
         LayerOption(scheme, rank, float(truncated[scheme].energy_dropped[rank]) ** _LOSS_POWER, price)
         for scheme, prices in pairs.items()
@@ -48,7 +48,7 @@ def layer_options(
 def costed_options(
     layer: Factorisable, truncated: Mapping[Scheme, Truncation], cost: Cost, latency: LayerLatency | None = None
 ) -> list[LayerOption]:
-    """Every pair that costs less than the layer, in MACs too; with ``latency`` those that gain by it."""
+    """Dense, and every pair that costs less than the layer, also in MACs; with ``latency`` only pairs that are faster."""
     dense, pairs = dense_cost(layer, cost), dict[Scheme, dict[int, float]]()
     for scheme, truncation in truncated.items():
         prices = pairs.setdefault(scheme, {})
@@ -63,7 +63,7 @@ def costed_options(
 def chosen_entry(
     layer: Factorisable, truncated: Mapping[Scheme, Truncation], choice: LayerOption, slow: bool = False
 ) -> Pair | Dense:
-    """A choice as the plan has it; ``slow`` says that the layer had no other than to stay dense."""
+    """The plan's entry for a choice; ``slow``: the layer had no option but to stay dense."""
     if choice.scheme is None:
         return dense_layer(layer, "slow", SLOW) if slow else dense_layer(layer, "chosen", _CHOSEN)
     return plan_layer(layer, choice.rank, 1 - float(truncated[choice.scheme].energy_dropped[choice.rank]), choice.scheme)
@@ -72,7 +72,7 @@ def chosen_entry(
 def least_loss(
     svd: SVDNetwork, truncated: Truncations, options: Mapping[str, list[LayerOption]], budget: float
 ) -> Selection:
-    """The options of least total loss within ``budget``, which holds for factorisable layers only."""
+    """The plan of least total loss whose factorisable layers cost at most ``budget``."""
     arrays = [
         knapsack.Options(np.array([choice.loss for choice in choices]), np.array([float(choice.cost) for choice in choices]))
         for choices in options.values()
@@ -81,5 +81,5 @@ def least_loss(
     plan = Plan(svd.dense)
     for (name, choices), index in zip(options.items(), solution.chosen, strict=True):
         plan[name] = chosen_entry(svd.layers[name], truncated[name], choices[index], len(choices) == 1)
-    warnings = () if solution.optimal else ("the search was cut short: a slightly better plan may exist",)
+    warnings = () if solution.optimal else ("the search was limited: a slightly better plan may exist",)
     return Selection(in_order(svd, plan), None, (*svd.notes, *warnings), truncated)

@@ -1,4 +1,4 @@
-"""What layers and their pairs take on a target, in milliseconds, and what a plan takes by that."""
+"""Times of layers and their pairs on a target, in milliseconds, and the latency that they predict for a plan."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lrexport.plan import Pair, Plan, Scheme
 
 @dataclass(frozen=True)
 class LayerLatency:
-    """One layer, all its calls together: as it is, and as the pair of each scheme at the ranks that were measured."""
+    """The time of one layer's calls together: dense, and as pairs, by scheme and measured rank."""
 
     dense_ms: float
     pairs: Mapping[Scheme, Mapping[int, float]]
 
     @cached_property
     def gaining(self) -> dict[Scheme, dict[int, float]]:
-        """The pairs that are faster than the layer and than every pair of the scheme with a higher rank, by rising rank.
+        """The pairs that are faster than the layer and than all pairs of the same scheme with higher rank, by rising rank.
 
-        These ranks are the target's grain: any other is rounded up to one of them, at no cost in time.
+        These ranks are the target's grain: other ranks can be rounded up to one of them without more time.
         """
         gaining: dict[Scheme, dict[int, float]] = {}
         for scheme, times in self.pairs.items():
@@ -33,40 +33,40 @@ class LayerLatency:
         return gaining
 
     def scaled(self, factor: float) -> LayerLatency:
-        """The same on a machine that takes ``factor`` times as long."""
+        """All times multiplied by ``factor``."""
         pairs = {scheme: {rank: factor * ms for rank, ms in times.items()} for scheme, times in self.pairs.items()}
         return LayerLatency(factor * self.dense_ms, pairs)
 
     def round_up(self, scheme: Scheme, rank: int) -> int | None:
-        """The rank of at least ``rank`` that takes least time; None where no such pair is faster than the layer."""
+        """The fastest rank of at least ``rank``; None if no such pair is faster than the layer."""
         return next((higher for higher in self.gaining.get(scheme, {}) if higher >= rank), None)
 
 
 @dataclass(frozen=True)
 class NetworkLatency:
-    """A network on a target: the dense one as a whole, as measured, and its layers."""
+    """The measured time of the dense network on a target, and the times of its layers."""
 
     dense_ms: float
     layers: Mapping[str, LayerLatency]
 
     @property
     def other_ms(self) -> float:
-        """What the dense network takes beside these layers: one constant for all plans."""
+        """The time of the dense network outside of these layers, which is the same for all plans."""
         return self.dense_ms - sum(layer.dense_ms for layer in self.layers.values())
 
     @property
     def least_ms(self) -> float:
-        """The fastest plan."""
+        """The predicted time of the fastest plan."""
         layers = self.layers.values()
         every = ([layer.dense_ms, *(ms for ranks in layer.gaining.values() for ms in ranks.values())] for layer in layers)
         return self.other_ms + sum(map(min, every))
 
     def of_plan(self, plan: Plan) -> float:
-        """What the folded network is predicted to take."""
+        """The predicted time of the folded network."""
         return self.other_ms + sum(self._of_layer(layer, plan.get(name)) for name, layer in self.layers.items())
 
     def _of_layer(self, layer: LayerLatency, planned: object) -> float:
-        """Between measured ranks by linear interpolation, past them in proportion."""
+        """The time of a planned layer: interpolated linearly between measured ranks, proportional outside of them."""
         if not isinstance(planned, Pair):
             return layer.dense_ms
         times = layer.pairs.get(planned.scheme, {})

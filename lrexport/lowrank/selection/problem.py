@@ -1,4 +1,4 @@
-"""What a plan is chosen from: the network in SVD form, what its layers may become, and what can be measured of a plan."""
+"""The problem of choosing a plan: the network in SVD form, the options of its layers, and ways to measure a plan."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def check_rule(rule: str) -> None:
 
 @dataclass(frozen=True)
 class Problem:
-    """The layers of ``svd`` by ``schemes`` (those of the SVD form where None), their energy weighted by ``moments``.
+    """The layers of ``svd`` with ``schemes``, by default those of the SVD form; ``moments`` weight their energy.
 
-    ``rule`` "global" minimises what all layers lose together, "threshold" is equation 4. With ``latency``, ranks are on the
-    target's grain. ``choices`` are those of a plan, from ``source``. What a solver needs beyond these is given where it can
-    be had: ``written_bytes`` of a folded network as an ONNX file; ``heldout_top1`` in [0, 1] after pruning and repair, of
-    None before; ``confirm``, which measures a plan on the target.
+    ``rule`` "global" minimises the total loss of all layers, "threshold" is equation 4. With ``latency``, ranks are on the
+    target's grain. ``choices`` are those of a plan from ``source``. Some solvers also need functions: ``written_bytes``, the
+    size of a folded network as an ONNX file; ``heldout_top1`` in [0, 1] after pruning and repair, of None before;
+    ``confirm``, which measures a plan on the target.
     """
 
     svd: SVDNetwork
@@ -51,5 +51,5 @@ class Problem:
 
     @cached_property
     def truncations(self) -> Truncations:
-        """Every layer at every rank. U, s, V are replaced by the exact SVD of the composed kernels first."""
+        """Every layer at every rank. First, U, s, V are replaced by the exact SVD of the composed kernels."""
         return truncations(self.svd, self.moments, self.schemes)

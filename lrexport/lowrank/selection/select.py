@@ -1,4 +1,4 @@
-"""Rank selection on the network alone: goals that need neither scores nor files."""
+"""Rank selection from the network alone, for goals that need neither scores nor files."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ def select(
 ) -> Selection:
     """Choose scheme and rank, or dense, for every layer by ``goal``: Macs, Params, Energy, FromPlan, or Latency.
 
-    Layers of ``svd.network`` are changed in place: U, s, V are replaced by the exact SVD of the composed kernels, which
-    compose the same weights. ``rule`` "global" minimises the sum over layers of the share of energy dropped, to the power
-    of 0.75; "threshold" takes the smallest e of equation 4 for all layers that meets the budget. ``moments``, from
-    input_moments, weight the energy by the data. ``every_scheme`` lets each layer have any scheme that it admits. By
-    ``latency`` ranks are on the target's grain, and a goal of latency is met as it predicts. Give the whole result to fold:
-    its factors are those that the plan was chosen by.
+    Layers of ``svd.network`` are changed in place: U, s, V are replaced by the exact SVD of the composed kernels, with the
+    same weights. ``rule`` "global" minimises the sum over layers of (share of energy dropped)^0.75; "threshold" takes the
+    smallest e of equation 4, one for all layers, that meets the budget. ``moments``, from input_moments, weight the energy
+    by the data. ``every_scheme`` allows each layer any scheme. With ``latency`` ranks are on the target's grain, and the
+    goal Latency is met as predicted. Give the whole Selection to fold, so pairs get the factors that the plan is based on.
 
-    Raises UsageError for an unknown rule, for a goal out of reach, with the least that can be reached, and for Size and
+    Raises UsageError for an unknown rule, for an unreachable goal, with the least that can be reached, and for Size and
     AccuracyDrop; InputError for a plan that does not fit the network. Source: Yang et al. 2020, section 3.3.
     """
     check_svd(svd)

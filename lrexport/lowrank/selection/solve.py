@@ -1,4 +1,4 @@
-"""For each goal the function that solves it, and what is said of its plan whatever the goal was."""
+"""The solver of each goal, and the warnings that all plans share."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from lrexport.plan import Pair
 
 @singledispatch
 def solve(goal: object, problem: Problem) -> Selection:
-    """The plan for ``goal``. Raises UsageError for a goal out of reach, and for one that needs what ``problem`` has not."""
+    """The plan for ``goal``. Raises UsageError if it is unreachable, or needs something that ``problem`` lacks."""
     known = ", ".join(kind.__name__ for kind in get_args(Goal))
-    raise UsageError(f"invalid goal {goal!r}: expected one of {known}", "As in lrexport.Macs(0.5).")
+    raise UsageError(f"invalid goal {goal!r}: expected one of {known}", "For example lrexport.Macs(0.5).")
 
 
 solve.register(Size, by_size)
@@ -58,12 +58,12 @@ def _from_plan(_goal: FromPlan, problem: Problem) -> Selection:
 
 
 def choose(goal: Goal, problem: Problem) -> Selection:
-    """The plan for ``goal``, measured on the target where there is one, with a warning where nothing is pruned.
+    """The plan for ``goal``, measured on the target if there is one, with a warning if nothing is pruned.
 
     Raises as :func:`solve`.
     """
     selection = solve(goal, problem)
-    if isinstance(goal, Latency):  # measured, and warned of, already
+    if isinstance(goal, Latency):  # its solver measures and warns
         return selection
     if not selection.has_pairs:
         selection = replace(selection, warnings=(*selection.warnings, _why_nothing(goal, problem, selection)))
@@ -73,22 +73,21 @@ def choose(goal: Goal, problem: Problem) -> Selection:
 
 
 def predict(goal: Goal, problem: Problem) -> Selection:
-    """The plan for ``goal`` as the target's table predicts it, with nothing measured. Raises as :func:`solve`."""
+    """The plan for ``goal`` without measurements, from predicted latency. Raises as :func:`solve`."""
     return solve(goal, replace(problem, confirm=None))
 
 
 def even_ranks(goal: Goal, problem: Problem) -> dict[str, int]:
-    """Of each layer what one e for all leaves within the goal by equation 4, in the scheme of its SVD form.
+    """The rank of each layer by equation 4, with one e for all that meets the goal, in the scheme of its SVD form.
 
-    A goal of latency is taken as the target's table predicts it. Layers that would stay dense are left out. Raises as
-    :func:`solve`.
+    Latency is predicted. Layers that would stay dense are left out. Raises as :func:`solve`.
     """
     even = replace(problem, rule="threshold", moments=None, schemes=own_schemes_of(problem.svd))
     return {name: layer.rank for name, layer in predict(goal, even).plan.items() if isinstance(layer, Pair)}
 
 
 def _why_nothing(goal: Goal, problem: Problem, selection: Selection) -> str:
-    """Of a plan without a pair what it would take to have one, where that is a threshold."""
+    """The warning for a plan without pairs; for a threshold, with the smallest that prunes a layer."""
     least = [
         float(truncation.energy_dropped[min(facts.full_rank, (layer.dense_macs - 1) // facts.macs_per_rank)])
         for name, layer in problem.svd.layers.items()
@@ -97,6 +96,6 @@ def _why_nothing(goal: Goal, problem: Problem, selection: Selection) -> str:
     ]
     if not isinstance(goal, Energy) or problem.latency is not None or not least:
         return "nothing is pruned: every layer stays dense"
-    enough = math.ceil(100 * min(least)) / 100  # percent, rounded to where a pair is
-    why = f"with at most {goal.dropped:g} of a layer's energy dropped every pair costs more than its layer"
+    enough = math.ceil(100 * min(least)) / 100  # rounded up to a whole percent
+    why = f"if at most {goal.dropped:g} of a layer's energy is dropped, every pair costs more than its layer"
     return f"nothing is pruned: {why}; --energy {enough:g} prunes the first"

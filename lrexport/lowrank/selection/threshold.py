@@ -1,4 +1,4 @@
-"""Equation 4: one threshold e of energy for all layers, as in the paper."""
+"""Equation 4: one threshold e of dropped energy for all layers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lrexport.plan import Dense, Pair, Plan, Scheme
 def at_threshold(
     svd: SVDNetwork, truncated: Truncations, threshold: float, latency: NetworkLatency | None = None
 ) -> Selection:
-    """Equation 4: in each layer the smallest rank that drops at most ``threshold`` of the energy, and at least 1.
+    """Equation 4: in each layer the smallest rank ≥ 1 that drops at most ``threshold`` of the energy.
 
-    Of several schemes the one with the fewest MACs is taken; with ``latency`` the fastest, its rank rounded up where that
-    is not slower. A layer whose pair would cost as much as itself, in MACs or on the target, stays dense.
+    Of several schemes the one with the fewest MACs is taken; with ``latency`` the fastest, with its rank rounded up to the
+    target's grain. A layer whose pair is not cheaper, in MACs or on the target, stays dense.
     """
     plan = Plan(svd.dense)
     for name, layer in svd.layers.items():
@@ -33,7 +33,7 @@ def at_threshold(
 def layer_at_threshold(
     layer: Factorisable, truncated: Mapping[Scheme, Truncation], threshold: float, latency: LayerLatency | None
 ) -> Pair | Dense:
-    """One layer's entry by equation 4, as in :func:`at_threshold`."""
+    """One layer's entry by :func:`at_threshold`."""
     ranks = {scheme: _rank_for(truncation, threshold) for scheme, truncation in truncated.items()}
     if latency is None:
         scheme = min(ranks, key=lambda scheme: pair_cost(layer, scheme, ranks[scheme], "macs"))
@@ -58,7 +58,7 @@ def steps_of(truncated: Iterable[Truncation]) -> NDArray[np.float64]:
 
 
 def first_true(last: int, holds: Callable[[int], bool]) -> int:
-    """The smallest of 0 … ``last`` at which ``holds``, which stays true once it is; ``last`` where it never is."""
+    """The smallest of 0 … ``last`` for which the monotonic ``holds`` is true; ``last`` if it never is."""
     low, high = 0, last
     while low < high:
         middle = (low + high) // 2
@@ -70,4 +70,4 @@ def _warnings(plan: Plan, threshold: float) -> tuple[str, ...]:
     if threshold < 1:
         return ()
     count = sum(isinstance(layer, Pair) for layer in plan.values())
-    return (f"the threshold would prune everything; rank 1 was kept in {count} layers",)
+    return (f"the threshold would prune everything, so rank 1 was kept in {count} layers",)

@@ -35,10 +35,10 @@ def within(
     rule: Rule = "global",
     latency: NetworkLatency | None = None,
 ) -> Selection:
-    """The plan of at most ``budget`` in all, in MACs or parameters. Raises UsageError with the least that can be reached.
+    """The best plan with at most ``budget`` MACs or parameters in all.
 
-    With ``latency`` only pairs that are faster than their layer on the target, and than those of higher rank, are taken;
-    where the budget cannot be met so, any, with a warning.
+    With ``latency`` only pairs on the target's grain that are faster than their layer are considered; if these cannot meet
+    the budget, all pairs, with a warning. Raises UsageError for an unreachable budget, with the least that can be reached.
     """
     check_rule(rule)
     if rule == "threshold":
@@ -50,7 +50,9 @@ def within(
     fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())
     least = fixed + sum(min(choice.cost for choice in choices) for choices in options.values())
     if least > budget and latency is not None:
-        warning = "the budget cannot be met by pairs that are faster than their layer on the target: others are there, too"
+        warning = (
+            "pairs that are faster than their layer on the target cannot meet the budget, so slower pairs are used as well"
+        )
         selection = within(svd, truncated, cost, budget, rule)
         return replace(selection, warnings=(*selection.warnings, warning))
     if least > budget:
@@ -59,7 +61,7 @@ def within(
 
 
 def smallest(svd: SVDNetwork, truncated: Truncations, cost: Cost) -> Selection:
-    """The plan that costs least: rank 1 wherever that is less than the layer."""
+    """The cheapest plan: rank 1 in every layer where that is cheaper than the layer."""
     plan = Plan(svd.dense)
     for name, layer in svd.layers.items():
         choice = min(costed_options(layer, truncated[name], cost), key=lambda choice: choice.cost)
@@ -70,10 +72,10 @@ def smallest(svd: SVDNetwork, truncated: Truncations, cost: Cost) -> Selection:
 def _least_threshold(
     svd: SVDNetwork, truncated: Truncations, cost: Cost, budget: float, latency: NetworkLatency | None
 ) -> Selection:
-    """The smallest threshold's plan within ``budget``. Raises UsageError with the least that can be reached.
+    """The plan of the smallest threshold within ``budget``. Raises UsageError as :func:`within`.
 
-    As the threshold rises cost can rise, too: of several schemes the one with the fewest MACs, or the fastest, may have more
-    parameters than the one before. So every step is looked at, layer by layer.
+    Cost can also rise with the threshold, because the scheme with the fewest MACs, or the fastest, may have more parameters
+    than the scheme before. So the cost of every step is computed, layer by layer.
     """
     steps = steps_of(truncation for schemes in truncated.values() for truncation in schemes.values())
     costs = np.full(len(steps), plan_cost(svd, Plan(svd.dense), cost))
@@ -92,5 +94,5 @@ def _out_of_reach(svd: SVDNetwork, cost: Cost, budget: float, least: float) -> U
     hint = f"The smallest plan, rank 1 in every layer, has {format_percent(least / whole)} of {format_count(whole)}."
     place, layer = max(svd.dense.items(), key=lambda item: dense_cost(item[1], cost), default=("", None))
     if layer is not None and (own := dense_cost(layer, cost)):
-        hint += f" The largest layer that stays dense is {place} with {format_count(own)} of them: {layer.reason}."
+        hint += f" The largest layer that stays dense is {place}, with {format_count(own)}: {layer.reason}."
     return UsageError(f"{format_percent(budget / whole)} of the {name} is out of reach", hint)
