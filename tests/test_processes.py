@@ -81,7 +81,8 @@ def finish(folder: Path, *command: str) -> str:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Path:
-    finish(folder, *LREXPORT, *COMMAND, "-o", "alone")
+    done = Forked(folder, *COMMAND, "-o", "alone")
+    assert done.wait() == 0, done.output
     return folder / "alone"
 
 
@@ -188,9 +189,8 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on_but_not_one_alone(alo
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "--resume continues from there" in err
-    alone_now = start(folder, *LREXPORT, *COMMAND, "-o", "both", "--resume")
-    _, err = alone_now.communicate(timeout=60)
-    assert alone_now.returncode == 2
-    assert "processes was 2, now 1" in err
+    alone_now = Forked(folder, *COMMAND, "-o", "both", "--resume")
+    assert alone_now.wait() == 2
+    assert "processes was 2, now 1" in alone_now.output
     finish(folder, *LREXPORT, *COMMAND, "--devices", "2", "-o", "both", "--resume")
     same_to_rounding(folder / "both", alone)

@@ -127,7 +127,7 @@ def killed_until_done(folder: Path, name: str, moments: random.Random, most: int
     """How often a run was killed at random moments, each time to be taken up again, before it was done."""
     for kills in range(most):
         run = Forked(folder, *COMMAND, "-o", name, "--resume")
-        time.sleep(moments.uniform(0.05, 1.2))
+        time.sleep(moments.uniform(0.05, 0.6))
         run.send(signal.SIGKILL)
         code = run.wait()
         assert "lrexport:" not in run.output, run.output

@@ -17,6 +17,7 @@ from lrexport.cli.main import run
 from lrexport.runs.record import load_record
 from lrexport.runs.sweep_record import Sweep, load_sweep
 from tests.folders import folder_with
+from tests.forked import Forked
 
 NETWORK = """
 import os, pathlib, time
@@ -184,11 +185,11 @@ def test_a_sweep_of_something_else_is_refused_with_the_difference(
 
 
 def kill_at(folder: Path, words: str, *arguments: str) -> None:
-    process = start(folder, *arguments)
-    wait_for_line(process, words)
+    process = Forked(folder, *COMMAND, *arguments)
+    process.until(words)
     time.sleep(0.2)
-    process.kill()
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.wait()
 
 
 def test_a_process_that_is_killed_costs_the_stage_or_trial_under_way_alone(folder: Path) -> None:

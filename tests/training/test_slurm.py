@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,13 +41,18 @@ def variables() -> dict[str, str]:
     return job | {"SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
-def refused(folder: Path, *arguments: str) -> list[str]:
-    """What two tasks say that both end with 2, neither of them waiting for the other."""
+def ended(folder: Path, code: int, *arguments: str) -> list[str]:
+    """What two tasks say that both end with ``code``."""
     job = variables()
     places = [{"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
     tasks = [Forked(folder, *arguments, environment=job | place) for place in places]
-    assert [task.wait() for task in tasks] == [2, 2], [task.output for task in tasks]
+    assert [task.wait() for task in tasks] == [code, code], [task.output for task in tasks]
     return [task.output for task in tasks]
+
+
+def refused(folder: Path, *arguments: str) -> list[str]:
+    """What two tasks say of which neither waits for the other."""
+    return ended(folder, 2, *arguments)
 
 
 def test_a_folder_that_holds_a_run_ends_all_tasks_with_the_reason(folder: Path) -> None:
@@ -86,19 +89,10 @@ def test_what_fails_in_another_task_than_the_first_ends_that_one_too(folder: Pat
 
 
 def test_two_processes_with_slurms_variables_make_one_run_and_one_log(folder: Path) -> None:
-    job, tmp_path = variables(), folder
-    command = [sys.executable, "-m", "lrexport", *TWO, "--log-to", "tensorboard"]
-    processes = []
-    for rank in ("0", "1"):
-        place = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
-        environment = {**os.environ, **job, **place}
-        out = subprocess.PIPE
-        processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out, text=True))
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert "SVD training: epoch 1/1" in said[0]
-    assert said[1] == ""
-    assert load_record(tmp_path / "run").environment["processes"] == "2"
-    complete(tmp_path / "run")
+    first, second = ended(folder, 0, *TWO, "--log-to", "tensorboard")
+    assert "SVD training: epoch 1/1" in first
+    assert second == ""
+    assert load_record(folder / "run").environment["processes"] == "2"
+    complete(folder / "run")
     for stage in ("dense", "svd"):
-        assert len(list((tmp_path / "run" / "logs" / "tensorboard" / stage).iterdir())) == 1
+        assert len(list((folder / "run" / "logs" / "tensorboard" / stage).iterdir())) == 1
