@@ -109,7 +109,7 @@ def test_singular_values_that_are_none_are_refused_also_with_the_right_hash(
     record.save(run)
     done = lrexport("report", run)
     assert done.code == 3
-    assert "run/spectra.json holds no singular values" in done.err
+    assert "run/spectra.json does not contain singular values" in done.err
 
 
 def test_a_log_of_rubbish_costs_the_curves_and_nothing_else(lrexport: Command, run: Path) -> None:
