@@ -28,7 +28,7 @@ from lrexport.measure.targets import MeasuringJob
 from lrexport.measure.targets.local import Local
 from lrexport.networks.cifar_resnet import CifarResNet
 from tests.conftest import SmallNet
-from tests.lowrank.layers import layers
+from tests.lowrank.layers.drawn import layers
 
 SHAPE = (3, 12, 12)
 MS_A_MAC = 1e-3

@@ -17,7 +17,7 @@ from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES, Scheme, schemes_of
 from lrexport.training.optimizers import make_optimizer
 from lrexport.training.scaling import scale_gradients
-from tests.lowrank.layers import layers
+from tests.lowrank.layers.drawn import layers
 
 RATE = 1e-4
 

@@ -21,7 +21,7 @@ from lrexport.lowrank.layers.schemes import CONV_SCHEMES, SCHEMES, scheme_for, s
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.plan import Scheme
 from tests.conftest import relative_error
-from tests.lowrank.layers import layers
+from tests.lowrank.layers.drawn import layers
 
 TOLERANCE = 1e-5  # float32, largest error relative to the output's scale
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.networks.cifar_resnet import CifarResNet
 from lrexport.torch_tools.import_torchvision import torchvision
-from tests.lowrank.layers import layers
+from tests.lowrank.layers.drawn import layers
 
 # Attention as one operator on the CPU is missing in torch's list: it would count nothing.
 FUSED_ATTENTION = {

@@ -22,7 +22,7 @@ from lrexport.lowrank.layers.patches import draw, outputs_at, patches_at, positi
 from lrexport.lowrank.selection.select import select
 from lrexport.plan import Pair
 from tests.conftest import relative_error
-from tests.lowrank.test_fold import full_rank_plan
+from tests.lowrank.factors.test_fold import full_rank_plan
 
 
 @st.composite
