@@ -143,7 +143,7 @@ def test_rows_of_a_tool_that_is_not_installed_any_more_stay_if_they_have_this_st
     def absent(*_arguments: object) -> nn.Module:
         raise ToolAbsentError("not installed")
 
-    monkeypatch.setattr(Study, "_start_digest", "this start")
+    monkeypatch.setattr(Study, "start_digest", "this start")
     monkeypatch.setattr(elsewhere, "dense", lambda _study, _epochs: iter(()))
     monkeypatch.setattr(elsewhere, "at", lambda _study, method, _share: row(method, 0.8, 1))
     monkeypatch.setattr(elsewhere, "_tried", absent)
@@ -201,12 +201,12 @@ def test_a_plot_of_no_tables_says_which_to_make(study: Study, tmp_path: Path) ->
 
 
 def test_what_was_made_otherwise_is_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "_start_digest", "one start")
+    monkeypatch.setattr(Study, "start_digest", "one start")
     study.note("row", {"lr": 0.1})
     study.note("row", {"lr": 0.1})
     with pytest.raises(SystemExit, match=r"row was made otherwise.*\n.*lr: 0.1, now 0.3"):
         study.note("row", {"lr": 0.3})
-    monkeypatch.setattr(Study, "_start_digest", "another start")
+    monkeypatch.setattr(Study, "start_digest", "another start")
     with pytest.raises(SystemExit, match="start: 'one start', now 'another start'"):
         study.note("row", {"lr": 0.1})
 
@@ -226,7 +226,7 @@ def test_images_that_the_start_was_not_trained_on_are_refused_before_hours_of_tr
     )
     monkeypatch.setattr(Study, "record", lambda _study, _name: start)
     monkeypatch.setattr(Study, "start", lambda made: made.work / "start" / "dense.safetensors")
-    monkeypatch.setattr(Study, "_start_digest", "a start")
+    monkeypatch.setattr(Study, "start_digest", "a start")
     assert len(these.splits().test) == 6
     for name, train in (("compressed", others.compress), ("trained", others.train)):
         with pytest.raises(SystemExit, match=r"others has other images than .*start was trained on: give another --work"):

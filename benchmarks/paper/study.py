@@ -153,7 +153,7 @@ class Study:
     def note(self, name: str, asked: dict[str, Any]) -> None:
         """Note how ``name`` is made, before it is. Raises SystemExit where it was made otherwise, or from another start."""
         path = self.work / "asked" / f"{name}.json"
-        asked = {**asked, "start": None if name == "start" else self._start_digest}
+        asked = {**asked, "start": None if name == "start" else self.start_digest}
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, asked)
@@ -168,7 +168,8 @@ class Study:
         return found
 
     @cached_property
-    def _start_digest(self) -> str:
+    def start_digest(self) -> str:
+        """SHA-256 of the weights that all rows start from."""
         return files.sha256(self.start())
 
     def record(self, name: str) -> Record:
@@ -220,7 +221,7 @@ class Study:
 
     def has_this_start(self, row: Row) -> bool:
         """Whether a row, from whatever machine, goes on from the weights that are this study's start."""
-        return bool(row["asked"]["start"] == self._start_digest)
+        return bool(row["asked"]["start"] == self.start_digest)
 
     def kept(self, table: str) -> list[Row]:
         """Rows that :meth:`keep` kept; none where there is no such table."""
