@@ -48,6 +48,12 @@ def _model_options() -> Callable[[Command], Command]:
         click.option("--data", type=DataType(), metavar="DATA", help="Images: cifar10[:ROOT], folder:ROOT, digits, …"),
         click.option("--weights", type=FILE, metavar="FILE", help="Initial weights: safetensors or a checkpoint."),
         click.option("--input-shape", type=ShapeType(), help="Shape of one input, such as 3,224,224."),
+        click.option(
+            "--input",
+            multiple=True,
+            metavar="NAME=SHAPE[:DTYPE[:LOW..HIGH]]",
+            help="An input of the network: image=3,224,224, tokens=16:int64:0..100. Repeatable.",
+        ),
         rare=(
             field_option(made, "weights_key", str, "KEY", "Key of the weights in the file, such as state_dict_ema."),
             click.option("--download", is_flag=True, help="Download cifar10 or cifar100 if it is missing."),

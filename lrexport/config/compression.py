@@ -11,6 +11,7 @@ from lrexport.artifacts.run_files import DENSE
 from lrexport.config.goals import Goal, SteerableGoal, options_of, values_of
 from lrexport.config.options import PHASES, TRAINED, Count, Number, Words, about, option
 from lrexport.errors import UsageError
+from lrexport.signature import Signature
 
 # Stages of training, as named in commands and reports.
 STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
@@ -24,6 +25,7 @@ DEFAULT_DENSE_EPOCHS = 20
 class TrainConfig:
     """MODEL, data and the schedule of all stages.
 
+    ``input`` has the inputs of the network, ``NAME=SHAPE[:DTYPE[:LOW..HIGH]]`` each; ``input_shape`` is enough for one.
     ``weights_key`` and ``teacher_weights_key`` select weights in a file with several that fit the network.
     ``dense_epochs`` None means none if the network comes with weights, else enough to train it. λ_o, λ_s and the kind of
     sparsity are those of equation 3; λ_s "auto" adapts to a budget, layer by layer. ``keep`` holds patterns of layers that
@@ -40,6 +42,7 @@ class TrainConfig:
     weights: Path | None = option(None, "network")
     weights_key: str | None = option(None, "network", none_decides=True, later=True)
     input_shape: tuple[int, ...] | None = option(None, "network", commas=True)
+    input: tuple[str, ...] = option((), "network", later=True)
     scheme: AskedScheme = option("spatial", "svd form", values=SCHEMES, varies=True)
     keep: tuple[str, ...] = option((), "svd form")
     download: bool = option(False, "images", needs_data=True, changes="nothing", only_user="where files are written")
@@ -81,6 +84,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.sparsity_strength == "auto" and self.sparsity == "none":
             raise UsageError("--sparsity-strength auto requires --sparsity hoyer or l1", "Give one of them, or a number.")
+        if self.input and self.input_shape is not None:
+            raise UsageError("--input and --input-shape exclude each other", "--input NAME=SHAPE says everything.")
+        Signature.parse(self.input or ("1",))  # for its errors
         if self.teacher is None and self.teacher_weights is not None:
             raise UsageError("--teacher-weights requires --teacher", "Give --teacher MODEL.")
         for file, key, flag in (
@@ -91,6 +97,13 @@ class TrainConfig:
                 raise UsageError(f"{flag}-key requires {flag}", f"Give {flag} FILE, the file with that key.")
         if self.teacher is not None and not self.distill:
             raise UsageError("--teacher has no effect with --distill 0", "Omit one of the two.")
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the network takes, as far as the user says so."""
+        if self.input:
+            return Signature.parse(self.input)
+        return None if self.input_shape is None else Signature.of(self.input_shape)
 
     def to_record(self) -> dict[str, Any]:
         return _plain(asdict(self))

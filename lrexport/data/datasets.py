@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lrexport.data.sources import CIFAR, FOLDERS, check_folder, is_import_path, 
 from lrexport.data.sources import NAMES as NAMES
 from lrexport.errors import InputError, UsageError, signal_of
 from lrexport.networks.building import import_callable
+from lrexport.signature import Signature
 from lrexport.torch_tools.import_torchvision import torchvision
 
 Shape = tuple[int, int, int]
@@ -23,25 +25,27 @@ Shape = tuple[int, int, int]
 
 def load_data(
     source: str,
-    input_shape: tuple[int, ...],
+    inputs: Signature | Sequence[int],
     download: bool = False,
     workers: int | None = None,
     max_bad: int = 0,
     named_in: Path | None = None,
 ) -> ImageData:
-    """The images of ``source`` for a network that takes ``input_shape``, which must be (C, H, W).
+    """The images of ``source`` for a network of ``inputs``, which must be one of shape (C, H, W).
 
     Small sets are decoded once and kept in memory as uint8; others are read by ``workers`` processes, by default one per
     core. ``download`` allows torchvision to download CIFAR. Up to ``max_bad`` unreadable images of a folder are left out.
     ``named_in`` is the file that names the data, None if the user does. Raises UsageError for an unknown name, InputError
     for data that is missing, unreadable or does not fit, and for code that the user did not agree to run.
     """
-    if len(input_shape) != 3:
+    signature = Signature.of(inputs)
+    if not signature.takes_images:
+        taken = f"inputs of shape {signature.shape}" if signature.is_plain else str(signature)
         raise InputError(
-            f"--data {source} gives images (C, H, W); the network takes inputs of shape {input_shape}",
+            f"--data {source} gives images (C, H, W); the network takes {taken}",
             "Leave out --data: compression without training works for inputs of any shape.",
         )
-    channels, height, width = input_shape
+    channels, height, width = signature.shape
     shape = (channels, height, width)
     if is_import_path(source):
         return _from_callable(source, shape, named_in)
@@ -60,12 +64,12 @@ def _load_images(source: str, input_shape: Shape, download: bool, workers: int |
     raise unknown(source)
 
 
-def check_fits(data: ImageData, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
-    """Raise InputError unless images and classes fit a network from ``input_shape`` to ``output_shape`` (1, classes)."""
+def check_fits(data: ImageData, signature: Signature, output_shape: tuple[int, ...]) -> None:
+    """Raise InputError unless images and classes fit a network of ``signature`` to ``output_shape`` (1, classes)."""
     for part in (data.train, data.test):
-        if part.image_shape != tuple(input_shape):
+        if part.image_shape != signature.shape:
             raise InputError(
-                f"{data.source} has images {part.image_shape}; the network takes {tuple(input_shape)}",
+                f"{data.source} has images {part.image_shape}; the network takes {signature.shape}",
                 "Give data that fits the network, or another --input-shape.",
             )
     if len(output_shape) != 2:

@@ -14,7 +14,9 @@ from lrexport.data.augment import Augmentation
 from lrexport.data.order import Order, Purpose
 from lrexport.errors import InputError
 from lrexport.runs.record import DataSource
+from lrexport.signature import Signature
 from lrexport.text import plain
+from lrexport.torch_tools.batch import Batch
 
 # ImageNet's statistics, which torchvision's networks and the common CIFAR checkpoints were trained with.
 MEAN = (0.485, 0.456, 0.406)
@@ -44,7 +46,7 @@ class ImageSet(Protocol):
         device: torch.device,
         order: Order | None = None,
         augmentation: Augmentation | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]: ...
+    ) -> Iterator[tuple[Batch, Tensor]]: ...
 
     def to(self, device: torch.device) -> ImageSet:
         """The set on ``device``; a set that is read from disk stays there."""
@@ -97,13 +99,13 @@ class ArraySet:
         device: torch.device,
         order: Order | None = None,
         augmentation: Augmentation | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Batch, Tensor]]:
         """See :class:`ImageSet`."""
         normalise = Normalisation(self.mean, self.std, device)
         if order is None:
             for start in range(0, len(self), size):
                 end = start + size
-                yield normalise(self.images[start:end]), self.labels[start:end].to(device)
+                yield Batch.of(normalise(self.images[start:end])), self.labels[start:end].to(device)
             return
         for step, index in order.batches(len(self), size):
             part = order.part(len(index))
@@ -111,7 +113,7 @@ class ArraySet:
             images = self.images[mine].to(device)
             if augmentation is not None:
                 images = augmentation(images, order.generator(Purpose.AUGMENTATION, step), part, len(index))
-            yield normalise(images), self.labels[mine.to(self.labels.device)].to(device)
+            yield Batch.of(normalise(images)), self.labels[mine.to(self.labels.device)].to(device)
 
     def to(self, device: torch.device) -> ArraySet:
         return replace(self, images=self.images.to(device))
@@ -167,6 +169,11 @@ class Splits:
     data: ImageData
     train: ImageSet
     heldout: ImageSet
+
+    @property
+    def signature(self) -> Signature:
+        """What a network for these images takes."""
+        return Signature.of(self.train.image_shape)
 
     @property
     def test(self) -> ImageSet:

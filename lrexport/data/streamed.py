@@ -17,6 +17,7 @@ from lrexport.data.images import MEAN, STD, Normalisation
 from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.data.reading import Files, cores_here, size_of, try_image
 from lrexport.errors import InputError
+from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.import_torchvision import torchvision
 
 # As in torchvision's reference evaluation: resize to 256 before a crop of 224.
@@ -59,7 +60,7 @@ class StreamedSet:
         device: torch.device,
         order: Order | None = None,
         augmentation: Augmentation | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Batch, Tensor]]:
         """Images with ``order`` and ``augmentation`` get random resized crops and flips; others are centre-cropped.
 
         Raises InputError naming an image that cannot be read.
@@ -90,7 +91,7 @@ class StreamedSet:
             if isinstance(batch, InputError):
                 raise batch
             images, labels = batch
-            yield normalise(images), labels.to(device, non_blocking=True)
+            yield Batch.of(normalise(images)), labels.to(device, non_blocking=True)
 
     def to(self, device: torch.device) -> StreamedSet:
         return self

@@ -13,7 +13,7 @@ from lrexport.artifacts import files
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError, LrexportError
 from lrexport.formats.onnx import strip
-from lrexport.formats.verify import compare_predictions, feed
+from lrexport.formats.verify import compare_predictions, feed, feed_of
 from lrexport.measure.latency import session
 from lrexport.measure.macs.onnx_int8 import int8_nodes
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
@@ -97,12 +97,11 @@ class _Calibration:
     """Batches of images for onnxruntime, as a CalibrationDataReader: dictionaries of inputs, then None."""
 
     def __init__(self, source: Path, images: ImageSet) -> None:
-        runtime = session(source)
-        self._name = runtime.get_inputs()[0].name
+        self._runtime = session(source)
         # Repeating an image to fill a batch does not change the range of values. A dynamic batch is kept small: the graph
         # for calibration is not optimised and holds many activations at a time.
-        self._batches = feed(images, runtime, dynamic_batch=16)
+        self._batches = feed(images, self._runtime, dynamic_batch=16)
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch[0]}
+        return None if batch is None else feed_of(self._runtime, batch[0])

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrexport.errors import InputError
-from lrexport.formats.onnx import check_output, check_written, strip
+from lrexport.formats.onnx import check_output, check_written, has_batch, strip
 from lrexport.formats.opsets import FIRST_OPSET
 from lrexport.formats.torch_graph import to_onnx, to_program
 from lrexport.formats.verify import check_repeats, compare_with_torch
+from lrexport.signature import Signature
 from lrexport.text import first_line
+from lrexport.torch_tools.batch import InputsLike, call, signature_of
 from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.outputs import OUTPUT, named_tensors
 from lrexport.torch_tools.tracing import example_input, noise, run_once
 
 _SKIP = "To compress it anyway, for torch only, use --no-export-check."
@@ -35,28 +38,30 @@ class Rehearsal:
     notes: tuple[str, ...] = ()
 
 
-def rehearse(network: nn.Module, input_shape: tuple[int, ...]) -> Rehearsal:
-    """Export ``network`` for one input of ``input_shape`` and compare the graph with torch; nothing is written.
+def rehearse(network: nn.Module, inputs: InputsLike) -> Rehearsal:
+    """Export ``network`` for one sample of ``inputs`` and compare the graph with torch; nothing is written.
 
     The network is not changed. Raises InputError if it draws random numbers in eval mode, uses operators that ONNX lacks,
     branches on values of tensors, loses its batch axis, or if the graph's output differs.
     """
-    began = time.perf_counter()
+    began, signature = time.perf_counter(), signature_of(inputs, network)
     with _offering_to_skip(), eval_mode(network):
-        given = noise(network, input_shape)
-        check_output(run_once(network, input_shape, given.clone()), batch=1)
+        given = noise(network, signature)
+        output = run_once(network, signature, given.clone())
+        check_output(output, batch=1)
         check_repeats(network, given)
-        example = example_input(network, input_shape)
+        example = example_input(network, signature)
         program = to_program(network, example)
         known = _digest(program) if program is not None else None
         if known not in _KNOWN:
-            model = to_onnx(program or network, example, FIRST_OPSET)
-            check_written(model, 1, FIRST_OPSET)
+            outputs = has_batch(output, 1)
+            model = to_onnx(network, example, list(outputs), FIRST_OPSET, program=program)
+            check_written(model, 1, FIRST_OPSET, outputs)
             strip(model)
             compare_with_torch(network, model, {"random input, batch 1": given})
             if known is not None:
                 _KNOWN.add(known)
-        note = _one_at_a_time(network, given)
+        note = _one_at_a_time(network, signature)
     return Rehearsal(time.perf_counter() - began, (note,) if note else ())
 
 
@@ -77,15 +82,19 @@ def _digest(program: Any) -> str:
 
 
 @torch.no_grad()
-def _one_at_a_time(network: nn.Module, given: Tensor) -> str | None:
+def _one_at_a_time(network: nn.Module, signature: Signature) -> str | None:
     """A note if the network does not treat the inputs of a batch separately, else None."""
     limits = "lrexport onnx will refuse --batch dynamic and batches other than 1"
-    both = torch.cat([given, noise(network, tuple(given.shape[1:]), seed=1)])
+    both = noise(network, signature, samples=2)
     try:
-        alone = torch.cat([network(each[None].clone()) for each in both])
-        together = network(both.clone())
+        alone = [named_tensors(call(network, one.clone())) for one in both.split(1)]
+        together = named_tensors(call(network, both.clone()))
     except Exception as error:  # whatever the network's code raises
         return f"the network does not accept a batch of 2 ({type(error).__name__}: {first_line(error)}): {limits}"
-    if together.shape != alone.shape:
-        return f"the network returns {tuple(together.shape)} for a batch of 2, not {tuple(alone.shape)}: {limits}"
+    for name, tensor in together.items():
+        one = alone[0].get(name)
+        if one is not None and has_batch(one, 1)[OUTPUT] and tensor.shape != (2, *one.shape[1:]):
+            output = "" if len(together) == 1 else f" as output {name!r}"
+            expected = (2, *one.shape[1:])
+            return f"the network returns {tuple(tensor.shape)} for a batch of 2{output}, not {expected}: {limits}"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,47 +14,87 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.errors import InputError
+from lrexport.signature import INPUT
 from lrexport.text import first_line
+from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.forward_errors import place_in_code
+from lrexport.torch_tools.outputs import flat_tensors
 from lrexport.torch_tools.quiet import quiet
 
-INPUT, OUTPUT = "input", "output"
 # The exporter's message for operators that it cannot translate.
 _WITHOUT_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 
 
-def to_program(network: nn.Module, example: Tensor) -> Any:
+def to_program(network: nn.Module, example: Batch) -> Any:
     """torch's graph of a network for inputs like ``example``; None if only the exporter's other strategies may succeed."""
     try:
-        with quiet():
-            return torch.export.export(network, (example,))
+        with quiet(), _from_tensors_to_tensors(network, example):
+            return torch.export.export(network, example.tensors)
     except Exception:  # the exporter reports the error, if any
         return None
 
 
-def to_onnx(network: Any, example: Tensor, opset: int, dynamic: bool = False) -> onnx.ModelProto:
-    """The ONNX graph of a network, or of torch's graph, for inputs like ``example``; ``dynamic``: for any batch.
+def to_onnx(
+    network: nn.Module,
+    example: Batch,
+    outputs: Sequence[str],
+    opset: int,
+    dynamic: Sequence[Mapping[int, str]] = (),
+    program: Any = None,
+) -> onnx.ModelProto:
+    """The ONNX graph of a network, or of ``program``, torch's graph, for inputs like ``example``.
 
-    Raises InputError if it cannot be traced, or has operators that ONNX lacks.
+    ``outputs`` are the names of what it returns; ``dynamic`` has for each input the names of its axes of any size. Raises
+    InputError if it cannot be traced, or has operators that ONNX lacks.
     """
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    sizes = {name: torch.export.Dim(name) for axes in dynamic for name in axes.values()}
+    shapes: Any = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in dynamic) or None
     try:
-        with quiet(), _listing_functions_once():
+        with quiet(), _listing_functions_once(), _from_tensors_to_tensors(network, example) as is_changed:
             made = torch.onnx.export(
-                network,
-                (example,),
+                network if program is None else program,
+                example.tensors,
                 dynamo=True,
                 external_data=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=list(example.names or [INPUT]),
+                output_names=list(outputs),
                 opset_version=opset,
-                dynamic_shapes=shapes,
+                dynamic_shapes=(shapes,) if shapes and is_changed else shapes,
                 verbose=False,
             )
     except Exception as error:
         raise refusal(error) from error
     assert made is not None
     return made.model_proto
+
+
+@contextmanager
+def _from_tensors_to_tensors(network: nn.Module, example: Batch) -> Iterator[bool]:
+    """Let the network take its inputs in order and return a tuple of tensors; yields whether its forward was replaced.
+
+    A wrapper module would change the names of all weights and layers in the graph.
+    """
+    with torch.no_grad():
+        output = call(network, example.clone())
+    if isinstance(output, Tensor) and len(example.tensors) == 1:
+        yield False
+        return
+    original = network.forward
+
+    def forward(*tensors: Tensor) -> Any:
+        positional, named = Batch(tensors, example.names).arguments_of(original)
+        returned = original(*positional, **named)
+        return returned if isinstance(returned, Tensor) else tuple(flat_tensors(returned))
+
+    had_its_own = "forward" in vars(network)
+    network.forward = forward
+    try:
+        yield True
+    finally:
+        if had_its_own:
+            network.forward = original
+        else:
+            del network.forward
 
 
 @functools.cache

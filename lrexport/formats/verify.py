@@ -27,8 +27,9 @@ from lrexport.measure.latency import session
 from lrexport.runs.record import Accuracy
 from lrexport.tasks.classification import count_correct, images_of, nan_rows, not_a_number
 from lrexport.text import first_line
+from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.modes import eval_mode
-from lrexport.torch_tools.tracing import flat_tensors
+from lrexport.torch_tools.outputs import flat_tensors
 
 __all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference"]
 
@@ -60,9 +61,7 @@ class Reference:
     Raises InputError if the network returns NaN for one of ``inputs``.
     """
 
-    def __init__(
-        self, network: nn.Module, inputs: Mapping[str, Tensor], extremes: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, network: nn.Module, inputs: Mapping[str, Batch], extremes: Mapping[str, Batch] | None = None) -> None:
         self._network = network
         self._groups = [
             (given, [_outputs(network, each) for each in given.values()], lenient)
@@ -98,7 +97,7 @@ class Reference:
                 worst = worst.worst(check_agreement(pairs, rounding, terms, name if len(names) > 1 else ""))
         return worst
 
-    def _rounding(self, inputs: list[Tensor], expected: list[list[Tensor]], number: int) -> Rounding:
+    def _rounding(self, inputs: list[Batch], expected: list[list[Tensor]], number: int) -> Rounding:
         """Rounding errors of float32 in output ``number`` for a few of the inputs."""
         last = len(inputs) - 1
         chosen = sorted({round(last * part / (_MEASURED - 1)) for part in range(_MEASURED)})
@@ -114,20 +113,20 @@ class Reference:
         return measure
 
 
-def compare_with_torch(network: nn.Module, model: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> Comparison:
+def compare_with_torch(network: nn.Module, model: onnx.ModelProto, inputs: Mapping[str, Batch]) -> Comparison:
     """Compare both on every input. Raises InputError with the largest error and its place if it exceeds the tolerance."""
     return Reference(network, inputs).compare(model)
 
 
 @torch.no_grad()
-def _outputs(network: nn.Module, given: Tensor) -> list[Tensor]:
+def _outputs(network: nn.Module, given: Batch) -> list[Tensor]:
     """The network's outputs on the CPU, copied: they may be views of the input, which the network may change."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with eval_mode(network):
-        return [tensor.detach().cpu().clone() for tensor in flat_tensors(network(given.to(device, copy=True)))]
+        return [tensor.detach().cpu().clone() for tensor in flat_tensors(call(network, given.to(device, copy=True)))]
 
 
-def check_repeats(network: nn.Module, given: Tensor) -> None:
+def check_repeats(network: nn.Module, given: Batch) -> None:
     """Raise InputError, with the first module concerned, for a network whose output in eval mode is not deterministic."""
     first, second = _outputs(network, given), _outputs(network, given)
     worst = 0.0
@@ -146,7 +145,7 @@ def check_repeats(network: nn.Module, given: Tensor) -> None:
     )
 
 
-def _where_it_differs(network: nn.Module, given: Tensor) -> str:
+def _where_it_differs(network: nn.Module, given: Batch) -> str:
     """The first module whose outputs differ although its inputs are the same."""
     runs: list[list[tuple[str, list[Tensor], list[Tensor]]]] = []
     names: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if name}
@@ -180,23 +179,35 @@ def _all_equal(one: list[Tensor], two: list[Tensor]) -> bool:
     )
 
 
-def _more_exact(network: nn.Module, given: Tensor) -> list[Tensor]:
+def _more_exact(network: nn.Module, given: Batch) -> list[Tensor]:
     """The network's outputs in double precision; if it always computes in float32, its outputs for an input that differs
     in its last bits."""
     tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     wide = {name: tensor.detach().double() for name, tensor in tensors.items() if tensor.is_floating_point()}
     try:
         with torch.no_grad(), eval_mode(network):
-            result = torch.func.functional_call(network, wide, (given.double(),), tie_weights=True)
+            positional, named = given.map(_double).arguments(network)
+            result = torch.func.functional_call(network, wide, positional, named, tie_weights=True)
             return [tensor.detach().cpu().clone() for tensor in flat_tensors(result)]
     except Exception:  # a forward that creates float32 tensors; whatever the reason, the network itself runs
-        signs = torch.randint(2, given.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        return _outputs(network, given * (1 + 4 * torch.finfo(torch.float32).eps * signs))
+        return _outputs(network, given.map(_almost))
 
 
-def _run(runtime: Any, label: str, given: Tensor) -> list[npt.NDArray[Any]]:
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _almost(tensor: Tensor) -> Tensor:
+    """A few units of float32's last place off."""
+    if not tensor.is_floating_point():
+        return tensor
+    signs = torch.randint(2, tensor.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return tensor * (1 + 4 * torch.finfo(torch.float32).eps * signs).to(tensor)
+
+
+def _run(runtime: Any, label: str, given: Batch) -> list[npt.NDArray[Any]]:
     try:
-        outputs: list[npt.NDArray[Any]] = runtime.run(None, {runtime.get_inputs()[0].name: given.contiguous().numpy()})
+        outputs: list[npt.NDArray[Any]] = runtime.run(None, feed_of(runtime, given))
     except Exception as error:  # no common base except Exception
         raise InputError(f"ONNX Runtime cannot run the exported graph for {label}: {first_line(error)}") from error
     return outputs
@@ -269,27 +280,30 @@ def _agreement(first: Tensor, second: Tensor) -> tuple[float, float]:
     return agreement, (agreement - chance) / (1 - chance) if chance < 1 else 1.0
 
 
-def feed(
-    images: ImageSet, runtime: Any, dynamic_batch: int = _READ_AT_ONCE
-) -> Iterator[tuple[npt.NDArray[np.float32], Tensor]]:
-    """Batches for a session: (B, C, H, W), and the labels of images that are not padding.
+def feed(images: ImageSet, runtime: Any, dynamic_batch: int = _READ_AT_ONCE) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches for a session, and the labels of samples that are not padding.
 
-    A fixed batch is padded with its last image; many images are read at a time whatever the batch size.
+    A fixed batch is padded with its last sample; many are read at a time whatever the batch size.
     """
     fixed = runtime.get_inputs()[0].shape[0]
     size = fixed if isinstance(fixed, int) else dynamic_batch
     for batch, labels in images.batches(size * max(1, _READ_AT_ONCE // size), torch.device("cpu")):
-        array = batch.contiguous().numpy()
-        for start in range(0, len(array), size):
-            part = array[start : start + size]
-            if isinstance(fixed, int) and len(part) < fixed:
-                part = np.concatenate([part, np.repeat(part[-1:], fixed - len(part), axis=0)])
-            yield part, labels[start : start + size]
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            yield part.filled(fixed) if isinstance(fixed, int) else part, labels[start : start + size]
 
 
-def _logits(runtime: Any, batch: npt.NDArray[np.float32]) -> Tensor:
-    """(B, C, H, W) → (B, classes)."""
-    return torch.from_numpy(runtime.run(None, {runtime.get_inputs()[0].name: batch})[0])
+def feed_of(runtime: Any, batch: Batch) -> dict[str, npt.NDArray[Any]]:
+    """Arrays for a session by the names of its inputs. An input that the graph does not use is left out."""
+    declared = [item.name for item in runtime.get_inputs()]
+    names = batch.names if len(batch.names) > 1 else declared
+    named = zip(names, batch.tensors, strict=False)
+    return {name: tensor.contiguous().numpy() for name, tensor in named if name in declared}
+
+
+def _logits(runtime: Any, batch: Batch) -> Tensor:
+    """(B, …) → (B, classes)."""
+    return torch.from_numpy(runtime.run(None, feed_of(runtime, batch))[0])
 
 
 def _open(model: onnx.ModelProto) -> Any:

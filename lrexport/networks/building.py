@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,27 +25,28 @@ from lrexport.networks.names import (
     parse_model,
 )
 from lrexport.runs.record import ModelSource
+from lrexport.signature import Signature
 from lrexport.text import nearest
+from lrexport.torch_tools.batch import call, signature_of
 from lrexport.torch_tools.forward_errors import forward_error
 from lrexport.torch_tools.import_torchvision import torchvision, with_operators
 from lrexport.torch_tools.plain_form import make_plain, unwrapped
+from lrexport.torch_tools.tracing import example_input
 from lrexport.trust import consent
 from lrexport.trust.current_folder import import_here
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ModelRecipe:
     """Builds the network as often as needed. ``source`` is MODEL without its options.
 
-    ``input_shape`` is that of one input, without the batch: (C, H, W) for images. ``is_named``: lrexport or torchvision
+    ``signature`` says what the network takes. ``is_named``: lrexport or torchvision
     knows the network by name; otherwise it comes from the user's callable.
     """
 
     source: str
     build_with: Callable[..., nn.Module]
-    input_shape: Shape
+    signature: Signature
     kwargs: dict[str, Any] = field(default_factory=dict)
     takes_num_classes: bool = False
     is_named: bool = False
@@ -53,7 +54,7 @@ class ModelRecipe:
     def build(self) -> nn.Module:
         """A new network of plain layers with fresh weights, by :meth:`as_made` and :func:`make_plain`."""
         network = self.as_made([])
-        make_plain(network, self.input_shape)
+        make_plain(network, self.signature)
         return network
 
     def as_made(self, notes: list[str]) -> nn.Module:
@@ -81,7 +82,7 @@ class ModelRecipe:
         network, remarks = unwrapped(network, f"MODEL {self.source!r} returned a network")
         notes += remarks
         network = network.float().eval()
-        _fill_lazy_layers(network, self.input_shape)
+        _fill_lazy_layers(network, self.signature)
         for parameter in network.parameters():
             if parameter.is_floating_point() and not parameter.requires_grad:
                 parameter.requires_grad_()
@@ -112,16 +113,16 @@ class ModelRecipe:
         return self.is_named and weights is None and not self.kwargs.get("weights")
 
     def to_record(self) -> ModelSource:
-        return ModelSource(source=self.source, kwargs=self.kwargs, input_shape=self.input_shape)
+        return ModelSource.of(self.source, self.kwargs, self.signature)
 
 
-def resolve(model: str, input_shape: Shape | None = None) -> ModelRecipe:
+def resolve(model: str, inputs: Signature | Sequence[int] | None = None) -> ModelRecipe:
     """The recipe of MODEL, such as ``resnet20``, ``torchvision:resnet18?num_classes=10`` or ``my.module:make``.
 
     Raises UsageError if the name is unknown, or if an import path cannot be imported or is not callable.
     """
     name, kwargs = parse_model(model)
-    return _resolve(name, kwargs, input_shape)
+    return _resolve(name, kwargs, None if inputs is None else Signature.of(inputs))
 
 
 def from_record(source: ModelSource, named_in: Path) -> ModelRecipe:
@@ -134,7 +135,7 @@ def from_record(source: ModelSource, named_in: Path) -> ModelRecipe:
         check_name(source.source)
         kwargs = _without_downloads(source.source.removeprefix(TORCHVISION), kwargs, named_in)
     try:
-        return _resolve(source.source, kwargs, source.input_shape, named_in)
+        return _resolve(source.source, kwargs, source.signature, named_in)
     except UsageError as error:
         if not is_import_path(source.source):
             raise
@@ -156,51 +157,74 @@ def _without_downloads(name: str, kwargs: dict[str, Any], named_in: Path) -> dic
         raise InputError(f"{named_in}: torchvision has no weights {kwargs['weights']!r} of {name!r}") from error
 
 
-def _resolve(name: str, kwargs: dict[str, Any], input_shape: Shape | None, named_in: Path | None = None) -> ModelRecipe:
+def _resolve(name: str, kwargs: dict[str, Any], signature: Signature | None, named_in: Path | None = None) -> ModelRecipe:
     if name.startswith(TORCHVISION):
-        return _from_torchvision(name, kwargs, input_shape)
+        return _from_torchvision(name, kwargs, signature)
     if is_import_path(name):
-        return _from_import_path(name, kwargs, input_shape, named_in)
+        return _from_import_path(name, kwargs, signature, named_in)
     check_name(name)
     depth = int(name.removeprefix("resnet"))
 
     def build(**options: Any) -> nn.Module:
         return cifar_resnet.CifarResNet(depth, **options)
 
-    shape = input_shape or cifar_resnet.INPUT_SHAPE
-    return ModelRecipe(name, build, shape, kwargs, takes_num_classes=True, is_named=True)
+    taken = signature or Signature.of(cifar_resnet.INPUT_SHAPE)
+    return ModelRecipe(name, build, taken, kwargs, takes_num_classes=True, is_named=True)
 
 
-def _from_torchvision(source: str, kwargs: dict[str, Any], input_shape: Shape | None) -> ModelRecipe:
+def _from_torchvision(source: str, kwargs: dict[str, Any], signature: Signature | None) -> ModelRecipe:
     name = source.removeprefix(TORCHVISION)
     known = torchvision("models").list_models()
     if name not in known:
         raise no_torchvision(name, known)
     size = 299 if name == "inception_v3" else 224
     build = partial(torchvision_zoo.build, name)
-    return ModelRecipe(source, build, input_shape or (3, size, size), kwargs, takes_num_classes=True, is_named=True)
+    return ModelRecipe(
+        source, build, signature or Signature.of((3, size, size)), kwargs, takes_num_classes=True, is_named=True
+    )
 
 
-def _from_import_path(source: str, kwargs: dict[str, Any], input_shape: Shape | None, named_in: Path | None) -> ModelRecipe:
+def _from_import_path(
+    source: str, kwargs: dict[str, Any], signature: Signature | None, named_in: Path | None
+) -> ModelRecipe:
     build = import_callable(source, "MODEL", kwargs, named_in)
     if isinstance(build, nn.Module):
         raise UsageError(
             f"MODEL {source!r} is a network; expected a callable that returns one",
             "The network is built several times: write a function or a class that makes it.",
         )
-    shape = input_shape or getattr(build, "input_shape", None)
-    if shape is None:
-        raise UsageError(
-            f"unknown input shape of MODEL {source!r}",
-            "Give --input-shape, for example 3,224,224, or set the attribute input_shape = (3, 224, 224) on the callable.",
-        )
-    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
-        raise UsageError(f"invalid input_shape {shape!r} of MODEL {source!r}: expected numbers, for example (3, 224, 224)")
+    taken = signature or _own_signature(build, source)
     try:
         takes_num_classes = "num_classes" in inspect.signature(build).parameters
     except (TypeError, ValueError):
         takes_num_classes = False
-    return ModelRecipe(source, build, tuple(shape), kwargs, takes_num_classes)
+    return ModelRecipe(source, build, taken, kwargs, takes_num_classes)
+
+
+def _own_signature(build: Any, source: str) -> Signature:
+    """What a callable says of the inputs of its network. Raises UsageError where it says nothing, or nothing sound."""
+    shape, inputs = getattr(build, "input_shape", None), getattr(build, "inputs", None)
+    examples = getattr(build, "example_inputs", None)
+    if inputs is not None:
+        if isinstance(inputs, Mapping | Signature):
+            return Signature.of(inputs)
+        if isinstance(inputs, list | tuple) and inputs and all(isinstance(each, str) for each in inputs):
+            return Signature.parse(inputs)
+        raise UsageError(
+            f"invalid inputs {inputs!r} of MODEL {source!r}: expected shapes by name",
+            'As in make.inputs = {"image": (3, 224, 224), "tokens": "16:int64:0..100"}.',
+        )
+    if examples is not None:
+        return signature_of(examples)
+    if shape is None:
+        raise UsageError(
+            f"unknown input shape of MODEL {source!r}",
+            "Give --input-shape, for example 3,224,224, or set the attribute input_shape = (3, 224, 224) on the callable. "
+            "For several inputs, or other types than floats, give --input or set inputs.",
+        )
+    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
+        raise UsageError(f"invalid input_shape {shape!r} of MODEL {source!r}: expected numbers, for example (3, 224, 224)")
+    return Signature.of(shape)
 
 
 def import_callable(
@@ -243,15 +267,15 @@ def import_callable(
     return target
 
 
-def _fill_lazy_layers(network: nn.Module, input_shape: Shape) -> None:
+def _fill_lazy_layers(network: nn.Module, signature: Signature) -> None:
     """Turn torch's lazy layers into plain layers, with the sizes that one input gives them."""
     if not _lazy_weights(network):
         return
     try:
         with torch.no_grad():
-            network(torch.zeros(1, *input_shape))
+            call(network, example_input(network, signature))
     except Exception as error:
-        raise forward_error(error, input_shape) from error
+        raise forward_error(error, signature) from error
     if left := _lazy_weights(network):
         raise InputError(
             f"lazy layers that no input reaches, so their sizes are unknown: {', '.join(left[:10])}",

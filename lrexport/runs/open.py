@@ -27,6 +27,7 @@ from lrexport.runs.record import RANDOM, Record, Result
 from lrexport.runs.request import Config, RunRequest
 from lrexport.runs.resume import Progress, check_folder, check_free, follow, is_stopped, take_up
 from lrexport.runs.starting_point import Start, start_of
+from lrexport.signature import Signature
 from lrexport.tasks.classification import score
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
@@ -84,7 +85,7 @@ class OpenRun(Generic[Config]):
 
     def result(self, network: nn.Module, epochs: int) -> Result:
         """Figures of a network, with its accuracy on the held-out and on the test images."""
-        result = torch_result(network, self.recipe.input_shape).model_copy(update={"epochs": epochs})
+        result = torch_result(network, self.recipe.signature).model_copy(update={"epochs": epochs})
         if self.splits is None:
             return result
         device = self.fabric.device
@@ -217,22 +218,22 @@ def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[
     if not fabric.is_global_zero or is_stopped(request.run):
         return []
     events: list[Event] = []
-    shape = start.recipe.input_shape
+    signature = start.recipe.signature
     if request.source is None and start.config.export_check:
-        done = rehearse(start.dense, shape)
+        done = rehearse(start.dense, signature)
         events.append(ExportChecked(round(done.seconds, 3)))
         events += [Warned(note) for note in done.notes]
     asked = request.config.to_record()
     if start.splits is not None and any(asked.get(name, 0) != 0 for name in EPOCHS):
-        note = check_trains(start.dense, shape, start.splits)
+        note = check_trains(start.dense, signature, start.splits)
         events += [Warned(note)] if note else []
     return events
 
 
-def torch_result(network: nn.Module, input_shape: tuple[int, ...]) -> Result:
+def torch_result(network: nn.Module, signature: Signature) -> Result:
     """MACs and parameters of a torch network."""
     params = sum(parameter.numel() for parameter in network.parameters())
-    counted = count_torch_macs(network, input_shape)
+    counted = count_torch_macs(network, signature)
     return Result(macs=counted.total, macs_counted_on="torch", uncounted=counted.uncounted, params=params)
 
 

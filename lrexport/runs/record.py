@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
 from lrexport.artifacts.run_files import CHECKPOINTS, DENSE_INT8, DENSE_ONNX, MODEL_INT8, MODEL_ONNX, RECORD, STATE
-from lrexport.errors import InputError
+from lrexport.errors import InputError, UsageError
 from lrexport.plan import Plan, PlannedLatency
 from lrexport.runs.recorded_values import check_choices, check_environment
+from lrexport.signature import Signature
 from lrexport.stored import Stored
 from lrexport.text import shell_path
 
@@ -96,11 +97,36 @@ class Results(Stored):
 
 
 class ModelSource(Stored):
-    """How to build the network again: ``source`` is MODEL without its options, which are in ``kwargs``."""
+    """How to build the network again: ``source`` is MODEL without its options, which are in ``kwargs``.
+
+    ``input_shape`` is that of its only input, without the batch; ``inputs`` has several, or one of which more is known, as
+    ``NAME=SHAPE[:DTYPE[:LOW..HIGH]]``.
+    """
 
     source: str
     kwargs: dict[str, Any] = Field(default={})
-    input_shape: tuple[int, ...] = Field(min_length=1)
+    input_shape: tuple[int, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_inputs(self) -> ModelSource:
+        try:
+            assert self.signature is not None
+        except UsageError as error:
+            raise ValueError(error.message) from error
+        return self
+
+    @property
+    def signature(self) -> Signature:
+        """What the network takes."""
+        return Signature.parse(self.inputs) if self.inputs else Signature.of(self.input_shape)
+
+    @classmethod
+    def of(cls, source: str, kwargs: dict[str, Any], signature: Signature) -> ModelSource:
+        """The shape alone says all of a single plain input."""
+        if signature.is_plain:
+            return cls(source=source, kwargs=kwargs, input_shape=signature.shape)
+        return cls(source=source, kwargs=kwargs, inputs=signature.texts())
 
 
 class DataSource(Stored):

@@ -143,12 +143,12 @@ def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
 
 def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
     """Put ``network`` into SVD form, in place, with the scheme and the kept layers of ``config``."""
-    return decompose(network, recipe.input_shape, config.scheme, config.keep)
+    return decompose(network, recipe.signature, config.scheme, config.keep)
 
 
 def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:
     # Also needed without data: weights computed by a hook must exist before the network can be copied.
-    output: object = run_once(network, recipe.input_shape)
+    output: object = run_once(network, recipe.signature)
     if splits is None:
         check_output(output)  # now, not only at the export
         return
@@ -157,12 +157,12 @@ def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) 
             f"the network returns a {type(output).__name__}; expected one tensor (batch, classes)",
             "Give a callable whose network has one output, for example a module that calls yours and selects it.",
         )
-    check_fits(splits.data, recipe.input_shape, tuple(output.shape))
+    check_fits(splits.data, recipe.signature, tuple(output.shape))
 
 
 def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | None, nn.Module]:
     """Recipe, data and network of a MODEL, after checking that they fit together."""
-    recipe = resolve(config.model, config.input_shape)
+    recipe = resolve(config.model, config.signature)
     splits = _load_splits(config, recipe)
     if splits is not None:
         recipe = recipe.with_classes(len(splits.data.classes))
@@ -176,7 +176,7 @@ def _load_network(recipe: ModelRecipe, weights: Path | None, key: str | None, op
     network = recipe.as_made(notes)
     if weights is not None:
         notes += load_weights(network, weights, key, option)
-    notes += make_plain(network, recipe.input_shape)
+    notes += make_plain(network, recipe.signature)
     check_finite(network, "the network")
     return network
 
@@ -207,7 +207,7 @@ def _teacher(config: TrainConfig, splits: Splits, notes: list[str]) -> tuple[Mod
         if RANDOM in record.notes:
             raise UsageError("the dense network of this run has random weights", "Give a trained one.")
         return from_record(record.model, run / RECORD), loading.load_start(run, record)
-    recipe = resolve(teacher, splits.data.train.image_shape).with_classes(len(splits.data.classes))
+    recipe = resolve(teacher, splits.signature).with_classes(len(splits.data.classes))
     if recipe.is_random(weights):
         raise random_teacher()
     return recipe, _load_network(recipe, weights, config.teacher_weights_key, "--teacher-weights-key", notes)
@@ -217,5 +217,5 @@ def _load_splits(config: TrainConfig, recipe: ModelRecipe, named_in: Path | None
     """The data of ``config``; ``named_in`` is the file that names it, None if the user does."""
     if config.data is None:
         return None
-    data = load_data(config.data, recipe.input_shape, config.download, config.workers, config.max_bad, named_in)
+    data = load_data(config.data, recipe.signature, config.download, config.workers, config.max_bad, named_in)
     return hold_out(data, config.heldout, seed=config.seed)

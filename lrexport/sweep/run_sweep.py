@@ -111,5 +111,5 @@ def _sizes(run: Path, record: Record) -> dict[str, int]:
     """Bytes of both ONNX files, which are not kept: ``lrexport onnx`` writes verified ones."""
     networks = {DENSE_ONNX: loading.load_start(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
     with tempfile.TemporaryDirectory(prefix="lrexport-") as scratch:
-        shape = record.model.input_shape
-        return {name: export_onnx(net, Path(scratch) / name, shape).bytes for name, net in networks.items()}
+        signature = record.model.signature
+        return {name: export_onnx(net, Path(scratch) / name, signature).bytes for name, net in networks.items()}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError
 from lrexport.runs.record import Accuracy
-from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.batch import Batch
+from lrexport.torch_tools.memory_layout import run
 from lrexport.torch_tools.modes import eval_mode
 
 if TYPE_CHECKING:
@@ -46,12 +47,12 @@ def not_a_number(what: str, bad: int, count: int, images: str) -> NotANumber:
 
 
 @torch.no_grad()
-def check_numbers(network: nn.Module, images: Tensor, name: str) -> None:
+def check_numbers(network: nn.Module, inputs: Batch, name: str) -> None:
     """Raise NotANumber if the network in eval mode gives NaN on a batch of images; ``name`` describes them."""
     with eval_mode(network):
-        bad = nan_rows(network(fast_layout(network, images)))
+        bad = nan_rows(run(network, inputs))
     if bad:
-        raise not_a_number("the network", bad, len(images), name)
+        raise not_a_number("the network", bad, len(inputs), name)
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def score(
     sums = torch.zeros(3, dtype=torch.int64)  # top-1, top-5, and images with NaN
     with eval_mode(network):
         for batch, labels in part.batches(batch_size, device):
-            logits = network(fast_layout(network, batch))
+            logits = run(network, batch)
             sums += torch.tensor([*count_correct(logits, labels), nan_rows(logits)])
     if fabric is not None and several:
         total: Any = fabric.all_reduce(sums.to(device), reduce_op="sum")

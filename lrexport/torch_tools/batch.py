@@ -52,6 +52,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tensors[0])
 
+    @property
+    def only(self) -> Tensor:
+        """The tensor of a single input."""
+        (tensor,) = self.tensors
+        return tensor
+
     def __getitem__(self, index: slice | Tensor) -> Batch:
         return self.map(lambda tensor: tensor[index])
 
@@ -78,13 +84,17 @@ class Batch:
         return self if missing <= 0 else Batch.cat([self, *([self[-1:]] * missing)])
 
     def arguments(self, network: nn.Module) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Positional and named arguments of the network's forward.
+        """Positional and named arguments of the network's forward."""
+        inner = network
+        while isinstance(getattr(inner, "module", None), nn.Module):  # as wrappers for several processes hold it
+            inner = inner.module  # type: ignore[assignment]
+        return self.arguments_of(inner.forward)
 
-        By name where the names of several inputs are parameters of forward, in another order than it has; else in order.
-        """
+    def arguments_of(self, forward: Callable[..., Any]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """By name where several inputs have the names of its parameters in another order than it has; else in order."""
         if len(self.tensors) == 1 or not self.names:
             return self.tensors, {}
-        parameters = _parameters(network)
+        parameters = _parameters(forward)
         if self.names == parameters[: len(self.names)] or not set(self.names) <= set(parameters):
             return self.tensors, {}
         return (), dict(zip(self.names, self.tensors, strict=True))
@@ -96,12 +106,9 @@ def call(network: nn.Module, batch: Batch) -> Any:
     return network(*positional, **named)
 
 
-def _parameters(network: nn.Module) -> tuple[str, ...]:
-    inner = network
-    while isinstance(getattr(inner, "module", None), nn.Module):  # as wrappers for several processes hold it
-        inner = inner.module  # type: ignore[assignment]
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     try:
-        return tuple(inspect.signature(inner.forward).parameters)
+        return tuple(inspect.signature(forward).parameters)
     except (TypeError, ValueError):
         return ()
 
@@ -159,7 +166,7 @@ def _is_empty(inputs: Any) -> bool:
 def _names(count: int, network: nn.Module | None) -> tuple[str, ...]:
     if count == 1:
         return (INPUT,)
-    parameters = _parameters(network) if network is not None else ()
+    parameters = _parameters(network.forward) if network is not None else ()
     return parameters[:count] if len(parameters) >= count else tuple(f"{INPUT}_{number}" for number in range(count))
 
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.signature import Signature
+from lrexport.torch_tools.batch import Batch
+from lrexport.torch_tools.memory_layout import run
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import run_once, watching_inputs
 
@@ -35,7 +37,7 @@ def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
             del norm.__dict__["forward"]
 
 
-def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
+def needing_several(network: nn.Module, signature: Signature) -> list[str]:
     """Names of BatchNorms with only one value per channel and image, which cannot be trained on single images."""
     layers: list[str] = []
     modules = dict(network.named_modules())
@@ -46,7 +48,7 @@ def needing_several(network: nn.Module, image_shape: tuple[int, ...]) -> list[st
             layers.append(norms[norm])
 
     with watching_inputs(norms, note):
-        run_once(network, image_shape)
+        run_once(network, signature)
     return layers
 
 
@@ -73,7 +75,7 @@ def batch_statistics(network: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 @torch.no_grad()
-def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> bool:
+def reestimate_batchnorm(network: nn.Module, batches: Iterable[Batch]) -> bool:
     """Replace BatchNorm's running mean and variance by the plain average over ``batches`` (B, …); no labels are used.
 
     Pruning changes every layer's output distribution, and this corrects the statistics within seconds. All other modules,
@@ -83,11 +85,11 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> bool:
         if not norms:
             return False
         size = 0
-        for images in batches:
-            if len(images) < size // 2:  # a short last batch would have the weight of a full one
+        for batch in batches:
+            if len(batch) < size // 2:  # a short last batch would have the weight of a full one
                 break
-            size = len(images)
-            network(fast_layout(network, images))
+            size = len(batch)
+            run(network, batch)
     return True
 
 

@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lrexport.torch_tools.batch import Batch, InputsLike, call, signature_of
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.modes import in_mode
 from lrexport.torch_tools.modules import replace
+from lrexport.torch_tools.outputs import flat_tensors
+from lrexport.torch_tools.tracing import noise
 from lrexport.torch_tools.weight_layers import TRANSPOSED, WEIGHTED
 
 # Methods by which a subclass can change the computation.
@@ -60,7 +63,7 @@ def computes_itself(layer: nn.Module) -> bool:
     return any(getattr(method, "__func__", None) is not usual for method, usual in methods)
 
 
-def make_layers_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
+def make_layers_plain(network: nn.Module, inputs: InputsLike) -> list[str]:
     """Replace subclasses by plain layers that compute the same, in place; returns notes for the user.
 
     Each layer is tested alone on random inputs, and all together in the network; if its output changes, nothing is
@@ -75,13 +78,11 @@ def make_layers_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[
                 before[plain_equivalent(module, tied)] = module
     if not before:
         return []
-    generator = torch.Generator().manual_seed(0)
-    example = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
-    images = torch.randn((2, *input_shape), generator=generator).to(example)
-    reference = _output(network, images)
+    drawn = noise(network, signature_of(inputs, network), samples=2)
+    reference = _output(network, drawn)
     for plain, layer in before.items():
         replace(network, layer, plain)
-    if not _agree(_output(network, images), reference, 1e-3):
+    if not _agree(_output(network, drawn), reference, 1e-3):
         for plain, layer in before.items():
             replace(network, plain, layer)
         return []
@@ -216,23 +217,30 @@ def _inputs(layer: Any, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _output(network: nn.Module, images: Tensor) -> object:
+def _output(network: nn.Module, inputs: Batch) -> object:
     """The network's output in eval mode, or the type of the error that it raises."""
     try:
         with in_mode(network, training=False), torch.random.fork_rng():
             torch.manual_seed(0)
-            return network(images.clone())
+            return call(network, inputs.clone())
     except Exception as error:
         return type(error)
 
 
 def _agree(output: object, reference: object, tolerance: float) -> bool:
-    if not isinstance(output, Tensor) or not isinstance(reference, Tensor):
-        are_tensors = isinstance(output, Tensor) or isinstance(reference, Tensor)
-        return not are_tensors and type(output) is type(reference)
-    if output.shape != reference.shape or output.dtype != reference.dtype:
+    mine, others = list(flat_tensors(output)), list(flat_tensors(reference))
+    if type(output) is not type(reference) or len(mine) != len(others):
         return False
-    return float((output - reference).abs().max()) <= tolerance * max(float(reference.abs().max()), 1e-12)
+    return (not mine and output is reference) or all(_close(*pair, tolerance) for pair in zip(mine, others, strict=True))
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.numel():
+        return True
+    difference = (one.double() - other.double()).abs().max()
+    return float(difference) <= tolerance * max(float(other.double().abs().max()), 1e-12)
 
 
 def _keep_parameters(plain: Any, layer: Any, tied: bool) -> None:

@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from pathlib import Path
 
 import torch
 
 from lrexport.errors import InputError
+from lrexport.signature import Signature
 
 # Errors that a wrong input shape does not cause.
 _OF_THE_CODE = (AttributeError, ImportError, KeyError, NameError, TypeError)
+# How torch says that a tensor has another type than an operator takes.
+_TYPES = re.compile(
+    r"scalar types|[Ii]nput type|expected .*dtype|same dtype|expected scalar type|Expected tensor for argument"
+)
 _OURS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 
 
-def forward_error(error: Exception, input_shape: tuple[int, ...]) -> InputError:
-    """The error for a forward pass that failed with an input of ``input_shape``; faults of the code name its line."""
+def forward_error(error: Exception, signature: Signature) -> InputError:
+    """The error for a forward pass that failed with inputs of ``signature``; faults of the code name its line."""
     if isinstance(error, _OF_THE_CODE):
+        given = "one tensor" if len(signature) == 1 else ", ".join(signature.names)
+        hint = place_in_code(error) or f"It was called with {given}, whose first axis is the batch."
+        if isinstance(error, TypeError) and "argument" in str(error):
+            hint += " Name all inputs with --input NAME=SHAPE[:DTYPE[:LOW..HIGH]]."
+        return InputError(f"the network raised {type(error).__name__}: {error}", hint)
+    if _TYPES.search(str(error)):
         return InputError(
-            f"the network raised {type(error).__name__}: {error}",
-            place_in_code(error) or "It was called with one tensor, whose first axis is the batch.",
+            f"the network does not accept inputs of this type ({_given(signature)}): {error}",
+            "Give type and range with --input NAME=SHAPE:DTYPE:LOW..HIGH, as in --input tokens=50:int64:0..999.",
         )
+    if isinstance(error, IndexError) or "out of range" in str(error):
+        return InputError(
+            f"the network raised {type(error).__name__} for random inputs ({_given(signature)}): {error}",
+            "Give the range of its values with --input NAME=SHAPE:DTYPE:LOW..HIGH, as in --input tokens=50:int64:0..999.",
+        )
+    if len(signature) > 1:
+        return InputError(f"the network does not accept inputs of {signature}: {error}", "Give the right ones with --input.")
     return InputError(
-        f"the network does not accept an input of shape {tuple(input_shape)}: {error}",
+        f"the network does not accept an input of shape {signature.shape}: {error}",
         "Give the right shape with --input-shape C,H,W.",
     )
+
+
+def _given(signature: Signature) -> str:
+    return ", ".join(str(spec) for spec in signature)
 
 
 def place_in_code(error: BaseException) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lrexport.errors import UsageError
+from lrexport.torch_tools.batch import InputsLike
 from lrexport.torch_tools.compiled import without_compiler
 from lrexport.torch_tools.equivalents import make_layers_plain
 from lrexport.torch_tools.refusal import check_workable
@@ -28,11 +29,11 @@ def _check_is_network(network: object) -> None:
         raise UsageError(f"invalid network of type {type(network).__name__}: expected a torch.nn.Module")
 
 
-def make_plain(network: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
+def make_plain(network: nn.Module, input_shape: InputsLike) -> list[str]:
     """Fold weights that are computed from others, and replace subclasses by equivalent plain layers, in place.
 
     Returns notes for the user. Weights have to be loaded before, because names change (``weight_g`` and ``weight_v`` become
-    ``weight``). ``input_shape`` is that of one input, without the batch.
+    ``weight``). ``input_shape`` is that of its one input, or what decompose takes for several.
     """
     _check_is_network(network)
     return fold_reparametrised(network) + make_layers_plain(network, input_shape)

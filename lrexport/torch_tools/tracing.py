@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lrexport.signature import Signature
+from lrexport.torch_tools.batch import Batch, call, draw_input, still_input
 from lrexport.torch_tools.forward_errors import forward_error
 from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.outputs import flat_tensors
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Uses:
     weight_read: bool = False
 
 
-def trace(network: nn.Module, layers: Iterable[nn.Module], input_shape: tuple[int, ...]) -> dict[nn.Module, Uses]:
-    """Run one input through the network in eval mode: the uses of each of its ``layers``, Linear or ConvNd."""
+def trace(network: nn.Module, layers: Iterable[nn.Module], signature: Signature) -> dict[nn.Module, Uses]:
+    """Run one sample through the network in eval mode: the uses of each of its ``layers``, Linear or ConvNd."""
     uses = {layer: Uses() for layer in layers}
     watch = _WeightReads(uses)
 
@@ -55,7 +58,7 @@ def trace(network: nn.Module, layers: Iterable[nn.Module], input_shape: tuple[in
     hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in modules]
     try:
         with watch:
-            run_once(network, input_shape)
+            run_once(network, signature)
     finally:
         for hook in hooks:
             hook.remove()
@@ -86,19 +89,6 @@ class _WeightReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def flat_tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments or outputs, in order."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from flat_tensors(tuple(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from flat_tensors(part)
-
-
 def given_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The input among the arguments of a layer's call."""
     return args[0] if args else kwargs["input"]
@@ -127,8 +117,8 @@ def watching_inputs(layers: Iterable[nn.Module], note: Callable[[nn.Module, Tens
             hook.remove()
 
 
-def largest_output(network: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """The largest number of values in one module's output, for one input of ``input_shape``."""
+def largest_output(network: nn.Module, signature: Signature) -> int:
+    """The largest number of values in one module's output, for one sample."""
     sizes = [1]
 
     def note(_module: nn.Module, _args: object, output: object) -> None:
@@ -137,31 +127,37 @@ def largest_output(network: nn.Module, input_shape: tuple[int, ...]) -> int:
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
     try:
-        run_once(network, input_shape)
+        run_once(network, signature)
     finally:
         for hook in hooks:
             hook.remove()
     return max(sizes)
 
 
-def example_input(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """One input of zeros, (1, *input_shape), with the device and the floating-point type of the network."""
+def like_weights(network: nn.Module) -> Tensor:
+    """An empty tensor on the network's device, in the precision of its first floating-point parameter."""
     parameters: list[Tensor] = [*network.parameters(), torch.empty(0)]
     dtype = next(parameter.dtype for parameter in parameters if parameter.is_floating_point())
-    return torch.zeros((1, *input_shape), device=parameters[0].device, dtype=dtype)
+    return torch.empty(0, device=parameters[0].device, dtype=dtype)
 
 
-def noise(network: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """:func:`example_input` with normally distributed numbers, always the same for one seed."""
-    drawn = torch.randn((1, *input_shape), generator=torch.Generator().manual_seed(seed))
-    return drawn.to(example_input(network, input_shape))
+def example_input(network: nn.Module, signature: Signature, samples: int = 1) -> Batch:
+    """Inputs of zeros, (samples, *shape) each, on the network's device and, without a dtype, in its precision."""
+    like = like_weights(network)
+    return Batch(tuple(still_input(spec, samples, like) for spec in signature), signature.names)
+
+
+def noise(network: nn.Module, signature: Signature, seed: int = 0, samples: int = 1) -> Batch:
+    """:func:`example_input` with random values within the inputs' ranges, always the same for one seed."""
+    like, generator = like_weights(network), torch.Generator().manual_seed(seed)
+    return Batch(tuple(draw_input(spec, samples, like, generator) for spec in signature), signature.names)
 
 
 @torch.no_grad()
-def run_once(network: nn.Module, input_shape: tuple[int, ...], images: Tensor | None = None) -> Tensor:
-    """The output for one input, by default zeros, in eval mode. Raises InputError if the network does not accept it."""
+def run_once(network: nn.Module, signature: Signature, batch: Batch | None = None) -> Any:
+    """The output in eval mode, by default for one sample of zeros. Raises InputError if the network does not accept it."""
     with eval_mode(network):
         try:
-            return network(example_input(network, input_shape) if images is None else images)
+            return call(network, example_input(network, signature) if batch is None else batch)
         except Exception as error:
-            raise forward_error(error, input_shape) from error
+            raise forward_error(error, signature) from error

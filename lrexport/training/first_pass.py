@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from lrexport.data.images import Splits
 from lrexport.errors import InputError
+from lrexport.signature import Signature
 from lrexport.tasks.classification import check_numbers
 from lrexport.text import first_line
+from lrexport.torch_tools.batch import call
 from lrexport.torch_tools.forward_errors import place_in_code
 from lrexport.torch_tools.memory_layout import fast_layout
 from lrexport.torch_tools.modes import in_mode
@@ -31,14 +33,14 @@ def logits_of(output: object) -> Tensor:
     return first
 
 
-def check_trains(network: nn.Module, input_shape: tuple[int, ...], splits: Splits) -> str | None:
+def check_trains(network: nn.Module, signature: Signature, splits: Splits) -> str | None:
     """Run two inputs in training mode and a few held-out images in eval mode; returns a note if only a part is trained.
 
     The network is not changed. Raises InputError if it raises an error or returns no logits in training mode, or gives NaN
     in eval mode.
     """
     classes = len(splits.data.classes)
-    output = _in_training(network, input_shape)
+    output = _in_training(network, signature)
     logits = logits_of(output)
     if logits.ndim == 0 or (logits.numel() == 1 and classes > 1):
         raise InputError(
@@ -60,18 +62,17 @@ def check_trains(network: nn.Module, input_shape: tuple[int, ...], splits: Split
     return f"in training mode the network returns {several}: only the first is trained"
 
 
-def _in_training(network: nn.Module, input_shape: tuple[int, ...]) -> object:
+def _in_training(network: nn.Module, signature: Signature) -> object:
     """Output for two inputs in training mode; buffers and random state are restored."""
-    images = torch.cat([noise(network, input_shape, seed) for seed in (0, 1)])
-    images = fast_layout(network, images)
+    inputs = fast_layout(network, noise(network, signature, samples=2))
     buffers = [buffer.clone() for buffer in network.buffers()]
     try:
         with torch.random.fork_rng(devices=()), in_mode(network, training=True):
             try:
                 with torch.no_grad():  # otherwise results that the network stores have a graph, and it cannot be copied
-                    return network(images.clone())
+                    return call(network, inputs.clone())
             except Exception:  # some networks need gradients, for example for a penalty on them
-                return network(images.clone())
+                return call(network, inputs.clone())
     except Exception as error:
         raise InputError(
             f"in training mode the network raises {type(error).__name__}: {first_line(error)}",

@@ -78,10 +78,10 @@ def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: 
     with global_statistics(training.network, fabric.world_size):
         training.set_up(None)
         training.wrapped.train()
-        for step, images, labels in itertools.islice(training.batches(0), _WARM_UP_STEPS + _TIMED_STEPS):
+        for step, inputs, labels in itertools.islice(training.batches(0), _WARM_UP_STEPS + _TIMED_STEPS):
             if step == _WARM_UP_STEPS:
                 training.median_ms()
-            training.step(step, images, labels, 0.0)
+            training.step(step, inputs, labels, 0.0)
     return training.median_ms()
 
 
@@ -93,7 +93,7 @@ def _check_batch(network: nn.Module, splits: Splits, stage: Stage, fabric: Fabri
             f"a batch of {size} images is too small for {fabric.world_size} processes and {stage.accumulate} portions",
             "Give a larger --batch-size, fewer --devices or a smaller --accumulate.",
         )
-    alone = needing_several(network, splits.train.image_shape) if size < 2 * stage.accumulate else []
+    alone = needing_several(network, splits.signature) if size < 2 * stage.accumulate else []
     if alone:
         raise UsageError(
             f"BatchNorm needs several images at a time ({', '.join(alone[:3])}); a batch of {size} images in"

@@ -22,8 +22,9 @@ from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
 from lrexport.events import EpochDone, OnEvent, StepDone, Warned
 from lrexport.tasks.classification import NotANumber, score
+from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.copying import copy_network
-from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.memory_layout import fast_layout, run
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
 from lrexport.training.engine import freeze_unused, to_fast_layout
 from lrexport.training.first_pass import logits_of
@@ -93,9 +94,9 @@ class StageRun:
                 self._change(partial(before_epoch, epoch))
             started, before = time.perf_counter(), self.state.images
             self.wrapped.train()
-            for step, images, labels in self.batches(epoch):
+            for step, inputs, labels in self.batches(epoch):
                 due = checkpoints is not None and time.monotonic() - saved > 60 * stage.checkpoint_minutes
-                asked = self.step(step, images, labels, stop.number or due * _SAVE)
+                asked = self.step(step, inputs, labels, stop.number or due * _SAVE)
                 if asked:
                     save()
                 if asked > _SAVE:
@@ -131,9 +132,9 @@ class StageRun:
     def set_up(self, state: StageState | None) -> None:
         """Make the optimiser, the wrapped network and the order of images; ``state`` is that of an interrupted stage."""
         fabric, stage = self.fabric, self.stage
-        to_fast_layout(self.network, self.splits.train.image_shape)
+        to_fast_layout(self.network, self.splits.signature)
         if fabric.world_size > 1:
-            freeze_unused(self.network, self.splits.train.image_shape)
+            freeze_unused(self.network, self.splits.signature)
         settings = stage.optimizer, stage.lr, stage.momentum, stage.weight_decay, stage.scale_gradients
         optimizer = make_optimizer(self.network, *settings)
         module: Any = torch.compile(self.network) if stage.compile else self.network
@@ -149,7 +150,7 @@ class StageRun:
         if self.teacher is not None and not self.has_teacher:
             self.has_teacher = True
             frozen = copy_network(self.teacher).eval().requires_grad_(False)
-            self.teacher = to_fast_layout(frozen, self.splits.train.image_shape).to(fabric.device)
+            self.teacher = to_fast_layout(frozen, self.splits.signature).to(fabric.device)
         if fabric.device.type == "cuda":  # sets in memory are kept and augmented on the device
             self.splits = self.splits.to(fabric.device)
         name = zlib.crc32(stage.name.encode())
@@ -158,15 +159,15 @@ class StageRun:
         self.steps = self.order.steps(len(self.splits.train), stage.batch_size)
         self.bad = 0
 
-    def batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(step, images, labels) for the rest of an epoch, this process's part."""
+    def batches(self, epoch: int) -> Iterator[tuple[int, Batch, Tensor]]:
+        """(step, inputs, labels) for the rest of an epoch, this process's part."""
         train, first = self.splits.train, self.state.step
         order = self.order.of(epoch, first)
         batches = train.batches(self.stage.batch_size, self.fabric.device, order, self.splits.data.augmentation)
-        for step, (images, labels) in enumerate(batches, first):
-            yield step, images, labels
+        for step, (inputs, labels) in enumerate(batches, first):
+            yield step, inputs, labels
 
-    def step(self, step: int, images: Tensor, labels: Tensor, asked: float) -> float:
+    def step(self, step: int, inputs: Batch, labels: Tensor, asked: float) -> float:
         """One optimiser step, skipped if the loss is not finite; returns the largest request of all processes."""
         epoch, stage, network, fabric = self.state.epoch, self.stage, self.network, self.fabric
         began = time.perf_counter()
@@ -176,7 +177,7 @@ class StageRun:
         torch.manual_seed(seed_of(Purpose.DROPOUT, self.order.seed, epoch, step, fabric.global_rank))
         buffers = [buffer.clone() for buffer in network.buffers()]
         size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
-        task, value, of_all = self._backward(images, labels, size, asked)
+        task, value, of_all = self._backward(inputs, labels, size, asked)
         self.sound &= math.isfinite(value) and task <= _MOST_SOUND * math.log(len(self.splits.data.classes))
         if not math.isfinite(value):  # a bad batch must not change weights or statistics; several in a row are divergence
             self.bad += 1
@@ -206,24 +207,24 @@ class StageRun:
             "Try a lower learning rate: with --resume --allow-changes training continues from where the loss was sound.",
         )
 
-    def _backward(self, images: Tensor, labels: Tensor, size: int, asked: float) -> tuple[float, float, float]:
+    def _backward(self, inputs: Batch, labels: Tensor, size: int, asked: float) -> tuple[float, float, float]:
         """Compute gradients of the global batch's mean loss; (task loss, total loss, request), the same in all processes.
 
         If the loss is not finite, the caller discards the gradients.
         """
         stage, network, fabric = self.stage, self.network, self.fabric
         sizes = self.order.sizes(size)
-        portions = list(zip(fast_layout(network, images).split(sizes), labels.split(sizes), strict=True))
+        portions = list(zip(fast_layout(network, inputs).split(sizes), labels.split(sizes), strict=True))
         sums = torch.zeros(3, dtype=torch.float64)
         for number, (part, truth) in enumerate(portions):
             last = number + 1 == len(portions)
             with fabric.no_backward_sync(self.wrapped, enabled=not last and fabric.world_size > 1):
-                logits = logits_of(self.wrapped(part))
+                logits = logits_of(call(self.wrapped, part))
                 task = F.cross_entropy(logits, truth)
                 loss = task
                 if self.teacher is not None and stage.distill:
                     with torch.no_grad(), fabric.autocast():  # float32 takes twice as long
-                        teacher_logits = self.teacher(fast_layout(self.teacher, part)).float()
+                        teacher_logits = run(self.teacher, part).float()
                     loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, teacher_logits, stage)
                 # Gradients are averaged over processes, whose parts of the batch may differ in size by one image.
                 loss = loss * (len(truth) * fabric.world_size / size)

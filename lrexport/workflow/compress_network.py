@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,15 +16,14 @@ from lrexport.artifacts.plan_file import choices_in
 from lrexport.config.compression import AskedScheme, CompressConfig
 from lrexport.config.goals import AccuracyDrop, FromPlan, Goal, Latency
 from lrexport.data.images import drawn
-from lrexport.data.unlabelled import Tensors, Unlabelled
+from lrexport.data.unlabelled import Given, Unlabelled
 from lrexport.errors import InputError, UsageError
 from lrexport.events import ignore_events
 from lrexport.formats.onnx import Exported, export_onnx
 from lrexport.formats.opsets import FIRST_OPSET
-from lrexport.lowrank.factors.arguments import input_shape_of
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.lowrank.factors.fold import fold
-from lrexport.lowrank.factors.moments import images_of
+from lrexport.lowrank.factors.moments import inputs_of
 from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.selection.costs import plan_cost, whole_cost
 from lrexport.lowrank.selection.problem import Rule
@@ -32,10 +31,13 @@ from lrexport.lowrank.selection.solve import choose
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plan import Plan, PlannedLatency
+from lrexport.signature import Signature
+from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, signature_of
 from lrexport.torch_tools.copying import copy_network
-from lrexport.torch_tools.memory_layout import fast_layout
+from lrexport.torch_tools.memory_layout import run
 from lrexport.torch_tools.modes import eval_mode
-from lrexport.torch_tools.tracing import example_input, flat_tensors, run_once
+from lrexport.torch_tools.outputs import flat_tensors
+from lrexport.torch_tools.tracing import like_weights, run_once
 from lrexport.training.engine import with_float64
 from lrexport.workflow.pruning import on_target, pose, schemes_considered
 from lrexport.workflow.repair import BATCH, Repair
@@ -53,7 +55,7 @@ class Compressed:
     """A compressed network and its figures.
 
     ``network`` consists of plain torch.nn layers, in eval mode, on the model's device, and can be fine-tuned. MACs and
-    parameters (``dense_…``: the model's) are for one input of ``input_shape``; 1 MAC = 2 FLOPs. ``output_error`` is
+    parameters (``dense_…``: the model's) are for one sample of ``signature``; 1 MAC = 2 FLOPs. ``output_error`` is
     the squared difference from the model's outputs, relative to their variance, on the calibration images: 0 for equal
     outputs, None without images. ``latency`` is set if the goal or ``target`` required a measurement. ``notes`` are
     sentences for the user.
@@ -65,16 +67,16 @@ class Compressed:
     dense_macs: int
     params: int
     dense_params: int
-    input_shape: tuple[int, ...]
+    signature: Signature
     output_error: float | None = None
     latency: PlannedLatency | None = None
     notes: tuple[str, ...] = ()
 
     def export(
-        self, path: str | Path, *, batch: int | None = 1, opset: int = FIRST_OPSET, samples: Tensor | None = None
+        self, path: str | Path, *, batch: int | None = 1, opset: int = FIRST_OPSET, samples: BatchLike | None = None
     ) -> Exported:
         """Write the network as one ONNX file, compared with torch; arguments and errors as for export_onnx."""
-        return export_onnx(self.network, path, self.input_shape, batch=batch, opset=opset, samples=samples)
+        return export_onnx(self.network, path, self.signature, batch=batch, opset=opset, samples=samples)
 
     def save_plan(self, path: str | Path) -> None:
         """Write the plan as JSON for FromPlan, ``--plan`` and rebuild. Raises InputError if ``path`` cannot be written."""
@@ -83,7 +85,7 @@ class Compressed:
 
 def compress(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[int],
+    example_inputs: InputsLike,
     goal: Goal,
     *,
     calibration: Tensor | Iterable[Any] | None = None,
@@ -97,7 +99,8 @@ def compress(
     """Compress a trained network to ``goal``, without training; ``model`` itself is not changed.
 
     ``example_inputs`` is a batch of inputs (B, …), of which only the shape is used, or the shape of one input, such as
-    (3, 224, 224). The network takes one input. ``goal`` is Macs, Params, Size, Latency, Energy or FromPlan.
+    (3, 224, 224). Of a network with several
+    inputs it is a tuple of batches, or a dict of them by name. ``goal`` is Macs, Params, Size, Latency, Energy or FromPlan.
     ``calibration`` holds preprocessed inputs without labels: a tensor (N, …), or a data set or an iterable of single
     inputs, of batches, or of pairs of these and labels, which are ignored. With calibration inputs, ranks are weighted by
     the layers' inputs, pairs are refitted to their layers' outputs, and BatchNorm statistics are re-estimated; a repair
@@ -111,23 +114,23 @@ def compress(
     measure. Source: Yang et al. 2020, arXiv 2004.09031, and docs/python.md.
     """
     _check_goal(goal)
-    input_shape = input_shape_of(example_inputs)
     if not isinstance(model, nn.Module):
         raise UsageError(f"invalid model of type {type(model).__name__}: expected a torch.nn.Module")
+    signature = signature_of(example_inputs, model)
     with torch.compiler.set_stance("force_eager"):  # not worth compiling for one input
-        run_once(model, input_shape)  # raises InputError; it also computes weights of hooks, needed before copying
-    place = example_input(model, input_shape).device
-    svd = decompose(copy_network(model), input_shape, scheme, keep)
+        run_once(model, signature)  # raises InputError; it also computes weights of hooks, needed before copying
+    place = like_weights(model).device
+    svd = decompose(copy_network(model), signature, scheme, keep)
     device = with_float64(place)
     svd.network.to(device)
-    images = None if calibration is None else _images(svd.network, calibration, input_shape, device, seed)
+    images = None if calibration is None else _images(svd, calibration, device, seed)
     choices = choices_in(goal.plan) if isinstance(goal, FromPlan) else None
-    problem = pose(svd, goal, scheme, rule, input_shape, choices, images, _CALIBRATION)
+    problem = pose(svd, goal, scheme, rule, choices, images, _CALIBRATION)
     if target is not None or isinstance(goal, Latency):
         schemes, times = schemes_considered(svd, scheme, goal), LayerTimes(parse_target(target or "local"), threads)
-        problem = on_target(problem, measure_speed(svd, input_shape, schemes, times, ignore_events))
+        problem = on_target(problem, measure_speed(svd, schemes, times, ignore_events))
     selection = choose(goal, problem)
-    network, error = _folded(svd, selection, input_shape, images)
+    network, error = _folded(svd, selection, images)
     return Compressed(
         network.to(place).eval(),
         selection.plan,
@@ -135,7 +138,7 @@ def compress(
         svd.dense_macs,
         plan_cost(svd, selection.plan, "params"),
         whole_cost(svd, "params"),
-        input_shape,
+        signature,
         error,
         selection.latency,
         (*selection.warnings, *_remarks(error, calibrated=images is not None)),
@@ -165,27 +168,37 @@ def _check_goal(goal: object) -> None:
         raise UsageError(f"invalid goal {goal!r}: expected one of {known}", "For example lrexport.Macs(0.5).")
 
 
-def _images(
-    network: nn.Module, calibration: object, input_shape: tuple[int, ...], device: torch.device, seed: int
-) -> Unlabelled:
+def _images(svd: SVDNetwork, calibration: object, device: torch.device, seed: int) -> Unlabelled:
     """The calibration inputs to use, in the network's precision. Raises UsageError and InputError."""
-    batches, count = list[Tensor](), 0
+    batches, count = list[Batch](), 0
     for batch in _batches(calibration, seed):
-        inputs = images_of(batch)
-        inputs = inputs.unsqueeze(0) if tuple(inputs.shape) == input_shape else inputs
-        if tuple(inputs.shape[1:]) != input_shape:
-            expected = ", ".join(map(str, input_shape))
-            raise InputError(f"invalid calibration inputs of shape {tuple(inputs.shape)}: expected (N, {expected})")
-        if not inputs.is_floating_point():
-            kind = str(inputs.dtype).removeprefix("torch.")
-            raise InputError(f"invalid calibration inputs of {kind}: expected floats", "Preprocess them as for the network.")
+        inputs = _with_batch_axis(inputs_of(batch, svd.signature), svd.signature)
         batches.append(inputs)
         count += len(inputs)
         if not isinstance(calibration, Tensor) and count >= _BATCHNORM:
             break
     if count < 2:
         raise UsageError(f"invalid calibration: expected at least 2 inputs, not {count}", "A few hundred are enough.")
-    return Tensors(torch.cat(batches).to(example_input(network, input_shape).dtype), device, seed)
+    dtype = like_weights(svd.network).dtype
+    whole = Batch.cat(batches).map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    return Given(whole, device, seed)
+
+
+def _with_batch_axis(batch: Batch, signature: Signature) -> Batch:
+    """The inputs, (N, …) each; a single sample gets the axis. Raises InputError where they are not of the signature."""
+    if all(tuple(tensor.shape) == spec.shape for tensor, spec in zip(batch.tensors, signature, strict=True)):
+        batch = batch.map(lambda tensor: tensor.unsqueeze(0))
+    for tensor, spec in zip(batch.tensors, signature, strict=True):
+        of = "" if len(signature) == 1 else f" for {spec.name!r}"
+        if tuple(tensor.shape[1:]) != spec.shape or not tensor.ndim:
+            expected = ", ".join(map(str, ("N", *spec.shape)))
+            raise InputError(f"invalid calibration inputs{of} of shape {tuple(tensor.shape)}: expected ({expected})")
+        if spec.is_float and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(
+                f"invalid calibration inputs{of} of {kind}: expected floats", "Preprocess them as for the network."
+            )
+    return batch
 
 
 def _batches(calibration: Any, seed: int) -> Iterable[Any]:
@@ -201,20 +214,18 @@ def _batches(calibration: Any, seed: int) -> Iterable[Any]:
     return (calibration[index] for index in drawn(len(calibration), _BATCHNORM, seed).tolist())
 
 
-def _folded(
-    svd: SVDNetwork, selection: Selection, input_shape: tuple[int, ...], images: Unlabelled | None
-) -> tuple[nn.Module, float | None]:
+def _folded(svd: SVDNetwork, selection: Selection, images: Unlabelled | None) -> tuple[nn.Module, float | None]:
     """The folded network, repaired if there are images, and its output error against the dense network."""
     network = fold(svd, selection)
     if images is None:
         return network, None
-    dense = _DenseOutputs(svd.network, input_shape, images)
+    dense = _DenseOutputs(svd, images)
 
     def likeness(network: nn.Module) -> float:
         error = dense.error_of(network)
         return -error if math.isfinite(error) else -math.inf
 
-    scores = Repair(svd, input_shape, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
+    scores = Repair(svd, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
     error = -max(scores.values())  # of the network after the last repair that was kept
     return network, error if math.isfinite(error) else dense.error_of(network)
 
@@ -222,10 +233,10 @@ def _folded(
 class _DenseOutputs:
     """The dense network's outputs for as many calibration inputs as memory allows."""
 
-    def __init__(self, network: nn.Module, input_shape: tuple[int, ...], images: Unlabelled) -> None:
-        values = sum(tensor.numel() for tensor in _floats(run_once(network, input_shape)))
+    def __init__(self, svd: SVDNetwork, images: Unlabelled) -> None:
+        values = sum(tensor.numel() for tensor in _floats(run_once(svd.network, svd.signature)))
         self.images = images.draw(min(_CALIBRATION, max(2, _MOST_VALUES // max(1, values))))
-        self.outputs = list(_outputs(network, self.images))
+        self.outputs = list(_outputs(svd.network, self.images))
         each = [torch.cat(parts).double() for parts in zip(*self.outputs, strict=True)]
         self.variance = sum(float((output - output.mean(0)).square().sum()) for output in each)
 
@@ -247,4 +258,4 @@ def _outputs(network: nn.Module, images: Unlabelled) -> Iterator[list[Tensor]]:
     """The network's output for each batch."""
     with eval_mode(network):
         for batch in images.batches(BATCH):
-            yield _floats(network(fast_layout(network, batch)))
+            yield _floats(run(network, batch))

@@ -102,7 +102,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
         for name, network in networks.items():
             before = record.result_of(name)
             if before is None:
-                before = torch_result(network, record.model.input_shape)
+                before = torch_result(network, record.model.signature)
                 record = record.model_copy(update={"notes": with_uncounted(record.notes, before)})
             results[name] = _export(network, scratch / name, before, record, options, images.test, on_event)
             if images.calibration is not None:
@@ -174,8 +174,7 @@ def _export(
     on_event: OnEvent,
 ) -> Result:
     samples = next(iter(test.batches(8, torch.device("cpu"))))[0] if test is not None else None
-    shape = record.model.input_shape
-    done = export_onnx(network, path, shape, batch=options.batch, opset=options.opset, samples=samples)
+    done = export_onnx(network, path, record.model.signature, batch=options.batch, opset=options.opset, samples=samples)
     update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
     update |= {"bytes": done.bytes, "latency_ms": {}}
     if test is not None:
@@ -255,10 +254,10 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module, nam
         raise no_calibration()
     if source is None or not (options.rescore or options.int8):
         return _Images()
-    shape = record.model.input_shape
+    signature = record.model.signature
     with loading.naming_recorded_data(record, options.data):
-        data = load_data(source, shape, max_bad=int(record.config.get("max_bad", 0)), named_in=named_in)
-    check_fits(data, shape, tuple(run_once(network, shape).shape))
+        data = load_data(source, signature, max_bad=int(record.config.get("max_bad", 0)), named_in=named_in)
+    check_fits(data, signature, tuple(run_once(network, signature).shape))
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
     return _Images(source, data.test if options.rescore else None, calibration, data.warnings)
 

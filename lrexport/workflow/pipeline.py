@@ -76,17 +76,17 @@ def _pruning(
 
     The plan is checked and the target measured before any training: errors show at once, and the machine is quiet.
     """
-    config, shape = run.request.config, run.recipe.input_shape
+    config = run.request.config
     if isinstance(config.goal, FromPlan) and choices is not None:
         check_choices(trained.svd, choices, config.goal.source)
     speed = None
     with failing_together(run.fabric):
         if run.first and run.progress.pruned is None:
-            speed = _speed(replace(config, train=trained.config), trained.svd, shape, run.request.on_event)
+            speed = _speed(replace(config, train=trained.config), trained.svd, run.request.on_event)
     device = with_float64(run.fabric.device)
 
     def pruning(now: Trained) -> Pruning:
-        return Pruning(now.svd, replace(config, train=now.config), shape, run.splits, device, choices, speed)
+        return Pruning(now.svd, replace(config, train=now.config), run.splits, device, choices, speed)
 
     return pruning
 
@@ -95,24 +95,24 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
     """The plan for the network before any training, as ``--dry-run`` shows it. Nothing is written."""
     choices = _choices(config.goal)
     start = load_for_planning(config.train, source)
-    svd, splits, shape = start.svd, start.splits, start.recipe.input_shape
+    svd, splits = start.svd, start.splits
     for text in start.notes:
         on_event(Noted(text))
     for text in splits.data.warnings if splits else ():
         on_event(Warned(text))
     device = with_float64(make_fabric(config.train.device).device)
-    speed = _speed(config, svd, shape, on_event)
-    selection = Pruning(svd, config, shape, splits, device, choices, speed).select()
+    speed = _speed(config, svd, on_event)
+    selection = Pruning(svd, config, splits, device, choices, speed).select()
     return svd, replace(selection, warnings=(RANDOM, *selection.warnings)) if start.random else selection
 
 
-def _speed(config: CompressConfig, svd: SVDNetwork, input_shape: tuple[int, ...], on_event: OnEvent) -> Speed | None:
+def _speed(config: CompressConfig, svd: SVDNetwork, on_event: OnEvent) -> Speed | None:
     """Latencies on the target, if the goal is latency or a target is given."""
     if config.target is None and not isinstance(config.goal, Latency):
         return None
     times = LayerTimes(parse_target(config.target or "local"), config.threads)
     schemes = schemes_considered(svd, config.train.scheme, config.goal)
-    return measure_speed(svd, input_shape, schemes, times, on_event)
+    return measure_speed(svd, schemes, times, on_event)
 
 
 def _choices(goal: Goal) -> dict[str, Choice] | None:

@@ -24,6 +24,7 @@ from lrexport.lowrank.selection import solve
 from lrexport.lowrank.selection.from_plan import with_choices
 from lrexport.lowrank.selection.problem import Problem, Rule
 from lrexport.plan import Choice, PlannedLatency
+from lrexport.signature import Signature
 from lrexport.tasks.classification import NotANumber, score
 from lrexport.training.engine import to_fast_layout
 from lrexport.workflow.repair import BATCH, Repair
@@ -41,7 +42,6 @@ def pose(
     goal: Goal,
     scheme: AskedScheme,
     rule: Rule,
-    input_shape: tuple[int, ...],
     choices: Mapping[str, Choice] | None,
     images: Unlabelled | None,
     most: int,
@@ -51,7 +51,7 @@ def pose(
     ``choices`` are those of the plan if the goal is one. Raises InputError if they do not fit the network.
     """
     schemes = schemes_considered(svd, scheme, goal)
-    problem = Problem(svd, rule, schemes=schemes, written_bytes=lambda network: written_bytes(network, input_shape))
+    problem = Problem(svd, rule, schemes=schemes, written_bytes=lambda network: written_bytes(network, svd.signature))
     if isinstance(goal, FromPlan) and choices is not None:
         problem = with_choices(problem, choices, goal.source)
     if images is None or isinstance(goal, Energy):  # equation 4 uses the kernel's own energy
@@ -71,10 +71,10 @@ def on_target(problem: Problem, speed: Speed) -> Problem:
     return replace(problem, latency=speed.latency, confirm=confirm)
 
 
-def written_bytes(network: nn.Module, input_shape: tuple[int, ...]) -> int:
+def written_bytes(network: nn.Module, signature: Signature) -> int:
     """Bytes of a network's ONNX file. Raises as :func:`export_onnx`."""
     with tempfile.TemporaryDirectory() as folder:
-        return export_onnx(network, Path(folder) / "model.onnx", input_shape).bytes
+        return export_onnx(network, Path(folder) / "model.onnx", signature).bytes
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ class Pruning:
 
     svd: SVDNetwork
     config: CompressConfig
-    input_shape: tuple[int, ...]
     splits: Splits | None
     device: torch.device
     choices: Mapping[str, Choice] | None = None
@@ -113,11 +112,9 @@ class Pruning:
         network = fold(self.svd, selection)
         if self.splits is None:
             return network, {}
-        to_fast_layout(network.to(self.device), self.input_shape)
+        to_fast_layout(network.to(self.device), self.svd.signature)
         config, images = self.config, self._images(self.splits)
-        repair = Repair(
-            self.svd, self.input_shape, images, config.reconstruct, config.calibration_images, config.batchnorm_images
-        )
+        repair = Repair(self.svd, images, config.reconstruct, config.calibration_images, config.batchnorm_images)
         return network, repair.apply(network, selection, self._top1)
 
     def _problem(self, weighted: bool = True) -> Problem:
@@ -125,7 +122,7 @@ class Pruning:
         config = self.config
         images = self._images(self.splits) if weighted and config.weighting and self.splits is not None else None
         asked = (config.goal, config.train.scheme, config.rule)
-        problem = pose(self.svd, *asked, self.input_shape, self.choices, images, config.calibration_images)
+        problem = pose(self.svd, *asked, self.choices, images, config.calibration_images)
         if self.splits is not None:
             problem = replace(problem, heldout_top1=self._heldout_top1)
         return problem if self.speed is None else on_target(problem, self.speed)

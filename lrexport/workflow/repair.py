@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from lrexport.data.unlabelled import Unlabelled
@@ -15,6 +14,7 @@ from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.repair.reconstruct import reconstruct
 from lrexport.tasks.classification import NotANumber
+from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from lrexport.torch_tools.tracing import largest_output
 
@@ -26,14 +26,13 @@ _MOST_VALUES = 1 << 26  # elements of a layer's outputs for all images of a reco
 
 @dataclass(frozen=True)
 class Repair:
-    """Repairs networks folded from ``svd`` with ``images`` of ``input_shape``.
+    """Repairs networks folded from ``svd`` with ``images``.
 
     ``reconstruct`` refits pairs and biases to the dense layers' outputs on ``calibration_images``; without it only biases
     are corrected. ``batchnorm_images`` are for BatchNorm statistics. A repair with 0 images is skipped.
     """
 
     svd: SVDNetwork
-    input_shape: tuple[int, ...]
     images: Unlabelled
     reconstruct: bool = True
     calibration_images: int = 512
@@ -70,8 +69,8 @@ class Repair:
         count = min(len(self.images), self.calibration_images)
         if count < 2:  # BatchNorm after global pooling has no variance over one image
             return False
-        most = max(2, _MOST_VALUES // largest_output(self.svd.network, self.input_shape))
-        whole = torch.cat(list(self.images.draw(min(count, most)).batches(BATCH)))
+        most = max(2, _MOST_VALUES // largest_output(self.svd.network, self.svd.signature))
+        whole = Batch.cat(list(self.images.draw(min(count, most)).batches(BATCH)))
         reconstruct(network, self.svd, selection, whole, self.reconstruct)
         return True
 

@@ -125,7 +125,7 @@ def prune(run: OpenRun[Any], pruning: Pruning) -> Compressed:
     pruned, weights = run.progress.read_pruned()
     network = fold_structure(run.recipe.build(), pruned.plan)
     network.load_state_dict(weights)
-    to_fast_layout(network.to(run.fabric.device), run.recipe.input_shape).eval()
+    to_fast_layout(network.to(run.fabric.device), run.recipe.signature).eval()
     return Compressed(network, pruned)
 
 
@@ -241,7 +241,7 @@ def _train(run: OpenRun[Any], stage: Stage, network: nn.Module, on_event: OnEven
     done = kept.finished()
     if done is not None:
         fit_ranks(network, done)
-        to_fast_layout(network.to(run.fabric.device), run.recipe.input_shape).eval().load_state_dict(done)
+        to_fast_layout(network.to(run.fabric.device), run.recipe.signature).eval().load_state_dict(done)
         return
     if run.first:
         run.progress.save()

@@ -20,6 +20,7 @@ from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import MeasuringJob, Target
 from lrexport.plan import Plan, PlannedLatency
+from lrexport.signature import Signature
 
 _ROUNDS = 100
 
@@ -32,7 +33,7 @@ class Speed:
     threads: int
     environment: dict[str, Any]
     latency: NetworkLatency
-    input_shape: tuple[int, ...]
+    signature: Signature
     dense_onnx: bytes
 
     def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
@@ -40,7 +41,7 @@ class Speed:
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
             paths = {name: Path(folder) / name for name in (DENSE_ONNX, MODEL_ONNX)}
             paths[DENSE_ONNX].write_bytes(self.dense_onnx)
-            export_onnx(network, paths[MODEL_ONNX], self.input_shape)
+            export_onnx(network, paths[MODEL_ONNX], self.signature)
             latencies = measure_latency(paths, DENSE_ONNX, MeasuringJob((), _ROUNDS, self.threads), self.target)
         dense, mine = latencies[DENSE_ONNX], latencies[MODEL_ONNX]
         assert mine.ratio is not None
@@ -61,7 +62,6 @@ class Speed:
 
 def measure_speed(
     svd: SVDNetwork,
-    input_shape: tuple[int, ...],
     schemes: Schemes,
     times: LayerTimes,
     on_event: OnEvent,
@@ -80,11 +80,11 @@ def measure_speed(
         on_event(Warned(f"the latency table could not be saved for later runs: {times.unsaved}"))
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         path = Path(folder) / DENSE_ONNX
-        export_onnx(fold(svd, Plan()), path, input_shape)
+        export_onnx(fold(svd, Plan()), path, svd.signature)
         dense, now = times.whole(path)
         content = path.read_bytes()
     table = str(times.path) if times.unsaved is None else None
     on_event(DenseTimed(now.p50, target.name, table))
     # Predictions are in today's milliseconds, whatever the machine's speed was when the table was started.
     today = {name: layer.scaled(now.p50 / dense) for name, layer in layers.items()}
-    return Speed(target, threads, times.environment, NetworkLatency(now.p50, today), input_shape, content)
+    return Speed(target, threads, times.environment, NetworkLatency(now.p50, today), svd.signature, content)

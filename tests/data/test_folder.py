@@ -54,6 +54,7 @@ def test_images_of_another_size_are_resized_and_cropped(root: Path) -> None:
 def test_a_streamed_set_gives_what_the_one_in_memory_gives(root: Path) -> None:
     in_memory, streamed = (load_folder("x", root, SHAPE, in_memory=way) for way in (True, False))
     (wanted, labels), (found, same) = (next(iter(way.test.batches(4, torch.device("cpu")))) for way in (in_memory, streamed))
+    wanted, found = wanted.only, found.only
     assert torch.equal(labels, same)
     assert found.shape == wanted.shape
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
@@ -61,7 +62,7 @@ def test_a_streamed_set_gives_what_the_one_in_memory_gives(root: Path) -> None:
     assert streamed.train.subset(torch.tensor([5])).labels.tolist() == [1]
     assert not list(streamed.train.subset(torch.tensor([], dtype=torch.int64)).batches(4, torch.device("cpu")))
     shuffled = list(streamed.train.batches(4, torch.device("cpu"), Order(0), streamed.augmentation))
-    assert [tuple(images.shape) for images, _ in shuffled] == [(4, 3, 16, 16)] * 2
+    assert [tuple(batch.only.shape) for batch, _ in shuffled] == [(4, 3, 16, 16)] * 2
 
 
 def test_streamed_crops_depend_on_the_image_alone_not_on_who_reads_it(root: Path) -> None:
@@ -69,7 +70,7 @@ def test_streamed_crops_depend_on_the_image_alone_not_on_who_reads_it(root: Path
 
     def batches(order: Order, workers: int) -> list[torch.Tensor]:
         part = replace(train, workers=workers)
-        return [images for images, _ in part.batches(4, torch.device("cpu"), order, Augmentation(0, flip=True))]
+        return [batch.only for batch, _ in part.batches(4, torch.device("cpu"), order, Augmentation(0, flip=True))]
 
     whole = batches(Order(3, epoch=1), workers=2)
     for found, wanted in zip(batches(Order(3, epoch=1), workers=0), whole, strict=True):
@@ -88,7 +89,8 @@ def test_a_crop_of_any_shape_lies_inside_the_image(root: Path, shape: tuple[int,
     for path in (root / "val").rglob("*.png"):
         Image.new("RGB", size, (128, 128, 128)).save(path)
     test = load_folder("x", root, shape, in_memory=False, workers=0).test
-    (images, _) = next(iter(test.batches(4, torch.device("cpu"))))
+    (batch, _) = next(iter(test.batches(4, torch.device("cpu"))))
+    images = batch.only
     assert images.shape[1:] == shape
     assert len(images.transpose(0, 1).flatten(1).unique(dim=1).T) == 1  # the grey of the image, and nothing beside it
 
@@ -100,7 +102,8 @@ def test_a_square_crop_is_torchvision_s_resize_and_centre_crop(root: Path, size:
     Image.fromarray(pixels).save(root / "val" / "dog" / "1.png")
     for side in (7, 16, 28):
         test = load_folder("x", root, (3, side, side), in_memory=False, workers=0).test
-        (images, _) = next(iter(test.batches(4, torch.device("cpu"))))
+        (batch, _) = next(iter(test.batches(4, torch.device("cpu"))))
+        images = batch.only
         steps = [transforms.Resize(round(side * 256 / 224)), transforms.CenterCrop(side), transforms.PILToTensor()]
         wanted = transforms.Compose(steps)(Image.fromarray(pixels))
         assert torch.equal(images[3], Normalisation(MEAN, STD, torch.device("cpu"))(wanted[None])[0])

@@ -50,7 +50,7 @@ def test_a_class_with_a_single_image_is_refused() -> None:
 def test_batches_are_normalised_and_complete() -> None:
     images = torch.randint(0, 256, (10, 3, 5, 5), dtype=torch.uint8)
     part = ArraySet(images, torch.arange(10), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    found = torch.cat([batch for batch, _ in part.batches(4, CPU)])
+    found = torch.cat([batch.only for batch, _ in part.batches(4, CPU)])
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
     torch.testing.assert_close(found, (images / 255 - mean) / std)
 
@@ -59,7 +59,7 @@ def test_a_shuffled_epoch_shows_every_image_once_in_an_order_set_by_the_seed() -
     part = numbered(40, 2)
 
     def epoch(seed: int) -> list[int]:
-        return [int(v) for batch, _ in part.batches(16, CPU, Order(seed)) for v in batch[:, 0, 0, 0].round()]
+        return [int(v) for batch, _ in part.batches(16, CPU, Order(seed)) for v in batch.only[:, 0, 0, 0].round()]
 
     assert sorted(epoch(0)) == list(range(40))
     assert epoch(0) == epoch(0) != epoch(1)
@@ -121,7 +121,7 @@ def test_processes_share_the_batches_of_one_and_nothing_else(images: int, size: 
         for (varied, labels), (all_varied, all_labels) in zip(mine, alone, strict=False):
             places = order.part(len(all_labels))
             assert torch.equal(labels, all_labels[places])
-            assert torch.equal(varied, all_varied[places])
+            assert torch.equal(varied.only, all_varied.only[places])
             assert order.sizes(len(all_labels)) == [len(p[rank::world]) for p in all_labels.tensor_split(portions)]
     for number in range(orders[0].steps(images, size)):
         together = torch.cat([order.part(len(alone[number][1])) for order in orders])

@@ -37,7 +37,8 @@ def fitted() -> Residual:
     """Random features, and a head fitted to the digits by least squares."""
     torch.manual_seed(0)
     network = Residual()
-    (images, labels), *_ = load_data("digits", SHAPE).train.batches(2000, torch.device("cpu"))
+    (batch, labels), *_ = load_data("digits", SHAPE).train.batches(2000, torch.device("cpu"))
+    images = batch.only
     network.features(images)  # gives BatchNorm its statistics
     network.eval()
     features = torch.cat([network.features(images), torch.ones(len(images), 1)], dim=1)

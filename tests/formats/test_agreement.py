@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lrexport.errors import InputError
 from lrexport.formats.agreement import Array, ComparedOutputs, Terms, check_agreement
 from lrexport.formats.verify import Reference
+from lrexport.torch_tools.batch import Batch
 from tests.formats.support import exported
 
 TERMS = Terms("the graph", "torch")
@@ -40,7 +41,7 @@ def test_a_score_that_is_wrong_beside_pixels_is_found_on_whichever_axis_the_chan
     right = Head(last).eval()
     wrong = copy.deepcopy(right)
     wrong.scores.bias.data[1] += 0.002
-    images = {"noise": torch.randn(1, 3, 8, 8)}
+    images = {"noise": Batch.of(torch.randn(1, 3, 8, 8))}
     assert Reference(right, images).compare(exported(right, (3, 8, 8))).relative_error <= 1e-5
     axis = 2 if last else 1
     with pytest.raises(InputError, match=rf"differs from torch by .* in slice 5 of axis {axis}, whose largest value is 0\."):
@@ -58,10 +59,10 @@ class Cancelling(nn.Module):
 
 def test_rounding_where_values_cancel_out_dead_channels_and_vanishing_probabilities_pass() -> None:
     network = Cancelling().eval()
-    inputs = {f"noise {seed}": torch.randn(1, 3, 16, 16) for seed in range(3)}
+    inputs = {f"noise {seed}": Batch.of(torch.randn(1, 3, 16, 16)) for seed in range(3)}
     found = Reference(network, inputs).compare(exported(network, (3, 16, 16)))
     assert found.relative_error <= 1e-4
-    small = network(inputs["noise 0"])[:, 3:6]
+    small = network(inputs["noise 0"].only)[:, 3:6]
     assert 0 < float(small.abs().max()) < 1e-5  # what is exactly 0 there is rounded to something else
 
 
@@ -74,15 +75,18 @@ class Single(nn.Module):
 
 def test_a_network_that_cannot_run_in_double_precision_is_compared_all_the_same() -> None:
     network = Single().eval()
-    assert Reference(network, {"noise": torch.randn(1, 3, 8, 8)}).compare(exported(network, (3, 8, 8))).where == "noise"
+    assert (
+        Reference(network, {"noise": Batch.of(torch.randn(1, 3, 8, 8))}).compare(exported(network, (3, 8, 8))).where
+        == "noise"
+    )
 
 
 def test_a_network_that_gives_nan_is_named_unless_the_input_is_extreme() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     network.forward = lambda x: torch.log(x.flatten(1) - 5)  # type: ignore[method-assign]
     with pytest.raises(InputError, match=r"the network returns NaN for noise: 4 of 4 values"):
-        Reference(network, {"noise": torch.zeros(1, 4)})
-    Reference(network, {"large": torch.full((1, 4), 9.0)}, {"zeros": torch.zeros(1, 4)})
+        Reference(network, {"noise": Batch.of(torch.zeros(1, 4))})
+    Reference(network, {"large": Batch.of(torch.full((1, 4), 9.0))}, {"zeros": Batch.of(torch.zeros(1, 4))})
 
 
 @pytest.mark.parametrize(

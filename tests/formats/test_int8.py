@@ -88,7 +88,8 @@ def test_every_weight_is_symmetric_per_output_channel_and_half_a_step_from_the_f
 def test_the_input_is_quantised_to_the_range_of_the_calibration_images(done: Quantised, images: ArraySet) -> None:
     first = next(node for node in onnx.load(done.path).graph.node if node.input[0] == "input")
     scale, zero = (constants(done.path)[name] for name in first.input[1:3])
-    (pixels, _), *_ = images.batches(len(images), torch.device("cpu"))
+    (batch, _), *_ = images.batches(len(images), torch.device("cpu"))
+    pixels = batch.only
     assert zero.dtype == np.uint8
     low, high = (float(scale) * (end - int(zero)) for end in (0, 255))
     assert low == pytest.approx(float(pixels.min()), abs=float(scale))
@@ -118,7 +119,8 @@ def test_macs_and_parameters_are_those_of_the_float32_graph(float32: Path, done:
 
 
 def test_what_it_answers_is_what_the_float32_file_answers(float32: Path, done: Quantised) -> None:
-    (pixels, labels), *_ = load_data("digits", SHAPE).test.batches(400, torch.device("cpu"))
+    (batch, labels), *_ = load_data("digits", SHAPE).test.batches(400, torch.device("cpu"))
+    pixels = batch.only
     found = []
     for path in (float32, done.path):
         runtime = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -135,7 +137,8 @@ def test_the_integers_computed_are_those_that_the_standard_defines(done: Quantis
     model.opset_import[0].version = 19  # the same operators; the reference has DequantizeLinear from here on
     standard = onnx.reference.ReferenceEvaluator(model)
     runtime = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
-    (pixels, _), *_ = images.batches(3, torch.device("cpu"))
+    (batch, _), *_ = images.batches(3, torch.device("cpu"))
+    pixels = batch.only
     for image in pixels.split(1):
         wanted, found = (one.run(None, {"input": image.numpy()})[0] for one in (standard, runtime))
         np.testing.assert_allclose(found, wanted, atol=5 * float(constants(done.path)["output_scale"]))
@@ -259,11 +262,12 @@ def test_images_are_fed_once_each_in_batches_of_the_files_size(
 
     fed = list(feed(images, Runtime()))
     assert {len(array) for array, _ in fed} == {batch or len(images)}
-    real = np.concatenate([array[: len(labels)] for array, labels in fed])
-    (wanted, labels), *_ = images.batches(len(images), torch.device("cpu"))
+    real = np.concatenate([array.only[: len(labels)].numpy() for array, labels in fed])
+    (whole, labels), *_ = images.batches(len(images), torch.device("cpu"))
+    wanted = whole.only
     np.testing.assert_array_equal(real, wanted.numpy())
     assert torch.equal(torch.cat([part for _, part in fed]), labels)
-    filling = np.concatenate([array[len(labels) :] for array, labels in fed])
+    filling = np.concatenate([array.only[len(labels) :].numpy() for array, labels in fed])
     assert all((image == real[-1]).all() for image in filling)
 
 

@@ -22,6 +22,7 @@ from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.lowrank.selection.select import select
 from lrexport.networks.cifar_resnet import CifarResNet
+from lrexport.torch_tools.batch import Batch
 from tests.conftest import SmallNet
 
 SHAPE = (3, 12, 12)
@@ -186,7 +187,7 @@ def test_torchs_list_of_onnx_functions_is_made_once_and_its_class_left_as_it_was
     real, before = registration.onnxscript_apis.get_torchlib_ops, registration.ONNXRegistry.__dict__["from_torchlib"]
     monkeypatch.setattr(registration.onnxscript_apis, "get_torchlib_ops", lambda: listed.append(None) or real())
     torch_graph._listed.cache_clear()
-    graphs = [torch_graph.to_onnx(nn.Linear(4, 2).eval(), torch.zeros(1, 4), 18) for _ in range(2)]
+    graphs = [torch_graph.to_onnx(nn.Linear(4, 2).eval(), Batch.of(torch.zeros(1, 4)), ["output"], 18) for _ in range(2)]
     assert len(listed) == 1
     assert [node.op_type for node in graphs[0].graph.node] == [node.op_type for node in graphs[1].graph.node]
     assert registration.ONNXRegistry.__dict__["from_torchlib"] is before

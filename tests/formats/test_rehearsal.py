@@ -141,7 +141,7 @@ def test_a_network_that_takes_one_input_at_a_time_is_noted() -> None:
 def test_one_graph_is_exported_once_and_another_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
     real = rehearsal.to_onnx
-    monkeypatch.setattr(rehearsal, "to_onnx", lambda *given: made.append(given) or real(*given))
+    monkeypatch.setattr(rehearsal, "to_onnx", lambda *given, **named: made.append(given) or real(*given, **named))
     monkeypatch.setattr(rehearsal, "_KNOWN", set())
     for scale in (1, 1, 3):
         rehearse(Net(lambda x, head, scale=scale: scale * head(x.mean((2, 3)))), SHAPE)  # type: ignore[misc]

@@ -80,7 +80,7 @@ def test_a_name_resolves_with_its_options_and_the_number_of_classes_of_the_data(
 
 def test_torchvision_networks_build_beside_a_cpu_build_of_torch() -> None:
     recipe = resolve("torchvision:resnet18?num_classes=5")
-    assert recipe.input_shape == (3, 224, 224)
+    assert recipe.signature.shape == (3, 224, 224)
     assert recipe.build().fc.out_features == 5
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from lrexport.data.images import ArraySet
 from lrexport.formats.verify import score_onnx
 from lrexport.tasks.classification import NotANumber, count_correct, score
+from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from tests.formats.support import exported
 
@@ -69,9 +70,9 @@ def test_batchnorm_gets_the_mean_and_variance_of_its_inputs() -> None:
     norm = nn.BatchNorm2d(3, momentum=0.1)
     norm.running_mean.fill_(99)
     network = nn.Sequential(norm, nn.Dropout(0.5)).eval()
-    batches = [3 + 2 * torch.randn(50, 3, 4, 4) for _ in range(4)]
-    assert reestimate_batchnorm(network, batches)
-    everything = torch.stack(batches)
+    inputs = [3 + 2 * torch.randn(50, 3, 4, 4) for _ in range(4)]
+    assert reestimate_batchnorm(network, map(Batch.of, inputs))
+    everything = torch.stack(inputs)
     torch.testing.assert_close(norm.running_mean, everything.mean((0, 1, 3, 4)))
     torch.testing.assert_close(norm.running_var, everything.permute(0, 2, 1, 3, 4).flatten(2).var(2).mean(0))
     assert norm.momentum == 0.1

@@ -118,7 +118,8 @@ def test_distillation_alone_pulls_the_student_to_the_teacher() -> None:
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    images, _ = next(iter(bright_and_dark().heldout.batches(48, torch.device("cpu"))))
+    batch, _ = next(iter(bright_and_dark().heldout.batches(48, torch.device("cpu"))))
+    images = batch.only
 
     def gap() -> float:
         return float((teacher(images).softmax(1) - student.eval()(images).softmax(1)).detach().abs().mean())

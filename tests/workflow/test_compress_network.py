@@ -103,10 +103,10 @@ def test_calibration_takes_the_outputs_nearer_to_the_network_s(model: Net, image
 
 def test_the_command_and_the_call_choose_the_same_plan_of_the_same_images(model: Net) -> None:
     splits = hold_out(load_data("digits", SHAPE), 0.3)
-    images = torch.cat([batch for batch, _ in splits.train.batches(250, CPU)])
+    images = torch.cat([batch.only for batch, _ in splits.train.batches(250, CPU)])
     assert len(images) > 1000  # more than are used: the same ones are drawn
     svd = api.decompose(copy.deepcopy(model), SHAPE)
-    of_command = Pruning(svd, CompressConfig(TrainConfig("net"), api.Macs(0.4)), SHAPE, splits, CPU).select()
+    of_command = Pruning(svd, CompressConfig(TrainConfig("net"), api.Macs(0.4)), splits, CPU).select()
     assert api.compress(model, SHAPE, api.Macs(0.4), calibration=images).plan == of_command.plan
 
 
@@ -197,7 +197,7 @@ def test_other_goals_are_met(model: Net, goal: Any, tmp_path: Path) -> None:
 def test_a_goal_of_latency_is_measured(model: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(svd: api.SVDNetwork, *_others: object) -> Any:
         config = CompressConfig(TrainConfig("net"), api.Latency(0.6))
-        return speed_of(Pruning(svd, config, SHAPE, None, CPU), 1.1)
+        return speed_of(Pruning(svd, config, None, CPU), 1.1)
 
     monkeypatch.setattr(compress_network, "measure_speed", measured)
     result = api.compress(model, SHAPE, api.Latency(0.6))
@@ -358,7 +358,7 @@ def test_a_goal_says_what_it_may_be(make: Callable[[], object], message: str) ->
 # What users may rely on: parameters of functions, fields of values.
 PUBLIC = {
     "AccuracyDrop": "points",
-    "Compressed": "network, plan, macs, dense_macs, params, dense_params, input_shape, output_error, latency, notes",
+    "Compressed": "network, plan, macs, dense_macs, params, dense_params, signature, output_error, latency, notes",
     "DeviceError": "",
     "Energy": "dropped",
     "FromPlan": "plan",
@@ -368,7 +368,7 @@ PUBLIC = {
     "Macs": "share",
     "Params": "share",
     "Plan": "",
-    "SVDNetwork": "network, layers, dense, other_macs, other_params, made_plain",
+    "SVDNetwork": "network, layers, dense, signature, other_macs, other_params, made_plain",
     "Selection": "plan, threshold, warnings, truncations, heldout_top1, latency",
     "Size": "bytes",
     "UsageError": "",

@@ -90,7 +90,8 @@ def test_the_record_tells_of_all_four_files_what_is_in_them(exported: Path) -> N
     assert {path.name for path in exported.glob("*.onnx")} == FILES
     assert [path.name for path in exported.iterdir() if path.name.startswith(".")] == [MARK]
     test = load_data("digits", SHAPE).test
-    (images, labels), *_ = test.batches(len(test), torch.device("cpu"))
+    (batch, labels), *_ = test.batches(len(test), torch.device("cpu"))
+    images = batch.only
     for name in FILES:
         content, result = (exported / name).read_bytes(), record.result_of(name)
         assert result is not None
@@ -151,7 +152,8 @@ def untouchable() -> ImageData:
 def check_fed(fed: list[np.ndarray], heldout: float, seed: int, count: int) -> None:
     """Both files were given ``count`` different images of all classes, all of them held out."""
     held = hold_out(load_data("digits", SHAPE), heldout, seed=seed).heldout
-    (images, labels), *_ = held.batches(len(held), torch.device("cpu"))
+    (batch, labels), *_ = held.batches(len(held), torch.device("cpu"))
+    images = batch.only
     where = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     assert len(fed) == 2 * count
     for file in (fed[:count], fed[count:]):

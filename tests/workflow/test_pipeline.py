@@ -82,7 +82,8 @@ def test_the_results_are_those_of_the_files(compressed: Path) -> None:
         assert result.macs_counted_on == "onnx"
         assert result.bytes == (compressed / f"{name}.onnx").stat().st_size
         session = onnxruntime.InferenceSession(str(compressed / f"{name}.onnx"))
-        (images, labels), *_ = test.batches(359, torch.device("cpu"))
+        (batch, labels), *_ = test.batches(359, torch.device("cpu"))
+        images = batch.only
         logits = np.concatenate([session.run(None, {"input": image[None].numpy()})[0] for image in images])
         assert result.accuracy is not None
         assert result.accuracy.top1 == pytest.approx(float((logits.argmax(1) == labels.numpy()).mean()))
@@ -156,7 +157,8 @@ def test_an_option_of_a_finished_stage_is_refused_for_a_run(
 
 def test_grey_images_of_a_users_own_are_normalised_by_halves(folder: Path) -> None:
     data = load_data(f"{__name__}:grey_pairs", (1, 8, 8))
-    (images, _), *_ = data.train.batches(4, torch.device("cpu"))
+    (batch, _), *_ = data.train.batches(4, torch.device("cpu"))
+    images = batch.only
     assert (float(images.min()), float(images.max())) == (-1.0, 1.0)
     assert data.mean == (0.5,)
 

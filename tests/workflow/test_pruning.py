@@ -70,7 +70,7 @@ def pruning(network: nn.Module, splits: Splits | None, scheme: str = "spatial", 
     goal = goal_of({name: options.pop(name) for name in list(options) if name in KEYS})
     train = TrainConfig("net", scheme=scheme)  # type: ignore[arg-type]
     svd = decompose(copy.deepcopy(network), SHAPE, scheme)  # type: ignore[arg-type]
-    return Pruning(svd, CompressConfig(train, goal, **options), SHAPE, splits, CPU)
+    return Pruning(svd, CompressConfig(train, goal, **options), splits, CPU)
 
 
 class Biased(Speed):
@@ -198,7 +198,7 @@ def divergence(job: Pruning, dense: nn.Module, splits: Splits) -> float:
     """Mean Kullback–Leibler divergence of the pruned network's prediction from the dense one's, on held-out images."""
     network, scores = job.fold(job.select())
     assert max(scores.values()) == score(network, splits.heldout, CPU, "heldout").top1
-    images = next(iter(splits.heldout.batches(1000, CPU)))[0]
+    images = next(iter(splits.heldout.batches(1000, CPU)))[0].only
     with torch.no_grad():
         found, wanted = (net.eval()(images).log_softmax(1) for net in (network, dense))
     return float((wanted.exp() * (wanted - found)).sum(1).mean())

@@ -66,7 +66,8 @@ def taught_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module | None]:
 
 def test_a_network_that_learns_from_the_teacher_alone_says_what_the_teacher_says(folder: Path) -> None:
     assert run([*SHORT, "--teacher", "teachers:threes", "--distill", "1", "-o", "threes"]) == 0
-    (images, _), *_ = load_data("digits", (1, 8, 8)).test.batches(359, torch.device("cpu"))
+    (batch, _), *_ = load_data("digits", (1, 8, 8)).test.batches(359, torch.device("cpu"))
+    images = batch.only
     with torch.no_grad():
         said = lrexport.load("threes")(images).argmax(1)
     assert float((said == 3).float().mean()) > 0.95

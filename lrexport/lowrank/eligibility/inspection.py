@@ -20,6 +20,8 @@ from lrexport.lowrank.layers.constants import constant_layers
 from lrexport.lowrank.layers.kernels import WEIGHTED, dense_macs, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES, scheme_for, schemes_of
 from lrexport.plan import Dense, DenseKind, Scheme
+from lrexport.signature import Signature
+from lrexport.torch_tools.batch import InputsLike, signature_of
 from lrexport.torch_tools.equivalents import computes_itself, why_not_plain
 from lrexport.torch_tools.tracing import LayerCall, trace
 from lrexport.units import format_count
@@ -32,7 +34,7 @@ _Why = tuple[DenseKind, str]
 
 
 def inspect_layers(
-    network: nn.Module, input_shape: tuple[int, ...], scheme: AskedScheme, keep: Collection[str] = ()
+    network: nn.Module, inputs: InputsLike, scheme: AskedScheme, keep: Collection[str] = ()
 ) -> dict[str, Factorisable | Dense]:
     """The facts of every layer with a weight, by its first name, in the order of the network.
 
@@ -40,7 +42,8 @@ def inspect_layers(
     patterns of layers that stay dense. Raises InputError for NaN or infinity in a weight, and if the network does not
     accept an input of this shape.
     """
-    layers = _Layers(network, input_shape)
+    signature = signature_of(inputs, network)
+    layers = _Layers(network, signature)
     inspected: dict[str, Factorisable | Dense] = {}
     for tied in layers.tied():
         whys = {layer: layers.why_dense(layer, keep) for layer in tied}
@@ -55,7 +58,7 @@ def inspect_layers(
         else:
             inspected |= {layers.name(layer): layers.dense(layer, facts) for layer in tied}
     factorisable = {name: facts for name, facts in inspected.items() if isinstance(facts, Factorisable)}
-    for name, why in misfits(network, input_shape, factorisable).items():
+    for name, why in misfits(network, signature, factorisable).items():
         alike = factorisable[name].modules(network)
         inspected |= {layers.name(layer): layers.dense(layer, ("unsupported", why)) for layer in alike}
     inspected |= {
@@ -67,7 +70,7 @@ def inspect_layers(
 class _Layers:
     """The layers of a network with a weight: their places, the owners of their weights, and their uses in a forward pass."""
 
-    def __init__(self, network: nn.Module, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, network: nn.Module, signature: Signature) -> None:
         self.places: dict[Any, list[str]] = defaultdict(list)
         self.parents: dict[nn.Module, list[nn.Module]] = defaultdict(list)
         self.owners: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
@@ -81,10 +84,10 @@ class _Layers:
         self.layers = [module for module in self.places if isinstance(module, WEIGHTED)]
         self.attention_macs: dict[nn.Module, int] = defaultdict(int)
         with self._watching_attention() as outputs:
-            self.uses = trace(network, self.layers, input_shape)
+            self.uses = trace(network, self.layers, signature)
         for layer in self.uses:
             self.uses[layer].calls += outputs[layer]
-        self.constant = constant_layers(network, self.layers, input_shape)
+        self.constant = constant_layers(network, self.layers, signature)
 
     @contextmanager
     def _watching_attention(self) -> Iterator[dict[nn.Module, list[LayerCall]]]:

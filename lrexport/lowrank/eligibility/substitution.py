@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from lrexport.errors import InputError
 from lrexport.lowrank.eligibility.factorisable import Factorisable
 from lrexport.lowrank.layers.pairs import as_pair, put
+from lrexport.signature import Signature
+from lrexport.torch_tools.outputs import flat_tensors
 from lrexport.torch_tools.tracing import noise, run_once
 
 
-def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[str, Factorisable]) -> dict[str, str]:
+def misfits(network: nn.Module, signature: Signature, layers: Mapping[str, Factorisable]) -> dict[str, str]:
     """Those of ``layers`` that cannot become pairs, with reasons; found by running one input with substitutes for them.
 
     A network may use attributes of a layer that a pair lacks, call it through another reference, or test its type. The
@@ -23,10 +25,10 @@ def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[st
     """
     if not layers:
         return {}
-    images = noise(network, input_shape)
+    inputs = noise(network, signature)
 
-    def run() -> Tensor:
-        return run_once(network, input_shape, images.clone())  # a network may change its input in place
+    def run() -> object:
+        return run_once(network, signature, inputs.clone())  # a network may change its input in place
 
     reference = run()
     if _misfit(network, layers, run, reference) is None:
@@ -43,7 +45,7 @@ def misfits(network: nn.Module, input_shape: tuple[int, ...], layers: Mapping[st
 
 
 def _misfit(
-    network: nn.Module, layers: Mapping[str, Factorisable], run: Callable[[], Tensor], reference: Tensor
+    network: nn.Module, layers: Mapping[str, Factorisable], run: Callable[[], object], reference: object
 ) -> str | None:
     """Why ``run``, with substitutes for ``layers``, does not give the ``reference``; None if it does."""
     calls = Counter[str]()
@@ -78,7 +80,12 @@ def _substitutes(network: nn.Module, layers: Mapping[str, Factorisable]) -> Iter
 
 
 def _same(output: object, reference: object) -> bool:
-    """Whether two outputs are close; True if one is not a tensor."""
-    if not isinstance(output, Tensor) or not isinstance(reference, Tensor):
-        return True
-    return output.shape == reference.shape and torch.allclose(output, reference, rtol=1e-3, atol=1e-6, equal_nan=True)
+    """Whether all tensors of two outputs are close."""
+    outputs, expected = list(flat_tensors(output)), list(flat_tensors(reference))
+    return len(outputs) == len(expected) and all(map(_equal, outputs, expected))
+
+
+def _equal(output: Tensor, reference: Tensor) -> bool:
+    if output.shape != reference.shape:
+        return False
+    return torch.allclose(output.double(), reference.double(), rtol=1e-3, atol=1e-6, equal_nan=True)

@@ -17,7 +17,9 @@ from lrexport.lowrank.layers.kernels import WEIGHTED
 from lrexport.lowrank.layers.schemes import CONV_SCHEMES
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.plan import Dense
+from lrexport.signature import Signature
 from lrexport.text import nearest
+from lrexport.torch_tools.batch import InputsLike, signature_of
 from lrexport.torch_tools.plain_form import make_plain, unwrapped
 from lrexport.torch_tools.tracing import run_once
 from lrexport.torch_tools.unregistered import check_registered
@@ -27,13 +29,14 @@ from lrexport.torch_tools.unregistered import check_registered
 class SVDNetwork:
     """A network in SVD form: its factorised layers, and its dense ones with reasons.
 
-    ``other_macs`` and ``other_params`` are those outside of these layers, such as attention's matrix products.
-    ``made_plain`` describes how computed weights and wrapped layers were first made plain.
+    ``signature`` describes its inputs. ``other_macs`` and ``other_params`` are those outside of these layers, such as
+    attention's matrix products. ``made_plain`` describes how computed weights and wrapped layers were first made plain.
     """
 
     network: nn.Module
     layers: dict[str, Factorisable]
     dense: dict[str, Dense]
+    signature: Signature
     other_macs: int = 0
     other_params: int = 0
     made_plain: tuple[str, ...] = ()
@@ -55,7 +58,7 @@ class SVDNetwork:
 
 def decompose(
     network: nn.Module,
-    input_shape: tuple[int, ...],
+    input_shape: InputsLike,
     scheme: AskedScheme = "spatial",
     keep: Collection[str] = (),
     total_macs: int | None = None,
@@ -64,11 +67,12 @@ def decompose(
 
     First, weights that are computed from others (weight_norm, spectral_norm, pruning masks, constant parametrisations) are
     folded into plain ones, and torch.compile is removed: ``network`` of the result is then the wrapped network.
-    ``input_shape`` is that of one input, without the batch. ``scheme`` "auto" takes each layer's cheapest scheme at full
-    rank. ``keep`` are shell patterns of layers that stay dense, for example ``layer1.*``. ``total_macs`` are the MACs of the
-    whole network, including attention's products and functional convolutions; counted here if not given. Raises UsageError
-    for an unknown scheme or a pattern that matches no layer, and InputError naming the layer for NaN or infinity in a
-    weight, or if the network does not accept an input of this shape.
+    ``input_shape`` is that of the network's one input, without the batch; for several inputs give example inputs, (B, …)
+    each, in a tuple or by name in a dict, or a Signature. ``scheme`` "auto" takes each layer's cheapest scheme at full rank.
+    ``keep`` are shell patterns of layers that stay dense, for example ``layer1.*``. ``total_macs`` are the MACs of the whole
+    network, including attention's products and functional convolutions; counted here if not given. Raises UsageError for an
+    unknown scheme or a pattern that matches no layer, and InputError naming the layer for NaN or infinity in a weight, or if
+    the network does not accept such inputs.
     """
     network, unwrapping = unwrapped(network, "the network")
     if any(svd_form.is_attached(module) for module in network.modules() if isinstance(module, WEIGHTED)):
@@ -77,22 +81,23 @@ def decompose(
         raise UsageError(f"unknown scheme {scheme!r}", f"Known: {', '.join(CONV_SCHEMES)}, auto.")
     keep = (keep,) if isinstance(keep, str) else keep
     _check_patterns(network, keep)
-    run_once(network, input_shape)  # raises the error for a wrong input shape
-    made_plain = (*unwrapping, *make_plain(network, input_shape))
-    check_registered(network, lambda: run_once(network, input_shape))
-    inspected = inspect_layers(network, input_shape, scheme, keep)
+    signature = signature_of(input_shape, network)
+    run_once(network, signature)  # raises the error for a wrong input shape
+    made_plain = (*unwrapping, *make_plain(network, signature))
+    check_registered(network, lambda: run_once(network, signature))
+    inspected = inspect_layers(network, signature, scheme, keep)
     layers = {name: fact for name, fact in inspected.items() if isinstance(fact, Factorisable)}
     dense = {name: fact for name, fact in inspected.items() if isinstance(fact, Dense)}
     params = sum(parameter.numel() for parameter in network.parameters())
     if total_macs is None:  # counted before weights become products of factors, which would count too
-        total_macs = count_torch_macs(network, input_shape).total
+        total_macs = count_torch_macs(network, signature).total
     for layer in layers.values():
         first, *tied = layer.modules(network)
         svd_form.attach(first, layer.scheme, tied)
     counted = sum(fact.dense_macs for fact in inspected.values())
     other_macs = max(0, total_macs - counted)
     other_params = params - sum(fact.dense_params for fact in inspected.values())
-    return SVDNetwork(network, layers, dense, other_macs, other_params, made_plain)
+    return SVDNetwork(network, layers, dense, signature, other_macs, other_params, made_plain)
 
 
 def _check_patterns(network: nn.Module, keep: Collection[str]) -> None:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.errors import UsageError
-from lrexport.lowrank.factors.arguments import check_images, check_svd
+from lrexport.lowrank.factors.arguments import check_svd, checked_images
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.patches import draw, patches_at, positions, sizes_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Scheme
+from lrexport.signature import Signature
+from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.memory_layout import fast_layout
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import given_to
@@ -51,7 +53,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
     are left out. Raises UsageError for batches of another type.
     """
     check_svd(svd)
-    batches = [batches] if isinstance(batches, Tensor) else batches
+    batches = [batches] if isinstance(batches, Tensor | Batch) else batches
     if not isinstance(batches, Iterable):
         raise _no_batches(batches)
     schemes = schemes or own_schemes_of(svd)
@@ -84,31 +86,47 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
 
     with ExitStack() as hooks, eval_mode(svd.network):
         for number, batch in enumerate(islice(batches, _MOST_SAMPLES)):
-            images = images_of(batch)
+            inputs = inputs_of(batch, svd.signature)
             if not number:
-                check_images(svd.network, images)
-            images = fast_layout(svd.network, images)
+                inputs = checked_images(svd, inputs)
+            inputs = fast_layout(svd.network, inputs)
             if not number:  # only now, because fast_layout runs the network
                 watch_all(hooks)
-            svd.network(images)
+            call(svd.network, inputs)
     return {
         name: {scheme: _grouped(svd, name, total / counts[name, scheme]) for scheme, total in by_scheme.items()}
         for name, by_scheme in sums.items()
     }
 
 
-def images_of(batch: object) -> Tensor:
-    """The inputs in a batch: the tensor itself, or the first item of a tuple or list. Raises UsageError."""
-    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(images, Tensor):
+def inputs_of(batch: object, signature: Signature) -> Batch:
+    """The inputs in a batch: tensors by name, a tensor for each input, or the first item of a tuple or list.
+
+    What follows the inputs, labels say, is left out. Raises UsageError.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    inputs = batch
+    if isinstance(batch, list | tuple) and batch:
+        first = batch[0]
+        one = len(signature) == 1 or not isinstance(first, Tensor)  # followed by labels
+        inputs = first if one else tuple(batch[: len(signature)])
+    if isinstance(inputs, Mapping) and set(signature.names) <= set(inputs):
+        inputs = {name: inputs[name] for name in signature.names}
+    try:
+        given = Batch.of(inputs)  # type: ignore[arg-type]
+    except UsageError:
+        raise _no_batches(batch) from None
+    if len(given.tensors) != len(signature):
         raise _no_batches(batch)
-    return images
+    return given if given.names else Batch(given.tensors, signature.names)
 
 
 def _no_batches(batch: object) -> UsageError:
     return UsageError(
         f"invalid batch of type {type(batch).__name__}: expected a tensor (N, …), or a pair of a tensor and labels",
-        "Give an iterable of batches: a DataLoader, [images], or ((item['image'], None) for item in loader).",
+        "Give an iterable of batches: a DataLoader, [images], or ((item['image'], None) for item in loader); of a network "
+        "with several inputs dicts of tensors by name.",
     )
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lrexport.artifacts.plan_file import choices_in
 from lrexport.errors import UsageError
-from lrexport.lowrank.factors.arguments import input_shape_of
 from lrexport.lowrank.factors.fold import fold_structure
 from lrexport.lowrank.layers.kernels import WEIGHTED
+from lrexport.torch_tools.batch import InputsLike, signature_of
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.equivalents import computes_itself, make_layers_plain
 from lrexport.torch_tools.plain_form import unwrapped
@@ -22,7 +22,7 @@ from lrexport.torch_tools.reparametrised import fold_reparametrised
 def rebuild(
     model: nn.Module,
     plan: Mapping[str, Any] | str | Path,
-    example_inputs: Tensor | Sequence[int] | None = None,
+    example_inputs: InputsLike | None = None,
 ) -> nn.Module:
     """The compressed network of a dense ``model``, with untrained pairs by ``plan``; the model is not changed.
 
@@ -42,5 +42,5 @@ def rebuild(
             "Give the same ones as to lrexport.compress.",
         )
     if example_inputs is not None:
-        make_layers_plain(network, input_shape_of(example_inputs))
+        make_layers_plain(network, signature_of(example_inputs, network))
     return fold_structure(network, choices_in(plan)).eval()

@@ -11,20 +11,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lrexport.signature import Signature
+from lrexport.torch_tools.batch import call
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import example_input, noise, run_once, watching_inputs
 
 
-def constant_layers(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
-    """Those of ``layers`` that are called, but whose inputs do not depend on the network's input.
+def constant_layers(network: nn.Module, layers: Collection[nn.Module], signature: Signature) -> set[nn.Module]:
+    """Those of ``layers`` that are called, but whose inputs do not depend on the network's inputs.
 
-    ``input_shape`` is without the batch. Raises InputError if the network does not accept an input of this shape.
+    Raises InputError if the network does not accept inputs of ``signature``.
     """
-    suspects = set(layers) - _reached_by_gradients(network, layers, input_shape)
-    return _given_the_same(network, suspects, input_shape) if suspects else set()
+    suspects = set(layers) - _reached_by_gradients(network, layers, signature)
+    return _given_the_same(network, suspects, signature) if suspects else set()
 
 
-def _reached_by_gradients(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
+def _reached_by_gradients(network: nn.Module, layers: Collection[nn.Module], signature: Signature) -> set[nn.Module]:
     """Layers whose input depends on the network's according to autograd, even through functions of other libraries."""
     reached: set[nn.Module] = set()
 
@@ -32,21 +34,25 @@ def _reached_by_gradients(network: nn.Module, layers: Collection[nn.Module], inp
         if given.requires_grad:
             reached.add(module)
 
-    images = example_input(network, input_shape)
+    inputs = example_input(network, signature).map(_with_gradient)
     try:
         with watching_inputs(layers, note), _frozen(network), torch.enable_grad():
-            network(images.requires_grad_().clone())
+            call(network, inputs.clone())
     except Exception:  # some networks only run without gradients (`out=`, `.numpy()`)
         return set()
     return reached
 
 
-def _given_the_same(network: nn.Module, layers: Collection[nn.Module], input_shape: tuple[int, ...]) -> set[nn.Module]:
+def _with_gradient(tensor: Tensor) -> Tensor:
+    return tensor.requires_grad_() if tensor.is_floating_point() else tensor
+
+
+def _given_the_same(network: nn.Module, layers: Collection[nn.Module], signature: Signature) -> set[nn.Module]:
     """Layers whose input is the same for two inputs of the network, because a network may detach tensors."""
     given: dict[nn.Module, list[Tensor]] = {}
     with watching_inputs(layers, lambda module, tensor: given.setdefault(module, []).append(tensor.detach().clone())):
         for seed in (0, 1):  # noise, because a normalisation can make all constant inputs equal
-            run_once(network, input_shape, noise(network, input_shape, seed))
+            run_once(network, signature, noise(network, signature, seed))
     return {module for module, tensors in given.items() if _halves_are_equal(tensors)}
 
 

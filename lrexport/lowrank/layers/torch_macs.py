@@ -22,8 +22,10 @@ from lrexport.errors import InputError
 from lrexport.lowrank.layers.constants import constant_layers
 from lrexport.lowrank.layers.kernels import WEIGHTED
 from lrexport.text import first_line
+from lrexport.torch_tools.batch import Batch, InputsLike, call, signature_of
 from lrexport.torch_tools.modes import eval_mode
-from lrexport.torch_tools.tracing import example_input, flat_tensors
+from lrexport.torch_tools.outputs import flat_tensors
+from lrexport.torch_tools.tracing import example_input
 
 # Matrix products that sum over the last axis of one input, and the place of that input.
 _PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "inner": 0}
@@ -50,19 +52,20 @@ class TorchMacs:
     uncounted: tuple[str, ...]
 
 
-def count_torch_macs(network: nn.Module, input_shape: tuple[int, ...]) -> TorchMacs:
-    """Count for one input of ``input_shape`` (without the batch), in eval mode; the network's mode is restored.
+def count_torch_macs(network: nn.Module, inputs: InputsLike) -> TorchMacs:
+    """Count for one sample of ``inputs``, a shape say, in eval mode; the network's mode is restored.
 
     Raises InputError if the network does not accept an input of this shape, or torch cannot trace it.
     """
     from fvcore.nn import FlopCountAnalysis
 
+    signature = signature_of(inputs, network)
     layers: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
-    constant = {layers[layer] for layer in constant_layers(network, layers, input_shape)}
-    example = example_input(network, input_shape)
+    constant = {layers[layer] for layer in constant_layers(network, layers, signature)}
+    example = example_input(network, signature)
     with eval_mode(network), _without_fused_attention(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # fvcore uses torch.jit.trace, which is deprecated
-        analysis = FlopCountAnalysis(_Outputs(network), example).unsupported_ops_warnings(False)
+        analysis = FlopCountAnalysis(_Outputs(network, example.names), example.tensors).unsupported_ops_warnings(False)
         handles = {f"aten::{operator}": handle for operator, handle in _HANDLES.items()}
         analysis = analysis.uncalled_modules_warnings(False).tracer_warnings("none").set_op_handle(**handles)
         by_layer: dict[str, int] = {}
@@ -93,12 +96,12 @@ def _left_out(operator: str) -> str | None:
 class _Outputs(nn.Module):
     """A network that returns a flat tuple of all tensors in its output, as torch.jit.trace requires."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.names = network, names
 
-    def forward(self, given: Tensor) -> tuple[Tensor, ...]:
-        return tuple(flat_tensors(self.network(given)))
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flat_tensors(call(self.network, Batch(given, self.names))))
 
 
 def _of_network(analysis: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.factors.arguments import check_images, check_svd
+from lrexport.lowrank.factors.arguments import check_svd, checked_images
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import columns_of
 from lrexport.lowrank.factors.truncation import Selection, balanced, plan_of
@@ -24,6 +24,7 @@ from lrexport.lowrank.layers.patches import draw, outputs_at, patches_at, positi
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.repair.least_squares import fit_pair
 from lrexport.plan import Pair, Plan
+from lrexport.torch_tools.batch import Batch, BatchLike, call
 from lrexport.torch_tools.batchnorm import BatchNorm, batch_statistics
 from lrexport.torch_tools.memory_layout import fast_layout
 from lrexport.torch_tools.modes import eval_mode
@@ -36,9 +37,11 @@ _MOST_TAPS = 4608  # larger least-squares problems take too long
 
 @torch.no_grad()
 def reconstruct(
-    network: nn.Module, svd: SVDNetwork, plan: Selection | Plan, images: Tensor, weights: bool = True, seed: int = 0
+    network: nn.Module, svd: SVDNetwork, plan: Selection | Plan, images: BatchLike, weights: bool = True, seed: int = 0
 ) -> dict[str, float]:
     """Refit the pairs of ``network``, folded from ``svd`` by ``plan``, in place, on ``images`` (N, …) in one batch.
+
+    Several inputs of a network are given by name.
 
     ``network`` is changed: weights and biases of its pairs, and BatchNorm's running statistics, which become those of
     ``images``. No labels are used. Biases, in layers that have one, are corrected to the mean output of the dense layer;
@@ -49,11 +52,10 @@ def reconstruct(
     """
     check_svd(svd)
     plan = plan_of(plan)
-    check_images(svd.network, images)
-    images = fast_layout(network, images)
+    inputs = fast_layout(network, checked_images(svd, images))
     names = [name for name, layer in plan.items() if isinstance(layer, Pair) and len(svd.layers[name].names) == 1]
-    targets = _dense_outputs(svd, names, images, torch.Generator().manual_seed(seed))
-    absorbed = _before_batchnorm(network, names, images[:2])
+    targets = _dense_outputs(svd, names, inputs, torch.Generator().manual_seed(seed))
+    absorbed = _before_batchnorm(network, names, inputs[:2])
     errors: dict[str, float] = {}
 
     def refit(name: str) -> Callable[..., None]:
@@ -69,7 +71,7 @@ def reconstruct(
     with ExitStack() as hooks, eval_mode(network), batch_statistics(network):
         for name in targets:
             hooks.callback(network.get_submodule(name).register_forward_pre_hook(refit(name), with_kwargs=True).remove)
-        network(images)
+        call(network, inputs)
     return errors
 
 
@@ -82,7 +84,7 @@ class _Target:
     outputs: Tensor
 
 
-def _dense_outputs(svd: SVDNetwork, names: list[str], images: Tensor, generator: torch.Generator) -> dict[str, _Target]:
+def _dense_outputs(svd: SVDNetwork, names: list[str], inputs: Batch, generator: torch.Generator) -> dict[str, _Target]:
     """Sampled outputs, in eval mode, of those layers that are called exactly once."""
     recorded: dict[str, _Target] = {}
     again: set[str] = set()
@@ -101,11 +103,11 @@ def _dense_outputs(svd: SVDNetwork, names: list[str], images: Tensor, generator:
     with ExitStack() as hooks, eval_mode(svd.network):
         for name in names:
             hooks.callback(svd.network.get_submodule(name).register_forward_hook(watch(name)).remove)
-        svd.network(images)
+        call(svd.network, inputs)
     return {name: target for name, target in recorded.items() if name not in again}
 
 
-def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> set[str]:
+def _before_batchnorm(network: nn.Module, names: list[str], inputs: Batch) -> set[str]:
     """The layers whose output goes into a BatchNorm, which subtracts its mean."""
     outputs: dict[str, tuple[int, int]] = {}
     given: set[tuple[int, int]] = set()
@@ -127,7 +129,7 @@ def _before_batchnorm(network: nn.Module, names: list[str], images: Tensor) -> s
         for module in network.modules():
             if isinstance(module, BatchNorm):
                 hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
-        network(images)
+        call(network, inputs)
     return {name for name, output in outputs.items() if output in given}
 
 

@@ -177,7 +177,7 @@ def _view(subject: ReportedRun, id: str, figures: _Figures) -> RunView:
 
 
 def _facts(record: Record) -> tuple[str, ...]:
-    shape = " × ".join(map(str, record.model.input_shape))
+    shape = str(record.model.signature)
     data = f"data {record.data.source}" if record.data else "training-free"
     goal = goal_text(record)
     return (f"input {shape}", data, *([f"goal {goal}"] if goal else []))

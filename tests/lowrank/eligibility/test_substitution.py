@@ -17,6 +17,7 @@ from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.repair.reconstruct import reconstruct
 from lrexport.lowrank.selection.costs import plan_layer, plan_macs
 from lrexport.lowrank.selection.select import select
+from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.memory_layout import fast_layout
 
 SHAPE = (3, 8, 8)
@@ -158,7 +159,7 @@ def test_images_are_as_they_were_after_a_network_that_changes_its_input() -> Non
             return x.sub_(0.5).view(len(x), -1)
 
     images = torch.ones(2, *SHAPE)
-    fast_layout(InPlace(), images)
+    fast_layout(InPlace(), Batch.of(images))
     assert bool((images == 1).all())
 
 
@@ -216,7 +217,7 @@ def test_images_are_in_channels_last_where_the_network_takes_it(make: type[nn.Mo
     with pytest.raises(RuntimeError, match="view size") if make is Flattening else torch.no_grad():
         network(images.contiguous(memory_format=torch.channels_last))
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
-        found = fast_layout(network, given)
+        found = fast_layout(network, Batch.of(given)).only
         assert torch.equal(found, images)
         assert found.is_contiguous() == (make is Flattening)
     svd = decompose(network, SHAPE)

@@ -30,7 +30,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     "no network": (lambda _: lrexport.decompose(None, SHAPE), UsageError, "invalid network of type NoneType"),
     "nothing to make plain": (lambda _: lrexport.make_plain(3, SHAPE), UsageError, "invalid network of type int"),
     "nothing to load into": (lambda _: lrexport.load_weights(3, "w.pt"), UsageError, "invalid network of type int"),
-    "a shape that is a number": (lambda _: lrexport.decompose(_network(), 8), InputError, "TypeError"),
+    "a shape that is a number": (lambda _: lrexport.decompose(_network(), 8), UsageError, "invalid example_inputs 8"),
     "a network that is not decomposed": (
         lambda _: lrexport.select(_network(), lrexport.Macs(0.5)),
         UsageError,
@@ -52,15 +52,15 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     "batches that are a number": (lambda svd: lrexport.input_moments(svd, 3), UsageError, "invalid batch of type int"),
     "batches of text": (lambda svd: lrexport.input_moments(svd, ["a"]), UsageError, "invalid batch of type str"),
     "batches of dictionaries": (
-        lambda svd: lrexport.input_moments(svd, [{"image": torch.ones(1, *SHAPE)}]),
+        lambda svd: lrexport.input_moments(svd, [{"image": torch.ones(1, *SHAPE), "label": torch.ones(1)}]),
         UsageError,
         "expected a tensor",
     ),
     "images of another shape": (lambda svd: lrexport.input_moments(svd, [torch.ones(2, 4, 8, 8)]), InputError, "(4, 8, 8)"),
     "images for reconstruction in a list": (
-        lambda svd: lrexport.reconstruct(svd.network, svd, {}, [torch.ones(2, *SHAPE)]),
+        lambda svd: lrexport.reconstruct(svd.network, svd, {}, ["one.png", "two.png"]),
         UsageError,
-        "invalid images of type list: expected a tensor (N, …)",
+        "invalid inputs of type list: expected a tensor (N, …)",
     ),
     "images for reconstruction of another shape": (
         lambda svd: lrexport.reconstruct(svd.network, svd, {}, torch.ones(2, 4, 8, 8)),
