@@ -51,14 +51,14 @@ def steps(model: str) -> dict[str, Callable[[], None]]:
     torch.manual_seed(0)
     recipe = resolve(model)
     network = recipe.build()
-    every = matrices(network, recipe.input_shape)
+    every = matrices(network, recipe.signature)
 
     def bare() -> None:
         for matrix in every:
             torch.linalg.svd(matrix, full_matrices=False)
 
     def core() -> None:
-        svd = decompose(copy.deepcopy(network), recipe.input_shape)
+        svd = decompose(copy.deepcopy(network), recipe.signature)
         selection = select(svd, Macs(MACS))
         fold(svd, selection)
 

@@ -52,8 +52,8 @@ def open_network(model: str, weights: Path) -> tuple[SVDNetwork, tuple[int, ...]
     file = weights / f"cifar10_{model}.safetensors"
     if file.exists():
         load_weights(network, file)
-    total = count_torch_macs(network, recipe.input_shape).total
-    return decompose(network, recipe.input_shape, total_macs=total), recipe.input_shape
+    total = count_torch_macs(network, recipe.signature).total
+    return decompose(network, recipe.signature, total_macs=total), recipe.signature
 
 
 def plans(svd: SVDNetwork, speed: Speed) -> Iterator[tuple[str, Selection]]:
@@ -117,7 +117,7 @@ def measure(model: str, weights: Path, threads: int) -> dict[str, Any]:
         times = LayerTimes(target, threads, folder=Path(cache))
         times.of(svd, every_scheme_of(svd))
         table_s, options = time.perf_counter() - began, len(times.times)
-        speed = measure_speed(svd, shape, every_scheme_of(svd), times, ignore_events)
+        speed = measure_speed(svd, every_scheme_of(svd), times, ignore_events)
     rows = [row(svd, speed, name, selection) for name, selection in plans(svd, speed)]
     naive = select(svd, Macs(0.5), rule="threshold")
     rows.append(row(svd, speed, "naive spatial, macs 0.5", naive))

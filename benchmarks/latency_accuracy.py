@@ -43,8 +43,8 @@ def share_of_macs(options: argparse.Namespace, ratio: float) -> tuple[float, flo
     """The share of MACs whose plan by MACs alone is measured nearest to ``ratio`` of the dense latency, and that."""
     made = config(options, Macs(0.5), None)
     start = load_for_planning(made.train)
-    recipe, svd = start.recipe, start.svd
-    speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
+    svd = start.svd
+    speed = measure_speed(svd, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
     low, high, best = 0.05, 1.0, (1.0, 1.0)
     for _ in range(7):
         share = (low + high) / 2
@@ -89,8 +89,8 @@ def main() -> None:
         share, _ = share_of_macs(options, fast.planned_latency.ratio)
         plain = pipeline.compress(RunRequest(config(options, Macs(share), None), Path(folder) / "plain", print))
         start = load_for_planning(config(options, Macs(share), None).train)
-        recipe, svd = start.recipe, start.svd
-        speed = measure_speed(svd, recipe.input_shape, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
+        svd = start.svd
+        speed = measure_speed(svd, own_schemes_of(svd), LayerTimes(Local()), ignore_events)
 
         plain.planned_latency = speed.confirm(plain.plan, lrexport.load(Path(folder) / "plain"))
     rows[options.model] = {"epochs": options.epochs, "latency": figures(fast), "macs": figures(plain)}

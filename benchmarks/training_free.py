@@ -84,7 +84,7 @@ def compress(
     """The repaired network, its share of the MACs, and the seconds it took."""
     calibration, batchnorm = (splits.train.subset(drawn[:count]) for count in (CALIBRATION, BATCHNORM))
     batches = list(calibration.batches(128, CPU))
-    images = torch.cat([batch for batch, _ in batches])
+    images = torch.cat([batch.only for batch, _ in batches])
     began = time.perf_counter()
     svd = decompose(network, SHAPE, "auto" if method.every_scheme else "spatial")
     schemes = every_scheme_of(svd) if method.every_scheme else own_schemes_of(svd)

@@ -113,9 +113,9 @@ def build(recipe: ModelRecipe) -> tuple[nn.Module, Tensor]:
     """The network with random weights that matter, and images for it; the same every time."""
     torch.manual_seed(0)
     network = recipe.build()
-    images = smooth_images(BATCH, recipe.input_shape)
+    images = smooth_images(BATCH, recipe.signature.shape)
     # Noise, too: the export is verified on that.
-    randomise(network, torch.cat([smooth_images(4, recipe.input_shape), torch.randn(4, *recipe.input_shape)]))
+    randomise(network, torch.cat([smooth_images(4, recipe.signature.shape), torch.randn(4, *recipe.signature.shape)]))
     return network, images
 
 
@@ -124,7 +124,7 @@ def in_float64(recipe: ModelRecipe, wanted: Tensor) -> tuple[float, float]:
     network, images = build(recipe)
     network, images = network.double(), images.double()
     exact = network(images)
-    svd = decompose(network, recipe.input_shape)
+    svd = decompose(network, recipe.signature)
     return relative_error(wanted.double(), exact), relative_error(fold(svd, full_rank_plan(svd))(images), exact)
 
 
@@ -135,12 +135,12 @@ def measure(name: str, row: dict[str, Any], input_shape: tuple[int, ...] | None 
     with step(row, "build"):
         network, images = build(recipe)
         wanted = network(images)
-    row |= {"input_shape": recipe.input_shape, "params": sum(p.numel() for p in network.parameters())}
+    row |= {"input_shape": recipe.signature.shape, "params": sum(p.numel() for p in network.parameters())}
     row["spread"] = float((wanted[0] - wanted[1]).abs().max() / wanted.abs().max())
     with step(row, "count"):
-        total = count_torch_macs(network, recipe.input_shape).total
+        total = count_torch_macs(network, recipe.signature).total
     with step(row, "decompose"):
-        svd = decompose(network, recipe.input_shape, total_macs=total)
+        svd = decompose(network, recipe.signature, total_macs=total)
     with step(row, "select"):
         selection = select(svd, Macs(MACS))
     with step(row, "fold"):
@@ -162,7 +162,7 @@ def measure(name: str, row: dict[str, Any], input_shape: tuple[int, ...] | None 
         if not row["error64"] <= TOLERANCE or row["error"] > 4 * row["rounding"]:
             raise ValueError(f"at full rank the output differs by {row['error']:.2g} of the largest")
     with tempfile.TemporaryDirectory() as scratch, step(row, "export"):
-        done = export_onnx(folded, Path(scratch) / "model.onnx", recipe.input_shape)
+        done = export_onnx(folded, Path(scratch) / "model.onnx", recipe.signature)
     row |= {"bytes": done.bytes, "graph_macs": done.cost.macs, "onnx_error": done.comparison.relative_error}
     row |= {"simplified": done.simplified, "uncounted": done.cost.uncounted}
     if done.cost.macs != macs:
