@@ -12,15 +12,15 @@ from torch import Tensor
 
 from lrexport.data.augment import Augmentation
 from lrexport.data.order import Order, Purpose
+from lrexport.data.preprocessing import Normalisation as Normalisation
 from lrexport.errors import InputError
+from lrexport.preprocessing import MEAN as MEAN
+from lrexport.preprocessing import STD as STD
 from lrexport.runs.record import DataSource
 from lrexport.signature import Signature
 from lrexport.text import plain
 from lrexport.torch_tools.batch import Batch
 
-# ImageNet's statistics, which torchvision's networks and the common CIFAR checkpoints were trained with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 _NAMED = 10
 
 
@@ -123,18 +123,6 @@ class ArraySet:
         digest.update(self.images.cpu().contiguous().numpy().data)
         digest.update(self.labels.cpu().contiguous().numpy().data)
         return digest.hexdigest()
-
-
-class Normalisation:
-    """uint8 (B, C, H, W) → float32 on ``device``, by the mean and standard deviation of values in [0, 1]."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        self.device = device
-        self.mean = torch.tensor(mean, device=device).mul(255).view(1, -1, 1, 1)
-        self.scale = torch.tensor(std, device=device).mul(255).reciprocal().view(1, -1, 1, 1)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.to(self.device, non_blocking=True).float().sub_(self.mean).mul_(self.scale)
 
 
 @dataclass(frozen=True)

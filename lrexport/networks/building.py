@@ -41,7 +41,8 @@ class ModelRecipe:
     """Builds the network as often as needed. ``source`` is MODEL without its options.
 
     ``signature`` says what the network takes. ``is_named``: lrexport or torchvision
-    knows the network by name; otherwise it comes from the user's callable.
+    knows the network by name; otherwise it comes from the user's callable. ``preprocessing`` has those fields of
+    :class:`lrexport.preprocessing.Preprocessing` that the network's source states.
     """
 
     source: str
@@ -50,6 +51,7 @@ class ModelRecipe:
     kwargs: dict[str, Any] = field(default_factory=dict)
     takes_num_classes: bool = False
     is_named: bool = False
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """A new network of plain layers with fresh weights, by :meth:`as_made` and :func:`make_plain`."""

@@ -12,6 +12,7 @@ from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
 from lrexport.artifacts.run_files import CHECKPOINTS, DENSE_INT8, DENSE_ONNX, MODEL_INT8, MODEL_ONNX, RECORD, STATE
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Plan, PlannedLatency
+from lrexport.preprocessing import Channels, Crop, Interpolation, Origin, Preprocessing
 from lrexport.runs.recorded_values import check_choices, check_environment
 from lrexport.signature import Signature
 from lrexport.stored import Stored
@@ -129,10 +130,42 @@ class ModelSource(Stored):
         return cls(source=source, kwargs=kwargs, inputs=signature.texts())
 
 
-class DataSource(Stored):
-    """``source`` as given to --data, and the numbers of images: choices are made on ``heldout``, never on ``test``.
+class RecordedPreprocessing(Stored):
+    """The fields of :class:`lrexport.preprocessing.Preprocessing`."""
 
-    ``skipped`` unreadable images were left out.
+    size: tuple[int, int] | None = None
+    resize: int | None = None
+    crop: Crop = "center"
+    channels: Channels = "rgb"
+    value_range: tuple[float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation = "bilinear"
+    origin: Origin = "default"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> RecordedPreprocessing:
+        try:
+            assert self.value is not None
+        except UsageError as error:
+            raise ValueError(error.message) from error
+        return self
+
+    @property
+    def value(self) -> Preprocessing:
+        """The preprocessing itself."""
+        return Preprocessing(**self.model_dump())
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing) -> RecordedPreprocessing:
+        """What the record holds of it."""
+        return cls(**preprocessing.to_plain())
+
+
+class DataSource(Stored):
+    """``source`` as given to --data, and the numbers of samples: choices are made on ``heldout``, never on ``test``.
+
+    ``skipped`` unreadable images were left out. ``preprocessing`` is that of pictures; without pictures it is None.
     """
 
     source: str
@@ -143,6 +176,7 @@ class DataSource(Stored):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: int = 0
+    preprocessing: RecordedPreprocessing | None = None
 
 
 class StoredFile(Stored):
