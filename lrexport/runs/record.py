@@ -179,6 +179,22 @@ class DataSource(Stored):
     preprocessing: RecordedPreprocessing | None = None
 
 
+class Fidelity(Stored):
+    """How closely the folded network follows the one before pruning on held-out inputs, by metric: SQNR in dB, agreement.
+
+    ``repaired`` is before healing. ``healed``, None without it, is after ``steps`` steps in ``seconds``, which made ``kept``
+    of ``parts`` parts of the network better. ``complete``: no step was left out for lack of time.
+    """
+
+    repaired: dict[str, float]
+    healed: dict[str, float] | None = None
+    parts: int = 0
+    kept: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    complete: bool = True
+
+
 class StoredFile(Stored):
     """Hash and size of a file of the run."""
 
@@ -208,6 +224,7 @@ class Record(BaseModel):
     environment: dict[str, Any] = {}
     plan: Plan = Field(default_factory=Plan)
     planned_latency: PlannedLatency | None = None
+    fidelity: Fidelity | None = None
     notes: list[str] = []
     results: Results = Results()
     files: dict[str, StoredFile] = {}

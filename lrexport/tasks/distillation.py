@@ -1,0 +1,63 @@
+"""Distillation over outputs of any tree: a loss that needs no labels, only the outputs of another network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrexport.tasks.fidelity import followed, is_class_scores
+
+_LEAST_SHARE = 1e-6  # of an output's mean square: the least variance, for outputs that hardly vary
+
+
+def distillation(outputs: Any, teacher_outputs: Any, temperature: float) -> Tensor:
+    """The mean over all floating-point outputs of their loss: KL divergence for class scores, else the scaled error.
+
+    Raises InputError if the outputs do not have the names and shapes of the teacher's.
+    """
+
+    def loss(mine: Tensor, teacher: Tensor) -> Tensor:
+        return softened_divergence(mine, teacher, temperature) if is_class_scores(teacher) else scaled_error(mine, teacher)
+
+    return _mean(loss, outputs, teacher_outputs)
+
+
+def following(outputs: Any, dense_outputs: Any, temperature: float = 4.0) -> Tensor:
+    """The loss without labels: :func:`distillation`, and for class scores their scaled error as well.
+
+    The divergence alone is the same for scores shifted by any number, so without labels outputs could drift away.
+    """
+
+    def loss(mine: Tensor, dense: Tensor) -> Tensor:
+        error = scaled_error(mine, dense)
+        return error + softened_divergence(mine, dense, temperature) if is_class_scores(dense) else error
+
+    return _mean(loss, outputs, dense_outputs)
+
+
+def scaled_errors(outputs: Any, dense_outputs: Any) -> Tensor:
+    """The mean of the scaled errors of all floating-point outputs, for parts of networks. Raises as :func:`distillation`."""
+    return _mean(scaled_error, outputs, dense_outputs)
+
+
+def _mean(loss: Callable[[Tensor, Tensor], Tensor], outputs: Any, dense_outputs: Any) -> Tensor:
+    losses = [loss(mine, dense) for mine, dense in followed(outputs, dense_outputs).values()]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+
+def softened_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """KL divergence of softened outputs, times T² to keep the gradient's size (Hinton et al. 2015, arXiv 1503.02531)."""
+    soft, target = (F.log_softmax(z / temperature, dim=1) for z in (logits, teacher_logits.float()))
+    return F.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def scaled_error(output: Tensor, dense: Tensor) -> Tensor:
+    """Mean squared error relative to the variance of ``dense``, so that outputs of any unit weigh the same."""
+    wide = dense.float()
+    variance = wide.var(correction=0)
+    least = _LEAST_SHARE * wide.square().mean() + torch.finfo(torch.float32).tiny
+    return (output.float() - wide).square().mean() / torch.maximum(variance, least)

@@ -1,0 +1,234 @@
+"""Healing without labels: short training of a folded network's parts, one after the other, against the dense network.
+
+Each pair, then each block, then the whole network learns to return what the same part of the dense network returns. The
+inputs of a part are those it gets in the folded network, its targets the outputs in the dense network: so each part also
+makes up for the errors of those before it (as in Li et al. 2021, "BRECQ", arXiv 2102.05426, for rounding). BatchNorm keeps
+its statistics and dropout is off. What does not bring the network's outputs closer on held-out inputs is undone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrexport.data.unlabelled import Unlabelled
+from lrexport.lowrank.repair.observed import called_until, comparable, outputs_of
+from lrexport.lowrank.repair.parts import Kind, Part, called_once, own_parameters, parts_of
+from lrexport.lowrank.repair.recorded_calls import Recorded, UnslicableError, record_inputs, record_outputs
+from lrexport.runs.record import Fidelity
+from lrexport.tasks.distillation import following, scaled_errors
+from lrexport.tasks.fidelity import SQNR, FidelityMeter
+from lrexport.torch_tools.batch import Batch
+from lrexport.torch_tools.modes import eval_mode
+from lrexport.torch_tools.outputs import flat_tensors
+
+BATCH = 32  # inputs of a step
+_READ = 125  # inputs at a time if nothing is trained
+_MOST_VALUES = 1 << 26  # of a part's recorded inputs and outputs, 256 MB
+_PASSES, _LEAST_INPUTS = 4, 256  # recording takes time: a part has as many inputs as it sees this many times
+_MOST_HELDOUT = 256  # inputs on which each change is judged
+_RATE = 0.01  # learning rate relative to the root mean square of a weight
+_LEAST_RMS = 1e-3  # for biases that are 0
+# Share of the time of all pairs, all blocks and the whole network; steps relative to those of a block.
+_TIME: dict[Kind, float] = {"pair": 0.15, "block": 0.35, "network": 0.5}
+_STEPS: dict[Kind, float] = {"pair": 0.5, "block": 1.0, "network": 4.0}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The most that healing may take: ``minutes``, and ``steps`` a block; a pair has half, the network four times as many.
+
+    If the time is enough for all steps, the same seed gives the same network.
+    """
+
+    minutes: float = math.inf
+    steps: int = 200
+    seed: int = 0
+
+
+OnPart = Callable[[int, int, Part], None]
+
+
+def heal(
+    network: nn.Module,
+    dense: nn.Module,
+    inputs: Unlabelled,
+    heldout: Unlabelled,
+    effort: Effort | None = None,
+    on_part: OnPart = lambda _done, _of, _part: None,
+) -> Fidelity:
+    """Train ``network``, folded from ``dense``, in place, on ``inputs`` without labels.
+
+    The networks are on the device of the inputs; ``dense`` consists of plain layers. ``on_part`` gets the number of parts
+    that are done and their total, before each part. Raises InputError if the networks' outputs cannot be compared.
+    """
+    with torch.inference_mode(False):
+        return _Healing(network, dense, inputs, heldout, effort or Effort(), on_part).run()
+
+
+def measured_fidelity(network: nn.Module, dense: nn.Module, inputs: Unlabelled) -> dict[str, float]:
+    """How closely a network follows ``dense``: see FidelityMeter. Raises InputError if their outputs cannot be compared."""
+    return _Truth(dense, network, inputs).fidelity(network)
+
+
+class _Truth:
+    """The dense network's outputs for held-out inputs."""
+
+    def __init__(self, dense: nn.Module, network: nn.Module, inputs: Unlabelled) -> None:
+        (few,) = inputs.draw(3).batches(3)
+        self.names = comparable((dense, network), few.filled(3))
+        values = sum(each.numel() for each in flat_tensors(_output(dense, self.names, few))) // len(few)
+        self.inputs = inputs.draw(max(2, min(_MOST_HELDOUT, _MOST_VALUES // max(1, values))))
+        self.outputs = [_output(dense, self.names, batch) for batch in self.inputs.batches(_READ)]
+
+    def fidelity(self, network: nn.Module) -> dict[str, float]:
+        meter = FidelityMeter()
+        for batch, truth in zip(self.inputs.batches(_READ), self.outputs, strict=True):
+            meter.update(_output(network, self.names, batch), truth)
+        return meter.compute()
+
+
+@torch.no_grad()
+def _output(network: nn.Module, names: tuple[str, ...], batch: Batch) -> Any:
+    with eval_mode(network):
+        return outputs_of(network, names, batch)
+
+
+@dataclass
+class _Healing:
+    network: nn.Module
+    dense: nn.Module
+    inputs: Unlabelled
+    heldout: Unlabelled
+    effort: Effort
+    on_part: OnPart
+    steps: int = 0
+    in_time: bool = True
+    names: tuple[str, ...] = ("",)  # the modules whose outputs are those of the network
+    began: float = field(default_factory=time.monotonic)
+
+    def run(self) -> Fidelity:
+        truth = _Truth(self.dense, self.network, self.heldout)
+        self.names = truth.names
+        first = before = truth.fidelity(self.network)
+        networks = (self.dense, self.network)
+        parts = called_once(parts_of(self.network), networks, next(iter(self.inputs.draw(2).batches(2))))
+        kept = 0
+        for number, part in enumerate(parts):
+            self.on_part(number, len(parts), part)
+            weights = copy.deepcopy(self.network.state_dict())
+            if not self._train(part, self._deadline(parts, number)):
+                continue
+            after = truth.fidelity(self.network)
+            if after[SQNR] > before[SQNR]:
+                before, kept = after, kept + 1
+            else:
+                self.network.load_state_dict(weights)
+        seconds = time.monotonic() - self.began
+        return Fidelity(
+            repaired=first,
+            healed=before,
+            parts=len(parts),
+            kept=kept,
+            steps=self.steps,
+            seconds=round(seconds, 3),
+            complete=self.in_time,
+        )
+
+    def _deadline(self, parts: list[Part], number: int) -> float:
+        """The time at which part ``number`` must end: its share of the time that is left to it and the later ones."""
+        counts = {kind: sum(part.kind == kind for part in parts) for kind in _TIME}
+        shares = [_TIME[part.kind] / counts[part.kind] for part in parts[number:]]
+        now = time.monotonic()
+        left = max(0.0, self.began + 60 * self.effort.minutes - now)
+        return now + left * shares[0] / sum(shares)
+
+    def _train(self, part: Part, deadline: float) -> bool:
+        """Train one part; whether it may have changed."""
+        parameters = own_parameters(self.network, part)
+        recorded = self._record(part) if parameters else None
+        if recorded is None:
+            return False
+        given, targets = recorded
+        module, whole = self.network.get_submodule(part.name), part.kind == "network"
+        most = self._steps(part)
+        groups = [{"params": [each], "rate": _RATE * max(_LEAST_RMS, _rms(each))} for each in parameters]
+        optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
+        generator = torch.Generator().manual_seed(self.effort.seed)
+        started, step = time.monotonic(), 0
+        with torch.enable_grad(), eval_mode(self.network), _only(self.network, parameters):
+            for step, index in enumerate(_indices(len(targets), most, generator)):
+                spent = time.monotonic()
+                if spent >= deadline:
+                    self.in_time = False
+                    break
+                progress = max(step / most, (spent - started) / (deadline - started))
+                for group in optimizer.param_groups:
+                    group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * progress))
+                outputs = called_until(module, self.names if whole else ("",), given.of(index))
+                if not whole:
+                    outputs = {part.name: outputs}  # as recorded
+                loss = (following if whole else scaled_errors)(outputs, targets.of(index))
+                if not loss.requires_grad or not bool(loss.isfinite()):
+                    break
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                self.steps += 1
+        return step > 0
+
+    def _steps(self, part: Part) -> int:
+        return max(1, round(self.effort.steps * _STEPS[part.kind]))
+
+    def _record(self, part: Part) -> tuple[Recorded, Recorded] | None:
+        """The part's inputs in the network and its targets in the dense one; None if it cannot be trained alone."""
+        try:
+            few = self._record_some(part, self.inputs.draw(2))
+            values = sum(tensor[0].numel() for recorded in few for tensor in recorded.tensors)
+            most = min(_MOST_VALUES // max(1, values), max(_LEAST_INPUTS, self._steps(part) * BATCH // _PASSES))
+            return self._record_some(part, self.inputs.draw(max(2, most)))
+        except UnslicableError:
+            return None
+
+    def _record_some(self, part: Part, inputs: Unlabelled) -> tuple[Recorded, Recorded]:
+        given = record_inputs(self.network, part.name, inputs.batches(_READ))
+        names = self.names if part.kind == "network" else (part.name,)
+        return given, record_outputs(self.dense, names, inputs.batches(_READ))
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.detach().float().square().mean().sqrt())
+
+
+@contextmanager
+def _only(network: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside the block, gradients are computed for these parameters and no others, whether they are frozen or not."""
+    trained = set(parameters)
+    before = {each: each.requires_grad for each in network.parameters()}
+    for each in before:
+        each.requires_grad_(each in trained)
+    try:
+        yield
+    finally:
+        for each, asked in before.items():
+            each.requires_grad_(asked)
+        for each in parameters:
+            each.grad = None
+
+
+def _indices(count: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Random inputs for each step, all of them before any comes again."""
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if len(order) < min(BATCH, count):
+            order = torch.randperm(count, generator=generator)
+        yield order[:BATCH]
+        order = order[BATCH:]

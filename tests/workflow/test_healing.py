@@ -1,0 +1,228 @@
+"""Healing without labels, on small networks that really know the digits."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lrexport.data.datasets import load_data
+from lrexport.data.unlabelled import Given
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.repair.parts import Part
+from lrexport.lowrank.repair.reconstruct import reconstruct
+from lrexport.tasks.fidelity import AGREEMENT, SQNR
+from lrexport.torch_tools.batch import Batch, BatchLike
+from lrexport.workflow.healing import Effort, heal, measured_fidelity
+from tests.lowrank.repair.test_reconstruct import at_rank
+
+CPU = torch.device("cpu")
+SHAPE = (1, 8, 8)
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.relu(self.norms[0](self.first(x)))
+        return torch.relu(x + self.norms[1](self.second(inner)))
+
+
+class DigitsNet(nn.Module):
+    """(B, 1, 8, 8) → (B, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(1, 16, 3, padding=1), nn.Sequential(Block(16), Block(16))
+        self.drop, self.head = nn.Dropout(0.1), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.blocks(torch.relu(self.stem(x))).mean((2, 3))))
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    ((batch, labels),) = load_data("digits", SHAPE).train.batches(5000, CPU)
+    return batch.only, labels
+
+
+@pytest.fixture(scope="module")
+def dense(digits: tuple[Tensor, Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    network, (images, labels) = DigitsNet().train(), digits
+    epochs, size = 8, 64
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(epochs):
+        for index in torch.randperm(len(images)).split(size):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images[index]), labels[index]).backward()
+            optimizer.step()
+    network.eval().zero_grad()
+    with torch.no_grad():
+        assert float((network(images).argmax(1) == labels).float().mean()) > 0.9
+    return network
+
+
+def unlabelled(inputs: BatchLike) -> Given:
+    return Given(Batch.of(inputs), CPU, seed=0)
+
+
+def compressed(dense: nn.Module, images: Tensor, rank: int = 4) -> nn.Module:
+    """The network with pairs of ``rank``, refitted to the images as compress does."""
+    svd = decompose(copy.deepcopy(dense), SHAPE, keep=["stem", "head"])
+    plan = at_rank(svd, rank)
+    network = fold(svd, plan)
+    reconstruct(network, svd, plan, images)
+    return network.eval()
+
+
+def error(values: dict[str, float]) -> float:
+    """The power of the error relative to that of the output."""
+    return 10 ** (-values[SQNR] / 10)
+
+
+def test_the_error_of_a_reconstructed_network_falls_to_less_than_half_on_inputs_it_never_saw(
+    dense: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    images, _ = digits
+    learnt, judged, fresh = images[:700], images[700:900], unlabelled(images[900:])
+    network = compressed(dense, learnt)
+    before = measured_fidelity(network, dense, fresh)
+    healed = heal(network, dense, unlabelled(learnt), unlabelled(judged), Effort(steps=60))
+    after = measured_fidelity(network, dense, fresh)
+    assert error(after) < 0.5 * error(before)
+    assert after[AGREEMENT] >= before[AGREEMENT]
+    assert healed.healed[SQNR] > healed.repaired[SQNR] + 3
+    assert healed.complete
+    assert 0 < healed.kept <= healed.parts == 7  # four pairs, two blocks and the network
+    assert not network.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_same_seed_heals_to_the_same_network_and_another_to_another(
+    dense: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    images, _ = digits
+    start = compressed(dense, images[:300])
+
+    def healed(seed: int) -> dict[str, Tensor]:
+        network = copy.deepcopy(start)
+        torch.manual_seed(torch.seed() % 1000)  # the caller's random numbers do not matter
+        heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=4, seed=seed))
+        return network.state_dict()
+
+    first, again, other = healed(1), healed(1), healed(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_dense_network_and_statistics_and_the_caller_s_random_numbers_stay_as_they_are(
+    dense: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    images, _ = digits
+    network, weights = compressed(dense, images[:300]), copy.deepcopy(dense.state_dict())
+    statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    random = torch.get_rng_state()
+    heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=4))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, weights[name]) for name, value in dense.state_dict().items())
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in network.named_buffers())
+    assert all(parameter.grad is None for parameter in dense.parameters())
+
+
+def test_what_does_not_help_on_held_out_inputs_is_undone(
+    dense: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = digits
+    network = compressed(dense, images[:300])
+    weights = copy.deepcopy(network.state_dict())
+    monkeypatch.setattr("lrexport.workflow.healing._RATE", 10.0)  # destroys whatever it trains
+    healed = heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=4))
+    assert healed.kept == 0
+    assert healed.healed == healed.repaired
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_without_time_nothing_is_trained_and_the_result_says_so(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    images, _ = digits
+    network = compressed(dense, images[:300])
+    weights = copy.deepcopy(network.state_dict())
+    parts: list[tuple[int, int, Part]] = []
+    healed = heal(
+        network,
+        dense,
+        unlabelled(images[:300]),
+        unlabelled(images[300:400]),
+        Effort(minutes=0),
+        lambda done, of, part: parts.append((done, of, part)),
+    )
+    assert (healed.steps, healed.kept, healed.complete) == (0, 0, False)
+    assert [done for done, _, _ in parts] == list(range(healed.parts))
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_frozen_weights_are_trained_too_and_stay_marked_as_frozen(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    images, _ = digits
+    network = compressed(dense, images[:300]).requires_grad_(False)
+    weights = copy.deepcopy(network.state_dict())
+    assert heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=4)).kept
+    assert not torch.equal(network.state_dict()["head.weight"], weights["head.weight"])
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+class Scene(nn.Module):
+    """An image and a state → a mask and a depth of very different units, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU())
+        self.state, self.mask, self.depth = nn.Linear(6, 12), nn.Conv2d(12, 2, 1), nn.Conv2d(12, 1, 3, padding=1)
+
+    def forward(self, image: Tensor, state: Tensor) -> dict[str, Tensor]:
+        x = self.body(image) + self.state(state)[:, :, None, None]
+        return {"mask": self.mask(x), "depth": 1000 * self.depth(x)}
+
+
+def test_a_network_with_two_inputs_and_named_outputs_heals_without_a_task() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, state = (torch.randn(200, *shape, generator=generator) for shape in ((3, 10, 10), (6,)))
+    torch.manual_seed(0)
+    dense = Scene().eval()
+    svd = decompose(
+        copy.deepcopy(dense), {"image": image[:2], "state": state[:2]}, keep=["body.0", "state", "mask", "depth"]
+    )
+    network = fold(svd, at_rank(svd, 4)).eval()
+    parts = [
+        Batch((image[rows], state[rows]), ("image", "state")) for rows in (slice(120), slice(120, 160), slice(160, 200))
+    ]
+    learnt, judged, fresh = map(unlabelled, parts)
+    before = measured_fidelity(network, dense, fresh)
+    healed = heal(network, dense, learnt, judged, Effort(steps=60))
+    after = measured_fidelity(network, dense, fresh)
+    assert set(after) == {SQNR, f"{SQNR} mask", f"{SQNR} depth"}
+    assert error(after) < 0.8 * error(before)
+    assert healed.kept
+
+
+def test_a_network_that_gives_nan_can_only_get_better(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    images, _ = digits
+    network = compressed(dense, images[:300])
+    with torch.no_grad():
+        network.get_submodule("head").bias.fill_(math.nan)
+    healed = heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=2))
+    assert healed.repaired[SQNR] == healed.healed[SQNR] == -150
+    assert healed.kept == 0
+
+
+def test_healing_works_inside_inference_mode(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    images, _ = digits
+    network = compressed(dense, images[:300])
+    with torch.inference_mode():
+        assert heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=2)).steps
