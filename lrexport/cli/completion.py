@@ -24,15 +24,16 @@ _WORD_BREAK, _ASSIGNMENT = ":", "="  # bash splits words at them
 
 
 def models(incomplete: str) -> Iterator[str]:
-    """Built-in names, runs, folders, torchvision's names once the prefix is started, callables of local modules."""
-    from lrexport.networks.names import CIFAR_NAMES, TORCHVISION, torchvision_names
+    """Built-in names, runs, folders, torchvision's and timm's once the prefix is typed, callables of local modules."""
+    from lrexport.networks.names import CIFAR_NAMES, ELSEWHERE
 
     yield from CIFAR_NAMES
     yield from _runs(incomplete)
-    if incomplete and (TORCHVISION.startswith(incomplete) or incomplete.startswith(TORCHVISION)):
-        yield from (f"{TORCHVISION}{name}" for name in sorted(torchvision_names()))
-    else:
-        yield TORCHVISION
+    for prefix, names in ELSEWHERE.items():
+        if incomplete and (prefix.startswith(incomplete) or incomplete.startswith(prefix)):
+            yield from (f"{prefix}{name}" for name in sorted(names()))
+        else:
+            yield prefix
     yield from _callables(incomplete)
 
 

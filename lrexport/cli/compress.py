@@ -40,7 +40,8 @@ def command(
 ) -> None:
     """Train MODEL in SVD form, prune singular values to a goal, fold into plain layers and fine-tune.
 
-    MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10], package.module:callable, or a run.
+    MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10], timm:NAME,
+    package.module:callable, or a run.
     Without --data nothing is trained: ranks are chosen and folded within seconds.
 
     \b

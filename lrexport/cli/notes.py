@@ -50,10 +50,10 @@ def note_unused(data: str | None, source: Path | None) -> None:
 def note_callable_weights(options: dict[str, Any]) -> None:
     """Note that a user's callable determines the weights, trained or not."""
     from lrexport.cli.console import note
+    from lrexport.networks.names import is_import_path
 
     name = options["model"].partition("?")[0]
-    is_callable = ":" in name and not name.startswith("torchvision:")
-    if is_callable and options["weights"] is None and not (options["data"] and options["dense_epochs"]):
+    if is_import_path(name) and options["weights"] is None and not (options["data"] and options["dense_epochs"]):
         note(f"note: no --weights: starting from the weights that {plain(name)} returns")
 
 

@@ -12,7 +12,7 @@ from lrexport.config.compression import CompressConfig, TrainConfig, check_sourc
 from lrexport.config.goals import FromPlan
 from lrexport.data import sources
 from lrexport.errors import InputError, UsageError
-from lrexport.networks.names import check_name, is_import_path, parse_model, random_teacher
+from lrexport.networks.names import GIVE_WEIGHTS, check_name, is_import_path, parse_model, random_teacher
 from lrexport.runs.record import Record, load_record, uncompressed
 from lrexport.runs.resume import check_folder, check_free, is_stopped, stopped
 
@@ -80,7 +80,7 @@ def _check_teacher(teacher: str, weights: Path | None) -> None:
     check_name(name)
     if weights is not None:
         files.check_readable(weights)
-    elif not is_import_path(name) and not options.get("weights"):
+    elif not is_import_path(name) and not any(map(options.get, GIVE_WEIGHTS)):
         raise random_teacher()
 
 

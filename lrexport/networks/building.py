@@ -1,4 +1,4 @@
-"""MODEL (a known name, ``torchvision:NAME`` or ``package.module:callable``) → a recipe that builds the network."""
+"""MODEL (a known name, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``) → a recipe that builds it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch
 from torch import nn
 
 from lrexport.errors import InputError, UsageError, signal_of, with_hint
-from lrexport.networks import cifar_resnet, torchvision_zoo
+from lrexport.networks import cifar_resnet, timm_zoo, torchvision_zoo
+from lrexport.networks.lazy import fill_lazy_layers
 from lrexport.networks.names import CIFAR_NAMES as CIFAR_NAMES
 from lrexport.networks.names import (
+    GIVE_WEIGHTS,
+    TIMM,
     TORCHVISION,
     check_import_path,
     check_name,
@@ -27,11 +30,9 @@ from lrexport.networks.names import (
 from lrexport.runs.record import ModelSource
 from lrexport.signature import Signature
 from lrexport.text import nearest
-from lrexport.torch_tools.batch import call, signature_of
-from lrexport.torch_tools.forward_errors import forward_error
+from lrexport.torch_tools.batch import signature_of
 from lrexport.torch_tools.import_torchvision import torchvision, with_operators
 from lrexport.torch_tools.plain_form import make_plain, unwrapped
-from lrexport.torch_tools.tracing import example_input
 from lrexport.trust import consent
 from lrexport.trust.current_folder import import_here
 
@@ -40,7 +41,7 @@ from lrexport.trust.current_folder import import_here
 class ModelRecipe:
     """Builds the network as often as needed. ``source`` is MODEL without its options.
 
-    ``signature`` says what the network takes. ``is_named``: lrexport or torchvision
+    ``signature`` says what the network takes. ``is_named``: lrexport, torchvision or timm
     knows the network by name; otherwise it comes from the user's callable. ``preprocessing`` has those fields of
     :class:`lrexport.preprocessing.Preprocessing` that the network's source states.
     """
@@ -84,7 +85,7 @@ class ModelRecipe:
         network, remarks = unwrapped(network, f"MODEL {self.source!r} returned a network")
         notes += remarks
         network = network.float().eval()
-        _fill_lazy_layers(network, self.signature)
+        fill_lazy_layers(network, self.signature)
         for parameter in network.parameters():
             if parameter.is_floating_point() and not parameter.requires_grad:
                 parameter.requires_grad_()
@@ -112,7 +113,7 @@ class ModelRecipe:
 
         A user's callable may load weights itself, so it does not count as random.
         """
-        return self.is_named and weights is None and not self.kwargs.get("weights")
+        return self.is_named and weights is None and not any(map(self.kwargs.get, GIVE_WEIGHTS))
 
     def to_record(self) -> ModelSource:
         return ModelSource.of(self.source, self.kwargs, self.signature)
@@ -136,6 +137,9 @@ def from_record(source: ModelSource, named_in: Path) -> ModelRecipe:
     if source.source.startswith(TORCHVISION):
         check_name(source.source)
         kwargs = _without_downloads(source.source.removeprefix(TORCHVISION), kwargs, named_in)
+    elif source.source.startswith(TIMM):
+        check_name(source.source)
+        kwargs.pop("pretrained", None)  # timm builds the same network without
     try:
         return _resolve(source.source, kwargs, source.signature, named_in)
     except UsageError as error:
@@ -162,6 +166,8 @@ def _without_downloads(name: str, kwargs: dict[str, Any], named_in: Path) -> dic
 def _resolve(name: str, kwargs: dict[str, Any], signature: Signature | None, named_in: Path | None = None) -> ModelRecipe:
     if name.startswith(TORCHVISION):
         return _from_torchvision(name, kwargs, signature)
+    if name.startswith(TIMM):
+        return _from_timm(name, kwargs, signature)
     if is_import_path(name):
         return _from_import_path(name, kwargs, signature, named_in)
     check_name(name)
@@ -179,10 +185,19 @@ def _from_torchvision(source: str, kwargs: dict[str, Any], signature: Signature 
     known = torchvision("models").list_models()
     if name not in known:
         raise no_torchvision(name, known)
-    size = 299 if name == "inception_v3" else 224
     build = partial(torchvision_zoo.build, name)
+    taken = signature or torchvision_zoo.signature_of(name, kwargs)
+    preprocessing = torchvision_zoo.preprocessing_of(name, kwargs, taken)
+    return ModelRecipe(source, build, taken, kwargs, takes_num_classes=True, is_named=True, preprocessing=preprocessing)
+
+
+def _from_timm(source: str, kwargs: dict[str, Any], signature: Signature | None) -> ModelRecipe:
+    name = source.removeprefix(TIMM)
+    network = timm_zoo.look_up(name, kwargs, signature)
+    build = partial(timm_zoo.build, name)
+    options, taken = network.options, network.signature
     return ModelRecipe(
-        source, build, signature or Signature.of((3, size, size)), kwargs, takes_num_classes=True, is_named=True
+        source, build, taken, options, takes_num_classes=True, is_named=True, preprocessing=network.preprocessing
     )
 
 
@@ -267,24 +282,3 @@ def import_callable(
     if not callable(target):
         raise UsageError(f"{what} {path!r} is of type {type(target).__name__}; expected a callable")
     return target
-
-
-def _fill_lazy_layers(network: nn.Module, signature: Signature) -> None:
-    """Turn torch's lazy layers into plain layers, with the sizes that one input gives them."""
-    if not _lazy_weights(network):
-        return
-    try:
-        with torch.no_grad():
-            call(network, example_input(network, signature))
-    except Exception as error:
-        raise forward_error(error, signature) from error
-    if left := _lazy_weights(network):
-        raise InputError(
-            f"lazy layers that no input reaches, so their sizes are unknown: {', '.join(left[:10])}",
-            "Build these layers with their sizes, or remove them.",
-        )
-
-
-def _lazy_weights(network: nn.Module) -> list[str]:
-    tensors = (*network.named_parameters(), *network.named_buffers())
-    return [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from lrexport.errors import UsageError
+from lrexport.errors import DeviceError, UsageError
 from lrexport.text import nearest
 from lrexport.trust.current_folder import origin_of
 
 DEPTHS = (20, 32, 44, 56, 110)
 CIFAR_NAMES = tuple(f"resnet{depth}" for depth in DEPTHS)
 TORCHVISION = "torchvision:"
-# How torchvision's files declare a model; further decorators, some on several lines, may follow.
-_REGISTERED = re.compile(r'^@register_model\((?:name="(\w+)")?\)\n(?:[@\s)].*\n)*def (\w+)\(', re.MULTILINE)
+TIMM = "timm:"
+# Options of torchvision's and of timm's builders that give a network published weights.
+GIVE_WEIGHTS = ("weights", "pretrained")
+# How torchvision's and timm's files declare a model; further decorators, some on several lines, may follow.
+_REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:[@\s)].*\n)*def (\w+)\(', re.MULTILINE)
+# Old names that timm still knows, and the places of its configurations, by which weights are called name.tag.
+_RENAMED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}", re.MULTILINE | re.DOTALL)
+_KEY = re.compile(r"""^\s*['"]([\w.]+)\*?['"]\s*:""", re.MULTILINE)
 
 
 def parse_model(model: str) -> tuple[str, dict[str, Any]]:
@@ -38,17 +44,22 @@ def _literal(text: str) -> Any:
 
 def is_import_path(source: str) -> bool:
     """Whether MODEL, without its options, is the import path of a user's callable."""
-    return ":" in source and not source.startswith(TORCHVISION)
+    return ":" in source and not source.startswith((TORCHVISION, TIMM))
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError if MODEL, without its options, names nothing; neither torch nor the user's code is loaded."""
+    """Raise UsageError if MODEL, without its options, names nothing; neither torch nor the user's code is loaded.
+
+    Raises DeviceError for timm's networks if timm is not installed.
+    """
     if name in CIFAR_NAMES:
         return
     if name.startswith(TORCHVISION):
         known = list(torchvision_names())
         if known and name.removeprefix(TORCHVISION) not in known:
             raise no_torchvision(name.removeprefix(TORCHVISION), known)
+    elif name.startswith(TIMM):
+        _check_timm(name.removeprefix(TIMM))
     elif is_import_path(name):
         check_import_path(name, "MODEL")
     elif name.endswith(".py"):
@@ -87,24 +98,75 @@ def no_torchvision(name: str, known: list[str]) -> UsageError:
     return UsageError(f"torchvision has no model {name!r}", f"Close: {', '.join(close)}." if close else None)
 
 
+def no_timm(name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name, or a tag of weights, that timm does not have."""
+    close = nearest(name, list(known), 3)
+    hint = f"Close: {', '.join(close)}." if close else "timm.list_models() has all names."
+    return UsageError(f"timm has no model {name!r}", hint)
+
+
+def missing_timm(module: str = "timm") -> DeviceError:
+    """The error for timm's networks without timm, or without a ``module`` that it needs."""
+    return DeviceError(f"MODEL {TIMM}NAME needs {module}", "Install it with: pip install 'lrexport[timm]'")
+
+
 def torchvision_names() -> Iterator[str]:
     """The models that the files of the installed torchvision declare; none if their format is not recognised."""
-    spec = PathFinder.find_spec("torchvision")
+    return _declared("torchvision")
+
+
+def timm_names() -> Iterator[str]:
+    """The models that the files of the installed timm declare, without tags; none if timm is not installed."""
+    return _declared("timm")
+
+
+def _check_timm(name: str) -> None:
+    """Raise the error for a name that timm's files do not declare, or for a tag that they do not mention."""
+    if PathFinder.find_spec("timm") is None:
+        raise missing_timm()
+    texts = list(_texts("timm"))
+    architecture, _, tag = name.partition(".")
+    known = {declared for text in texts for declared in _declared_in(text)}
+    old = {key for text in texts for block in _RENAMED.findall(text) for key in _KEY.findall(block)}
+    if known and architecture not in known | old:
+        raise no_timm(name, sorted(known))
+    # Some tags are composed from parts, so a tag is only refused if its text is nowhere.
+    if tag and not any(tag in text for text in texts):
+        tags = [key for text in texts for key in _KEY.findall(text) if key.startswith(f"{architecture}.")]
+        raise no_timm(name, tags)
+
+
+def _declared(package: str) -> Iterator[str]:
+    for text in _texts(package):
+        yield from _declared_in(text)
+
+
+def _declared_in(text: str) -> Iterator[str]:
+    for named, function in _REGISTERED.findall(text):
+        yield named or function
+
+
+def _texts(package: str) -> Iterator[str]:
+    """The files in which an installed package declares its models."""
+    spec = PathFinder.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for path in sorted(Path(folder, "models").rglob("*.py")):
-            for named, function in _REGISTERED.findall(path.read_text(encoding="utf-8")):
-                yield named or function
+            yield path.read_text(encoding="utf-8")
+
+
+# Where names with a prefix come from.
+ELSEWHERE = {TORCHVISION: torchvision_names, TIMM: timm_names}
 
 
 def _unknown(name: str) -> UsageError:
     close = nearest(name, CIFAR_NAMES, 3)
-    if name in torchvision_names():
-        close.insert(0, f"{TORCHVISION}{name}")
+    close[:0] = [f"{prefix}{name}" for prefix, known in ELSEWHERE.items() if name in known()]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     where = "It is a folder, but not a run (it has no run.json). " if Path(name).is_dir() else ""
     return UsageError(
         f"unknown MODEL {name!r}",
-        f"{hint}{where}Known: {', '.join(CIFAR_NAMES)}, torchvision:NAME, package.module:callable, or a run's folder.",
+        f"{hint}{where}Known: {', '.join(CIFAR_NAMES)}, torchvision:NAME, timm:NAME, "
+        "package.module:callable, or a run's folder.",
     )
 
 

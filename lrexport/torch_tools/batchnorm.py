@@ -12,8 +12,10 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch
@@ -29,7 +31,8 @@ def global_statistics(network: nn.Module, world: int) -> Iterator[None]:
     """Inside the block, BatchNorm takes mean and variance over the images of all ``world`` processes."""
     norms = [module for module in network.modules() if isinstance(module, BatchNorm)] if world > 1 else []
     for norm in norms:
-        norm.forward = MethodType(_forward, norm)  # type: ignore[method-assign]
+        usual = type(norm).forward is _BatchNorm.forward
+        norm.forward = MethodType(_forward if usual else _own_forward, norm)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -107,6 +110,32 @@ class _Sum(torch.autograd.Function):
         total = gradient.clone()
         torch.distributed.all_reduce(total)
         return total
+
+
+class _Global(TorchFunctionMode):
+    """Replaces the function of BatchNorm in the forward of a subclass, which may do more, such as an activation."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.norm = norm
+        self.count = norm.num_batches_tracked.clone() if norm.track_running_stats else None
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.batch_norm:
+            if self.count is not None:  # which the subclass may have raised already
+                self.norm.num_batches_tracked.copy_(self.count)
+            return _forward(self.norm, args[0] if args else (kwargs or {})["input"])
+        return func(*args, **(kwargs or {}))
+
+
+def _own_forward(norm: Any, x: Tensor) -> Any:
+    """A subclass's own forward of x (B, C, …), in training with sums over all processes."""
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    with _Global(norm):
+        return type(norm).forward(norm, x)
 
 
 def _forward(norm: Any, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.modes import in_mode
 from lrexport.torch_tools.modules import replace
 from lrexport.torch_tools.outputs import flat_tensors
+from lrexport.torch_tools.padding import Padded, padding_like, seen, with_padding
 from lrexport.torch_tools.tracing import noise
 from lrexport.torch_tools.weight_layers import TRANSPOSED, WEIGHTED
 
@@ -36,6 +37,7 @@ _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "group
 _ARGUMENTS_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 # Relative to the largest output; different orders of summation in float32 differ by less.
 _TOLERANCE = 1e-5
+_MOST_SIZES = 8  # of inputs that a layer is tried with
 
 
 class _NoPlainLayer(Exception):
@@ -86,8 +88,12 @@ def make_layers_plain(network: nn.Module, inputs: InputsLike) -> list[str]:
         for plain, layer in before.items():
             replace(network, plain, layer)
         return []
-    kinds = Counter((type(layer).__name__, type(plain).__name__) for plain, layer in before.items())
+    kinds = Counter((type(layer).__name__, _kind(plain)) for plain, layer in before.items())
     return [f"replaced {count} {kind} by {plain}, which computes the same" for (kind, plain), count in kinds.items()]
+
+
+def _kind(plain: Any) -> str:
+    return f"padding and {type(plain.convolution).__name__}" if isinstance(plain, nn.Sequential) else type(plain).__name__
 
 
 def why_not_plain(layer: nn.Module) -> str:
@@ -101,7 +107,10 @@ def why_not_plain(layer: nn.Module) -> str:
 
 @torch.no_grad()
 def plain_equivalent(layer: nn.Module, tied: bool) -> nn.Module:
-    """A plain layer with the weight that ``layer`` uses; ``tied``: others share its weight. Raises _NoPlainLayer."""
+    """A plain layer with the weight that ``layer`` uses, or padding and a convolution; ``tied``: others share its weight.
+
+    Raises _NoPlainLayer.
+    """
     mode = layer.training
     layer.training = False
     try:
@@ -114,7 +123,7 @@ def plain_equivalent(layer: nn.Module, tied: bool) -> nn.Module:
             plain = _plain_of(each)
             for given in _inputs(each, generator):
                 if not _agree(each(given.clone()), plain(given), _TOLERANCE):
-                    raise _NoPlainLayer(f"computes something else than {type(plain).__name__}")
+                    raise _NoPlainLayer(f"computes something else than {_kind(plain)}")
     except _NoPlainLayer:
         raise
     except Exception as error:  # foreign code can raise anything; the layer is then kept
@@ -135,13 +144,7 @@ def _is_its_class(layer: nn.Module) -> bool:
 def _plain_of(layer: Any) -> Any:
     """A plain layer with the settings and the weight of the one call that ``layer`` makes."""
     given = next(_inputs(layer, torch.Generator().manual_seed(1)))
-    watch = _Calls()
-    with watch:
-        layer(given)
-    if len(watch.calls) != 1:
-        what = "several products" if watch.calls else "no visible convolution or linear function"
-        raise _NoPlainLayer(f"computes {what}")
-    call = watch.calls[0]
+    call = _only_call(layer, given)
     weight, bias, inner = call.given["weight"], call.given.get("bias"), call.given["input"]
     if not isinstance(layer, call.kind):
         raise _NoPlainLayer(f"computes something else than {base_of(layer).__name__}")
@@ -150,10 +153,22 @@ def _plain_of(layer: Any) -> Any:
         plain: Any = nn.Linear(weight.shape[1], weight.shape[0], **options)
     else:
         plain = _convolution(call, weight, inner, given, layer, options)
-    plain.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach().clone())
+    owner: Any = plain.convolution if isinstance(plain, nn.Sequential) else plain
+    owner.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach().clone())
     if bias is not None:
-        plain.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
+        owner.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
     return plain
+
+
+def _only_call(layer: Any, given: Tensor) -> _Call:
+    """The call of a convolution or of ``linear`` for an input. Raises _NoPlainLayer if there is none or several."""
+    watch = _Calls()
+    with watch:
+        layer(given)
+    if len(watch.calls) != 1:
+        what = "several products" if watch.calls else "no visible convolution or linear function"
+        raise _NoPlainLayer(f"computes {what}")
+    return watch.calls[0]
 
 
 def _convolution(call: _Call, weight: Tensor, inner: Tensor, given: Tensor, layer: Any, options: dict[str, Any]) -> Any:
@@ -166,18 +181,41 @@ def _convolution(call: _Call, weight: Tensor, inner: Tensor, given: Tensor, laye
     if not isinstance(padding, str):
         padding = _on_each_axis(padding, axes)
     added = [inner.shape[-axes + axis] - given.shape[-axes + axis] for axis in range(axes)]
+    pads_twice = isinstance(padding, str) or any(padding)
     mode = "zeros"
-    if any(added):
-        if any(each < 0 or each % 2 for each in added) or isinstance(padding, str) or transposed:
+    observed = [] if transposed else _padding_of(layer, axes)
+    if observed:
+        if (even := _even(observed)) and not pads_twice:
+            padding, observed = even, []
+    elif any(added):
+        if transposed or pads_twice or any(each < 0 or each % 2 for each in added):
             raise _NoPlainLayer("pads its input unevenly")
-        if any(padding):
-            raise _NoPlainLayer("pads its input twice")
-        padding = tuple(each // 2 for each in added)
-        mode = str(getattr(layer, "padding_mode", "zeros"))
+        padding, mode = tuple(each // 2 for each in added), str(getattr(layer, "padding_mode", "zeros"))
     channels = (outer, into) if transposed else (into, outer)
-    return call.kind(
+    plain = call.kind(
         *channels, tuple(weight.shape[2:]), padding=padding, groups=groups, padding_mode=mode, **settings, **options
     )
+    if not observed:
+        return plain
+    before = padding_like(observed, plain)
+    if before is None:
+        raise _NoPlainLayer("pads its input unevenly")
+    return with_padding(before, plain)
+
+
+def _padding_of(layer: Any, axes: int) -> list[Padded]:
+    """The zeros that ``layer`` adds around inputs of several sizes; empty if it adds none."""
+    inputs = _inputs(layer, torch.Generator().manual_seed(1))
+    observed = [seen(given, _only_call(layer, given).given["input"], axes) for given in inputs]
+    padded = [each for each in observed if each is not None]
+    return padded if any(any(pair) for each in padded for pair in each.added) else []
+
+
+def _even(observed: list[Padded]) -> tuple[int, ...] | None:
+    """The zeros that are added on both sides of each axis, if it is the same for all sizes."""
+    if len({each.added for each in observed}) > 1 or any(front != back for front, back in observed[0].added):
+        return None
+    return tuple(front for front, _ in observed[0].added)
 
 
 def _on_each_axis(value: Any, axes: int) -> tuple[int, ...]:
@@ -209,7 +247,8 @@ def _inputs(layer: Any, generator: torch.Generator) -> Iterator[Tensor]:
         shapes: list[tuple[int, ...]] = [(3, layer.in_features), (2, 2, layer.in_features)]
     else:
         reach = [dilation * (size - 1) + 1 for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-        shapes = [(2, layer.in_channels, *(2 * each + more for each in reach)) for more in (4, 5)]
+        last = 4 + min(max(2, *layer.stride), _MOST_SIZES)  # padding can depend on the rest of a division by the stride
+        shapes = [(2, layer.in_channels, *(2 * each + more for each in reach)) for more in range(4, last)]
     for shape in shapes:
         drawn = torch.randn(shape, generator=generator).to(example)
         yield drawn

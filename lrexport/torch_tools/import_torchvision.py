@@ -22,8 +22,9 @@ def with_operators(importing: Callable[[], T]) -> T:
     """The result of ``importing``, which may import torchvision somewhere; a second attempt if that fails.
 
     PyPI's torchvision is linked against CUDA. With a CPU build of torch its library does not load, and its import fails
-    when it registers fake kernels for undefined operators. With only the schemas defined, models, datasets and transforms
-    work; the operators (nms) do not. Only an attempt shows whether the library loads.
+    when it registers fake kernels for undefined operators. With their schemas defined, models, datasets and transforms
+    work, and with :func:`_nms` also detectors; torchvision has RoIAlign in Python as well. Only an attempt shows whether
+    the library loads.
     """
     try:
         return importing()
@@ -37,5 +38,30 @@ def with_operators(importing: Callable[[], T]) -> T:
     library = torch.library.Library("torchvision", "FRAGMENT")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", _nms, "CPU")
     _schemas.append(library)  # the definitions exist only as long as this object
-    return importing()
+    made = importing()
+    boxes: Any = importlib.import_module("torchvision.ops.boxes")
+    boxes._assert_has_ops = _nothing  # it would refuse nms, which is there now
+    return made
+
+
+def _nothing() -> None:
+    pass
+
+
+def _nms(dets: Any, scores: Any, iou_threshold: float) -> Any:
+    """Indices of boxes (n, 4) that no box with a higher score overlaps by more than the threshold, by falling score."""
+    import torch
+
+    order = scores.argsort(descending=True, stable=True)
+    boxes = dets[order]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left, kept = torch.arange(len(boxes)), []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        sides = torch.minimum(boxes[best, 2:], boxes[left, 2:]) - torch.maximum(boxes[best, :2], boxes[left, :2])
+        common = sides.clamp(min=0).prod(1)
+        left = left[~(common / (areas[best] + areas[left] - common) > iou_threshold)]  # NaN, of empty boxes, is kept
+    return order[torch.stack(kept)] if kept else order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
+import lrexport
 from lrexport import UsageError
 from lrexport.torch_tools.compiled import Scripted
 from lrexport.torch_tools.equivalents import make_layers_plain, why_not_plain
@@ -115,6 +117,21 @@ class SamePadding(nn.Conv2d):
         return F.conv2d(F.pad(input, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+class OneSided(nn.Conv2d):
+    """As networks converted from Keras have it: zeros at the end only, whatever the size."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(F.pad(input, (0, 1, 0, 1)), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Shifting(nn.Conv2d):
+    """Pads on the side where the input is larger."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        left = bool(input[..., 0].sum() > input[..., -1].sum())
+        return F.conv2d(F.pad(input, (1, 0) if left else (0, 1)), self.weight, self.bias)
+
+
 class Standardised(nn.Conv2d):
     """As normaliser-free networks have it: a standardised weight with a gain."""
 
@@ -178,8 +195,57 @@ def test_a_subclass_that_computes_what_a_plain_layer_does_becomes_one(kind: str)
     assert {*network.state_dict()} <= {"1.weight", "1.bias"}
 
 
+PADDED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "same, stride 2": (lambda: SamePadding(4, 6, 3, stride=2), "SamePadding"),
+    "same, stride 3 and 2": (lambda: SamePadding(4, 6, (5, 3), stride=(3, 2)), "SamePadding"),
+    "same, even kernel": (lambda: SamePadding(4, 6, 2, stride=2, bias=False), "SamePadding"),
+    "one side": (lambda: OneSided(4, 6, 3, stride=2), "ConstantPad2d"),
+}
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_a_convolution_that_pads_unevenly_becomes_padding_and_a_plain_convolution(kind: str) -> None:
+    make, padding = PADDED[kind]
+    network = nn.Sequential(nn.Identity(), make())
+    images = [torch.randn(2, 4, size, size + 1) for size in range(6, 14)]
+    before = [network(image) for image in images]
+    (note,) = make_plain(network, (4, 8, 8))
+    assert note.endswith("by padding and Conv2d, which computes the same")
+    assert [type(part).__name__ for part in network[1]] == [padding, "Conv2d"]  # type: ignore[arg-type]
+    for image, output in zip(images, before, strict=True):
+        assert torch.allclose(network(image), output, atol=1e-5)
+    assert network[1].out_channels == 6
+
+
+def test_such_a_convolution_is_factorised_and_exported_for_any_size() -> None:
+    network = nn.Sequential(SamePadding(8, 32, 3, stride=2), nn.ReLU(), SamePadding(32, 32, 3, stride=2)).eval()
+    images = torch.randn(1, 8, 15, 16)
+    with torch.no_grad():
+        before = network(images)
+    make_plain(network, (8, 16, 16))
+    sides = {2: torch.export.Dim("height", min=4), 3: torch.export.Dim("width", min=4)}
+    program = torch.export.export(network, (torch.randn(1, 8, 16, 16),), dynamic_shapes=(sides,))
+    with torch.no_grad():
+        assert torch.allclose(program.module()(images), before, atol=1e-4)
+    assert list(lrexport.decompose(network, (8, 16, 16)).layers) == ["0.convolution", "2.convolution"]
+
+
+def test_every_subclass_of_a_convolution_in_timm_becomes_plain() -> None:
+    timm = pytest.importorskip("lrexport.networks.timm_zoo").timm
+    if PathFinder.find_spec("timm") is None:
+        pytest.skip("needs the extra timm")
+    layers: Any = timm().layers
+    for name in ("Conv2dSame", "StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"):
+        for stride in (1, 2):
+            network = nn.Sequential(nn.Identity(), getattr(layers, name)(4, 6, 3, stride=stride))
+            images = torch.randn(2, 4, 9, 10)
+            before = network(images)
+            assert len(make_plain(network, (4, 9, 10))) == 1, name
+            assert torch.allclose(network(images), before, atol=1e-4), name
+
+
 OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "padding on one side": (lambda: SamePadding(4, 6, 3, stride=2), "SamePadding pads its input unevenly"),
+    "padding by the input's values": (lambda: Shifting(4, 6, 3), "Shifting pads its input unevenly"),
     "an activation": (lambda: Activated(4, 6, 3, padding=1), "Activated computes something else than Conv2d"),
     "a weight that depends on the input": (lambda: Conditional(4, 6, 3), "Conditional computes something else than Conv2d"),
     "two products": (lambda: Twice(4, 4), "Twice computes several products"),
