@@ -18,6 +18,8 @@ _OF_THE_CODE = (AttributeError, ImportError, KeyError, NameError, TypeError)
 _TYPES = re.compile(
     r"scalar types|[Ii]nput type|expected .*dtype|same dtype|expected scalar type|Expected tensor for argument"
 )
+# The types to which a forward casts that was written for weights in another precision.
+_CASTS = re.compile(r"Half|BFloat16|[Dd]ouble")
 _OURS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 
 
@@ -29,6 +31,12 @@ def forward_error(error: Exception, signature: Signature) -> InputError:
         if isinstance(error, TypeError) and "argument" in str(error):
             hint += " Name all inputs with --input NAME=SHAPE[:DTYPE[:LOW..HIGH]]."
         return InputError(f"the network raised {type(error).__name__}: {error}", hint)
+    if _CASTS.search(str(error)) and all(spec.dtype in (None, "float32") for spec in signature):
+        place = place_in_code(error)
+        return InputError(
+            f"the network casts its inputs to another type than its weights have here, float32: {error}",
+            f"{place + ' ' if place else ''}Cast to the weights' type in its forward, as in x.to(self.conv.weight.dtype).",
+        )
     if _TYPES.search(str(error)):
         return InputError(
             f"the network does not accept inputs of this type ({_given(signature)}): {error}",

@@ -53,6 +53,7 @@ def test_model_is_a_name_a_run_or_the_start_of_a_longer_name() -> None:
         *(f"plain,{name}" for name in CIFAR_NAMES),
         "plain,run",
         "part,torchvision:",
+        "part,timm:",
     ]
 
 
@@ -128,4 +129,4 @@ def test_bash_completes_behind_the_last_colon(tmp_path: Path) -> None:
         _lrexport_completion lrexport; echo "${{#COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == ["resnet50", "compopt -o nospace", "nets:", "compopt -o nospace", "7"], done.stderr
+    assert done.stdout.splitlines() == ["resnet50", "compopt -o nospace", "nets:", "compopt -o nospace", "8"], done.stderr

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from lrexport.config.compression import CompressConfig, TrainConfig
-from lrexport.config.export_options import ExportOptions
 from lrexport.config.goals import Macs
 from lrexport.errors import DeviceError, UsageError
 from lrexport.events import ignore_events
@@ -22,7 +21,6 @@ from lrexport.networks.timm_zoo import timm
 from lrexport.runs.loading import load
 from lrexport.runs.record import ModelSource, load_record
 from lrexport.runs.request import RunRequest
-from lrexport.workflow.exporting import export_run
 from lrexport.workflow.pipeline import compress
 
 pytestmark = pytest.mark.skipif(PathFinder.find_spec("timm") is None, reason="needs the extra timm")
@@ -130,16 +128,15 @@ def test_only_weights_that_were_asked_for_make_a_network_not_random() -> None:
     assert not resolve("timm:test_resnet?pretrained=true").is_random(None)
 
 
-def test_a_network_with_padding_of_its_own_goes_from_its_name_to_a_file(
+def test_a_network_with_padding_of_its_own_is_compressed_and_built_again_from_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = "timm:tf_mobilenetv3_small_minimal_100?num_classes=4"
-    config = CompressConfig(TrainConfig(model, input_shape=(3, 64, 64)), Macs(0.7))
+    config = CompressConfig(TrainConfig(model, input_shape=(3, 32, 32)), Macs(0.7))
     compress(RunRequest(config, Path("run"), ignore_events))
-    export_run(Path("run"), ExportOptions(rounds=0), ignore_events)
     record = load_record(Path("run"))
     assert record.model.source == "timm:tf_mobilenetv3_small_minimal_100"
     assert record.model.kwargs == {"num_classes": 4}
     assert any("Conv2dSame by padding and Conv2d" in note for note in record.notes)
-    assert load("run")(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+    assert load("run")(torch.zeros(1, 3, 32, 32)).shape == (1, 4)

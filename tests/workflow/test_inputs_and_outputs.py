@@ -156,6 +156,25 @@ def test_a_wrong_type_or_range_is_not_blamed_on_the_shape(here: Path, given: str
     assert hint in str(caught.value.hint)
 
 
+class Casting(nn.Module):
+    """Written for weights in half precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = nn.Linear(4, 4), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.to(self.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_that_casts_to_another_precision_gets_a_hint_at_the_line(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match="casts its inputs to another type than its weights") as caught:
+        lrexport.decompose(Casting(dtype), (4,))
+    assert f"{Path(__file__).name}, line " in str(caught.value.hint)
+    assert "Cast to the weights' type" in str(caught.value.hint)
+
+
 def test_an_input_that_is_missing_is_asked_for(here: Path) -> None:
     with pytest.raises(InputError, match="missing 1 required positional argument") as caught:
         exported("two_cameras", input_shape=(3, 16, 16))
