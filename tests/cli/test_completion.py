@@ -129,4 +129,11 @@ def test_bash_completes_behind_the_last_colon(tmp_path: Path) -> None:
         _lrexport_completion lrexport; echo "${{#COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == ["resnet50", "compopt -o nospace", "nets:", "compopt -o nospace", "8"], done.stderr
+    assert done.stdout.splitlines() == [
+        "resnet50",
+        "compopt -o nospace",
+        "nets:",
+        "compopt -o nospace",
+        "compopt -o nospace",
+        "8",
+    ], done.stderr

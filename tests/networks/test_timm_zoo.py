@@ -132,11 +132,11 @@ def test_a_network_with_padding_of_its_own_is_compressed_and_built_again_from_it
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = "timm:tf_mobilenetv3_small_minimal_100?num_classes=4"
+    model = "timm:test_efficientnet?pad_type=same&num_classes=4"
     config = CompressConfig(TrainConfig(model, input_shape=(3, 32, 32)), Macs(0.7))
     compress(RunRequest(config, Path("run"), ignore_events))
     record = load_record(Path("run"))
-    assert record.model.source == "timm:tf_mobilenetv3_small_minimal_100"
-    assert record.model.kwargs == {"num_classes": 4}
+    assert record.model.source == "timm:test_efficientnet"
+    assert record.model.kwargs == {"pad_type": "same", "num_classes": 4}
     assert any("Conv2dSame by padding and Conv2d" in note for note in record.notes)
     assert load("run")(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
