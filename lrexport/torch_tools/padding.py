@@ -39,9 +39,8 @@ class SamePadding(nn.Module):
         return tuple(_same(*axis) for axis in axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes: Sequence[int] = x.shape[-len(self.kernel_size) :]
-        if torch.jit.is_tracing():  # which counts MACs, and has sizes as tensors
-            sizes = [int(size) for size in sizes]
+        # torch.jit.trace, by which MACs are counted, has tensors as sizes; an export for any size has symbols.
+        sizes = [size if isinstance(size, torch.SymInt) else int(size) for size in x.shape[-len(self.kernel_size) :]]
         pads = self.added(sizes)
         return F.pad(x, [each for pair in reversed(pads) for each in pair])
 
