@@ -187,7 +187,8 @@ class FileExported(Event):
     """An ONNX file is written and agrees with torch within ``relative_error`` of the largest output.
 
     ``blind``: the output hardly depends on the input, so agreement proves little. ``rescored``: the file has the same test
-    accuracy as the torch network. ``uncounted``: operators whose MACs are not counted.
+    accuracy as the torch network. ``uncounted``: operators whose MACs are not counted. The sizes ``free`` may be any that
+    differ from the network's own by multiples of ``step``.
     """
 
     kind = "export"
@@ -199,6 +200,8 @@ class FileExported(Event):
     blind: bool
     rescored: bool
     uncounted: tuple[str, ...]
+    free: tuple[str, ...] = ()
+    step: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

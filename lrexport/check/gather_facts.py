@@ -115,7 +115,8 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
     files: tuple[Path, ...] = ()
     if name in record.files:
         file = record.check(run, name)
-        surveyed = counting.result() if counting else how.survey(file)
+        sized = _sized(how, record)
+        surveyed = counting.result() if counting and sized is how else sized.survey(file)
         counted, files = _facts(surveyed, how), surveyed.files
     dense = None
     if record.results.dense:
@@ -123,6 +124,14 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
         dense_facts = _facts(how.survey(record.check(run, DENSE_ONNX)), how) if counts_dense else Facts()
         dense = _recorded(dense_facts, record.results.dense, record)
     return Gathered(_recorded(counted, result, record), file, dense, run / DENSE_ONNX, files)
+
+
+def _sized(how: How, record: Record) -> How:
+    """With the sizes at which the run's files were counted, where they leave them open and nobody gave others."""
+    from lrexport.runs.record import exported_shapes
+
+    shapes = exported_shapes(record.model.signature, record.export)
+    return replace(how, shapes=shapes) if shapes and not how.shapes else how
 
 
 def _recorded(facts: Facts, result: Result, record: Record) -> Facts:

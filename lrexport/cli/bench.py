@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,7 @@ def command(
     named = {name: file for name, (file, _) in zip(names, files, strict=True)}
     sizes = {name: size for name, (_, size) in zip(names, files, strict=True)}
     against = next(iter(named)) if len(named) > 1 else None
+    shapes = {**_own_shapes(paths), **shapes}
     values = npz_bytes(read_inputs(input_file, shapes)) if input_file else None
     job = MeasuringJob(
         (),
@@ -139,6 +140,16 @@ def _files(path: Path, target: str) -> list[tuple[Path, int]]:
     if not names:
         raise UsageError(f"{path} has no ONNX files yet", f"Write them with lrexport onnx {shell_path(path)}.")
     return [(file, file.stat().st_size) for file in (record.check(path, name) for name in names)]
+
+
+def _own_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """The sizes at which files of runs were exported, for those that they leave open."""
+    from lrexport.runs.record import exported_shapes, load_record
+
+    records = [load_record(path) for path in paths if path.is_dir()]
+    return {
+        name: shape for record in records for name, shape in exported_shapes(record.model.signature, record.export).items()
+    }
 
 
 def _checked_bytes(path: Path, is_sent: bool) -> int:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from lrexport.cli.help import EXPORT, MEASUREMENT, MODEL_AND_DATA, OUTPUT, Command, section
 from lrexport.cli.option_types import DataType
 from lrexport.cli.options import RUN, json_option, target_option, threads_option, trust_option
-from lrexport.config.export_options import ExportOptions
+from lrexport.config.export_options import BATCH, ExportOptions, check_dynamic
 from lrexport.errors import UsageError
 
 _DEFAULT = ExportOptions()
@@ -28,6 +29,18 @@ class BatchType(click.ParamType[int]):
             return int(value)
         self.fail(f"invalid batch {value!r}: expected a number of at least 1, or 'dynamic'", param, ctx)
         return None
+
+
+class DynamicType(click.ParamType[tuple[str, ...]]):
+    """``batch,height,width`` → the names of axes."""
+
+    name = "AXES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        try:
+            return check_dynamic(value)
+        except UsageError as error:
+            self.fail(f"{error.message}", param, ctx)
 
 
 class RoundsType(click.ParamType[int]):
@@ -68,6 +81,13 @@ class RoundsType(click.ParamType[int]):
         help="Batch size of the file.",
     ),
     click.option(
+        "--dynamic",
+        type=DynamicType(),
+        metavar="AXES",
+        default=(),
+        help="Axes that may have any size: one or more of batch, height, width, length, with commas.",
+    ),
+    click.option(
         "--opset", type=int, metavar="N", default=_DEFAULT.opset, show_default=True, help="ONNX operator set, 7 or later."
     ),
     click.option(
@@ -99,7 +119,7 @@ class RoundsType(click.ParamType[int]):
     target_option(),
 )
 @section(OUTPUT, json_option())
-def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **options: Any) -> None:
+def command(run: Path, batch: int, dynamic: tuple[str, ...], no_rescore: bool, json_to: str | None, **options: Any) -> None:
     """Export RUN to RUN/model.onnx and RUN/dense.onnx.
 
     Each file is checked, compared with torch on random and real inputs, simplified, compared again, scored on the test
@@ -110,7 +130,7 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
     \b
     lrexport onnx run
     lrexport onnx run --int8 --target ssh://pi@raspberrypi.local
-    lrexport onnx run --batch dynamic --opset 17
+    lrexport onnx run --dynamic batch,height,width
     """
     from lrexport.cli.console import note, print_result
     from lrexport.cli.preflight import check_export
@@ -124,7 +144,7 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
 
     from lrexport.workflow import exporting
 
-    chosen = ExportOptions(batch=batch or None, rescore=not no_rescore, **options)
+    chosen = ExportOptions(**_free_axes(batch, dynamic), rescore=not no_rescore, **options)
     with Progressing() as progress:
         record = exporting.export_run(run, chosen, progress)
     for name in record.files:
@@ -135,3 +155,12 @@ def command(run: Path, batch: int, no_rescore: bool, json_to: str | None, **opti
     for text in int8_notes(record):
         note(f"warning: {text}")
     print_result(record.model_dump(mode="json"), json_to, results_table(record), int8_table(record))
+
+
+def _free_axes(batch: int, dynamic: tuple[str, ...]) -> dict[str, Any]:
+    """``batch`` and ``dynamic`` of the export. Raises UsageError for a batch that is both a number and dynamic."""
+    given = click.get_current_context().get_parameter_source("batch") is not ParameterSource.DEFAULT
+    if BATCH in dynamic and batch and given:
+        raise UsageError(f"--batch {batch} and --dynamic {','.join(dynamic)}: expected one size of the batch", "Omit one.")
+    free = not batch or BATCH in dynamic
+    return {"batch": None if free else batch, "dynamic": check_dynamic((*dynamic, *([BATCH] if free else [])))}

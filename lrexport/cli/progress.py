@@ -183,6 +183,9 @@ class Progressing:
             f"{event.file}: {format_bytes(event.bytes)}, opset {event.opset}, checked; differs from torch by at most "
             f"{event.relative_error:.1e} of the largest output{rescored}{simplified}"
         )
+        if event.free:
+            any_size = "of any size" if event.step == 1 else f"in steps of {event.step} from the network's own"
+            self.say(f"{event.file}: {' and '.join(event.free)} {any_size}, compared with torch at other sizes too")
         if event.blind:
             proves = "agreement with torch proves little (are the weights random?)"
             self.say(f"warning: {event.file}: its output hardly depends on its input, so {proves}")

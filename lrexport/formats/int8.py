@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,13 @@ class Quantised:
     agreement: float
 
 
-def quantise_onnx(source: str | Path, path: str | Path, images: ImageSet) -> Quantised:
+def quantise_onnx(
+    source: str | Path, path: str | Path, images: ImageSet, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Quantised:
     """Write ``source`` to ``path`` with int8 weights and activations; input, output, opset and batch stay the same.
 
-    ``images``, without labels, determine the ranges of activations. Raises InputError if onnxruntime cannot quantise the
+    ``images``, without labels, determine the ranges of activations; MACs of a graph with free sizes are counted for
+    ``shapes``, sizes by input name. Raises InputError if onnxruntime cannot quantise the
     graph, or if the quantised network is useless; then nothing is written.
     """
     source, path = Path(source), Path(path)
@@ -49,7 +53,7 @@ def quantise_onnx(source: str | Path, path: str | Path, images: ImageSet) -> Qua
     content = model.SerializeToString()
     files.write_bytes(path, content)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # 0 if dynamic
-    cost, small = count_onnx(model, batch=batch or None), int8_nodes(model)
+    cost, small = count_onnx(model, shapes, batch=batch or None), int8_nodes(model)
     in_float = tuple(node.name for node in cost.nodes if node.name not in small)
     int8_macs = sum(node.macs for node in cost.nodes if node.name in small)
     return Quantised(path, len(content), cost, int8_macs, in_float, agreement)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +13,24 @@ from torch import Tensor, nn
 
 from lrexport.artifacts import files
 from lrexport.artifacts.onnx_graphs import bodies, domain_of, graphs_in
-from lrexport.errors import InputError
-from lrexport.formats.opsets import FIRST_OPSET, check_opset, in_opset, opset_of
+from lrexport.config.export_options import BATCH, FIRST_OPSET, check_dynamic
+from lrexport.errors import InputError, UsageError
+from lrexport.formats.comparison_inputs import comparison_inputs, extreme_inputs
+from lrexport.formats.declared import Asked, check_written, has_batch, sizes_of
+from lrexport.formats.dynamic import FIXED, FreeAxes, free_axes
+from lrexport.formats.opsets import check_opset, in_opset
 from lrexport.formats.torch_graph import to_onnx
 from lrexport.formats.verify import RELATIVE_TOLERANCE, Comparison, Reference, check_repeats
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
-from lrexport.signature import InputSpec, Signature
-from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, call, draw_input, signature_of
+from lrexport.signature import Signature
+from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, call, signature_of
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.outputs import flat_tensors, named_tensors
 from lrexport.torch_tools.quiet import quiet
-from lrexport.torch_tools.tracing import example_input, like_weights
+from lrexport.torch_tools.tracing import example_input
 from lrexport.units import format_bytes
 
-# Number of real inputs to compare; also the largest batch of random inputs that is drawn a second time.
-_REAL, _FEW = 8, 4
 # Limit on weights and nodes of one file: protobuf's 2 GiB minus room for names and shapes.
 _MOST_BYTES = (2 << 30) - (1 << 20)
 
@@ -36,7 +39,8 @@ _MOST_BYTES = (2 << 30) - (1 << 20)
 class Exported:
     """A finished file: its cost counted on the graph, and the largest relative error against torch in all comparisons.
 
-    ``blind``: the output hardly depends on the input, so agreement with torch proves little.
+    ``blind``: the output hardly depends on the input, so agreement with torch proves little. ``free`` are the axes of its
+    inputs that may have any size.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class Exported:
     comparison: Comparison
     simplified: bool
     blind: bool = False
+    free: FreeAxes = FIXED
 
 
 def export_onnx(
@@ -54,6 +59,7 @@ def export_onnx(
     input_shape: InputsLike,
     *,
     batch: int | None = 1,
+    dynamic: Sequence[str] = (),
     opset: int = FIRST_OPSET,
     samples: BatchLike | None = None,
 ) -> Exported:
@@ -62,38 +68,78 @@ def export_onnx(
     ``input_shape`` is that of the network's one input, or what :func:`~lrexport.decompose` accepts for several. Inputs keep
     their names; a single one without a name is ``input``. A single output is ``output``, several are ``output_0``,
     ``output_1`` …, or have the names of the keys and fields that hold them. ``batch`` is the fixed batch size, or None for
-    a dynamic one; ``samples``, (N, …) each, are real inputs to compare on, in addition to random ones. The network is
-    exported in eval mode, and its mode restored; a network in another precision or on a GPU is copied first. Raises
-    UsageError for an opset that cannot be written or run, InputError if the graph differs from torch or is too large for one
-    file; then ``path`` is not written.
+    a dynamic one. ``dynamic`` names axes that may have any size: "batch" (the same as None), "height", "width", "length";
+    the file is then compared at other sizes too. ``samples``, (N, …) each, are real inputs to compare on, in addition to
+    random ones. The network is exported in eval mode, and its mode restored; a network in another precision or on a GPU is
+    copied first. Raises UsageError for an opset that cannot be written or run, and for axes that no input has; InputError
+    if the graph differs from torch, or is too large for one file, or if the network accepts no other sizes; then ``path``
+    is not written.
     """
     check_opset(opset)
     path = Path(path)
     signature = signature_of(input_shape, network)
+    dynamic = check_dynamic(dynamic)
+    if batch is None or BATCH in dynamic:
+        if batch not in (None, 1):
+            raise UsageError(
+                f"a batch of {batch} and a dynamic batch: expected one of the two", "Omit batch, or make it None."
+            )
+        batch, dynamic = None, check_dynamic((BATCH, *dynamic))
     network = _in_float32_on_cpu(network)
     _check_bytes(sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers())))
     with eval_mode(network):
         outputs = _check_output(network, signature, batch)
-        inputs = _comparison_inputs(network, signature, batch, None if samples is None else Batch.of(samples))
+        free = free_axes(network, signature, dynamic)
+        real = None if samples is None else Batch.of(samples)
+        inputs = comparison_inputs(network, signature, batch, real, free.others)
         check_repeats(network, next(iter(inputs.values())))
-        torchs = Reference(network, inputs, _extremes(network, signature, batch))
-        model = _export(network, signature, batch, opset, outputs)
-        check_written(model, batch, opset, outputs)
-        strip(model)
-        _check_bytes(_size_bytes(model))
-        comparison = torchs.compare(model)
-        simpler = _simplify(model)
-        if simpler is not None:
-            try:
-                check_written(simpler, batch, opset, outputs)
-                comparison = comparison.worst(torchs.compare(simpler))
-                model = simpler
-            except InputError:  # the unverified graph
-                simpler = None
+        torchs = Reference(network, inputs, extreme_inputs(network, signature, batch))
+        verified = _verified(network, signature, Asked(batch, opset, outputs, free), torchs)
         blind = _is_blind(network, next(iter(inputs.values())), _example(network, signature, batch))
-    content = model.SerializeToString()
+    content = verified.model.SerializeToString()
     files.write_bytes(path, content)
-    return Exported(path, len(content), opset, count_onnx(model, batch=batch), comparison, simpler is not None, blind)
+    cost = count_onnx(verified.model, sizes_of(verified.model, signature, batch, free), batch=batch)
+    return Exported(path, len(content), opset, cost, verified.comparison, verified.simplified, blind, free)
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """A graph that agrees with torch."""
+
+    model: onnx.ModelProto
+    comparison: Comparison
+    simplified: bool
+
+
+def _verified(network: nn.Module, signature: Signature, asked: Asked, torchs: Reference) -> _Verified:
+    """The graph, exported at the network's own sizes or, if it only agrees with torch there, at the first of the others.
+
+    A forward that only resizes inputs of other sizes than its own is traced with that step from an input of another size.
+    """
+    try:
+        return _verified_at(network, signature, asked, torchs)
+    except InputError as error:
+        for other in asked.free.others[:1]:
+            with contextlib.suppress(InputError):
+                return _verified_at(network, other, asked, torchs)
+        raise error
+
+
+def _verified_at(network: nn.Module, example: Signature, asked: Asked, torchs: Reference) -> _Verified:
+    """The graph exported for inputs like ``example``, simplified if the result agrees with torch as well."""
+    model = _export(network, example, asked)
+    check_written(model, asked)
+    strip(model)
+    _check_bytes(_size_bytes(model))
+    comparison = torchs.compare(model)
+    simpler = _simplify(model)
+    if simpler is not None:
+        try:
+            check_written(simpler, asked)
+            return _Verified(simpler, comparison.worst(torchs.compare(simpler)), simplified=True)
+        except InputError:  # the unverified graph
+            pass
+    return _Verified(model, comparison, simplified=False)
 
 
 def _in_float32_on_cpu(network: nn.Module) -> nn.Module:
@@ -144,17 +190,11 @@ def _shapes(batch: Batch) -> str:
     return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(shapes)}"
 
 
-def has_batch(output: object, samples: int) -> dict[str, bool]:
-    """The tensors of an output for ``samples`` inputs by name, and whether their first axis is as long as the batch."""
-    return {name: bool(tensor.ndim) and len(tensor) == samples for name, tensor in named_tensors(output).items()}
-
-
-def _export(
-    network: nn.Module, signature: Signature, batch: int | None, opset: int, outputs: Collection[str]
-) -> onnx.ModelProto:
-    example = _example(network, signature, batch)
-    dynamic = [{0: "batch"} for _ in signature] if batch is None else ()
-    return in_opset(to_onnx(network, example, list(outputs), max(opset, FIRST_OPSET), dynamic), opset)
+def _export(network: nn.Module, signature: Signature, asked: Asked) -> onnx.ModelProto:
+    example, dynamic = _example(network, signature, asked.batch), asked.free.inputs
+    opset = max(asked.opset, FIRST_OPSET)
+    made = to_onnx(network, example, list(asked.outputs), opset, dynamic if any(dynamic) else ())
+    return in_opset(made, asked.opset)
 
 
 def check_output(output: object, batch: int | None = None) -> None:
@@ -178,28 +218,6 @@ def check_output(output: object, batch: int | None = None) -> None:
     if halves:
         what = "the network returns bfloat16" if len(tensors) == 1 else f"output {halves[0]!r} of the network is bfloat16"
         raise InputError(f"{what}, which ONNX Runtime cannot return", "Return x.float() from its forward.")
-
-
-def check_written(model: onnx.ModelProto, batch: int | None, opset: int, outputs: Mapping[str, bool]) -> None:
-    """Raise InputError unless the file declares the requested opset, batch and ``outputs`` (see :func:`has_batch`)."""
-    written = opset_of(model)
-    if written != opset:
-        raise InputError(f"the exporter wrote opset {written} instead of {opset}", f"Use --opset {written}.")
-    names = [item.name for item in model.graph.output]
-    if names != list(outputs):
-        raise InputError(f"the exported graph has the outputs {', '.join(names)}; expected {', '.join(outputs)}")
-    for item in (*model.graph.input, *model.graph.output):
-        if not outputs.get(item.name, True):
-            continue
-        first = item.type.tensor_type.shape.dim[0]
-        fixed = first.dim_value if first.HasField("dim_value") else None
-        if fixed != batch:
-            expected = "a dynamic batch" if batch is None else f"a batch of {batch}"
-            declared = "a dynamic one" if fixed is None else str(fixed)
-            raise InputError(
-                f"expected {expected}, but {item.name!r} was written with {declared}",
-                "The network's forward fixes the batch, for example by a reshape; use -1 or x.shape[0] there.",
-            )
 
 
 def strip(model: onnx.ModelProto) -> None:
@@ -261,37 +279,3 @@ def _is_alike(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     return not one.numel() or bool((one - other).abs().max() <= RELATIVE_TOLERANCE * one.abs().max())
-
-
-def _comparison_inputs(
-    network: nn.Module, signature: Signature, batch: int | None, samples: Batch | None
-) -> dict[str, Batch]:
-    """Random and real inputs with the fixed batch, or with several sizes of a dynamic one."""
-    generator, like = torch.Generator().manual_seed(0), like_weights(network)
-    sizes = (1, 2, 5) if batch is None else (batch,) * (3 if batch <= _FEW else 2)
-    inputs: dict[str, Batch] = {}
-    for number, size in enumerate(sizes):
-        again = f", draw {number + 1}" if number and batch is not None else ""
-        drawn = tuple(draw_input(spec, size, like, generator) for spec in signature)
-        inputs[f"random input, batch {size}{again}"] = Batch(drawn, signature.names)
-    if samples is not None and len(samples):
-        size = batch or min(_REAL, len(samples))
-        for start in range(0, min(len(samples), max(_REAL, size)), size):
-            real = Batch(samples[start : start + size].filled(size).tensors, signature.names).to(torch.device("cpu"))
-            inputs[f"real input, batch {size}" + (f", from sample {start + 1}" if start else "")] = real
-    return inputs
-
-
-def _extremes(network: nn.Module, signature: Signature, batch: int | None) -> dict[str, Batch]:
-    """Extreme inputs: all zeros, and values far outside those of a normalised image."""
-    size, generator, like = batch or 2, torch.Generator().manual_seed(1), like_weights(network)
-    large = tuple(_large(spec, size, like, generator) for spec in signature)
-    extremes = {f"an input of zeros, batch {size}": example_input(network, signature, size)}
-    return extremes | {f"large random input, batch {size}": Batch(large, signature.names)}
-
-
-def _large(spec: InputSpec, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = draw_input(spec, size, like, generator)
-    if spec.low is None and spec.is_float:
-        return 10 * drawn
-    return drawn if spec.high is None else torch.full_like(drawn, spec.high)

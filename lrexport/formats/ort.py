@@ -10,16 +10,22 @@ https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.ht
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError
 from lrexport.formats.agreement import RELATIVE_TOLERANCE, Array, ComparedOutputs, Terms, check_agreement
+from lrexport.formats.verify import feed_of
 from lrexport.measure.latency import session
+from lrexport.signature import InputSpec, Signature
+from lrexport.torch_tools.batch import Batch, draw_input
 
 Platform = Literal["amd64", "arm"]
 # Whether activations may stay signed int8: good on ARM, slow on x86, where they become unsigned. Irrelevant in float32.
@@ -41,17 +47,18 @@ class OrtFile:
     relative_error: float
 
 
-def write_ort(source: str | Path, path: str | Path, platform: Platform) -> OrtFile:
+def write_ort(source: str | Path, path: str | Path, platform: Platform, signature: Signature | None = None) -> OrtFile:
     """Write the ONNX file ``source`` to ``path``, which must end in .ort, for processors of ``platform``.
 
-    It is loaded again and compared with ``source`` on random inputs. Raises InputError if ONNX Runtime cannot write it or
+    It is loaded again and compared with ``source`` on random inputs, of the sizes, types and ranges in ``signature`` where
+    the file leaves them open. Raises InputError if ONNX Runtime cannot write it or
     the outputs differ; then ``path`` is not written.
     """
     source, path = Path(source), Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ort-") as scratch:
         made = Path(scratch) / "model.ort"
         _convert(source, made, platform)
-        error = _compare(source, made)
+        error = _compare(source, made, signature)
         files.write_bytes(path, made.read_bytes())
     return OrtFile(path, path.stat().st_size, error)
 
@@ -73,19 +80,15 @@ def _convert(source: Path, made: Path, platform: Platform) -> None:
         raise InputError(f"ONNX Runtime cannot write {source.name} in its own format: {error}") from error
 
 
-def _compare(source: Path, made: Path) -> float:
+def _compare(source: Path, made: Path, signature: Signature | None) -> float:
     """The largest relative difference of the outputs. Raises InputError if it exceeds the tolerance."""
     before, after = session(source), session(made)
-    given = before.get_inputs()[0]
     inputs = {
-        f"random input {number + 1} of shape {tuple(shape)}": np.random.default_rng(number)
-        .standard_normal(shape)
-        .astype(np.float32)
-        for number, shape in enumerate(_shapes(given.shape))
+        f"random input {number + 1}, batch {size}": given for number, (size, given) in enumerate(_draws(before, signature))
     }
 
     def outputs(runtime: Any) -> list[list[Array]]:
-        runs = (runtime.run(None, {given.name: values}) for values in inputs.values())
+        runs = (runtime.run(None, given) for given in inputs.values())
         return [[np.asarray(output).astype(np.float64) for output in run] for run in runs]
 
     expected, actual = outputs(before), outputs(after)
@@ -124,10 +127,16 @@ def _unoptimised(source: Path) -> Any:
     return onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
 
-def _shapes(shape: list[Any]) -> list[list[int]]:
-    """Shapes of inputs to compare on: a fixed batch several times, or several sizes of a dynamic one."""
-    batches = (shape[0],) * len(_DYNAMIC_BATCHES) if isinstance(shape[0], int) else _DYNAMIC_BATCHES
-    return [[batch, *shape[1:]] for batch in batches]
+def _draws(runtime: Any, signature: Signature | None) -> Iterator[tuple[int, dict[str, npt.NDArray[Any]]]]:
+    """Random inputs to compare on: for a fixed batch several times, or for several sizes of a dynamic one."""
+    declared = runtime.get_inputs()
+    known = signature or Signature(tuple(InputSpec(item.name, tuple(item.shape[1:])) for item in declared))
+    fixed = declared[0].shape[0]
+    like = torch.empty(0)
+    for number, size in enumerate((fixed,) * len(_DYNAMIC_BATCHES) if isinstance(fixed, int) else _DYNAMIC_BATCHES):
+        generator = torch.Generator().manual_seed(number)
+        drawn = tuple(draw_input(spec, size, like, generator) for spec in known)
+        yield size, feed_of(runtime, Batch(drawn, known.names))
 
 
 def _is_quantised(source: Path) -> bool:

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from lrexport.errors import InputError
-from lrexport.formats.onnx import check_output, check_written, has_batch, strip
+from lrexport.formats.declared import Asked, check_written, has_batch
+from lrexport.formats.onnx import check_output, strip
 from lrexport.formats.opsets import FIRST_OPSET
 from lrexport.formats.torch_graph import to_onnx, to_program
 from lrexport.formats.verify import check_repeats, compare_with_torch
@@ -56,7 +57,7 @@ def rehearse(network: nn.Module, inputs: InputsLike) -> Rehearsal:
         if known not in _KNOWN:
             outputs = has_batch(output, 1)
             model = to_onnx(network, example, list(outputs), FIRST_OPSET, program=program)
-            check_written(model, 1, FIRST_OPSET, outputs)
+            check_written(model, Asked(1, FIRST_OPSET, outputs))
             strip(model)
             compare_with_torch(network, model, {"random input, batch 1": given})
             if known is not None:

@@ -63,19 +63,12 @@ class Reference:
 
     def __init__(self, network: nn.Module, inputs: Mapping[str, Batch], extremes: Mapping[str, Batch] | None = None) -> None:
         self._network = network
-        self._groups = [
-            (given, [_outputs(network, each) for each in given.values()], lenient)
-            for given, lenient in ((inputs, False), (extremes or {}, True))
-            if given
-        ]
-        for label, outputs in zip(inputs, self._groups[0][1] if inputs else (), strict=True):
-            for output in outputs:
-                if output.is_floating_point() and output.isnan().any():
-                    share = f"{int(output.isnan().sum()):,} of {output.numel():,} values"
-                    raise InputError(
-                        f"the network returns NaN for {label}: {share}",
-                        "Check its weights, and whether it accepts inputs of this range.",
-                    )
+        # Rounding errors are measured on few inputs of a group, slice by slice: all of a group have the same sizes.
+        groups = [*((given, False) for given in _of_one_size(inputs)), *([(extremes, True)] if extremes else [])]
+        self._groups = [(given, [_outputs(network, each) for each in given.values()], lenient) for given, lenient in groups]
+        for given, expected, lenient in self._groups:
+            if not lenient:
+                _refuse_nan(given, expected)
 
     def compare(self, model: onnx.ModelProto) -> Comparison:
         """Compare ``model`` on every input. Raises InputError with the largest difference and its place."""
@@ -111,6 +104,25 @@ class Reference:
             return [np.where(np.isfinite(pair.difference), pair.difference, 0.0) for pair in pairs]
 
         return measure
+
+
+def _of_one_size(inputs: Mapping[str, Batch]) -> list[dict[str, Batch]]:
+    """The inputs in groups whose samples have the same shapes."""
+    groups: dict[tuple[torch.Size, ...], dict[str, Batch]] = {}
+    for label, given in inputs.items():
+        groups.setdefault(tuple(tensor.shape[1:] for tensor in given.tensors), {})[label] = given
+    return list(groups.values())
+
+
+def _refuse_nan(inputs: Mapping[str, Batch], outputs: list[list[Tensor]]) -> None:
+    for label, tensors in zip(inputs, outputs, strict=True):
+        for output in tensors:
+            if output.is_floating_point() and output.isnan().any():
+                share = f"{int(output.isnan().sum()):,} of {output.numel():,} values"
+                raise InputError(
+                    f"the network returns NaN for {label}: {share}",
+                    "Check its weights, and whether it accepts inputs of this range.",
+                )
 
 
 def compare_with_torch(network: nn.Module, model: onnx.ModelProto, inputs: Mapping[str, Batch]) -> Comparison:

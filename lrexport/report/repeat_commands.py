@@ -80,7 +80,9 @@ def _export_options(export: Mapping[str, Any]) -> Iterator[str]:
         if name == "rescore":
             yield from () if value else ("--no-rescore",)
         elif name == "batch" and value is None:
-            yield from ("--batch", "dynamic")
+            yield from () if export.get("dynamic") else ("--batch", "dynamic")
+        elif name == "dynamic":
+            yield from ("--dynamic", ",".join(value)) if value else ()
         elif value is not None and value is not False and (name != "calibration_images" or export.get("int8")):
             yield from _option(name, value)
 

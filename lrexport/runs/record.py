@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from lrexport.artifacts.run_files import CHECKPOINTS, DENSE_INT8, DENSE_ONNX, MO
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Plan, PlannedLatency
 from lrexport.preprocessing import Channels, Crop, Interpolation, Origin, Preprocessing
-from lrexport.runs.recorded_values import check_choices, check_environment
+from lrexport.runs.recorded_values import check_choices, check_environment, check_export
 from lrexport.signature import Signature
 from lrexport.stored import Stored
 from lrexport.text import shell_path
@@ -281,6 +282,16 @@ class Record(BaseModel):
         return path
 
 
+def exported_shapes(signature: Signature, export: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The sizes, with the batch, at which files of an export with free heights, widths or lengths are counted and timed.
+
+    They are the network's own; empty if nothing but the batch is free.
+    """
+    if not {*export.get("dynamic", ())} - {"batch"}:
+        return {}
+    return {spec.name: (export.get("batch") or 1, *spec.shape) for spec in signature}
+
+
 def uncompressed(run: Path) -> InputError:
     """The error for a run without a compressed network, with the command that makes one."""
     if (run / CHECKPOINTS / STATE).is_file():
@@ -310,6 +321,7 @@ def load_record(run: Path) -> Record:
         record = Record.model_validate(value)
         for config in (record.config, *(earlier.config for earlier in record.earlier)):
             check_choices(config)
+        check_export(record.export)
         check_environment(record.environment)
     except ValidationError as error:
         raise InputError(f"invalid record {path}: {first_fault(error)}", "Copy it again, or make the run again.") from error

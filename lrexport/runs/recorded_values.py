@@ -1,4 +1,4 @@
-"""Check the types of values in a record's open tables: the choices of the run, and its machine."""
+"""Check the types of values in a record's open tables: the choices of the run and its export, and its machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, create_model
 
 from lrexport.config.compression import CompressConfig, TrainConfig
+from lrexport.config.export_options import ExportOptions
 from lrexport.config.goals import KEYS
 
 # Facts of a machine with a known type; reports only list the others.
@@ -30,6 +31,11 @@ def check_choices(config: Mapping[str, Any]) -> None:
     _choices().model_validate({"config": config})
 
 
+def check_export(export: Mapping[str, Any]) -> None:
+    """Raise pydantic's ValidationError if an option of the export has the wrong type."""
+    _exports().model_validate({"export": export})
+
+
 def check_environment(environment: Mapping[str, Any]) -> None:
     """Raise pydantic's ValidationError if a fact of the machine, or of a target's, has the wrong type."""
     _environment().model_validate({"environment": environment})
@@ -41,6 +47,11 @@ def _choices() -> type[BaseModel]:
     hints = {**get_type_hints(TrainConfig), **get_type_hints(CompressConfig), "goal": goal | None}
     del hints["train"]
     return _model("Record", {"config": _model("Choices", hints)})
+
+
+@cache
+def _exports() -> type[BaseModel]:
+    return _model("Record", {"export": _model("Export", get_type_hints(ExportOptions))})
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -73,10 +73,16 @@ class Compressed:
     notes: tuple[str, ...] = ()
 
     def export(
-        self, path: str | Path, *, batch: int | None = 1, opset: int = FIRST_OPSET, samples: BatchLike | None = None
+        self,
+        path: str | Path,
+        *,
+        batch: int | None = 1,
+        dynamic: Sequence[str] = (),
+        opset: int = FIRST_OPSET,
+        samples: BatchLike | None = None,
     ) -> Exported:
         """Write the network as one ONNX file, compared with torch; arguments and errors as for export_onnx."""
-        return export_onnx(self.network, path, self.signature, batch=batch, opset=opset, samples=samples)
+        return export_onnx(self.network, path, self.signature, batch=batch, dynamic=dynamic, opset=opset, samples=samples)
 
     def save_plan(self, path: str | Path) -> None:
         """Write the plan as JSON for FromPlan, ``--plan`` and rebuild. Raises InputError if ``path`` cannot be written."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
-from lrexport.runs.record import Quantisation, Record, Result, Results, StoredFile, load_record
+from lrexport.runs.record import Quantisation, Record, Result, Results, StoredFile, exported_shapes, load_record
+from lrexport.signature import Signature
 from lrexport.tasks.classification import score
 from lrexport.torch_tools.tracing import run_once
 from lrexport.training.engine import LASTING
@@ -98,6 +99,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     for text in images.warnings:
         on_event(Warned(text))
     results: dict[str, Result] = {}
+    shapes = exported_shapes(record.model.signature, asdict(options))
     with run_folder.scratch(run) as scratch:
         for name, network in networks.items():
             before = record.result_of(name)
@@ -107,11 +109,11 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
             results[name] = _export(network, scratch / name, before, record, options, images.test, on_event)
             if images.calibration is not None:
                 int8 = _IN_INT8[name]
-                results[int8] = _quantise(scratch / name, scratch / int8, results[name], images, on_event)
-        in_ort = _write_ort(scratch, results, on_event) if options.ort else []
+                results[int8] = _quantise(scratch / name, scratch / int8, results[name], images, shapes, on_event)
+        in_ort = _write_ort(scratch, results, record.model.signature, on_event) if options.ort else []
         if options.rounds:
             paths = {name: scratch / name for name in results}
-            job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, profile=True)
+            job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, profile=True, shapes=shapes)
             measured = measure(paths, DENSE_ONNX, job, target)
             results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
         machines = {target.name: machine} if options.rounds and target.name != "local" else {}
@@ -174,7 +176,15 @@ def _export(
     on_event: OnEvent,
 ) -> Result:
     samples = next(iter(test.batches(8, torch.device("cpu"))))[0] if test is not None else None
-    done = export_onnx(network, path, record.model.signature, batch=options.batch, opset=options.opset, samples=samples)
+    done = export_onnx(
+        network,
+        path,
+        record.model.signature,
+        batch=options.batch,
+        dynamic=options.dynamic,
+        opset=options.opset,
+        samples=samples,
+    )
     update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
     update |= {"bytes": done.bytes, "latency_ms": {}}
     if test is not None:
@@ -191,16 +201,20 @@ def _export(
         blind=done.blind and test is None,
         rescored=test is not None,
         uncounted=done.cost.uncounted,
+        free=done.free.sizes,
+        step=done.free.step,
     )
     on_event(exported)
     return before.model_copy(update=update)
 
 
-def _quantise(source: Path, path: Path, float32: Result, images: _Images, on_event: OnEvent) -> Result:
+def _quantise(
+    source: Path, path: Path, float32: Result, images: _Images, shapes: Mapping[str, tuple[int, ...]], on_event: OnEvent
+) -> Result:
     """Write the int8 file of a verified one and score it on the same test images."""
     assert images.source is not None
     assert images.calibration is not None
-    done = quantise_onnx(source, path, images.calibration)
+    done = quantise_onnx(source, path, images.calibration, shapes or None)
     how = Quantisation(
         data=images.source, images=len(images.calibration), int8_macs=done.int8_macs, agreement=done.agreement
     )
@@ -233,12 +247,12 @@ def _timed(result: Result, path: Path, measured: Measurement, target: str) -> Re
     return result.model_copy(update={"latency_ms": {target: latency}})
 
 
-def _write_ort(folder: Path, written: Iterable[str], on_event: OnEvent) -> list[str]:
+def _write_ort(folder: Path, written: Iterable[str], signature: Signature, on_event: OnEvent) -> list[str]:
     """Write the compressed ONNX files in ``folder`` in ONNX Runtime's own format; returns their names."""
     names = []
     for source in (name for name in _IN_ORT if name in written):
         for platform, name in _IN_ORT[source].items():
-            done = write_ort(folder / source, folder / name, platform)
+            done = write_ort(folder / source, folder / name, platform, signature)
             on_event(OrtWritten(name, source, platform, done.bytes, done.relative_error))
             names.append(name)
     return names
