@@ -1,4 +1,4 @@
-"""Files whose height, width or length is free: compared with torch at other sizes, counted and timed at the network's own."""
+"""Files with free sizes: compared with torch at other sizes, counted and timed at the network's own."""
 
 from __future__ import annotations
 
