@@ -52,6 +52,16 @@ class Warned(Event):
 
 
 @dataclass(frozen=True)
+class Working(Event):
+    """What is being done now, until the next event says otherwise: ``done`` of ``of`` parts, if it has any."""
+
+    kind = "working"
+    text: str
+    done: int | None = None
+    of: int | None = None
+
+
+@dataclass(frozen=True)
 class AlreadyFinished(Event):
     """The resumed ``run`` is already finished."""
 

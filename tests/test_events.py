@@ -21,6 +21,8 @@ LATENCY = PlannedLatency(target="local", threads=1, ratio_iqr=(0.6, 0.7), **TIME
 LINES: list[tuple[Event, str]] = [
     (events.Noted("a"), '{"event": "note", "text": "a"}'),
     (events.Warned("a"), '{"event": "warning", "text": "a"}'),
+    (events.Working("a"), '{"event": "working", "text": "a"}'),
+    (events.Working("a", 1, 2), '{"event": "working", "text": "a", "done": 1, "of": 2}'),
     (events.AlreadyFinished("run"), '{"event": "finished", "run": "run"}'),
     (events.ExportChecked(0.5), '{"event": "export check", "seconds": 0.5}'),
     (events.LayersTimed(1, 2, "local"), '{"event": "table", "done": 1, "of": 2, "target": "local"}'),

@@ -123,7 +123,9 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
         counts_dense = how.shapes and DENSE_ONNX in record.files  # the record has its MACs at the run's own sizes
         dense_facts = _facts(how.survey(record.check(run, DENSE_ONNX)), how) if counts_dense else Facts()
         dense = _recorded(dense_facts, record.results.dense, record)
-    return Gathered(_recorded(counted, result, record), file, dense, run / DENSE_ONNX, files)
+    unknown = name != DENSE_ONNX and record.is_quality_unknown
+    notes = ("quality unknown: the network was compressed without data",) if unknown else ()
+    return Gathered(_recorded(counted, result, record), file, dense, run / DENSE_ONNX, files, notes=notes)
 
 
 def _sized(how: How, record: Record) -> How:

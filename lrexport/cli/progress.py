@@ -7,6 +7,7 @@ import time
 from functools import singledispatchmethod
 from typing import TYPE_CHECKING
 
+from lrexport.cli.heartbeat import Heartbeat
 from lrexport.cli.output import note
 from lrexport.config.compression import STAGES
 from lrexport.events import (
@@ -27,6 +28,7 @@ from lrexport.events import (
     RanksCut,
     StepDone,
     Warned,
+    Working,
 )
 from lrexport.text import plain, plain_line
 from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
@@ -55,6 +57,7 @@ class Progressing:
         self._task: TaskID | None = None
         self._stage: str | None = None
         self._began = time.perf_counter()
+        self._beat = Heartbeat()
         self.noted: set[str] = set()
         self._before: int | None = None  # steps of the stage that were done before this process
 
@@ -72,6 +75,7 @@ class Progressing:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._beat.stop()
         if self._live is not None:
             self._live.stop()
 
@@ -81,6 +85,7 @@ class Progressing:
             # Not wrapped: a continuation line could start with a name.
             self._live.console.print(plain_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
         else:
+            self._beat.spoke()
             note(text)
 
     @singledispatchmethod
@@ -98,6 +103,10 @@ class Progressing:
         self.say(f"warning: {event.text}")
 
     @__call__.register
+    def _(self, event: Working) -> None:
+        self._show(event.text, event.text, event.done, event.of)
+
+    @__call__.register
     def _(self, event: AlreadyFinished) -> None:
         self.say(f"{event.run} is already finished; nothing to resume")
 
@@ -107,10 +116,8 @@ class Progressing:
 
     @__call__.register
     def _(self, event: LayersTimed) -> None:
-        if self._live is None:
-            if event.done == 1:
-                note(f"timing layers and their pairs on {event.target}")
-            return
+        if self._live is None and event.done == 1:
+            self.say(f"timing layers and their pairs on {event.target}")
         self._show("table", f"timing layers on {event.target}", event.done, event.of)
 
     @__call__.register
@@ -124,8 +131,6 @@ class Progressing:
 
     @__call__.register
     def _(self, event: StepDone) -> None:
-        if self._live is None:
-            return
         done = event.epoch * event.steps + event.step + 1
         self._begin(event.stage, STAGES[event.stage])
         if self._before is None:  # the first step since the run was resumed
@@ -156,6 +161,7 @@ class Progressing:
     def _(self, event: ChoosingRanks) -> None:
         images = f", with {event.images} training images, without labels" if event.images else ""
         self.say(f"choosing ranks{images}")
+        self._show("ranks", "choosing ranks", None, None)
 
     @__call__.register
     def _(self, event: PlanChosen) -> None:
@@ -219,18 +225,23 @@ class Progressing:
 
     def _begin(self, stage: str, name: str) -> None:
         """Replace the bar of the previous stage."""
-        if self._live is None or self._stage == stage:
+        if self._stage == stage:
             return
-        if self._task is not None:
-            self._live.remove_task(self._task)
-        self._task, self._stage = self._live.add_task(plain(name), total=None, rate=""), stage
+        if self._live is not None:
+            if self._task is not None:
+                self._live.remove_task(self._task)
+            self._task = self._live.add_task(plain(name), total=None, rate="")
+        self._stage = stage
         self._began, self._before = time.perf_counter(), None
 
     def _show(self, stage: str, name: str, done: int | None, of: int | None, rate: str = "") -> None:
-        """Update the live line, if there is a terminal."""
+        """Update the live line on a terminal; elsewhere what is said if it takes long."""
         self._begin(stage, name)
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=done, total=of, rate=rate)
+        elif self._live is None:
+            share = f"{done} of {of}" if done is not None and of is not None else ""
+            self._beat.doing(name, ", ".join(part for part in (share, rate) if part))
 
 
 def share_text(macs: int, dense_macs: int) -> str:

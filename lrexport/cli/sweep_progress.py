@@ -6,7 +6,7 @@ from functools import singledispatchmethod
 
 from lrexport.cli.progress import Progressing
 from lrexport.config.compression import STAGES
-from lrexport.events import Event, LayersTimed, Measuring, StepDone
+from lrexport.events import Event, LayersTimed, Measuring, StepDone, Working
 from lrexport.report.sweep_tables import cost_text, parameters_text
 from lrexport.runs.sweep_record import Sweep
 from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForStage, WaitingForTrials
@@ -24,7 +24,7 @@ class SweepProgress:
     @singledispatchmethod
     def __call__(self, event: Event) -> None:
         """Show all events of shared stages, but only those for the live line during a trial."""
-        if not self._in_trial or isinstance(event, (StepDone, LayersTimed, Measuring)):
+        if not self._in_trial or isinstance(event, (StepDone, LayersTimed, Measuring, Working)):
             self._progress(event)
 
     @__call__.register

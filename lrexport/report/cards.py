@@ -66,15 +66,15 @@ def _index(subject: ReportedRun) -> dict[str, Any]:
         "dataset": {"type": source, "name": source, "split": visible(accuracy.split)},
         "metrics": [{"type": "accuracy", "name": f"{name} accuracy", "value": round(value, 6)} for name, value in metrics],
     }
-    return {"name": visible(f"{subject.record.model.source} ({subject.name})"), "results": [result]}
+    return {"name": visible(f"{subject.record.model.text} ({subject.name})"), "results": [result]}
 
 
 def _run(subject: ReportedRun, level: str) -> list[str]:
     record = subject.record
     goal = goal_text(record)
-    what = f"{_code(record.model.source)}, compressed by low-rank factorisation of its layers with lrexport"
+    what = f"{_code(record.model.text)}, compressed by low-rank factorisation of its layers with lrexport"
     what += f" (goal: {markdown(goal)})." if goal else "."
-    title = subject.name if level == "##" else f"{record.model.source}, compressed"
+    title = subject.name if level == "##" else f"{record.model.text}, compressed"
     parts = [f"{level} {markdown(title)}", what, markdown_table(results_table(record))]
     parts += [markdown_table(table) for table in (int8_table(record),) if table.rows]
     warnings = [*record.notes, *(latency.warning for latency in subject.compressed.latency_ms.values() if latency.warning)]

@@ -102,7 +102,7 @@ def _dense_networks(subjects: Sequence[ReportedRun]) -> list[tuple[str, Result, 
     runs_of: dict[tuple[str, int, float], list[ReportedRun]] = {}
     for subject in subjects:
         if subject.dense.accuracy is not None:
-            key = (subject.record.model.source, subject.dense.macs, subject.dense.accuracy.top1)
+            key = (subject.record.model.text, subject.dense.macs, subject.dense.accuracy.top1)
             runs_of.setdefault(key, []).append(subject)
     sources = [source for source, *_ in runs_of]
     names = [

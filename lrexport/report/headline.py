@@ -36,7 +36,7 @@ def headlines(record: Record) -> list[Headline]:
     share = format_macs_share(small.macs, dense.macs, (small.uncounted, dense.uncounted))
     lines = [Headline("MACs", share, f"{figures}, counted {counted}", warning), _file(dense, small)]
     lines += _latencies(dense, small)
-    return [*lines, _accuracy(dense, small)]
+    return [*lines, _accuracy(record, dense, small)]
 
 
 def goal_text(record: Record) -> str:
@@ -65,7 +65,9 @@ def _latencies(dense: Result, small: Result) -> list[Headline]:
     return lines or [Headline("Latency", NOT_MEASURED, "lrexport onnx RUN measures it")]
 
 
-def _accuracy(dense: Result, small: Result) -> Headline:
+def _accuracy(record: Record, dense: Result, small: Result) -> Headline:
+    if record.is_quality_unknown:
+        return Headline("Top-1", "unknown", "quality unknown: the network was compressed without data")
     if dense.accuracy is None or small.accuracy is None:
         return Headline("Top-1", NOT_MEASURED, "the run was made without data")
     old, new = dense.accuracy, small.accuracy

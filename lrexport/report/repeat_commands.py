@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from lrexport.config.comparison import NEED_DATA, OPTIONS, TAKEN_OVER
 from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.config.goals import KEYS
-from lrexport.runs.record import ModelSource, Record
+from lrexport.runs.record import Record
 from lrexport.text import as_argument, option_name, shell_word
+
+_AGAIN = "-again"
 
 
 def commands(record: Record, run: str) -> list[list[str]]:
     """Command lines, as lists of arguments, that repeat ``run``, after those of the runs that it continued from.
 
+    They write folders beside the runs, named like these with ``-again``, so that they work where the runs still are.
     Options of ``compress`` and ``train`` at their defaults are omitted.
     """
     last, before = run, dict[str, Any]()
     lines = []
     for place, (folder, config) in enumerate([*((one.run, one.config) for one in record.earlier), (run, record.config)]):
-        made = folder if folder is not None else _next_folder(record, place, run)
-        what = _model(record) if place == 0 else as_argument(last)
+        made = _again(folder if folder is not None else _next_folder(record, place, run))
+        what = record.model.text if place == 0 else as_argument(last)
         name = "compress" if config.get("goal") else "train"
         # Options taken over from the run before are omitted; most of them are not accepted there.
         taken_over = {key for key in TAKEN_OVER if place and config.get(key) == before.get(key)}
@@ -32,7 +36,7 @@ def commands(record: Record, run: str) -> list[list[str]]:
         lines.append(["lrexport", name, what, *options, "-o", as_argument(made)])
         last, before = made, config
     if record.export:
-        lines.append(["lrexport", "onnx", as_argument(run), *_export_options(record.export)])
+        lines.append(["lrexport", "onnx", as_argument(_again(run)), *_export_options(record.export)])
     return lines
 
 
@@ -47,6 +51,14 @@ def shell_lines(command: Sequence[str], width: int = 76) -> str:
         else:
             lines.append(quoted)
     return " \\\n    ".join(lines)
+
+
+def _again(folder: str) -> str:
+    """The folder of the repeated run."""
+    path = Path(os.path.normpath(folder))
+    if path.name in ("", ".."):  # the current folder, or one above it
+        return str(path / ".." / f"{path.resolve().name}{_AGAIN}")
+    return str(path.with_name(f"{path.name}{_AGAIN}"))
 
 
 def _next_folder(record: Record, place: int, run: str) -> str:
@@ -104,13 +116,3 @@ def _option(name: str, value: Any) -> Iterator[str]:
 def _text(value: Any) -> str:
     """A number without an exponent, which --latency does not accept."""
     return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
-
-
-def _model(record: Record) -> str:
-    """MODEL with its options, without a number of classes that the data decides."""
-    model: ModelSource = record.model
-    options = dict(model.kwargs)
-    if record.data is not None and options.get("num_classes") == record.data.classes:
-        del options["num_classes"]
-    query = urlencode({name: value if isinstance(value, str) else str(value).lower() for name, value in options.items()})
-    return f"{model.source}?{query}" if query else model.source

@@ -23,7 +23,7 @@ def runs_table(subjects: Sequence[ReportedRun]) -> Table:
             # Only the first word, such as "inconclusive": the run's own section has the rest.
             reservation = f" ({line.warning.partition(':')[0]})" if line.warning else ""
             values.setdefault(line.label, line.value + reservation)
-        rows.append((visible(subject.name), visible(subject.record.model.source), *(values[kind] for kind in _KINDS)))
+        rows.append((visible(subject.name), visible(subject.record.model.text), *(values[kind] for kind in _KINDS)))
     on = {"onnx": "the exported graph", "torch": "the torch network"}
     counted = " or ".join(sorted({on[one.compressed.macs_counted_on] for one in subjects}))
     caption = f"Each run's ratios are to its own dense network; MACs of one input, counted on {counted}."

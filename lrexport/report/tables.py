@@ -45,6 +45,8 @@ def results_table(record: Record) -> Table:
             accuracies.append(("top-5", dense.accuracy.top5, small.accuracy.top5))
         for label, old, new in accuracies:
             rows.append((label, format_percent(old), format_percent(new), f"{100 * (new - old):+.2f} points"))
+    if record.is_quality_unknown:
+        rows.append(("quality", "", "unknown", ""))
     counted = "exported graph" if small.macs_counted_on == "onnx" else "torch network"
     macs = [format_macs(result.macs, not result.uncounted) for result in (dense, small)]
     rows.append(("MACs", *macs, format_macs_share(small.macs, dense.macs, (small.uncounted, dense.uncounted))))

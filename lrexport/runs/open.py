@@ -16,7 +16,7 @@ from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.comparison import EPOCHS
 from lrexport.config.compression import TrainConfig, several_need_data
 from lrexport.data.images import Splits
-from lrexport.events import Event, ExportChecked, Noted, OnEvent, Warned, ignore_events
+from lrexport.events import Event, ExportChecked, Noted, OnEvent, Warned, Working, ignore_events
 from lrexport.formats.rehearsal import rehearse
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
@@ -136,6 +136,7 @@ def _open(
             check_folder(request.run, request.train.log_to)
             if not request.in_place:
                 check_free(request.run, request.resume)  # and again under the lock, because loading can take long
+            request.on_event(Working("loading the network and its data"))
         start = start_of(request)
         checked = _check_network(start, request, fabric)
         progress = _hold(request, start, digests, fabric, held)
@@ -220,11 +221,13 @@ def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[
     events: list[Event] = []
     signature = start.recipe.signature
     if request.source is None and start.config.export_check:
+        request.on_event(Working("exporting the dense network once, to find what would fail later"))
         done = rehearse(start.dense, signature)
         events.append(ExportChecked(round(done.seconds, 3)))
         events += [Warned(note) for note in done.notes]
     asked = request.config.to_record()
     if start.splits is not None and any(asked.get(name, 0) != 0 for name in EPOCHS):
+        request.on_event(Working("trying a training step"))
         note = check_trains(start.dense, signature, start.splits)
         events += [Warned(note)] if note else []
     return events

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -12,7 +13,7 @@ from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
 from lrexport.artifacts.run_files import CHECKPOINTS, DENSE_INT8, DENSE_ONNX, MODEL_INT8, MODEL_ONNX, RECORD, STATE
 from lrexport.errors import InputError, UsageError
-from lrexport.plan import Plan, PlannedLatency
+from lrexport.plan import Pair, Plan, PlannedLatency
 from lrexport.preprocessing import Channels, Crop, Interpolation, Origin, Preprocessing
 from lrexport.runs.recorded_values import check_choices, check_environment, check_export
 from lrexport.signature import Signature
@@ -21,6 +22,10 @@ from lrexport.text import shell_path
 
 SCHEMA_VERSION = 1
 RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # one of the notes
+UNKNOWN_QUALITY = (
+    "quality unknown: the network was compressed without data, so its outputs were not compared with the dense "
+    "network's; a few hundred inputs without labels, given with --data, are enough for that"
+)  # one of the notes
 
 
 class Accuracy(Stored):
@@ -122,6 +127,14 @@ class ModelSource(Stored):
     def signature(self) -> Signature:
         """What the network takes."""
         return Signature.parse(self.inputs) if self.inputs else Signature.of(self.input_shape)
+
+    @property
+    def text(self) -> str:
+        """MODEL as on the command line, with its options: different networks have different texts."""
+        query = urlencode(
+            {name: value if isinstance(value, str) else str(value).lower() for name, value in self.kwargs.items()}
+        )
+        return f"{self.source}?{query}" if query else self.source
 
     @classmethod
     def of(cls, source: str, kwargs: dict[str, Any], signature: Signature) -> ModelSource:
@@ -245,6 +258,14 @@ class Record(BaseModel):
         results = {DENSE_ONNX: measured.dense, MODEL_ONNX: measured.compressed}
         results |= {DENSE_INT8: measured.dense_int8, MODEL_INT8: measured.compressed_int8}
         return results.get(name)
+
+    @property
+    def is_quality_unknown(self) -> bool:
+        """Whether layers became pairs, and nothing says what that did to the outputs."""
+        small = self.results.compressed
+        if small is None or small.accuracy is not None or small.heldout_accuracy is not None:
+            return False
+        return any(isinstance(entry, Pair) for entry in self.plan.values())
 
     def environment_of(self, target: str) -> dict[str, Any]:
         """The machine of latencies on ``target``, by default the machine of the run."""

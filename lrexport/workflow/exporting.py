@@ -30,7 +30,7 @@ from lrexport.config.export_options import ExportOptions
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.sources import no_calibration
-from lrexport.events import FileExported, FileQuantised, FilesRemoved, OnEvent, OrtWritten, Warned
+from lrexport.events import FileExported, FileQuantised, FilesRemoved, Measuring, OnEvent, OrtWritten, Warned, Working
 from lrexport.formats.int8 import quantise_onnx
 from lrexport.formats.onnx import export_onnx
 from lrexport.formats.ort import Platform, write_ort
@@ -41,7 +41,16 @@ from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
-from lrexport.runs.record import Quantisation, Record, Result, Results, StoredFile, exported_shapes, load_record
+from lrexport.runs.record import (
+    UNKNOWN_QUALITY,
+    Quantisation,
+    Record,
+    Result,
+    Results,
+    StoredFile,
+    exported_shapes,
+    load_record,
+)
 from lrexport.signature import Signature
 from lrexport.tasks.classification import score
 from lrexport.torch_tools.tracing import run_once
@@ -94,6 +103,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     record = load_record(run)
     # The first contact with the target: an unreachable one must be noticed before minutes of work.
     machine = target.environment() if options.rounds else {}
+    on_event(Working("loading the networks and the data"))
     networks = {DENSE_ONNX: loading.load_baseline(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
     images = _load_images(record, options, networks[DENSE_ONNX], None if options.data else run / RECORD)
     for text in images.warnings:
@@ -114,10 +124,14 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
         if options.rounds:
             paths = {name: scratch / name for name in results}
             job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, profile=True, shapes=shapes)
-            measured = measure(paths, DENSE_ONNX, job, target)
+            measured = measure(paths, DENSE_ONNX, job, target, lambda facts: on_event(_measuring(target, facts)))
             results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
         machines = {target.name: machine} if options.rounds and target.name != "local" else {}
         return _replace(run, _exported(record, options, results, machines), scratch, [*results, *in_ort], on_event)
+
+
+def _measuring(target: Target, facts: Mapping[str, Any]) -> Measuring:
+    return Measuring(target.name, facts.get("done"), facts.get("of"))
 
 
 def _exported(
@@ -132,7 +146,10 @@ def _exported(
     )
     training = {name: value for name, value in record.environment.items() if name in LASTING}
     here = environment() | training | ({"targets": targets} if targets else {})
-    return record.model_copy(update={"export": asdict(options), "results": figures, "environment": here})
+    record = record.model_copy(update={"export": asdict(options), "results": figures, "environment": here})
+    if record.is_quality_unknown:
+        return record
+    return record.model_copy(update={"notes": [note for note in record.notes if note != UNKNOWN_QUALITY]})
 
 
 def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_event: OnEvent) -> Record:
@@ -176,6 +193,7 @@ def _export(
     on_event: OnEvent,
 ) -> Result:
     samples = next(iter(test.batches(8, torch.device("cpu"))))[0] if test is not None else None
+    on_event(Working(f"exporting {path.name} and comparing it with torch"))
     done = export_onnx(
         network,
         path,
@@ -189,6 +207,7 @@ def _export(
     update |= {"bytes": done.bytes, "latency_ms": {}}
     if test is not None:
         # Nothing is chosen by the test images here: they verify that the file is the network.
+        on_event(Working(f"scoring {path.name} on {len(test):,} test images, in ONNX Runtime and in torch"))
         accuracy = score_onnx(path, test, "test")
         check_same_accuracy(path, score(network, test, torch.device("cpu"), "test"), accuracy)
         update["accuracy"] = accuracy
@@ -214,10 +233,12 @@ def _quantise(
     """Write the int8 file of a verified one and score it on the same test images."""
     assert images.source is not None
     assert images.calibration is not None
+    on_event(Working(f"writing {path.name}, calibrated on {len(images.calibration)} images"))
     done = quantise_onnx(source, path, images.calibration, shapes or None)
     how = Quantisation(
         data=images.source, images=len(images.calibration), int8_macs=done.int8_macs, agreement=done.agreement
     )
+    on_event(Working(f"scoring {path.name}"))
     accuracy = score_onnx(path, images.test, "test") if images.test is not None else None
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
     figures |= {"uncounted": done.cost.uncounted}
@@ -252,6 +273,7 @@ def _write_ort(folder: Path, written: Iterable[str], signature: Signature, on_ev
     names = []
     for source in (name for name in _IN_ORT if name in written):
         for platform, name in _IN_ORT[source].items():
+            on_event(Working(f"writing {name}"))
             done = write_ort(folder / source, folder / name, platform, signature)
             on_event(OrtWritten(name, source, platform, done.bytes, done.relative_error))
             names.append(name)

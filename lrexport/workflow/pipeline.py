@@ -14,7 +14,7 @@ from lrexport.config.compression import (
     check_trainable,
 )
 from lrexport.config.goals import FromPlan, Goal, Latency
-from lrexport.events import Noted, OnEvent, Warned
+from lrexport.events import Noted, OnEvent, Warned, Working
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.selection.from_plan import check_choices
@@ -94,6 +94,7 @@ def _pruning(
 def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = None) -> tuple[SVDNetwork, Selection]:
     """The plan for the network before any training, as ``--dry-run`` shows it. Nothing is written."""
     choices = _choices(config.goal)
+    on_event(Working("loading the network and its data"))
     start = load_for_planning(config.train, source)
     svd, splits = start.svd, start.splits
     for text in start.notes:
@@ -102,6 +103,7 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
         on_event(Warned(text))
     device = with_float64(make_fabric(config.train.device).device)
     speed = _speed(config, svd, on_event)
+    on_event(Working("choosing ranks"))
     selection = Pruning(svd, config, splits, device, choices, speed).select()
     return svd, replace(selection, warnings=(RANDOM, *selection.warnings)) if start.random else selection
 

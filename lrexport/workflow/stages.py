@@ -13,7 +13,7 @@ from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import BASELINE, DENSE, EXPORTED, MODEL, SPECTRA, SVD
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig, TrainConfig
 from lrexport.data.order import Order
-from lrexport.events import ChoosingRanks, EpochDone, Event, OnEvent, PlanChosen
+from lrexport.events import ChoosingRanks, EpochDone, Event, OnEvent, PlanChosen, Working
 from lrexport.lowrank.factors.fold import fold_structure
 from lrexport.lowrank.factors.spectra import spectra
 from lrexport.lowrank.factors.svd_form import fit_ranks
@@ -22,7 +22,7 @@ from lrexport.lowrank.regularisation.steering import SteeredRegularisers
 from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.runs import loading
 from lrexport.runs.open import OpenRun, Trained, with_uncounted
-from lrexport.runs.record import RANDOM, Record, Results
+from lrexport.runs.record import RANDOM, UNKNOWN_QUALITY, Record, Results
 from lrexport.runs.resume import Pruned, clear
 from lrexport.runs.starting_point import to_svd_form
 from lrexport.torch_tools.copying import copy_network
@@ -71,6 +71,7 @@ def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = Non
         falling = FallingRanks(pruning, math.ceil(FALL * config.svd_epochs), run.fabric, run.on_event)
     dense_ms, extra = 0.0, None
     if not run.checkpoints(stage.name).finished():
+        run.on_event(Working("timing a training step"))
         dense_ms = step_milliseconds(trained.dense, run.splits, stage, run.fabric)
         extra = _regularisers(run, trained, pruning, stage)
 
@@ -132,7 +133,10 @@ def prune(run: OpenRun[Any], pruning: Pruning) -> Compressed:
 def _choose(run: OpenRun[Any], pruning: Pruning) -> Compressed:
     if run.splits is not None:
         run.on_event(ChoosingRanks(min(len(run.splits.train), pruning.config.calibration_images)))
+    else:
+        run.on_event(Working("choosing ranks"))
     selection = pruning.select()
+    run.on_event(Working("folding pairs and refitting them to the dense layers' outputs"))
     network, scores = pruning.fold(selection)
     latency = selection.latency
     chosen = PlanChosen(
@@ -170,6 +174,8 @@ def train_baseline(run: OpenRun[CompressConfig], trained: Trained, compressed: C
 def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Record:
     """Score on the test images, then replace network and record of an earlier compression of the run."""
     pruned = compressed.pruned
+    if run.splits is not None:
+        run.on_event(Working("scoring the dense and the compressed network on held-out and test images"))
     dense = run.result(trained.dense, trained.dense_epochs + trained.baseline_epochs)
     small = run.result(compressed.network, trained.dense_epochs + trained.svd_epochs + compressed.epochs)
     update = {
@@ -179,6 +185,8 @@ def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compresse
         "results": Results(dense=dense, compressed=small),
     }
     record = trained.record.model_copy(update=update)
+    if record.is_quality_unknown:
+        record = record.model_copy(update={"notes": [*record.notes, UNKNOWN_QUALITY]})
     if run.first:
         layers = _spectra(run, trained, record)
         with heeding_signals():  # between writing the network and its record the run cannot be loaded

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX
-from lrexport.events import DenseTimed, LayersTimed, OnEvent, Warned
+from lrexport.events import DenseTimed, LayersTimed, OnEvent, Warned, Working
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.fold import fold
@@ -78,6 +78,7 @@ def measure_speed(
     layers = times.of(svd, schemes, on_table)
     if times.unsaved is not None:
         on_event(Warned(f"the latency table could not be saved for later runs: {times.unsaved}"))
+    on_event(Working(f"measuring the dense network on {target.name}"))
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         path = Path(folder) / DENSE_ONNX
         export_onnx(fold(svd, Plan()), path, svd.signature)

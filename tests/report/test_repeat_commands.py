@@ -53,7 +53,7 @@ def test_a_run_is_repeated_with_exactly_its_choices(values: dict[str, Any]) -> N
     record.data = write_data()
     (command,) = commands(record, "run")
     params = _parsed(shlex.split(shell_lines(command).replace("\\\n", " ")))
-    assert params.pop("output") == Path("run")
+    assert params.pop("output") == Path("run-again")
     latency = params.pop("latency")
     given = {name: value for name in KEYS if (value := params.pop(name, None)) is not None}
     if latency is not None:
@@ -70,16 +70,16 @@ def write_data() -> Any:
     return DataSource(source="x", classes=10, train=1, heldout=1, test=1, mean=(0.5,), std=(0.5,))
 
 
-def test_options_of_a_model_are_part_of_it_and_classes_of_the_data_are_not() -> None:
+def test_options_of_a_model_are_part_of_it_also_a_number_of_classes_that_the_data_has() -> None:
     source = ModelSource(
         source="torchvision:resnet18", kwargs={"weights": "A&B", "num_classes": 10}, input_shape=(3, 64, 64)
     )
     record = Record(model=source, config={"goal": {"macs": 0.5}, "svd_epochs": 0})
     assert commands(record, "run") == [
-        ["lrexport", "compress", "torchvision:resnet18?weights=A%26B&num_classes=10", "--macs", "0.5", "-o", "run"]
+        ["lrexport", "compress", "torchvision:resnet18?weights=A%26B&num_classes=10", "--macs", "0.5", "-o", "run-again"]
     ]
     record.data = write_data()
-    assert commands(record, "run")[0][2] == "torchvision:resnet18?weights=A%26B"
+    assert commands(record, "run")[0][2] == "torchvision:resnet18?weights=A%26B&num_classes=10"
 
 
 def test_an_export_is_repeated_with_every_choice() -> None:
@@ -88,7 +88,8 @@ def test_an_export_is_repeated_with_every_choice() -> None:
     record.export = {**export, "int8": True, "calibration_images": 64, "ort": False}
     params = _parsed(commands(record, "run")[1])
     assert params == {
-        "run": Path("run"), "batch": 0, "opset": 20, "rounds": 0, "threads": 2, "target": "local", "data": None,
+        "run": Path("run-again"), "batch": 0, "dynamic": (), "opset": 20, "rounds": 0, "threads": 2,
+        "target": "local", "data": None,
         "no_rescore": True, "int8": True, "calibration_images": 64, "ort": False, "json_to": None,
     }  # fmt: skip
 
@@ -102,9 +103,9 @@ def test_a_run_that_went_on_from_others_begins_with_theirs() -> None:
         config={**first, "svd_epochs": 3, "goal": {"macs": 0.4}},
     )
     assert [shlex.join(command) for command in commands(record, "small")] == [
-        "lrexport train resnet20 --data digits --svd-epochs 9 -o trained",
-        "lrexport compress trained --macs 0.5 -o small",
-        "lrexport compress small --svd-epochs 3 --macs 0.4 -o small",
+        "lrexport train resnet20 --data digits --svd-epochs 9 -o trained-again",
+        "lrexport compress trained-again --macs 0.5 -o small-again",
+        "lrexport compress small-again --svd-epochs 3 --macs 0.4 -o small-again",
     ]
 
 
@@ -122,4 +123,12 @@ def test_a_shell_hands_a_hostile_name_on_as_it_is_and_shows_it(name: str, tmp_pa
 
 def test_a_folder_with_a_leading_dash_is_no_option() -> None:
     record = Record(model=ModelSource(source="resnet20", input_shape=(3, 32, 32)), config={"goal": {"macs": 0.5}})
-    assert commands(record, "-run")[0][-1] == "./-run"
+    assert commands(record, "-run")[0][-1] == "./-run-again"
+
+
+def test_the_report_of_the_current_folder_repeats_into_one_beside_it(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "a run").mkdir()
+    monkeypatch.chdir(tmp_path / "a run")
+    record = Record(model=ModelSource(source="resnet20", input_shape=(3, 32, 32)), config={"goal": {"macs": 0.5}})
+    assert commands(record, ".")[0][-1] == "../a run-again"
+    assert commands(record, "../a run/")[0][-1] == "../a run-again"

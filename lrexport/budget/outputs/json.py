@@ -22,6 +22,7 @@ def check_to_json(report: Report) -> dict[str, Any]:
                 "model": checked.model,
                 "figures": checked.facts.to_json(),
                 "verdicts": [_verdict(verdict) for verdict in checked.verdicts],
+                "notes": [*checked.notes],
             }
             for checked in report.models
         ],

@@ -43,6 +43,7 @@ def render(report: Report, most_bytes: int = COMMENT_BYTES, comment_id: str = ""
     details = [
         line for checked, verdict in report.rows() if verdict.status != "passed" for line in _details(checked.model, verdict)
     ]
+    details += [f"- {_code(checked.model)}: {markdown(note)}" for checked in report.models for note in checked.notes]
     kept_details = _fitting(details, most_bytes - _size(head) - _size(kept_rows) - len(_CUT.encode()) - 4)
     cut = ["", _CUT] if len(kept_rows) < len(rows) or len(kept_details) < len(details) else []
     body = ["", *kept_details] if kept_details else []

@@ -164,7 +164,7 @@ def _view(subject: ReportedRun, id: str, figures: _Figures) -> RunView:
     return RunView(
         id=id,
         name=subject.name,
-        model=record.model.source,
+        model=record.model.text,
         facts=_facts(record),
         headlines=tuple(headlines(record)),
         notes=tuple(record.notes),
