@@ -219,7 +219,8 @@ class FileQuantised(Event):
     """The int8 ``file`` of ``source`` is written: ``int8_macs`` of ``macs`` are in int8; the nodes ``in_float`` are not.
 
     It was calibrated on ``images`` held-out images of ``data`` and predicts the same class as ``source`` for the share
-    ``agreement`` of them. ``top1`` and ``float32_top1`` are on the test images.
+    ``agreement`` of them; outputs that are no class scores have their SQNR in ``sqnr_db``. ``incomparable`` outputs have
+    neither. ``top1`` and ``float32_top1`` are on the test images.
     """
 
     kind = "int8"
@@ -230,7 +231,9 @@ class FileQuantised(Event):
     data: str
     images: int
     int8_macs: int
-    agreement: float
+    agreement: float | None = None
+    sqnr_db: Mapping[str, float] = field(default_factory=dict)
+    incomparable: tuple[str, ...] = ()
     top1: float | None = None
     float32_top1: float | None = None
     in_float: tuple[str, ...]

@@ -201,14 +201,22 @@ class Progressing:
     @__call__.register
     def _(self, event: FileQuantised) -> None:
         share = event.int8_macs / max(1, event.macs)
-        line = (
-            f"{event.file}: {format_bytes(event.bytes)}, {100 * share:.1f} % of MACs in int8, same class as "
-            f"{event.source} on {format_percent(event.agreement)} of {event.images} calibration images"
-        )
+        line = f"{event.file}: {format_bytes(event.bytes)}, {100 * share:.1f} % of MACs in int8"
+        if event.agreement is not None:
+            same = f"same class as {event.source} on {format_percent(event.agreement)}"
+            line += f", {same} of {event.images} calibration images"
+        if event.sqnr_db:
+            names = event.sqnr_db if len(event.sqnr_db) > 1 else [""]
+            noise = zip(names, event.sqnr_db.values(), strict=True)
+            each = ", ".join(f"{name}{' ' if name else ''}{decibels:.1f} dB" for name, decibels in noise)
+            line += f", SQNR to {event.source} on {event.images} calibration inputs {each}"
         if event.top1 is not None and event.float32_top1 is not None:
             points = 100 * (event.top1 - event.float32_top1)
             line += f"; top-1 {format_percent(event.top1)}, {points:+.2f} points to float32"
         self.say(line)
+        if event.incomparable:
+            others = ", ".join(event.incomparable)
+            self.say(f"warning: {event.file}: the number of values in {others} varies, so int8 was not compared there")
         if event.in_float:
             self.say(f"note: {event.file} has nodes that stay in float32: {', '.join(event.in_float)}")
 

@@ -13,8 +13,10 @@ import onnx
 from lrexport.artifacts import files
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError, LrexportError
+from lrexport.formats.feeding import inputs_for
+from lrexport.formats.int8_agreement import Int8Agreement, compare_int8
 from lrexport.formats.onnx import strip
-from lrexport.formats.verify import compare_predictions, feed, feed_of
+from lrexport.formats.verify import feed_of
 from lrexport.measure.latency import session
 from lrexport.measure.macs.onnx_int8 import int8_nodes
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
@@ -26,7 +28,7 @@ from lrexport.torch_tools.quiet import quiet
 class Quantised:
     """A finished int8 file. ``int8_macs`` of ``cost.macs`` are in int8; ``in_float`` names nodes that stay in float32.
 
-    ``agreement`` is the share of the calibration images that it puts in the same class as the float32 file.
+    ``agreement`` compares its outputs with those of the float32 file on the calibration images.
     """
 
     path: Path
@@ -34,7 +36,7 @@ class Quantised:
     cost: GraphCost
     int8_macs: int
     in_float: tuple[str, ...]
-    agreement: float
+    agreement: Int8Agreement
 
 
 def quantise_onnx(
@@ -49,7 +51,7 @@ def quantise_onnx(
     source, path = Path(source), Path(path)
     model = _quantise(source, images, path.parent)
     strip(model)
-    agreement = compare_predictions(source, model, images)
+    agreement = compare_int8(source, model, images)
     content = model.SerializeToString()
     files.write_bytes(path, content)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # 0 if dynamic
@@ -104,7 +106,7 @@ class _Calibration:
         self._runtime = session(source)
         # Repeating an image to fill a batch does not change the range of values. A dynamic batch is kept small: the graph
         # for calibration is not optimised and holds many activations at a time.
-        self._batches = feed(images, self._runtime, dynamic_batch=16)
+        self._batches = inputs_for(images, self._runtime, dynamic_batch=16)
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self._batches, None)

@@ -33,10 +33,6 @@ from lrexport.torch_tools.outputs import flat_tensors
 
 __all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference"]
 
-# Cohen's κ up to which agreement counts as slight (Landis and Koch 1977, doi:10.2307/2529310).
-_LEAST_KAPPA = 0.2
-# Agreement that is good whatever κ is: if almost all images are of one class, κ means little.
-_GOOD_AGREEMENT = 0.9
 _READ_AT_ONCE = 250
 # Share of images whose predicted class may differ because of near-ties.
 _TIES = 0.001
@@ -73,7 +69,7 @@ class Reference:
     def compare(self, model: onnx.ModelProto) -> Comparison:
         """Compare ``model`` on every input. Raises InputError with the largest difference and its place."""
         check_model(model)
-        runtime = _open(model)
+        runtime = open_graph(model)
         worst = Comparison(0.0, "nowhere")
         for given, expected, lenient in self._groups:
             results = [_run(runtime, label, each) for label, each in given.items()]
@@ -254,44 +250,6 @@ def score_onnx(path: Path, images: ImageSet, split: str) -> Accuracy:
     return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
 
 
-def compare_predictions(reference: Path, model: onnx.ModelProto, images: ImageSet) -> float:
-    """Share of ``images`` that ``model`` puts in the same class as ``reference``, the float32 file it was quantised from.
-
-    Raises InputError if it declares other inputs or outputs, returns NaN or infinity, or agrees on fewer than nine of ten
-    images and hardly more often than by chance.
-    """
-    check_model(model)
-    expected, declared = _declared(onnx.load(str(reference))), _declared(model)
-    if declared != expected:
-        raise InputError(f"the int8 graph of {reference.name} declares {declared} instead of {expected}")
-    runtimes = (session(reference, threads=0), _open(model))
-    classes: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for batch, labels in feed(images, runtimes[0]):
-        for runtime, named in zip(runtimes, classes, strict=True):
-            logits = _logits(runtime, batch)[: len(labels)]
-            if not logits.isfinite().all():
-                raise InputError(
-                    f"{reference.name} returns NaN or infinity" + (" in int8" if runtime is runtimes[1] else "")
-                )
-            named.append(logits.argmax(1))
-    agreement, kappa = _agreement(torch.cat(classes[0]), torch.cat(classes[1]))
-    if kappa < _LEAST_KAPPA and agreement < _GOOD_AGREEMENT:
-        raise InputError(
-            f"in int8 {reference.name} predicts the same class for {100 * agreement:.1f} % of {len(images)} calibration "
-            f"images, hardly more than by chance (Cohen's κ {kappa:.2f})",
-            "Are its weights trained? If so, try more --calibration-images. No files were written.",
-        )
-    return agreement
-
-
-def _agreement(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Share of equal classes, and Cohen's κ: that share relative to chance by the classes' frequencies. (N,), (N,)."""
-    count = int(torch.maximum(first, second).max()) + 1
-    shares = [torch.bincount(classes, minlength=count).double() / len(classes) for classes in (first, second)]
-    agreement, chance = float((first == second).double().mean()), float(shares[0] @ shares[1])
-    return agreement, (agreement - chance) / (1 - chance) if chance < 1 else 1.0
-
-
 def feed(images: ImageSet, runtime: Any, dynamic_batch: int = _READ_AT_ONCE) -> Iterator[tuple[Batch, Tensor]]:
     """Batches for a session, and the labels of samples that are not padding.
 
@@ -318,7 +276,7 @@ def _logits(runtime: Any, batch: Batch) -> Tensor:
     return torch.from_numpy(runtime.run(None, feed_of(runtime, batch))[0])
 
 
-def _open(model: onnx.ModelProto) -> Any:
+def open_graph(model: onnx.ModelProto) -> Any:
     """An ONNX Runtime session. Raises InputError if the runtime refuses the graph."""
     import onnxruntime
 
@@ -328,14 +286,6 @@ def _open(model: onnx.ModelProto) -> Any:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base but Exception
         raise InputError(f"ONNX Runtime refuses the exported graph: {error}") from error
-
-
-def _declared(model: onnx.ModelProto) -> list[tuple[str, int, list[int]]]:
-    """Name, type and shape of inputs and outputs as declared; 0 for a dynamic size, whose name may change."""
-    return [
-        (item.name, item.type.tensor_type.elem_type, [size.dim_value for size in item.type.tensor_type.shape.dim])
-        for item in (*model.graph.input, *model.graph.output)
-    ]
 
 
 def check_same_accuracy(path: Path, torch_accuracy: Accuracy, onnx_accuracy: Accuracy) -> None:

@@ -25,6 +25,10 @@ def int8_table(record: Record) -> Table:
     networks = (first, second)
     rows: list[tuple[str, ...]] = [("top-1", *_top1(first, dense), *_top1(second, dense))]
     rows += [("change by int8, points", _change(first, dense), "", _change(second, results.compressed), "")]
+    rows += [("same class as float32", _same(first), "", _same(second), "")]
+    for name in first.quantisation.sqnr_db:
+        label = f"SQNR of {name}" if len(first.quantisation.sqnr_db) > 1 else "SQNR"
+        rows += [(label, _sqnr(first, name), "", _sqnr(second, name), "")]
     rows += [("MACs in int8", _share_in_int8(first), "", _share_in_int8(second), "")]
     rows += [("ONNX file", *(cell for one in networks for cell in _bytes(one, dense)))]
     for target in dense.latency_ms:
@@ -82,6 +86,17 @@ def _change(network: Result, float32: Result | None) -> str:
     if network.accuracy is None or float32 is None or float32.accuracy is None:
         return ""
     return f"{100 * (network.accuracy.top1 - float32.accuracy.top1):+.2f}"
+
+
+def _same(network: Result) -> str:
+    """Shown without a score: that says more."""
+    how = network.quantisation
+    return format_percent(how.agreement) if how and how.agreement is not None and network.accuracy is None else ""
+
+
+def _sqnr(network: Result, output: str) -> str:
+    decibels = network.quantisation.sqnr_db.get(output) if network.quantisation else None
+    return f"{decibels:.1f} dB" if decibels is not None else ""
 
 
 def _share_in_int8(network: Result) -> str:

@@ -65,13 +65,15 @@ class Quantisation(Stored):
     """How a network was quantised: the ranges of activations are from ``images`` held-out training images of ``data``.
 
     ``int8_macs`` MACs are in int8, the rest in float32. ``agreement`` is the share of these images for which it predicts
-    the same class as the float32 file.
+    the same class as the float32 file, or of equal values of an output of integers, by the first such output; None without.
+    ``sqnr_db`` is the SQNR of the other outputs, by name.
     """
 
     data: str
     images: int
     int8_macs: int
-    agreement: float
+    agreement: float | None = None
+    sqnr_db: dict[str, float] = Field(default={})
 
 
 class Result(Stored):

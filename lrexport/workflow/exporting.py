@@ -236,7 +236,11 @@ def _quantise(
     on_event(Working(f"writing {path.name}, calibrated on {len(images.calibration)} images"))
     done = quantise_onnx(source, path, images.calibration, shapes or None)
     how = Quantisation(
-        data=images.source, images=len(images.calibration), int8_macs=done.int8_macs, agreement=done.agreement
+        data=images.source,
+        images=len(images.calibration),
+        int8_macs=done.int8_macs,
+        agreement=next(iter(done.agreement.same.values()), None),
+        sqnr_db={**done.agreement.sqnr_db},
     )
     on_event(Working(f"scoring {path.name}"))
     accuracy = score_onnx(path, images.test, "test") if images.test is not None else None
@@ -252,6 +256,8 @@ def _quantise(
         images=how.images,
         int8_macs=how.int8_macs,
         agreement=how.agreement,
+        sqnr_db=how.sqnr_db,
+        incomparable=done.agreement.incomparable,
         top1=accuracy.top1 if accuracy and float32.accuracy else None,
         float32_top1=float32.accuracy.top1 if accuracy and float32.accuracy else None,
         in_float=done.in_float,

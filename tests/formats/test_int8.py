@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from torch import nn
 from lrexport.data.datasets import load_data
 from lrexport.data.images import ArraySet, hold_out
 from lrexport.errors import InputError
-from lrexport.formats import verify
+from lrexport.formats import int8_agreement
 from lrexport.formats.int8 import Quantised, quantise_onnx
+from lrexport.formats.int8_agreement import class_agreement, compare_int8
 from lrexport.formats.onnx import export_onnx
-from lrexport.formats.verify import _agreement, feed
+from lrexport.formats.verify import feed
 from lrexport.measure.macs.onnx_macs import count_onnx
 from tests.formats.digits_net import SHAPE, fitted
 
@@ -129,7 +131,7 @@ def test_what_it_answers_is_what_the_float32_file_answers(float32: Path, done: Q
     assert (exact.argmax(1) == labels.numpy()).mean() > 0.9
     assert (exact.argmax(1) == rough.argmax(1)).mean() > 0.97
     assert ((exact - rough) ** 2).sum() < 0.05 * ((exact - exact.mean(0)) ** 2).sum()
-    assert done.agreement > 0.97
+    assert done.agreement.same["output"] > 0.97
 
 
 def test_the_integers_computed_are_those_that_the_standard_defines(done: Quantised, images: ArraySet) -> None:
@@ -164,7 +166,7 @@ def test_batch_opset_and_names_stay_as_they_are_and_nothing_is_printed(
         for model in (before, after)
     ]
     assert sizes[0] == sizes[1] == [batch or 0, *SHAPE, batch or 0, 10]
-    assert done.agreement > 0.97
+    assert done.agreement.same["output"] > 0.97
 
 
 def test_a_layer_without_an_integer_kernel_is_named(images: ArraySet, tmp_path: Path) -> None:
@@ -271,6 +273,22 @@ def test_images_are_fed_once_each_in_batches_of_the_files_size(
     assert all((image == real[-1]).all() for image in filling)
 
 
+class _Saying:
+    """A session of a network with two class scores that says the given classes, one image at a time."""
+
+    def __init__(self, *classes: int) -> None:
+        self._classes = itertools.chain(classes, itertools.repeat(0))
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="input", shape=[1, 3, 2, 2])]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="output")]
+
+    def run(self, *_given: Any) -> list[Any]:
+        return [np.eye(2, dtype=np.float32)[[next(self._classes)]]]
+
+
 def test_files_that_agree_are_not_refused_where_almost_all_images_are_of_one_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,10 +296,10 @@ def test_files_that_agree_are_not_refused_where_almost_all_images_are_of_one_cla
     network, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), torch.zeros(40, 3, 2, 2, dtype=torch.uint8)
     export_onnx(network, tmp_path / "dense.onnx", (3, 2, 2))
     model = onnx.load(str(tmp_path / "dense.onnx"))
-    said = itertools.chain([0, 1], itertools.repeat(0))  # by both in turn, image by image
-    monkeypatch.setattr(verify, "_logits", lambda *_: nn.functional.one_hot(torch.tensor([next(said)]), 2).float())
+    monkeypatch.setattr(int8_agreement, "session", lambda *_given, **_named: _Saying())
+    monkeypatch.setattr(int8_agreement, "open_graph", lambda _model: _Saying(1))
     part = ArraySet(images, torch.zeros(40, dtype=torch.long))
-    assert verify.compare_predictions(tmp_path / "dense.onnx", model, part) == 39 / 40
+    assert compare_int8(tmp_path / "dense.onnx", model, part).same == {"output": 39 / 40}
 
 
 def test_agreement_beyond_chance_is_cohens_kappa() -> None:
@@ -293,8 +311,9 @@ def test_agreement_beyond_chance_is_cohens_kappa() -> None:
         second = torch.where(
             torch.rand(200, generator=generator) < share, first, torch.randint(7, (200,), generator=generator)
         )
-        agreement, kappa = _agreement(first, second)
+        agreement, kappa = class_agreement(first.numpy(), second.numpy())
         assert agreement == pytest.approx(float((first == second).float().mean()))
         assert kappa == pytest.approx(cohen_kappa_score(first, second))
-    assert _agreement(torch.zeros(5, dtype=torch.long), torch.zeros(5, dtype=torch.long)) == (1.0, 1.0)
-    assert _agreement(torch.arange(5), torch.zeros(5, dtype=torch.long))[1] == 0
+    zeros = np.zeros(5, np.int64)
+    assert class_agreement(zeros, zeros) == (1.0, 1.0)
+    assert class_agreement(np.arange(5), zeros)[1] == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrexport.artifacts import run_folder
-from lrexport.formats import verify
+from lrexport.formats import int8_agreement
 from tests.hostile.support import DATA, Command, listing, write_module
 
 
@@ -41,7 +41,7 @@ def test_int8_that_knows_nothing_of_the_network_leaves_everything_as_it_was(
 ) -> None:
     # That a broken file does agree so little is shown in tests/formats/test_int8.py.
     write_module("users", DATA)
-    monkeypatch.setattr(verify, "_agreement", lambda first, second: (0.1, 0.01))
+    monkeypatch.setattr(int8_agreement, "class_agreement", lambda first, second: (0.1, 0.01))
     run_folder.write_bytes(finished, "model.int8.onnx", b"from an earlier export")
     before = listing(finished)
     done = lrexport("onnx", finished, "--int8", "--rounds", "0", "--data", "users:fitting")
