@@ -77,7 +77,8 @@ LINES: list[tuple[Event, str]] = [
             in_float=(),
         ),
         '{"event": "int8", "file": "model.int8.onnx", "source": "model.onnx", "bytes": 9, "macs": 8, "data": "digits", '
-        '"images": 7, "int8_macs": 6, "agreement": 1.0, "sqnr_db": {}, "incomparable": [], "top1": 0.5, "float32_top1": 0.75, "in_float": []}',
+        '"images": 7, "int8_macs": 6, "agreement": 1.0, "sqnr_db": {}, "incomparable": [], "top1": 0.5, '
+        '"float32_top1": 0.75, "in_float": []}',
     ),
     (
         events.OrtWritten("m.ort", "m.onnx", "arm", 9, 0.5),
