@@ -14,15 +14,20 @@ SILENT_SECONDS = 8.0
 class Heartbeat:
     """Prints what is being done, and for how long, whenever nothing was printed for ``seconds``.
 
-    It begins with the first :meth:`doing`: of several processes only the one that shows events does so.
+    After :meth:`start` it begins with the first :meth:`doing`: of several processes only the one that shows events does so.
     """
 
     def __init__(self, seconds: float = SILENT_SECONDS) -> None:
         self._seconds = seconds
         self._stopped = threading.Event()
+        self._stopped.set()
         self._thread: threading.Thread | None = None
         self._what, self._detail = "", ""
         self._began = self._spoke = time.monotonic()
+
+    def start(self) -> None:
+        """From now on lines may be printed."""
+        self._stopped.clear()
 
     def doing(self, what: str, detail: str = "") -> None:
         """From now on ``what`` is being done; ``detail`` says how far it is."""

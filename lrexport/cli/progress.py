@@ -72,6 +72,7 @@ class Progressing:
             console, often = Console(stderr=True), self._refreshes
             self._live = Progress(*columns, rate, console=console, transient=True, refresh_per_second=often)
             self._live.start()
+        self._beat.start()
         return self
 
     def __exit__(self, *exception: object) -> None:

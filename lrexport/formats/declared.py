@@ -55,7 +55,7 @@ def check_written(model: onnx.ModelProto, asked: Asked) -> None:
             if size.HasField("dim_value"):
                 raise InputError(
                     f"expected a dynamic {name}, but {item.name!r} was written with {size.dim_value}",
-                    "The network's forward fixes it, for example by a reshape; use -1 or x.shape there.",
+                    "The network's forward fixes it, by a reshape or a branch for this size: use -1 or x.shape there.",
                 )
 
 

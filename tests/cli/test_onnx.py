@@ -82,7 +82,7 @@ def test_an_export_records_its_choices_and_the_time_of_every_layer_and_a_report_
     assert run(["report", "run", "--format", "json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["runs"]
     assert all(layer["dense_ms"] > 0 and layer["ms"] > 0 for layer in found["layers"].values())
-    assert found["commands"][1][:5] == ["lrexport", "onnx", "run", "--batch", "3"]
+    assert found["commands"][1][:5] == ["lrexport", "onnx", "run-again", "--batch", "3"]
 
 
 def test_latency_of_a_device_is_recorded_under_its_name_with_its_machine(

@@ -46,7 +46,7 @@ def test_inspect_report_and_check_say_it_too(capsys: pytest.CaptureFixture[str])
     assert any(line.split() == ["quality", "unknown"] for line in capsys.readouterr().out.splitlines())
     assert run(["report", "free", "--format", "markdown", "-o", "-"]) == 0
     assert "- quality unknown" in capsys.readouterr().out
-    Path("lrexport.toml").write_text('[[budget]]\npath = "free"\nmax_size = "1 GB"\nmax_macs_ratio = 0.9\n')
+    Path("lrexport.toml").write_text('[budget]\nmax_macs_ratio = "0.9x"\n')
     run(["check", "free", "--json", "check.json", "--markdown", "check.md"])
     assert "note: free: quality unknown" in capsys.readouterr().err
     assert "quality unknown" in json.loads(Path("check.json").read_text())["models"][0]["notes"][0]
