@@ -12,7 +12,7 @@ import torch
 
 import lrexport
 from lrexport.cli.main import run
-from lrexport.runs.record import load_record
+from lrexport.runs.record import UNKNOWN_QUALITY, load_record
 from tests.folders import folder_with
 
 NETWORK = """
@@ -107,7 +107,7 @@ def test_a_pair_that_costs_more_is_made_and_noted(capsys: pytest.CaptureFixture)
     assert run([*COMPRESS, "--plan", "mine.json", "-o", "run"]) == 0
     warning = "layer '8': a linear pair of rank 10 costs 1.06K MACs, the layer 960"
     assert f"warning: {warning}" in capsys.readouterr().err
-    assert load_record(Path("run")).notes == [warning]
+    assert load_record(Path("run")).notes == [warning, UNKNOWN_QUALITY]
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_folders_with_odd_names_are_reported_and_repeated(lrexport: Command, run
     assert done.code == 0
     (found,) = json.loads(Path("out.json").read_text(encoding="utf-8"))["runs"]
     assert found["run"] == name
-    assert found["commands"][0][-1] == (f"./{name}" if name.startswith("-") else name)
+    assert found["commands"][0][-1] == (f"./{name}-again" if name.startswith("-") else f"{name}-again")
     for ending in ("html", "md"):
         assert lrexport("report", "-o", f"{name}.{ending}" if name != "-r" else f"./-r.{ending}", "--", name).code == 0
     assert not Path("owned").exists()
@@ -186,12 +186,12 @@ def test_markdown_of_hostile_names_goes_to_stdout_in_one_piece(lrexport: Command
 def test_a_real_run_is_reported_and_its_command_is_the_one_that_made_it(lrexport: Command, finished: Path) -> None:
     done = lrexport("report", finished, "--format", "json")
     (found,) = json.loads(done.out)["runs"]
-    made = f"lrexport compress tiny:make --device cpu --no-export-check --macs 0.6 -o {finished}"
+    made = f"lrexport compress tiny:make --device cpu --no-export-check --macs 0.6 -o {finished}-again"
     assert found["commands"] == [shlex.split(made)]  # with what a variable of the tests' environment chose
     assert all(layer["spectrum"] for layer in found["layers"].values() if "scheme" in layer)
     assert lrexport("compress", finished, "--macs", "0.7", "-o", "out", "--device", "cpu").code == 0
     done = lrexport("report", "out", "--format", "json")
     assert json.loads(done.out)["runs"][0]["commands"] == [
         *found["commands"],
-        shlex.split("lrexport compress run --device cpu --no-export-check --macs 0.7 -o out"),
+        shlex.split("lrexport compress run-again --device cpu --no-export-check --macs 0.7 -o out-again"),
     ]

@@ -18,7 +18,7 @@ from lrexport import InputError
 from lrexport.artifacts import tensors
 from lrexport.networks.cifar_resnet import CifarResNet
 from lrexport.report.repeat_commands import commands
-from lrexport.runs.record import load_record
+from lrexport.runs.record import UNKNOWN_QUALITY, load_record
 from tests.hostile.checkpoints import (
     pickled_text,
     pickled_weights,
@@ -252,7 +252,7 @@ def test_of_weights_and_their_average_the_user_chooses_and_the_run_knows(
     assert command[command.index("--weights-key") + 1] == "state_dict_ema"
     done = lrexport("compress", "tiny:make", "--macs", "0.6", "-o", "both", "--weights", "w.pt")
     assert done.err.count(said) == done.err.count("several weights") == 1
-    assert load_record(Path("both")).notes == [said.removeprefix("note: ")]
+    assert load_record(Path("both")).notes == [said.removeprefix("note: "), UNKNOWN_QUALITY]
 
 
 @pytest.mark.parametrize(

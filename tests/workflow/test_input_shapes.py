@@ -11,7 +11,7 @@ from lrexport.cli.main import run
 from lrexport.data.datasets import load_data
 from lrexport.errors import InputError
 from lrexport.plan import Pair
-from lrexport.runs.record import load_record
+from lrexport.runs.record import UNKNOWN_QUALITY, load_record
 from tests.folders import folder_with
 
 NETWORKS = """
@@ -97,5 +97,5 @@ def test_an_operator_whose_macs_are_not_counted_is_noted_in_the_record_once(caps
         encoding="utf-8",
     )
     assert run(["compress", "recurrent:Net", "--macs", "0.7", "-o", "run"]) == 0
-    assert load_record(Path("run")).notes == ["MACs of lstm are not counted"]
+    assert load_record(Path("run")).notes == ["MACs of lstm are not counted", UNKNOWN_QUALITY]
     assert "warning: MACs of lstm are not counted" in capsys.readouterr().err
