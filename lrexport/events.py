@@ -70,6 +70,18 @@ class AlreadyFinished(Event):
 
 
 @dataclass(frozen=True)
+class DataLoaded(Event):
+    """The data of the command: numbers of samples, and in words how pictures become inputs; None without pictures."""
+
+    kind = "data"
+    source: str
+    train: int
+    heldout: int
+    test: int
+    preprocessing: str | None = None
+
+
+@dataclass(frozen=True)
 class ExportChecked(Event):
     """Before any training: the dense network can be exported to ONNX. The check took ``seconds``."""
 

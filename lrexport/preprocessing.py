@@ -135,7 +135,27 @@ class Preprocessing:
         return f"{', '.join([*places, order, values])} ({_ORIGINS[self.origin]})"
 
 
+_OPTIONS = {
+    "mean": "mean",
+    "std": "std",
+    "value_range": "value_range",
+    "resize": "resize",
+    "crop": "crop",
+    "channel_order": "channels",
+}
 _RANGE_HINT = "As in --value-range 0..255 or --value-range=-1..1."
+
+
+def asked_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that options of a configuration say, None for the others. Raises UsageError for invalid ones."""
+    asked: dict[str, Any] = {field: config.get(option) for option, field in _OPTIONS.items()}
+    for name in ("mean", "std"):
+        if asked[name] is not None:
+            asked[name] = tuple(map(float, asked[name]))
+            check_numbers(name, asked[name])
+    if asked["value_range"] is not None:
+        asked["value_range"] = parse_range(asked["value_range"])
+    return asked
 
 
 def parse_range(text: str) -> tuple[float, float]:
@@ -150,7 +170,7 @@ def parse_range(text: str) -> tuple[float, float]:
     return numbers
 
 
-def check_numbers(name: Literal["mean", "std"], values: Sequence[float]) -> None:
+def check_numbers(name: str, values: Sequence[float]) -> None:
     """Raise UsageError unless there are finite numbers, above 0 for a standard deviation."""
     sound = all(math.isfinite(value) and (name == "mean" or value > 0) for value in values)
     if not values or not sound:

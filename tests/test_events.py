@@ -24,6 +24,10 @@ LINES: list[tuple[Event, str]] = [
     (events.Working("a"), '{"event": "working", "text": "a"}'),
     (events.Working("a", 1, 2), '{"event": "working", "text": "a", "done": 1, "of": 2}'),
     (events.AlreadyFinished("run"), '{"event": "finished", "run": "run"}'),
+    (
+        events.DataLoaded("arrays:a.npz", 8, 1, 2),
+        '{"event": "data", "source": "arrays:a.npz", "train": 8, "heldout": 1, "test": 2}',
+    ),
     (events.ExportChecked(0.5), '{"event": "export check", "seconds": 0.5}'),
     (events.LayersTimed(1, 2, "local"), '{"event": "table", "done": 1, "of": 2, "target": "local"}'),
     (events.DenseTimed(2.5, "local", None), '{"event": "speed", "dense": 2.5, "target": "local", "table": null}'),

@@ -95,6 +95,21 @@ class MilestonesType(click.ParamType[tuple[float, ...]]):
         return shares
 
 
+class NumbersType(click.ParamType[tuple[float, ...]]):
+    """``0.485,0.456,0.406`` → a tuple."""
+
+    name = "X,X,X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"invalid numbers {value!r}: expected one for each channel, such as 0.5,0.5,0.5", param, ctx)
+        return ()
+
+
 class StrengthType(click.ParamType[float | str]):
     """A number of at least 0, or ``auto``."""
 

@@ -13,6 +13,7 @@ from lrexport.config.compression import STAGES
 from lrexport.events import (
     AlreadyFinished,
     ChoosingRanks,
+    DataLoaded,
     DenseTimed,
     EpochDone,
     Event,
@@ -110,6 +111,13 @@ class Progressing:
     @__call__.register
     def _(self, event: AlreadyFinished) -> None:
         self.say(f"{event.run} is already finished; nothing to resume")
+
+    @__call__.register
+    def _(self, event: DataLoaded) -> None:
+        counts = f"{event.train:,} training, {event.heldout:,} held-out and {event.test:,} test samples"
+        self.say(f"data {event.source}: {counts}")
+        if event.preprocessing is not None:
+            self.say(f"pictures: {event.preprocessing}")
 
     @__call__.register
     def _(self, event: ExportChecked) -> None:

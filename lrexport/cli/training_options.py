@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lrexport.cli.help import DISTILLATION, HARDWARE, LAYERS, MODEL_AND_DATA, OUTPUT, TRAINING, section, stacked
-from lrexport.cli.option_types import DataType, MilestonesType, ModelType, ShapeType, StrengthType
+from lrexport.cli.option_types import DataType, MilestonesType, ModelType, NumbersType, ShapeType, StrengthType
 from lrexport.cli.options import (
     FILE,
     Command,
@@ -21,6 +21,8 @@ from lrexport.cli.options import (
     trust_option,
 )
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, TrainConfig
+
+_OWN = "[default: the network's, else ImageNet's]"
 
 
 def training_options() -> Callable[[Command], Command]:
@@ -45,7 +47,9 @@ def _model_options() -> Callable[[Command], Command]:
     made = TrainConfig
     return section(
         MODEL_AND_DATA,
-        click.option("--data", type=DataType(), metavar="DATA", help="Images: cifar10[:ROOT], folder:ROOT, digits, …"),
+        click.option(
+            "--data", type=DataType(), metavar="DATA", help="Data: cifar10[:ROOT], folder:ROOT, images:ROOT, arrays:FILE, …"
+        ),
         click.option("--weights", type=FILE, metavar="FILE", help="Initial weights: safetensors or a checkpoint."),
         click.option("--input-shape", type=ShapeType(), help="Shape of one input, such as 3,224,224."),
         click.option(
@@ -59,6 +63,12 @@ def _model_options() -> Callable[[Command], Command]:
             click.option("--download", is_flag=True, help="Download cifar10 or cifar100 if it is missing."),
             number_option(made, "heldout", "Share of training images held out to choose ranks and epochs."),
             count_option(made, "max_bad", "Number of unreadable images of a folder to tolerate."),
+            field_option(made, "mean", NumbersType(), None, f"Mean of pixels, by channel. {_OWN}"),
+            field_option(made, "std", NumbersType(), None, f"Standard deviation of pixels, by channel. {_OWN}"),
+            field_option(made, "value_range", str, "LOW..HIGH", "Range of pixels before mean and std. [default: 0..1]"),
+            count_option(made, "resize", "Shorter side of pictures, in pixels, before the crop."),
+            choice_option(made, "crop", ": the middle of a picture, or all of it. [default: center]"),
+            choice_option(made, "channel_order", ": order of channels. [default: rgb]"),
             switch_option(made, "export_check", "First check that the dense network exports to ONNX."),
             trust_option(),
         ),

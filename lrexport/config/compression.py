@@ -11,6 +11,7 @@ from lrexport.artifacts.run_files import DENSE
 from lrexport.config.goals import Goal, SteerableGoal, options_of, values_of
 from lrexport.config.options import PHASES, TRAINED, Count, Number, Words, about, option
 from lrexport.errors import UsageError
+from lrexport.preprocessing import CHANNELS, CROPS, asked_in
 from lrexport.signature import Signature
 
 # Stages of training, as named in commands and reports.
@@ -33,6 +34,7 @@ class TrainConfig:
     fine-tuning, ``dense_lr`` for dense training. ``distill`` is the share of the loss that follows the outputs of
     ``teacher`` in SVD training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or, if None,
     of this run. ``log_to`` holds services that training is logged to. Up to ``max_bad`` unreadable images are skipped.
+    ``mean``, ``std``, ``value_range``, ``resize``, ``crop`` and ``channel_order`` are how pictures become inputs.
     ``export_check`` first exports the dense network to ONNX in memory, to find what ``lrexport onnx`` would refuse.
     """
 
@@ -79,6 +81,15 @@ class TrainConfig:
     seed: int = option(0, "split")
     heldout: float = option(0.1, "split", needs_data=True, values=Number(most=0.5, above=True))
     max_bad: int = option(0, "images", needs_data=True, values=Count(), later=True)
+    # None: as the network's source says, else as ImageNet.
+    mean: tuple[float, ...] | None = option(None, "images", needs_data=True, none_decides=True, later=True, commas=True)
+    std: tuple[float, ...] | None = option(None, "images", needs_data=True, none_decides=True, later=True, commas=True)
+    value_range: str | None = option(None, "images", needs_data=True, none_decides=True, later=True)
+    resize: int | None = option(None, "images", needs_data=True, values=Count(1), none_decides=True, later=True)
+    crop: str | None = option(None, "images", needs_data=True, values=Words(CROPS), none_decides=True, later=True)
+    channel_order: str | None = option(
+        None, "images", needs_data=True, values=Words(CHANNELS), none_decides=True, later=True
+    )
     export_check: bool = option(True, "network", changes="nothing")
 
     def __post_init__(self) -> None:
@@ -87,6 +98,7 @@ class TrainConfig:
         if self.input and self.input_shape is not None:
             raise UsageError("--input and --input-shape exclude each other", "--input NAME=SHAPE says everything.")
         Signature.parse(self.input or ("1",))  # for its errors
+        assert self.preprocessing is not None  # for its errors
         if self.teacher is None and self.teacher_weights is not None:
             raise UsageError("--teacher-weights requires --teacher", "Give --teacher MODEL.")
         for file, key, flag in (
@@ -104,6 +116,11 @@ class TrainConfig:
         if self.input:
             return Signature.parse(self.input)
         return None if self.input_shape is None else Signature.of(self.input_shape)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The fields of Preprocessing that the user says, None for the others. Raises UsageError for invalid ones."""
+        return asked_in(vars(self))
 
     def to_record(self) -> dict[str, Any]:
         return _plain(asdict(self))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IGNORED = 255  # the value of a mask where no class is meant
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -26,6 +28,22 @@ class Augmentation:
 
         Random numbers are drawn on the CPU for the whole batch, so a seed gives the same images everywhere.
         """
+        rows, columns = self._places(images, generator, part, of)
+        padded = F.pad(images, (self.padding,) * 4).permute(0, 2, 3, 1)
+        return padded[_numbers(images), rows, columns].permute(0, 3, 1, 2)
+
+    def with_masks(
+        self, images: Tensor, masks: Tensor, generator: torch.Generator, part: Tensor | slice = slice(None), of: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """As called for images, with masks (B, H, W) cropped and mirrored in the same way; beside a picture is ignored."""
+        rows, columns = self._places(images, generator, part, of)
+        padded = F.pad(images, (self.padding,) * 4).permute(0, 2, 3, 1)
+        outside = F.pad(masks, (self.padding,) * 4, value=IGNORED)
+        number = _numbers(images)
+        return padded[number, rows, columns].permute(0, 3, 1, 2), outside[number, rows, columns]
+
+    def _places(self, images: Tensor, generator: torch.Generator, part: Tensor | slice, of: int) -> tuple[Tensor, Tensor]:
+        """Rows (B, H, 1) and columns (B, 1, W) of the padded images that are taken."""
         batch, _, height, width = images.shape
         device = images.device
         whole = of or batch
@@ -35,6 +53,9 @@ class Augmentation:
         if self.flip:
             mirrored = torch.rand(whole, 1, generator=generator)[part].to(device) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
-        padded = F.pad(images, (self.padding,) * 4).permute(0, 2, 3, 1)
-        image = torch.arange(batch, device=device).view(-1, 1, 1)
-        return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return rows[:, :, None], columns[:, None, :]
+
+
+def _numbers(images: Tensor) -> Tensor:
+    """The number of each image in its batch, (B, 1, 1)."""
+    return torch.arange(len(images), device=images.device).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""Decode one image file to RGB, within limits: only raster formats of datasets, detected by content, not by file name.
+"""Decode one image file to RGB, or a mask, within limits: only raster formats, detected by content, not by name.
 
 Pillow has about forty more formats; none is tried, because EPS runs ghostscript, and others read further files.
 """
@@ -8,9 +8,13 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from lrexport.artifacts.plain_files import open_input
@@ -39,6 +43,32 @@ def decode(path: Path) -> Image.Image:
     Raises InputError if ``path`` is not a plain file, OSError if it cannot be read, ValueError if it is not an image in
     one of :data:`FORMATS` or exceeds a limit, and whatever Pillow's decoders raise on damaged files.
     """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def decode_mask(path: Path) -> npt.NDArray[np.uint8]:
+    """The values of a mask, (H, W): grey values, or places in its palette. Raises as :func:`decode`.
+
+    Raises ValueError for colours without a palette, for values over 255, and for JPEG, which changes values.
+    """
+    with _opened(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise ValueError("it is a JPEG, which does not keep the values of a mask; write masks as PNG")
+        values = np.asarray(image)
+    if values.ndim == 3:
+        colours = values[..., : {"LA": 1, "RGB": 3, "RGBA": 3}.get(image.mode, 0)]
+        if not colours.size or not (colours == colours[..., :1]).all():
+            raise ValueError(f"it has colours ({image.mode}); expected one channel with the number of a class in each pixel")
+        values = values[..., 0]
+    if values.dtype.kind not in "bui" or (values.size and (values.min() < 0 or values.max() > 255)):
+        raise ValueError("it has values outside of 0 to 255; expected the number of a class in each pixel")
+    return values.astype(np.uint8)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image, of which only the header has been read and checked."""
     with open_input(path) as stream:
         _check_chunks(stream)
         try:
@@ -47,7 +77,7 @@ def decode(path: Path) -> Image.Image:
             raise ValueError(f"its content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from error
         with image:
             _check(image, stream)
-            return image.convert("RGB")
+            yield image
 
 
 def _check(image: Image.Image, stream: IO[bytes]) -> None:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from lrexport.data.augment import Augmentation
-from lrexport.data.images import ArraySet, ImageData, ImageSet
-from lrexport.data.reading import Bad, Files, check_few, find_bad, in_threads, try_image
-from lrexport.data.streamed import StreamedSet
+from lrexport.data.images import ImageData, ImageSet
+from lrexport.data.picture_sets import SUFFIX_HINT, Shape, fits_in_memory, for_pictures, picture_set, pictures_below
+from lrexport.data.reading import Files, check_few
 from lrexport.errors import InputError
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
-_IN_MEMORY_BYTES = 2 << 30
-Shape = tuple[int, int, int]
 
 
 def load_folder(
-    source: str, root: Path, input_shape: Shape, in_memory: bool, workers: int | None = None, max_bad: int = 0
+    source: str,
+    root: Path,
+    input_shape: Shape,
+    in_memory: bool,
+    workers: int | None = None,
+    max_bad: int = 0,
+    asked: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> ImageData:
     """The images of ``root``, which must have its two parts; up to ``max_bad`` unreadable images are left out.
 
-    Raises InputError naming empty folders, unreadable images, or classes that differ between the two parts.
+    ``asked`` and ``given`` are those of :meth:`Preprocessing.of`. Raises InputError naming empty folders, unreadable images,
+    or classes that differ between the two parts.
     """
-    if input_shape[0] != 3:
-        raise InputError(f"image folders give RGB images; the network takes {input_shape[0]} channels ({input_shape})")
+    preprocessing = for_pictures(input_shape, asked or {}, given)
     train_root = root / "train"
     test_root = next(root / name for name in ("val", "test") if (root / name).is_dir())
     classes = _classes(train_root)
@@ -39,11 +42,9 @@ def load_folder(
         only += [f"{name} only in {test_root.name}" for name in other if name not in classes]
         raise InputError(f"the classes of {train_root} and {test_root} differ: {', '.join(only[:10])}")
     listed = {part: _list(part, classes) for part in (train_root, test_root)}
-    size = input_shape[0] * input_shape[1] * input_shape[2] * sum(map(len, listed.values()))
-    decoded = in_memory and size <= _IN_MEMORY_BYTES
+    decoded = in_memory and fits_in_memory(sum(map(len, listed.values())), preprocessing)
     (train, bad), (test, bad_test) = (
-        _decode(files, input_shape) if decoded else _stream(files, input_shape, workers, max_bad)
-        for files in listed.values()
+        picture_set(files, preprocessing, input_shape[0], decoded, workers, max_bad) for files in listed.values()
     )
     bad = {**bad, **bad_test}
     check_few(bad, max_bad)
@@ -51,7 +52,8 @@ def load_folder(
         _check_classes(part, classes, images)
     augmentation = Augmentation(max(1, input_shape[1] // 8) if decoded else 0, flip=True)
     skipped = tuple(str(path.relative_to(root)) for path in bad)
-    return ImageData(source, classes, train, test, augmentation, skipped=skipped)
+    done = preprocessing
+    return ImageData(source, classes, train, test, augmentation, done.mean, done.std, skipped, done)
 
 
 def _classes(root: Path) -> list[str]:
@@ -59,59 +61,18 @@ def _classes(root: Path) -> list[str]:
 
 
 def _list(root: Path, classes: list[str]) -> Files:
-    files: Files = []
+    files: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        images = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
+        images = pictures_below(root / name)
         if not images:
-            hint = f"Images are recognised by these suffixes: {', '.join(sorted(_SUFFIXES))}."
-            raise InputError(f"class folder {root / name} has no images", hint)
+            raise InputError(f"class folder {root / name} has no images", SUFFIX_HINT)
         files += [(path, label) for path in images]
     return files
 
 
 def _check_classes(root: Path, classes: list[str], images: ImageSet) -> None:
+    assert images.labels is not None
     counts = torch.bincount(images.labels, minlength=len(classes)).tolist()
     for name, count in zip(classes, counts, strict=True):
         if not count:
             raise InputError(f"class folder {root / name} has no readable images", "Replace its images.")
-
-
-def _stream(files: Files, input_shape: Shape, workers: int | None, max_bad: int) -> tuple[ImageSet, Bad]:
-    """A streamed set of the files, and those that cannot be read, which it leaves out if ``max_bad`` allows any.
-
-    In that case every file is read once beforehand, so all processes and all resumed runs see the same images.
-    """
-    bad = find_bad(files) if max_bad else {}
-    return StreamedSet.of([file for file in files if file[0] not in bad], input_shape, workers), bad
-
-
-def _decode(files: Files, input_shape: Shape) -> tuple[ImageSet, Bad]:
-    """Decode every file once: a set of the readable images, and the files that could not be read.
-
-    Images of another size are resized by their shorter side, then centre-cropped.
-    """
-    _, height, width = input_shape
-
-    def load(path: Path) -> np.ndarray | InputError:
-        image = try_image(path)
-        if isinstance(image, InputError):
-            return image
-        if image.size != (width, height):
-            scale = max(width / image.width, height / image.height)
-            resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-            image = image.resize(resized, Image.Resampling.BILINEAR)
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
-        return np.asarray(image)
-
-    images = np.empty((len(files), height, width, 3), np.uint8)
-    labels: list[int] = []
-    bad: dict[Path, InputError] = {}
-    for (path, label), pixels in zip(files, in_threads(load, [path for path, _ in files]), strict=True):
-        if isinstance(pixels, InputError):
-            bad[path] = pixels
-            continue
-        images[len(labels)] = pixels
-        labels.append(label)
-    pixels_of = torch.from_numpy(images[: len(labels)]).permute(0, 3, 1, 2).contiguous()
-    return ArraySet(pixels_of, torch.tensor(labels, dtype=torch.int64)), bad

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lrexport.preprocessing import Preprocessing as Preprocessing
 
-_RESAMPLING = {
+RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_GREY = 299, 587, 114  # thousandths of red, green and blue in the luma of ITU-R 601-2, as Pillow has it
+_GREY = 19595, 38470, 7471  # red, green and blue in the luma of ITU-R 601-2, of 65,536, as Pillow has it
 
 
 class Normalisation:
@@ -49,15 +49,8 @@ def in_order(images: Tensor, channels: str) -> Tensor:
     if channels == "bgr":
         return images.flip(1)
     if channels == "grey" and images.shape[1] == 3:
-        weights = torch.tensor(_GREY).view(1, 3, 1, 1)
-        return (
-            images.to(torch.int32)
-            .mul(weights)
-            .sum(1, keepdim=True)
-            .add(500)
-            .div(1000, rounding_mode="floor")
-            .to(torch.uint8)
-        )
+        weights = torch.tensor(_GREY, device=images.device).view(1, 3, 1, 1)
+        return (images.to(torch.int32).mul(weights).sum(1, keepdim=True).add(1 << 15) >> 16).to(torch.uint8)
     return images
 
 
@@ -76,7 +69,7 @@ class Fitting:
         done = self.preprocessing
         assert done.size is not None
         height, width = done.size
-        how = Image.Resampling.NEAREST if nearest else _RESAMPLING[done.interpolation]
+        how = Image.Resampling.NEAREST if nearest else RESAMPLING[done.interpolation]
         if done.crop == "none":
             return image if image.size == (width, height) else image.resize((width, height), how)
         if done.resize is None:

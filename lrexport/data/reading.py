@@ -1,4 +1,4 @@
-"""Read image files as RGB, and collect those that cannot be read."""
+"""Read image files as RGB, and masks as classes, and collect those that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from lrexport.artifacts.plain_files import check_input
-from lrexport.data.decoding import decode
+from lrexport.data.decoding import decode, decode_mask
 from lrexport.data.images import first_of
+from lrexport.data.preprocessing import Fitting
 from lrexport.errors import InputError
 
 Result = TypeVar("Result")
-Files = list[tuple[Path, int]]  # with their labels
+Item = TypeVar("Item")
+Pixels = npt.NDArray[np.uint8]
+Files = Sequence[tuple[Path, int | Path | None]]  # with their class, or the file of their mask
 Bad = Mapping[Path, InputError]  # images that cannot be read, and why
 
 
@@ -37,22 +42,48 @@ def try_image(path: Path) -> Image.Image | InputError:
         return error
 
 
+def read_mask(path: Path) -> Pixels:
+    """The classes of a mask, uint8 (H, W). Raises InputError naming a file that is none, as :func:`read_image`."""
+    check_input(path)
+    try:
+        return decode_mask(path)
+    except Exception as error:
+        raise _unreadable(path, error, "mask") from error
+
+
+def try_pair(path: Path, mask: Path, fitting: Fitting) -> tuple[Pixels, Pixels] | InputError:
+    """The pixels (H, W, 3) of an image and the classes (H, W) of its mask at the network's size, or the error."""
+    try:
+        image, classes = read_image(path), read_mask(mask)
+    except InputError as error:
+        return error
+    height, width = classes.shape
+    if (width, height) != image.size:
+        sizes = f"{width} × {height} pixels; its image {path} has {image.width} × {image.height}"
+        return InputError(f"the mask {mask} has {sizes}", "Make both the same size.")
+    return np.array(fitting(image)), np.array(fitting(Image.fromarray(classes), nearest=True))
+
+
 def find_bad(files: Files) -> Bad:
     """The files that cannot be read; every file is decoded once to find out."""
 
-    def failure(path: Path) -> InputError | None:  # returns no pixels, which would fill the memory
-        image = try_image(path)
-        return image if isinstance(image, InputError) else None
+    def failure(file: tuple[Path, Any]) -> tuple[Path, InputError] | None:  # no pixels, which would fill the memory
+        for path, read in ((file[0], read_image), (file[1], read_mask)):
+            try:
+                if isinstance(path, Path):
+                    read(path)
+            except InputError as error:
+                return path, error
+        return None
 
-    paths = [path for path, _ in files]
-    return {path: error for path, error in zip(paths, in_threads(failure, paths), strict=True) if error is not None}
+    return dict(each for each in in_threads(failure, files) if each is not None)
 
 
-def in_threads(function: Callable[[Path], Result], paths: Sequence[Path]) -> Iterator[Result]:
-    """``function`` of each of ``paths``, in order, with one thread per core; on an error no further ones are started."""
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """``function`` of each of ``items``, in order, with one thread per core; on an error no further ones are started."""
     pool = ThreadPoolExecutor(cores_here())
     try:
-        yield from pool.map(function, paths)
+        yield from pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -84,7 +115,7 @@ def size_of(path: Path) -> int:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path, error: Exception, what: str = "image") -> InputError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     hint = "Remove or replace it; compress and train leave out up to N such images with --max-bad N."
-    return InputError(f"cannot read the image {path}: {reason}", hint)
+    return InputError(f"cannot read the {what} {path}: {reason}", hint)

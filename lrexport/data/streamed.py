@@ -1,4 +1,4 @@
-"""Images that stay on disk until worker processes read them for a batch."""
+"""Images that stay on disk until worker processes read them for a batch, with their classes, masks or nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from lrexport.data.augment import Augmentation
-from lrexport.data.images import MEAN, STD, Normalisation
 from lrexport.data.order import Order, Purpose, seed_of
-from lrexport.data.reading import Files, cores_here, size_of, try_image
+from lrexport.data.preprocessing import RESAMPLING, Fitting, Normalisation, Preprocessing, in_order
+from lrexport.data.reading import Files, cores_here, size_of, try_image, try_pair
+from lrexport.data.targets import ready
 from lrexport.errors import InputError
+from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.import_torchvision import torchvision
 
@@ -24,24 +27,27 @@ from lrexport.torch_tools.import_torchvision import torchvision
 _RESIZE_OVER_CROP = 256 / 224
 _MOST_WORKERS = 16
 _PREFETCHED = 4  # batches that a worker prepares ahead
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class StreamedSet:
     """Images that ``workers`` processes read from disk, with torchvision's ImageNet transforms.
 
-    By default there is one worker for each core that this process may use.
+    By default there is one worker for each core that this process may use. ``labels`` is None for images without classes,
+    whose targets are masks or nothing.
     """
 
     files: Files
-    labels: Tensor
-    input_shape: Shape
+    labels: Tensor | None
+    preprocessing: Preprocessing
+    channels: int = 3
     workers: int | None = None
 
     @classmethod
-    def of(cls, files: Files, input_shape: Shape, workers: int | None = None) -> StreamedSet:
-        return cls(files, torch.tensor([label for _, label in files], dtype=torch.int64), input_shape, workers)
+    def of(cls, files: Files, preprocessing: Preprocessing, channels: int = 3, workers: int | None = None) -> StreamedSet:
+        has_classes = all(isinstance(target, int) for _, target in files)
+        labels = torch.tensor([target for _, target in files], dtype=torch.int64) if has_classes else None
+        return cls(files, labels, preprocessing, channels, workers)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -49,10 +55,16 @@ class StreamedSet:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image as the network gets it."""
-        return self.input_shape
+        assert self.preprocessing.size is not None
+        return (self.channels, *self.preprocessing.size)
+
+    @property
+    def signature(self) -> Signature:
+        return Signature.of(self.image_shape)
 
     def subset(self, indices: Tensor) -> StreamedSet:
-        return replace(self, files=[self.files[i] for i in indices.tolist()], labels=self.labels[indices])
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, files=[self.files[i] for i in indices.tolist()], labels=labels)
 
     def batches(
         self,
@@ -60,47 +72,52 @@ class StreamedSet:
         device: torch.device,
         order: Order | None = None,
         augmentation: Augmentation | None = None,
-    ) -> Iterator[tuple[Batch, Tensor]]:
+    ) -> Iterator[tuple[Batch, Any]]:
         """Images with ``order`` and ``augmentation`` get random resized crops and flips; others are centre-cropped.
 
-        Raises InputError naming an image that cannot be read.
+        Those with masks are centre-cropped as well, and then augmented together with them. Raises InputError naming an image
+        that cannot be read.
         """
-        transforms = torchvision("transforms.v2")
-        _, height, width = self.input_shape
-        if order is not None and augmentation is not None:
-            steps = [transforms.RandomResizedCrop((height, width), antialias=True), transforms.RandomHorizontalFlip()]
-        else:
-            steps = [_ResizeAround(height, width), transforms.CenterCrop((height, width))]
+        augmented = order is not None and augmentation is not None
         if order is None:
-            index: Any = torch.arange(len(self)).split(size) if len(self) else ()  # split would yield one empty batch
+            steps = [(0, part) for part in torch.arange(len(self)).split(size)] if len(self) else []  # else one empty batch
         else:
-            index = [batch[order.part(len(batch))] for _, batch in order.batches(len(self), size)]
+            steps = list(order.batches(len(self), size))
+        parts = [batch if order is None else batch[order.part(len(batch))] for _, batch in steps]
         # Decoding a JPEG takes milliseconds, so every core gets a process.
-        workers = min(min(cores_here(), _MOST_WORKERS) if self.workers is None else self.workers, len(index))
+        workers = min(min(cores_here(), _MOST_WORKERS) if self.workers is None else self.workers, len(parts))
         loader: Any = torch.utils.data.DataLoader(
-            _Streamed(self.files, transforms.Compose([*steps, transforms.PILToTensor()]), order),
-            batch_sampler=[part.tolist() for part in index],
+            _Streamed(self.files, self.preprocessing, order, augmented),
+            batch_sampler=[part.tolist() for part in parts],
             collate_fn=_collate,
             num_workers=workers,
             prefetch_factor=_PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
         )
         # Images travel to the device as bytes, a quarter of the size of floats, and are normalised there.
-        normalise = Normalisation(MEAN, STD, device)
-        for batch in loader:
+        normalise = Normalisation.of(self.preprocessing, device)
+        for (step, whole), batch in zip(steps, loader, strict=True):
             if isinstance(batch, InputError):
                 raise batch
-            images, labels = batch
-            yield Batch.of(normalise(images)), labels.to(device, non_blocking=True)
+            images, targets = in_order(batch[0], self.preprocessing.channels), batch[1]
+            if isinstance(targets, Tensor) and targets.ndim == 3 and order is not None and augmentation is not None:
+                places = order.generator(Purpose.AUGMENTATION, step), order.part(len(whole)), len(whole)
+                images, targets = augmentation.with_masks(images, targets, *places)
+            yield Batch.of(normalise(images)), ready(targets, device)
 
     def to(self, device: torch.device) -> StreamedSet:
         return self
 
     def digest(self) -> str:
         """Hex sha256 of names, sizes and labels; reading every image could take hours."""
-        digest = hashlib.sha256(repr(self.input_shape).encode())
-        for path, label in self.files:
-            digest.update(os.fsencode(f"{path.parent.name}/{path.name} {size_of(path)} {label}\n"))
+        done, plain = self.preprocessing, Preprocessing.of(self.image_shape, {})
+        digest = hashlib.sha256(repr(self.image_shape).encode())
+        if replace(done, origin=plain.origin) != plain:
+            digest.update(repr(replace(done, origin=plain.origin)).encode())
+        for path, target in self.files:
+            digest.update(os.fsencode(f"{path.parent.name}/{path.name} {size_of(path)} "))
+            about = f"{target.name} {size_of(target)}" if isinstance(target, Path) else f"{target}"
+            digest.update(os.fsencode(f"{about}\n"))
         return digest.hexdigest()
 
 
@@ -113,6 +130,7 @@ class _ResizeAround:
 
     height: int
     width: int
+    resampling: Image.Resampling = Image.Resampling.BILINEAR
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if self.height * image.width >= self.width * image.height:
@@ -121,27 +139,52 @@ class _ResizeAround:
         else:
             width = round(self.width * _RESIZE_OVER_CROP)
             height = int(width * image.height / image.width)
-        return image.resize((width, height), Image.Resampling.BILINEAR)
+        return image.resize((width, height), self.resampling)
 
 
-class _Streamed(torch.utils.data.Dataset[tuple[Tensor, int] | InputError]):
+class _Streamed(torch.utils.data.Dataset[Any]):
     """Images by index; for an unreadable one the error is returned, not raised (see :func:`_collate`)."""
 
-    def __init__(self, files: Files, transform: Any, order: Order | None) -> None:
-        self.files, self.transform, self.order = files, transform, order
+    def __init__(self, files: Files, preprocessing: Preprocessing, order: Order | None, augmented: bool) -> None:
+        transforms = torchvision("transforms.v2")
+        assert preprocessing.size is not None
+        height, width = preprocessing.size
+        fitting = Fitting(preprocessing)
+        how = getattr(transforms.InterpolationMode, preprocessing.interpolation.upper())
+        steps: list[Any]
+        if augmented:
+            crop = transforms.RandomResizedCrop((height, width), interpolation=how, antialias=True)
+            steps = [crop, transforms.RandomHorizontalFlip()]
+        elif preprocessing.resize is None and preprocessing.crop == "center":
+            resampling = RESAMPLING[preprocessing.interpolation]
+            steps = [_ResizeAround(height, width, resampling), transforms.CenterCrop((height, width))]
+        else:
+            steps = [fitting]
+        self.files, self.order, self.fitting = files, order, fitting
+        self.transform = transforms.Compose([*steps, transforms.PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | InputError:
-        path, label = self.files[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | InputError:
+        path, target = self.files[index]
         if self.order is not None:  # crops must not depend on the number of workers or on which one reads the image
             torch.manual_seed(seed_of(Purpose.AUGMENTATION, self.order.seed, self.order.epoch, index))
+        if isinstance(target, Path):
+            pair = try_pair(path, target, self.fitting)
+            if isinstance(pair, InputError):
+                return pair
+            pixels, mask = pair
+            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
         image = try_image(path)
-        return image if isinstance(image, InputError) else (self.transform(image), label)
+        return image if isinstance(image, InputError) else (self.transform(image), target)
 
 
-def _collate(read: list[tuple[Tensor, int] | InputError]) -> Any:
+def _collate(read: list[tuple[Tensor, Any] | InputError]) -> Any:
     """A batch, or its first error; an error raised in a worker would arrive with a traceback as its message."""
     errors = [each for each in read if isinstance(each, InputError)]
-    return errors[0] if errors else torch.utils.data.default_collate(read)
+    if errors:
+        return errors[0]
+    if any(target is None for _, target in read):  # type: ignore[misc]
+        return torch.utils.data.default_collate([image for image, _ in read]), None  # type: ignore[misc]
+    return torch.utils.data.default_collate(read)

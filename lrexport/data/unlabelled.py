@@ -27,7 +27,7 @@ class Unlabelled(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a set, drawn by ``seed``."""
+    """The samples of a set, drawn by ``seed``."""
 
     images: ImageSet
     device: torch.device

@@ -16,7 +16,8 @@ from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.comparison import EPOCHS
 from lrexport.config.compression import TrainConfig, several_need_data
 from lrexport.data.images import Splits
-from lrexport.events import Event, ExportChecked, Noted, OnEvent, Warned, Working, ignore_events
+from lrexport.errors import UsageError
+from lrexport.events import DataLoaded, Event, ExportChecked, Noted, OnEvent, Warned, Working, ignore_events
 from lrexport.formats.rehearsal import rehearse
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
@@ -86,7 +87,7 @@ class OpenRun(Generic[Config]):
     def result(self, network: nn.Module, epochs: int) -> Result:
         """Figures of a network, with its accuracy on the held-out and on the test images."""
         result = torch_result(network, self.recipe.signature).model_copy(update={"epochs": epochs})
-        if self.splits is None:
+        if self.splits is None or not self.splits.has_classes:
             return result
         device = self.fabric.device
         network.to(device)
@@ -138,6 +139,8 @@ def _open(
                 check_free(request.run, request.resume)  # and again under the lock, because loading can take long
             request.on_event(Working("loading the network and its data"))
         start = start_of(request)
+        if request.command == "train" and start.splits is not None and not start.splits.has_classes:
+            raise UsageError(untrained(start.splits), "Use lrexport compress, or give data with classes.")
         checked = _check_network(start, request, fabric)
         progress = _hold(request, start, digests, fabric, held)
     check_same_images(fabric, start.record.digests.get("data_sha256"))
@@ -187,6 +190,10 @@ def _logging(request: RunRequest[Any], loggers: Loggers, checked: list[Event]) -
 
 
 def _remarks(start: Start) -> Iterator[Event]:
+    if start.splits is not None:
+        yield loaded(start.splits)
+        if not start.splits.has_classes:
+            yield Noted(untrained(start.splits))
     for text in start.record.notes:
         if text != RANDOM:  # the run that this one starts from has reported it
             yield Noted(text)
@@ -194,10 +201,22 @@ def _remarks(start: Start) -> Iterator[Event]:
         yield Warned(text)
 
 
+def loaded(splits: Splits) -> DataLoaded:
+    """The event that tells the user of the data and its preprocessing."""
+    done = splits.data.preprocessing
+    counts = len(splits.train), len(splits.heldout), len(splits.test)
+    return DataLoaded(splits.data.source, *counts, None if done is None else str(done))
+
+
+def untrained(splits: Splits) -> str:
+    """What is left out for data without classes."""
+    return f"{splits.data.source} has no classes: nothing is trained or scored; its inputs weight and repair the layers"
+
+
 def _hold(request: RunRequest[Any], start: Start, digests: Mapping[str, str], fabric: Any, held: ExitStack) -> Progress:
     """Lock the folder, in the process that writes, until ``held`` is closed; returns the progress in it."""
     run = request.run
-    if fabric.world_size > 1 and start.splits is None:
+    if fabric.world_size > 1 and (start.splits is None or not start.splits.has_classes):
         raise several_need_data()
     if not fabric.is_global_zero:
         return follow(run)
@@ -226,7 +245,7 @@ def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[
         events.append(ExportChecked(round(done.seconds, 3)))
         events += [Warned(note) for note in done.notes]
     asked = request.config.to_record()
-    if start.splits is not None and any(asked.get(name, 0) != 0 for name in EPOCHS):
+    if start.splits is not None and start.splits.has_classes and any(asked.get(name, 0) != 0 for name in EPOCHS):
         request.on_event(Working("trying a training step"))
         note = check_trains(start.dense, signature, start.splits)
         events += [Warned(note)] if note else []

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrexport.artifacts.run_files import RECORD, SVD
 from lrexport.config.comparison import IMAGES, SETTLED
 from lrexport.config.compression import TrainConfig
-from lrexport.data.datasets import check_fits, load_data
+from lrexport.data.datasets import check_classes, check_fits, load_data
 from lrexport.data.images import Splits, hold_out
 from lrexport.errors import InputError, UsageError
 from lrexport.formats.onnx import check_output
@@ -73,7 +73,8 @@ def _from_run(request: RunRequest[Any], source: Path) -> Start:
     # Options of finished stages stay, above all those of the held-out images.
     done = {name: before.config[name] for name in SETTLED if name in before.config}
     done["weights"] = Path(done["weights"]) if done.get("weights") else None
-    done["keep"] = tuple(done.get("keep", ()))
+    done = {name: tuple(value) if isinstance(value, list) else value for name, value in done.items()}
+    done.setdefault("keep", ())
     data = config.data or (before.data.source if before.data else None)
     trained = SVD in before.files
     if not trained:
@@ -122,6 +123,7 @@ def load_for_planning(config: TrainConfig, source: Path | None = None) -> Planni
     recipe = from_record(record.model, source / RECORD)
     data = config.data or (record.data.source if record.data else None)
     kept = {name: record.config[name] for name in IMAGES if name in record.config}
+    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     with loading.naming_recorded_data(record, config.data):
         splits = _load_splits(replace(config, **kept, data=data), recipe, None if config.data else source / RECORD)
     _load_teacher(config, splits, notes)
@@ -152,19 +154,18 @@ def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) 
     if splits is None:
         check_output(output)  # now, not only at the export
         return
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"the network returns a {type(output).__name__}; expected one tensor (batch, classes)",
-            "Give a callable whose network has one output, for example a module that calls yours and selects it.",
-        )
-    check_fits(splits.data, recipe.signature, tuple(output.shape))
+    check_fits(splits.data, recipe.signature)
+    if splits.has_classes:
+        check_classes(splits.data, output)
+    else:
+        check_output(output)
 
 
 def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | None, nn.Module]:
     """Recipe, data and network of a MODEL, after checking that they fit together."""
     recipe = resolve(config.model, config.signature)
     splits = _load_splits(config, recipe)
-    if splits is not None:
+    if splits is not None and splits.data.classes:
         recipe = recipe.with_classes(len(splits.data.classes))
     torch.manual_seed(config.seed)  # the seed also decides the initial weights
     network = _load_network(recipe, config.weights, config.weights_key, "--weights-key", notes)
@@ -186,7 +187,7 @@ def _load_teacher(config: TrainConfig, splits: Splits | None, notes: list[str]) 
 
     Raises the errors of loading it, InputError if it does not fit the data, UsageError if it has random weights.
     """
-    if config.teacher is None or splits is None:
+    if config.teacher is None or splits is None or not splits.has_classes:
         return None
     try:
         recipe, network = _teacher(config, splits, notes)
@@ -217,5 +218,6 @@ def _load_splits(config: TrainConfig, recipe: ModelRecipe, named_in: Path | None
     """The data of ``config``; ``named_in`` is the file that names it, None if the user does."""
     if config.data is None:
         return None
-    data = load_data(config.data, recipe.signature, config.download, config.workers, config.max_bad, named_in)
+    options = config.download, config.workers, config.max_bad
+    data = load_data(config.data, recipe.signature, *options, named_in, config.preprocessing, recipe.preprocessing)
     return hold_out(data, config.heldout, seed=config.seed)

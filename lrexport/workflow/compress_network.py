@@ -34,19 +34,16 @@ from lrexport.plan import Plan, PlannedLatency
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, signature_of
 from lrexport.torch_tools.copying import copy_network
-from lrexport.torch_tools.memory_layout import run
-from lrexport.torch_tools.modes import eval_mode
-from lrexport.torch_tools.outputs import flat_tensors
 from lrexport.torch_tools.tracing import like_weights, run_once
 from lrexport.training.engine import with_float64
+from lrexport.workflow.likeness import DenseOutputs
 from lrexport.workflow.pruning import on_target, pose, schemes_considered
-from lrexport.workflow.repair import BATCH, Repair
+from lrexport.workflow.repair import Repair
 from lrexport.workflow.target_speed import measure_speed
 
 # The command's defaults: images for weighting and refitting, and for BatchNorm statistics.
 _CALIBRATION, _BATCHNORM = CompressConfig.calibration_images, CompressConfig.batchnorm_images
 _USELESS = 1.0  # the output error of a network that returns the mean output whatever its input
-_MOST_VALUES = 1 << 26  # of outputs that are kept for comparison, 256 MB
 _UNKNOWN = "quality unknown: without calibration images nothing was fitted to data or compared"
 
 
@@ -225,7 +222,7 @@ def _folded(svd: SVDNetwork, selection: Selection, images: Unlabelled | None) ->
     network = fold(svd, selection)
     if images is None:
         return network, None
-    dense = _DenseOutputs(svd, images)
+    dense = DenseOutputs(svd, images, _CALIBRATION)
 
     def likeness(network: nn.Module) -> float:
         error = dense.error_of(network)
@@ -234,34 +231,3 @@ def _folded(svd: SVDNetwork, selection: Selection, images: Unlabelled | None) ->
     scores = Repair(svd, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
     error = -max(scores.values())  # of the network after the last repair that was kept
     return network, error if math.isfinite(error) else dense.error_of(network)
-
-
-class _DenseOutputs:
-    """The dense network's outputs for as many calibration inputs as memory allows."""
-
-    def __init__(self, svd: SVDNetwork, images: Unlabelled) -> None:
-        values = sum(tensor.numel() for tensor in _floats(run_once(svd.network, svd.signature)))
-        self.images = images.draw(min(_CALIBRATION, max(2, _MOST_VALUES // max(1, values))))
-        self.outputs = list(_outputs(svd.network, self.images))
-        each = [torch.cat(parts).double() for parts in zip(*self.outputs, strict=True)]
-        self.variance = sum(float((output - output.mean(0)).square().sum()) for output in each)
-
-    def error_of(self, network: nn.Module) -> float:
-        """Σ squared errors of ``network``'s outputs, relative to Σ squared deviations from their mean over the inputs."""
-        error = 0.0
-        for mine, dense in zip(_outputs(network, self.images), self.outputs, strict=True):
-            error += sum(float((one - other).double().square().sum()) for one, other in zip(mine, dense, strict=True))
-        return error / max(self.variance, torch.finfo(torch.float32).tiny)
-
-
-def _floats(output: object) -> list[Tensor]:
-    """The tensors of a network's output that are compared."""
-    return [tensor for tensor in flat_tensors(output) if tensor.is_floating_point()]
-
-
-@torch.no_grad()
-def _outputs(network: nn.Module, images: Unlabelled) -> Iterator[list[Tensor]]:
-    """The network's output for each batch."""
-    with eval_mode(network):
-        for batch in images.batches(BATCH):
-            yield _floats(run(network, batch))

@@ -27,9 +27,10 @@ from lrexport.artifacts.run_files import (
 )
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.export_options import ExportOptions
-from lrexport.data.datasets import check_fits, load_data
+from lrexport.data.datasets import check_classes, check_fits, load_data
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.sources import no_calibration
+from lrexport.data.targets import CLASSIFICATION
 from lrexport.events import FileExported, FileQuantised, FilesRemoved, Measuring, OnEvent, OrtWritten, Warned, Working
 from lrexport.formats.int8 import quantise_onnx
 from lrexport.formats.onnx import export_onnx
@@ -39,6 +40,7 @@ from lrexport.measure.environment import environment
 from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
+from lrexport.preprocessing import asked_in
 from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
 from lrexport.runs.record import (
@@ -73,6 +75,7 @@ class _Images:
     test: ImageSet | None = None
     calibration: ImageSet | None = None
     warnings: tuple[str, ...] = ()
+    scored: bool = True  # whether the test images have the classes that files are scored by
 
 
 def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
@@ -116,7 +119,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
             if before is None:
                 before = torch_result(network, record.model.signature)
                 record = record.model_copy(update={"notes": with_uncounted(record.notes, before)})
-            results[name] = _export(network, scratch / name, before, record, options, images.test, on_event)
+            results[name] = _export(network, scratch / name, before, record, options, images, on_event)
             if images.calibration is not None:
                 int8 = _IN_INT8[name]
                 results[int8] = _quantise(scratch / name, scratch / int8, results[name], images, shapes, on_event)
@@ -189,9 +192,10 @@ def _export(
     before: Result,
     record: Record,
     options: ExportOptions,
-    test: ImageSet | None,
+    images: _Images,
     on_event: OnEvent,
 ) -> Result:
+    test = images.test
     samples = next(iter(test.batches(8, torch.device("cpu"))))[0] if test is not None else None
     on_event(Working(f"exporting {path.name} and comparing it with torch"))
     done = export_onnx(
@@ -205,7 +209,7 @@ def _export(
     )
     update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
     update |= {"bytes": done.bytes, "latency_ms": {}}
-    if test is not None:
+    if test is not None and images.scored:
         # Nothing is chosen by the test images here: they verify that the file is the network.
         on_event(Working(f"scoring {path.name} on {len(test):,} test images, in ONNX Runtime and in torch"))
         accuracy = score_onnx(path, test, "test")
@@ -218,7 +222,7 @@ def _export(
         relative_error=done.comparison.relative_error,
         simplified=done.simplified,
         blind=done.blind and test is None,
-        rescored=test is not None,
+        rescored=test is not None and images.scored,
         uncounted=done.cost.uncounted,
         free=done.free.sizes,
         step=done.free.step,
@@ -242,8 +246,10 @@ def _quantise(
         agreement=next(iter(done.agreement.same.values()), None),
         sqnr_db={**done.agreement.sqnr_db},
     )
-    on_event(Working(f"scoring {path.name}"))
-    accuracy = score_onnx(path, images.test, "test") if images.test is not None else None
+    accuracy = None
+    if images.test is not None and images.scored:
+        on_event(Working(f"scoring {path.name}"))
+        accuracy = score_onnx(path, images.test, "test")
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
     figures |= {"uncounted": done.cost.uncounted}
     figures |= {"heldout_accuracy": None}  # the float32 network's: int8 was calibrated on these images
@@ -297,11 +303,19 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module, nam
     if source is None or not (options.rescore or options.int8):
         return _Images()
     signature = record.model.signature
+    # Other data than the run's may have no pictures, so nothing is asked of it.
+    asked = asked_in(record.config) if named_in is not None else {}
+    used = record.data.preprocessing if record.data is not None else None
+    given = {} if used is None else used.value.to_plain()
     with loading.naming_recorded_data(record, options.data):
-        data = load_data(source, signature, max_bad=int(record.config.get("max_bad", 0)), named_in=named_in)
-    check_fits(data, signature, tuple(run_once(network, signature).shape))
+        max_bad = int(record.config.get("max_bad", 0))
+        data = load_data(source, signature, max_bad=max_bad, named_in=named_in, asked=asked, given=given)
+    check_fits(data, signature)
+    if data.default_task == CLASSIFICATION:
+        check_classes(data, run_once(network, signature))
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
-    return _Images(source, data.test if options.rescore else None, calibration, data.warnings)
+    scored = options.rescore and data.default_task == CLASSIFICATION
+    return _Images(source, data.test if options.rescore else None, calibration, data.warnings, scored)
 
 
 def _calibration_images(data: ImageData, record: Record, most: int) -> ImageSet:

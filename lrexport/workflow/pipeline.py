@@ -22,7 +22,7 @@ from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
 from lrexport.plan import Choice, digest
 from lrexport.runs.finished import finished
-from lrexport.runs.open import OpenRun, Trained, open_run
+from lrexport.runs.open import OpenRun, Trained, loaded, open_run
 from lrexport.runs.record import RANDOM, Record
 from lrexport.runs.request import RunRequest
 from lrexport.runs.starting_point import load_for_planning
@@ -99,6 +99,8 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
     svd, splits = start.svd, start.splits
     for text in start.notes:
         on_event(Noted(text))
+    if splits is not None:
+        on_event(loaded(splits))
     for text in splits.data.warnings if splits else ():
         on_event(Warned(text))
     device = with_float64(make_fabric(config.train.device).device)

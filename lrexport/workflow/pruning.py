@@ -27,8 +27,11 @@ from lrexport.plan import Choice, PlannedLatency
 from lrexport.signature import Signature
 from lrexport.tasks.classification import NotANumber, score
 from lrexport.training.engine import to_fast_layout
+from lrexport.workflow.likeness import DenseOutputs
 from lrexport.workflow.repair import BATCH, Repair
 from lrexport.workflow.target_speed import Speed
+
+_COMPARED = 512  # held-out inputs that repairs are judged by
 
 
 def schemes_considered(svd: SVDNetwork, scheme: AskedScheme, goal: Goal) -> Schemes:
@@ -77,6 +80,11 @@ def written_bytes(network: nn.Module, signature: Signature) -> int:
         return export_onnx(network, Path(folder) / "model.onnx", signature).bytes
 
 
+def _likeness(dense: DenseOutputs, network: nn.Module) -> float:
+    error = dense.error_of(network)
+    return -error if math.isfinite(error) else -math.inf
+
+
 @dataclass(frozen=True)
 class Pruning:
     """Chooses ranks and repairs pairs of a network in SVD form, with data if there is any.
@@ -115,6 +123,10 @@ class Pruning:
         to_fast_layout(network.to(self.device), self.svd.signature)
         config, images = self.config, self._images(self.splits)
         repair = Repair(self.svd, images, config.reconstruct, config.calibration_images, config.batchnorm_images)
+        if not self.splits.has_classes:
+            dense = DenseOutputs(self.svd, Images(self.splits.heldout, self.device, config.train.seed), _COMPARED)
+            repair.apply(network, selection, lambda repaired: _likeness(dense, repaired))
+            return network, {}
         return network, repair.apply(network, selection, self._top1)
 
     def _problem(self, weighted: bool = True) -> Problem:
@@ -123,7 +135,7 @@ class Pruning:
         images = self._images(self.splits) if weighted and config.weighting and self.splits is not None else None
         asked = (config.goal, config.train.scheme, config.rule)
         problem = pose(self.svd, *asked, self.choices, images, config.calibration_images)
-        if self.splits is not None:
+        if self.splits is not None and self.splits.has_classes:
             problem = replace(problem, heldout_top1=self._heldout_top1)
         return problem if self.speed is None else on_target(problem, self.speed)
 

@@ -49,7 +49,7 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
     epochs = config.dense_epochs
     if epochs is None:
         epochs = DEFAULT_DENSE_EPOCHS if untrained else 0
-    if epochs and run.splits is not None:
+    if epochs and run.splits is not None and run.splits.has_classes:
         _train(run, _stage(config, "dense", epochs, config.dense_lr), trained.dense)
         dense_epochs, svd = epochs, to_svd_form(copy_network(trained.dense), run.recipe, config)
     elif untrained:
@@ -62,7 +62,7 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
 def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = None) -> Trained:
     """SVD training with the regularisers of equation 3; ``pruning`` is for falling ranks, or for λ_s "auto"."""
     config = trained.config
-    if run.splits is None or config.svd_epochs == 0:
+    if run.splits is None or not run.splits.has_classes or config.svd_epochs == 0:
         return trained
     # The last epoch, not the best: sparsity grows during training, so the best held-out epoch is an early, dense one.
     stage = replace(_stage(config, "svd", config.svd_epochs, config.lr), keep_best=False)
@@ -154,7 +154,7 @@ def _choose(run: OpenRun[Any], pruning: Pruning) -> Compressed:
 def fine_tune(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Compressed:
     """Low-rank fine-tuning: the plain pairs, λ_s = 0."""
     config, epochs = trained.config, run.request.config.fine_tune_epochs
-    if run.splits is None or not epochs:
+    if run.splits is None or not run.splits.has_classes or not epochs:
         return compressed
     _train(run, _stage(config, "fine-tune", epochs, config.lr), compressed.network, teacher=run.teacher)
     return replace(compressed, epochs=epochs)
@@ -165,7 +165,7 @@ def train_baseline(run: OpenRun[CompressConfig], trained: Trained, compressed: C
     config, epochs = trained.config, run.request.config.baseline_epochs
     if epochs == "same":
         epochs = trained.svd_epochs + compressed.epochs
-    if run.splits is None or not epochs:
+    if run.splits is None or not run.splits.has_classes or not epochs:
         return trained
     _train(run, _stage(config, "baseline", epochs, config.lr), trained.dense)
     return replace(trained, baseline_epochs=epochs)

@@ -53,8 +53,44 @@ DATA = """
     def negative():
         return images(40, 11, shift=-1), images(22, 11, shift=-1)
 
-    def floating():
-        return [(image.float(), label) for image, label in images(40, 10)], images(20, 10)
+    def whole_numbers():
+        return [(image.long(), label) for image, label in images(40, 10)], images(20, 10)
+
+    def with_nan():
+        made = [(image.float(), label) for image, label in images(40, 10)]
+        made[1][0][0, 0, 0] = float("nan")
+        return made, made[2:]
+
+    def two_types():
+        made = images(40, 10)
+        return [(made[0][0].float(), 0), *made[1:]], made
+
+    def channels_last():
+        return images(40, 10, (8, 8, 3)), images(20, 10, (8, 8, 3))
+
+    def objects():
+        return [image.numpy().astype(object) for image, _ in images(40, 10)]
+
+    def some_labels():
+        return [images(1, 1)[0], images(1, 1)[0][0]], images(20, 10)
+
+    def number():
+        return 5
+
+    def single():
+        return [image for image, _ in images(1, 1)], [image for image, _ in images(1, 1)]
+
+    class Collated(list):
+        collate_fn = staticmethod(lambda items: 1 / 0)
+
+    class Stacked(list):
+        collate_fn = staticmethod(lambda items: torch.stack([image[:, :4] for image, _ in items]))
+
+    def uncollated():
+        return Collated(images(40, 10)), Collated(images(20, 10))
+
+    def miscollated():
+        return Stacked(images(40, 10)), Stacked(images(20, 10))
 
     def empty():
         return [], []
@@ -91,10 +127,20 @@ DATA = """
         return Broken(images(40, 10)), images(20, 10)
 
     def endless():
-        return (pair for pair in images(40, 10)), images(20, 10)
+        pair = images(1, 1)[0]
+        return iter(lambda: pair, None), images(20, 10)
+
+    def breaking_off():
+        def stream():
+            yield from images(2, 2)
+            raise OSError("the camera is gone")
+        return stream(), images(20, 10)
+
+    def half_labelled():
+        return [image for image, _ in images(40, 10)], images(20, 10)
 
     def unlabelled():
-        return [image for image, _ in images(40, 10)], images(20, 10)
+        return [image for image, _ in images(40, 10)]
 """
 
 

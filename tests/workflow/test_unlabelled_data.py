@@ -1,0 +1,142 @@
+"""Data without classes: its inputs weight the ranks and repair the layers; nothing is trained or scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lrexport.cli.main import run
+from lrexport.runs.loading import load, load_start
+from lrexport.runs.record import load_record
+from tests.folders import folder_with, inside_folder
+
+NETWORKS = """
+    import torch
+    from torch import nn
+
+    def masks():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(24, 2, 1),
+        )
+
+    masks.input_shape = (3, 12, 12)
+
+    class Text(nn.Module):
+        inputs = {"tokens": "8:int64:0..29"}
+
+        def __init__(self):
+            super().__init__()
+            self.table, self.conv, self.head = nn.Embedding(30, 32), nn.Conv1d(32, 32, 3), nn.Linear(32, 4)
+
+        def forward(self, tokens):
+            return self.head(self.conv(self.table(tokens).transpose(1, 2)).relu().amax(2))
+
+    def text():
+        torch.manual_seed(0)
+        return Text()
+
+    text.inputs = Text.inputs
+
+    def sounds():
+        return list(torch.randn(40, 1, 64, generator=torch.Generator().manual_seed(0)))
+
+    def sound():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv1d(1, 24, 5), nn.ReLU(), nn.Conv1d(24, 24, 5), nn.ReLU(), nn.Conv1d(24, 3, 1))
+
+    sound.input_shape = (1, 64)
+"""
+QUICK = ("--no-export-check", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with networks, pictures without classes, and arrays."""
+    folder = folder_with(tmp_path_factory, nets=NETWORKS)
+    generator = np.random.default_rng(0)
+    for index in range(40):
+        path = folder / "pictures" / f"{index % 3}" / "deep" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (12 + index % 5, 20, 3), dtype=np.uint8)).save(path)
+    np.savez(folder / "text.npz", tokens=generator.integers(0, 30, (40, 8)))
+    with inside_folder(folder):
+        yield
+
+
+CASES = {
+    "pictures": ("nets:masks", "images:pictures", (29, 3, 8)),
+    "tokens": ("nets:text", "arrays:text.npz", (29, 3, 8)),
+    "a callable": ("nets:sound", "nets:sounds", (29, 3, 8)),
+}
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_data_without_classes_repairs_the_layers_and_trains_nothing(what: str, capsys: pytest.CaptureFixture) -> None:
+    model, source, counts = CASES[what]
+    assert run(["compress", model, "--data", source, "--macs", "0.5", "-o", "run", *QUICK]) == 0
+    said = capsys.readouterr().err
+    train, heldout, test = counts
+    assert f"data {source}: {train} training, {heldout} held-out and {test} test samples" in said
+    assert f"choosing ranks, with {train} training" in said
+    record = load_record(Path("run"))
+    assert record.data is not None
+    assert (record.data.train, record.data.heldout, record.data.test) == counts
+    assert record.results.compressed.epochs == 0
+    assert run(["compress", model, "--macs", "0.5", "-o", "blind", *QUICK]) == 0
+    assert _error("run") < _error("blind")
+
+
+def _error(folder: str) -> float:
+    """How far the compressed network of a run is from its dense one, on inputs like those that it was repaired with."""
+    path = Path(folder)
+    record = load_record(path)
+    dense, small = load_start(path, record), load(path, trust_code=True)
+    generator = torch.Generator().manual_seed(1)
+    (spec,) = record.model.signature
+    shape = (40, *spec.shape)
+    if spec.is_float:
+        inputs = (
+            torch.rand(shape, generator=generator).sub(0.45).div(0.225)
+            if len(shape) == 4
+            else torch.randn(shape, generator=generator)
+        )
+    else:
+        inputs = torch.randint(0, 30, shape, generator=generator)
+    with torch.no_grad():
+        truth = dense(inputs)
+        return float((small(inputs) - truth).square().mean() / truth.var())
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["compress", "nets:masks", "--accuracy-drop", "1"], "needs labelled images"),
+        (["train", "nets:masks"], "images:pictures has no classes: nothing is trained"),
+    ],
+)
+def test_what_needs_classes_is_refused(command: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert run([*command, "--data", "images:pictures", "-o", "run", *QUICK]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("run/model.safetensors").exists()
+
+
+def test_the_preprocessing_is_said_saved_and_used_again_by_the_export(capsys: pytest.CaptureFixture) -> None:
+    asked = ("--mean", "0.5", "--std", "0.25", "--value-range", "0..2", "--resize", "14", "--channel-order", "bgr")
+    assert run(["compress", "nets:masks", "--data", "images:pictures", *asked, "--macs", "0.5", "-o", "run", *QUICK]) == 0
+    said = "12 × 12, cut from a shorter side of 14, BGR, values 0..2, mean 0.5, std 0.25 (as given)"
+    assert f"pictures: {said}\n" in capsys.readouterr().err
+    data = load_record(Path("run")).data
+    assert data is not None
+    assert data.preprocessing is not None
+    assert str(data.preprocessing.value) == said
+    assert (data.mean, data.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert run(["compress", "run", "--macs", "0.4", "-o", "again", "--device", "cpu"]) == 0
+    assert f"pictures: {said}\n" in capsys.readouterr().err
+    assert run(["onnx", "again", "--rounds", "0"]) == 0
+    assert load_record(Path("again")).data == data
