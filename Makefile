@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 # Compiled first: the tests start dozens of processes, which may be forbidden to write bytecode (PYTHONDONTWRITEBYTECODE).
 test: $(VENV)/.test lint
 	$(BIN)/python -m compileall -q lrexport
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow

@@ -23,6 +23,15 @@ from tests.folders import inside_folder
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+# Files whose few tests take long. Run first, they do not keep one worker busy when the other has nothing left.
+_LONG = ("test_processes.py", "test_postgresql.py", "test_killed.py", "test_zoo.py", "test_browser.py", "test_own_budget.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order of others, and within files, stays."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not (SHARED / "data" / "cifar10_jpeg.npz").is_file():

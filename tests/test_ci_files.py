@@ -200,7 +200,7 @@ def test_two_uses_in_one_pull_request_have_a_comment_each_which_the_next_push_br
         ("a model that is gone", "Exit code 2"),
         ("a check that crashes", "check: failed"),
         ("a check that never ran", "No limits were checked (exit code unknown): [the log](https://log)"),
-        ("an output that cannot be written", "did not end as it should (exit code 4)"),
+        ("an output that cannot be written", "ended unexpectedly (exit code 4)"),
     ],
 )
 def test_a_use_that_fails_says_so_in_its_comment_and_never_leaves_an_earlier_all_kept(

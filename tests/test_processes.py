@@ -180,6 +180,7 @@ def test_processes_that_find_other_images_do_not_train_together(folder: Path) ->
     assert not (folder / "others" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_both_go_on_but_not_one_alone(alone: Path, folder: Path) -> None:
     process = start(folder, *LREXPORT, *COMMAND, "--devices", "2", "-o", "both")
     while not (folder / "both" / "log.jsonl").exists():

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
+from torch import Tensor
 
 from lrexport.errors import InputError
 from lrexport.formats.dynamic import FIXED, FreeAxes
 from lrexport.formats.opsets import opset_of
 from lrexport.signature import Signature
-from lrexport.torch_tools.outputs import named_tensors
+from lrexport.torch_tools.outputs import OUTPUT, named_tensors
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Asked:
 
 def has_batch(output: object, samples: int) -> dict[str, bool]:
     """The tensors of an output for ``samples`` inputs by name, and whether their first axis is as long as the batch."""
+    if isinstance(output, Tensor):  # always by batch: a network that fixes its batch is found so
+        return {OUTPUT: True}
     return {name: bool(tensor.ndim) and len(tensor) == samples for name, tensor in named_tensors(output).items()}
 
 

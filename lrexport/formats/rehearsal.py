@@ -22,7 +22,7 @@ from lrexport.signature import Signature
 from lrexport.text import first_line
 from lrexport.torch_tools.batch import InputsLike, call, signature_of
 from lrexport.torch_tools.modes import eval_mode
-from lrexport.torch_tools.outputs import OUTPUT, named_tensors
+from lrexport.torch_tools.outputs import named_tensors
 from lrexport.torch_tools.tracing import example_input, noise, run_once
 
 _SKIP = "To compress it anyway, for torch only, use --no-export-check."
@@ -94,7 +94,7 @@ def _one_at_a_time(network: nn.Module, signature: Signature) -> str | None:
         return f"the network does not accept a batch of 2 ({type(error).__name__}: {first_line(error)}): {limits}"
     for name, tensor in together.items():
         one = alone[0].get(name)
-        if one is not None and has_batch(one, 1)[OUTPUT] and tensor.shape != (2, *one.shape[1:]):
+        if one is not None and one.ndim and len(one) == 1 and tensor.shape != (2, *one.shape[1:]):
             output = "" if len(together) == 1 else f" as output {name!r}"
             expected = (2, *one.shape[1:])
             return f"the network returns {tuple(tensor.shape)} for a batch of 2{output}, not {expected}: {limits}"

@@ -10,6 +10,7 @@ from lrexport.cli.main import COMMANDS, cli
 
 # Options that are text, and that a file may choose all the same: they name what is read, or decide nothing beyond a result.
 HARMLESS = {
+    "input",  # names, sizes and ranges
     *("weights", "teacher_weights", "plan", "latencies", "baseline"),  # read, under limits; check looks at the last itself
     *("weights_key", "teacher_weights_key", "shapes", "shape", "inputs", "input_file", "comment_id"),
     *("data", "teacher"),  # where they are no import path

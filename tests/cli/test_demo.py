@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.forked import Forked
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_stopped_goes_on_with_resume_and_is_not_begun_again_in_that_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stopped = Forked(tmp_path, "demo", "-o", "run")

@@ -46,7 +46,7 @@ def test_every_command_is_listed_with_the_help_line_it_has_itself(capsys: pytest
         ),
         (
             ["compress", "resnet20", "-o", "x"],
-            "one of --macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --energy 1e-2, --accuracy-drop 1 and --plan FILE",
+            "one of --macs 0.5, --params 0.5, --size 500KB, --latency 0.6, --accuracy-drop 1, --energy 1e-2 and --plan FILE",
         ),
         (["compress", "resnet20", "--macs", "0.5", "--energy", "0.1", "-o", "x"], "one goal"),
         (["compress", "resnet20", "--plan", "p.json", "--macs", "0.5", "-o", "x"], "one goal"),

@@ -51,7 +51,7 @@ def test_an_opset_that_a_network_cannot_be_written_in_is_refused_with_those_that
         UsageError, match="cannot be written in opset 16: opset 16 has no operator LayerNormalization"
     ) as caught:
         export_onnx(network, tmp_path / "model.onnx", SHAPE, opset=16)
-    assert f"opsets 17 to {last_opset()}" in str(caught.value.hint)
+    assert f"Opsets 17 to {last_opset()}" in str(caught.value.hint)
     assert not list(tmp_path.iterdir())
     assert export_onnx(network, tmp_path / "model.onnx", SHAPE, opset=17).opset == 17
 
@@ -84,7 +84,7 @@ def test_what_the_older_schema_lacks_is_named() -> None:
         written_in(_reducing(noop=1), 18, 13)
     with pytest.raises(UsageError, match="opset 13") as caught:
         in_opset(_reducing(noop=1), 13)
-    assert "opsets 18 to" in str(caught.value.hint)
+    assert "Opsets 18 to" in str(caught.value.hint)
 
 
 def test_a_default_that_changed_is_written_out() -> None:

@@ -209,4 +209,4 @@ def test_markdown_of_very_many_limits_is_cut_to_what_a_comment_holds_with_the_fa
     assert done.code == 1
     assert len(done.out.encode()) <= 60_000
     assert done.out.count("**failed**") == 10
-    assert "cut here" in done.out.splitlines()[-1]
+    assert "truncated" in done.out.splitlines()[-1]

@@ -80,20 +80,14 @@ USERS = """
         def forward(self, x):
             return self.wrap(self.made(x))
 
-    def dataclass():
-        return Wrapping(Output)
-
-    def with_a_number():
-        return Wrapping(lambda x: {"logits": (x, None, 3)})
+    def number():
+        return Wrapping(lambda x: 3.0)
 
     def nothing():
         return Wrapping(lambda x: None)
 
-    def with_none():
-        return Wrapping(lambda x: ({"logits": x, "loss": None}, [x]))
-
     functions = [raising, exiting, returning, wrong_shape, scripted, partly_scripted]
-    functions += [without_values, lazy, lazy_and_unused, lazy_for_sequences, dataclass, with_a_number, nothing, with_none]
+    functions += [without_values, lazy, lazy_and_unused, lazy_for_sequences, number, nothing]
     for function in functions:
         function.input_shape = (3, 8, 8)
 
@@ -235,21 +229,19 @@ def test_a_module_here_is_taken_before_a_library_of_its_name(compress: Command) 
 
 
 OUTPUTS = {
-    "a dataclass": ("users:dataclass", "the network returns a Output; expected one tensor with the batch first"),
-    "a dictionary": ("users:with_a_number", "the network returns a dict; expected one tensor with the batch first"),
-    "a tuple": ("users:with_none", "the network returns a tuple; expected one tensor with the batch first"),
-    "nothing": ("users:nothing", "the network returns a NoneType; expected one tensor with the batch first"),
+    "a number": ("users:number", "the network returns a float; expected tensors with the batch first"),
+    "nothing": ("users:nothing", "the network returns a NoneType; expected tensors with the batch first"),
 }
 
 
 @pytest.mark.parametrize("what", OUTPUTS)
-def test_an_output_that_is_not_one_tensor_is_told_by_its_type(compress: Command, what: str) -> None:
+def test_an_output_without_tensors_is_named_by_its_type(compress: Command, what: str) -> None:
     write_module("users", USERS)
     model, message = OUTPUTS[what]
     done = compress(model=model)
     assert done.code == 3
     assert message in done.err
-    assert "Wrap it in a module whose forward returns that tensor." in done.err
+    assert "Wrap it in a module whose forward returns those." in done.err
     assert nothing_made()
 
 

@@ -381,16 +381,6 @@ def test_of_a_network_with_several_outputs_in_training_the_first_is_trained_on_a
     assert all(torch.equal(value, theirs[name.removeprefix("made.")]) for name, value in ours.items())
 
 
-@pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_without_data_too_a_network_of_several_outputs_is_refused_before_any_work(
-    prune: Command, options: tuple[str, ...]
-) -> None:
-    output = prune("two", *options)
-    assert output.code == 3
-    assert "the network returns a tuple; expected one tensor with the batch first" in output.err
-    assert nothing_made()
-
-
 def test_where_nothing_can_be_factorised_training_goes_on_all_the_same(prune: Command, lrexport: Command) -> None:
     output = lrexport(
         "train", "networks:zero_head", *DATA, "--svd-epochs", "1", "--keep", "*", "--distill", "0", "-o", "kept"

@@ -407,14 +407,14 @@ def test_a_run_whose_network_fixes_the_batch_is_not_exported_with_a_dynamic_one(
 
 
 OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "two tensors": (lambda x: (x.flatten(1), x), "a tuple"),
-    "a dictionary": (lambda x: {"out": x.flatten(1)}, "a dict"),
     "a number": (lambda x: x.sum(), "a tensor of shape ()"),
+    "text": (lambda x: {"out": str(x)}, "a dict"),
+    "nothing": (lambda x: (None, []), "a tuple"),
 }
 
 
 @pytest.mark.parametrize("what", OUTPUTS)
-def test_an_output_that_is_no_batch_of_one_tensor_is_said(here: Path, what: str) -> None:
+def test_an_output_without_tensors_that_have_a_batch_is_named(here: Path, what: str) -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Any:
             return OUTPUTS[what][0](x)
@@ -422,7 +422,7 @@ def test_an_output_that_is_no_batch_of_one_tensor_is_said(here: Path, what: str)
     with pytest.raises(api.InputError) as raised:
         api.export_onnx(Odd(), here / "model.onnx", (3, 8, 8))
     assert f"the network returns {OUTPUTS[what][1]}" in raised.value.message
-    assert "one tensor" in raised.value.message
+    assert "expected tensors with the batch first" in raised.value.message
     assert not (here / "model.onnx").exists()
 
 

@@ -110,7 +110,7 @@ def _with_config(lrexport: Command, board: Board, known_hosts: Path, key: Path, 
 
 
 UNREACHABLE: dict[str, tuple[Callable[[Board], str], str, str]] = {
-    "nobody listens": (lambda board: "ssh://127.0.0.1:1", "it cannot be reached", "Is it on"),
+    "nobody listens": (lambda board: "ssh://127.0.0.1:1", "it cannot be reached", "Check that it is on"),
     "no such host": (lambda board: "ssh://no-such-host.invalid", "unknown host", "Check the name"),
     "no Python": (
         lambda board: board.url.replace(sys.executable, "/nowhere/python"),

@@ -132,7 +132,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", ["compress", "onnx over an earlier export"])
+@pytest.mark.parametrize("case", ["compress", pytest.param("onnx over an earlier export", marks=pytest.mark.slow)])
 def test_a_kill_at_some_renames_loses_nothing(folder: Path, case: str) -> None:
     kills(folder, *CASES[case][:2], iter((2, 6)), CASES[case][2])
 

@@ -17,7 +17,7 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("when", MODULES)
+@pytest.mark.parametrize("when", ["as it is imported", pytest.param("as it is called", marks=pytest.mark.slow)])
 def test_a_users_module_may_import_torchvision(tmp_path: Path, when: str) -> None:
     (tmp_path / "users.py").write_text(MODULES[when], encoding="utf-8")
     # In a process of its own: in this one torchvision may be there already.

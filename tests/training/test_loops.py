@@ -158,7 +158,7 @@ def test_the_teacher_runs_in_the_precision_of_training() -> None:
     ],
 )
 def test_learning_rates(schedule: Any, progress: float, wanted: float) -> None:
-    assert learning_rate(1.0, schedule, progress, warmup=0.1) == pytest.approx(wanted)
+    assert learning_rate(1.0, schedule, progress, warmup=0.1, milestones=(0.5, 0.75)) == pytest.approx(wanted)
 
 
 class Volume(nn.Module):

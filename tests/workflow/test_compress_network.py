@@ -307,7 +307,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a goal that needs labels": ({"goal": api.AccuracyDrop(1)}, api.UsageError, "AccuracyDrop needs labelled images"),
     "a goal out of reach": ({"goal": api.Macs(1e-4)}, api.UsageError, "out of reach"),
     "no network": ({"model": [1]}, api.UsageError, "invalid model of type list"),
-    "two inputs": ({"example_inputs": (torch.ones(1, 2), torch.ones(1, 2))}, api.UsageError, "invalid example_inputs"),
+    "two inputs": ({"example_inputs": (torch.ones(1, 2), torch.ones(1, 2))}, api.InputError, "takes 2 positional arguments"),
     "a number for a shape": ({"example_inputs": 12}, api.UsageError, "invalid example_inputs 12"),
     "a shape of the network's not": ({"example_inputs": (3, 12, 12)}, api.InputError, "(3, 12, 12)"),
     "a vector for a batch": ({"example_inputs": torch.ones(3)}, api.UsageError, "invalid example_inputs of shape (3,)"),

@@ -279,7 +279,9 @@ def test_an_option_beats_the_environment_beats_the_file_beats_the_default(
         (folder / "lrexport.toml").unlink()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_in_training_ends_it_with_its_code_and_keeps_what_was_written(folder: Path, number: int, code: int) -> None:
     name = f"stopped-{code}"
     command = ["compress", "flow_network:make", "--data", "digits", "--macs", "0.6"]

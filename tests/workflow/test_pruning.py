@@ -249,7 +249,7 @@ def test_a_size_out_of_reach_names_the_smallest_file(trained: nn.Module, tmp_pat
     with pytest.raises(UsageError, match=r"a file of 1 KB is out of reach") as caught:
         pruning(trained, None, size=1000).select()
     assert caught.value.hint
-    least = int(caught.value.hint.split(" as ")[1].split(" ")[0].replace(",", ""))
+    least = int(caught.value.hint.split(" has ")[1].split(" ")[0].replace(",", ""))
     job = pruning(trained, None, size=least)
     assert export_onnx(job.fold(job.select())[0], tmp_path / "model.onnx", SHAPE).bytes == least
 

@@ -48,7 +48,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
         UsageError,
         "expected the result of lrexport.decompose",
     ),
-    "no plan": (lambda svd: lrexport.fold(svd, None), UsageError, "invalid plan: expected layers by name, got a NoneType"),
+    "no plan": (lambda svd: lrexport.fold(svd, None), UsageError, "invalid plan: expected layers by name, not a NoneType"),
     "batches that are a number": (lambda svd: lrexport.input_moments(svd, 3), UsageError, "invalid batch of type int"),
     "batches of text": (lambda svd: lrexport.input_moments(svd, ["a"]), UsageError, "invalid batch of type str"),
     "batches of dictionaries": (
