@@ -64,7 +64,7 @@ def every_trial(sweep: Sweep) -> Table:
             f"{trial.number:04d}",
             *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in trial.parameters.values()),
             f"{trial.figures.macs / dense:.3f}",
-            format_percent(trial.figures.heldout_top1),
+            format_percent(trial.figures.heldout_score),
             "front" if trial.number in sweep.front else "",
         )
         for trial in sweep.finished()

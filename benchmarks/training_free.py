@@ -42,7 +42,7 @@ from lrexport.networks.building import resolve
 from lrexport.networks.weights import load_weights
 from lrexport.runs import loading
 from lrexport.runs.record import load_record
-from lrexport.tasks.classification import score
+from lrexport.tasks.scoring import score
 from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from lrexport.training.engine import to_fast_layout
 

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from lrexport.lowrank.regularisation.regularisers import losses as losses
     from lrexport.lowrank.repair.reconstruct import reconstruct as reconstruct
     from lrexport.lowrank.selection.select import select as select
+    from lrexport.metric import Metric as Metric
     from lrexport.networks.weights import load_weights as load_weights
     from lrexport.plan import Plan as Plan
     from lrexport.runs.loading import load as load
+    from lrexport.tasks.task import Task as Task
     from lrexport.torch_tools.plain_form import make_plain as make_plain
     from lrexport.workflow.compress_network import Compressed as Compressed
     from lrexport.workflow.compress_network import compress as compress
@@ -52,6 +54,8 @@ _HOMES = {
     "AccuracyDrop": "lrexport.config.goals",
     "Energy": "lrexport.config.goals",
     "FromPlan": "lrexport.config.goals",
+    "Task": "lrexport.tasks.task",
+    "Metric": "lrexport.metric",
     "decompose": "lrexport.lowrank.factors.decompose",
     "losses": "lrexport.lowrank.regularisation.regularisers",
     "input_moments": "lrexport.lowrank.factors.moments",

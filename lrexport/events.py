@@ -6,10 +6,11 @@ Shares are in [0, 1]; ``stage`` is a key of lrexport.config.compression.STAGES. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import singledispatch
 from typing import Any, ClassVar
 
+from lrexport.metric import TOP1, Metric, heldout_key
 from lrexport.plan import PlannedLatency
 
 _LATENCY = {"target", "dense", "predicted", "measured", "ratio"}  # fields in log.jsonl; run.json has all
@@ -146,8 +147,9 @@ class Steering:
 class EpochDone(Event):
     """One epoch of a stage is done; epochs count from 1, and a full one has ``steps`` optimiser steps.
 
-    ``loss`` is the mean task loss, ``lr`` the last step's. ``seconds`` are those of this process, with scoring.
-    ``step_ms`` is the median time of a step, ``step_over_dense`` its ratio to a step of the dense network (SVD training).
+    ``loss`` is the mean task loss, ``heldout_score`` the value of ``metric``, ``lr`` the last step's. ``seconds`` are
+    those of this process, with scoring. ``step_ms`` is the median time of a step, ``step_over_dense`` its ratio to a step
+    of the dense network (SVD training).
     """
 
     kind = "epoch"
@@ -157,13 +159,14 @@ class EpochDone(Event):
     epochs: int
     steps: int
     loss: float
-    heldout_top1: float
+    heldout_score: float
     lr: float
     seconds: float
     images_per_second: float
     step_ms: float
     step_over_dense: float | None = None
     steered: Steering | None = None
+    metric: Metric = TOP1
 
 
 @dataclass(frozen=True)
@@ -190,15 +193,16 @@ class PlanChosen(Event):
     """Ranks are chosen and the network is folded: ``macs`` of ``dense_macs`` are left.
 
     ``threshold`` is the largest share of a layer's energy that is dropped, if the goal sets one for all layers. ``scores``
-    are held-out top-1 of the folded network: ``heldout_top1``, and ``heldout_top1_after_REPAIR`` after each repair.
-    ``heldout_top1_before`` is that of the network before pruning, if the goal needed it.
+    are held-out values of ``metric`` of the folded network: KEY, and ``KEY_after_REPAIR`` after each repair, with the KEY of
+    :func:`lrexport.metric.heldout_key`. ``heldout_before`` is that of the network before pruning, if the goal needed it.
     """
 
     kind = "plan"
     logged = True
     threshold: float | None
     scores: Mapping[str, float] = field(default_factory=dict)
-    heldout_top1_before: float | None = None
+    heldout_before: float | None = None
+    metric: Metric = TOP1
     latency: PlannedLatency | None = None
     macs: int
     dense_macs: int
@@ -232,7 +236,7 @@ class FileQuantised(Event):
 
     It was calibrated on ``images`` held-out images of ``data`` and predicts the same class as ``source`` for the share
     ``agreement`` of them; outputs that are no class scores have their SQNR in ``sqnr_db``. ``incomparable`` outputs have
-    neither. ``top1`` and ``float32_top1`` are on the test images.
+    neither. ``score`` and ``float32_score`` are values of ``metric`` on the test images.
     """
 
     kind = "int8"
@@ -246,8 +250,9 @@ class FileQuantised(Event):
     agreement: float | None = None
     sqnr_db: Mapping[str, float] = field(default_factory=dict)
     incomparable: tuple[str, ...] = ()
-    top1: float | None = None
-    float32_top1: float | None = None
+    score: float | None = None
+    float32_score: float | None = None
+    metric: Metric = TOP1
     in_float: tuple[str, ...]
 
 
@@ -278,16 +283,38 @@ def event_to_json(event: Event) -> dict[str, Any]:
 
 
 @event_to_json.register
+def _(event: EpochDone) -> dict[str, Any]:
+    key = heldout_key(event.metric)
+    values = {key if name == "heldout_score" else name: value for name, value in _fields(event).items()}
+    return {"event": event.kind, **values, **_other_metric(event.metric)}
+
+
+@event_to_json.register
 def _(event: PlanChosen) -> dict[str, Any]:
     values = _fields(event)
     threshold, scores = values.pop("threshold"), values.pop("scores")
+    if event.heldout_before is not None:
+        before = f"{heldout_key(event.metric)}_before"
+        values = {before if name == "heldout_before" else name: value for name, value in values.items()}
     if event.latency is not None:
         values["latency"] = {key: value for key, value in event.latency.model_dump().items() if key in _LATENCY}
-    return {"event": event.kind, "threshold": threshold, **scores, **values}
+    return {"event": event.kind, "threshold": threshold, **scores, **values, **_other_metric(event.metric)}
+
+
+@event_to_json.register
+def _(event: FileQuantised) -> dict[str, Any]:
+    names = {"score": "top1", "float32_score": "float32_top1"} if event.metric == TOP1 else {}
+    values = {names.get(name, name): value for name, value in _fields(event).items()}
+    return {"event": event.kind, **values, **_other_metric(event.metric)}
+
+
+def _other_metric(metric: Metric) -> dict[str, Any]:
+    """The metric of a task other than classification."""
+    return {} if metric == TOP1 else {"metric": asdict(metric)}
 
 
 def _fields(value: Event | Steering) -> dict[str, Any]:
-    values = {each.name: getattr(value, each.name) for each in fields(value)}
+    values = {each.name: getattr(value, each.name) for each in fields(value) if each.name != "metric"}
     optional = {each.name for each in fields(value) if each.default is None}
     return {
         name: _fields(item) if isinstance(item, Steering) else item

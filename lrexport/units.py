@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from lrexport.errors import UsageError
 
+_OTHER_UNITS = ("x", "b", "kb", "mb", "gb", "kib", "mib", "gib", "us", "ms", "s", "k", "m", "g", "point", "points", "pp")
 _DIGITS = 14  # makes 0.7 ÷ 100 0.007, not 0.006999999999999999
 
 
@@ -84,6 +85,20 @@ def parse_points(text: str) -> float:
             f"invalid difference {text!r}: expected percentage points with their unit", "For example 0.5 points."
         )
     return round(value / 100, _DIGITS)
+
+
+def parse_score(text: str) -> tuple[float, str]:
+    """A score and the unit or name of its metric, from ``"31 dB"`` or ``"0.95 SSIM"``. Raises UsageError.
+
+    Units of other quantities are refused, because they are mistakes.
+    """
+    value, unit = _number_and_unit(text)
+    if not re.fullmatch(r"[A-Za-z][\w -]*", unit) or unit.lower() in _OTHER_UNITS:
+        raise UsageError(
+            f"invalid score {text!r}: expected a number and the unit of the metric",
+            "For example 91.5% or 0.5 points; 31 dB; 0.95 SSIM for a metric without a unit.",
+        )
+    return value, unit
 
 
 def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -52,7 +52,7 @@ LINES: list[tuple[Event, str]] = [
         events.PlanChosen(
             threshold=0.1,
             scores={"heldout_top1": 0.5, "heldout_top1_after_reconstruction": 0.75},
-            heldout_top1_before=1.0,
+            heldout_before=1.0,
             latency=LATENCY,
             macs=400,
             dense_macs=1000,
@@ -76,8 +76,8 @@ LINES: list[tuple[Event, str]] = [
             images=7,
             int8_macs=6,
             agreement=1.0,
-            top1=0.5,
-            float32_top1=0.75,
+            score=0.5,
+            float32_score=0.75,
             in_float=(),
         ),
         '{"event": "int8", "file": "model.int8.onnx", "source": "model.onnx", "bytes": 9, "macs": 8, "data": "digits", '

@@ -23,7 +23,7 @@ from lrexport.data.datasets import load_data
 from lrexport.data.images import ImageSet, draw, hold_out
 from lrexport.networks.building import resolve
 from lrexport.networks.weights import load_weights
-from lrexport.tasks.classification import score
+from lrexport.tasks.scoring import score
 from lrexport.torch_tools.import_torchvision import torchvision
 
 torchvision()  # AIMET imports it, and lrexport knows how beside a CPU build of torch

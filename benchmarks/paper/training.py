@@ -31,7 +31,7 @@ from lrexport.networks.building import resolve
 from lrexport.networks.weights import load_weights
 from lrexport.plan import Plan
 from lrexport.runs.starting_point import load_svd
-from lrexport.tasks.classification import score
+from lrexport.tasks.scoring import score
 from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import make_fabric, ran_on, to_fast_layout

@@ -35,6 +35,20 @@ class AccuracyFacts:
 
 
 @dataclass(frozen=True)
+class ScoreFacts:
+    """The ``value`` of the first metric of a ``task`` over ``n`` samples, a share in [0, 1] if its unit is %."""
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    task: str
+    metric: str
+    unit: str
+    value: float
+    n: int
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
 class LatencyFacts:
     """Milliseconds as in a run's record; ``machine`` is what it was measured on."""
 
@@ -69,7 +83,7 @@ class Facts:
     opset: int | None = None
     operators: tuple[str, ...] | None = None
     uncounted: tuple[str, ...] = ()
-    accuracy: AccuracyFacts | None = None
+    accuracy: AccuracyFacts | ScoreFacts | None = None
     latency_ms: Mapping[str, LatencyFacts] = field(default_factory=dict)
     layers: Mapping[str, Layer] = field(default_factory=dict)
     graph: str | None = None

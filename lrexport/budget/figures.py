@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer
+from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer, ScoreFacts
 from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_points
 
 
@@ -93,11 +93,36 @@ def no_graph(kind: str) -> str:
     return f"it is read from the graph of an .onnx file, but this is {kind}: limit its bytes, or check the .onnx file"
 
 
-def _accuracy(of: Callable[[Facts], float | None]) -> Callable[[Facts, str], Reading]:
-    why = (
-        "it was not scored on any data: check a RUN made with --data and exported with lrexport onnx, not a bare .onnx file"
-    )
-    return lambda facts, target: _exact(of(facts), why)
+_UNSCORED = (
+    "it was not scored on any data: check a RUN made with --data and exported with lrexport onnx, not a bare .onnx file"
+)
+
+
+def _read_score(
+    unit: str, only_change: bool, of_classes: Callable[[AccuracyFacts], float] | None
+) -> Callable[[Facts, str], Reading]:
+    """Reads a score in ``unit``, the unit or the name of its metric; ``only_change``: more is to be better."""
+
+    def read(facts: Facts, _target: str) -> Reading:
+        score = facts.accuracy
+        if score is None:
+            return Missing(_UNSCORED)
+        if isinstance(score, AccuracyFacts):
+            if of_classes is None:
+                return Missing(f"its top-1 accuracy is a percentage, not in {unit}: write the limit in % or in points")
+            return _exact(of_classes(score), "")
+        if of_classes is _top5_of:
+            return Missing(f"only classification has top-5 accuracy, and its task is {score.task}")
+        if unit.lower() not in (score.unit.lower(), score.metric.lower()):
+            right = {"%": "% or in points"}.get(score.unit, score.unit or score.metric)
+            return Missing(f"its {score.metric} is not in {unit}: write the limit in {right}")
+        if score.higher_is_better:
+            return _exact(score.value, "")
+        if only_change:
+            return _exact(-score.value, "")
+        return Missing(f"a smaller {score.metric} is better: limit it with max_accuracy_drop or max_accuracy_loss")
+
+    return read
 
 
 def _latency(of: Callable[[LatencyFacts], float]) -> Callable[[Facts, str], Reading]:
@@ -163,9 +188,31 @@ def _timed(name: str, label: str, of: Callable[[LatencyFacts], float]) -> Figure
     return Figure(name, label, "ms", format_ms, format_ms, _latency(of), _MACS)
 
 
-def _scored(name: str, label: str, of: Callable[[AccuracyFacts], float]) -> Figure:
-    read = _accuracy(lambda facts: of(facts.accuracy) if facts.accuracy else None)
-    return Figure(name, label, "fraction", format_percent, format_points, read)
+def _top1_of(accuracy: AccuracyFacts) -> float:
+    return accuracy.top1
+
+
+def _top5_of(accuracy: AccuracyFacts) -> float:
+    return accuracy.top5
+
+
+def _share(name: str, label: str, of: Callable[[AccuracyFacts], float], only_change: bool = False) -> Figure:
+    return Figure(name, label, "fraction", format_percent, format_points, _read_score("%", only_change, of))
+
+
+def score_in(unit: str, only_change: bool) -> Figure:
+    """The score of a task whose metric has that unit or name, other than %; ``only_change``: only differences are used."""
+
+    def show(value: float) -> str:
+        return f"{value:.4g} {unit}"
+
+    return Figure("score", "score", unit, show, show, _read_score(unit, only_change, None))
+
+
+def label_of(figure: Figure, facts: Facts) -> str:
+    """The figure's label: that of a score is the name of its metric."""
+    is_score = figure.name in (TOP1.name, "score") and isinstance(facts.accuracy, ScoreFacts)
+    return facts.accuracy.metric if is_score and isinstance(facts.accuracy, ScoreFacts) else figure.label
 
 
 BYTES = _sized("bytes", "size", lambda facts: facts.bytes)
@@ -175,7 +222,8 @@ PARAMS = _counted("params", "parameters", lambda f, _: _of_graph(f, f.params, _U
 P50 = _timed("latency_p50", "latency p50", lambda latency: latency.p50)
 P90 = _timed("latency_p90", "latency p90", lambda latency: latency.p90)
 RATIO = Figure("latency_ratio", "latency ÷ dense", "ratio", format_ratio, format_ratio, _latency_ratio, _MACS)
-TOP1 = _scored("accuracy", "top-1 accuracy", lambda accuracy: accuracy.top1)
-TOP5 = _scored("top5_accuracy", "top-5 accuracy", lambda accuracy: accuracy.top5)
+TOP1 = _share("accuracy", "top-1 accuracy", _top1_of)
+TOP1_CHANGE = _share("accuracy", "top-1 accuracy", _top1_of, only_change=True)
+TOP5 = _share("top5_accuracy", "top-5 accuracy", _top5_of)
 OPSET = Figure("opset", "opset", "", _whole, _whole, lambda f, _: _of_graph(f, f.opset, _NO_OPSET))
 FIGURES = (BYTES, GZIP, MACS, PARAMS, P50, P90, RATIO, TOP1, TOP5, OPSET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lrexport.artifacts.toml_files import BUDGET, Settings, kind
 from lrexport.budget import figures
@@ -12,7 +12,7 @@ from lrexport.budget.figures import Figure
 from lrexport.budget.quantities import Quantity, drop_from, grown, itself, to_dense
 from lrexport.errors import UsageError
 from lrexport.text import nearest
-from lrexport.units import parse_bytes, parse_count, parse_ms, parse_percent, parse_points, parse_ratio
+from lrexport.units import parse_bytes, parse_count, parse_ms, parse_percent, parse_points, parse_ratio, parse_score
 
 LOCAL = "local"
 
@@ -92,6 +92,24 @@ def _growth(figure: Figure, parse: Parse) -> Callable[[str], tuple[Quantity, flo
     return read
 
 
+def _drop(other: Literal["dense", "baseline"], text: str) -> tuple[Quantity, float]:
+    """A largest drop of the score: ``"0.5 points"``, or ``"0.1 dB"`` and ``"0.01 SSIM"`` in the metric's unit or name."""
+    try:
+        return drop_from(other, figures.TOP1_CHANGE), parse_points(text)
+    except UsageError:
+        value, unit = parse_score(text)
+        return drop_from(other, figures.score_in(unit, only_change=True)), value
+
+
+def _level(text: str) -> tuple[Quantity, float]:
+    """A least score: ``"91.5%"``, or ``"31 dB"`` and ``"0.95 SSIM"`` in the metric's unit or name."""
+    try:
+        return itself(figures.TOP1), parse_percent(text)
+    except UsageError:
+        value, unit = parse_score(text)
+        return itself(figures.score_in(unit, only_change=False)), value
+
+
 # Key → parser of its value with a unit.
 _AT_MOST: dict[str, Callable[[str], tuple[Quantity, float]]] = {
     "max_bytes": _itself(figures.BYTES, parse_bytes),
@@ -104,18 +122,18 @@ _AT_MOST: dict[str, Callable[[str], tuple[Quantity, float]]] = {
     "max_macs_ratio": _ratio(figures.MACS),
     "max_params_ratio": _ratio(figures.PARAMS),
     "max_latency_ratio": _itself(figures.RATIO, parse_ratio),
-    "max_accuracy_drop": lambda text: (drop_from("dense", figures.TOP1), parse_points(text)),
+    "max_accuracy_drop": lambda text: _drop("dense", text),
     "max_top5_accuracy_drop": lambda text: (drop_from("dense", figures.TOP5), parse_points(text)),
     "max_bytes_growth": _growth(figures.BYTES, parse_bytes),
     "max_gzip_bytes_growth": _growth(figures.GZIP, parse_bytes),
     "max_macs_growth": _growth(figures.MACS, parse_count),
     "max_params_growth": _growth(figures.PARAMS, parse_count),
     "max_latency_growth": _growth(figures.P50, parse_ms),
-    "max_accuracy_loss": lambda text: (drop_from("baseline", figures.TOP1), parse_points(text)),
+    "max_accuracy_loss": lambda text: _drop("baseline", text),
     "max_top5_accuracy_loss": lambda text: (drop_from("baseline", figures.TOP5), parse_points(text)),
 }
 _AT_LEAST: dict[str, Callable[[str], tuple[Quantity, float]]] = {
-    "min_accuracy": _itself(figures.TOP1, parse_percent),
+    "min_accuracy": _level,
     "min_top5_accuracy": _itself(figures.TOP5, parse_percent),
 }
 _OPSETS = {"max_opset": True, "min_opset": False}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lrexport.budget.facts import Facts, Unreadable, machine_text
-from lrexport.budget.figures import P50, P90, Figure, Measured, Missing, Reading, format_ratio
+from lrexport.budget.figures import P50, P90, Figure, Measured, Missing, Reading, format_ratio, label_of
 from lrexport.units import format_points
 
 # More decimals than any figure has; without rounding, 0.93 − 0.92 would exceed a limit of 0.01.
@@ -48,6 +48,10 @@ class Quantity:
     show_difference: Callable[[float], str]
     other: Literal["", "dense", "baseline"] = ""
     compare: Callable[[Measured, Measured], Reading] | None = None
+
+    def label_for(self, facts: Facts) -> str:
+        """The label for one model: a score is called by the name of its metric."""
+        return self.label.replace(self.figure.label, label_of(self.figure, facts))
 
     def measure(self, subject: Comparison, target: str) -> Reading:
         """The value for one model, latencies on ``target``; or why there is none."""
@@ -132,9 +136,9 @@ def to_dense(figure: Figure) -> Quantity:
 
 
 def drop_from(other: Literal["dense", "baseline"], figure: Figure) -> Quantity:
-    """How far an accuracy is below the other's."""
+    """How far a score is below the other's, or above it where a smaller one is better."""
     label = f"{figure.label} below {'dense' if other == 'dense' else 'the baseline'}"
-    return Quantity(figure, label, "fraction", format_points, format_points, other, drop)
+    return Quantity(figure, label, figure.unit, figure.show_difference, figure.show_difference, other, drop)
 
 
 def grown(figure: Figure, relative: bool) -> Quantity:

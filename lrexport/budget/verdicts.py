@@ -97,7 +97,7 @@ def _judge(limit: Limit, budget: Budget, subject: Comparison) -> Verdict:
 @_judge.register
 def _judge_bound(limit: Bound, budget: Budget, subject: Comparison) -> Verdict:
     quantity = limit.quantity
-    label = quantity.label + (f" on {budget.target}" if quantity.figure.name.startswith("latency") else "")
+    label = quantity.label_for(subject.now) + (f" on {budget.target}" if quantity.figure.name.startswith("latency") else "")
     expected = f"at {'most' if limit.most else 'least'} {limit.text}"
     measured = quantity.measure(subject, budget.target)
     if isinstance(measured, Missing):

@@ -13,11 +13,12 @@ from lrexport.artifacts.children import threads_with_children
 from lrexport.artifacts.files import check_readable
 from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX, RECORD
-from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer, machine_of
+from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer, ScoreFacts, machine_of
 from lrexport.check.find_models import is_other
 from lrexport.errors import InputError
 from lrexport.measure.macs.onnx_macs import layer_of
 from lrexport.measure.macs.onnx_survey import Survey, survey
+from lrexport.metric import TOP1, TOP5
 from lrexport.text import shell_path
 
 if TYPE_CHECKING:
@@ -152,9 +153,15 @@ def _recorded(facts: Facts, result: Result, record: Record) -> Facts:
     )
 
 
-def _accuracy(result: Result) -> AccuracyFacts | None:
-    accuracy = result.accuracy
-    return AccuracyFacts(accuracy.top1, accuracy.top5, accuracy.n) if accuracy else None
+def _accuracy(result: Result) -> AccuracyFacts | ScoreFacts | None:
+    score = result.accuracy
+    if score is None:
+        return None
+    top1, top5 = score.value_of(TOP1), score.value_of(TOP5)
+    if top1 is not None and top5 is not None:
+        return AccuracyFacts(top1, top5, score.n)
+    metric = score.metric
+    return ScoreFacts(score.task, metric.name, metric.unit, score.primary, score.n, metric.higher_is_better)
 
 
 def latency(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> LatencyFacts:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lrexport.artifacts.run_files import RECORD
 from lrexport.cli import output
+from lrexport.config.task_names import is_own_task
 from lrexport.data import sources
 from lrexport.networks import names
 from lrexport.networks.names import parse_model
@@ -15,11 +16,12 @@ from lrexport.runs.record import Record
 from lrexport.trust import consent
 from lrexport.trust.consent import Code
 
+TASK = "--task"
 _MOST_SHOWN = 4000  # characters of a call: nobody can review a longer one at a prompt
 _OF_SEVERAL = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
 
-def agree_to_typed(model: str | None, data: str | None) -> None:
+def agree_to_typed(model: str | None, data: str | None, task: str | None = None) -> None:
     """Agree to code that the user names on the command line: the run made from it names it as well."""
     if model is not None:
         name, kwargs = parse_model(model)
@@ -27,18 +29,24 @@ def agree_to_typed(model: str | None, data: str | None) -> None:
             consent.agree(code)
     if data is not None and sources.is_import_path(data) and (code := consent.code_at(data, "--data")) is not None:
         consent.agree(code)
+    if task is not None and is_own_task(task) and (code := consent.code_at(task, TASK)) is not None:
+        consent.agree(code)
 
 
-def settle_record(run: Path, record: Record, with_data: bool) -> None:
+def settle_record(run: Path, record: Record, with_data: bool, with_task: bool = False) -> None:
     """Ask for consent to code that the record of ``run`` names, unless it was given before.
 
-    ``with_data``: the run's data is loaded as well. Raises InputError if the answer is no, or nobody can be asked.
+    ``with_data``: the run's data is loaded as well, ``with_task``: its task. Raises InputError if the answer is no, or
+    nobody can be asked.
     """
     named: list[tuple[str, str, dict[str, Any]]] = []
     if names.is_import_path(record.model.source):
         named.append((record.model.source, "MODEL", record.model.kwargs))
     if with_data and record.data is not None and sources.is_import_path(record.data.source):
         named.append((record.data.source, "--data", {}))
+    task = record.config.get("task")
+    if with_task and task is not None and is_own_task(task):
+        named.append((task, TASK, {}))
     for path, what, kwargs in named:
         code = consent.code_at(path, what, kwargs)
         if code is not None:  # otherwise loading reports the missing module

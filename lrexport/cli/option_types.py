@@ -177,6 +177,17 @@ class DataType(_Completed):
         return completion.data(incomplete)
 
 
+class TaskType(_Completed):
+    """TASK: a name or an import path, checked later with the other options."""
+
+    name = "TASK"
+
+    def candidates(self, incomplete: str) -> Iterable[str]:
+        from lrexport.config.task_names import TASKS
+
+        return TASKS
+
+
 class RecipeType(_Completed):
     """A recipe's name or file."""
 

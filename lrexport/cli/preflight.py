@@ -10,6 +10,7 @@ from lrexport.artifacts.run_files import MODEL, OF_A_SWEEP, RECORD
 from lrexport.cli.asking import agree_to_typed, one_of_several, settle_record
 from lrexport.config.compression import CompressConfig, TrainConfig, check_source, check_trainable, several_need_data
 from lrexport.config.goals import FromPlan
+from lrexport.config.task_names import check_task
 from lrexport.data import sources
 from lrexport.errors import InputError, UsageError
 from lrexport.networks.names import GIVE_WEIGHTS, check_name, is_import_path, parse_model, random_teacher
@@ -51,16 +52,19 @@ def check_start(config: TrainConfig, source: Path | None) -> Record | None:
         from lrexport.training.loggers import check_installed
 
         check_installed(config.log_to)
-    agree_to_typed(None if source else config.model, config.data)
+    agree_to_typed(None if source else config.model, config.data, config.task)
     record = load_record(source) if source is not None else None
     if record is not None and source is not None:
-        settle_record(source, record, with_data=config.data is None)
+        uses_data = config.data is not None or record.data is not None
+        settle_record(source, record, with_data=config.data is None, with_task=uses_data and config.task is None)
     else:
         check_name(parse_model(config.model)[0])
         if config.weights is not None:
             files.check_readable(config.weights)
     if config.data is not None:
         sources.check_source(config.data, config.download)
+    if config.task is not None:
+        check_task(config.task)
     if config.teacher is not None and (config.data or (record and record.data)):
         try:
             _check_teacher(config.teacher, config.teacher_weights)
@@ -100,7 +104,7 @@ def check_export(run: Path, data: str | None, uses_data: bool, int8: bool) -> No
     if MODEL not in record.files:
         raise uncompressed(run)
     agree_to_typed(None, data)
-    settle_record(run, record, with_data=uses_data and data is None)
+    settle_record(run, record, with_data=uses_data and data is None, with_task=uses_data)
     if data is not None and uses_data:
         sources.check_source(data)
     if int8 and data is None and record.data is None:

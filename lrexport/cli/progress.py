@@ -31,6 +31,7 @@ from lrexport.events import (
     Warned,
     Working,
 )
+from lrexport.metric import heldout_key
 from lrexport.text import plain, plain_line
 from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
 
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from lrexport.plan import PlannedLatency
 
 _REPAIRS = {
-    "heldout_top1_after_reconstruction": "reconstructed",
-    "heldout_top1_after_bias_correction": "bias-corrected",
-    "heldout_top1_after_batchnorm": "with BatchNorm re-estimated",
+    "reconstruction": "reconstructed",
+    "bias_correction": "bias-corrected",
+    "batchnorm": "with BatchNorm re-estimated",
 }
 
 
@@ -153,9 +154,10 @@ class Progressing:
         left = (event.epochs - event.epoch) * max(event.seconds, event.steps * event.step_ms / 1e3)
         remaining = f", {format_duration(left)} left" if left else ""
         over = f", a step {event.step_over_dense:.2f}× a dense one" if event.step_over_dense is not None else ""
+        score = f"held-out {event.metric.name} {event.metric.format(event.heldout_score)}"
         self.say(
             f"{STAGES[event.stage]}: epoch {event.epoch}/{event.epochs}  loss {event.loss:.4f}  "
-            f"held-out top-1 {format_percent(event.heldout_top1)}  {event.images_per_second:.0f} images/s"
+            f"{score}  {event.images_per_second:.0f} images/s"
             f"{over}{remaining}"
         )
         if (steered := event.steered) is not None:
@@ -180,14 +182,15 @@ class Progressing:
             line += f"; {latency_text(latency)}"
         if event.threshold is not None:
             line += f", at most {100 * event.threshold:.3g} % of a layer's energy dropped"
-        if event.heldout_top1_before is not None:
-            line += f"; held-out top-1 {format_percent(event.heldout_top1_before)} before"
-        if (best := event.scores.get("heldout_top1")) is not None:
-            line += f"; held-out top-1 {format_percent(best)} as folded"
-            for key, repair in _REPAIRS.items():
-                if (after := event.scores.get(key)) is not None:
-                    line += f", {format_percent(after)} {repair}" + (" (not kept)" if after < best else "")
-                    best = max(best, after)
+        metric, key = event.metric, heldout_key(event.metric)
+        if event.heldout_before is not None:
+            line += f"; held-out {metric.name} {metric.format(event.heldout_before)} before"
+        if (best := event.scores.get(key)) is not None:
+            line += f"; held-out {metric.name} {metric.format(best)} as folded"
+            for name, repair in _REPAIRS.items():
+                if (after := event.scores.get(f"{key}_after_{name}")) is not None:
+                    line += f", {metric.format(after)} {repair}" + (" (not kept)" if metric.is_better(best, after) else "")
+                    best = metric.best((best, after))
         self.say(line)
 
     @__call__.register
@@ -219,9 +222,10 @@ class Progressing:
             noise = zip(names, event.sqnr_db.values(), strict=True)
             each = ", ".join(f"{name}{' ' if name else ''}{decibels:.1f} dB" for name, decibels in noise)
             line += f", SQNR to {event.source} on {event.images} calibration inputs {each}"
-        if event.top1 is not None and event.float32_top1 is not None:
-            points = 100 * (event.top1 - event.float32_top1)
-            line += f"; top-1 {format_percent(event.top1)}, {points:+.2f} points to float32"
+        if event.score is not None and event.float32_score is not None:
+            metric = event.metric
+            change = metric.change(event.float32_score, event.score)
+            line += f"; {metric.name} {metric.format(event.score)}, {change} to float32"
         self.say(line)
         if event.incomparable:
             others = ", ".join(event.incomparable)

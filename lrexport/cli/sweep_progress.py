@@ -10,7 +10,6 @@ from lrexport.events import Event, LayersTimed, Measuring, StepDone, Working
 from lrexport.report.sweep_tables import cost_text, parameters_text
 from lrexport.runs.sweep_record import Sweep
 from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForStage, WaitingForTrials
-from lrexport.units import format_percent
 
 
 class SweepProgress:
@@ -55,6 +54,7 @@ class SweepProgress:
                 text = f"{trial.state}: {trial.reason_line}"
             else:
                 front = "; on the front so far" if trial.number in sweep.front else ""
-                accuracy = format_percent(trial.figures.heldout_top1)
-                text = f"held-out top-1 {accuracy} at {cost_text(sweep, trial.figures)}{front}"
+                metric = trial.figures.metric
+                score = metric.format(trial.figures.heldout_score)
+                text = f"held-out {metric.name} {score} at {cost_text(sweep, trial.figures)}{front}"
             self._progress.say(f"trial {trial.number}: {text} ({done} of {sweep.wanted} done)")

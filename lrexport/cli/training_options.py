@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lrexport.cli.help import DISTILLATION, HARDWARE, LAYERS, MODEL_AND_DATA, OUTPUT, TRAINING, section, stacked
-from lrexport.cli.option_types import DataType, MilestonesType, ModelType, NumbersType, ShapeType, StrengthType
+from lrexport.cli.option_types import DataType, MilestonesType, ModelType, NumbersType, ShapeType, StrengthType, TaskType
 from lrexport.cli.options import (
     FILE,
     Command,
@@ -23,6 +23,7 @@ from lrexport.cli.options import (
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, TrainConfig
 
 _OWN = "[default: the network's, else ImageNet's]"
+TASK = "What the outputs are for: classification, segmentation, image, detection or package.module:object."
 
 
 def training_options() -> Callable[[Command], Command]:
@@ -51,6 +52,7 @@ def _model_options() -> Callable[[Command], Command]:
             "--data", type=DataType(), metavar="DATA", help="Data: cifar10[:ROOT], folder:ROOT, images:ROOT, arrays:FILE, …"
         ),
         click.option("--weights", type=FILE, metavar="FILE", help="Initial weights: safetensors or a checkpoint."),
+        click.option("--task", type=TaskType(), metavar="TASK", help=TASK),
         click.option("--input-shape", type=ShapeType(), help="Shape of one input, such as 3,224,224."),
         click.option(
             "--input",

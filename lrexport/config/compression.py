@@ -33,7 +33,8 @@ class TrainConfig:
     stay dense. ``scale_gradients`` makes SGD steps in factors as long as dense ones. ``lr`` is for SVD training and
     fine-tuning, ``dense_lr`` for dense training. ``distill`` is the share of the loss that follows the outputs of
     ``teacher`` in SVD training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or, if None,
-    of this run. ``log_to`` holds services that training is logged to. Up to ``max_bad`` unreadable images are skipped.
+    of this run. ``task`` is what the outputs are for; None: the task of the data. ``log_to`` holds services that training
+    is logged to. Up to ``max_bad`` unreadable images are skipped.
     ``mean``, ``std``, ``value_range``, ``resize``, ``crop`` and ``channel_order`` are how pictures become inputs.
     ``export_check`` first exports the dense network to ONNX in memory, to find what ``lrexport onnx`` would refuse.
     """
@@ -78,6 +79,7 @@ class TrainConfig:
     workers: int | None = option(None, "images", needs_data=True, changes="nothing", values=Count())
     checkpoint_minutes: float = option(30.0, *TRAINED, needs_data=True, changes="nothing", values=Number())
     log_to: tuple[str, ...] = option((), *TRAINED, needs_data=True, changes="nothing", only_user="where training is logged")
+    task: str | None = option(None, *TRAINED, "pruning", needs_data=True, replaceable=True, later=True)
     seed: int = option(0, "split")
     heldout: float = option(0.1, "split", needs_data=True, values=Number(most=0.5, above=True))
     max_bad: int = option(0, "images", needs_data=True, values=Count(), later=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lrexport.data import folder
 from lrexport.data.arrays import load_arrays
@@ -95,23 +94,6 @@ def check_fits(data: ImageData, signature: Signature) -> None:
                 f"the network takes {taken}",
                 "Give data that fits the network, or another --input-shape.",
             )
-
-
-def check_classes(data: ImageData, output: object) -> None:
-    """Raise InputError unless ``output`` (1, classes) of a network has as many classes as the data."""
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"the network returns a {type(output).__name__}; expected one tensor (batch, classes)",
-            "Give a callable whose network has one output, for example a module that calls yours and selects it.",
-        )
-    if output.ndim != 2:
-        raise InputError(f"the network's output has the shape {tuple(output.shape)}; expected (batch, classes)")
-    outputs = output.shape[1]
-    if len(data.classes) != outputs:
-        raise InputError(
-            f"{data.source} has {len(data.classes)} classes; the network has {outputs} outputs",
-            f"Build the network for this data, as in MODEL?num_classes={len(data.classes)}, or give data that fits it.",
-        )
 
 
 def _same_inputs(given: Signature, taken: Signature) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from lrexport.data.images import ImageSet
 from lrexport.errors import InputError
 from lrexport.formats.agreement import (
     RELATIVE_TOLERANCE,
@@ -23,9 +21,6 @@ from lrexport.formats.agreement import (
     Terms,
     check_agreement,
 )
-from lrexport.measure.latency import session
-from lrexport.runs.record import Accuracy
-from lrexport.tasks.classification import count_correct, images_of, nan_rows, not_a_number
 from lrexport.text import first_line
 from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.modes import eval_mode
@@ -33,9 +28,6 @@ from lrexport.torch_tools.outputs import flat_tensors
 
 __all__ = ["RELATIVE_TOLERANCE", "Comparison", "Reference"]
 
-_READ_AT_ONCE = 250
-# Share of images whose predicted class may differ because of near-ties.
-_TIES = 0.001
 # Inputs for measuring rounding errors: double precision takes several times as long.
 _MEASURED = 3
 
@@ -237,32 +229,6 @@ def _array(tensor: Tensor) -> Array:
     return tensor.to(torch.float64).numpy()
 
 
-def score_onnx(path: Path, images: ImageSet, split: str) -> Accuracy:
-    """Accuracy of an ONNX file in ONNX Runtime, at its own batch size, on all cores. Raises NotANumber for NaN."""
-    runtime = session(path, threads=0)
-    top1 = top5 = bad = 0
-    for batch, labels in feed(images, runtime):
-        logits = _logits(runtime, batch)[: len(labels)]
-        first, five = count_correct(logits, labels)
-        top1, top5, bad = top1 + first, top5 + five, bad + nan_rows(logits)
-    if bad:
-        raise not_a_number(f"{path.name} in ONNX Runtime", bad, len(images), images_of(split))
-    return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
-
-
-def feed(images: ImageSet, runtime: Any, dynamic_batch: int = _READ_AT_ONCE) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches for a session, and the labels of samples that are not padding.
-
-    A fixed batch is padded with its last sample; many are read at a time whatever the batch size.
-    """
-    fixed = runtime.get_inputs()[0].shape[0]
-    size = fixed if isinstance(fixed, int) else dynamic_batch
-    for batch, labels in images.batches(size * max(1, _READ_AT_ONCE // size), torch.device("cpu")):
-        for start in range(0, len(batch), size):
-            part = batch[start : start + size]
-            yield part.filled(fixed) if isinstance(fixed, int) else part, labels[start : start + size]
-
-
 def feed_of(runtime: Any, batch: Batch) -> dict[str, npt.NDArray[Any]]:
     """Arrays for a session by the names of its inputs. An input that the graph does not use is left out."""
     declared = [item.name for item in runtime.get_inputs()]
@@ -286,14 +252,3 @@ def open_graph(model: onnx.ModelProto) -> Any:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base but Exception
         raise InputError(f"ONNX Runtime refuses the exported graph: {error}") from error
-
-
-def check_same_accuracy(path: Path, torch_accuracy: Accuracy, onnx_accuracy: Accuracy) -> None:
-    """Raise InputError unless both accuracies agree up to ties."""
-    allowed = max(_TIES, 1.5 / torch_accuracy.n)
-    if abs(torch_accuracy.top1 - onnx_accuracy.top1) > allowed:
-        raise InputError(
-            f"{path.name} scores {onnx_accuracy.top1:.4f} in ONNX Runtime, torch {torch_accuracy.top1:.4f} on the same "
-            f"{torch_accuracy.n} images",
-            "The exported file is not the trained network. No files were written.",
-        )

@@ -247,11 +247,19 @@ def _own_signature(build: Any, source: str) -> Signature:
 def import_callable(
     path: str, what: str, kwargs: Mapping[str, Any] | None = None, named_in: Path | None = None
 ) -> Callable[..., Any]:
-    """The callable at ``package.module:attribute``, which may be in the current folder, to be called with ``kwargs``.
+    """The callable at ``package.module:attribute``. Raises as :func:`import_object`, UsageError if it is not callable."""
+    target: Callable[..., Any] = import_object(path, what, kwargs, named_in)
+    if not callable(target):
+        raise UsageError(f"{what} {path!r} is of type {type(target).__name__}; expected a callable")
+    return target
+
+
+def import_object(path: str, what: str, kwargs: Mapping[str, Any] | None = None, named_in: Path | None = None) -> Any:
+    """What is at ``package.module:attribute``, which may be in the current folder, to be called with ``kwargs``.
 
     ``named_in`` is the file that names it, None if the user does. Raises InputError, before any import, if a file names it
     and the user did not agree to run it. Raises UsageError if the module is not found or raises an error, or if the
-    attribute is missing or not callable.
+    attribute is missing.
     """
     check_import_path(path, what)
     module_name, _, attribute = path.partition(":")
@@ -273,12 +281,9 @@ def import_callable(
             raise
         raise UsageError(f"{what} {path!r}: importing it raised {type(error).__name__}: {error}") from error
     try:
-        target = getattr(module, attribute)
+        return getattr(module, attribute)
     except AttributeError:
         close = nearest(attribute, dir(module), 3)
         raise UsageError(
             f"{what} {path!r}: {module_name} has no {attribute!r}", f"Close: {', '.join(close)}." if close else None
         ) from None
-    if not callable(target):
-        raise UsageError(f"{what} {path!r} is of type {type(target).__name__}; expected a callable")
-    return target

@@ -10,15 +10,24 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from lrexport.config.task_names import CLASSIFICATION
+from lrexport.metric import TOP1, TOP5, Metric
 from lrexport.report.fronts import Front, fronts_of
 from lrexport.report.headline import goal_text
 from lrexport.report.int8_tables import int8_table
 from lrexport.report.repeat_commands import commands, shell_lines
 from lrexport.report.reported_run import ReportedRun
 from lrexport.report.runs_table import front_table, runs_table
-from lrexport.report.tables import Table, data_name, has_top5, results_table
+from lrexport.report.tables import Table, data_name, results_table, shown_metrics
 from lrexport.text import markdown, visible
 
+# Hugging Face's names of tasks.
+_PIPELINES = {
+    CLASSIFICATION: "image-classification",
+    "segmentation": "image-segmentation",
+    "image": "image-to-image",
+    "detection": "object-detection",
+}
 _TAGS = ("lrexport", "low-rank", "svd", "compression", "onnx")
 
 
@@ -35,10 +44,11 @@ def render(subjects: Sequence[ReportedRun], with_front_matter: bool = True) -> s
 
 
 def front_matter(subjects: Sequence[ReportedRun]) -> str:
-    """Tags, and the measured accuracies, if any."""
+    """Tags, and the measured scores, if any."""
     lines = ["---", "library_name: onnx"]
-    if any(subject.record.data is not None for subject in subjects):
-        lines.append("pipeline_tag: image-classification")
+    tasks = {_task_of(subject) for subject in subjects}
+    if len(tasks) == 1 and (tag := _PIPELINES.get(tasks.pop() or "")) is not None:
+        lines.append(f"pipeline_tag: {tag}")
     lines += ["tags:", *(f"- {tag}" for tag in _TAGS)]
     measured = [_index(subject) for subject in subjects if subject.compressed.accuracy is not None]
     if measured:
@@ -60,13 +70,31 @@ def _index(subject: ReportedRun) -> dict[str, Any]:
     accuracy = subject.compressed.accuracy
     assert accuracy is not None
     source = visible(data_name(subject.record))
-    metrics = [("top-1", accuracy.top1), *([("top-5", accuracy.top5)] if has_top5(subject.record) else [])]
+    pipeline = _PIPELINES.get(accuracy.task)
+    task = {
+        "type": pipeline or visible(accuracy.task),
+        "name": (pipeline or visible(accuracy.task)).replace("-", " ").capitalize(),
+    }
     result = {
-        "task": {"type": "image-classification", "name": "Image classification"},
+        "task": task,
         "dataset": {"type": source, "name": source, "split": visible(accuracy.split)},
-        "metrics": [{"type": "accuracy", "name": f"{name} accuracy", "value": round(value, 6)} for name, value in metrics],
+        "metrics": [_metric(metric, value) for metric, value in shown_metrics(subject.record, accuracy)],
     }
     return {"name": visible(f"{subject.record.model.text} ({subject.name})"), "results": [result]}
+
+
+def _task_of(subject: ReportedRun) -> str | None:
+    """The task of a run: that of its score, or what its data is for."""
+    if subject.compressed.accuracy is not None:
+        return subject.compressed.accuracy.task
+    return str(subject.record.config.get("task") or CLASSIFICATION) if subject.record.data is not None else None
+
+
+def _metric(metric: Metric, value: float) -> dict[str, Any]:
+    if metric in (TOP1, TOP5):
+        return {"type": "accuracy", "name": f"{metric.name} accuracy", "value": round(value, 6)}
+    name = visible(metric.name)
+    return {"type": name.lower().replace(" ", "-"), "name": name, "value": round(value, 6)}
 
 
 def _run(subject: ReportedRun, level: str) -> list[str]:
@@ -84,7 +112,7 @@ def _run(subject: ReportedRun, level: str) -> list[str]:
 
 
 def _front(front: Front) -> str:
-    title = f"## Accuracy against {markdown(front.cost)}"
+    title = f"## {markdown(front.quantity)} against {markdown(front.cost)}"
     if not front.points:
         return f"{title}\n\n{markdown(front.note)}"
     return f"{title}\n\n{markdown_table(front_table(front))}\n\n{markdown(front.note)}"

@@ -1,4 +1,4 @@
-"""Pareto fronts of several networks: accuracy against MACs and against latency."""
+"""Pareto fronts of several networks: their score against MACs and against latency."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from lrexport.metric import TOP1, Metric
 from lrexport.pareto import pareto_front
 from lrexport.report.reported_run import ReportedRun
 from lrexport.report.tables import data_name
@@ -19,26 +20,32 @@ _MACHINE = ("cpu", "cores", "isa", "system", "governor", "onnxruntime")
 
 @dataclass(frozen=True)
 class Point:
-    """A network: ``cost`` in MACs or milliseconds, ``accuracy`` its top-1 in [0, 1]. Dense ones are for reference."""
+    """A network: ``cost`` in MACs or milliseconds, ``score`` the value of its metric. Dense ones are for reference."""
 
     name: str
     cost: float
-    accuracy: float
+    score: float
     is_dense: bool = False
     on_front: bool = False
 
 
 @dataclass(frozen=True)
 class Front:
-    """Accuracy against ``cost``, cheapest first. ``note`` names runs that are omitted, or says why there are no points."""
+    """``metric`` against ``cost``, cheapest first. ``note`` names runs that are omitted, or says why there are no points."""
 
     cost: str
     points: tuple[Point, ...]
     note: str = ""
+    metric: Metric = TOP1
+
+    @property
+    def quantity(self) -> str:
+        """What is traded against the cost: accuracy in classification."""
+        return "Accuracy" if self.metric == TOP1 else visible(self.metric.title)
 
 
 def fronts_of(subjects: Sequence[ReportedRun]) -> list[Front]:
-    """Accuracy against MACs, and against latency on every target that a run was measured on."""
+    """The score against MACs, and against latency on every target that a run was measured on."""
     differ = _scored_differently(subjects)
     if differ:
         return [Front("MACs", (), differ)]
@@ -51,17 +58,19 @@ def _macs_front(subjects: Sequence[ReportedRun]) -> Front:
         if subject.compressed.accuracy is None:
             left_out.append(subject.name)
             continue
-        points.append(Point(visible(subject.name), subject.compressed.macs, subject.compressed.accuracy.top1))
-    references = [Point(name, dense.macs, _top1(dense), True) for name, dense, _ in _dense_networks(subjects)]
+        points.append(Point(visible(subject.name), subject.compressed.macs, _score(subject.compressed)))
+    references = [Point(name, dense.macs, _score(dense), True) for name, dense, _ in _dense_networks(subjects)]
     on = {subject.compressed.macs_counted_on for subject in subjects}
     counted = " or ".join({"onnx": "the exported graph", "torch": "the torch network"}[where] for where in sorted(on))
-    return Front("MACs", _marked([*points, *references]), f"MACs of one input, counted on {counted}.{_without(left_out)}")
+    metric = metric_of(subjects)
+    note = f"MACs of one input, counted on {counted}.{_without(left_out)}"
+    return Front("MACs", _marked([*points, *references], metric), note, metric)
 
 
 def _latency_fronts(subjects: Sequence[ReportedRun]) -> list[Front]:
     targets = dict.fromkeys(target for subject in subjects for target in subject.compressed.latency_ms)
     if not targets:
-        return [Front("latency", (), "No latency was measured: lrexport onnx RUN measures it.")]
+        return [Front("latency", (), "No latency was measured: lrexport onnx RUN measures it.", metric_of(subjects))]
     return [_latency_front(subjects, target) for target in targets]
 
 
@@ -72,17 +81,18 @@ def _latency_front(subjects: Sequence[ReportedRun], target: str) -> Front:
     differing = [key for key in conditions[0] if len({str(each[key]) for each in conditions}) > 1] if conditions else []
     if differing:
         values = "; ".join(f"{key}: {', '.join(sorted({str(each[key]) for each in conditions}))}" for key in differing)
-        return Front(cost, (), visible(f"These latencies are not comparable: they were measured differently ({values})."))
-    points = [Point(visible(one.name), one.compressed.latency_ms[target].p50, _top1(one.compressed)) for one in measured]
+        note = visible(f"These latencies are not comparable: they were measured differently ({values}).")
+        return Front(cost, (), note, metric_of(subjects))
+    points = [Point(visible(one.name), one.compressed.latency_ms[target].p50, _score(one.compressed)) for one in measured]
     for name, dense, others in _dense_networks(measured):
         times = [one.dense.latency_ms[target].p50 for one in others if target in one.dense.latency_ms]
         if times:
-            points.append(Point(name, median(times), _top1(dense), True))
+            points.append(Point(name, median(times), _score(dense), True))
     left_out = [subject.name for subject in subjects if subject not in measured]
     doubtful = [one.name for one in measured if one.compressed.latency_ms[target].warning]
     note = _measured(conditions[0]) if conditions else ""
     note += f" Inconclusive: {visible(', '.join(doubtful))}." if doubtful else ""
-    return Front(cost, _marked(points), note + _without(left_out))
+    return Front(cost, _marked(points, metric_of(subjects)), note + _without(left_out), metric_of(subjects))
 
 
 def _measured(conditions: Mapping[str, Any]) -> str:
@@ -102,7 +112,7 @@ def _dense_networks(subjects: Sequence[ReportedRun]) -> list[tuple[str, Result, 
     runs_of: dict[tuple[str, int, float], list[ReportedRun]] = {}
     for subject in subjects:
         if subject.dense.accuracy is not None:
-            key = (subject.record.model.text, subject.dense.macs, subject.dense.accuracy.top1)
+            key = (subject.record.model.text, subject.dense.macs, subject.dense.accuracy.primary)
             runs_of.setdefault(key, []).append(subject)
     sources = [source for source, *_ in runs_of]
     names = [
@@ -124,18 +134,26 @@ def _scored_differently(subjects: Sequence[ReportedRun]) -> str:
 
 def _images(subject: ReportedRun) -> str:
     accuracy = subject.compressed.accuracy
-    return f"{accuracy.n} {accuracy.split} images of {data_name(subject.record)}" if accuracy else ""
+    if accuracy is None:
+        return ""
+    task = "" if accuracy.metric == TOP1 else f" ({accuracy.metric.name})"
+    return f"{accuracy.n} {accuracy.split} images of {data_name(subject.record)}{task}"
 
 
-def _top1(result: Result) -> float:
+def metric_of(subjects: Sequence[ReportedRun]) -> Metric:
+    """The metric of the first run that has a score."""
+    return next((one.compressed.accuracy.metric for one in subjects if one.compressed.accuracy is not None), TOP1)
+
+
+def _score(result: Result) -> float:
     assert result.accuracy is not None
-    return result.accuracy.top1
+    return result.accuracy.primary
 
 
-def _marked(points: Sequence[Point]) -> tuple[Point, ...]:
+def _marked(points: Sequence[Point], metric: Metric) -> tuple[Point, ...]:
     """The points, cheapest first, with those on the front marked; dense networks can be on it as well."""
-    front = set(pareto_front([(point.cost, point.accuracy) for point in points]))
-    marked = [Point(p.name, p.cost, p.accuracy, p.is_dense, i in front) for i, p in enumerate(points)]
+    front = set(pareto_front([(point.cost, metric.merit(point.score)) for point in points]))
+    marked = [Point(p.name, p.cost, p.score, p.is_dense, i in front) for i, p in enumerate(points)]
     return tuple(sorted(marked, key=lambda point: point.cost))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lrexport.metric import TOP1
 from lrexport.text import visible
-from lrexport.units import format_bytes, format_macs, format_macs_share, format_ms, format_percent, format_share
+from lrexport.units import format_bytes, format_macs, format_macs_share, format_ms, format_share
 
 if TYPE_CHECKING:
     from lrexport.runs.record import Record, Result
@@ -25,7 +26,7 @@ class Headline:
 
 
 def headlines(record: Record) -> list[Headline]:
-    """MACs, file, latency on each target and accuracy, also if not measured."""
+    """MACs, file, latency on each target and the score, also if not measured."""
     dense, small = record.results.dense, record.results.compressed
     if dense is None or small is None:
         return []
@@ -36,7 +37,7 @@ def headlines(record: Record) -> list[Headline]:
     share = format_macs_share(small.macs, dense.macs, (small.uncounted, dense.uncounted))
     lines = [Headline("MACs", share, f"{figures}, counted {counted}", warning), _file(dense, small)]
     lines += _latencies(dense, small)
-    return [*lines, _accuracy(record, dense, small)]
+    return [*lines, _score(record, dense, small)]
 
 
 def goal_text(record: Record) -> str:
@@ -65,11 +66,12 @@ def _latencies(dense: Result, small: Result) -> list[Headline]:
     return lines or [Headline("Latency", NOT_MEASURED, "lrexport onnx RUN measures it")]
 
 
-def _accuracy(record: Record, dense: Result, small: Result) -> Headline:
+def _score(record: Record, dense: Result, small: Result) -> Headline:
     if record.is_quality_unknown:
-        return Headline("Top-1", "unknown", "quality unknown: the network was compressed without data")
+        return Headline(TOP1.title, "unknown", "quality unknown: the network was compressed without data")
     if dense.accuracy is None or small.accuracy is None:
-        return Headline("Top-1", NOT_MEASURED, "the run was made without data")
-    old, new = dense.accuracy, small.accuracy
-    detail = f"{format_percent(old.top1)} → {format_percent(new.top1)} on {new.n:,} {new.split} images"
-    return Headline("Top-1", f"{100 * (new.top1 - old.top1):+.2f} points".replace("-", "−"), detail)
+        return Headline(TOP1.title, NOT_MEASURED, "the run was made without data")
+    old, new, metric = dense.accuracy.primary, small.accuracy.primary, small.accuracy.metric
+    on = f"{small.accuracy.n:,} {small.accuracy.split} images"
+    detail = f"{metric.format(old)} → {metric.format(new)} on {on}"
+    return Headline(visible(metric.title), visible(metric.change(old, new)).replace("-", "−"), visible(detail))

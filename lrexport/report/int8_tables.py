@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lrexport.artifacts.run_files import DENSE_INT8, DENSE_ONNX, MODEL_INT8, MODEL_ONNX
+from lrexport.metric import SHARE, TOP1
 from lrexport.report.tables import Table
+from lrexport.text import visible
 from lrexport.units import format_bytes, format_ms, format_percent, format_share
 
 if TYPE_CHECKING:
     from lrexport.runs.record import Latency, Record, Result
 
-# The usual largest loss of top-1, in points, by static quantisation of a convolutional network.
+# The usual largest loss of the score, in points, by static quantisation of a convolutional network.
 _USUAL_POINTS = 1.0
 
 
@@ -23,8 +25,10 @@ def int8_table(record: Record) -> Table:
     if dense is None or first is None or second is None or first.quantisation is None:
         return Table(columns, ())
     networks = (first, second)
-    rows: list[tuple[str, ...]] = [("top-1", *_top1(first, dense), *_top1(second, dense))]
-    rows += [("change by int8, points", _change(first, dense), "", _change(second, results.compressed), "")]
+    metric = dense.accuracy.metric if dense.accuracy else TOP1
+    rows: list[tuple[str, ...]] = [(visible(metric.name), *_score(first, dense), *_score(second, dense))]
+    unit = f", {visible(metric.change_unit)}" if metric.change_unit else ""
+    rows += [(f"change by int8{unit}", _change(first, dense), "", _change(second, results.compressed), "")]
     rows += [("same class as float32", _same(first), "", _same(second), "")]
     for name in first.quantisation.sqnr_db:
         label = f"SQNR of {name}" if len(first.quantisation.sqnr_db) > 1 else "SQNR"
@@ -48,9 +52,10 @@ def int8_notes(record: Record) -> list[str]:
         if new is None or old is None:
             continue
         # Rounded as printed: a loss of exactly one point is not more than one.
-        lost = round(100 * (old.accuracy.top1 - new.accuracy.top1), 2) if new.accuracy and old.accuracy else 0.0
-        if lost > _USUAL_POINTS:
-            notes.append(f"{file} has {lost:.2f} points less top-1 than {source}")
+        metric = old.accuracy.metric if old.accuracy else TOP1
+        lost = round(metric.loss(old.accuracy.primary, new.accuracy.primary), 2) if new.accuracy and old.accuracy else 0.0
+        if lost > _USUAL_POINTS and metric.unit == SHARE:
+            notes.append(f"{file} has {lost:.2f} points less {metric.name} than {source}")
         notes += [f"int8 does not pay off: {text}" for text in _slower(file, new, source, old)]
     if results.compressed_int8 and results.dense_int8:
         slower = _slower(MODEL_INT8, results.compressed_int8, DENSE_INT8, results.dense_int8)
@@ -75,17 +80,19 @@ def _quartiles(latency: Latency) -> tuple[float, float]:
     return latency.ratio_iqr or (1.0, 1.0)
 
 
-def _top1(network: Result, dense: Result) -> tuple[str, str]:
+def _score(network: Result, dense: Result) -> tuple[str, str]:
     if network.accuracy is None or dense.accuracy is None:
         return "", ""
-    return format_percent(network.accuracy.top1), f"{100 * (network.accuracy.top1 - dense.accuracy.top1):+.2f} points"
+    metric, value = network.accuracy.metric, network.accuracy.primary
+    return visible(metric.format(value)), visible(metric.change(dense.accuracy.primary, value))
 
 
 def _change(network: Result, float32: Result | None) -> str:
-    """Points of top-1 to the same network in float32."""
+    """Change of the score to the same network in float32, without its unit."""
     if network.accuracy is None or float32 is None or float32.accuracy is None:
         return ""
-    return f"{100 * (network.accuracy.top1 - float32.accuracy.top1):+.2f}"
+    change = network.accuracy.metric.change(float32.accuracy.primary, network.accuracy.primary)
+    return change.partition(" ")[0]
 
 
 def _same(network: Result) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lrexport.metric import TOP1, Metric
 from lrexport.report.tables import Table
 from lrexport.runs.sweep_record import Figures, Objective, Sweep, Trial
 from lrexport.text import option_name
-from lrexport.units import format_bytes, format_count, format_ms, format_percent
+from lrexport.units import format_bytes, format_count, format_ms
 
 _HEADS: dict[Objective, tuple[str, ...]] = {
     "macs": ("MACs", "÷ dense"),
@@ -19,12 +20,13 @@ _HEADS: dict[Objective, tuple[str, ...]] = {
 def front_table(sweep: Sweep) -> Table:
     """One row for each trial of the front, the dense network last."""
     names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.parameters))
-    columns = ("trial", "held-out top-1", *_HEADS[sweep.objective], *map(flag, names), "test top-1")
+    name = metric_of(sweep).name
+    columns = ("trial", f"held-out {name}", *_HEADS[sweep.objective], *map(flag, names), f"test {name}")
     rows = [_row(sweep, trial, names) for trial in sweep.on_front()]
     if rows and sweep.dense is not None:
         rows.append(("dense", *_figures(sweep, sweep.dense, ["—"] * len(names))))
     words = tuple(flag(name) for name in names if any(isinstance(t.parameters.get(name), str) for t in sweep.trials))
-    return Table(columns, tuple(rows), caption(sweep), words, spare=("test top-1",))
+    return Table(columns, tuple(rows), caption(sweep), words, spare=(f"test {name}",))
 
 
 def caption(sweep: Sweep) -> str:
@@ -36,9 +38,15 @@ def caption(sweep: Sweep) -> str:
     threads = sweep.made_with.get("threads", 1)
     measured = f" Latency on {known[0]} with {threads} thread{'s' if threads > 1 else ''}." if known else ""
     return (
-        f"{ended}; {len(sweep.front)} on the front. Ranked by held-out top-1; test images, in the last column, were not "
-        f"used for any choice.{measured}"
+        f"{ended}; {len(sweep.front)} on the front. Ranked by held-out {metric_of(sweep).name}; test images, in the last "
+        f"column, were not used for any choice.{measured}"
     )
+
+
+def metric_of(sweep: Sweep) -> Metric:
+    """The metric that trials are ranked by."""
+    known = [sweep.dense, *(trial.figures for trial in sweep.trials)]
+    return next((figures.metric for figures in known if figures is not None), TOP1)
 
 
 _ENDS = {"pruned": "out of reach", "failed": "failed"}
@@ -80,7 +88,7 @@ def _figures(sweep: Sweep, figures: Figures, values: list[str]) -> tuple[str, ..
     else:
         ratio = "—" if figures.latency_ratio is None else f"{figures.latency_ratio:.3f}"
         costs = (ratio, format_ms(figures.latency_ms) if figures.latency_ms else "—", format_count(figures.macs))
-    return (format_percent(figures.heldout_top1), *costs, *values, format_percent(figures.test_top1))
+    return (figures.metric.format(figures.heldout_score), *costs, *values, figures.metric.format(figures.test_score))
 
 
 def _value(value: float | int | str) -> str:

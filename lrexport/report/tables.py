@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lrexport.metric import TOP1, TOP5, Metric
+from lrexport.text import visible
 from lrexport.units import (
     format_bytes,
     format_count,
     format_macs,
     format_macs_share,
     format_ms,
-    format_percent,
     format_share,
 )
 
 if TYPE_CHECKING:  # a table needs no record
     from lrexport.runs.record import Record, Result
+    from lrexport.runs.scores import Score
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ def results_table(record: Record) -> Table:
         return Table(("", "dense", "compressed"), ())
     rows: list[tuple[str, ...]] = []
     if dense.accuracy and small.accuracy:
-        accuracies = [("top-1", dense.accuracy.top1, small.accuracy.top1)]
-        if has_top5(record):
-            accuracies.append(("top-5", dense.accuracy.top5, small.accuracy.top5))
-        for label, old, new in accuracies:
-            rows.append((label, format_percent(old), format_percent(new), f"{100 * (new - old):+.2f} points"))
+        for metric, new in shown_metrics(record, small.accuracy):
+            old = dense.accuracy.value_of(metric)
+            if old is not None:
+                change = metric.change(old, new)
+                rows.append(
+                    (visible(metric.name), *(visible(each) for each in (metric.format(old), metric.format(new), change)))
+                )
     if record.is_quality_unknown:
         rows.append(("quality", "", "unknown", ""))
     counted = "exported graph" if small.macs_counted_on == "onnx" else "torch network"
@@ -81,13 +85,15 @@ def _caption(record: Record, counted: str) -> str:
     parts = [f"MACs of one input, counted on the {counted}"]
     small = record.results.compressed
     if small and small.accuracy:
-        parts.append(f"accuracy on {small.accuracy.n:,} {small.accuracy.split} images of {data_name(record)}")
+        score = "accuracy" if small.accuracy.metric == TOP1 else visible(small.accuracy.metric.name)
+        parts.append(f"{score} on {small.accuracy.n:,} {small.accuracy.split} images of {data_name(record)}")
     return "; ".join(parts) + "."
 
 
-def has_top5(record: Record) -> bool:
-    """Whether top-5 is meaningful: with five classes or fewer it is always 100 %."""
-    return record.data is None or record.data.classes > 5
+def shown_metrics(record: Record, score: Score) -> list[tuple[Metric, float]]:
+    """The metrics of a score with their values; top-5 only if there are more than five classes, else it is always 100 %."""
+    has_top5 = record.data is None or record.data.classes > 5
+    return [(metric, value) for metric, value in score.metrics_of if metric != TOP5 or has_top5]
 
 
 def data_name(record: Record) -> str:

@@ -9,17 +9,20 @@ from pathlib import Path
 from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.run_files import LOG
 from lrexport.config.compression import STAGES
+from lrexport.errors import UsageError
 from lrexport.events import EpochDone, Event, PlanChosen, event_to_json
+from lrexport.metric import TOP1, Metric, heldout_key
 
 
 @dataclass(frozen=True)
 class LoggedEpoch:
-    """Epoch ``number``, from 1, of a ``stage``. ``loss`` and ``heldout_top1``, a share, are None where not finite."""
+    """Epoch ``number``, from 1, of a ``stage``. ``loss`` and ``heldout_score`` are None where not finite."""
 
     stage: str
     number: int
     loss: float | None
-    heldout_top1: float | None
+    heldout_score: float | None
+    metric: Metric = TOP1
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def read_log(run: Path) -> tuple[list[LoggedEpoch | LoggedPlan], int]:
     for line in files.read_bytes(path).decode(errors="replace").splitlines():
         try:
             entry = _parse(line)
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError, UsageError):
             unread += 1
         else:
             logged += [entry] if entry is not None else []
@@ -58,7 +61,8 @@ def _parse(line: str) -> LoggedEpoch | LoggedPlan | None:
         return LoggedPlan()
     if values["event"] == EpochDone.kind and values["stage"] in STAGES:
         epoch = int(values["epoch"])
-        return LoggedEpoch(values["stage"], epoch, _finite(values["loss"]), _finite(values["heldout_top1"]))
+        metric = Metric(**values["metric"]) if "metric" in values else TOP1
+        return LoggedEpoch(values["stage"], epoch, _finite(values["loss"]), _finite(values[heldout_key(metric)]), metric)
     return None
 
 

@@ -16,6 +16,7 @@ from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.comparison import EPOCHS
 from lrexport.config.compression import TrainConfig, several_need_data
 from lrexport.data.images import Splits
+from lrexport.data.targets import FIDELITY
 from lrexport.errors import UsageError
 from lrexport.events import DataLoaded, Event, ExportChecked, Noted, OnEvent, Warned, Working, ignore_events
 from lrexport.formats.rehearsal import rehearse
@@ -29,7 +30,8 @@ from lrexport.runs.request import Config, RunRequest
 from lrexport.runs.resume import Progress, check_folder, check_free, follow, is_stopped, take_up
 from lrexport.runs.starting_point import Start, start_of
 from lrexport.signature import Signature
-from lrexport.tasks.classification import score
+from lrexport.tasks.scoring import score
+from lrexport.tasks.task import Task
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
 from lrexport.training.first_pass import check_trains
@@ -41,14 +43,15 @@ from lrexport.training.stopping import stopping_with_hint
 class OpenRun(Generic[Config]):
     """What all stages of a run share: the request, the loaded network and data, and where training happens.
 
-    ``teacher`` is the network to distil from, by default the dense one. ``on_event`` also writes the log. Only the
-    ``first`` of several processes writes.
+    ``teacher`` is the network to distil from, by default the dense one; ``task`` what the data is for.
+    ``on_event`` also writes the log. Only the ``first`` of several processes writes.
     """
 
     request: RunRequest[Config]
     recipe: ModelRecipe
     splits: Splits | None
     teacher: nn.Module
+    task: Task | None
     fabric: Any
     on_event: OnEvent
     progress: Progress
@@ -85,14 +88,14 @@ class OpenRun(Generic[Config]):
         return record
 
     def result(self, network: nn.Module, epochs: int) -> Result:
-        """Figures of a network, with its accuracy on the held-out and on the test images."""
+        """Figures of a network, with its score on the held-out and on the test images."""
         result = torch_result(network, self.recipe.signature).model_copy(update={"epochs": epochs})
-        if self.splits is None or not self.splits.has_classes:
+        if self.splits is None or self.task is None:
             return result
         device = self.fabric.device
         network.to(device)
-        heldout = score(network, self.splits.heldout, device, "heldout", fabric=self.fabric)
-        accuracy = score(network, self.splits.test, device, "test", fabric=self.fabric)
+        heldout = score(network, self.splits.heldout, device, "heldout", fabric=self.fabric, task=self.task)
+        accuracy = score(network, self.splits.test, device, "test", fabric=self.fabric, task=self.task)
         return result.model_copy(update={"accuracy": accuracy, "heldout_accuracy": heldout})
 
 
@@ -139,8 +142,8 @@ def _open(
                 check_free(request.run, request.resume)  # and again under the lock, because loading can take long
             request.on_event(Working("loading the network and its data"))
         start = start_of(request)
-        if request.command == "train" and start.splits is not None and not start.splits.has_classes:
-            raise UsageError(untrained(start.splits), "Use lrexport compress, or give data with classes.")
+        if request.command == "train" and start.splits is not None and start.task is None:
+            raise UsageError(untrained(start.splits), "Use lrexport compress, or give data with targets, or --task.")
         checked = _check_network(start, request, fabric)
         progress = _hold(request, start, digests, fabric, held)
     check_same_images(fabric, start.record.digests.get("data_sha256"))
@@ -151,7 +154,7 @@ def _open(
     if first:
         for event in (*checked, *_remarks(start)):
             request.on_event(event)
-    run = OpenRun(request, start.recipe, start.splits, start.teacher, fabric, on_event, progress)
+    run = OpenRun(request, start.recipe, start.splits, start.teacher, start.task, fabric, on_event, progress)
     update = {"environment": environment() | ran_on(fabric), "digests": {**start.record.digests, **digests}}
     return run, _begin(run, replace(start, record=start.record.model_copy(update=update)))
 
@@ -192,7 +195,7 @@ def _logging(request: RunRequest[Any], loggers: Loggers, checked: list[Event]) -
 def _remarks(start: Start) -> Iterator[Event]:
     if start.splits is not None:
         yield loaded(start.splits)
-        if not start.splits.has_classes:
+        if start.task is None:
             yield Noted(untrained(start.splits))
     for text in start.record.notes:
         if text != RANDOM:  # the run that this one starts from has reported it
@@ -209,14 +212,16 @@ def loaded(splits: Splits) -> DataLoaded:
 
 
 def untrained(splits: Splits) -> str:
-    """What is left out for data without classes."""
-    return f"{splits.data.source} has no classes: nothing is trained or scored; its inputs weight and repair the layers"
+    """What is left out for data whose task is not known."""
+    data = splits.data
+    why = "has no targets" if data.default_task == FIDELITY else "has targets for no known task, and --task is not given"
+    return f"{data.source} {why}: nothing is trained or scored; its inputs weight and repair the layers"
 
 
 def _hold(request: RunRequest[Any], start: Start, digests: Mapping[str, str], fabric: Any, held: ExitStack) -> Progress:
     """Lock the folder, in the process that writes, until ``held`` is closed; returns the progress in it."""
     run = request.run
-    if fabric.world_size > 1 and (start.splits is None or not start.splits.has_classes):
+    if fabric.world_size > 1 and (start.splits is None or start.task is None):
         raise several_need_data()
     if not fabric.is_global_zero:
         return follow(run)
@@ -245,9 +250,9 @@ def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[
         events.append(ExportChecked(round(done.seconds, 3)))
         events += [Warned(note) for note in done.notes]
     asked = request.config.to_record()
-    if start.splits is not None and start.splits.has_classes and any(asked.get(name, 0) != 0 for name in EPOCHS):
+    if start.splits is not None and start.task is not None and any(asked.get(name, 0) != 0 for name in EPOCHS):
         request.on_event(Working("trying a training step"))
-        note = check_trains(start.dense, signature, start.splits)
+        note = check_trains(start.dense, signature, start.splits, start.task)
         events += [Warned(note)] if note else []
     return events
 

@@ -16,6 +16,7 @@ from lrexport.errors import InputError, UsageError
 from lrexport.plan import Pair, Plan, PlannedLatency
 from lrexport.preprocessing import Channels, Crop, Interpolation, Origin, Preprocessing
 from lrexport.runs.recorded_values import check_choices, check_environment, check_export
+from lrexport.runs.scores import Score
 from lrexport.signature import Signature
 from lrexport.stored import Stored
 from lrexport.text import shell_path
@@ -26,15 +27,6 @@ UNKNOWN_QUALITY = (
     "quality unknown: the network was compressed without data, so its outputs were not compared with the dense "
     "network's; a few hundred inputs without labels, given with --data, are enough for that"
 )  # one of the notes
-
-
-class Accuracy(Stored):
-    """Shares in [0, 1] over ``n`` images of ``split``."""
-
-    top1: float
-    top5: float
-    n: int
-    split: str
 
 
 class Latency(Stored):
@@ -79,8 +71,8 @@ class Quantisation(Stored):
 class Result(Stored):
     """One network's figures. ``bytes`` is the size of its ONNX file, ``epochs`` its training in this run.
 
-    ``uncounted`` names operators that ``macs`` do not include; ``macs`` is then a lower bound. ``accuracy`` is on the test
-    images; ``heldout_accuracy``, of the torch network, on the training images held out for choices.
+    ``uncounted`` names operators that ``macs`` do not include; ``macs`` is then a lower bound. ``accuracy`` is the score on
+    the test images; ``heldout_accuracy``, of the torch network, on the training images held out for choices.
     """
 
     macs: int
@@ -91,8 +83,8 @@ class Result(Stored):
     quantisation: Quantisation | None = None
     bytes: int | None = None
     epochs: int = 0
-    accuracy: Accuracy | None = None
-    heldout_accuracy: Accuracy | None = None
+    accuracy: Score | None = None
+    heldout_accuracy: Score | None = None
     latency_ms: dict[str, Latency] = Field(default={})
 
 

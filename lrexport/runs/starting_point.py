@@ -12,7 +12,7 @@ from torch import nn
 from lrexport.artifacts.run_files import RECORD, SVD
 from lrexport.config.comparison import IMAGES, SETTLED
 from lrexport.config.compression import TrainConfig
-from lrexport.data.datasets import check_classes, check_fits, load_data
+from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import Splits, hold_out
 from lrexport.errors import InputError, UsageError
 from lrexport.formats.onnx import check_output
@@ -23,6 +23,8 @@ from lrexport.networks.weights import check_finite, load_weights
 from lrexport.runs import loading
 from lrexport.runs.record import RANDOM, DataSource, Earlier, Record, load_record
 from lrexport.runs.request import RunRequest
+from lrexport.tasks.named import task_of
+from lrexport.tasks.task import Task
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.plain_form import make_plain
 from lrexport.torch_tools.tracing import run_once
@@ -32,7 +34,8 @@ from lrexport.torch_tools.tracing import run_once
 class Start:
     """The starting point of a run: options, recipe, record, data and networks.
 
-    ``teacher`` is the network to distil from, by default the dense one. ``trained``: ``svd`` has had SVD training.
+    ``teacher`` is the network to distil from, by default the dense one. ``task`` is what the data is for, None if
+    nothing can be trained or scored. ``trained``: ``svd`` has had SVD training.
     """
 
     config: TrainConfig
@@ -42,6 +45,7 @@ class Start:
     dense: nn.Module
     svd: SVDNetwork
     teacher: nn.Module
+    task: Task | None
     trained: bool = False
 
 
@@ -52,14 +56,14 @@ def start_of(request: RunRequest[Any]) -> Start:
 
 def _from_model(config: TrainConfig) -> Start:
     notes: list[str] = []
-    recipe, splits, network = _load(config, notes)
+    recipe, splits, network, task = _load(config, notes)
     svd = to_svd_form(copy_network(network), recipe, config)
-    teacher = _load_teacher(config, splits, notes) or network
+    teacher = _load_teacher(config, splits, task, notes) or network
     digests = config.digests() | _data_digest(splits)
     record = Record(
         model=recipe.to_record(), data=_data_record(splits), config=config.to_record(), digests=digests, notes=notes
     )
-    return Start(config, recipe, record, splits, network, svd, teacher)
+    return Start(config, recipe, record, splits, network, svd, teacher, task)
 
 
 def _from_run(request: RunRequest[Any], source: Path) -> Start:
@@ -82,14 +86,17 @@ def _from_run(request: RunRequest[Any], source: Path) -> Start:
     given, config = config.data, replace(config, **done, model=recipe.source, data=data)
     with loading.naming_recorded_data(before, given):
         splits = _load_splits(config, recipe, None if given else source / RECORD)
-    _check_fits(splits, dense, recipe)
+    task = _fitting_task(
+        config.task or before.config.get("task"), splits, dense, recipe, None if config.task else source / RECORD
+    )
+    config = replace(config, task=config.task or before.config.get("task"))
     digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
     digests |= config.teacher_digest() | _data_digest(splits)
     earlier = [*before.earlier, Earlier(run=None if request.in_place else str(source), config=before.config)]
     notes = [RANDOM] if RANDOM in before.notes else []
-    teacher = _load_teacher(config, splits, notes) or dense
+    teacher = _load_teacher(config, splits, task, notes) or dense
     record = Record(model=before.model, data=_data_record(splits), digests=digests, earlier=earlier, notes=notes)
-    return Start(config, recipe, record, splits, dense, svd, teacher, trained)
+    return Start(config, recipe, record, splits, dense, svd, teacher, task, trained)
 
 
 def _data_record(splits: Splits | None) -> DataSource | None:
@@ -109,16 +116,17 @@ class PlanningStart:
     splits: Splits | None
     notes: list[str]
     random: bool
+    task: Task | None
 
 
 def load_for_planning(config: TrainConfig, source: Path | None = None) -> PlanningStart:
     """Load a model, or the run ``source``, without writing anything. Raises as :func:`start_of`."""
     notes: list[str] = []
     if source is None:
-        recipe, splits, network = _load(config, notes)
-        _load_teacher(config, splits, notes)  # only for its errors
+        recipe, splits, network, task = _load(config, notes)
+        _load_teacher(config, splits, task, notes)  # only for its errors
         svd = to_svd_form(network, recipe, config)
-        return PlanningStart(recipe, svd, splits, notes, recipe.is_random(config.weights))
+        return PlanningStart(recipe, svd, splits, notes, recipe.is_random(config.weights), task)
     record = load_record(source)
     recipe = from_record(record.model, source / RECORD)
     data = config.data or (record.data.source if record.data else None)
@@ -126,8 +134,10 @@ def load_for_planning(config: TrainConfig, source: Path | None = None) -> Planni
     kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     with loading.naming_recorded_data(record, config.data):
         splits = _load_splits(replace(config, **kept, data=data), recipe, None if config.data else source / RECORD)
-    _load_teacher(config, splits, notes)
-    return PlanningStart(recipe, load_svd(config, source), splits, notes, RANDOM in record.notes)
+    asked, named_in = config.task or record.config.get("task"), None if config.task else source / RECORD
+    task = _fitting_task(asked, splits, loading.load_start(source, record), recipe, named_in)
+    _load_teacher(config, splits, task, notes)
+    return PlanningStart(recipe, load_svd(config, source), splits, notes, RANDOM in record.notes, task)
 
 
 def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
@@ -148,29 +158,37 @@ def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) ->
     return decompose(network, recipe.signature, config.scheme, config.keep)
 
 
-def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe) -> None:
+def _fitting_task(
+    asked: str | None, splits: Splits | None, network: nn.Module, recipe: ModelRecipe, named_in: Path | None = None
+) -> Task | None:
+    """The task of the data, which fits the dense network; None without one. Raises as :func:`task_of`."""
+    task = task_of(asked, splits.data, network, named_in) if splits is not None else None
+    _check_fits(splits, network, recipe, task)
+    return task
+
+
+def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe, task: Task | None) -> None:
     # Also needed without data: weights computed by a hook must exist before the network can be copied.
     output: object = run_once(network, recipe.signature)
     if splits is None:
         check_output(output)  # now, not only at the export
         return
     check_fits(splits.data, recipe.signature)
-    if splits.has_classes:
-        check_classes(splits.data, output)
+    if task is not None:
+        task.check_output(output, splits.data)
     else:
         check_output(output)
 
 
-def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | None, nn.Module]:
-    """Recipe, data and network of a MODEL, after checking that they fit together."""
+def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | None, nn.Module, Task | None]:
+    """Recipe, data, network and task of a MODEL, after checking that they fit together."""
     recipe = resolve(config.model, config.signature)
     splits = _load_splits(config, recipe)
     if splits is not None and splits.data.classes:
         recipe = recipe.with_classes(len(splits.data.classes))
     torch.manual_seed(config.seed)  # the seed also decides the initial weights
     network = _load_network(recipe, config.weights, config.weights_key, "--weights-key", notes)
-    _check_fits(splits, network, recipe)
-    return recipe, splits, network
+    return recipe, splits, network, _fitting_task(config.task, splits, network, recipe)
 
 
 def _load_network(recipe: ModelRecipe, weights: Path | None, key: str | None, option: str, notes: list[str]) -> nn.Module:
@@ -182,16 +200,16 @@ def _load_network(recipe: ModelRecipe, weights: Path | None, key: str | None, op
     return network
 
 
-def _load_teacher(config: TrainConfig, splits: Splits | None, notes: list[str]) -> nn.Module | None:
+def _load_teacher(config: TrainConfig, splits: Splits | None, task: Task | None, notes: list[str]) -> nn.Module | None:
     """The teacher that ``config`` names; None without one, or without data. Remarks on its weights go into ``notes``.
 
     Raises the errors of loading it, InputError if it does not fit the data, UsageError if it has random weights.
     """
-    if config.teacher is None or splits is None or not splits.has_classes:
+    if config.teacher is None or splits is None or task is None:
         return None
     try:
         recipe, network = _teacher(config, splits, notes)
-        _check_fits(splits, network, recipe)
+        _check_fits(splits, network, recipe, task)
     except (InputError, UsageError) as error:
         raise type(error)(f"the teacher {config.teacher}: {error.message}", error.hint) from error
     return network

@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from lrexport.artifacts import run_folder
 from lrexport.artifacts.json_files import first_fault, read_json, unicode_names
 from lrexport.artifacts.run_files import RECORD, SWEEP
 from lrexport.errors import InputError
+from lrexport.metric import TOP1, Metric
 from lrexport.pareto import pareto_front
 from lrexport.stored import Stored
 
@@ -20,15 +21,20 @@ Objective = Literal["macs", "latency", "size"]
 State = Literal["waiting", "running", "finished", "pruned", "failed"]
 
 
+# How the scores of classification are written.
+_NAMES = {"heldout_top1": "heldout_score", "test_top1": "test_score"}
+
+
 class Figures(Stored):
-    """One network's figures. Accuracies are shares in [0, 1]; trials are ranked by the held-out one.
+    """One network's figures. Scores are values of ``metric``, shares in [0, 1] for percent; trials are ranked by the
+    held-out one. In JSON those of classification are ``heldout_top1`` and ``test_top1``, without a metric.
 
     ``bytes`` is the size of the ONNX file. ``latency_ms``, a median, and ``latency_ratio`` were measured on ``target``
     alternating with the dense network; ``latency_warning`` explains why they are unreliable. All are optional.
     """
 
-    heldout_top1: float
-    test_top1: float
+    heldout_score: float
+    test_score: float
     macs: int
     params: int
     bytes: int | None = None
@@ -36,6 +42,22 @@ class Figures(Stored):
     latency_ms: float | None = None
     target: str | None = None
     latency_warning: str | None = None
+    metric: Metric = TOP1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_classification(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {_NAMES.get(name, name): value for name, value in values.items()}
+
+    @model_serializer(mode="wrap")
+    def _as_classification(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.metric != TOP1:
+            return values
+        names = {name: written for written, name in _NAMES.items()}
+        return {names.get(name, name): value for name, value in values.items() if name != "metric"}
 
 
 class Trial(Stored):
@@ -94,9 +116,9 @@ def cost(objective: Objective, figures: Figures) -> float:
 
 
 def front_of(objective: Objective, trials: list[Trial]) -> list[int]:
-    """Numbers of the trials on the Pareto front of cost and held-out accuracy, cheapest first."""
+    """Numbers of the trials on the Pareto front of cost and held-out score, cheapest first."""
     done = [(trial.number, trial.figures) for trial in trials if trial.state == "finished" and trial.figures is not None]
-    points = [(cost(objective, figures), figures.heldout_top1) for _, figures in done]
+    points = [(cost(objective, figures), figures.metric.merit(figures.heldout_score)) for _, figures in done]
     return [done[index][0] for index in pareto_front(points)]
 
 

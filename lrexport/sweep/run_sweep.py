@@ -103,8 +103,10 @@ def _trial(
 def _figures(result: Result, **more: float | int | str | None) -> Figures:
     assert result.heldout_accuracy is not None  # a sweep has data
     assert result.accuracy is not None
-    accuracies = {"heldout_top1": result.heldout_accuracy.top1, "test_top1": result.accuracy.top1}
-    return Figures.model_validate({**accuracies, "macs": result.macs, "params": result.params, **more})
+    scores = {"heldout_score": result.heldout_accuracy.primary, "test_score": result.accuracy.primary}
+    return Figures.model_validate(
+        {**scores, "metric": result.accuracy.metric, "macs": result.macs, "params": result.params, **more}
+    )
 
 
 def _sizes(run: Path, record: Record) -> dict[str, int]:

@@ -119,7 +119,7 @@ class Book:
             trial.set_user_attr("figures", figures.model_dump())
             if _DENSE not in self._study.user_attrs:
                 self._study.set_user_attr(_DENSE, dense.model_dump())
-            return figures.heldout_top1, cost(self.request.objective, figures)
+            return figures.metric.merit(figures.heldout_score), cost(self.request.objective, figures)
 
         try:
             self._study.optimize(objective, n_trials=1, catch=(Exception,))

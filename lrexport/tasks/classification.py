@@ -1,21 +1,25 @@
-"""Top-1 and top-5 accuracy."""
+"""Classification: cross-entropy, top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from lrexport.data.images import ImageSet
+from lrexport.config.task_names import CLASSIFICATION as NAME
 from lrexport.errors import InputError
-from lrexport.runs.record import Accuracy
+from lrexport.metric import TOP1, TOP5
+from lrexport.tasks.task import CallNetwork, Meter, SumMeter, Task
 from lrexport.torch_tools.batch import Batch
-from lrexport.torch_tools.memory_layout import run
-from lrexport.torch_tools.modes import eval_mode
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    from lrexport.data.images import ImageData
+
+LOGITS = "logits"  # the logits among several outputs, as Hugging Face names them
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
@@ -24,62 +28,79 @@ def count_correct(logits: Tensor, labels: Tensor) -> tuple[int, int]:
     return int(best[:, 0].sum()), int(best.sum())
 
 
-class NotANumber(InputError):
-    """A network gives NaN, so it has no score."""
+def logits_of(output: object) -> Tensor:
+    """The logits in a network's output in training mode: the output, its ``logits``, or the first item of a tuple or list.
 
-
-def nan_rows(logits: Tensor) -> int:
-    """The number of images with NaN among their logits (B, K)."""
-    return int(logits.isnan().any(1).sum())
-
-
-def images_of(split: str) -> str:
-    """The images of a split, for a message."""
-    return f"{split.replace('heldout', 'held-out')} images"
-
-
-def not_a_number(what: str, bad: int, count: int, images: str) -> NotANumber:
-    """The error for a network or file ``what`` that gives NaN on ``bad`` of ``count`` images."""
-    return NotANumber(
-        f"{what} gives NaN on {bad:,} of {count:,} {images}, so it has no score",
-        "Check its weights, and whether its inputs are in the range that it was trained with.",
-    )
-
-
-@torch.no_grad()
-def check_numbers(network: nn.Module, inputs: Batch, name: str) -> None:
-    """Raise NotANumber if the network in eval mode gives NaN on a batch of images; ``name`` describes them."""
-    with eval_mode(network):
-        bad = nan_rows(run(network, inputs))
-    if bad:
-        raise not_a_number("the network", bad, len(inputs), name)
-
-
-@torch.no_grad()
-def score(
-    network: nn.Module,
-    images: ImageSet,
-    device: torch.device,
-    split: str,
-    batch_size: int = 250,
-    fabric: Fabric | None = None,
-) -> Accuracy:
-    """Accuracy in eval mode; the network's mode is restored. The processes of ``fabric`` divide the images.
-
-    Raises NotANumber in all processes if the network gives NaN on any image.
+    Raises InputError for anything else.
     """
-    part, several = images, fabric is not None and fabric.world_size > 1
-    if fabric is not None and several:
-        part = images.subset(torch.arange(fabric.global_rank, len(images), fabric.world_size))
-    sums = torch.zeros(3, dtype=torch.int64)  # top-1, top-5, and images with NaN
-    with eval_mode(network):
-        for batch, labels in part.batches(batch_size, device):
-            logits = run(network, batch)
-            sums += torch.tensor([*count_correct(logits, labels), nan_rows(logits)])
-    if fabric is not None and several:
-        total: Any = fabric.all_reduce(sums.to(device), reduce_op="sum")
-        sums = total.cpu()
-    top1, top5, bad = sums.tolist()
-    if bad:
-        raise not_a_number("the network", bad, len(images), images_of(split))
-    return Accuracy(top1=top1 / len(images), top5=top5 / len(images), n=len(images), split=split)
+    first = output[0] if isinstance(output, tuple | list) and output else _named(output)
+    if not isinstance(first, Tensor):
+        raise InputError(
+            f"in training mode the network returns a {type(output).__name__}; expected one tensor, as in eval mode",
+            "Build it without its auxiliary outputs, or return a tuple whose first item is that tensor.",
+        )
+    return first
+
+
+def _named(output: object) -> object:
+    return output.get(LOGITS) if isinstance(output, Mapping) else output
+
+
+class Classification(Task):
+    """Images of classes: logits (B, K) and labels (B,)."""
+
+    name = NAME
+    metric_infos = (TOP1, TOP5)
+    score_batch = 250
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    def training_loss(self, call_network: CallNetwork, batch: Batch, targets: Any) -> tuple[Tensor, Any]:
+        logits = logits_of(call_network(batch))
+        return self.loss(logits, targets), logits
+
+    def distilled(self, outputs: Any) -> Any:
+        return _named(outputs)
+
+    def meter(self) -> Meter:
+        return _Hits()
+
+    def check_output(self, output: Any, data: ImageData) -> None:
+        logits = _named(output)
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"the network returns a {type(output).__name__}; expected one tensor (batch, classes)",
+                "Give a callable whose network has one output, for example a module that calls yours and selects it, or "
+                "the --task that its outputs are for.",
+            )
+        if logits.ndim != 2:
+            raise InputError(f"the network's output has the shape {tuple(logits.shape)}; expected (batch, classes)")
+        outputs = logits.shape[1]
+        if len(data.classes) != outputs:
+            raise InputError(
+                f"{data.source} has {len(data.classes)} classes; the network has {outputs} outputs",
+                f"Build the network for this data, as in MODEL?num_classes={len(data.classes)}, or give data that fits it.",
+            )
+
+    def chance_loss(self, classes: int) -> float | None:
+        return math.log(classes)
+
+
+class _Hits(SumMeter):
+    """Top-1 hits, top-5 hits and images."""
+
+    def __init__(self) -> None:
+        super().__init__(3, torch.int64)
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        logits = _named(outputs)
+        assert isinstance(logits, Tensor)
+        self.sums += torch.tensor([*count_correct(logits, targets), len(logits)])
+
+    def compute(self) -> dict[str, float]:
+        top1, top5, count = self.sums.tolist()
+        return {TOP1.name: top1 / count, TOP5.name: top5 / count}
+
+
+CLASSIFICATION = Classification()

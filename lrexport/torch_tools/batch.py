@@ -100,10 +100,10 @@ class Batch:
         return (), dict(zip(self.names, self.tensors, strict=True))
 
 
-def call(network: nn.Module, batch: Batch) -> Any:
-    """What the network returns for a batch, whatever that is."""
+def call(network: nn.Module, batch: Batch, *more: Any) -> Any:
+    """What the network returns for a batch, whatever that is; ``more`` arguments follow the inputs."""
     positional, named = batch.arguments(network)
-    return network(*positional, **named)
+    return network(*positional, *more, **named)
 
 
 def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:

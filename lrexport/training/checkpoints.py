@@ -32,7 +32,8 @@ _SUFFIX = ".safetensors"
 _NUMBERS = "lrexport"  # the metadata's key
 # The state that each optimiser has for a parameter.
 _KEEPS = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}}
-_PLAIN = ("epoch", "step", "batch_size", "loss_sum", "images", "best_top1", "log_bytes")
+_PLAIN = ("epoch", "step", "batch_size", "loss_sum", "images", "best_score", "log_bytes")
+_FORMERLY = {"best_score": "best_top1"}  # names in checkpoints of earlier versions
 
 
 @dataclass
@@ -48,7 +49,7 @@ class StageState:
     batch_size: int = 0
     loss_sum: float = 0.0
     images: int = 0
-    best_top1: float = -1.0
+    best_score: float = -1.0  # of no meaning before the first score
     network: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Tensor] | None = None
@@ -68,7 +69,7 @@ class Checkpoints:
     stage: str
     log: str | None = None
     writes: bool = True
-    _best: tuple[float, str] | None = None  # accuracy and name of the best weights written last
+    _best: tuple[float, str] | None = None  # score and name of the best weights written last
     # Checkpoints with the best weights that they refer to: the last written or loaded, and the last before sound losses.
     _last: tuple[str, str | None] | None = None
     _good: tuple[str, str | None] | None = None
@@ -84,14 +85,14 @@ class Checkpoints:
             intact = _read_intact(path)
             if intact is None:
                 continue
-            values, numbers = intact
+            values, numbers = intact[0], _as_now(intact[1])
             best = None
             if numbers["best"] is not None:
                 intact_best = _read_intact(self.folder / numbers["best"])
                 if intact_best is None:
                     continue
                 best = intact_best[0]
-                self._best = (numbers["best_top1"], numbers["best"])
+                self._best = (numbers["best_score"], numbers["best"])
             self._last, good = (path.name, numbers["best"]), numbers.get("good")
             self._good = (good[0], good[1]) if good else None
             if self.log is not None and self.writes:
@@ -150,8 +151,8 @@ class Checkpoints:
     def _save_best(self, state: StageState) -> str | None:
         if state.best is None:
             return None
-        if self._best is None or self._best[0] != state.best_top1:
-            self._best = (state.best_top1, self._write("best", state.best, {}))
+        if self._best is None or self._best[0] != state.best_score:
+            self._best = (state.best_score, self._write("best", state.best, {}))
         return self._best[1]
 
     def finish(self, network: nn.Module) -> None:
@@ -203,6 +204,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, stat
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             optimizer.state[parameter][entry] = value
     return True
+
+
+def _as_now(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a checkpoint by the names of this version."""
+    return {**{now: numbers[before] for now, before in _FORMERLY.items() if before in numbers}, **numbers}
 
 
 def _place(name: str) -> str:

@@ -8,19 +8,21 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from lrexport.data.images import Splits
 from lrexport.errors import DeviceError, FailedElsewhere, InputError, LrexportError
-from lrexport.signature import Signature
+from lrexport.tasks.scoring import measuring
+from lrexport.tasks.task import Task
 from lrexport.torch_tools.batch import InputsLike, call, signature_of
 from lrexport.torch_tools.memory import hold_freed_memory
 from lrexport.torch_tools.memory_layout import channels_last, fast_layout, takes_channels_last
 from lrexport.torch_tools.modes import in_mode
 from lrexport.torch_tools.tracing import example_input
-from lrexport.training.first_pass import logits_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -168,20 +170,28 @@ def to_fast_layout(network: nn.Module, inputs: InputsLike) -> nn.Module:
     return network
 
 
-def freeze_unused(network: nn.Module, signature: Signature) -> None:
-    """Freeze parameters that no output depends on, because several processes wait for the gradients of all others.
+def device_of(network: nn.Module) -> torch.device:
+    """Where the weights are."""
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
+def freeze_unused(network: nn.Module, splits: Splits, task: Task) -> None:
+    """Freeze parameters that the loss does not depend on, because several processes wait for the gradients of all others.
 
     A network may skip layers at random, so several passes are made, the same in all processes.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     used: set[nn.Parameter] = set()
     buffers = [buffer.clone() for buffer in network.buffers()]
-    inputs = fast_layout(network, example_input(network, signature, samples=2))  # a single image has no variance
+    images, targets = next(iter(splits.train.batches(2, device_of(network))))  # a single image has no variance
+    inputs = fast_layout(network, images)
     try:
         with torch.random.fork_rng(devices=()), in_mode(network, training=True):
             for seed in range(_PASSES):
                 torch.manual_seed(seed)
-                gradients = torch.autograd.grad(logits_of(call(network, inputs)).sum(), parameters, allow_unused=True)
+                with measuring(task):
+                    loss, _ = task.training_loss(partial(call, network), inputs.clone(), targets)
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 used |= {each for each, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     finally:
         for buffer, before in zip(network.buffers(), buffers, strict=True):

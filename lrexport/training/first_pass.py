@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from lrexport.data.images import Splits
 from lrexport.errors import InputError
 from lrexport.signature import Signature
-from lrexport.tasks.classification import check_numbers
+from lrexport.tasks.classification import Classification, logits_of
+from lrexport.tasks.scoring import check_numbers, computed, measuring
+from lrexport.tasks.task import Task
 from lrexport.text import first_line
 from lrexport.torch_tools.batch import call
 from lrexport.torch_tools.forward_errors import place_in_code
-from lrexport.torch_tools.memory_layout import fast_layout
-from lrexport.torch_tools.modes import in_mode
+from lrexport.torch_tools.memory_layout import fast_layout, run
+from lrexport.torch_tools.modes import eval_mode, in_mode
 from lrexport.torch_tools.tracing import noise
 
 _IMAGES = 8
 
 
-def logits_of(output: object) -> Tensor:
-    """The logits in a network's output in training mode: the output, or the first item of a tuple or list.
-
-    Raises InputError for anything else.
-    """
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(first, Tensor):
-        raise InputError(
-            f"in training mode the network returns a {type(output).__name__}; expected one tensor, as in eval mode",
-            "Build it without its auxiliary outputs, or return a tuple whose first item is that tensor.",
-        )
-    return first
-
-
-def check_trains(network: nn.Module, signature: Signature, splits: Splits) -> str | None:
+def check_trains(network: nn.Module, signature: Signature, splits: Splits, task: Task) -> str | None:
     """Run two inputs in training mode and a few held-out images in eval mode; returns a note if only a part is trained.
 
     The network is not changed. Raises InputError if it raises an error or returns no logits in training mode, or gives NaN
     in eval mode.
     """
+    if not isinstance(task, Classification):
+        _check_task(network, splits, task)
+        return None
     classes = len(splits.data.classes)
     output = _in_training(network, signature)
     logits = logits_of(output)
@@ -60,6 +53,32 @@ def check_trains(network: nn.Module, signature: Signature, splits: Splits) -> st
         return None
     several = f"{len(output)} outputs" if isinstance(output, tuple | list) else "several outputs"
     return f"in training mode the network returns {several}: only the first is trained"
+
+
+def _check_task(network: nn.Module, splits: Splits, task: Task) -> None:
+    """The loss of two training samples, and the metrics of a few held-out ones. Raises InputError."""
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    batch, targets = next(iter(splits.train.batches(2, device)))
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    try:
+        with torch.random.fork_rng(devices=()), in_mode(network, training=True), measuring(task):
+            loss, _ = task.training_loss(partial(call, network), fast_layout(network, batch), targets)
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point() or not loss.requires_grad:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise InputError(
+            f"the loss of the task {task.name!r} is {what}; expected a single number that the weights have gradients of",
+            "Return the mean over the batch, computed by torch from the outputs.",
+        )
+    batch, targets = next(iter(splits.heldout.batches(min(_IMAGES, task.score_batch), device)))
+    check_numbers(network, batch, "held-out images")
+    meter = task.meter()
+    with torch.no_grad(), eval_mode(network), measuring(task):
+        meter.update(run(network, batch), task.targets_of(batch, targets))
+    computed(task, meter, len(batch), "heldout")
 
 
 def _in_training(network: nn.Module, signature: Signature) -> object:

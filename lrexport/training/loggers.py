@@ -1,7 +1,7 @@
 """Log training to services besides log.jsonl: TensorBoard, MLflow, Weights & Biases; each needs an extra.
 
 Every stage has its own axis, optimiser steps from 1. ``loss``, ``heldout_top1``, ``lr`` and ``images_per_second`` are
-logged at each epoch's last step, ``step_loss`` every STEPS steps.
+logged (``heldout_score`` for other tasks than classification) at each epoch's last step, ``step_loss`` every STEPS steps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import LOGS
 from lrexport.errors import DeviceError
 from lrexport.events import EpochDone, Event, OnEvent, StepDone, Warned
+from lrexport.metric import heldout_key
 
 STEPS = 20
 PROJECT = "lrexport"
@@ -149,7 +150,7 @@ class Loggers:
 
     @__call__.register
     def _(self, event: EpochDone) -> None:
-        values = {"loss": event.loss, "heldout_top1": event.heldout_top1, "lr": event.lr}
+        values = {"loss": event.loss, heldout_key(event.metric): event.heldout_score, "lr": event.lr}
         values |= {"images_per_second": event.images_per_second}
         self._log(event.stage, values, event.epoch * event.steps)
 

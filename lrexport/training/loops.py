@@ -14,6 +14,8 @@ from lrexport.data.images import Splits
 from lrexport.errors import UsageError
 from lrexport.events import OnEvent, ignore_events
 from lrexport.lowrank.factors.svd_form import fit_ranks
+from lrexport.tasks.classification import CLASSIFICATION
+from lrexport.tasks.task import Task
 from lrexport.torch_tools.batchnorm import global_statistics, needing_several
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.memory import naming_the_batch
@@ -40,8 +42,11 @@ def train_stage(
     before_epoch: Callable[[int], bool] | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Train ``network`` in place for ``stage.epochs``, and keep the epoch that is best on the held-out images.
+
+    ``task`` has the loss, and the metric that decides which epoch is best.
 
     ``stage.keep_best`` False keeps the last epoch instead. ``extra_loss``, a module without input, is added to the loss
     (equation 3); ``teacher`` is distilled from with the share ``stage.distill``. ``before_epoch`` gets the epoch, from 0,
@@ -62,7 +67,7 @@ def train_stage(
             extra_loss.load_state_dict(state.extra)
     # For a weight with one channel, channels_last and the contiguous layout are the same, but have different strides.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-    training = StageRun(network, splits, stage, fabric, on_event, extra_loss, teacher, checkpoints)
+    training = StageRun(network, splits, stage, fabric, on_event, extra_loss, teacher, checkpoints, task)
     where = f"{fabric.device} in {stage.name} training"
     memory = naming_the_batch(where, stage.batch_size, stage.accumulate, fabric.world_size)
     with memory, global_statistics(network, fabric.world_size), heeding_signals() as stop:
@@ -70,18 +75,20 @@ def train_stage(
     network.eval()
 
 
-def step_milliseconds(network: nn.Module, splits: Splits, stage: Stage, fabric: Fabric) -> float:
+def step_milliseconds(
+    network: nn.Module, splits: Splits, stage: Stage, fabric: Fabric, task: Task = CLASSIFICATION
+) -> float:
     """Median time of a step of the stage, on a temporary copy of ``network``. Raises UsageError as :func:`train_stage`."""
     _check_batch(network, splits, stage, fabric)
     plain = replace(stage, epochs=1, distill=0.0, lr=1e-12)  # the learning rate does not matter, but must not diverge
-    training = StageRun(copy_network(network), splits, plain, fabric, ignore_events, None, None)
+    training = StageRun(copy_network(network), splits, plain, fabric, ignore_events, None, None, task=task)
     with global_statistics(training.network, fabric.world_size):
         training.set_up(None)
         training.wrapped.train()
-        for step, inputs, labels in itertools.islice(training.batches(0), _WARM_UP_STEPS + _TIMED_STEPS):
+        for step, inputs, targets in itertools.islice(training.batches(0), _WARM_UP_STEPS + _TIMED_STEPS):
             if step == _WARM_UP_STEPS:
                 training.median_ms()
-            training.step(step, inputs, labels, 0.0)
+            training.step(step, inputs, targets, 0.0)
     return training.median_ms()
 
 

@@ -14,20 +14,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrexport.data.images import Splits
 from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
 from lrexport.events import EpochDone, OnEvent, StepDone, Warned
-from lrexport.tasks.classification import NotANumber, score
+from lrexport.tasks.classification import CLASSIFICATION
+from lrexport.tasks.scoring import NotANumber, measuring, score
+from lrexport.tasks.task import Task
 from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.memory_layout import fast_layout, run
+from lrexport.torch_tools.targets import split_targets
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
+from lrexport.training.distillation import distillation
 from lrexport.training.engine import freeze_unused, to_fast_layout
-from lrexport.training.first_pass import logits_of
 from lrexport.training.optimizers import make_optimizer
 from lrexport.training.stage import Stage
 from lrexport.training.stopping import StopRequest
@@ -52,6 +54,7 @@ class StageRun:
     extra_loss: nn.Module | None
     teacher: nn.Module | None
     checkpoints: Checkpoints | None = None
+    task: Task = CLASSIFICATION
     state: StageState = field(default_factory=StageState)
     has_teacher: bool = False  # whether the teacher is ready
     seconds: list[float] = field(default_factory=list)  # times of this epoch's steps
@@ -73,7 +76,7 @@ class StageRun:
         stage, network, fabric, checkpoints = self.stage, self.network, self.fabric, self.checkpoints
         self.set_up(state)
         if state is None and stage.keep_best:  # training must not end worse than it started
-            self.state.best_top1 = self._score()
+            self.state.best_score = self._score()
             self.state.best = copy.deepcopy(network.state_dict())
         saved = time.monotonic()
 
@@ -94,9 +97,9 @@ class StageRun:
                 self._change(partial(before_epoch, epoch))
             started, before = time.perf_counter(), self.state.images
             self.wrapped.train()
-            for step, inputs, labels in self.batches(epoch):
+            for step, inputs, targets in self.batches(epoch):
                 due = checkpoints is not None and time.monotonic() - saved > 60 * stage.checkpoint_minutes
-                asked = self.step(step, inputs, labels, stop.number or due * _SAVE)
+                asked = self.step(step, inputs, targets, stop.number or due * _SAVE)
                 if asked:
                     save()
                 if asked > _SAVE:
@@ -104,12 +107,12 @@ class StageRun:
             trained = time.perf_counter() - started
             if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
                 self._give_up("the weights are no longer finite", self.steps - 1)  # although the loss was finite
-            top1 = self._score()
-            self._report(top1, trained, time.perf_counter() - started, self.state.images - before)
+            heldout = self._score()
+            self._report(heldout, trained, time.perf_counter() - started, self.state.images - before)
             if after_epoch is not None:
                 after_epoch(epoch + 1, network)
-            if stage.keep_best and top1 > self.state.best_top1:  # NaN is never larger
-                self.state.best_top1, self.state.best = top1, copy.deepcopy(network.state_dict())
+            if stage.keep_best and self.task.metric.is_better(heldout, self.state.best_score):  # NaN never is
+                self.state.best_score, self.state.best = heldout, copy.deepcopy(network.state_dict())
             self.state.epoch, self.state.step, self.state.loss_sum, self.state.images = epoch + 1, 0, 0.0, 0
             save()
             late = int(self._most(torch.tensor([float(stop.number)])))
@@ -134,7 +137,7 @@ class StageRun:
         fabric, stage = self.fabric, self.stage
         to_fast_layout(self.network, self.splits.signature)
         if fabric.world_size > 1:
-            freeze_unused(self.network, self.splits.signature)
+            freeze_unused(self.network, self.splits, self.task)
         settings = stage.optimizer, stage.lr, stage.momentum, stage.weight_decay, stage.scale_gradients
         optimizer = make_optimizer(self.network, *settings)
         module: Any = torch.compile(self.network) if stage.compile else self.network
@@ -157,17 +160,18 @@ class StageRun:
         share = {"rank": fabric.global_rank, "world": fabric.world_size, "portions": stage.accumulate}
         self.order = Order(seed_of(Purpose.STAGE, stage.seed, name), **share)
         self.steps = self.order.steps(len(self.splits.train), stage.batch_size)
+        self.chance = self.task.chance_loss(len(self.splits.data.classes))
         self.bad = 0
 
-    def batches(self, epoch: int) -> Iterator[tuple[int, Batch, Tensor]]:
-        """(step, inputs, labels) for the rest of an epoch, this process's part."""
+    def batches(self, epoch: int) -> Iterator[tuple[int, Batch, Any]]:
+        """(step, inputs, targets) for the rest of an epoch, this process's part."""
         train, first = self.splits.train, self.state.step
         order = self.order.of(epoch, first)
         batches = train.batches(self.stage.batch_size, self.fabric.device, order, self.splits.data.augmentation)
-        for step, (inputs, labels) in enumerate(batches, first):
-            yield step, inputs, labels
+        for step, (inputs, targets) in enumerate(batches, first):
+            yield step, inputs, targets
 
-    def step(self, step: int, inputs: Batch, labels: Tensor, asked: float) -> float:
+    def step(self, step: int, inputs: Batch, targets: Any, asked: float) -> float:
         """One optimiser step, skipped if the loss is not finite; returns the largest request of all processes."""
         epoch, stage, network, fabric = self.state.epoch, self.stage, self.network, self.fabric
         began = time.perf_counter()
@@ -177,8 +181,8 @@ class StageRun:
         torch.manual_seed(seed_of(Purpose.DROPOUT, self.order.seed, epoch, step, fabric.global_rank))
         buffers = [buffer.clone() for buffer in network.buffers()]
         size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
-        task, value, of_all = self._backward(inputs, labels, size, asked)
-        self.sound &= math.isfinite(value) and task <= _MOST_SOUND * math.log(len(self.splits.data.classes))
+        task, value, of_all = self._backward(inputs, targets, size, asked)
+        self.sound &= math.isfinite(value) and (self.chance is None or task <= _MOST_SOUND * self.chance)
         if not math.isfinite(value):  # a bad batch must not change weights or statistics; several in a row are divergence
             self.bad += 1
             self.optimizer.zero_grad(set_to_none=True)
@@ -207,30 +211,33 @@ class StageRun:
             "Try a lower learning rate: with --resume --allow-changes training continues from where the loss was sound.",
         )
 
-    def _backward(self, inputs: Batch, labels: Tensor, size: int, asked: float) -> tuple[float, float, float]:
+    def _backward(self, inputs: Batch, targets: Any, size: int, asked: float) -> tuple[float, float, float]:
         """Compute gradients of the global batch's mean loss; (task loss, total loss, request), the same in all processes.
 
         If the loss is not finite, the caller discards the gradients.
         """
         stage, network, fabric = self.stage, self.network, self.fabric
         sizes = self.order.sizes(size)
-        portions = list(zip(fast_layout(network, inputs).split(sizes), labels.split(sizes), strict=True))
+        parts = fast_layout(network, inputs).split(sizes)
+        portions = list(zip(parts, split_targets(targets, sizes), strict=True))
         sums = torch.zeros(3, dtype=torch.float64)
         for number, (part, truth) in enumerate(portions):
             last = number + 1 == len(portions)
             with fabric.no_backward_sync(self.wrapped, enabled=not last and fabric.world_size > 1):
-                logits = logits_of(call(self.wrapped, part))
-                task = F.cross_entropy(logits, truth)
+                with measuring(self.task):
+                    task, outputs = self.task.training_loss(partial(call, self.wrapped), part, truth)
                 loss = task
-                if self.teacher is not None and stage.distill:
+                if self.teacher is not None and stage.distill and outputs is not None:
                     with torch.no_grad(), fabric.autocast():  # float32 takes twice as long
-                        teacher_logits = run(self.teacher, part).float()
-                    loss = (1 - stage.distill) * task + stage.distill * _distillation(logits, teacher_logits, stage)
+                        teachers = run(self.teacher, part)
+                    followed = distillation(outputs, self.task.distilled(teachers), stage)
+                    if followed is not None:
+                        loss = (1 - stage.distill) * task + stage.distill * followed
                 # Gradients are averaged over processes, whose parts of the batch may differ in size by one image.
-                loss = loss * (len(truth) * fabric.world_size / size)
+                loss = loss * (len(part) * fabric.world_size / size)
                 if last and self.extra_loss is not None:
                     loss = loss + self.extra_loss()
-                sums[0] += float(task.detach()) * len(truth) / size
+                sums[0] += float(task.detach()) * len(part) / size
                 sums[1] += float(loss.detach()) / fabric.world_size
                 if last:
                     sums = self._sum(sums, asked)
@@ -260,13 +267,14 @@ class StageRun:
         # Not the wrapped network, which communicates in every batch: other processes may have fewer batches.
         with self.fabric.autocast():
             try:
-                return score(self.network, self.splits.heldout, self.fabric.device, "heldout", fabric=self.fabric).top1
+                heldout, task = self.splits.heldout, self.task
+                return score(self.network, heldout, self.fabric.device, "heldout", fabric=self.fabric, task=task).primary
             except NotANumber as error:
                 if not self.state.step:  # before the first step, training is not the cause
                     raise
                 self._give_up(error.message, self.steps - 1)
 
-    def _report(self, top1: float, trained: float, seconds: float, images: int) -> None:
+    def _report(self, heldout: float, trained: float, seconds: float, images: int) -> None:
         state, stage = self.state, self.stage
         done = EpochDone(
             stage=stage.name,
@@ -274,7 +282,8 @@ class StageRun:
             epochs=stage.epochs,
             steps=self.steps,
             loss=state.loss_sum / max(1, state.images),
-            heldout_top1=top1,
+            heldout_score=heldout,
+            metric=self.task.metric,
             lr=self._rate(state.epoch, state.step - 1),
             seconds=round(seconds, 3),
             images_per_second=round(images / max(trained, 1e-9), 1),
@@ -286,9 +295,3 @@ class StageRun:
 def _stopped(number: int, stage: Stage, state: StageState, saved: bool) -> Stopped:
     where = f"stopped in {stage.name} training, after step {state.step} of epoch {state.epoch + 1}"
     return Stopped(number, where, "The same command with --resume continues from there." if saved else None)
-
-
-def _distillation(logits: Tensor, teacher_logits: Tensor, stage: Stage) -> Tensor:
-    """KL divergence of softened outputs, times T² to keep the gradient's size (Hinton et al. 2015, arXiv 1503.02531)."""
-    soft, target = (F.log_softmax(z / stage.temperature, dim=1) for z in (logits, teacher_logits))
-    return F.kl_div(soft, target, reduction="batchmean", log_target=True) * stage.temperature**2

@@ -27,19 +27,19 @@ from lrexport.artifacts.run_files import (
 )
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.export_options import ExportOptions
-from lrexport.data.datasets import check_classes, check_fits, load_data
+from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import ImageData, ImageSet, draw, hold_out
 from lrexport.data.sources import no_calibration
-from lrexport.data.targets import CLASSIFICATION
 from lrexport.events import FileExported, FileQuantised, FilesRemoved, Measuring, OnEvent, OrtWritten, Warned, Working
+from lrexport.formats.file_scores import check_same_score, score_onnx
 from lrexport.formats.int8 import quantise_onnx
 from lrexport.formats.onnx import export_onnx
 from lrexport.formats.ort import Platform, write_ort
-from lrexport.formats.verify import check_same_accuracy, score_onnx
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
+from lrexport.metric import TOP1
 from lrexport.preprocessing import asked_in
 from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
@@ -54,7 +54,12 @@ from lrexport.runs.record import (
     load_record,
 )
 from lrexport.signature import Signature
-from lrexport.tasks.classification import score
+from lrexport.tasks.named import task_of
+from lrexport.tasks.scoring import score
+from lrexport.tasks.task import Task
+from lrexport.torch_tools.batch import Batch
+from lrexport.torch_tools.memory_layout import run as run_network
+from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import run_once
 from lrexport.training.engine import LASTING
 from lrexport.training.stopping import heeding_signals
@@ -75,7 +80,7 @@ class _Images:
     test: ImageSet | None = None
     calibration: ImageSet | None = None
     warnings: tuple[str, ...] = ()
-    scored: bool = True  # whether the test images have the classes that files are scored by
+    task: Task | None = None  # of the test images; None: files are not scored by them
 
 
 def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
@@ -108,7 +113,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     machine = target.environment() if options.rounds else {}
     on_event(Working("loading the networks and the data"))
     networks = {DENSE_ONNX: loading.load_baseline(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
-    images = _load_images(record, options, networks[DENSE_ONNX], None if options.data else run / RECORD)
+    images = _load_images(record, options, networks[DENSE_ONNX], run / RECORD)
     for text in images.warnings:
         on_event(Warned(text))
     results: dict[str, Result] = {}
@@ -122,7 +127,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
             results[name] = _export(network, scratch / name, before, record, options, images, on_event)
             if images.calibration is not None:
                 int8 = _IN_INT8[name]
-                results[int8] = _quantise(scratch / name, scratch / int8, results[name], images, shapes, on_event)
+                results[int8] = _quantise(scratch / name, scratch / int8, network, results[name], images, shapes, on_event)
         in_ort = _write_ort(scratch, results, record.model.signature, on_event) if options.ort else []
         if options.rounds:
             paths = {name: scratch / name for name in results}
@@ -209,11 +214,12 @@ def _export(
     )
     update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
     update |= {"bytes": done.bytes, "latency_ms": {}}
-    if test is not None and images.scored:
+    if test is not None and images.task is not None:
         # Nothing is chosen by the test images here: they verify that the file is the network.
         on_event(Working(f"scoring {path.name} on {len(test):,} test images, in ONNX Runtime and in torch"))
-        accuracy = score_onnx(path, test, "test")
-        check_same_accuracy(path, score(network, test, torch.device("cpu"), "test"), accuracy)
+        like = _output_like(network, samples)
+        accuracy = score_onnx(path, test, "test", images.task, like)
+        check_same_score(path, score(network, test, torch.device("cpu"), "test", task=images.task), accuracy)
         update["accuracy"] = accuracy
     exported = FileExported(
         file=path.name,
@@ -222,7 +228,7 @@ def _export(
         relative_error=done.comparison.relative_error,
         simplified=done.simplified,
         blind=done.blind and test is None,
-        rescored=test is not None and images.scored,
+        rescored=test is not None and images.task is not None,
         uncounted=done.cost.uncounted,
         free=done.free.sizes,
         step=done.free.step,
@@ -232,7 +238,13 @@ def _export(
 
 
 def _quantise(
-    source: Path, path: Path, float32: Result, images: _Images, shapes: Mapping[str, tuple[int, ...]], on_event: OnEvent
+    source: Path,
+    path: Path,
+    network: nn.Module,
+    float32: Result,
+    images: _Images,
+    shapes: Mapping[str, tuple[int, ...]],
+    on_event: OnEvent,
 ) -> Result:
     """Write the int8 file of a verified one and score it on the same test images."""
     assert images.source is not None
@@ -247,9 +259,10 @@ def _quantise(
         sqnr_db={**done.agreement.sqnr_db},
     )
     accuracy = None
-    if images.test is not None and images.scored:
+    if images.test is not None and images.task is not None:
         on_event(Working(f"scoring {path.name}"))
-        accuracy = score_onnx(path, images.test, "test")
+        samples = next(iter(images.test.batches(1, torch.device("cpu"))))[0]
+        accuracy = score_onnx(path, images.test, "test", images.task, _output_like(network, samples))
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
     figures |= {"uncounted": done.cost.uncounted}
     figures |= {"heldout_accuracy": None}  # the float32 network's: int8 was calibrated on these images
@@ -264,8 +277,9 @@ def _quantise(
         agreement=how.agreement,
         sqnr_db=how.sqnr_db,
         incomparable=done.agreement.incomparable,
-        top1=accuracy.top1 if accuracy and float32.accuracy else None,
-        float32_top1=float32.accuracy.top1 if accuracy and float32.accuracy else None,
+        score=accuracy.primary if accuracy and float32.accuracy else None,
+        float32_score=float32.accuracy.primary if accuracy and float32.accuracy else None,
+        metric=accuracy.metric if accuracy else TOP1,
         in_float=done.in_float,
     )
     on_event(quantised)
@@ -292,8 +306,9 @@ def _write_ort(folder: Path, written: Iterable[str], signature: Signature, on_ev
     return names
 
 
-def _load_images(record: Record, options: ExportOptions, network: nn.Module, named_in: Path | None) -> _Images:
-    """Test and calibration images, if needed; ``named_in`` is the record that names them, None if the user does.
+def _load_images(record: Record, options: ExportOptions, network: nn.Module, recorded_in: Path) -> _Images:
+    """Test and calibration images, if needed; ``recorded_in`` is the record that names them and their
+    task, if the user does not.
 
     Raises UsageError for int8 without data.
     """
@@ -304,18 +319,28 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module, nam
         return _Images()
     signature = record.model.signature
     # Other data than the run's may have no pictures, so nothing is asked of it.
-    asked = asked_in(record.config) if named_in is not None else {}
+    asked = asked_in(record.config) if not options.data else {}
     used = record.data.preprocessing if record.data is not None else None
     given = {} if used is None else used.value.to_plain()
     with loading.naming_recorded_data(record, options.data):
         max_bad = int(record.config.get("max_bad", 0))
+        named_in = None if options.data else recorded_in
         data = load_data(source, signature, max_bad=max_bad, named_in=named_in, asked=asked, given=given)
     check_fits(data, signature)
-    if data.default_task == CLASSIFICATION:
-        check_classes(data, run_once(network, signature))
+    task = task_of(record.config.get("task"), data, network, recorded_in)
+    if task is not None:
+        task.check_output(run_once(network, signature), data)
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
-    scored = options.rescore and data.default_task == CLASSIFICATION
-    return _Images(source, data.test if options.rescore else None, calibration, data.warnings, scored)
+    return _Images(source, data.test if options.rescore else None, calibration, data.warnings, task)
+
+
+@torch.no_grad()
+def _output_like(network: nn.Module, samples: Batch | None) -> Any:
+    """The network's output for the first of some samples, whose form the outputs of its file get."""
+    if samples is None:
+        return None
+    with eval_mode(network):
+        return run_network(network, samples[:1])
 
 
 def _calibration_images(data: ImageData, record: Record, most: int) -> ImageSet:

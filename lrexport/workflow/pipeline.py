@@ -86,7 +86,7 @@ def _pruning(
     device = with_float64(run.fabric.device)
 
     def pruning(now: Trained) -> Pruning:
-        return Pruning(now.svd, replace(config, train=now.config), run.splits, device, choices, speed)
+        return Pruning(now.svd, replace(config, train=now.config), run.splits, device, choices, speed, run.task)
 
     return pruning
 
@@ -106,7 +106,7 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
     device = with_float64(make_fabric(config.train.device).device)
     speed = _speed(config, svd, on_event)
     on_event(Working("choosing ranks"))
-    selection = Pruning(svd, config, splits, device, choices, speed).select()
+    selection = Pruning(svd, config, splits, device, choices, speed, start.task).select()
     return svd, replace(selection, warnings=(RANDOM, *selection.warnings)) if start.random else selection
 
 

@@ -25,7 +25,9 @@ from lrexport.lowrank.selection.from_plan import with_choices
 from lrexport.lowrank.selection.problem import Problem, Rule
 from lrexport.plan import Choice, PlannedLatency
 from lrexport.signature import Signature
-from lrexport.tasks.classification import NotANumber, score
+from lrexport.tasks.classification import CLASSIFICATION
+from lrexport.tasks.scoring import NotANumber, score
+from lrexport.tasks.task import Task
 from lrexport.training.engine import to_fast_layout
 from lrexport.workflow.likeness import DenseOutputs
 from lrexport.workflow.repair import BATCH, Repair
@@ -90,7 +92,7 @@ class Pruning:
     """Chooses ranks and repairs pairs of a network in SVD form, with data if there is any.
 
     ``device`` must support float64. ``choices`` are those of the plan if the goal is one. ``speed`` holds latencies on the
-    target, if they matter.
+    target, if they matter. ``task`` is None if nothing can be scored, as with data without targets.
     """
 
     svd: SVDNetwork
@@ -99,6 +101,7 @@ class Pruning:
     device: torch.device
     choices: Mapping[str, Choice] | None = None
     speed: Speed | None = None
+    task: Task | None = CLASSIFICATION
 
     def select(self) -> Selection:
         """The plan for the configuration's goal.
@@ -116,18 +119,18 @@ class Pruning:
         return solve.even_ranks(self.config.goal, self._problem(weighted=False))
 
     def fold(self, selection: Selection) -> tuple[nn.Module, dict[str, float]]:
-        """The folded network, repaired if there is data, and its held-out top-1 as folded and after each repair."""
+        """The folded network, repaired if there is data, and its held-out score as folded and after each repair."""
         network = fold(self.svd, selection)
         if self.splits is None:
             return network, {}
         to_fast_layout(network.to(self.device), self.svd.signature)
         config, images = self.config, self._images(self.splits)
         repair = Repair(self.svd, images, config.reconstruct, config.calibration_images, config.batchnorm_images)
-        if not self.splits.has_classes:
+        if self.task is None:
             dense = DenseOutputs(self.svd, Images(self.splits.heldout, self.device, config.train.seed), _COMPARED)
             repair.apply(network, selection, lambda repaired: _likeness(dense, repaired))
             return network, {}
-        return network, repair.apply(network, selection, self._top1)
+        return network, repair.apply(network, selection, self._score, self.task.metric)
 
     def _problem(self, weighted: bool = True) -> Problem:
         self.svd.network.to(self.device)
@@ -135,22 +138,24 @@ class Pruning:
         images = self._images(self.splits) if weighted and config.weighting and self.splits is not None else None
         asked = (config.goal, config.train.scheme, config.rule)
         problem = pose(self.svd, *asked, self.choices, images, config.calibration_images)
-        if self.splits is not None and self.splits.has_classes:
-            problem = replace(problem, heldout_top1=self._heldout_top1)
+        if self.splits is not None and self.task is not None:
+            problem = replace(problem, heldout_score=self._heldout_score, metric=self.task.metric)
         return problem if self.speed is None else on_target(problem, self.speed)
 
     def _images(self, splits: Splits) -> Images:
         return Images(splits.train, self.device, self.config.train.seed)
 
-    def _top1(self, network: nn.Module) -> float:
+    def _score(self, network: nn.Module) -> float:
         assert self.splits is not None
-        return score(network, self.splits.heldout, self.device, "heldout").top1
+        assert self.task is not None
+        return score(network, self.splits.heldout, self.device, "heldout", task=self.task).primary
 
-    def _heldout_top1(self, selection: Selection | None) -> float:
-        """Top-1 of the folded, repaired network of a selection, -∞ for NaN; with None, of the network in SVD form."""
+    def _heldout_score(self, selection: Selection | None) -> float:
+        """Score of the folded, repaired network of a selection, the worst for NaN; with None, of the network in SVD form."""
+        assert self.task is not None
         if selection is None:
-            return self._top1(self.svd.network)
+            return self._score(self.svd.network)
         try:
-            return max(self.fold(selection)[1].values())
+            return self.task.metric.best(self.fold(selection)[1].values())
         except NotANumber:
-            return -math.inf
+            return self.task.metric.worst

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,13 +12,13 @@ from lrexport.data.unlabelled import Unlabelled
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.repair.reconstruct import reconstruct
-from lrexport.tasks.classification import NotANumber
+from lrexport.metric import TOP1, Metric, heldout_key
+from lrexport.tasks.scoring import NotANumber
 from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from lrexport.torch_tools.tracing import largest_output
 
 BATCH = 125  # images at a time if only sums are needed
-AS_FOLDED = "heldout_top1"  # the events' name for the score before any repair
 _BATCHNORM_BATCH = 250
 _MOST_VALUES = 1 << 26  # elements of a layer's outputs for all images of a reconstruction, 256 MB
 
@@ -38,22 +37,31 @@ class Repair:
     calibration_images: int = 512
     batchnorm_images: int = 1000
 
-    def apply(self, network: nn.Module, selection: Selection, score: Callable[[nn.Module], float]) -> dict[str, float]:
+    def apply(
+        self,
+        network: nn.Module,
+        selection: Selection,
+        score: Callable[[nn.Module], float],
+        metric: Metric = TOP1,
+    ) -> dict[str, float]:
         """Repair ``network``, folded by ``selection``, in place; returns its score as folded and after each repair.
 
-        A repair that lowers the ``score``, such as top-1, is undone: it can harm a network that lost little.
+        The keys are those of :class:`lrexport.events.PlanChosen`.
+
+        A repair that makes the ``score`` worse, such as top-1, is undone: it can harm a network that lost little.
         """
-        scores = {AS_FOLDED: score(network)}
+        as_folded = heldout_key(metric)
+        scores = {as_folded: score(network)}
         for name, repair in self._repairs().items():
             before = copy.deepcopy(network.state_dict())
-            best = max(scores.values())
+            best = metric.best(scores.values())
             if not repair(network, selection):
                 continue
             try:
-                scores[f"{AS_FOLDED}_after_{name}"] = after = score(network)
+                scores[f"{as_folded}_after_{name}"] = after = score(network)
             except NotANumber:
-                after = -math.inf
-            if after < best:
+                after = metric.worst
+            if metric.is_better(best, after):
                 network.load_state_dict(before)
         return scores
 

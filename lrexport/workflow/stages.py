@@ -20,6 +20,7 @@ from lrexport.lowrank.factors.svd_form import fit_ranks
 from lrexport.lowrank.regularisation.regularisers import Regularisers
 from lrexport.lowrank.regularisation.steering import SteeredRegularisers
 from lrexport.lowrank.selection.costs import plan_macs
+from lrexport.metric import TOP1
 from lrexport.runs import loading
 from lrexport.runs.open import OpenRun, Trained, with_uncounted
 from lrexport.runs.record import RANDOM, UNKNOWN_QUALITY, Record, Results
@@ -49,7 +50,7 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
     epochs = config.dense_epochs
     if epochs is None:
         epochs = DEFAULT_DENSE_EPOCHS if untrained else 0
-    if epochs and run.splits is not None and run.splits.has_classes:
+    if epochs and run.splits is not None and run.task is not None:
         _train(run, _stage(config, "dense", epochs, config.dense_lr), trained.dense)
         dense_epochs, svd = epochs, to_svd_form(copy_network(trained.dense), run.recipe, config)
     elif untrained:
@@ -62,7 +63,7 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
 def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = None) -> Trained:
     """SVD training with the regularisers of equation 3; ``pruning`` is for falling ranks, or for λ_s "auto"."""
     config = trained.config
-    if run.splits is None or not run.splits.has_classes or config.svd_epochs == 0:
+    if run.splits is None or run.task is None or config.svd_epochs == 0:
         return trained
     # The last epoch, not the best: sparsity grows during training, so the best held-out epoch is an early, dense one.
     stage = replace(_stage(config, "svd", config.svd_epochs, config.lr), keep_best=False)
@@ -72,7 +73,7 @@ def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = Non
     dense_ms, extra = 0.0, None
     if not run.checkpoints(stage.name).finished():
         run.on_event(Working("timing a training step"))
-        dense_ms = step_milliseconds(trained.dense, run.splits, stage, run.fabric)
+        dense_ms = step_milliseconds(trained.dense, run.splits, stage, run.fabric, run.task)
         extra = _regularisers(run, trained, pruning, stage)
 
     def report(event: Event) -> None:
@@ -142,7 +143,8 @@ def _choose(run: OpenRun[Any], pruning: Pruning) -> Compressed:
     chosen = PlanChosen(
         threshold=selection.threshold,
         scores=scores,
-        heldout_top1_before=selection.heldout_top1,
+        heldout_before=selection.heldout_score,
+        metric=run.task.metric if run.task is not None else TOP1,
         latency=latency,
         macs=plan_macs(pruning.svd, selection.plan),
         dense_macs=pruning.svd.dense_macs,
@@ -154,7 +156,7 @@ def _choose(run: OpenRun[Any], pruning: Pruning) -> Compressed:
 def fine_tune(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Compressed:
     """Low-rank fine-tuning: the plain pairs, λ_s = 0."""
     config, epochs = trained.config, run.request.config.fine_tune_epochs
-    if run.splits is None or not run.splits.has_classes or not epochs:
+    if run.splits is None or run.task is None or not epochs:
         return compressed
     _train(run, _stage(config, "fine-tune", epochs, config.lr), compressed.network, teacher=run.teacher)
     return replace(compressed, epochs=epochs)
@@ -165,7 +167,7 @@ def train_baseline(run: OpenRun[CompressConfig], trained: Trained, compressed: C
     config, epochs = trained.config, run.request.config.baseline_epochs
     if epochs == "same":
         epochs = trained.svd_epochs + compressed.epochs
-    if run.splits is None or not run.splits.has_classes or not epochs:
+    if run.splits is None or run.task is None or not epochs:
         return trained
     _train(run, _stage(config, "baseline", epochs, config.lr), trained.dense)
     return replace(trained, baseline_epochs=epochs)
@@ -245,6 +247,7 @@ def _stage(config: TrainConfig, name: str, epochs: int, lr: float) -> Stage:
 def _train(run: OpenRun[Any], stage: Stage, network: nn.Module, on_event: OnEvent | None = None, **more: Any) -> None:
     """Train, or load the result of this stage if the run has already finished it."""
     assert run.splits is not None
+    assert run.task is not None
     kept = run.checkpoints(stage.name)
     done = kept.finished()
     if done is not None:
@@ -255,5 +258,5 @@ def _train(run: OpenRun[Any], stage: Stage, network: nn.Module, on_event: OnEven
         run.progress.save()
     if not stage.distill:
         more.pop("teacher", None)
-    train_stage(network, run.splits, stage, run.fabric, on_event or run.on_event, checkpoints=kept, **more)
+    train_stage(network, run.splits, stage, run.fabric, on_event or run.on_event, checkpoints=kept, task=run.task, **more)
     kept.finish(network)

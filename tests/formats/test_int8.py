@@ -24,10 +24,10 @@ from lrexport.data.datasets import load_data
 from lrexport.data.images import ArraySet, hold_out
 from lrexport.errors import InputError
 from lrexport.formats import int8_agreement
+from lrexport.formats.feeding import feed
 from lrexport.formats.int8 import Quantised, quantise_onnx
 from lrexport.formats.int8_agreement import class_agreement, compare_int8
 from lrexport.formats.onnx import export_onnx
-from lrexport.formats.verify import feed
 from lrexport.measure.macs.onnx_macs import count_onnx
 from tests.formats.digits_net import SHAPE, fitted
 
@@ -263,13 +263,13 @@ def test_images_are_fed_once_each_in_batches_of_the_files_size(
             return [type("Input", (), {"shape": [batch or "batch", *SHAPE]})]
 
     fed = list(feed(images, Runtime()))
-    assert {len(array) for array, _ in fed} == {batch or len(images)}
-    real = np.concatenate([array.only[: len(labels)].numpy() for array, labels in fed])
+    assert {len(array) for array, _, _ in fed} == {batch or len(images)}
+    real = np.concatenate([array.only[: len(labels)].numpy() for array, labels, _ in fed])
     (whole, labels), *_ = images.batches(len(images), torch.device("cpu"))
     wanted = whole.only
     np.testing.assert_array_equal(real, wanted.numpy())
-    assert torch.equal(torch.cat([part for _, part in fed]), labels)
-    filling = np.concatenate([array.only[len(labels) :].numpy() for array, labels in fed])
+    assert torch.equal(torch.cat([part for _, part, _ in fed]), labels)
+    filling = np.concatenate([array.only[len(labels) :].numpy() for array, labels, _ in fed])
     assert all((image == real[-1]).all() for image in filling)
 
 

@@ -174,7 +174,7 @@ def test_what_a_run_cannot_do_is_said(lrexport: Command, here: Path) -> None:
 
 
 def test_a_sweep(capfd: pytest.CaptureFixture[str], here: Path, lrexport: Command) -> None:
-    figures = Figures(heldout_top1=0.9, test_top1=0.9, macs=10, params=10, target=NAME, latency_warning=NAME)
+    figures = Figures(heldout_score=0.9, test_score=0.9, macs=10, params=10, target=NAME, latency_warning=NAME)
     trials = [Trial(number=0, state="finished", parameters={IN_TEXT: NAME}, figures=figures, run="trials/0000")]
     trials.append(Trial(number=1, state="failed", reason=NAME, host=NAME))
     trials.append(Trial(number=2, state="failed", reason=""))

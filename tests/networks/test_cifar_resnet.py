@@ -17,7 +17,7 @@ from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.networks.building import resolve
 from lrexport.networks.cifar_resnet import BasicBlock, CifarResNet
 from lrexport.networks.weights import load_weights
-from lrexport.tasks.classification import score
+from lrexport.tasks.scoring import score
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any
 
 from lrexport.artifacts.run_files import LOG, SPECTRA
 from lrexport.plan import Dense, Pair
-from lrexport.runs.record import Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
+from lrexport.runs.record import DataSource, Latency, ModelSource, Record, Result, Results
+from lrexport.runs.scores import Accuracy
 
 MACHINE = {"cpu": "Sample CPU @ 2 GHz", "cores": 4, "isa": ["avx2"], "system": "Linux x86_64", "onnxruntime": "1.31.1"}
 NAMES = ("stem", "layer1.conv", "layer2.conv", "head")

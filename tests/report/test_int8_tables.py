@@ -11,7 +11,8 @@ import pytest
 from lrexport.cli.console import print_table
 from lrexport.report.int8_tables import int8_notes, int8_table
 from lrexport.report.tables import results_table
-from lrexport.runs.record import Accuracy, Latency, ModelSource, Quantisation, Record, Result, Results
+from lrexport.runs.record import Latency, ModelSource, Quantisation, Record, Result, Results
+from lrexport.runs.scores import Accuracy
 
 
 def latency(p50: float, ratio_iqr: tuple[float, float] | None = None, warning: str | None = None) -> Latency:

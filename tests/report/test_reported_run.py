@@ -21,7 +21,7 @@ def test_a_run_has_its_spectra_and_the_epochs_of_every_stage(tmp_path: Path) -> 
     assert {stage: len(epochs) for stage, epochs in subject.curves.items()} == dict.fromkeys(
         ("dense", "svd", "fine-tune", "baseline"), 2
     )
-    assert subject.curves["svd"][1].heldout_top1 == pytest.approx(0.9)
+    assert subject.curves["svd"][1].heldout_score == pytest.approx(0.9)
     assert subject.unread == 0
 
 
@@ -66,7 +66,7 @@ def test_lines_that_cannot_be_read_are_counted_and_the_others_shown(tmp_path: Pa
         half,
     )
     subject = read_subject(tmp_path / "run")
-    assert [(epoch.loss, epoch.heldout_top1) for epoch in subject.curves["svd"]] == [(None, 0.5)]
+    assert [(epoch.loss, epoch.heldout_score) for epoch in subject.curves["svd"]] == [(None, 0.5)]
     assert subject.unread == 5
 
 
@@ -83,7 +83,7 @@ def test_a_run_of_before_spectra_and_logs_is_read_as_well(tmp_path: Path) -> Non
 
 def test_a_sweep_stands_for_the_runs_of_its_front(tmp_path: Path) -> None:
     figures = [
-        Figures(heldout_top1=top1, test_top1=top1, macs=macs, params=1) for top1, macs in ((0.9, 5), (0.8, 6), (0.95, 9))
+        Figures(heldout_score=top1, test_score=top1, macs=macs, params=1) for top1, macs in ((0.9, 5), (0.8, 6), (0.95, 9))
     ]
     trials = [
         Trial(number=number, state="finished", figures=each, run=f"trials/{number:04d}")

@@ -6,7 +6,8 @@ import pytest
 
 from lrexport.report.headline import headlines
 from lrexport.report.tables import results_table
-from lrexport.runs.record import Accuracy, DataSource, Latency, ModelSource, Record, Result, Results
+from lrexport.runs.record import DataSource, Latency, ModelSource, Record, Result, Results
+from lrexport.runs.scores import Accuracy
 
 
 def latency(p50: float, ratio: float | None = None) -> Latency:

@@ -142,7 +142,7 @@ def test_a_trial_is_a_run_as_any_other(shared: tuple[Path, list[str], list[str]]
     assert run(["inspect", str(first)]) == 0
     assert not lrexport.load(first).training
     record = load_record(first)
-    assert record.results.compressed.heldout_accuracy.top1 == sweep.on_front()[0].figures.heldout_top1
+    assert record.results.compressed.heldout_accuracy.top1 == sweep.on_front()[0].figures.heldout_score
     assert record.results.compressed.epochs == 4
 
 

@@ -13,8 +13,9 @@ from lrexport.config.goals import Macs
 from lrexport.events import Event, ignore_events
 from lrexport.plan import PlannedLatency
 from lrexport.report.sweep_tables import front_table
-from lrexport.runs.record import Accuracy, ModelSource, Record, Result, Results, load_record
+from lrexport.runs.record import ModelSource, Record, Result, Results, load_record
 from lrexport.runs.request import RunRequest
+from lrexport.runs.scores import Accuracy
 from lrexport.runs.sweep_record import Objective, front_of, load_sweep
 from lrexport.sweep import run_sweep as running
 from lrexport.sweep import shared_stages
@@ -73,8 +74,8 @@ def test_latency_is_that_of_the_trial_s_own_measurement_and_its_ratio_is_what_co
     assert set(found) == {0.25, 0.36}
     for share, figures in found.items():
         assert figures is not None
-        assert figures.heldout_top1 == share
-        assert figures.test_top1 == 0.5
+        assert figures.heldout_score == share
+        assert figures.test_score == 0.5
         wanted = (None, None) if target is None else (pytest.approx(share**0.5), pytest.approx(4 * share**0.5))
         assert (figures.latency_ratio, figures.latency_ms) == wanted
         assert figures.latency_warning == ("varies too much" if target and share > 0.3 else None)

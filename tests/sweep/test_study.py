@@ -23,13 +23,13 @@ from lrexport.sweep.study import Book, Made
 
 need_optuna()
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-DENSE = Figures(heldout_top1=0.9, test_top1=0.9, macs=1000, params=100)
+DENSE = Figures(heldout_score=0.9, test_score=0.9, macs=1000, params=100)
 Make = Callable[[int, Point, Path], Made]
 
 
 def made(number: int, point: Point, run: Path) -> Made:
     macs = round(1000 * float(point["macs"]))
-    return Figures(heldout_top1=random.Random(number).random(), test_top1=0.5, macs=macs, params=10), DENSE
+    return Figures(heldout_score=random.Random(number).random(), test_score=0.5, macs=macs, params=10), DENSE
 
 
 def request(trials: int = 6, vary: str = "macs=0.2..0.8") -> SweepRequest:
@@ -50,7 +50,7 @@ def sweep(
 
 def test_the_front_is_that_of_brute_force_and_the_file_says_the_same(tmp_path: Path) -> None:
     found = sweep(tmp_path, asked=request(12))
-    points = {t.number: (t.figures.macs, t.figures.heldout_top1) for t in found.trials if t.figures}
+    points = {t.number: (t.figures.macs, t.figures.heldout_score) for t in found.trials if t.figures}
     assert len(points) == 12
     beaten = {
         n for n, (m, a) in points.items() for m2, a2 in points.values() if (m2 <= m and a2 > a) or (m2 < m and a2 >= a)

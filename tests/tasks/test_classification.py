@@ -12,8 +12,9 @@ from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 
 from lrexport.data.images import ArraySet
-from lrexport.formats.verify import score_onnx
-from lrexport.tasks.classification import NotANumber, count_correct, score
+from lrexport.formats.file_scores import score_onnx
+from lrexport.tasks.classification import count_correct
+from lrexport.tasks.scoring import NotANumber, score
 from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.batchnorm import reestimate_batchnorm
 from tests.formats.support import exported

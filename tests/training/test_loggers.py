@@ -100,7 +100,7 @@ def test_a_folder_that_a_service_left_behind_is_no_package(
 
 
 STEP = StepDone("dense", epoch=0, epochs=1, step=STEPS - 1, steps=30, loss=2.0)
-EPOCH = EpochDone("dense", 1, 1, 30, loss=1.0, heldout_top1=0.5, lr=0.1, seconds=1.0, images_per_second=100.0, step_ms=9.0)
+EPOCH = EpochDone("dense", 1, 1, 30, loss=1.0, heldout_score=0.5, lr=0.1, seconds=1.0, images_per_second=100.0, step_ms=9.0)
 
 
 def log(name: str, folder: Path, done: bool) -> list[Event]:

@@ -369,7 +369,7 @@ PUBLIC = {
     "Params": "share",
     "Plan": "",
     "SVDNetwork": "network, layers, dense, signature, other_macs, other_params, made_plain",
-    "Selection": "plan, threshold, warnings, truncations, heldout_top1, latency",
+    "Selection": "plan, threshold, warnings, truncations, heldout_score, latency",
     "Size": "bytes",
     "UsageError": "",
     "assert_within_budget": "path, *, config, baseline, allow_other_machine, strict, limits",

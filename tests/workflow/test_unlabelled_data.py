@@ -117,7 +117,7 @@ def _error(folder: str) -> float:
     ("command", "message"),
     [
         (["compress", "nets:masks", "--accuracy-drop", "1"], "needs labelled images"),
-        (["train", "nets:masks"], "images:pictures has no classes: nothing is trained"),
+        (["train", "nets:masks"], "images:pictures has no targets: nothing is trained"),
     ],
 )
 def test_what_needs_classes_is_refused(command: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lrexport.budget import figures
 from lrexport.budget.check_report import Report
-from lrexport.budget.facts import Facts
+from lrexport.budget.facts import Facts, ScoreFacts
 from lrexport.text import plain
 
 
@@ -37,6 +37,14 @@ def _figures(facts: Facts) -> Iterator[tuple[str, str, float]]:
         yield f"{figures.P90.label} on {target}", figures.P90.unit, latency.p90
         if latency.ratio is not None:
             yield f"{figures.RATIO.label} on {target}", figures.RATIO.unit, latency.ratio
-    if facts.accuracy is not None:
+    if isinstance(facts.accuracy, ScoreFacts):
+        score = facts.accuracy
+        if not score.higher_is_better:
+            yield score.metric, score.unit, score.value
+        elif score.unit == "%":
+            yield f"{score.metric} error", "%", round(100 * (1 - score.value), 6)
+        else:  # smaller is better in this format
+            yield f"{score.metric}, negated", score.unit, -score.value
+    elif facts.accuracy is not None:
         yield "top-1 error", "%", round(100 * (1 - facts.accuracy.top1), 6)
         yield "top-5 error", "%", round(100 * (1 - facts.accuracy.top5), 6)

@@ -50,7 +50,7 @@ Truncations = Mapping[str, Mapping[Scheme, Truncation]]
 class Selection:
     """A plan, the truncations it was chosen from, and warnings for the user.
 
-    ``threshold`` is e of equation 4 if one e gives the plan, else None. ``heldout_top1`` is the accuracy before pruning, if
+    ``threshold`` is e of equation 4 if one e gives the plan, else None. ``heldout_score`` is the score before pruning, if
     the goal was an accuracy drop; ``latency`` the plan's latency on the target, if it was measured.
     """
 
@@ -58,7 +58,7 @@ class Selection:
     threshold: float | None = None
     warnings: tuple[str, ...] = ()
     truncations: Truncations = field(default_factory=dict)
-    heldout_top1: float | None = None
+    heldout_score: float | None = None
     latency: PlannedLatency | None = None
 
     @property

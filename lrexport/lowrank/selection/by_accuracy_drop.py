@@ -1,4 +1,4 @@
-"""The goal AccuracyDrop: the cheapest plan that loses little accuracy, by a line search that scores pruned networks."""
+"""The goal AccuracyDrop: the cheapest plan that loses little of the score, by a line search that scores pruned networks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _GRID = 64  # steps of the line search
 
 
 def by_accuracy_drop(goal: AccuracyDrop, problem: Problem) -> Selection:
-    """The cheapest plan that loses at most the goal's points of held-out top-1 by pruning and repair, before fine-tuning.
+    """The cheapest plan that loses at most the goal's drop of the held-out score by pruning and repair, before fine-tuning.
 
     The line search of Yang et al. 2020, section 3.3, on a grid: over shares of the MACs by the global rule, over e by the
-    threshold rule. It assumes that accuracy falls with cost. Raises UsageError without a score.
+    threshold rule. It assumes that the score gets worse with cost. Raises UsageError without a score.
     """
-    svd, truncated, heldout_top1 = problem.svd, problem.truncations, problem.heldout_top1
-    if heldout_top1 is None:
+    svd, truncated, heldout_score = problem.svd, problem.truncations, problem.heldout_score
+    if heldout_score is None:
         raise UsageError(
             "the goal AccuracyDrop needs labelled images to score networks",
             "Give --data to lrexport compress, or choose another goal.",
         )
-    dense = heldout_top1(None)
+    dense = heldout_score(None)
     least, most = plan_cost(svd, smallest(svd, truncated, "macs").plan, "macs"), whole_cost(svd, "macs")
     last = _GRID - 1
 
@@ -40,7 +40,7 @@ def by_accuracy_drop(goal: AccuracyDrop, problem: Problem) -> Selection:
 
     def holds(step: int) -> bool:
         if step not in lost:
-            lost[step] = 100 * (dense - heldout_top1(plan(step)))
+            lost[step] = problem.metric.loss(dense, heldout_score(plan(step)))
         return lost[step] <= goal.points
 
-    return replace(plan(first_true(last, holds)), heldout_top1=dense)
+    return replace(plan(first_true(last, holds)), heldout_score=dense)

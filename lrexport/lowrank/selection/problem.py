@@ -14,6 +14,7 @@ from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import Moments, Schemes
 from lrexport.lowrank.factors.truncation import Selection, Truncations, truncations
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
+from lrexport.metric import TOP1, Metric
 from lrexport.plan import Choice, PlannedLatency
 
 Rule = Literal["global", "threshold"]
@@ -31,7 +32,7 @@ class Problem:
 
     ``rule`` "global" minimises the total loss of all layers, "threshold" is equation 4. With ``latency``, ranks are on the
     target's grain. ``choices`` are those of a plan from ``source``. Some solvers also need functions: ``written_bytes``, the
-    size of a folded network as an ONNX file; ``heldout_top1`` in [0, 1] after pruning and repair, of None before;
+    size of a folded network as an ONNX file; ``heldout_score`` in ``metric`` after pruning and repair, of None before;
     ``confirm``, which measures a plan on the target.
     """
 
@@ -43,7 +44,8 @@ class Problem:
     choices: Mapping[str, Choice] | None = None
     source: str = "the plan"
     written_bytes: Callable[[nn.Module], int] | None = None
-    heldout_top1: Callable[[Selection | None], float] | None = None
+    heldout_score: Callable[[Selection | None], float] | None = None
+    metric: Metric = TOP1
     confirm: Callable[[Selection], PlannedLatency] | None = None
 
     def __post_init__(self) -> None:

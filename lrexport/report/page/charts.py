@@ -13,8 +13,9 @@ from typing import Any
 from lrexport.config.compression import STAGES
 from lrexport.report.fronts import Front
 from lrexport.report.layer_tables import UNKNOWN, Cost, Row
+from lrexport.report.training_tables import metric_of
 from lrexport.runs.log import LoggedEpoch
-from lrexport.units import format_count, format_ms, format_percent
+from lrexport.units import format_count, format_ms
 
 Figure = dict[str, Any]
 
@@ -85,15 +86,16 @@ def cost_figure(rows: Sequence[Row], cost: Cost) -> Figure:
 
 
 def training_figure(curves: Mapping[str, Sequence[LoggedEpoch]], quantity: str) -> Figure:
-    """``heldout_top1`` or ``loss`` over the epochs of all stages; the dense baseline is parallel to SVD training."""
+    """``heldout_score`` or ``loss`` over the epochs of all stages; the dense baseline is parallel to SVD training."""
     traces: list[Figure] = []
+    metric = metric_of(curves)
     done = len(curves.get("dense", ()))
     starts = {"dense": 0, "svd": done, "fine-tune": done + len(curves.get("svd", ())), "baseline": done}
     for stage, epochs in curves.items():
         values = [getattr(epoch, quantity) for epoch in epochs]
-        if quantity == "heldout_top1":
-            shown = [UNKNOWN if value is None else format_percent(value) for value in values]
-            values = [None if value is None else 100 * value for value in values]
+        if quantity == "heldout_score":
+            shown = [UNKNOWN if value is None else text(metric.format(value)) for value in values]
+            values = [None if value is None else metric.plotted(value) for value in values]
         else:
             shown = [UNKNOWN if value is None else f"{value:.4f}" for value in values]
         traces.append(
@@ -109,8 +111,8 @@ def training_figure(curves: Mapping[str, Sequence[LoggedEpoch]], quantity: str) 
                 "marker": {"symbol": _SYMBOLS[stage], "size": 7, "color": _STAGE_COLOURS[stage]},
             }
         )
-    title = "held-out top-1, %" if quantity == "heldout_top1" else "loss of the stage"
-    yaxis = {"title": {"text": title}, "type": "linear" if quantity == "heldout_top1" else "log", "automargin": True}
+    title = f"held-out {text(metric.axis)}" if quantity == "heldout_score" else "loss of the stage"
+    yaxis = {"title": {"text": title}, "type": "linear" if quantity == "heldout_score" else "log", "automargin": True}
     layout = {"height": 320, "xaxis": {"title": {"text": "epochs"}, "dtick": _tick(traces)}, "yaxis": yaxis}
     return {"kind": "plain", "traces": traces, "layout": layout}
 
@@ -119,6 +121,7 @@ def front_figure(front: Front) -> Figure:
     """Points with names, the front as a step line, dense networks as hollow points."""
     form = format_count if front.cost == "MACs" else format_ms
     on = [point for point in front.points if point.on_front]
+    metric = front.metric
     largest = max(point.cost for point in front.points)
     traces: list[Figure] = [
         {
@@ -126,7 +129,7 @@ def front_figure(front: Front) -> Figure:
             "mode": "lines",
             "name": "front",
             "x": [point.cost for point in on],
-            "y": [100 * point.accuracy for point in on],
+            "y": [metric.plotted(point.score) for point in on],
             "line": {"color": "@cut", "dash": "dash", "width": 2, "shape": "hv"},
             "hoverinfo": "skip",
         }
@@ -143,17 +146,17 @@ def front_figure(front: Front) -> Figure:
                 "mode": "markers+text",
                 "name": name,
                 "x": [point.cost for point in points],
-                "y": [100 * point.accuracy for point in points],
+                "y": [metric.plotted(point.score) for point in points],
                 "text": [text(_short(point.name, _MOST_POINT)) for point in points],
                 "textposition": [f"top {side}" for side in sides],  # within the chart
                 "cliponaxis": False,
-                "hovertext": [f"{text(p.name)}<br>{form(p.cost)}, {format_percent(p.accuracy)}" for p in points],
+                "hovertext": [f"{text(p.name)}<br>{form(p.cost)}, {text(metric.format(p.score))}" for p in points],
                 "hoverinfo": "text",
                 "marker": {"symbol": symbol, "size": 11, "color": colour, "line": {"width": 2, "color": colour}},
             }
         )
     unit = "MACs of one input" if front.cost == "MACs" else "milliseconds"
-    yaxis = {"title": {"text": "top-1, %"}, "automargin": True}
+    yaxis = {"title": {"text": text(metric.axis)}, "automargin": True}
     layout = {"height": 400, "xaxis": {"title": {"text": unit}, "rangemode": "tozero"}, "yaxis": yaxis}
     return {"kind": "plain", "traces": traces, "layout": layout}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrexport.config.compression import STAGES
 from lrexport.errors import DeviceError
+from lrexport.metric import TOP1
 from lrexport.report import layer_tables
 from lrexport.report.fronts import Front, fronts_of
 from lrexport.report.headline import Headline, goal_text, headlines
@@ -23,10 +24,9 @@ from lrexport.report.repeat_commands import commands, shell_lines
 from lrexport.report.reported_run import ReportedRun
 from lrexport.report.runs_table import front_table, runs_table
 from lrexport.report.tables import Table, results_table
-from lrexport.report.training_tables import training_table
+from lrexport.report.training_tables import metric_of, training_table
 from lrexport.runs.record import Record
-from lrexport.text import plain_line
-from lrexport.units import format_percent
+from lrexport.text import plain_line, visible
 
 if TYPE_CHECKING:
     import jinja2
@@ -253,18 +253,19 @@ def _training(subject: ReportedRun, id: str, figures: _Figures) -> Section:
     if not curves:
         return Section(place, "Training", missing=f"Nothing was trained in this run; --data DATA would train it.{unread}")
     ends = [
-        f"{STAGES[stage]} ended at {format_percent(epochs[-1].heldout_top1)} after {len(epochs)} epochs"
+        f"{STAGES[stage]} ended at {visible(epochs[-1].metric.format(last))} after {len(epochs)} epochs"
         for stage, epochs in curves.items()
-        if epochs[-1].heldout_top1 is not None
+        if (last := epochs[-1].heldout_score) is not None
     ]
     text = "Held-out images are training images used for all choices, never test images. Losses of different stages have "
     text += f"different terms.{_elsewhere(subject)}{unread}"
+    metric = metric_of(curves)
     shown = (
         figures.chart(
-            f"{place}-top1",
-            charts.training_figure(curves, "heldout_top1"),
-            f"Held-out top-1: {'; '.join(ends)}.",
-            choice="Top-1",
+            f"{place}-{'top1' if metric == TOP1 else 'score'}",
+            charts.training_figure(curves, "heldout_score"),
+            f"Held-out {visible(metric.name)}: {'; '.join(ends)}.",
+            choice=visible(metric.title),
         ),
         figures.chart(
             f"{place}-loss", charts.training_figure(curves, "loss"), "Loss over epochs, stage by stage.", choice="Loss"
@@ -285,11 +286,12 @@ def _comparison(subjects: Sequence[ReportedRun], figures: _Figures) -> tuple[Sec
 
 
 def _front(front: Front, id: str, figures: _Figures) -> Section:
-    title = f"Accuracy against {front.cost}"
+    title = f"{front.quantity} against {front.cost}"
     if not front.points:
         return Section(id, title, missing=front.note)
     on = ", ".join(point.name for point in front.points if point.on_front)
     chart = figures.chart(f"{id}-chart", charts.front_figure(front), f"{title}. On the front: {on}.", front_table(front))
-    text = f"No other network is both cheaper and more accurate than one on the front: {on}. {front.note} "
-    text += "Accuracy is on test images; choose by held-out images, as lrexport sweep does."
+    better = "more accurate" if front.metric == TOP1 else "better"
+    text = f"No other network is both cheaper and {better} than one on the front: {on}. {front.note} "
+    text += f"{front.quantity} is on test images; choose by held-out images, as lrexport sweep does."
     return Section(id, title, text, (chart,))
