@@ -6,12 +6,14 @@ import importlib
 from typing import Any
 
 from lrexport.errors import DeviceError
+from lrexport.torch_tools.import_torchvision import with_operators
 
 
 def need(task: str, *modules: str) -> tuple[Any, ...]:
     """The modules that a task needs. Raises DeviceError with the pip command if one is not installed."""
     try:
-        return tuple(map(importlib.import_module, modules))
+        # torchmetrics imports torchvision.
+        return with_operators(lambda: tuple(map(importlib.import_module, modules)))
     except ImportError as error:
         missing = (error.name or modules[0]).partition(".")[0]
         raise DeviceError(

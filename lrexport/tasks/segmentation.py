@@ -50,6 +50,7 @@ class Segmentation(Task):
     metric_infos = (Metric("mIoU", SHARE), Metric("pixel accuracy", SHARE))
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
+        targets = _checked(targets)
         loss = _cross_entropy(maps_of(outputs), targets)
         auxiliary = outputs.get(_AUXILIARY) if isinstance(outputs, Mapping) else None
         if isinstance(auxiliary, Tensor):
@@ -66,6 +67,19 @@ class Segmentation(Task):
                 f"{data.source} has masks of {classes} classes; the network has {outputs} outputs for each pixel",
                 f"Build the network for this data, as in MODEL?num_classes={classes}, or give data that fits it.",
             )
+
+
+def _checked(masks: Any) -> Tensor:
+    """The masks (B, H, W). Raises InputError for targets of another form."""
+    if not isinstance(masks, Tensor) or masks.ndim != 3 or masks.is_floating_point():
+        is_tensor = isinstance(masks, Tensor)
+        what = f"{str(masks.dtype)[6:]} of shape {tuple(masks.shape)}" if is_tensor else f"type {type(masks).__name__}"
+        raise InputError(
+            f"the data has targets of {what}; the task 'segmentation' expects masks of classes, "
+            "integers (batch, height, width)",
+            "Give masks, as --data masks:ROOT has them, or another --task.",
+        )
+    return masks.long()
 
 
 def _cross_entropy(maps: Tensor, masks: Tensor) -> Tensor:
@@ -88,6 +102,7 @@ class _Confusion(SumMeter):
         super().__init__(0, torch.int64)
 
     def update(self, outputs: Any, targets: Any) -> None:
+        targets = _checked(targets)
         maps = _sized(maps_of(outputs), targets)
         classes = maps.shape[1]
         counts = targets != IGNORED
