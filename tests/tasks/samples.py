@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import lrexport
-from lrexport.data.augment import Augmentation
-from lrexport.data.images import ImageData
-from lrexport.data.order import Order
-from lrexport.torch_tools.batch import Batch
 
 SHAPE = (3, 12, 12)
 IGNORED = 255
+Pairs = list[tuple[Tensor, Tensor]]
 
 
 class Segmenter(nn.Module):
@@ -53,46 +47,7 @@ class Sharpener(nn.Module):
         return x + self.body(x)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Inputs and targets in memory, (N, …) each."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    @property
-    def labels(self) -> Tensor:
-        """All samples are alike when some are held out."""
-        return torch.zeros(len(self), dtype=torch.int64)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return tuple(self.inputs.shape[1:])
-
-    def subset(self, indices: Tensor) -> Pairs:
-        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
-
-    def batches(
-        self, size: int, device: torch.device, order: Order | None = None, augmentation: Augmentation | None = None
-    ) -> Iterator[tuple[Batch, Tensor]]:
-        if order is None:
-            chosen = list(torch.arange(len(self)).split(size))
-        else:
-            chosen = [index[order.part(len(index))] for _, index in order.batches(len(self), size)]
-        for index in chosen:
-            yield Batch.of(self.inputs[index].to(device)), self.targets[index].to(device)
-
-    def to(self, device: torch.device) -> Pairs:
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
-
-    def digest(self) -> str:
-        return hashlib.sha256(self.inputs.numpy().tobytes() + self.targets.numpy().tobytes()).hexdigest()
-
-
-def masks() -> ImageData:
+def masks() -> tuple[Pairs, Pairs]:
     """Blobs of three colours: the class of a pixel is its strongest channel; the rim counts nowhere."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(80, 3, 3, 3, generator=generator)
@@ -100,15 +55,17 @@ def masks() -> ImageData:
     truth = images.argmax(1)
     truth[:, 0] = IGNORED
     images = images + 0.05 * torch.randn(images.shape, generator=generator)
-    return ImageData("", ["red", "green", "blue"], Pairs(images[:64], truth[:64]), Pairs(images[64:], truth[64:]))
+    pairs = list(zip(images, truth, strict=True))
+    return pairs[:64], pairs[64:]
 
 
-def blurred() -> ImageData:
+def blurred() -> tuple[Pairs, Pairs]:
     """Blurred images with the sharp ones as targets."""
-    sharp = masks()
-    images = torch.cat([sharp.train.inputs, sharp.test.inputs]).clamp(0, 1)  # type: ignore[attr-defined]
+    train, test = masks()
+    images = torch.stack([image for image, _ in (*train, *test)]).clamp(0, 1)
     blurry = nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-    return ImageData("", ["image"], Pairs(blurry[:64], images[:64]), Pairs(blurry[64:], images[64:]))
+    pairs = list(zip(blurry, images, strict=True))
+    return pairs[:64], pairs[64:]
 
 
 class AbsoluteError:

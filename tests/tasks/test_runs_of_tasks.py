@@ -164,8 +164,8 @@ def test_a_sweep_ranks_by_the_tasks_metric(tmp_path: Path, lrexport: Lrexport) -
     [
         ("segmentaton", 2, "invalid task 'segmentaton': expected classification, segmentation, image, detection or"),
         (f"{HERE}:WithoutMetrics", 2, "invalid metric_infos (): expected at least one lrexport.Metric"),
-        (f"{HERE}:Pairs.missing", 2, "has no 'Pairs.missing'"),
-        (f"{HERE}:masks", 2, "is of type ImageData; expected a lrexport.Task"),
+        (f"{HERE}:missing", 2, "has no 'missing'"),
+        (f"{HERE}:masks", 2, "is of type tuple; expected a lrexport.Task"),
         (f"{HERE}:FailingTask", 3, "the task 'sharpening' raises "),
         (f"{HERE}:ForgetfulTask", 3, "gives 'error'; expected also 'blur'"),
         ("segmentation", 3, "the task 'segmentation' expects masks of classes"),
