@@ -56,7 +56,7 @@ def picture_set(
     if decoded:
         return _decode(files, preprocessing)
     bad = find_bad(files) if max_bad else {}
-    kept = [(path, target) for path, target in files if path not in bad and target not in bad]
+    kept = [(path, target) for path, target in files if path not in bad]
     return StreamedSet.of(kept, preprocessing, channels, workers), bad
 
 

@@ -58,7 +58,7 @@ def load_pictures(
     done = preprocessing
     return ImageData(
         source,
-        _classes(source, [file for files in listed for file in files if file[1] not in bad]) if with_masks else (),
+        _classes(source, [file for files in listed for file in files if file[0] not in bad]) if with_masks else (),
         train,
         test,
         Augmentation(max(1, height // 8) if decoded or with_masks else 0, flip=True),

@@ -51,32 +51,41 @@ def read_mask(path: Path) -> Pixels:
         raise _unreadable(path, error, "mask") from error
 
 
-def try_pair(path: Path, mask: Path, fitting: Fitting) -> tuple[Pixels, Pixels] | InputError:
-    """The pixels (H, W, 3) of an image and the classes (H, W) of its mask at the network's size, or the error."""
-    try:
-        image, classes = read_image(path), read_mask(mask)
-    except InputError as error:
-        return error
+def read_pair(path: Path, mask: Path) -> tuple[Image.Image, Pixels]:
+    """An image and the classes (H, W) of its mask. Raises InputError also if they differ in size."""
+    image, classes = read_image(path), read_mask(mask)
     height, width = classes.shape
     if (width, height) != image.size:
         sizes = f"{width} × {height} pixels; its image {path} has {image.width} × {image.height}"
-        return InputError(f"the mask {mask} has {sizes}", "Make both the same size.")
+        raise InputError(f"the mask {mask} has {sizes}", "Make both the same size.")
+    return image, classes
+
+
+def try_pair(path: Path, mask: Path, fitting: Fitting) -> tuple[Pixels, Pixels] | InputError:
+    """:func:`read_pair` at the network's size, with pixels (H, W, 3), but the error is returned."""
+    try:
+        image, classes = read_pair(path, mask)
+    except InputError as error:
+        return error
     return np.array(fitting(image)), np.array(fitting(Image.fromarray(classes), nearest=True))
 
 
 def find_bad(files: Files) -> Bad:
-    """The files that cannot be read; every file is decoded once to find out."""
+    """The images that cannot be read, or not with their mask; every file is decoded once to find out."""
 
-    def failure(file: tuple[Path, Any]) -> tuple[Path, InputError] | None:  # no pixels, which would fill the memory
-        for path, read in ((file[0], read_image), (file[1], read_mask)):
-            try:
-                if isinstance(path, Path):
-                    read(path)
-            except InputError as error:
-                return path, error
+    def failure(file: tuple[Path, Any]) -> InputError | None:  # returns no pixels, which would fill the memory
+        path, target = file
+        try:
+            if isinstance(target, Path):
+                read_pair(path, target)
+            else:
+                read_image(path)
+        except InputError as error:
+            return error
         return None
 
-    return dict(each for each in in_threads(failure, files) if each is not None)
+    failures = zip(files, in_threads(failure, files), strict=True)
+    return {path: error for (path, _), error in failures if error is not None}
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
