@@ -32,6 +32,7 @@ COMMANDS = {
     "docs/budgets.md": 5,
     "docs/compress.md": 4,
     "docs/configuration.md": 5,
+    "docs/data.md": 1,
     "docs/export.md": 4,
     "docs/models.md": 5,
     "docs/report.md": 5,

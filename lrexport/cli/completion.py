@@ -39,13 +39,19 @@ def models(incomplete: str) -> Iterator[str]:
 
 def data(incomplete: str) -> Iterator[str]:
     """Names of data sets, folders after a colon, callables of local modules."""
-    from lrexport.data.sources import CIFAR, FOLDERS
+    from lrexport.data.sources import ARRAYS, CIFAR, FOLDERS, PICTURES
 
     prefix, colon, root = incomplete.partition(":")
     if colon and prefix in (*FOLDERS, *CIFAR):
         yield from (f"{prefix}:{folder}" for folder in _folders(root, last="train"))
         return
-    yield from ("digits", *CIFAR, *(f"{name}:" for name in reversed(FOLDERS)))
+    if colon and prefix in PICTURES:
+        yield from (f"{prefix}:{folder}" for folder in _entries(root))
+        return
+    if colon and prefix == ARRAYS:
+        yield from (f"{prefix}:{file}" for file in _entries(root, ".npz"))
+        return
+    yield from ("digits", *CIFAR, *(f"{name}:" for name in (*reversed(FOLDERS), *PICTURES, ARRAYS)))
     yield from _callables(incomplete)
 
 

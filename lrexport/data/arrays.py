@@ -17,7 +17,7 @@ from lrexport.data.preprocessing import Preprocessing
 from lrexport.data.samples import TARGET, NotASample, batch_of, parts_of
 from lrexport.data.targets import CLASSIFICATION, SEGMENTATION, as_target, as_targets, task_of
 from lrexport.data.tensor_set import TensorSet
-from lrexport.errors import InputError
+from lrexport.errors import InputError, UsageError
 from lrexport.signature import Signature
 
 _HINT = "Write it with numpy.savez(FILE, NAME=array, …, target=array), samples along the first axis of each."
@@ -55,7 +55,8 @@ def whole_set(
     except NotASample as error:
         raise InputError(f"{source} {error.message}", error.hint) from error
     if target is not None:
-        count = len(target) if isinstance(target, Tensor | list) else 0
+        has_length = isinstance(target, list) or (isinstance(target, Tensor) and target.ndim > 0)
+        count = len(target) if has_length else 0
         if count != len(batch):
             raise InputError(f"{source} has {count} targets for {len(batch)} samples", _HINT)
         if isinstance(target, Tensor) and target.is_floating_point() and not bool(target.isfinite().all()):
@@ -68,15 +69,15 @@ def pixels_preprocessing(
 ) -> Preprocessing | None:
     """That of uint8 pictures, which have the network's size; None for other inputs, which are taken as they are.
 
-    Raises InputError where the user asked for it and there are no pictures.
+    Raises UsageError where the user asked for it and there are no pictures.
     """
     said = [name for name, value in asked.items() if value is not None]
     if tensor.dtype == torch.uint8 and signature.takes_images:
         if {"resize", "crop"} & {*said}:
-            raise InputError("--resize and --crop need picture files; arrays are used at their size", "Leave them out.")
+            raise UsageError("--resize and --crop need picture files; arrays are used at their size", "Leave them out.")
         return Preprocessing.of(signature.shape, asked, {**(given or {}), "resize": None, "crop": None})
     if said:
-        raise InputError(
+        raise UsageError(
             "--mean, --std, --value-range and --channel-order need uint8 pictures; this data is used as it is",
             "Leave them out, or give uint8 pictures (C, H, W).",
         )

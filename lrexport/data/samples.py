@@ -100,7 +100,9 @@ def batch_of(inputs: Mapping[str, Any], signature: Signature) -> Batch:
     """Inputs of several samples, (B, …) each, in the dtypes that the network takes, pictures as uint8. Raises NotASample."""
     tensors = [as_tensor(inputs[spec.name]) for spec in signature]
     lengths = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
-    if len(lengths) != 1 or 0 in lengths:
+    if lengths == {0}:
+        raise NotASample("has inputs without samples", "The first axis is the samples.")
+    if len(lengths) != 1:
         shown = ", ".join(f"{spec.name} {tuple(each.shape)}" for spec, each in zip(signature, tensors, strict=True))
         raise NotASample(f"has inputs that differ in their number of samples: {shown}", "The first axis is the samples.")
     made = []
@@ -130,7 +132,10 @@ def _typed(tensor: Tensor, shape: tuple[int, ...], spec: InputSpec, signature: S
         if not bool(tensor.isfinite().all()):
             bad = int(tensor.numel() - tensor.isfinite().sum())
             raise NotASample(f"has NaN or infinity in {bad:,} of {tensor.numel():,} values{name}", "Leave out such samples.")
-        return tensor.to(torch.float32 if spec.dtype is None else getattr(torch, spec.dtype))
+        made: Tensor = tensor.to(torch.float32 if spec.dtype is None else getattr(torch, spec.dtype))
+        if made.dtype != tensor.dtype and not bool(made.isfinite().all()):
+            raise NotASample(f"has values{name} beyond {str(made.dtype).removeprefix('torch.')}", "Scale them.")
+        return made
     if tensor.is_floating_point():
         raise NotASample(f"{given}; expected {spec.dtype}", "Give whole numbers, or another type with --input.")
     if spec.low is not None and spec.high is not None and tensor.numel():

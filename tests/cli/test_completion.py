@@ -13,7 +13,7 @@ import pytest
 from lrexport.cli import completion
 from lrexport.networks.names import CIFAR_NAMES
 
-FOLDERS = ("part,imagenet:", "part,folder:")
+FOLDERS = ("part,imagenet:", "part,folder:", "part,images:", "part,masks:", "part,arrays:")
 
 
 @pytest.fixture(autouse=True)

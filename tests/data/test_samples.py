@@ -15,7 +15,7 @@ from lrexport.data.images import ArraySet, ImageData, hold_out
 from lrexport.data.item_set import ItemSet
 from lrexport.data.order import Order
 from lrexport.data.tensor_set import TensorSet
-from lrexport.errors import InputError
+from lrexport.errors import InputError, UsageError
 from lrexport.signature import Signature
 
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_uint8_pictures_are_normalised_as_asked_for_and_floats_are_left_alone(gi
     torch.testing.assert_close(inputs.only, images[[0, 1, 2, 3, 5]].flip(1).float())
     floats = given(images.float(), (3, 4, 4))
     assert torch.equal(next(iter(floats.train.batches(1, CPU)))[0].only, images[:1].float())
-    with pytest.raises(InputError, match="need uint8 pictures"):
+    with pytest.raises(UsageError, match="need uint8 pictures"):
         given(images.float(), (3, 4, 4), mean=(0.0,))
 
 

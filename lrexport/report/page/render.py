@@ -180,7 +180,9 @@ def _facts(record: Record) -> tuple[str, ...]:
     shape = str(record.model.signature)
     data = f"data {record.data.source}" if record.data else "training-free"
     goal = goal_text(record)
-    return (f"input {shape}", data, *([f"goal {goal}"] if goal else []))
+    done = record.data.preprocessing if record.data else None
+    pictures = [] if done is None else [f"pictures {done.value}"]
+    return (f"input {shape}", data, *pictures, *([f"goal {goal}"] if goal else []))
 
 
 def _files(record: Record) -> Table:
