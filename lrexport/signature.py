@@ -135,6 +135,11 @@ class Signature:
         """Whether it is a single input of floats, (C, H, W)."""
         return len(self.inputs) == 1 and len(self.shape) == 3 and self.inputs[0].is_float
 
+    def as_pixels(self) -> Signature:
+        """A single image (C, H, W) as pictures have it: uint8 (H, W, C)."""
+        channels, height, width = self.shape
+        return Signature((InputSpec(self.inputs[0].name, (height, width, channels), "uint8", 0, 255),))
+
     def texts(self) -> tuple[str, ...]:
         """As :meth:`parse` reads them."""
         return tuple(map(str, self.inputs))

@@ -91,6 +91,11 @@ class RoundsType(click.ParamType[int]):
         "--opset", type=int, metavar="N", default=_DEFAULT.opset, show_default=True, help="ONNX operator set, 7 or later."
     ),
     click.option(
+        "--with-preprocessing",
+        is_flag=True,
+        help="Put normalisation into the graph: the files take uint8 pictures (batch, height, width, channels).",
+    ),
+    click.option(
         "--int8", is_flag=True, help="Also write model.int8.onnx and dense.int8.onnx: int8 weights and activations."
     ),
     click.option(

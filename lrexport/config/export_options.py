@@ -19,6 +19,7 @@ class ExportOptions:
     """Options of an export. ``batch`` None: dynamic; ``rounds`` 0: no latency; ``data`` replaces the record's.
 
     ``dynamic`` names the axes that the files leave free, the batch among them if ``batch`` is None.
+    ``with_preprocessing`` puts the normalisation of pictures into the graphs.
     ``int8`` also writes both files in int8, calibrated on at most ``calibration_images`` images; ``ort`` also writes the
     compressed files in ONNX Runtime's own format.
     """
@@ -31,6 +32,7 @@ class ExportOptions:
     target: str = "local"
     data: str | None = None
     rescore: bool = True
+    with_preprocessing: bool = False
     int8: bool = False
     calibration_images: int = 512
     ort: bool = False

@@ -48,10 +48,11 @@ class FreeAxes:
 FIXED = FreeAxes()  # every size is the network's own
 
 
-def free_axes(network: nn.Module, signature: Signature, dynamic: Sequence[str]) -> FreeAxes:
+def free_axes(network: nn.Module, signature: Signature, dynamic: Sequence[str], channels_last: bool = False) -> FreeAxes:
     """The axes of ``dynamic``, names of DYNAMIC, in the inputs of a network in eval mode.
 
-    Height and width are the last two axes of images, inputs (C, H, W), or (H, W) where there are none; the length is the
+    Height and width are the last two axes of images, inputs (C, H, W), or (H, W) where there are none, and the first two of
+    (H, W, C) with ``channels_last``; the length is the
     last axis of sequences, (C, L) or (L), or the first of (L, C) where the network only accepts others there. Inputs of
     other sizes than the first of their kind stay fixed. Raises UsageError for an axis that no input has, InputError if the
     network accepts no other sizes.
@@ -62,7 +63,7 @@ def free_axes(network: nn.Module, signature: Signature, dynamic: Sequence[str]) 
     if not asked:
         return FreeAxes(tuple(dict(batch) for _ in signature))
     reasons: list[str] = []
-    for axes in _candidates(signature, asked):
+    for axes in _candidates(signature, asked, channels_last):
         for step in _STEPS:
             near, half = [_resized(signature, axes, change) for change in (step, -step)], _halved(signature, axes, step)
             others = list(_accepted(network, signature, near, reasons))
@@ -77,7 +78,7 @@ def free_axes(network: nn.Module, signature: Signature, dynamic: Sequence[str]) 
     )
 
 
-def _candidates(signature: Signature, asked: Sequence[str]) -> Iterator[tuple[Axes, ...]]:
+def _candidates(signature: Signature, asked: Sequence[str], channels_last: bool) -> Iterator[tuple[Axes, ...]]:
     """Places of the axes in the inputs, the likeliest first. Raises UsageError for an axis that no input has."""
     images = _alike(signature, range(3, 99), 2) or _alike(signature, range(2, 3), 2)
     in_images = [name for name in asked if name in ("height", "width")]
@@ -85,7 +86,7 @@ def _candidates(signature: Signature, asked: Sequence[str]) -> Iterator[tuple[Ax
         raise _missing(in_images[0], signature)
     axes: list[dict[int, str]] = [{} for _ in signature]
     for number in images if in_images else ():
-        count = len(signature.inputs[number].shape)
+        count = len(signature.inputs[number].shape) - channels_last
         axes[number] = {count - ("height", "width")[::-1].index(name): name for name in in_images}
     if "length" not in asked:
         yield tuple(axes)

@@ -51,6 +51,7 @@ def quantise_onnx(
     source, path = Path(source), Path(path)
     model = _quantise(source, images, path.parent)
     strip(model)
+    model.metadata_props.extend(onnx.load(str(source), load_external_data=False).metadata_props)
     agreement = compare_int8(source, model, images)
     content = model.SerializeToString()
     files.write_bytes(path, content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from lrexport.formats.comparison_inputs import comparison_inputs, extreme_inputs
 from lrexport.formats.declared import Asked, check_written, has_batch, sizes_of
 from lrexport.formats.dynamic import FIXED, FreeAxes, free_axes
 from lrexport.formats.opsets import check_opset, in_opset
+from lrexport.formats.pixels import check_takes_pictures, describe, taking_pixels, to_pixels
 from lrexport.formats.torch_graph import to_onnx
 from lrexport.formats.verify import RELATIVE_TOLERANCE, Comparison, Reference, check_repeats
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
+from lrexport.preprocessing import Preprocessing
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, call, signature_of
 from lrexport.torch_tools.copying import copy_network
@@ -62,6 +65,9 @@ def export_onnx(
     dynamic: Sequence[str] = (),
     opset: int = FIRST_OPSET,
     samples: BatchLike | None = None,
+    preprocessing: Preprocessing | None = None,
+    with_preprocessing: bool = False,
+    classes: Sequence[str] = (),
 ) -> Exported:
     """Write ``network`` to ``path`` as one self-contained ONNX file in float32, compared with torch.
 
@@ -70,7 +76,11 @@ def export_onnx(
     ``output_1`` …, or have the names of the keys and fields that hold them. ``batch`` is the fixed batch size, or None for
     a dynamic one. ``dynamic`` names axes that may have any size: "batch" (the same as None), "height", "width", "length";
     the file is then compared at other sizes too. ``samples``, (N, …) each, are real inputs to compare on, in addition to
-    random ones. The network is exported in eval mode, and its mode restored; a network in another precision or on a GPU is
+    random ones. ``preprocessing`` and the names of ``classes`` are written into the file's metadata; with
+    ``with_preprocessing`` the normalisation is in the graph, whose input is then uint8 (B, H, W, C), RGB or grey, whatever
+    the network's own order of channels; ``samples`` stay the network's inputs.
+
+    The network is exported in eval mode, and its mode restored; a network in another precision or on a GPU is
     copied first. Raises UsageError for an opset that cannot be written or run, and for axes that no input has; InputError
     if the graph differs from torch, or is too large for one file, or if the network accepts no other sizes; then ``path``
     is not written.
@@ -87,15 +97,20 @@ def export_onnx(
         batch, dynamic = None, check_dynamic((BATCH, *dynamic))
     network = _in_float32_on_cpu(network)
     _check_bytes(sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers())))
-    with eval_mode(network):
+    real = None if samples is None else Batch.of(samples)
+    with eval_mode(network), ExitStack() as pixels:
+        if with_preprocessing:
+            known = check_takes_pictures(signature, preprocessing)
+            pixels.enter_context(taking_pixels(network, known))
+            signature, real = signature.as_pixels(), None if real is None else to_pixels(real, known)
         outputs = _check_output(network, signature, batch)
-        free = free_axes(network, signature, dynamic)
-        real = None if samples is None else Batch.of(samples)
+        free = free_axes(network, signature, dynamic, channels_last=with_preprocessing)
         inputs = comparison_inputs(network, signature, batch, real, free.others)
         check_repeats(network, next(iter(inputs.values())))
         torchs = Reference(network, inputs, extreme_inputs(network, signature, batch))
         verified = _verified(network, signature, Asked(batch, opset, outputs, free), torchs)
         blind = _is_blind(network, next(iter(inputs.values())), _example(network, signature, batch))
+    describe(verified.model, preprocessing, with_preprocessing, classes)
     content = verified.model.SerializeToString()
     files.write_bytes(path, content)
     cost = count_onnx(verified.model, sizes_of(verified.model, signature, batch, free), batch=batch)

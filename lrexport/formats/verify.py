@@ -21,6 +21,7 @@ from lrexport.formats.agreement import (
     Terms,
     check_agreement,
 )
+from lrexport.formats.pixels import preprocessing_in, to_pixels
 from lrexport.text import first_line
 from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.modes import eval_mode
@@ -230,9 +231,15 @@ def _array(tensor: Tensor) -> Array:
 
 
 def feed_of(runtime: Any, batch: Batch) -> dict[str, npt.NDArray[Any]]:
-    """Arrays for a session by the names of its inputs. An input that the graph does not use is left out."""
+    """Arrays for a session by the names of its inputs. An input that the graph does not use is left out.
+
+    A file with the normalisation in its graph gets the pictures that a batch of the network's inputs was made from.
+    """
     declared = [item.name for item in runtime.get_inputs()]
     names = batch.names if len(batch.names) > 1 else declared
+    if runtime.get_inputs()[0].type == "tensor(uint8)" and batch.tensors[0].is_floating_point():
+        in_graph = preprocessing_in(runtime.get_modelmeta().custom_metadata_map)
+        batch = batch if in_graph is None else to_pixels(batch, in_graph)
     named = zip(names, batch.tensors, strict=False)
     return {name: tensor.contiguous().numpy() for name, tensor in named if name in declared}
 

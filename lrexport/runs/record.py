@@ -257,7 +257,7 @@ class Record(BaseModel):
     def is_quality_unknown(self) -> bool:
         """Whether layers became pairs, and nothing says what that did to the outputs."""
         small = self.results.compressed
-        if small is None or small.accuracy is not None or small.heldout_accuracy is not None:
+        if self.data is not None or small is None or small.accuracy is not None:
             return False
         return any(isinstance(entry, Pair) for entry in self.plan.values())
 
@@ -304,7 +304,12 @@ def exported_shapes(signature: Signature, export: Mapping[str, Any]) -> dict[str
     """
     if not {*export.get("dynamic", ())} - {"batch"}:
         return {}
-    return {spec.name: (export.get("batch") or 1, *spec.shape) for spec in signature}
+    return {spec.name: (export.get("batch") or 1, *spec.shape) for spec in exported_signature(signature, export)}
+
+
+def exported_signature(signature: Signature, export: Mapping[str, Any]) -> Signature:
+    """What the files of an export take."""
+    return signature.as_pixels() if export.get("with_preprocessing") and signature.takes_images else signature
 
 
 def uncompressed(run: Path) -> InputError:

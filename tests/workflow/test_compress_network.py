@@ -375,7 +375,8 @@ PUBLIC = {
     "assert_within_budget": "path, *, config, baseline, allow_other_machine, strict, limits",
     "compress": "model, example_inputs, goal, *, calibration, scheme, keep, rule, target, threads, seed",
     "decompose": "network, input_shape, scheme, keep, total_macs",
-    "export_onnx": "network, path, input_shape, *, batch, dynamic, opset, samples",
+    "export_onnx": "network, path, input_shape, *, batch, dynamic, opset, samples, preprocessing, with_preprocessing, "
+    "classes",
     "fold": "svd, plan",
     "input_moments": "svd, batches, schemes",
     "load": "run, trust_code",
