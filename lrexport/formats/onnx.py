@@ -137,7 +137,10 @@ def _verified(network: nn.Module, signature: Signature, asked: Asked, torchs: Re
         for other in asked.free.others[:1]:
             with contextlib.suppress(InputError):
                 return _verified_at(network, other, asked, torchs)
-        raise error
+        if not asked.free.sizes:
+            raise
+        hint = f"Without a dynamic {' and '.join(asked.free.sizes)} only the network's own sizes have to agree."
+        raise InputError(error.message, f"{error.hint} {hint}" if error.hint else hint) from error
 
 
 def _verified_at(network: nn.Module, example: Signature, asked: Asked, torchs: Reference) -> _Verified:

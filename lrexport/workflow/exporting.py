@@ -40,7 +40,7 @@ from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.metric import TOP1
-from lrexport.preprocessing import asked_in
+from lrexport.preprocessing import Preprocessing, asked_in
 from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
 from lrexport.runs.record import (
@@ -51,6 +51,7 @@ from lrexport.runs.record import (
     Results,
     StoredFile,
     exported_shapes,
+    exported_signature,
     load_record,
 )
 from lrexport.signature import Signature
@@ -63,6 +64,7 @@ from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import run_once
 from lrexport.training.engine import LASTING
 from lrexport.training.stopping import heeding_signals
+from lrexport.workflow.export_preprocessing import preprocessing_of
 
 _IN_INT8 = {DENSE_ONNX: DENSE_INT8, MODEL_ONNX: MODEL_INT8}
 _IN_ORT: dict[str, dict[Platform, str]] = {
@@ -74,13 +76,18 @@ _OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name i
 
 @dataclass(frozen=True)
 class _Images:
-    """Test images to score on and held-out training images of ``source`` to calibrate on; None if not needed."""
+    """Test images to score on and held-out training images of ``source`` to calibrate on; None if not needed.
+
+    ``preprocessing`` and the names of ``classes`` are for the files' metadata.
+    """
 
     source: str | None = None
     test: ImageSet | None = None
     calibration: ImageSet | None = None
     warnings: tuple[str, ...] = ()
     task: Task | None = None  # of the test images; None: files are not scored by them
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
 
 
 def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
@@ -114,6 +121,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     on_event(Working("loading the networks and the data"))
     networks = {DENSE_ONNX: loading.load_baseline(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
     images = _load_images(record, options, networks[DENSE_ONNX], run / RECORD)
+    takes = exported_signature(record.model.signature, asdict(options))
     for text in images.warnings:
         on_event(Warned(text))
     results: dict[str, Result] = {}
@@ -128,7 +136,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
             if images.calibration is not None:
                 int8 = _IN_INT8[name]
                 results[int8] = _quantise(scratch / name, scratch / int8, network, results[name], images, shapes, on_event)
-        in_ort = _write_ort(scratch, results, record.model.signature, on_event) if options.ort else []
+        in_ort = _write_ort(scratch, results, takes, on_event) if options.ort else []
         if options.rounds:
             paths = {name: scratch / name for name in results}
             job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, profile=True, shapes=shapes)
@@ -211,6 +219,9 @@ def _export(
         dynamic=options.dynamic,
         opset=options.opset,
         samples=samples,
+        preprocessing=images.preprocessing,
+        with_preprocessing=options.with_preprocessing,
+        classes=images.classes,
     )
     update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
     update |= {"bytes": done.bytes, "latency_ms": {}}
@@ -316,7 +327,7 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module, rec
     if source is None and options.int8:
         raise no_calibration()
     if source is None or not (options.rescore or options.int8):
-        return _Images()
+        return _Images(preprocessing=preprocessing_of(recorded_in, record, None))
     signature = record.model.signature
     # Other data than the run's may have no pictures, so nothing is asked of it.
     asked = asked_in(record.config) if not options.data else {}
@@ -331,7 +342,15 @@ def _load_images(record: Record, options: ExportOptions, network: nn.Module, rec
     if task is not None:
         task.check_output(run_once(network, signature), data)
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
-    return _Images(source, data.test if options.rescore else None, calibration, data.warnings, task)
+    return _Images(
+        source,
+        data.test if options.rescore else None,
+        calibration,
+        data.warnings,
+        task,
+        preprocessing_of(recorded_in, record, data),
+        tuple(data.classes),
+    )
 
 
 @torch.no_grad()

@@ -176,8 +176,9 @@ def test_a_network_of_one_size_is_refused_with_what_torch_says_of_others(tmp_pat
 
 
 def test_a_file_that_is_the_network_at_one_size_only_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a dynamic width, but 'input' was written with 16"):
+    with pytest.raises(InputError, match="expected a dynamic width, but 'input' was written with 16") as raised:
         export_onnx(OtherBranch(), tmp_path / "m.onnx", (3, 16, 16), dynamic=("height", "width"))
+    assert "Without a dynamic height and width" in str(raised.value.hint)
     assert not [*tmp_path.iterdir()]
     assert export_onnx(OtherBranch(), tmp_path / "m.onnx", (3, 16, 16)).free.sizes == ()
 
