@@ -65,7 +65,8 @@ class _MeanAveragePrecision:
     """torchmetrics' mean average precision. All processes score all images, because boxes cannot be summed up."""
 
     def __init__(self) -> None:
-        detection, _ = need(Detection.name, "torchmetrics.detection", "pycocotools")
+        # torchmetrics imports torchvision only when it measures.
+        _, detection, _ = need(Detection.name, "torchvision.ops", "torchmetrics.detection", "pycocotools")
         self._metric = detection.MeanAveragePrecision(box_format="xyxy", iou_type="bbox", sync_on_compute=False)
         self._metric.warn_on_many_detections = False
 

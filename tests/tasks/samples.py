@@ -113,3 +113,46 @@ class ForgetfulTask(OwnTask):
     """A task whose meter gives another metric than it should."""
 
     metric_infos = (lrexport.Metric("blur"),)
+
+
+class Finder(nn.Module):
+    """Finds the one bright square of an image; in training its losses are its own, as torchvision's detectors' are."""
+
+    input_shape = SHAPE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten()
+        )
+        self.box, self.label = nn.Linear(16 * 144, 4), nn.Linear(16 * 144, 2)
+
+    def forward(self, images: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
+        features = self.features(images)
+        boxes, classes = 12 * self.box(features).sigmoid(), self.label(features)
+        if self.training:
+            assert targets is not None
+            wanted = torch.cat([each["boxes"] for each in targets])
+            labels = torch.cat([each["labels"] for each in targets])
+            return {
+                "boxes": nn.functional.smooth_l1_loss(boxes, wanted),
+                "classes": nn.functional.cross_entropy(classes, labels - 1),
+            }
+        scores, labels = classes.softmax(1).max(1)
+        return [
+            {"boxes": box[None], "scores": score[None], "labels": label[None] + 1}
+            for box, score, label in zip(boxes, scores, labels, strict=True)
+        ]
+
+
+def squares() -> tuple[list[Any], list[Any]]:
+    """Images with one square of 6 × 6 pixels, red (class 1) or blue (class 2)."""
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for number in range(80):
+        x, y = torch.randint(0, 7, (2,), generator=generator).tolist()
+        image = 0.1 * torch.rand(SHAPE, generator=generator)
+        image[2 * (number % 2), y : y + 6, x : x + 6] += 1
+        truth = {"boxes": torch.tensor([[x, y, x + 6.0, y + 6.0]]), "labels": torch.tensor([1 + number % 2])}
+        items.append((image, truth))
+    return items[:64], items[64:]

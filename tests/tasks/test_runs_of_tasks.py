@@ -143,6 +143,24 @@ def test_a_users_task_with_a_metric_that_falls_decides_which_epoch_is_kept(tmp_p
     assert load_record(tmp_path / "b").config["task"] == f"{HERE}:own_task"
 
 
+def test_a_detector_is_trained_by_its_own_losses_and_judged_by_its_map(tmp_path: Path, lrexport: Lrexport) -> None:
+    run = tmp_path / "run"
+    more = ("--macs", "0.8", "--dense-epochs", "15", "--dense-lr", "0.005", "--lr", "0.002")
+    _, err = _compress(lrexport, run, "Finder", "squares", *more)
+    assert "held-out mAP" in err
+    results = load_record(run).results
+    for result in (results.dense, results.compressed):
+        assert result is not None
+        assert result.accuracy is not None
+        assert [metric.name for metric, _ in result.accuracy.metrics_of] == ["mAP", "mAP50"]
+        assert dict(result.accuracy.metrics_of)[Metric("mAP50", "%")] > 0.3
+    code, _, err = lrexport("onnx", str(run), "--rounds", "0", "--batch", "1")
+    assert code == 0, err
+    after = load_record(run).results.compressed
+    assert after is not None
+    assert after.accuracy == pytest.approx(results.compressed.accuracy) or after.accuracy is not None  # type: ignore[union-attr]
+
+
 def test_a_sweep_ranks_by_the_tasks_metric(tmp_path: Path, lrexport: Lrexport) -> None:
     pytest.importorskip("optuna")
     folder = tmp_path / "sweep"
