@@ -52,7 +52,6 @@ def _model_options() -> Callable[[Command], Command]:
             "--data", type=DataType(), metavar="DATA", help="Data: cifar10[:ROOT], folder:ROOT, images:ROOT, arrays:FILE, …"
         ),
         click.option("--weights", type=FILE, metavar="FILE", help="Initial weights: safetensors or a checkpoint."),
-        click.option("--task", type=TaskType(), metavar="TASK", help=TASK),
         click.option("--input-shape", type=ShapeType(), help="Shape of one input, such as 3,224,224."),
         click.option(
             "--input",
@@ -62,6 +61,7 @@ def _model_options() -> Callable[[Command], Command]:
         ),
         rare=(
             field_option(made, "weights_key", str, "KEY", "Key of the weights in the file, such as state_dict_ema."),
+            click.option("--task", type=TaskType(), metavar="TASK", help=f"{TASK} [default: that of the data]"),
             click.option("--download", is_flag=True, help="Download cifar10 or cifar100 if it is missing."),
             number_option(made, "heldout", "Share of training images held out to choose ranks and epochs."),
             count_option(made, "max_bad", "Number of unreadable images of a folder to tolerate."),

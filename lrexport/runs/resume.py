@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _NETWORK = ("command", "source", *only_in("network", "svd form"))
 # Choices of the held-out images; a change could hold out images that the network was trained on.
 _SPLIT = (*only_in("split"), "data_sha256")
+_TASK = "task"  # decides what the best epoch so far was best by
 # Choices that only affect one stage of training, in the order of stages.
 _OF_STAGES = {stage: only_in(stage) for stage in TRAINED}
 # Choices that affect ranks and repair.
@@ -208,7 +209,7 @@ def _fixed(run: Path, state: _State, asked: dict[str, Any]) -> set[str]:
     if "dense" not in done:  # after dense training the initial weights are no longer used
         fixed.add("weights_sha256")
     if begun or state.pruned is not None:
-        fixed |= {*_SPLIT}
+        fixed |= {*_SPLIT, _TASK}
     steered = "auto" in (before.get("sparsity_strength"), asked.get("sparsity_strength"))
     if "svd" in done and (before.get("falling_ranks") or steered):
         fixed.add("goal")
