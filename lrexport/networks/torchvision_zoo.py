@@ -86,9 +86,10 @@ class _Detector(nn.Module):
     """Mixin for torchvision's detectors: their post-processing can be exported."""
 
     def forward(self, images: Any, targets: Any = None) -> Any:
-        if not torch.compiler.is_exporting():
+        if not (torch.compiler.is_exporting() or torchvision()._is_tracing()):
             return super().forward(images, targets)
-        with _suppressing_without_branches(max(images.shape[-2:])):
+        transform: Any = self.transform
+        with _suppressing_without_branches(max(transform.fixed_size or (transform.max_size,))):
             return super().forward(images, targets)
 
 
