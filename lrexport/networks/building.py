@@ -43,7 +43,8 @@ class ModelRecipe:
 
     ``signature`` says what the network takes. ``is_named``: lrexport, torchvision or timm
     knows the network by name; otherwise it comes from the user's callable. ``preprocessing`` has those fields of
-    :class:`lrexport.preprocessing.Preprocessing` that the network's source states.
+    :class:`lrexport.preprocessing.Preprocessing` that the network's source states,
+    ``published`` what its weights are known to reach.
     """
 
     source: str
@@ -53,6 +54,7 @@ class ModelRecipe:
     takes_num_classes: bool = False
     is_named: bool = False
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    published: torchvision_zoo.Published | None = None
 
     def build(self) -> nn.Module:
         """A new network of plain layers with fresh weights, by :meth:`as_made` and :func:`make_plain`."""
@@ -188,7 +190,8 @@ def _from_torchvision(source: str, kwargs: dict[str, Any], signature: Signature 
     build = partial(torchvision_zoo.build, name)
     taken = signature or torchvision_zoo.signature_of(name, kwargs)
     preprocessing = torchvision_zoo.preprocessing_of(name, kwargs, taken)
-    return ModelRecipe(source, build, taken, kwargs, takes_num_classes=True, is_named=True, preprocessing=preprocessing)
+    published = torchvision_zoo.published_of(name, kwargs)
+    return ModelRecipe(source, build, taken, kwargs, True, True, preprocessing, published)
 
 
 def _from_timm(source: str, kwargs: dict[str, Any], signature: Signature | None) -> ModelRecipe:

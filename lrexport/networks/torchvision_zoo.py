@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ _HEADS = "heads"
 # Sizes of inputs by the beginning of a name; the published weights were trained with these.
 _SIZES = {"inception_v3": 299, "ssd300": 300, "ssdlite320": 320}
 _SEGMENTATION, _DETECTION, _FLOW = 520, 800, (3, 520, 960)
+# Scores that torchvision states, and lrexport's names of these metrics.
+_METRICS = {"acc@1": "top-1", "miou": "mIoU", "box_map": "mAP"}
 _SMALL_VIDEOS = ("r3d", "mc3", "r2plus1d")
 
 
@@ -164,13 +167,35 @@ def preprocessing_of(name: str, options: Mapping[str, Any], signature: Signature
     return values
 
 
+@dataclass(frozen=True)
+class Published:
+    """What published weights reach: values by the names of lrexport's metrics, for so many classes."""
+
+    metrics: Mapping[str, float]
+    classes: int
+
+
+def published_of(name: str, options: Mapping[str, Any]) -> Published | None:
+    """The scores that torchvision states for the weights in ``options``; None without, or if it states none."""
+    weights = _weights(name, options)
+    if weights is None:
+        return None
+    stated = {key: value for values in weights.meta.get("_metrics", {}).values() for key, value in values.items()}
+    metrics = {ours: stated[theirs] / 100 for theirs, ours in _METRICS.items() if theirs in stated}
+    return Published(metrics, len(weights.meta.get("categories", ()))) if metrics else None
+
+
 def _transforms(name: str, options: Mapping[str, Any]) -> Any:
     """torchvision's preset for the weights in ``options``; None without, or if there are no such weights."""
+    weights = _weights(name, options)
+    return None if weights is None else weights.transforms()
+
+
+def _weights(name: str, options: Mapping[str, Any]) -> Any:
     try:
-        weights = torchvision("models").get_model_weights(name).verify(options.get("weights"))
+        return torchvision("models").get_model_weights(name).verify(options.get("weights"))
     except (KeyError, TypeError, ValueError):  # the builder reports it
         return None
-    return None if weights is None else weights.transforms()
 
 
 def options_of_weights(name: str, weights: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from lrexport.runs.request import RunRequest
 from lrexport.runs.starting_point import load_for_planning
 from lrexport.training.engine import failing_together, make_fabric, with_float64
 from lrexport.workflow import stages
+from lrexport.workflow.expected_score import warn_of_low_score
 from lrexport.workflow.pruning import Pruning, schemes_considered
 from lrexport.workflow.target_speed import Speed, measure_speed
 
@@ -43,6 +44,7 @@ def compress(request: RunRequest[CompressConfig]) -> Record:
     if (record := finished(request, digests)) is not None:
         return record
     with open_run(request, digests) as (run, trained):
+        warn_of_low_score(run, trained)
         pruning = _pruning(run, trained, choices)
         if request.source is None:
             trained = stages.train_dense(run, trained)
@@ -62,6 +64,7 @@ def train(request: RunRequest[TrainConfig]) -> Record:
     if (record := finished(request, {})) is not None:
         return record
     with open_run(request) as (run, trained):
+        warn_of_low_score(run, trained)
         if request.source is None:
             trained = stages.train_dense(run, trained)
         trained = stages.train_svd(run, trained)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-from dataclasses import dataclass
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,30 @@ class Answer:
     nothing: Tensor | None = None
 
 
+@dataclass
+class ModelOutput(OrderedDict[str, Any]):
+    """As Hugging Face's models return it: a dataclass that is a dict of its fields without those that are None."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) is not None:
+                self[each.name] = getattr(self, each.name)
+
+
 Pair = namedtuple("Pair", ["boxes", "scores"])
 FORMS: dict[str, tuple[Any, list[str]]] = {
     "tuple": (lambda boxes, scores: (boxes, scores), ["output_0", "output_1"]),
     "list": (lambda boxes, scores: [boxes, [scores]], ["output_0", "output_1_0"]),
     "dict": (lambda boxes, scores: {"boxes": boxes, "scores": scores}, ["boxes", "scores"]),
     "dataclass": (Answer, ["boxes", "scores"]),
+    "model output": (
+        lambda boxes, scores: ModelOutput(logits=scores, hidden_states=(boxes, boxes + 1)),
+        ["logits", "hidden_states_0", "hidden_states_1"],
+    ),
     "named tuple": (Pair, ["boxes", "scores"]),
     "nested": (lambda boxes, scores: {"head": (boxes, {"scores": scores})}, ["head_0", "head_1_scores"]),
 }
