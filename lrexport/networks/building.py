@@ -138,7 +138,13 @@ def from_record(source: ModelSource, named_in: Path) -> ModelRecipe:
     kwargs = dict(source.kwargs)
     if source.source.startswith(TORCHVISION):
         check_name(source.source)
-        kwargs = _without_downloads(source.source.removeprefix(TORCHVISION), kwargs, named_in)
+        name = source.source.removeprefix(TORCHVISION)
+        like_weights = _without_downloads(name, kwargs, named_in)
+        if kwargs.get("weights") is not None and torchvision_zoo.is_detector(name):
+            kwargs.pop("weights_backbone", None)
+            recipe = _resolve(source.source, kwargs, source.signature, named_in)
+            return replace(recipe, build_with=partial(torchvision_zoo.build_without_fetching, name))
+        kwargs = like_weights
     elif source.source.startswith(TIMM):
         check_name(source.source)
         kwargs.pop("pretrained", None)  # timm builds the same network without

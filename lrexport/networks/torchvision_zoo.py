@@ -25,6 +25,7 @@ _SIZES = {"inception_v3": 299, "ssd300": 300, "ssdlite320": 320}
 _SEGMENTATION, _DETECTION, _FLOW = 520, 800, (3, 520, 960)
 # Scores that torchvision states, and lrexport's names of these metrics.
 _METRICS = {"acc@1": "top-1", "miou": "mIoU", "box_map": "mAP"}
+_NOTHING: dict[str, Tensor] = {}
 _SMALL_VIDEOS = ("r3d", "mc3", "r2plus1d")
 
 
@@ -65,6 +66,26 @@ def build(name: str, **options: Any) -> nn.Module:
             )
         _derive(network, _Heads)
     return network
+
+
+def build_without_fetching(name: str, **options: Any) -> nn.Module:
+    """As :func:`build` with the same options, but weights that these name keep random values.
+
+    Detectors are built in another way with weights than without: with frozen BatchNorms, some with another epsilon.
+    """
+    enumeration: Any = torchvision("models._api").WeightsEnum
+    every_module: Any = nn.Module
+    fetch, load = enumeration.get_state_dict, every_module.load_state_dict
+
+    def load_unless_nothing(network: nn.Module, values: Any, *given: Any, **named: Any) -> Any:
+        return None if values is _NOTHING else load(network, values, *given, **named)
+
+    enumeration.get_state_dict = lambda *_given, **_named: _NOTHING
+    every_module.load_state_dict = load_unless_nothing
+    try:
+        return build(name, **options)
+    finally:
+        enumeration.get_state_dict, every_module.load_state_dict = fetch, load
 
 
 def _derive(network: Any, mixin: type) -> None:
@@ -202,7 +223,7 @@ def options_of_weights(name: str, weights: Any) -> dict[str, Any]:
     """The builder options that torchvision's ``weights`` imply, to build the same network without them."""
     models = torchvision("models")
     meta = models.get_model_weights(name).verify(weights).meta
-    options: dict[str, Any] = {"num_classes": len(meta["categories"])}
+    options: dict[str, Any] = {"num_classes": len(meta["categories"])} if "categories" in meta else {}
     if name in ("googlenet", "inception_v3"):
         options["transform_input"] = True
     if name.startswith("vit_"):

@@ -146,6 +146,26 @@ def test_the_heads_of_a_detector_are_its_predictions_for_all_anchors() -> None:
     assert set(losses) == {"bbox_regression", "classification"}
 
 
+def test_a_detector_of_a_record_is_built_as_with_its_weights_which_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were fetched"))
+    kwargs = {"weights": "DEFAULT", "weights_backbone": "DEFAULT"}
+    source = ModelSource(source="torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", kwargs=kwargs, input_shape=(3, 64, 64))
+    recipe = from_record(source, Path("run/run.json"))
+    network: Any = recipe.as_made([])
+    kinds = {type(module).__name__ for module in network.modules()}
+    assert "FrozenBatchNorm2d" in kinds
+    assert "BatchNorm2d" not in kinds
+    assert network.roi_heads.box_predictor.cls_score.out_features == 91
+    assert nn.Module.load_state_dict.__name__ == "load_state_dict"
+    nn.Linear(2, 2).load_state_dict(nn.Linear(2, 2).state_dict())
+    with pytest.raises(InputError, match="torchvision has no weights 'nonsense'"):
+        from_record(source.model_copy(update={"kwargs": {"weights": "nonsense"}}), Path("run/run.json"))
+
+
+def test_networks_without_classes_have_weights_too() -> None:
+    assert options_of_weights("raft_small", "DEFAULT") == {}
+
+
 @pytest.mark.parametrize("name", ["resnet18", "fasterrcnn_mobilenet_v3_large_320_fpn"])
 def test_networks_without_heads_say_which_have_them(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} has no heads") as caught:
