@@ -17,6 +17,7 @@ from lrexport.data.targets import CLASSIFICATION, SEGMENTATION, as_target, task_
 from lrexport.data.tensor_set import TensorSet
 from lrexport.errors import InputError, LrexportError, UsageError, signal_of
 from lrexport.networks.building import import_callable
+from lrexport.preprocessing import Preprocessing
 from lrexport.signature import Signature
 
 _IN_MEMORY_BYTES = 2 << 30
@@ -67,7 +68,7 @@ def load_callable(
             raise
         raise UsageError(f"--data {source!r} raised {type(error).__name__}: {error}") from error
     if isinstance(made, ImageData):
-        return with_sound_labels(replace(made, source=source))
+        return with_sound_labels(_with_its_preprocessing(replace(made, source=source), asked))
     about = _Asked(source, signature, asked, given, workers or 0, getattr(make, "collate_fn", None))
     parts = made if isinstance(made, tuple) and len(made) == 2 else (made,)
     if not all(map(_is_set, parts)):
@@ -79,6 +80,20 @@ def load_callable(
         whole = _read(about, parts[0])
         train, test = (whole.subset(index) for index in parted(len(whole), source))
     return _data(about, train, test, getattr(parts[0], "classes", None))
+
+
+def _with_its_preprocessing(data: ImageData, asked: Mapping[str, Any]) -> ImageData:
+    """``data`` with the preprocessing that its images in memory say. Raises UsageError if the user asked for another."""
+    if any(value is not None for value in asked.values()):
+        raise UsageError(
+            f"--data {data.source!r} returned an ImageData, which says itself how its images become inputs",
+            "Leave out --mean, --std and the others, or set mean, std and value_range of its sets.",
+        )
+    train = data.train
+    if data.preprocessing is not None or not isinstance(train, ArraySet) or len(train.mean) != train.image_shape[0]:
+        return data
+    said = {"mean": train.mean, "std": train.std, "value_range": train.value_range}
+    return replace(data, preprocessing=Preprocessing.of(train.image_shape, {}, data=said))
 
 
 def with_sound_labels(data: ImageData) -> ImageData:

@@ -202,11 +202,6 @@ class Splits:
         return self.train.signature
 
     @property
-    def has_classes(self) -> bool:
-        """Whether the samples are labelled with classes."""
-        return self.data.default_task == CLASSIFICATION
-
-    @property
     def test(self) -> ImageSet:
         return self.data.test
 

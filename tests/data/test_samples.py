@@ -220,3 +220,14 @@ def test_tokens_out_of_the_networks_range_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", tokens=np.full((6, 5), 10))
     with pytest.raises(InputError, match="values from 10 to 10; expected 0 to 9"):
         load_data(f"arrays:{tmp_path / 'data.npz'}", TOKENS)
+
+
+def test_an_image_data_says_its_own_preprocessing(given) -> None:
+    images = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
+    part = ArraySet(images, torch.arange(6) % 2, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    made = ImageData("x", ["a", "b"], part, part)
+    data = given(made, (3, 4, 4))
+    assert data.preprocessing is not None
+    assert (data.preprocessing.mean, data.preprocessing.origin) == ((0.1, 0.2, 0.3), "data")
+    with pytest.raises(UsageError, match="returned an ImageData"):
+        given(made, (3, 4, 4), mean=(0.5,))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lrexport.cli.main import run
+from lrexport.report.repeat_commands import commands
 from lrexport.runs.loading import load, load_start
 from lrexport.runs.record import load_record
 from tests.folders import folder_with, inside_folder
@@ -140,3 +141,22 @@ def test_the_preprocessing_is_said_saved_and_used_again_by_the_export(capsys: py
     assert f"pictures: {said}\n" in capsys.readouterr().err
     assert run(["onnx", "again", "--rounds", "0"]) == 0
     assert load_record(Path("again")).data == data
+
+
+def test_int8_is_calibrated_on_pictures_without_labels(capsys: pytest.CaptureFixture) -> None:
+    assert run(["compress", "nets:masks", "--macs", "0.5", "-o", "run", *QUICK]) == 0
+    assert run(["onnx", "run", "--data", "images:pictures", "--int8", "--rounds", "0"]) == 0
+    record = load_record(Path("run"))
+    assert record.results.compressed_int8.quantisation.data == "images:pictures"
+    assert record.results.compressed_int8.quantisation.images == 3
+
+
+def test_a_report_repeats_the_preprocessing_and_shows_it() -> None:
+    asked = ["--mean", "0.5", "--std", "0.25,0.5,0.25", "--value-range=-1..1", "--crop", "none"]
+    assert run(["compress", "nets:masks", "--data", "images:pictures", *asked, "--macs", "0.5", "-o", "run", *QUICK]) == 0
+    (line,) = commands(load_record(Path("run")), "run")
+    assert " ".join(asked) in " ".join(line)
+    assert run([*line[1:-2], "-o", "again"]) == 0
+    assert load_record(Path("again")).data == load_record(Path("run")).data
+    assert run(["report", "run", "-o", "page.html"]) == 0
+    assert "not cropped, RGB, values -1..1, mean 0.5, std 0.25, 0.5, 0.25" in Path("page.html").read_text(encoding="utf-8")
