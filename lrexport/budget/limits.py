@@ -263,14 +263,17 @@ _EXAMPLES = (
     ("latency_growth", '"5%" or "0.2 ms"'),
     ("growth", '"0%" or "200K"'),
     ("_ratio", '"0.5x" or "50%"'),
-    ("_drop", '"0.5 points"'),
-    ("_loss", '"0.5 points"'),
+    ("top5_accuracy_drop", '"0.5 points"'),
+    ("top5_accuracy_loss", '"0.5 points"'),
+    ("_drop", '"0.5 points", or "0.1 dB" for a metric in dB'),
+    ("_loss", '"0.5 points", or "0.1 dB" for a metric in dB'),
     ("_bytes", '"500 KB"'),
     ("_macs", '"20M"'),
     ("_params", '"270K"'),
     ("_p50", '"5 ms"'),
     ("_p90", '"5 ms"'),
-    ("_accuracy", '"91.5%"'),
+    ("top5_accuracy", '"91.5%"'),
+    ("_accuracy", '"91.5%", or "31 dB" for a metric in dB'),
 )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrexport.budget.baseline import read_baseline, write_baseline
-from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer
+from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer, ScoreFacts
 from tests.budget.make_sample import write_run
 from tests.budget.support import budget
 from tests.hostile.support import Command
@@ -25,7 +25,9 @@ FACTS = st.builds(
     opset=st.none() | st.integers(1, 30),
     operators=st.none() | st.lists(st.text(), min_size=1).map(tuple),
     uncounted=st.lists(st.text()).map(tuple),
-    accuracy=st.none() | st.builds(AccuracyFacts, SHARES, SHARES, COUNTS),
+    accuracy=st.none()
+    | st.builds(AccuracyFacts, SHARES, SHARES, COUNTS)
+    | st.builds(ScoreFacts, st.text(), st.text(), st.text(), SHARES, COUNTS, st.booleans()),
     latency_ms=st.dictionaries(
         st.text(),
         st.builds(

@@ -86,6 +86,8 @@ MISTAKES = {
     "a text without a unit": ('max_macs = "20000000"', 2, "invalid count '20000000'", '"20M"'),
     "a unit of something else": ('max_latency_p50 = "5 KB"', 2, "invalid time '5 KB'", '"5 ms"'),
     "points without a unit": ("max_accuracy_drop = 0.5", 2, "max_accuracy_drop = 0.5 has no unit", '"0.5 points"'),
+    "decibels without a number": ('min_accuracy = "much dB"', 2, "invalid score 'much dB'", "31 dB"),
+    "a score in a unit of time": ('max_accuracy_drop = "5 ms"', 2, "invalid score '5 ms'", ""),
     "a ratio without a unit": ('max_macs_ratio = "0.5"', 2, "invalid ratio '0.5'", '"0.5x" or "50%"'),
     "an unknown key": ('max_byte = "1 KB"', 2, "unknown key 'max_byte' in the budget 'budget'", "Did you mean 'max_bytes'?"),
     "an unknown key in a budget of its own": (

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrexport.budget.check_report import Checked, Report
-from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer
+from lrexport.budget.facts import AccuracyFacts, Facts, LatencyFacts, Layer, ScoreFacts
 from lrexport.budget.limits import make_budget
 from lrexport.budget.quantities import Comparison
 from lrexport.budget.verdicts import Verdict, judge
@@ -69,6 +69,58 @@ def test_a_drop_in_accuracy_is_judged_to_the_image(right: int, dense_right: int)
     assert _verdict(now, "max_accuracy_drop", f"{lost / 10:.1f} points", dense=dense).status == "passed"
     if lost:
         assert _verdict(now, "max_accuracy_drop", f"{(lost - 1) / 10:.1f} points", dense=dense).status == "failed"
+
+
+def _scored(value: float, unit: str = "dB", metric: str = "PSNR", higher: bool = True) -> Facts:
+    return Facts(accuracy=ScoreFacts("image", metric, unit, value, 10, higher))
+
+
+@pytest.mark.parametrize(
+    ("now", "dense", "key", "text", "status"),
+    [
+        (_scored(31.0), None, "min_accuracy", "31 dB", "passed"),
+        (_scored(30.9), None, "min_accuracy", "31 db", "failed"),
+        (_scored(30.9), _scored(31.0), "max_accuracy_drop", "0.1 dB", "passed"),
+        (_scored(30.8), _scored(31.0), "max_accuracy_drop", "0.1 dB", "failed"),
+        (_scored(0.95, "", "SSIM"), None, "min_accuracy", "0.95 SSIM", "passed"),
+        (_scored(0.8, "%", "mIoU"), _scored(0.81, "%", "mIoU"), "max_accuracy_drop", "1 point", "passed"),
+        (_scored(0.7, "%", "mIoU"), None, "min_accuracy", "80%", "failed"),
+        (_scored(0.3, "", "LPIPS", False), _scored(0.2, "", "LPIPS", False), "max_accuracy_drop", "0.05 LPIPS", "failed"),
+        (_scored(0.2, "", "LPIPS", False), _scored(0.3, "", "LPIPS", False), "max_accuracy_drop", "0 LPIPS", "passed"),
+    ],
+)
+def test_limits_on_scores_follow_unit_and_direction_of_the_tasks_metric(
+    now: Facts, dense: Facts | None, key: str, text: str, status: str
+) -> None:
+    verdict = _verdict(now, key, text, dense=dense)
+    assert verdict.status == status
+    assert isinstance(now.accuracy, ScoreFacts)
+    assert verdict.label.startswith(now.accuracy.metric)
+
+
+@pytest.mark.parametrize(
+    ("now", "key", "text", "words"),
+    [
+        (_scored(31.0), "min_accuracy", "91%", "its PSNR is not in %: write the limit in dB"),
+        (_scored(0.9, "", "SSIM"), "min_accuracy", "31 dB", "its SSIM is not in dB: write the limit in SSIM"),
+        (_scored(0.9, "%", "mIoU"), "min_accuracy", "31 dB", "write the limit in % or in points"),
+        (
+            Facts(accuracy=AccuracyFacts(0.9, 1.0, 10)),
+            "min_accuracy",
+            "31 dB",
+            "its top-1 accuracy is a percentage, not in dB",
+        ),
+        (_scored(0.2, "", "LPIPS", False), "min_accuracy", "0.3 LPIPS", "a smaller LPIPS is better"),
+        (_scored(31.0), "min_top5_accuracy", "91%", "only classification has top-5 accuracy"),
+        (Facts(), "min_accuracy", "31 dB", "it was not scored on any data"),
+    ],
+)
+def test_a_limit_in_the_unit_of_another_task_is_not_measured_and_says_which_to_use(
+    now: Facts, key: str, text: str, words: str
+) -> None:
+    verdict = _verdict(now, key, text)
+    assert verdict.status == "not measured"
+    assert words in verdict.note
 
 
 def test_milliseconds_have_the_spread_of_the_interleaved_ratio() -> None:

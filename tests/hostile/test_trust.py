@@ -102,6 +102,21 @@ def test_data_that_a_received_record_names_is_not_imported(lrexport: Command, fi
         assert not Path("ran").exists()
 
 
+def name_task(record: dict[str, Any]) -> None:
+    name_data(record)
+    record["data"]["source"] = "digits"
+    record["config"]["task"] = "pictures:task"
+
+
+def test_a_task_that_a_received_record_names_is_not_imported(lrexport: Command, finished: Path) -> None:
+    edit(finished, name_task)
+    for command in ("onnx", "compress", "a dry run"):
+        done = lrexport(*COMMANDS[command])
+        assert done.code == 3
+        assert "names code that would run as --task: pictures:task()" in done.err
+        assert not Path("ran").exists()
+
+
 def test_load_runs_what_a_record_names_only_where_it_is_trusted(lrexport: Command, finished: Path) -> None:
     edit(finished, name_module_beside)
     with consent.session():
