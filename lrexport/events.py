@@ -209,6 +209,32 @@ class PlanChosen(Event):
 
 
 @dataclass(frozen=True)
+class HealingPart(Event):
+    """Part ``done`` (from 0) of ``of`` parts of the folded network, the ``kind_of_part`` ``name``, is healed next."""
+
+    kind = "healing"
+    done: int
+    of: int
+    kind_of_part: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityMeasured(Event):
+    """How closely the compressed network follows the one before pruning; fields as in lrexport.runs.record.Fidelity."""
+
+    kind = "fidelity"
+    logged = True
+    repaired: Mapping[str, float]
+    healed: Mapping[str, float] | None = None
+    parts: int = 0
+    kept: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    complete: bool = True
+
+
+@dataclass(frozen=True)
 class FileExported(Event):
     """An ONNX file is written and agrees with torch within ``relative_error`` of the largest output.
 

@@ -62,6 +62,22 @@ LINES: list[tuple[Event, str]] = [
         '"ratio": 0.625}, "macs": 400, "dense_macs": 1000}',
     ),
     (
+        events.HealingPart(2, 7, "block", "layer1.0"),
+        '{"event": "healing", "done": 2, "of": 7, "kind_of_part": "block", "name": "layer1.0"}',
+    ),
+    (
+        events.FidelityMeasured(repaired={"SQNR": 12.5, "agreement": 0.75}),
+        '{"event": "fidelity", "repaired": {"SQNR": 12.5, "agreement": 0.75}, "parts": 0, "kept": 0, "steps": 0, '
+        '"seconds": 0.0, "complete": true}',
+    ),
+    (
+        events.FidelityMeasured(
+            repaired={"SQNR": 12.5}, healed={"SQNR": 20.5}, parts=7, kept=6, steps=90, seconds=2.5, complete=False
+        ),
+        '{"event": "fidelity", "repaired": {"SQNR": 12.5}, "healed": {"SQNR": 20.5}, "parts": 7, "kept": 6, "steps": 90, '
+        '"seconds": 2.5, "complete": false}',
+    ),
+    (
         events.FileExported("model.onnx", 9, 17, 0.25, True, False, True, ("Foo",)),
         '{"event": "export", "file": "model.onnx", "bytes": 9, "opset": 17, "relative_error": 0.25, "simplified": true, '
         '"blind": false, "rescored": true, "uncounted": ["Foo"], "free": [], "step": 1}',
@@ -110,4 +126,4 @@ def test_an_event_cannot_be_changed() -> None:
 
 def test_the_class_of_an_event_says_whether_a_run_logs_it() -> None:
     logged = {type(event).kind for event, _ in LINES if event.logged}
-    assert logged == {"note", "warning", "export check", "epoch", "cut", "plan"}
+    assert logged == {"note", "warning", "export check", "epoch", "cut", "plan", "fidelity"}

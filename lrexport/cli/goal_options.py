@@ -15,6 +15,7 @@ from lrexport.cli.options import (
     Command,
     choice_option,
     count_option,
+    number_option,
     switch_option,
     target_option,
 )
@@ -66,7 +67,11 @@ def pruning_options() -> Callable[[Command], Command]:
                 count_option(made, "batchnorm_images", "Training images for BatchNorm statistics after pruning."),
             ),
         ),
-        section(TRAINING, count_option(made, "fine_tune_epochs", "Epochs of fine-tuning after folding.")),
+        section(
+            TRAINING,
+            number_option(made, "heal_minutes", "Most minutes of healing after folding, without labels; 0: none."),
+            count_option(made, "fine_tune_epochs", "Epochs of fine-tuning after folding."),
+        ),
         section(HARDWARE, rare=(count_option(made, "threads", "Threads of the runtime on --target."),)),
     )
 

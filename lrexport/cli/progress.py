@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from functools import singledispatchmethod
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,11 @@ from lrexport.events import (
     EpochDone,
     Event,
     ExportChecked,
+    FidelityMeasured,
     FileExported,
     FileQuantised,
     FilesRemoved,
+    HealingPart,
     LayersTimed,
     Measuring,
     Noted,
@@ -47,6 +50,9 @@ _REPAIRS = {
 }
 
 
+_SILENCE = 8.0  # seconds without a line, after which one says what is being done
+
+
 class Progressing:
     """Shows events as they happen: an OnEvent, and the context of the live line.
 
@@ -61,6 +67,7 @@ class Progressing:
         self._began = time.perf_counter()
         self._beat = Heartbeat()
         self.noted: set[str] = set()
+        self._said = time.monotonic()  # the time of the last line
         self._before: int | None = None  # steps of the stage that were done before this process
 
     def __enter__(self) -> Progressing:
@@ -84,6 +91,7 @@ class Progressing:
 
     def say(self, text: str) -> None:
         """Print a line above the live one."""
+        self._said = time.monotonic()
         if self._live is not None:
             # Not wrapped: a continuation line could start with a name.
             self._live.console.print(plain_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -194,6 +202,22 @@ class Progressing:
         self.say(line)
 
     @__call__.register
+    def _(self, event: HealingPart) -> None:
+        what = f"the {event.kind_of_part} {event.name}" if event.name else "the whole network"
+        if self._live is not None:
+            self._show("healing", f"healing {what}", event.done, event.of)
+        elif not event.done or time.monotonic() - self._said > _SILENCE:
+            self.say(f"healing {what}, part {event.done + 1} of {event.of}")
+
+    @__call__.register
+    def _(self, event: FidelityMeasured) -> None:
+        line = f"fidelity to the network before pruning: {fidelity_text(event.repaired)}"
+        if event.healed is not None:
+            line += f" repaired, {fidelity_text(event.healed)} healed in {format_duration(event.seconds)}"
+            line += f" ({event.kept} of {event.parts} parts better{'' if event.complete else ', out of time'})"
+        self.say(line)
+
+    @__call__.register
     def _(self, event: FileExported) -> None:
         rescored = ", accuracy the same" if event.rescored else ""
         simplified = "" if event.simplified else " (onnxsim failed; unsimplified graph kept)"
@@ -268,6 +292,12 @@ class Progressing:
 def share_text(macs: int, dense_macs: int) -> str:
     """``0.303``, the share of the dense network's MACs; a dash if it has none, as a network of BatchNorm only."""
     return f"{macs / dense_macs:.3f}" if dense_macs else "—"
+
+
+def fidelity_text(values: Mapping[str, float]) -> str:
+    """``24.1 dB SQNR, same top-1 on 98.20 %``."""
+    text = f"{values['SQNR']:.1f} dB SQNR"
+    return text + (f", same top-1 on {format_percent(values['agreement'])}" if "agreement" in values else "")
 
 
 def latency_text(latency: PlannedLatency) -> str:

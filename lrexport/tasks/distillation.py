@@ -1,4 +1,4 @@
-"""Distillation over outputs of any tree: a loss that needs no labels, only the outputs of another network."""
+"""Losses that need no labels, only the outputs of another network, over outputs of any tree."""
 
 from __future__ import annotations
 
@@ -14,22 +14,12 @@ from lrexport.tasks.fidelity import followed, is_class_scores
 _LEAST_SHARE = 1e-6  # of an output's mean square: the least variance, for outputs that hardly vary
 
 
-def distillation(outputs: Any, teacher_outputs: Any, temperature: float) -> Tensor:
-    """The mean over all floating-point outputs of their loss: KL divergence for class scores, else the scaled error.
-
-    Raises InputError if the outputs do not have the names and shapes of the teacher's.
-    """
-
-    def loss(mine: Tensor, teacher: Tensor) -> Tensor:
-        return softened_divergence(mine, teacher, temperature) if is_class_scores(teacher) else scaled_error(mine, teacher)
-
-    return _mean(loss, outputs, teacher_outputs)
-
-
 def following(outputs: Any, dense_outputs: Any, temperature: float = 4.0) -> Tensor:
-    """The loss without labels: :func:`distillation`, and for class scores their scaled error as well.
+    """The loss without labels: the mean over all floating-point outputs of their scaled error.
 
-    The divergence alone is the same for scores shifted by any number, so without labels outputs could drift away.
+    For class scores it is their scaled error plus the divergence. The divergence alone is the same for scores shifted by any
+    number, so without labels outputs could drift away. Raises InputError if the outputs do not have the names and shapes of
+    the dense network's.
     """
 
     def loss(mine: Tensor, dense: Tensor) -> Tensor:
@@ -40,7 +30,7 @@ def following(outputs: Any, dense_outputs: Any, temperature: float = 4.0) -> Ten
 
 
 def scaled_errors(outputs: Any, dense_outputs: Any) -> Tensor:
-    """The mean of the scaled errors of all floating-point outputs, for parts of networks. Raises as :func:`distillation`."""
+    """The mean of the scaled errors of all floating-point outputs, for parts of networks. Raises as :func:`following`."""
     return _mean(scaled_error, outputs, dense_outputs)
 
 

@@ -16,7 +16,7 @@ from lrexport.artifacts.plan_file import choices_in
 from lrexport.config.compression import AskedScheme, CompressConfig
 from lrexport.config.goals import AccuracyDrop, FromPlan, Goal, Latency
 from lrexport.data.images import drawn
-from lrexport.data.unlabelled import Given, Unlabelled
+from lrexport.data.unlabelled import Given
 from lrexport.errors import InputError, UsageError
 from lrexport.events import ignore_events
 from lrexport.formats.onnx import Exported, export_onnx
@@ -36,6 +36,8 @@ from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, signature_o
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.tracing import like_weights, run_once
 from lrexport.training.engine import with_float64
+from lrexport.workflow.healing import Effort
+from lrexport.workflow.healing import heal as heal_network
 from lrexport.workflow.likeness import DenseOutputs
 from lrexport.workflow.pruning import on_target, pose, schemes_considered
 from lrexport.workflow.repair import Repair
@@ -44,6 +46,8 @@ from lrexport.workflow.target_speed import measure_speed
 # The command's defaults: images for weighting and refitting, and for BatchNorm statistics.
 _CALIBRATION, _BATCHNORM = CompressConfig.calibration_images, CompressConfig.batchnorm_images
 _USELESS = 1.0  # the output error of a network that returns the mean output whatever its input
+_LEAST, _LEAST_HEALING = 2, 20  # inputs
+_HEALING, _MOST_JUDGING, _MOST_HEALING_VALUES = 5000, 256, 1 << 28  # inputs, and their values: 1 GB
 _UNKNOWN = "quality unknown: without calibration images nothing was fitted to data or compared"
 
 
@@ -92,6 +96,7 @@ def compress(
     goal: Goal,
     *,
     calibration: Tensor | Iterable[Any] | None = None,
+    heal: float = 0.0,
     scheme: AskedScheme = "spatial",
     keep: Collection[str] = (),
     rule: Rule = "global",
@@ -99,7 +104,7 @@ def compress(
     threads: int = 1,
     seed: int = 0,
 ) -> Compressed:
-    """Compress a trained network to ``goal``, without training; ``model`` itself is not changed.
+    """Compress a trained network to ``goal``, without labels; ``model`` itself is not changed.
 
     ``example_inputs`` is a batch of inputs (B, …), of which only the shape is used, or the shape of one input, such as
     (3, 224, 224). Of a network with several
@@ -108,7 +113,9 @@ def compress(
     inputs, of batches, or of pairs of these and labels, which are ignored. With calibration inputs, ranks are weighted by
     the layers' inputs, pairs are refitted to their layers' outputs, and BatchNorm statistics are re-estimated; a repair
     that increases the output error is undone. At most 1,000 inputs are used: drawn by ``seed`` from a tensor or a data
-    set, the first ones of an iterable.
+    set, the first ones of an iterable. ``heal`` minutes, at most, train the compressed network to follow ``model`` on up to
+    5,000 of the inputs, of which a tenth, up to 256, judge it; 0 is no training. Where the time is enough for all steps, a
+    seed gives the same network again.
     ``scheme`` "auto" takes each layer's cheapest; ``keep`` holds shell patterns of layers that stay dense; ``rule`` is as in
     select. ``target``, by default "local" for a goal of latency, is measured with ``threads`` threads.
 
@@ -126,14 +133,15 @@ def compress(
     svd = decompose(copy_network(model), signature, scheme, keep)
     device = with_float64(place)
     svd.network.to(device)
-    images = None if calibration is None else _images(svd, calibration, device, seed)
+    _check_healing(heal, calibrated=calibration is not None)
+    images = None if calibration is None else _images(svd, calibration, device, seed, healed=heal > 0)
     choices = choices_in(goal.plan) if isinstance(goal, FromPlan) else None
     problem = pose(svd, goal, scheme, rule, choices, images, _CALIBRATION)
     if target is not None or isinstance(goal, Latency):
         schemes, times = schemes_considered(svd, scheme, goal), LayerTimes(parse_target(target or "local"), threads)
         problem = on_target(problem, measure_speed(svd, schemes, times, ignore_events))
     selection = choose(goal, problem)
-    network, error = _folded(svd, selection, images)
+    network, error = _folded(svd, selection, images, Effort(heal, seed=seed))
     return Compressed(
         network.to(place).eval(),
         selection.plan,
@@ -171,17 +179,29 @@ def _check_goal(goal: object) -> None:
         raise UsageError(f"invalid goal {goal!r}: expected one of {known}", "For example lrexport.Macs(0.5).")
 
 
-def _images(svd: SVDNetwork, calibration: object, device: torch.device, seed: int) -> Unlabelled:
-    """The calibration inputs to use, in the network's precision. Raises UsageError and InputError."""
+def _check_healing(minutes: float, calibrated: bool) -> None:
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes >= 0:
+        raise UsageError(f"invalid heal {minutes!r}: expected minutes, 0 or more", "For example compress(…, heal=2).")
+    if minutes and not calibrated:
+        raise UsageError("heal requires calibration inputs", "Give a few thousand inputs, without labels, as calibration.")
+
+
+def _images(svd: SVDNetwork, calibration: object, device: torch.device, seed: int, healed: bool) -> Given:
+    """The calibration inputs to use, in the network's precision; more if they heal. Raises UsageError and InputError."""
+    values = sum(math.prod(spec.shape) for spec in svd.signature)  # of one sample
+    least, most = _LEAST, _BATCHNORM
+    if healed:
+        least, most = _LEAST_HEALING, max(_BATCHNORM, min(_HEALING, _MOST_HEALING_VALUES // values))
     batches, count = list[Batch](), 0
-    for batch in _batches(calibration, seed):
+    for batch in _batches(calibration, most, seed):
         inputs = _with_batch_axis(inputs_of(batch, svd.signature), svd.signature)
         batches.append(inputs)
         count += len(inputs)
-        if not isinstance(calibration, Tensor) and count >= _BATCHNORM:
+        if not isinstance(calibration, Tensor) and count >= most:
             break
-    if count < 2:
-        raise UsageError(f"invalid calibration: expected at least 2 inputs, not {count}", "A few hundred are enough.")
+    if count < least:
+        what = "invalid calibration" if least == _LEAST else "invalid calibration for heal"
+        raise UsageError(f"{what}: expected at least {least} inputs, not {count}", "A few hundred are enough.")
     dtype = like_weights(svd.network).dtype
     whole = Batch.cat(batches).map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     return Given(whole, device, seed)
@@ -204,7 +224,7 @@ def _with_batch_axis(batch: Batch, signature: Signature) -> Batch:
     return batch
 
 
-def _batches(calibration: Any, seed: int) -> Iterable[Any]:
+def _batches(calibration: Any, most: int, seed: int) -> Iterable[Any]:
     """A tensor as one batch, random items of a data set, or the items of an iterable. Raises UsageError."""
     if isinstance(calibration, Tensor):
         return [calibration]
@@ -214,11 +234,11 @@ def _batches(calibration: Any, seed: int) -> Iterable[Any]:
         raise UsageError(
             f"invalid calibration of type {type(calibration).__name__}: expected a tensor (N, …) or an iterable of batches"
         )
-    return (calibration[index] for index in drawn(len(calibration), _BATCHNORM, seed).tolist())
+    return (calibration[index] for index in drawn(len(calibration), most, seed).tolist())
 
 
-def _folded(svd: SVDNetwork, selection: Selection, images: Unlabelled | None) -> tuple[nn.Module, float | None]:
-    """The folded network, repaired if there are images, and its output error against the dense network."""
+def _folded(svd: SVDNetwork, selection: Selection, images: Given | None, effort: Effort) -> tuple[nn.Module, float | None]:
+    """The folded network, repaired and healed if there are images, and its output error against the dense network."""
     network = fold(svd, selection)
     if images is None:
         return network, None
@@ -230,4 +250,17 @@ def _folded(svd: SVDNetwork, selection: Selection, images: Unlabelled | None) ->
 
     scores = Repair(svd, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
     error = -max(scores.values())  # of the network after the last repair that was kept
+    if effort.minutes:
+        dense_network = fold(svd, Plan())
+        heal_network(network, dense_network.eval(), *_divided(images, effort.seed), effort)
+        error = dense.error_of(network)
     return network, error if math.isfinite(error) else dense.error_of(network)
+
+
+def _divided(images: Given, seed: int) -> tuple[Given, Given]:
+    """Inputs to heal with, and inputs to judge it by: the last ones drawn, so that repairs use few of them or none."""
+    order = drawn(len(images), len(images), seed)
+    judging = max(2, min(_MOST_JUDGING, len(images) // 10))
+    parts = order[:-judging][:_HEALING], order[-judging:]
+    learning, judged = (Given(images.inputs[part], images.device, images.seed) for part in parts)
+    return learning, judged

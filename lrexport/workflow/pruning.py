@@ -15,20 +15,25 @@ from lrexport.config.compression import AskedScheme, CompressConfig
 from lrexport.config.goals import Energy, FromPlan, Goal, Latency
 from lrexport.data.images import Splits
 from lrexport.data.unlabelled import Images, Unlabelled
+from lrexport.errors import InputError
+from lrexport.events import HealingPart, OnEvent, Warned
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import Schemes, every_scheme_of, input_moments, own_schemes_of
 from lrexport.lowrank.factors.truncation import Selection
+from lrexport.lowrank.repair.parts import Part
 from lrexport.lowrank.selection import solve
 from lrexport.lowrank.selection.from_plan import with_choices
 from lrexport.lowrank.selection.problem import Problem, Rule
-from lrexport.plan import Choice, PlannedLatency
+from lrexport.plan import Choice, Plan, PlannedLatency
+from lrexport.runs.record import Fidelity
 from lrexport.signature import Signature
 from lrexport.tasks.classification import CLASSIFICATION
 from lrexport.tasks.scoring import NotANumber, score
 from lrexport.tasks.task import Task
 from lrexport.training.engine import to_fast_layout
+from lrexport.workflow.healing import Effort, heal, measured_fidelity
 from lrexport.workflow.likeness import DenseOutputs
 from lrexport.workflow.repair import BATCH, Repair
 from lrexport.workflow.target_speed import Speed
@@ -131,6 +136,29 @@ class Pruning:
             repair.apply(network, selection, lambda repaired: _likeness(dense, repaired))
             return network, {}
         return network, repair.apply(network, selection, self._score, self.task.metric)
+
+    def heal(self, network: nn.Module, on_event: OnEvent) -> Fidelity | None:
+        """Heal the repaired network in place, if there is time for it; how closely it follows the network before pruning.
+
+        None, with a warning, if outputs cannot be compared and no healing is asked for. Raises InputError if it is.
+        """
+        assert self.splits is not None
+        seed, minutes = self.config.train.seed, self.config.heal_minutes
+        dense = fold(self.svd, Plan()).to(self.device)
+        dense = to_fast_layout(dense, self.svd.signature).eval()
+        heldout = Images(self.splits.heldout, self.device, seed)
+        if not minutes:
+            try:
+                return Fidelity(repaired=measured_fidelity(network, dense, heldout))
+            except InputError as error:
+                on_event(Warned(f"fidelity is unknown: {error.message}"))
+                return None
+
+        def show(done: int, of: int, part: Part) -> None:
+            on_event(HealingPart(done, of, part.kind, part.name))
+
+        inputs = Images(self.splits.train, self.device, seed)
+        return heal(network, dense, inputs, heldout, Effort(minutes, seed=seed), show)
 
     def _problem(self, weighted: bool = True) -> Problem:
         self.svd.network.to(self.device)

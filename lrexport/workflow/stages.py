@@ -13,7 +13,7 @@ from lrexport.artifacts import run_folder
 from lrexport.artifacts.run_files import BASELINE, DENSE, EXPORTED, MODEL, SPECTRA, SVD
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig, TrainConfig
 from lrexport.data.order import Order
-from lrexport.events import ChoosingRanks, EpochDone, Event, OnEvent, PlanChosen, Working
+from lrexport.events import ChoosingRanks, EpochDone, Event, FidelityMeasured, OnEvent, PlanChosen, Working
 from lrexport.lowrank.factors.fold import fold_structure
 from lrexport.lowrank.factors.spectra import spectra
 from lrexport.lowrank.factors.svd_form import fit_ranks
@@ -150,7 +150,13 @@ def _choose(run: OpenRun[Any], pruning: Pruning) -> Compressed:
         dense_macs=pruning.svd.dense_macs,
     )
     run.on_event(chosen)
-    return Compressed(network, Pruned(plan=selection.plan, planned_latency=latency, notes=list(selection.warnings)))
+    pruned = Pruned(plan=selection.plan, planned_latency=latency, notes=list(selection.warnings))
+    if run.splits is not None:
+        fidelity = pruning.heal(network, run.on_event)
+        if fidelity is not None:
+            run.on_event(FidelityMeasured(**dict(fidelity)))
+        pruned = pruned.model_copy(update={"fidelity": fidelity})
+    return Compressed(network, pruned)
 
 
 def fine_tune(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Compressed:
@@ -183,6 +189,7 @@ def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compresse
     update = {
         "plan": pruned.plan,
         "planned_latency": pruned.planned_latency,
+        "fidelity": pruned.fidelity,
         "notes": with_uncounted([*trained.record.notes, *pruned.notes], dense, small),
         "results": Results(dense=dense, compressed=small),
     }

@@ -9,7 +9,7 @@ import pytest
 
 from lrexport.cli.progress import Progressing
 from lrexport.cli.sweep_progress import SweepProgress
-from lrexport.events import EpochDone, Event, LayersTimed, Noted, PlanChosen, Warned
+from lrexport.events import EpochDone, Event, FidelityMeasured, HealingPart, LayersTimed, Noted, PlanChosen, Warned
 from lrexport.runs.sweep_record import Sweep
 from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForStage, WaitingForTrials
 
@@ -42,6 +42,21 @@ def test_a_plan_says_which_repair_was_not_kept(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == (
         "plan: 400 of 1.00K MACs (0.400), at most 10 % of a layer's energy dropped; held-out top-1 70.00 % as folded, "
         "90.00 % reconstructed, 80.00 % with BatchNorm re-estimated (not kept)\n"
+    )
+
+
+def test_healing_shows_its_first_part_and_then_what_it_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progressing()
+    for done, name in enumerate(["layer1.0.conv1", "layer1.0", ""]):
+        progress(HealingPart(done, 3, "block" if name else "network", name))
+    repaired, healed = {"SQNR": 12.34, "agreement": 0.9}, {"SQNR": 20.06, "agreement": 0.975}
+    progress(FidelityMeasured(repaired=repaired))
+    progress(FidelityMeasured(repaired=repaired, healed=healed, parts=3, kept=2, seconds=90, complete=False))
+    first, measured, after = capsys.readouterr().err.splitlines()
+    assert first == "healing the block layer1.0.conv1, part 1 of 3"
+    assert measured == "fidelity to the network before pruning: 12.3 dB SQNR, same top-1 on 90.00 %"
+    assert after == (
+        f"{measured} repaired, 20.1 dB SQNR, same top-1 on 97.50 % healed in 1 min 30 s (2 of 3 parts better, out of time)"
     )
 
 

@@ -127,7 +127,7 @@ def test_the_dense_network_is_trained_once_and_svd_training_done_once_for_each_s
         [event.get("stage") for event in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if _is_work(event)]
         for run in (*(folder / "stages").iterdir(), *(folder / "trials").iterdir())
     ]
-    assert sorted(map(str, logs)) == sorted(map(str, [["dense"] * 2, ["svd"], ["svd"], *[[None, "fine-tune"]] * 6]))
+    assert sorted(map(str, logs)) == sorted(map(str, [["dense"] * 2, ["svd"], ["svd"], *[[None, None, "fine-tune"]] * 6]))
     start = {load_record(run).files["dense.safetensors"].sha256 for run in (folder / "trials").iterdir()}
     assert len(start) == 1
 

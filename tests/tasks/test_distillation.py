@@ -11,17 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lrexport.tasks.distillation import distillation, following, scaled_error, scaled_errors
+from lrexport.tasks.distillation import following, scaled_error, scaled_errors, softened_divergence
 
 Heads = namedtuple("Heads", ["boxes", "masks"])
 
 
-def test_for_one_tensor_of_class_scores_it_is_hinton_s_loss_bit_by_bit() -> None:
+def test_for_class_scores_the_divergence_is_hinton_s_loss_bit_by_bit() -> None:
     logits, teacher = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5)
     soft, target = F.log_softmax(logits / 4, dim=1), F.log_softmax(teacher / 4, dim=1)
     expected = F.kl_div(soft, target, reduction="batchmean", log_target=True) * 16
-    assert torch.equal(distillation(logits, teacher, 4.0), expected)
-    assert torch.equal(distillation((logits, torch.zeros(1)), teacher, 4.0), expected)  # with an output of training mode
+    assert torch.equal(softened_divergence(logits, teacher, 4.0), expected)
 
 
 @given(st.floats(1e-4, 1e4), st.floats(-100, 100))
@@ -37,10 +36,10 @@ def test_the_scaled_error_is_the_same_in_any_unit(scale: float, shift: float) ->
 def test_each_output_weighs_the_same_whatever_its_unit() -> None:
     boxes, masks = 1000 * torch.randn(4, 6, 4), 0.001 * torch.randn(4, 2, 5, 5)
     dense = Heads(boxes, masks)
-    assert float(distillation(Heads(2 * boxes, masks), dense, 4.0)) == pytest.approx(
-        float(distillation(Heads(boxes, 2 * masks), dense, 4.0)), rel=0.2
+    assert float(following(Heads(2 * boxes, masks), dense)) == pytest.approx(
+        float(following(Heads(boxes, 2 * masks), dense)), rel=0.2
     )
-    assert float(distillation(dense, dense, 4.0)) == 0
+    assert float(following(dense, dense)) == 0
 
 
 @pytest.mark.parametrize("dense", [torch.zeros(2, 3), torch.full((2, 3), 7.0)], ids=["zero", "constant"])
@@ -54,7 +53,7 @@ def test_outputs_that_do_not_vary_have_a_finite_loss_and_gradient(dense: Tensor)
 
 def test_without_labels_scores_may_not_drift_by_a_constant() -> None:
     dense = torch.randn(6, 4)
-    assert float(distillation(dense + 9, dense, 4.0)) == pytest.approx(0, abs=1e-4)
+    assert float(softened_divergence(dense + 9, dense, 4.0)) == pytest.approx(0, abs=1e-4)
     assert float(following(dense + 9, dense)) > 1
     assert float(following(dense, dense)) == pytest.approx(0, abs=1e-6)
 

@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lrexport.data.datasets import load_data
 from lrexport.data.images import hold_out
 from lrexport.plan import Dense, Pair
 from lrexport.workflow import compress_network
+from lrexport.workflow.healing import Effort
 from lrexport.workflow.pruning import Pruning
 from tests.workflow.test_pruning import Net, speed_of
 
@@ -99,6 +101,40 @@ def test_calibration_takes_the_outputs_nearer_to_the_network_s(model: Net, image
     assert errors[0] < errors[1]
     variance = float((wanted - wanted.mean(0)).square().sum())
     assert fitted.output_error == pytest.approx(errors[0] / variance, rel=1e-3)
+
+
+def test_healing_brings_the_outputs_nearer_and_takes_the_same_plan(model: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compress_network, "Effort", partial(Effort, steps=30))
+    images = load_data("digits", SHAPE).train
+    ((batch, _),) = images.subset(torch.arange(300)).batches(300, CPU)
+    plain = api.compress(model, SHAPE, api.Macs(0.3), calibration=batch.only)
+    before = copy.deepcopy(model.state_dict())
+    healed = api.compress(model, SHAPE, api.Macs(0.3), calibration=batch.only, heal=10)
+    assert healed.plan == plain.plan
+    assert plain.output_error is not None
+    assert healed.output_error is not None
+    assert healed.output_error < 0.5 * plain.output_error
+    assert not healed.network.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        difference = healed.network(batch.only) - model.eval()(batch.only)
+        variance = model(batch.only).var(0, correction=0).sum() * 300
+    assert healed.output_error == pytest.approx(float(difference.square().sum() / variance), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"heal": -1}, "invalid heal -1: expected minutes, 0 or more"),
+        ({"heal": float("nan")}, "invalid heal nan: expected minutes"),
+        ({"heal": True}, "invalid heal True: expected minutes"),
+        ({"heal": 1}, "heal requires calibration inputs"),
+        ({"heal": 1, "calibration": torch.randn(19, *SHAPE)}, "for heal: expected at least 20 inputs, not 19"),
+    ],
+)
+def test_healing_needs_minutes_and_enough_inputs(model: Net, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(api.UsageError, match=message):
+        api.compress(model, SHAPE, api.Macs(0.5), **more)
 
 
 def test_the_command_and_the_call_choose_the_same_plan_of_the_same_images(model: Net) -> None:
@@ -373,7 +409,7 @@ PUBLIC = {
     "Size": "bytes",
     "UsageError": "",
     "assert_within_budget": "path, *, config, baseline, allow_other_machine, strict, limits",
-    "compress": "model, example_inputs, goal, *, calibration, scheme, keep, rule, target, threads, seed",
+    "compress": "model, example_inputs, goal, *, calibration, heal, scheme, keep, rule, target, threads, seed",
     "decompose": "network, input_shape, scheme, keep, total_macs",
     "export_onnx": "network, path, input_shape, *, batch, dynamic, opset, samples, preprocessing, with_preprocessing, "
     "classes",

@@ -67,7 +67,7 @@ def test_a_finished_run_holds_what_its_record_says(compressed: Path) -> None:
     assert {path.name for path in compressed.iterdir()} == {*names, MARK, "run.json", "log.jsonl", "checkpoint"}
     assert not list((compressed / "checkpoint").iterdir())
     stages = [json.loads(line).get("stage") for line in (compressed / "log.jsonl").read_text().splitlines()]
-    assert stages == ["dense"] * 6 + ["svd"] * 3 + [None] + ["fine-tune"] * 4
+    assert stages == ["dense"] * 6 + ["svd"] * 3 + [None] * 2 + ["fine-tune"] * 4
     assert any(isinstance(layer, Pair) for layer in record.plan.values())
     assert record.data is not None
     assert (record.data.train + record.data.heldout, record.data.test) == (1438, 359)
