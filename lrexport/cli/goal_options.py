@@ -20,7 +20,7 @@ from lrexport.cli.options import (
     target_option,
 )
 from lrexport.cli.training_options import train_config
-from lrexport.config.compression import CompressConfig
+from lrexport.config.compression import UNLABELLED_MINUTES, CompressConfig
 from lrexport.config.goals import GOAL_OPTIONS, KEYS, Goal, Latency, goal_of, values_of
 from lrexport.text import option_name
 from lrexport.units import parse_energy
@@ -55,6 +55,7 @@ def pruning_options() -> Callable[[Command], Command]:
     made = CompressConfig
     target = "Where latency is measured: local or ssh://HOST. With other goals than --latency, only ranks that reduce "
     default = "[default: local with --latency]"
+    healing = f"[default: {UNLABELLED_MINUTES:g} if the data has no labels, else 0]"
     return stacked(
         section(HARDWARE, target_option(f"{target}latency on this device are considered. {default}", default=None)),
         section(
@@ -69,7 +70,7 @@ def pruning_options() -> Callable[[Command], Command]:
         ),
         section(
             TRAINING,
-            number_option(made, "heal_minutes", "Most minutes of healing after folding, without labels; 0: none."),
+            number_option(made, "heal_minutes", f"Most minutes of healing without labels. {healing}"),
             count_option(made, "fine_tune_epochs", "Epochs of fine-tuning after folding."),
         ),
         section(HARDWARE, rare=(count_option(made, "threads", "Threads of the runtime on --target."),)),

@@ -20,6 +20,7 @@ STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-t
 AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
 SCHEMES = Words(("spatial", "channel", "input-channel", "auto"))  # linear layers always have the scheme ``linear``
 DEFAULT_DENSE_EPOCHS = 20
+UNLABELLED_MINUTES = 2.0  # of healing, by default, if the data has no labels
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class CompressConfig:
     ``weighting`` and ``reconstruct`` use ``calibration_images`` training images to weight the energy and to refit pairs.
     ``target`` is where latency is measured with ``threads`` threads, for a goal of latency and for ranks on the machine's
     grain; None: this machine if latency is the goal, else no latency is measured. ``heal_minutes`` is the most that healing
-    without labels may take before fine-tuning. ``baseline_epochs`` "same" trains the dense network for as many further
-    epochs as the compressed one gets.
+    without labels may take before fine-tuning; None: UNLABELLED_MINUTES if the data has no labels, else none.
+    ``baseline_epochs`` "same" trains the dense network for as many further epochs as the compressed one gets.
     """
 
     train: TrainConfig
@@ -160,7 +161,7 @@ class CompressConfig:
     reconstruct: bool = option(True, "pruning", needs_data=True)
     calibration_images: int = option(512, "pruning", needs_data=True, values=Count())
     batchnorm_images: int = option(1000, "pruning", needs_data=True, values=Count())
-    heal_minutes: float = option(0.0, "pruning", needs_data=True, values=Number(), later=True)
+    heal_minutes: float | None = option(None, "pruning", needs_data=True, values=Number(), later=True)
     fine_tune_epochs: int = option(4, "fine-tune", needs_data=True, values=Count(), varies=True)
     baseline_epochs: int | Literal["same"] = option(0, "baseline", needs_data=True)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lrexport.errors import UsageError
 from lrexport.text import nearest
 
-CLASSIFICATION = "classification"
-TASKS = (CLASSIFICATION, "segmentation", "image", "detection")
+CLASSIFICATION, FIDELITY = "classification", "fidelity"
+TASKS = (CLASSIFICATION, "segmentation", "image", "detection", FIDELITY)
 
 
 def is_own_task(name: str) -> bool:

@@ -142,7 +142,7 @@ def _open(
                 check_free(request.run, request.resume)  # and again under the lock, because loading can take long
             request.on_event(Working("loading the network and its data"))
         start = start_of(request)
-        if request.command == "train" and start.splits is not None and start.task is None:
+        if request.command == "train" and start.splits is not None and (start.task is None or start.task.follows_dense):
             raise UsageError(untrained(start.splits), "Use lrexport compress, or give data with targets, or --task.")
         checked = _check_network(start, request, fabric)
         progress = _hold(request, start, digests, fabric, held)
@@ -197,6 +197,9 @@ def _remarks(start: Start) -> Iterator[Event]:
         yield loaded(start.splits)
         if start.task is None:
             yield Noted(untrained(start.splits))
+        elif start.task.follows_dense:
+            follows = "is used without targets: only healing and fine-tuning train, by the dense network's outputs"
+            yield Noted(f"{start.splits.data.source} {follows}")
     for text in start.record.notes:
         if text != RANDOM:  # the run that this one starts from has reported it
             yield Noted(text)

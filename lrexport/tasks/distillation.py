@@ -9,9 +9,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrexport.tasks.fidelity import followed, is_class_scores
+from lrexport.errors import InputError
+from lrexport.torch_tools.outputs import named_tensors
 
 _LEAST_SHARE = 1e-6  # of an output's mean square: the least variance, for outputs that hardly vary
+
+
+def is_class_scores(output: Tensor) -> bool:
+    """Whether an output is taken for scores of classes: (B, K) with several classes."""
+    return output.ndim == 2 and output.shape[1] > 1 and output.is_floating_point()
+
+
+def followed(outputs: Any, dense: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """The floating-point outputs of two networks by name, each with the dense network's.
+
+    A network may return more in training mode: a tuple whose first item is the only output of eval mode, or further named
+    ones. Raises InputError if an output of the dense network is missing or has another shape.
+    """
+    if isinstance(dense, Tensor) and isinstance(outputs, tuple | list) and outputs:
+        outputs = outputs[0]
+    mine = named_tensors(outputs)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, truth in named_tensors(dense).items():
+        if not truth.is_floating_point():
+            continue
+        if name not in mine or mine[name].shape != truth.shape:
+            what = f"shape {tuple(mine[name].shape)}" if name in mine else "nothing"
+            raise InputError(
+                f"the network returns {what} for {name!r}; expected shape {tuple(truth.shape)}, as the dense network",
+                "Outputs that are to follow the dense network's must have the same names and shapes.",
+            )
+        pairs[name] = mine[name], truth
+    if not pairs:
+        raise InputError(
+            "the dense network returns no floating-point tensor, so there is nothing to follow",
+            "Its forward must return tensors: alone, or in tuples, lists, dicts or dataclasses.",
+        )
+    return pairs
 
 
 def following(outputs: Any, dense_outputs: Any, temperature: float = 4.0) -> Tensor:

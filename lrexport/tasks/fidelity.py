@@ -1,57 +1,86 @@
 """How closely outputs follow those of the dense network: no labels are needed.
 
 SQNR, the signal to quantisation-noise ratio, is 10·log10(Σ y² / Σ (y − ŷ)²) in dB over all values of all samples, for each
-output by name. It is held within ±150 dB: float32 has no more digits, and equal outputs would have infinitely many. Outputs
-with NaN or infinity have the least.
+output by name. It is held within ±80 dB: beyond it the rounding of runtimes decides, and equal outputs would have infinitely
+many. Outputs with NaN or infinity have the least.
 """
 
 from __future__ import annotations
 
 import math
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from lrexport.config.task_names import FIDELITY
 from lrexport.errors import InputError
-from lrexport.torch_tools.outputs import named_tensors
+from lrexport.lowrank.repair.observed import comparable
+from lrexport.metric import DECIBEL, SHARE, Metric
+from lrexport.tasks.distillation import followed, following, is_class_scores
+from lrexport.tasks.task import CallNetwork, Meter, Task
+from lrexport.torch_tools.batch import Batch
+from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.memory_layout import run
+from lrexport.torch_tools.modes import eval_mode
+
+if TYPE_CHECKING:
+    from lrexport.data.images import ImageData
 
 SQNR = "SQNR"  # dB, the mean over the outputs
 AGREEMENT = "agreement"  # share of samples with the same top-1, the mean over outputs that are class scores
-MOST_DB = 150.0
+MOST_DB = 80.0
 
 
-def is_class_scores(output: Tensor) -> bool:
-    """Whether an output is taken for scores of classes: (B, K) with several classes."""
-    return output.ndim == 2 and output.shape[1] > 1 and output.is_floating_point()
+class Fidelity(Task):
+    """Inputs without targets: a network follows the outputs of ``dense``, of which it keeps a copy."""
 
+    name = FIDELITY
+    metric_infos: tuple[Metric, ...] = (Metric(SQNR, DECIBEL),)
+    score_batch = 50
+    follows_dense = True
 
-def followed(outputs: Any, dense: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """The floating-point outputs of two networks by name, each with the dense network's.
+    def __init__(self, dense: nn.Module | None = None) -> None:
+        self.dense = dense
 
-    A network may return more in training mode: a tuple whose first item is the only output of eval mode, or further named
-    ones. Raises InputError if an output of the dense network is missing or has another shape.
-    """
-    if isinstance(dense, Tensor) and isinstance(outputs, tuple | list) and outputs:
-        outputs = outputs[0]
-    mine = named_tensors(outputs)
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, truth in named_tensors(dense).items():
-        if not truth.is_floating_point():
-            continue
-        if name not in mine or mine[name].shape != truth.shape:
-            what = f"shape {tuple(mine[name].shape)}" if name in mine else "nothing"
-            raise InputError(
-                f"the network returns {what} for {name!r}; expected shape {tuple(truth.shape)}, as the dense network",
-                "Outputs that are to follow the dense network's must have the same names and shapes.",
-            )
-        pairs[name] = mine[name], truth
-    if not pairs:
-        raise InputError(
-            "the dense network returns no floating-point tensor, so there is nothing to follow",
-            "Its forward must return tensors: alone, or in tuples, lists, dicts or dataclasses.",
-        )
-    return pairs
+    def with_dense(self, dense: nn.Module) -> Fidelity:
+        return Fidelity(copy_network(dense).eval().requires_grad_(False))
+
+    @torch.no_grad()
+    def targets_of(self, batch: Batch, targets: Any) -> Any:
+        """The outputs of the dense network."""
+        assert self.dense is not None
+        dense = self.dense.to(batch.tensors[0].device)
+        with eval_mode(dense):
+            return run(dense, batch.clone())
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        return following(outputs, targets)
+
+    def training_loss(self, call_network: CallNetwork, batch: Batch, targets: Any) -> tuple[Tensor, Any]:
+        """The loss against the dense network. There are no outputs to distil from a teacher: this is distillation."""
+        return self.loss(call_network(batch), self.targets_of(batch, targets)), None
+
+    def meter(self) -> Meter:
+        return FidelityMeter()
+
+    def check_output(self, output: Any, data: ImageData) -> None:
+        """The metrics follow from the outputs: agreement for class scores, and for several their own SQNR."""
+        pairs = followed(output, output)
+        more = [Metric(AGREEMENT, SHARE)] if any(is_class_scores(mine) for mine, _ in pairs.values()) else []
+        more += [Metric(f"{SQNR} {name}", DECIBEL) for name in pairs] if len(pairs) > 1 else []
+        self.metric_infos = (Metric(SQNR, DECIBEL), *more)
+
+    def fits(self, data: ImageData) -> bool:
+        """Whether outputs have the same shape for all inputs; a detector's boxes are as many as it finds."""
+        assert self.dense is not None
+        device = next((parameter.device for parameter in self.dense.parameters()), torch.device("cpu"))
+        batch, _ = next(iter(data.train.batches(3, device)))
+        try:
+            return comparable((self.dense,), batch.filled(3)) == ("",)
+        except InputError:
+            return False
 
 
 class FidelityMeter:
@@ -87,7 +116,7 @@ class FidelityMeter:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10·log10 of the ratio of two sums of squares, within ±150 dB; the least if one is not finite."""
+    """10·log10 of the ratio of two sums of squares, within ±80 dB; the least if one is not finite."""
     if not noise:
         return MOST_DB
     if not signal or not math.isfinite(signal) or not math.isfinite(noise):

@@ -9,10 +9,11 @@ from torch import nn
 
 from lrexport.config.task_names import check_task, is_own_task
 from lrexport.data.images import ImageData
-from lrexport.errors import LrexportError, UsageError, signal_of
+from lrexport.errors import InputError, LrexportError, UsageError, signal_of
 from lrexport.networks.building import import_object
 from lrexport.tasks.classification import CLASSIFICATION
 from lrexport.tasks.detection import Detection
+from lrexport.tasks.fidelity import Fidelity
 from lrexport.tasks.image import ImageToImage
 from lrexport.tasks.segmentation import Segmentation
 from lrexport.tasks.task import Task, checked_task
@@ -22,21 +23,30 @@ _MAKERS: dict[str, Callable[[], Task]] = {
     Segmentation.name: Segmentation,
     ImageToImage.name: ImageToImage,
     Detection.name: Detection,
+    Fidelity.name: Fidelity,
 }
 
 
 def task_of(asked: str | None, data: ImageData, dense: nn.Module, named_in: Path | None = None) -> Task | None:
     """The task that is ``asked`` for, by default that of the data, for a network that ``dense`` is the start of.
 
-    None if the targets of the data are for no task that is known. ``named_in`` is the file that names it, None if the user
-    does. Raises UsageError for an unknown name and for an object that is not a task, InputError for code that the user did
-    not agree to run, DeviceError if a package is missing.
+    None if the targets of the data are for no known task, or if it has none and the outputs no fixed shape. ``named_in`` is
+    the file that names it, None if the user does. Raises UsageError for an unknown name and for an object that is not a
+    task, InputError for code that the user did not agree to run, DeviceError if a package is missing.
     """
     name = asked or data.default_task
     if name is None or (asked is None and name not in _MAKERS):
         return None
     task = _imported(name, named_in) if is_own_task(name) else _named(name)
-    return task.with_dense(dense)
+    task = task.with_dense(dense)
+    if isinstance(task, Fidelity) and not task.fits(data):
+        if asked is None:
+            return None
+        raise InputError(
+            "the task 'fidelity' compares outputs, and the network has none whose shape is the same for all inputs",
+            "Leave out --task: layers are then repaired and healed without a score. Or give data with targets.",
+        )
+    return task
 
 
 def _named(name: str) -> Task:

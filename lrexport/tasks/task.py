@@ -48,6 +48,7 @@ class Task:
     name: str = ""
     metric_infos: tuple[Metric, ...] = ()
     score_batch: int = 16
+    follows_dense: bool = False  # whether the dense network is the truth, so that it cannot be trained itself
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """The mean loss of a batch, a single number, from the outputs in training mode."""

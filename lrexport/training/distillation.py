@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrexport.tasks.distillation import scaled_error, softened_divergence
-from lrexport.tasks.fidelity import is_class_scores
+from lrexport.tasks.distillation import is_class_scores, scaled_error, softened_divergence
 from lrexport.torch_tools.outputs import named_tensors
 from lrexport.training.stage import Stage
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lrexport.config.compression import AskedScheme, CompressConfig
+from lrexport.config.compression import UNLABELLED_MINUTES, AskedScheme, CompressConfig
 from lrexport.config.goals import Energy, FromPlan, Goal, Latency
 from lrexport.data.images import Splits
 from lrexport.data.unlabelled import Images, Unlabelled
@@ -144,6 +144,8 @@ class Pruning:
         """
         assert self.splits is not None
         seed, minutes = self.config.train.seed, self.config.heal_minutes
+        if minutes is None:
+            minutes = UNLABELLED_MINUTES if self.task is None or self.task.follows_dense else 0.0
         dense = fold(self.svd, Plan()).to(self.device)
         dense = to_fast_layout(dense, self.svd.signature).eval()
         heldout = Images(self.splits.heldout, self.device, seed)
@@ -166,7 +168,8 @@ class Pruning:
         images = self._images(self.splits) if weighted and config.weighting and self.splits is not None else None
         asked = (config.goal, config.train.scheme, config.rule)
         problem = pose(self.svd, *asked, self.choices, images, config.calibration_images)
-        if self.splits is not None and self.task is not None:
+        # An accuracy drop is one of the user's metric, not of the likeness to the dense network.
+        if self.splits is not None and self.task is not None and not self.task.follows_dense:
             problem = replace(problem, heldout_score=self._heldout_score, metric=self.task.metric)
         return problem if self.speed is None else on_target(problem, self.speed)
 

@@ -50,7 +50,7 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
     epochs = config.dense_epochs
     if epochs is None:
         epochs = DEFAULT_DENSE_EPOCHS if untrained else 0
-    if epochs and run.splits is not None and run.task is not None:
+    if epochs and run.splits is not None and run.task is not None and not run.task.follows_dense:
         _train(run, _stage(config, "dense", epochs, config.dense_lr), trained.dense)
         dense_epochs, svd = epochs, to_svd_form(copy_network(trained.dense), run.recipe, config)
     elif untrained:
@@ -63,7 +63,8 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
 def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = None) -> Trained:
     """SVD training with the regularisers of equation 3; ``pruning`` is for falling ranks, or for λ_s "auto"."""
     config = trained.config
-    if run.splits is None or run.task is None or config.svd_epochs == 0:
+    # Without targets training has only the dense network to follow, and regularised layers go away from it.
+    if run.splits is None or run.task is None or run.task.follows_dense or config.svd_epochs == 0:
         return trained
     # The last epoch, not the best: sparsity grows during training, so the best held-out epoch is an early, dense one.
     stage = replace(_stage(config, "svd", config.svd_epochs, config.lr), keep_best=False)
@@ -173,7 +174,7 @@ def train_baseline(run: OpenRun[CompressConfig], trained: Trained, compressed: C
     config, epochs = trained.config, run.request.config.baseline_epochs
     if epochs == "same":
         epochs = trained.svd_epochs + compressed.epochs
-    if run.splits is None or run.task is None or not epochs:
+    if run.splits is None or run.task is None or run.task.follows_dense or not epochs:
         return trained
     _train(run, _stage(config, "baseline", epochs, config.lr), trained.dense)
     return replace(trained, baseline_epochs=epochs)

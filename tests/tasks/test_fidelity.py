@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lrexport.errors import InputError
-from lrexport.tasks.fidelity import AGREEMENT, MOST_DB, SQNR, FidelityMeter, decibels, followed
+from lrexport.tasks.distillation import followed
+from lrexport.tasks.fidelity import AGREEMENT, MOST_DB, SQNR, FidelityMeter, decibels
 
 
 def measured(*batches: tuple[object, object]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Data without classes: its inputs weight the ranks and repair the layers; nothing is trained or scored."""
+"""Data without classes: its inputs weight the ranks and repair the layers, and networks follow the dense one on them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ NETWORKS = """
 
     sound.input_shape = (1, 64)
 """
-QUICK = ("--no-export-check", "--device", "cpu")
+QUICK = ("--no-export-check", "--device", "cpu", "--precision", "float32")
+UNTRAINED = ("--heal-minutes", "0", "--fine-tune-epochs", "0")
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +79,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_data_without_classes_repairs_the_layers_and_trains_nothing(what: str, capsys: pytest.CaptureFixture) -> None:
+def test_data_without_classes_repairs_heals_and_trains_the_layers(what: str, capsys: pytest.CaptureFixture) -> None:
     model, source, counts = CASES[what]
-    assert run(["compress", model, "--data", source, "--macs", "0.5", "-o", "run", *QUICK]) == 0
+    short = ("--fine-tune-epochs", "2", "--batch-size", "8")
+    assert run(["compress", model, "--data", source, "--macs", "0.5", "-o", "run", *short, *QUICK]) == 0
     said = capsys.readouterr().err
     train, heldout, test = counts
     assert f"data {source}: {train} training, {heldout} held-out and {test} test samples" in said
@@ -88,7 +90,15 @@ def test_data_without_classes_repairs_the_layers_and_trains_nothing(what: str, c
     record = load_record(Path("run"))
     assert record.data is not None
     assert (record.data.train, record.data.heldout, record.data.test) == counts
-    assert record.results.compressed.epochs == 0
+    assert (record.results.dense.epochs, record.results.compressed.epochs) == (0, 2)
+    assert record.fidelity.healed["SQNR"] >= record.fidelity.repaired["SQNR"]
+    assert "fidelity to the network before pruning: " in said
+    assert f"{source} is used without targets: only healing and fine-tuning train" in said
+    assert "fine-tuning: epoch 2/2" in said
+    score = record.results.compressed.accuracy
+    assert (score.task, score.metric.name, score.metric.unit, score.n) == ("fidelity", "SQNR", "dB", counts[2])
+    assert ("agreement" in score.metrics) == (what == "tokens")
+    assert score.primary < record.results.dense.accuracy.primary == 80  # of the dense network to itself
     assert run(["compress", model, "--macs", "0.5", "-o", "blind", *QUICK]) == 0
     assert _error("run") < _error("blind")
 
@@ -118,6 +128,7 @@ def _error(folder: str) -> float:
     ("command", "message"),
     [
         (["compress", "nets:masks", "--accuracy-drop", "1"], "needs labelled images"),
+        (["compress", "nets:masks", "--accuracy-drop", "1", "--task", "fidelity"], "needs labelled images"),
         (["train", "nets:masks"], "images:pictures has no targets: nothing is trained"),
     ],
 )
@@ -129,7 +140,12 @@ def test_what_needs_classes_is_refused(command: list[str], message: str, capsys:
 
 def test_the_preprocessing_is_said_saved_and_used_again_by_the_export(capsys: pytest.CaptureFixture) -> None:
     asked = ("--mean", "0.5", "--std", "0.25", "--value-range", "0..2", "--resize", "14", "--channel-order", "bgr")
-    assert run(["compress", "nets:masks", "--data", "images:pictures", *asked, "--macs", "0.5", "-o", "run", *QUICK]) == 0
+    assert (
+        run(
+            ["compress", "nets:masks", "--data", "images:pictures", *asked, "--macs", "0.5", "-o", "run", *QUICK, *UNTRAINED]
+        )
+        == 0
+    )
     said = "12 × 12, cut from a shorter side of 14, BGR, values 0..2, mean 0.5, std 0.25 (as given)"
     assert f"pictures: {said}\n" in capsys.readouterr().err
     data = load_record(Path("run")).data
@@ -137,7 +153,7 @@ def test_the_preprocessing_is_said_saved_and_used_again_by_the_export(capsys: py
     assert data.preprocessing is not None
     assert str(data.preprocessing.value) == said
     assert (data.mean, data.std) == ((0.5,) * 3, (0.25,) * 3)
-    assert run(["compress", "run", "--macs", "0.4", "-o", "again", "--device", "cpu"]) == 0
+    assert run(["compress", "run", "--macs", "0.4", "-o", "again", "--device", "cpu", *UNTRAINED]) == 0
     assert f"pictures: {said}\n" in capsys.readouterr().err
     assert run(["onnx", "again", "--rounds", "0"]) == 0
     assert load_record(Path("again")).data == data
