@@ -140,12 +140,8 @@ def test_what_needs_classes_is_refused(command: list[str], message: str, capsys:
 
 def test_the_preprocessing_is_said_saved_and_used_again_by_the_export(capsys: pytest.CaptureFixture) -> None:
     asked = ("--mean", "0.5", "--std", "0.25", "--value-range", "0..2", "--resize", "14", "--channel-order", "bgr")
-    assert (
-        run(
-            ["compress", "nets:masks", "--data", "images:pictures", *asked, "--macs", "0.5", "-o", "run", *QUICK, *UNTRAINED]
-        )
-        == 0
-    )
+    options = [*asked, "--macs", "0.5", *QUICK, *UNTRAINED]
+    assert run(["compress", "nets:masks", "--data", "images:pictures", *options, "-o", "run"]) == 0
     said = "12 × 12, cut from a shorter side of 14, BGR, values 0..2, mean 0.5, std 0.25 (as given)"
     assert f"pictures: {said}\n" in capsys.readouterr().err
     data = load_record(Path("run")).data
