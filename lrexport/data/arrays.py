@@ -14,7 +14,7 @@ from lrexport.artifacts.arrays import read_arrays
 from lrexport.data.augment import IGNORED
 from lrexport.data.images import ImageData, parted
 from lrexport.data.preprocessing import Preprocessing
-from lrexport.data.samples import TARGET, NotASample, batch_of, parts_of
+from lrexport.data.samples import TARGETS, NotASample, batch_of, parts_of
 from lrexport.data.targets import CLASSIFICATION, SEGMENTATION, as_target, as_targets, task_of
 from lrexport.data.tensor_set import TensorSet
 from lrexport.errors import InputError, UsageError
@@ -31,10 +31,11 @@ def load_arrays(
     Raises InputError for a file that cannot be read, and for arrays that are no samples for the network.
     """
     arrays = read_arrays(path)
-    names, target = None, arrays.get(TARGET)
+    key = next((name for name in TARGETS if name in arrays and name not in signature.names), "")
+    names, target = None, arrays.get(key)
     if target is not None and target.dtype.kind == "U":
         names, target = np.unique(target, return_inverse=True)
-        arrays[TARGET] = target.reshape(arrays[TARGET].shape)
+        arrays[key] = target.reshape(arrays[key].shape)
     whole = whole_set(source, arrays, signature, asked, given)
     train, test = (whole.subset(index) for index in parted(len(whole), source))
     return data_of(source, train, test, None if names is None else [str(name) for name in names])

@@ -13,7 +13,7 @@ from lrexport.errors import InputError
 from lrexport.signature import InputSpec, Signature
 from lrexport.torch_tools.batch import Batch
 
-TARGET = "target"
+TARGETS = ("target", "targets", "label", "labels")
 FORMS = "an input; a tuple or a dict of inputs by name; or (inputs, target)"
 
 
@@ -48,16 +48,18 @@ def parts_of(item: Any, signature: Signature) -> tuple[dict[str, Any], Any]:
 
 def _of_mapping(item: Mapping[Any, Any], signature: Signature) -> tuple[dict[str, Any], Any]:
     names = signature.names
-    rest = {str(key): value for key, value in item.items() if str(key) != TARGET}
-    if len(names) == 1 and len(rest) == 1:
-        return {names[0]: next(iter(rest.values()))}, item.get(TARGET)
-    missing = [name for name in names if name not in rest]
-    if missing:
+    said = {str(key): value for key, value in item.items()}
+    targets = [name for name in TARGETS if name in said and name not in names]
+    rest = {name: value for name, value in said.items() if name not in targets}
+    target = said[targets[0]] if targets else None
+    if len(targets) < 2 and len(names) == 1 and len(rest) == 1:
+        return {names[0]: next(iter(rest.values()))}, target
+    if len(targets) > 1 or set(rest) != set(names):
         raise NotASample(
-            f"has {', '.join(map(repr, rest))}; the network takes {', '.join(map(repr, names))}",
+            f"has {', '.join(map(repr, said))}; the network takes {', '.join(map(repr, names))}",
             "Name the inputs as the network does, and a target 'target'.",
         )
-    return {name: rest[name] for name in names}, item.get(TARGET)
+    return {name: rest[name] for name in names}, target
 
 
 def is_array(value: Any) -> bool:

@@ -231,3 +231,12 @@ def test_an_image_data_says_its_own_preprocessing(given) -> None:
     assert (data.preprocessing.mean, data.preprocessing.origin) == ((0.1, 0.2, 0.3), "data")
     with pytest.raises(UsageError, match="returned an ImageData"):
         given(made, (3, 4, 4), mean=(0.5,))
+
+
+def test_a_label_beside_an_input_is_its_target_and_anything_else_is_refused(given) -> None:
+    data = given([{"pixel_values": torch.rand(7), "labels": index % 2} for index in range(6)], (7,))
+    assert data.default_task == "classification"
+    with pytest.raises(InputError, match="has 'image', 'state', 'depth'; the network takes 'image', 'state'"):
+        given([{"image": torch.rand(3, 4, 4), "state": torch.rand(2), "depth": torch.rand(1)}] * 6, PAIR)
+    with pytest.raises(InputError, match="has 'x', 'label', 'target'"):
+        given([{"x": torch.rand(7), "label": 1, "target": 1}] * 6, (7,))
