@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,6 @@ from lrexport.artifacts.run_files import (
 )
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.export_options import ExportOptions
-from lrexport.data.datasets import check_fits, load_data
-from lrexport.data.images import ImageData, ImageSet, draw, hold_out
-from lrexport.data.sources import no_calibration
 from lrexport.events import FileExported, FileQuantised, FilesRemoved, Measuring, OnEvent, OrtWritten, Warned, Working
 from lrexport.formats.file_scores import check_same_score, score_onnx
 from lrexport.formats.int8 import quantise_onnx
@@ -40,7 +37,6 @@ from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.metric import TOP1
-from lrexport.preprocessing import Preprocessing, asked_in
 from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
 from lrexport.runs.record import (
@@ -55,16 +51,13 @@ from lrexport.runs.record import (
     load_record,
 )
 from lrexport.signature import Signature
-from lrexport.tasks.named import task_of
 from lrexport.tasks.scoring import score
-from lrexport.tasks.task import Task
 from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.memory_layout import run as run_network
 from lrexport.torch_tools.modes import eval_mode
-from lrexport.torch_tools.tracing import run_once
 from lrexport.training.engine import LASTING
 from lrexport.training.stopping import heeding_signals
-from lrexport.workflow.export_preprocessing import preprocessing_of
+from lrexport.workflow.export_data import ExportData, load_export_data
 
 _IN_INT8 = {DENSE_ONNX: DENSE_INT8, MODEL_ONNX: MODEL_INT8}
 _IN_ORT: dict[str, dict[Platform, str]] = {
@@ -72,22 +65,6 @@ _IN_ORT: dict[str, dict[Platform, str]] = {
     MODEL_INT8: {"amd64": MODEL_INT8_ORT, "arm": MODEL_INT8_ARM_ORT},
 }
 _OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name in names.values())}
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Test images to score on and held-out training images of ``source`` to calibrate on; None if not needed.
-
-    ``preprocessing`` and the names of ``classes`` are for the files' metadata.
-    """
-
-    source: str | None = None
-    test: ImageSet | None = None
-    calibration: ImageSet | None = None
-    warnings: tuple[str, ...] = ()
-    task: Task | None = None  # of the test images; None: files are not scored by them
-    preprocessing: Preprocessing | None = None
-    classes: tuple[str, ...] = ()
 
 
 def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
@@ -120,7 +97,7 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     machine = target.environment() if options.rounds else {}
     on_event(Working("loading the networks and the data"))
     networks = {DENSE_ONNX: loading.load_baseline(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
-    images = _load_images(record, options, networks[DENSE_ONNX], run / RECORD)
+    images = load_export_data(record, options, networks[DENSE_ONNX], run / RECORD)
     takes = exported_signature(record.model.signature, asdict(options))
     for text in images.warnings:
         on_event(Warned(text))
@@ -205,7 +182,7 @@ def _export(
     before: Result,
     record: Record,
     options: ExportOptions,
-    images: _Images,
+    images: ExportData,
     on_event: OnEvent,
 ) -> Result:
     test = images.test
@@ -253,7 +230,7 @@ def _quantise(
     path: Path,
     network: nn.Module,
     float32: Result,
-    images: _Images,
+    images: ExportData,
     shapes: Mapping[str, tuple[int, ...]],
     on_event: OnEvent,
 ) -> Result:
@@ -317,42 +294,6 @@ def _write_ort(folder: Path, written: Iterable[str], signature: Signature, on_ev
     return names
 
 
-def _load_images(record: Record, options: ExportOptions, network: nn.Module, recorded_in: Path) -> _Images:
-    """Test and calibration images, if needed; ``recorded_in`` is the record that names them and their
-    task, if the user does not.
-
-    Raises UsageError for int8 without data.
-    """
-    source = options.data or (record.data.source if record.data else None)
-    if source is None and options.int8:
-        raise no_calibration()
-    if source is None or not (options.rescore or options.int8):
-        return _Images(preprocessing=preprocessing_of(recorded_in, record, None))
-    signature = record.model.signature
-    # Other data than the run's may have no pictures, so nothing is asked of it.
-    asked = asked_in(record.config) if not options.data else {}
-    used = record.data.preprocessing if record.data is not None else None
-    given = {} if used is None else used.value.to_plain()
-    with loading.naming_recorded_data(record, options.data):
-        max_bad = int(record.config.get("max_bad", 0))
-        named_in = None if options.data else recorded_in
-        data = load_data(source, signature, max_bad=max_bad, named_in=named_in, asked=asked, given=given)
-    check_fits(data, signature)
-    task = task_of(record.config.get("task"), data, network, recorded_in)
-    if task is not None:
-        task.check_output(run_once(network, signature), data)
-    calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
-    return _Images(
-        source,
-        data.test if options.rescore else None,
-        calibration,
-        data.warnings,
-        task,
-        preprocessing_of(recorded_in, record, data),
-        tuple(data.classes),
-    )
-
-
 @torch.no_grad()
 def _output_like(network: nn.Module, samples: Batch | None) -> Any:
     """The network's output for the first of some samples, whose form the outputs of its file get."""
@@ -360,10 +301,3 @@ def _output_like(network: nn.Module, samples: Batch | None) -> Any:
         return None
     with eval_mode(network):
         return run_network(network, samples[:1])
-
-
-def _calibration_images(data: ImageData, record: Record, most: int) -> ImageSet:
-    """At most ``most`` of the training images that the run holds out, drawn by its seed."""
-    seed = int(record.config.get("seed", 0))
-    heldout = hold_out(data, float(record.config.get("heldout", 0.1)), seed=seed).heldout
-    return draw(heldout, most, seed)
