@@ -75,7 +75,11 @@ class Classification(Task):
                 "the --task that its outputs are for.",
             )
         if logits.ndim != 2:
-            raise InputError(f"the network's output has the shape {tuple(logits.shape)}; expected (batch, classes)")
+            raise InputError(
+                f"the network's output has the shape {tuple(logits.shape)}; expected (batch, classes)",
+                "The data has a class for each image. Give the --task that the outputs are for, or data without targets, "
+                "on which the network is compared with the dense one.",
+            )
         outputs = logits.shape[1]
         if len(data.classes) != outputs:
             raise InputError(
