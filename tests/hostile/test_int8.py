@@ -15,7 +15,7 @@ def test_a_run_without_data_has_nothing_to_calibrate_on(lrexport: Command, finis
     before = listing(finished)
     done = lrexport("onnx", finished, "--int8", "--rounds", "0")
     assert done.code == 2
-    assert "--int8 needs images to calibrate on, but this run was made without data" in done.err
+    assert "--int8 needs samples to calibrate on, but this run was made without data" in done.err
     assert "Give --data" in done.err
     assert listing(finished) == before
 
