@@ -70,7 +70,7 @@ def test_a_record_without_int8_has_no_table_and_no_notes() -> None:
 
 def test_what_was_not_measured_has_no_row() -> None:
     bare = {name: one.model_copy(update={"accuracy": None, "latency_ms": {}}) for name, one in FAST.items()}
-    assert [row[0] for row in int8_table(record(**bare)).rows] == ["MACs in int8", "ONNX file"]
+    assert [row[0] for row in int8_table(record(**bare)).rows] == ["same class as float32", "MACs in int8", "ONNX file"]
 
 
 def test_a_loss_of_more_than_a_point_is_noted_and_one_of_a_point_is_not() -> None:
