@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from functools import singledispatchmethod
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,7 @@ from lrexport.events import (
     Working,
 )
 from lrexport.metric import heldout_key
+from lrexport.report.tables import fidelity_text
 from lrexport.text import plain, plain_line
 from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
 
@@ -292,12 +292,6 @@ class Progressing:
 def share_text(macs: int, dense_macs: int) -> str:
     """``0.303``, the share of the dense network's MACs; a dash if it has none, as a network of BatchNorm only."""
     return f"{macs / dense_macs:.3f}" if dense_macs else "—"
-
-
-def fidelity_text(values: Mapping[str, float]) -> str:
-    """``24.1 dB SQNR, same top-1 on 98.20 %``."""
-    text = f"{values['SQNR']:.1f} dB SQNR"
-    return text + (f", same top-1 on {format_percent(values['agreement'])}" if "agreement" in values else "")
 
 
 def latency_text(latency: PlannedLatency) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from lrexport.units import (
     format_macs,
     format_macs_share,
     format_ms,
+    format_percent,
     format_share,
 )
 
@@ -87,7 +89,17 @@ def _caption(record: Record, counted: str) -> str:
     if small and small.accuracy:
         score = "accuracy" if small.accuracy.metric == TOP1 else visible(small.accuracy.metric.name)
         parts.append(f"{score} on {small.accuracy.n:,} {small.accuracy.split} images of {data_name(record)}")
+    if record.fidelity is not None:
+        stages = {"repaired": record.fidelity.repaired, "healed": record.fidelity.healed}
+        texts = [f"{fidelity_text(values)} {stage}" for stage, values in stages.items() if values is not None]
+        parts.append(f"fidelity to the network before pruning {', '.join(texts)}")
     return "; ".join(parts) + "."
+
+
+def fidelity_text(values: Mapping[str, float]) -> str:
+    """``24.1 dB SQNR, same top-1 on 98.20 %``."""
+    text = f"{values['SQNR']:.1f} dB SQNR" if "SQNR" in values else "unknown"
+    return text + (f", same top-1 on {format_percent(values['agreement'])}" if "agreement" in values else "")
 
 
 def shown_metrics(record: Record, score: Score) -> list[tuple[Metric, float]]:

@@ -23,9 +23,10 @@ from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.metric import TOP1
 from lrexport.runs import loading
 from lrexport.runs.open import OpenRun, Trained, with_uncounted
-from lrexport.runs.record import RANDOM, UNKNOWN_QUALITY, Record, Results
+from lrexport.runs.record import RANDOM, UNKNOWN_QUALITY, Record, Result, Results
 from lrexport.runs.resume import Pruned, clear
 from lrexport.runs.starting_point import to_svd_form
+from lrexport.tasks.fidelity import SQNR, USUAL_DB
 from lrexport.torch_tools.copying import copy_network
 from lrexport.training.engine import failing_together, to_fast_layout, with_float64
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
@@ -191,7 +192,7 @@ def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compresse
         "plan": pruned.plan,
         "planned_latency": pruned.planned_latency,
         "fidelity": pruned.fidelity,
-        "notes": with_uncounted([*trained.record.notes, *pruned.notes], dense, small),
+        "notes": with_uncounted([*trained.record.notes, *pruned.notes, *_damage(run, small, pruned)], dense, small),
         "results": Results(dense=dense, compressed=small),
     }
     record = trained.record.model_copy(update=update)
@@ -203,6 +204,21 @@ def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compresse
             record = _replace(run, trained, compressed.network, record, layers)
     leave(run)
     return record
+
+
+def _damage(run: OpenRun[Any], small: Result, pruned: Pruned) -> list[str]:
+    """A note if the outputs have little in common with the dense network's, where nothing else says how good they are."""
+    kept = None
+    if run.task is None and pruned.fidelity is not None:
+        kept = (pruned.fidelity.healed or pruned.fidelity.repaired)[SQNR]
+    elif run.task is not None and run.task.follows_dense and small.accuracy is not None:
+        kept = small.accuracy.primary
+    if kept is None or kept >= USUAL_DB - 10:
+        return []
+    return [
+        f"the outputs follow the dense network's with only {kept:.1f} dB SQNR; {USUAL_DB:g} dB are usual: give a larger "
+        "budget, more inputs or more --heal-minutes"
+    ]
 
 
 def _replace(run: OpenRun[CompressConfig], trained: Trained, network: nn.Module, record: Record, layers: bytes) -> Record:

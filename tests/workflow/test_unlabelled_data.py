@@ -103,6 +103,23 @@ def test_data_without_classes_repairs_heals_and_trains_the_layers(what: str, cap
     assert _error("run") < _error("blind")
 
 
+@pytest.mark.parametrize(("macs", "is_damaged"), [("0.12", True), ("0.95", False)])
+def test_outputs_that_have_little_in_common_with_the_dense_ones_get_a_warning(
+    macs: str, is_damaged: bool, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["compress", "nets:sound", "--data", "nets:sounds", "--macs", macs, "-o", "run", *QUICK, *UNTRAINED]
+    assert run(command) == 0
+    printed = capsys.readouterr()
+    record = load_record(Path("run"))
+    kept = record.results.compressed.accuracy.primary
+    warning = f"the outputs follow the dense network's with only {kept:.1f} dB SQNR; 15 dB are usual"
+    assert (kept < 5) == is_damaged
+    assert any(note.startswith(warning) for note in record.notes) == is_damaged
+    assert (warning in printed.err) == is_damaged
+    fidelity = f"fidelity to the network before pruning {record.fidelity.repaired['SQNR']:.1f} dB SQNR repaired"
+    assert fidelity in " ".join(printed.out.split())
+
+
 def _error(folder: str) -> float:
     """How far the compressed network of a run is from its dense one, on inputs like those that it was repaired with."""
     path = Path(folder)
