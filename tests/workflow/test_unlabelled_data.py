@@ -103,7 +103,7 @@ def test_data_without_classes_repairs_heals_and_trains_the_layers(what: str, cap
     assert _error("run") < _error("blind")
 
 
-@pytest.mark.parametrize("usual", [15, 40])
+@pytest.mark.parametrize("usual", [10, 40])
 def test_outputs_far_below_what_is_usual_get_a_warning(
     usual: float, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
