@@ -70,8 +70,8 @@ def pruning_options() -> Callable[[Command], Command]:
         ),
         section(
             TRAINING,
-            number_option(made, "heal_minutes", f"Most minutes of healing without labels. {healing}"),
             count_option(made, "fine_tune_epochs", "Epochs of fine-tuning after folding."),
+            rare=(number_option(made, "heal_minutes", f"Most minutes of healing without labels. {healing}"),),
         ),
         section(HARDWARE, rare=(count_option(made, "threads", "Threads of the runtime on --target."),)),
     )

@@ -23,7 +23,7 @@ from lrexport.cli.options import (
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, TrainConfig
 
 _OWN = "[default: the network's, else ImageNet's]"
-TASK = "What the outputs are for: classification, segmentation, image, detection or package.module:object."
+TASK = "What the outputs are for: classification, segmentation, image, detection, fidelity or package.module:object."
 
 
 def training_options() -> Callable[[Command], Command]:

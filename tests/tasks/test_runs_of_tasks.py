@@ -180,7 +180,11 @@ def test_a_sweep_ranks_by_the_tasks_metric(tmp_path: Path, lrexport: Lrexport) -
 @pytest.mark.parametrize(
     ("task", "code", "message"),
     [
-        ("segmentaton", 2, "invalid task 'segmentaton': expected classification, segmentation, image, detection or"),
+        (
+            "segmentaton",
+            2,
+            "invalid task 'segmentaton': expected classification, segmentation, image, detection,",
+        ),
         (f"{HERE}:WithoutMetrics", 2, "invalid metric_infos (): expected at least one lrexport.Metric"),
         (f"{HERE}:missing", 2, "has no 'missing'"),
         (f"{HERE}:masks", 2, "is of type tuple; expected a lrexport.Task"),
