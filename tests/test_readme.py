@@ -86,7 +86,8 @@ def test_every_page_that_shows_commands_is_tested_here() -> None:
 def test_the_network_of_ones_own_is_compressed_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (code,) = re.findall(r"```python\n(.*?)```", MODELS, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", MODELS, re.DOTALL)
+    (code,) = (block for block in blocks if "mynet" in block.splitlines()[0])
     Path(code.splitlines()[0].removeprefix("# ")).write_text(code, encoding="utf-8")
     weights = importlib.import_module("mynet").make().state_dict()
     average = {name: tensor.clone() for name, tensor in weights.items()}
