@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,10 +115,11 @@ def test_two_processes_with_the_same_global_batch_train_as_one(alone: Path, fold
     name = f"two-{way[2][:5]}"
     out = finish(folder, *way, "-o", name)
     same_to_rounding(folder / name, alone)
-    assert out.count("top-1") == 1  # one table
+    assert len(re.findall(r"^top-1 ", out, re.MULTILINE)) == 1  # one table
     assert out.count("threads of gloo's at exit: 0") == 2, out  # one that outlives the interpreter may end it with SIGABRT
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_ends_all_processes_with_the_reason(alone: Path, folder: Path) -> None:
     """Under torchrun the others are there and wait; with --devices they are not even started."""
     for way, said in ((TORCHRUN, 2), (LREXPORT, 1)):

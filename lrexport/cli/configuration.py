@@ -137,6 +137,10 @@ def names_code(name: str, value: str) -> bool:
         from lrexport.data.sources import is_import_path
 
         return is_import_path(value)
+    if name == "task":
+        from lrexport.networks.names import is_import_path
+
+        return is_import_path(value)
     if name == "teacher":
         from lrexport.networks.names import is_import_path, parse_model
 

@@ -218,6 +218,7 @@ class Splits:
         return DataSource(
             source=self.data.source,
             classes=len(self.data.classes),
+            class_names=tuple(map(str, self.data.classes)),
             train=len(self.train),
             heldout=len(self.heldout),
             test=len(self.test),

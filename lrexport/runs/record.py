@@ -173,11 +173,13 @@ class RecordedPreprocessing(Stored):
 class DataSource(Stored):
     """``source`` as given to --data, and the numbers of samples: choices are made on ``heldout``, never on ``test``.
 
-    ``skipped`` unreadable images were left out. ``preprocessing`` is that of pictures; without pictures it is None.
+    ``class_names`` are empty in records of older versions. ``skipped`` unreadable images were left out. ``preprocessing`` is
+    that of pictures; without pictures it is None.
     """
 
     source: str
     classes: int
+    class_names: tuple[str, ...] = ()
     train: int
     heldout: int
     test: int

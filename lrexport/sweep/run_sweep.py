@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lrexport.artifacts import files, mark, run_folder
 from lrexport.artifacts.run_files import DATABASE, DENSE_ONNX, MODEL_ONNX, OF_A_SWEEP, RECORD
@@ -114,4 +115,7 @@ def _sizes(run: Path, record: Record) -> dict[str, int]:
     networks = {DENSE_ONNX: loading.load_start(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
     with tempfile.TemporaryDirectory(prefix="lrexport-") as scratch:
         signature = record.model.signature
-        return {name: export_onnx(net, Path(scratch) / name, signature).bytes for name, net in networks.items()}
+        done = record.data.preprocessing if record.data else None
+        metadata: dict[str, Any] = {"preprocessing": None if done is None else done.value}
+        metadata |= {"classes": record.data.class_names if record.data else ()}
+        return {name: export_onnx(net, Path(scratch) / name, signature, **metadata).bytes for name, net in networks.items()}

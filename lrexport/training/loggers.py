@@ -1,6 +1,6 @@
 """Log training to services besides log.jsonl: TensorBoard, MLflow, Weights & Biases; each needs an extra.
 
-Every stage has its own axis, optimiser steps from 1. ``loss``, ``heldout_top1``, ``lr`` and ``images_per_second`` are
+Every stage has its own axis, optimiser steps from 1. ``loss``, the held-out score, ``lr`` and ``images_per_second`` are
 logged (``heldout_score`` for other tasks than classification) at each epoch's last step, ``step_loss`` every STEPS steps.
 """
 

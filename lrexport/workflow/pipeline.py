@@ -29,7 +29,7 @@ from lrexport.runs.starting_point import load_for_planning
 from lrexport.training.engine import failing_together, make_fabric, with_float64
 from lrexport.workflow import stages
 from lrexport.workflow.expected_score import warn_of_low_score
-from lrexport.workflow.pruning import Pruning, schemes_considered
+from lrexport.workflow.pruning import Pruning, metadata_of, schemes_considered
 from lrexport.workflow.target_speed import Speed, measure_speed
 
 
@@ -87,9 +87,10 @@ def _pruning(
         if run.first and run.progress.pruned is None:
             speed = _speed(replace(config, train=trained.config), trained.svd, run.request.on_event)
     device = with_float64(run.fabric.device)
+    metadata = metadata_of(run.recipe.signature, run.splits.data if run.splits else None, run.recipe.preprocessing)
 
     def pruning(now: Trained) -> Pruning:
-        return Pruning(now.svd, replace(config, train=now.config), run.splits, device, choices, speed, run.task)
+        return Pruning(now.svd, replace(config, train=now.config), run.splits, device, choices, speed, run.task, metadata)
 
     return pruning
 
@@ -109,7 +110,8 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
     device = with_float64(make_fabric(config.train.device).device)
     speed = _speed(config, svd, on_event)
     on_event(Working("choosing ranks"))
-    selection = Pruning(svd, config, splits, device, choices, speed, start.task).select()
+    metadata = metadata_of(start.recipe.signature, splits.data if splits else None, start.recipe.preprocessing)
+    selection = Pruning(svd, config, splits, device, choices, speed, start.task, metadata).select()
     return svd, replace(selection, warnings=(RANDOM, *selection.warnings)) if start.random else selection
 
 

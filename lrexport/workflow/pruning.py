@@ -7,13 +7,15 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 
 from lrexport.config.compression import UNLABELLED_MINUTES, AskedScheme, CompressConfig
 from lrexport.config.goals import Energy, FromPlan, Goal, Latency
-from lrexport.data.images import Splits
+from lrexport.data.images import ImageData, Splits
 from lrexport.data.unlabelled import Images, Unlabelled
 from lrexport.errors import InputError
 from lrexport.events import HealingPart, OnEvent, Warned
@@ -27,6 +29,7 @@ from lrexport.lowrank.selection import solve
 from lrexport.lowrank.selection.from_plan import with_choices
 from lrexport.lowrank.selection.problem import Problem, Rule
 from lrexport.plan import Choice, Plan, PlannedLatency
+from lrexport.preprocessing import Preprocessing
 from lrexport.runs.record import Fidelity
 from lrexport.signature import Signature
 from lrexport.tasks.classification import CLASSIFICATION
@@ -39,6 +42,8 @@ from lrexport.workflow.repair import BATCH, Repair
 from lrexport.workflow.target_speed import Speed
 
 _COMPARED = 512  # held-out inputs that repairs are judged by
+
+NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
 def schemes_considered(svd: SVDNetwork, scheme: AskedScheme, goal: Goal) -> Schemes:
@@ -55,13 +60,19 @@ def pose(
     choices: Mapping[str, Choice] | None,
     images: Unlabelled | None,
     most: int,
+    metadata: Mapping[str, Any] = NO_METADATA,
 ) -> Problem:
     """The selection problem for ``goal``, its energy weighted by the layers' inputs for ``most`` of ``images``.
 
-    ``choices`` are those of the plan if the goal is one. Raises InputError if they do not fit the network.
+    ``choices`` are those of the plan if the goal is one; ``metadata`` as :func:`written_bytes` takes it. Raises InputError
+    if the choices do not fit the network.
     """
     schemes = schemes_considered(svd, scheme, goal)
-    problem = Problem(svd, rule, schemes=schemes, written_bytes=lambda network: written_bytes(network, svd.signature))
+
+    def size(network: nn.Module) -> int:
+        return written_bytes(network, svd.signature, metadata)
+
+    problem = Problem(svd, rule, schemes=schemes, written_bytes=size)
     if isinstance(goal, FromPlan) and choices is not None:
         problem = with_choices(problem, choices, goal.source)
     if images is None or isinstance(goal, Energy):  # equation 4 uses the kernel's own energy
@@ -81,10 +92,21 @@ def on_target(problem: Problem, speed: Speed) -> Problem:
     return replace(problem, latency=speed.latency, confirm=confirm)
 
 
-def written_bytes(network: nn.Module, signature: Signature) -> int:
-    """Bytes of a network's ONNX file. Raises as :func:`export_onnx`."""
+def written_bytes(network: nn.Module, signature: Signature, metadata: Mapping[str, Any] = NO_METADATA) -> int:
+    """Bytes of a network's ONNX file with ``metadata``, the arguments of :func:`export_onnx` for it. Raises as that does."""
     with tempfile.TemporaryDirectory() as folder:
-        return export_onnx(network, Path(folder) / "model.onnx", signature).bytes
+        return export_onnx(network, Path(folder) / "model.onnx", signature, **metadata).bytes
+
+
+def metadata_of(signature: Signature, data: ImageData | None, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What the export of a run writes into its files; ``stated`` is the preprocessing that the network's source states."""
+    if not signature.takes_images:
+        preprocessing = None
+    elif data is not None:
+        preprocessing = data.preprocessing
+    else:
+        preprocessing = Preprocessing.of(signature.shape, {}, given=stated) if stated else None
+    return {"preprocessing": preprocessing, "classes": () if data is None else tuple(map(str, data.classes))}
 
 
 def _likeness(dense: DenseOutputs, network: nn.Module) -> float:
@@ -97,7 +119,8 @@ class Pruning:
     """Chooses ranks and repairs pairs of a network in SVD form, with data if there is any.
 
     ``device`` must support float64. ``choices`` are those of the plan if the goal is one. ``speed`` holds latencies on the
-    target, if they matter. ``task`` is None if nothing can be scored, as with data without targets.
+    target, if they matter. ``task`` is None if nothing can be scored, as with data without targets. ``metadata`` is that of
+    the exported files.
     """
 
     svd: SVDNetwork
@@ -107,6 +130,7 @@ class Pruning:
     choices: Mapping[str, Choice] | None = None
     speed: Speed | None = None
     task: Task | None = CLASSIFICATION
+    metadata: Mapping[str, Any] = NO_METADATA
 
     def select(self) -> Selection:
         """The plan for the configuration's goal.
@@ -167,7 +191,7 @@ class Pruning:
         config = self.config
         images = self._images(self.splits) if weighted and config.weighting and self.splits is not None else None
         asked = (config.goal, config.train.scheme, config.rule)
-        problem = pose(self.svd, *asked, self.choices, images, config.calibration_images)
+        problem = pose(self.svd, *asked, self.choices, images, config.calibration_images, self.metadata)
         # An accuracy drop is one of the user's metric, not of the likeness to the dense network.
         if self.splits is not None and self.task is not None and not self.task.follows_dense:
             problem = replace(problem, heldout_score=self._heldout_score, metric=self.task.metric)

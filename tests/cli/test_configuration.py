@@ -13,9 +13,10 @@ HARMLESS = {
     "input",  # names, sizes and ranges
     *("weights", "teacher_weights", "plan", "latencies", "baseline"),  # read, under limits; check looks at the last itself
     *("weights_key", "teacher_weights_key", "shapes", "shape", "inputs", "input_file", "comment_id"),
-    *("data", "teacher"),  # where they are no import path
+    *("data", "teacher", "task"),  # where they are no import path
     *("recipe", "keep", "vary", "study"),
     *("input_shape", "milestones", "sparsity_strength", "baseline_epochs", "batch", "rounds"),  # numbers and words
+    "dynamic",
     *("energy", "macs", "params", "size", "latency"),
 }
 

@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no run to export": (("onnx", "absent"), 2, "the run absent does not exist"),
     "a folder without a run": (("onnx", "exports"), 3, "invalid run exports"),
     "other data that is not there": (("onnx", "run", "--data", "folder:absent"), 3, "folder absent does not exist"),
-    "int8 without data": (("onnx", "undata", "--int8"), 2, "--int8 needs images to calibrate on"),
+    "int8 without data": (("onnx", "undata", "--int8"), 2, "--int8 needs samples to calibrate on"),
     "rounds that are too few": (("onnx", "run", "--rounds", "3"), 2, "at least 10 rounds"),
     "a sweep without data": (("sweep", "resnet20", "-o", "out"), 2, "lrexport sweep requires --data"),
     "a space that is none": (("sweep", "resnet20", "-o", "out", "--data", "digits", "--vary", "macs"), 2, "has no values"),

@@ -280,7 +280,7 @@ class _Saying:
         self._classes = itertools.chain(classes, itertools.repeat(0))
 
     def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name="input", shape=[1, 3, 2, 2])]
+        return [SimpleNamespace(name="input", shape=[1, 3, 2, 2], type="tensor(float)")]
 
     def get_outputs(self) -> list[Any]:
         return [SimpleNamespace(name="output")]

@@ -80,14 +80,14 @@ USERS = """
         def forward(self, x):
             return self.wrap(self.made(x))
 
-    def number():
+    def a_number():
         return Wrapping(lambda x: 3.0)
 
     def nothing():
         return Wrapping(lambda x: None)
 
     functions = [raising, exiting, returning, wrong_shape, scripted, partly_scripted]
-    functions += [without_values, lazy, lazy_and_unused, lazy_for_sequences, number, nothing]
+    functions += [without_values, lazy, lazy_and_unused, lazy_for_sequences, a_number, nothing]
     for function in functions:
         function.input_shape = (3, 8, 8)
 
@@ -106,7 +106,7 @@ MODELS = {
     "a name of torchvision's": (
         "resnet18",
         "unknown MODEL 'resnet18'",
-        "Did you mean torchvision:resnet18 or resnet",
+        "Did you mean torchvision:resnet18 or timm:resnet18 or resnet",
     ),
     "a file": ("users.py:shapeless", "MODEL 'users.py:shapeless' names a file", "Write users:shapeless.\n"),
     "a file in this folder": ("./users.py:shapeless", "names a file", "Write users:shapeless.\n"),
@@ -229,7 +229,7 @@ def test_a_module_here_is_taken_before_a_library_of_its_name(compress: Command) 
 
 
 OUTPUTS = {
-    "a number": ("users:number", "the network returns a float; expected tensors with the batch first"),
+    "a number": ("users:a_number", "the network returns a float; expected tensors with the batch first"),
     "nothing": ("users:nothing", "the network returns a NoneType; expected tensors with the batch first"),
 }
 

@@ -87,6 +87,7 @@ def test_two_folders_share_the_trials_of_one_study(folder: Path, server: Server)
     assert not any(PASSWORD in process.output for process in processes)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_in_a_trial_leaves_the_others_and_makes_its_own_again(folder: Path, server: Server) -> None:
     killed = begin(folder, server, "killed", "dying")
     killed.until(": macs ")
@@ -122,6 +123,7 @@ def test_a_server_that_restarts_while_a_trial_trains_is_not_noticed(folder: Path
     assert [trial.state for trial in load_sweep(folder / "restarted").trials] == ["finished"] * 2
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_ends_the_sweep_with_what_to_do_and_the_same_command_goes_on(
     folder: Path, server: Server
 ) -> None:

@@ -192,6 +192,7 @@ def kill_at(folder: Path, words: str, *arguments: str) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_costs_the_stage_or_trial_under_way_alone(folder: Path) -> None:
     arguments = ("--trials", "3", "-o", "killed")
     kill_at(folder, "dense training: epoch 1/2", *arguments)
@@ -208,6 +209,7 @@ def test_a_process_that_is_killed_costs_the_stage_or_trial_under_way_alone(folde
     check_front(sweep, folder / "killed")
 
 
+@pytest.mark.slow
 def test_sigterm_prints_the_front_so_far_and_queues_the_trial_again(folder: Path) -> None:
     process = start(folder, "--trials", "3", "-o", "stopped")
     wait_for_line(process, "trial 1: macs")

@@ -183,7 +183,7 @@ def test_a_sweep_ranks_by_the_tasks_metric(tmp_path: Path, lrexport: Lrexport) -
         (
             "segmentaton",
             2,
-            "invalid task 'segmentaton': expected classification, segmentation, image, detection,",
+            "invalid task 'segmentaton': expected classification, segmentation, image, detection, fidelity",
         ),
         (f"{HERE}:WithoutMetrics", 2, "invalid metric_infos (): expected at least one lrexport.Metric"),
         (f"{HERE}:missing", 2, "has no 'missing'"),

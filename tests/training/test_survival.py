@@ -201,7 +201,7 @@ def test_an_interrupt_says_how_to_go_on_only_where_there_is_something_to_go_on_w
 
 def test_a_metric_that_is_not_a_number_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = itertools.chain([0.1, math.nan, 0.6, math.nan])
-    monkeypatch.setattr("lrexport.training.stage_run.score", lambda *_, **__: SimpleNamespace(top1=next(scores)))
+    monkeypatch.setattr("lrexport.training.stage_run.score", lambda *_, **__: SimpleNamespace(primary=next(scores)))
     states: list[dict[str, torch.Tensor]] = []
     net = network()
 

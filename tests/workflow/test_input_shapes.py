@@ -70,7 +70,7 @@ def test_the_callables_own_shape_may_have_any_number_of_axes(capsys: pytest.Capt
     assert load_record(Path("run")).model.input_shape == (1, 200)
 
 
-@pytest.mark.parametrize("source", ["digits", "cifar10", "folder:images", "shapes:image"])
+@pytest.mark.parametrize("source", ["digits", "cifar10", "folder:images"])
 def test_images_for_a_network_that_takes_none_are_refused_with_the_shape(source: str) -> None:
     with pytest.raises(InputError, match=r"gives images \(C, H, W\); the network takes inputs of shape \(1, 160\)"):
         load_data(source, (1, 160))
