@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -130,7 +130,7 @@ class Pruning:
     choices: Mapping[str, Choice] | None = None
     speed: Speed | None = None
     task: Task | None = CLASSIFICATION
-    metadata: Mapping[str, Any] = NO_METADATA
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def select(self) -> Selection:
         """The plan for the configuration's goal.

@@ -16,7 +16,7 @@ HARMLESS = {
     *("data", "teacher", "task"),  # where they are no import path
     *("recipe", "keep", "vary", "study"),
     *("input_shape", "milestones", "sparsity_strength", "baseline_epochs", "batch", "rounds"),  # numbers and words
-    "dynamic",
+    *("dynamic", "mean", "std", "value_range", "resize", "crop", "channel_order"),  # numbers and words, too
     *("energy", "macs", "params", "size", "latency"),
 }
 

@@ -106,7 +106,7 @@ MODELS = {
     "a name of torchvision's": (
         "resnet18",
         "unknown MODEL 'resnet18'",
-        "Did you mean torchvision:resnet18 or timm:resnet18 or resnet",
+        "Did you mean torchvision:resnet18 or ",
     ),
     "a file": ("users.py:shapeless", "MODEL 'users.py:shapeless' names a file", "Write users:shapeless.\n"),
     "a file in this folder": ("./users.py:shapeless", "names a file", "Write users:shapeless.\n"),
