@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from lrexport.artifacts import files, mark, run_folder
 from lrexport.artifacts.run_files import DATABASE, DENSE_ONNX, MODEL_ONNX, OF_A_SWEEP, RECORD
 from lrexport.errors import DeviceError, Stopped, UsageError
 from lrexport.events import OnEvent
-from lrexport.formats.onnx import export_onnx
 from lrexport.runs import loading
 from lrexport.runs.record import Record, Result
 from lrexport.runs.request import RunRequest
@@ -27,6 +25,7 @@ from lrexport.sweep.storage import database_lock, open_storage
 from lrexport.sweep.study import Book, Made
 from lrexport.text import first_line
 from lrexport.workflow import pipeline
+from lrexport.workflow.pruning import written_bytes
 
 _BESIDE = ("-journal", "-wal", "-shm")  # files that SQLite writes next to a database, even through a link
 
@@ -113,9 +112,7 @@ def _figures(result: Result, **more: float | int | str | None) -> Figures:
 def _sizes(run: Path, record: Record) -> dict[str, int]:
     """Bytes of both ONNX files, which are not kept: ``lrexport onnx`` writes verified ones."""
     networks = {DENSE_ONNX: loading.load_start(run, record), MODEL_ONNX: loading.load_compressed(run, record)}
-    with tempfile.TemporaryDirectory(prefix="lrexport-") as scratch:
-        signature = record.model.signature
-        done = record.data.preprocessing if record.data else None
-        metadata: dict[str, Any] = {"preprocessing": None if done is None else done.value}
-        metadata |= {"classes": record.data.class_names if record.data else ()}
-        return {name: export_onnx(net, Path(scratch) / name, signature, **metadata).bytes for name, net in networks.items()}
+    done = record.data.preprocessing if record.data else None
+    metadata: dict[str, Any] = {"preprocessing": None if done is None else done.value}
+    metadata |= {"classes": record.data.class_names if record.data else ()}
+    return {name: written_bytes(network, record.model.signature, metadata) for name, network in networks.items()}
