@@ -1,0 +1,247 @@
+"""A graph of ONNX, or the branch of an If, as steps to run: what each needs, what it makes, and what is constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from lrexport.artifacts.onnx_graphs import domain_of, graphs_in
+from lrexport.errors import InputError
+from lrexport.onnx_network.operators.facts import NodeFacts, Operator, TooLargeError, from_array
+from lrexport.onnx_network.operators.shapes import constant_value
+from lrexport.onnx_network.operators.table import operator_of
+
+# Values that are computed once at reading have at most this many values; larger ones are computed in every run.
+_MOST_FOLDED = 1 << 26
+_GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+# These depend on more than their inputs.
+_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+
+# Where a node is: (node, attribute) for every graph around it, then its own place.
+Address = tuple[tuple[tuple[int, str], ...], int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node. ``needs`` are its inputs, "" for missing ones, ``captured`` those of the graphs inside it."""
+
+    node: NodeProto
+    address: Address
+    facts: NodeFacts
+    needs: tuple[str, ...]
+    makes: tuple[str, ...]
+    captured: frozenset[str] = frozenset()
+    operator: Operator | None = None
+    branches: tuple[Body, Body] | None = None
+
+
+@dataclass
+class Body:
+    """The steps of a graph in their order. ``constants`` are its own, by name; ``origins`` from which tensor each was made.
+
+    ``texts`` are constants that torch cannot hold. ``folded`` are the places of the nodes that made constants.
+    """
+
+    outputs: tuple[str, ...]
+    steps: list[Step]
+    constants: dict[str, Tensor]
+    origins: dict[str, str]
+    texts: dict[str, TensorProto]
+    folded: list[Address]
+    outer: Body | None = None
+
+    def constant(self, name: str) -> Tensor | None:
+        """A constant of this graph or one around it."""
+        body: Body | None = self
+        while body is not None:
+            if name in body.constants:
+                return body.constants[name]
+            body = body.outer
+        return None
+
+    def origin(self, name: str) -> str:
+        """The name of the tensor in the file that a constant was made from."""
+        body: Body | None = self
+        while body is not None:
+            if name in body.origins:
+                return body.origins[name]
+            body = body.outer
+        return name
+
+    def text(self, name: str) -> TensorProto | None:
+        """A constant that torch cannot hold, of this graph or one around it."""
+        body: Body | None = self
+        while body is not None:
+            if name in body.texts:
+                return body.texts[name]
+            body = body.outer
+        return None
+
+    def all(self) -> Iterator[Body]:
+        """This body and those inside it."""
+        yield self
+        for step in self.steps:
+            for branch in step.branches or ():
+                yield from branch.all()
+
+
+def body_of(model: onnx.ModelProto, opset: int) -> Body:
+    """The steps of a model. Raises InputError for tensors that cannot be read."""
+    functions = frozenset((function.domain, function.name) for function in model.functions)
+    return _body(model.graph, opset, functions, (), None)
+
+
+def _body(
+    graph: GraphProto,
+    opset: int,
+    functions: frozenset[tuple[str, str]],
+    place: tuple[tuple[int, str], ...],
+    outer: Body | None,
+) -> Body:
+    body = Body(tuple(item.name for item in graph.output), [], {}, {}, {}, [], outer)
+    for tensor in graph.initializer:
+        _keep(body, tensor.name, _tensor(tensor), tensor)
+    for index, node in enumerate(graph.node):
+        address = (place, index)
+        facts = facts_of(node, opset)
+        needs, makes = tuple(node.input), tuple(node.output)
+        if node.op_type == "Constant" and not facts.domain:
+            value = constant_value(facts)
+            body.folded.append(address)
+            _keep(body, makes[0], value, _text_of(node) if value is None else None)
+            continue
+        known = (facts.domain, facts.operator) not in functions
+        operator = operator_of(facts) if known else None
+        if operator is not None and facts.operator not in _RANDOM and _fold(body, operator, needs, makes):
+            body.folded.append(address)
+            continue
+        branches = None
+        if facts.operator == "If" and not facts.domain:
+            inner = {attribute.name: attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH}
+            made = [
+                _body(inner[name], opset, functions, (*place, (index, name)), body)
+                for name in ("then_branch", "else_branch")
+            ]
+            branches = (made[0], made[1])
+        captured = frozenset(_captured(node))
+        body.steps.append(Step(node, address, facts, needs, makes, captured, operator, branches))
+    return body
+
+
+def _keep(body: Body, name: str, value: Tensor | None, proto: TensorProto | None) -> None:
+    body.origins[name] = name
+    if value is not None:
+        body.constants[name] = value
+    elif proto is not None:
+        body.texts[name] = proto
+
+
+def _text_of(node: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node that torch cannot hold."""
+    value = helper.get_attribute_value(node.attribute[0])
+    if isinstance(value, TensorProto):
+        return value
+    if node.attribute[0].name in ("value_string", "value_strings"):
+        texts = value if isinstance(value, list) else [value]
+        dims = [len(texts)] if isinstance(value, list) else []
+        return helper.make_tensor(node.output[0], TensorProto.STRING, dims, texts)
+    return None
+
+
+def _tensor(tensor: TensorProto) -> Tensor | None:
+    try:
+        return None if tensor.data_type == TensorProto.STRING else from_array(numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
+
+def _fold(body: Body, operator: Operator, needs: tuple[str, ...], makes: tuple[str, ...]) -> bool:
+    """Compute what depends on constants only, once; whether it did."""
+    values = [body.constant(name) if name else None for name in needs]
+    if not needs or any(name and value is None for name, value in zip(needs, values, strict=True)):
+        return False
+    try:
+        made = operator(values)
+    except TooLargeError:
+        return False
+    except Exception:  # in ONNX Runtime then, whose message is better
+        return False
+    if sum(value.numel() for value in made) > _MOST_FOLDED:
+        return False
+    for name, value in zip(makes, made, strict=False):
+        body.constants[name] = value.contiguous()
+        body.origins[name] = body.origin(next(need for need in needs if need))
+    return True
+
+
+def facts_of(node: NodeProto, opset: int) -> NodeFacts:
+    """What implementations know of a node."""
+    attributes: dict[str, Any] = {}
+    for attribute in node.attribute:
+        if attribute.type in _GRAPHS:
+            continue
+        value = helper.get_attribute_value(attribute)
+        if isinstance(value, TensorProto):
+            value = numpy_helper.to_array(value) if value.data_type != TensorProto.STRING else np.array(["text"])
+        elif not isinstance(value, int | float | bytes | str):
+            value = list(value) if hasattr(value, "__iter__") else value
+        attributes[attribute.name] = value
+    return NodeFacts(node.op_type, opset, attributes, domain_of(node), len(node.input), len(node.output))
+
+
+def _captured(node: NodeProto) -> Iterator[str]:
+    """Names that the graphs inside a node take from around it."""
+    for graph in graphs_in(node):
+        own = {tensor.name for tensor in graph.initializer} | {item.name for item in graph.input}
+        for inner in graph.node:
+            for name in (*inner.input, *_captured(inner)):
+                if name and name not in own:
+                    yield name
+            own |= set(inner.output)
+        for item in graph.output:  # a branch may return a value from around it
+            if item.name not in own:
+                yield item.name
+
+
+def light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the values of its large tensors: for shape inference."""
+    light = onnx.ModelProto()
+    light.CopyFrom(_without_tensors(model))
+    for tensor in model.graph.initializer:
+        made = light.graph.initializer.add()
+        if tensor.ByteSize() <= 1024:
+            made.CopyFrom(tensor)
+        else:
+            made.name, made.data_type = tensor.name, tensor.data_type
+            made.dims.extend(tensor.dims)
+    return light
+
+
+def _without_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    graph = bare.graph
+    graph.name = model.graph.name
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    graph.node.extend(model.graph.node)
+    return bare
+
+
+def types_of(model: onnx.ModelProto) -> Mapping[str, int]:
+    """ONNX element types of values by name, as far as onnx's inference finds them."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light_copy(model), data_prop=False)
+    except Exception:  # C++ raises several types; then types are those of the tensors that come
+        inferred = model
+    items = (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)
+    types = {item.name: item.type.tensor_type.elem_type for item in items if item.type.HasField("tensor_type")}
+    return {**types, **{tensor.name: tensor.data_type for tensor in model.graph.initializer}}

@@ -1,0 +1,1 @@
+"""Operators of ONNX in torch, with gradients: one file a family."""

@@ -1,0 +1,251 @@
+"""The file with the network's present layers: only nodes of layers that changed are replaced, in a copy of the file.
+
+The copy is edited as protobuf, so that whatever is not replaced stays as it is, byte for byte: names, types, free axes,
+metadata, opsets, IR version, domains, and the order of everything.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from lrexport.artifacts.onnx_graphs import bodies
+from lrexport.onnx_network.body import Address, Body, Step
+from lrexport.onnx_network.layers import Layer, module_of
+from lrexport.onnx_network.network import OnnxNetwork
+
+# Before this version of the format weights are inputs too.
+_FREE_WEIGHTS = 4
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def to_onnx(network: OnnxNetwork) -> onnx.ModelProto:
+    """The file of ``network`` with its present layers: a pair is two nodes, named after the layer's.
+
+    A layer whose weights are still those of the file keeps its node. New weights have the type of those they replace.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(network.source)
+    writer = _Writer(network, model)
+    return writer.write()
+
+
+class _Writer:
+    def __init__(self, network: OnnxNetwork, model: onnx.ModelProto) -> None:
+        self.network, self.model = network, model
+        self.names = _names(model)
+        self.steps = {step.address: (step, body) for body in network.body.all() for step in body.steps}
+        self.shared: dict[tuple[int, str], str] = {}  # weights that several nodes have, by their parameter
+        self.new: list[TensorProto] = []
+
+    def write(self) -> onnx.ModelProto:
+        replaced: dict[tuple[tuple[int, str], ...], dict[int, list[NodeProto]]] = defaultdict(dict)
+        gone: set[str] = set()
+        for layer in self.network.layers:
+            step, body = self.steps[layer.address]
+            module = self.network.get_submodule(layer.path)
+            if not isinstance(module, nn.Sequential) and _is_unchanged(module, step, body):
+                continue
+            place, index = layer.address
+            replaced[place][index] = list(self._nodes(layer, step, module))
+            gone |= {name for name in (layer.weight, layer.bias) if name}
+        graphs = {place: self._graph(place) for place in replaced}  # before places shift
+        for place, nodes in replaced.items():
+            _replace(graphs[place], nodes)
+        self._remove_unused(gone)
+        self.model.graph.initializer.extend(self.new)
+        if self.model.ir_version < _FREE_WEIGHTS:
+            self.model.graph.input.extend(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in self.new
+            )
+        return self.model
+
+    def _graph(self, place: tuple[tuple[int, str], ...]) -> GraphProto:
+        graph = self.model.graph
+        for index, name in place:
+            graph = next(attribute.g for attribute in graph.node[index].attribute if attribute.name == name)
+        return graph
+
+    def _nodes(self, layer: Layer, step: Step, module: nn.Module) -> Iterator[NodeProto]:
+        """The nodes of a layer, or of the two halves of its pair."""
+        if not isinstance(module, nn.Sequential):
+            yield from self._node(layer, step, module, step.needs[0], step.makes[0], "")
+            return
+        first, second = module
+        middle = self._name(f"{step.makes[0]}.first")
+        yield from self._node(layer, step, first, step.needs[0], middle, ".first")
+        yield from self._node(layer, step, second, middle, step.makes[0], ".second")
+
+    def _node(self, layer: Layer, step: Step, half: Any, value: str, output: str, ending: str) -> Iterator[NodeProto]:
+        name = (step.node.name or layer.path) + ending
+        kind = self._element(layer)
+        if isinstance(half, nn.Linear):
+            yield from self._linear(layer, step, half, (value, output, name), ending)
+            return
+        inputs = [value, self._tensor(layer, half.weight, ending, kind)]
+        if half.bias is not None:
+            inputs.append(self._tensor(layer, half.bias, f"{ending}.bias", kind))
+        attributes: dict[str, Any] = {
+            "kernel_shape": list(half.kernel_size),
+            "strides": list(half.stride),
+            "dilations": list(half.dilation),
+            "group": half.groups,
+        }
+        if isinstance(half, _TRANSPOSED):
+            attributes["pads"] = [*half.padding, *half.padding]
+            if any(half.output_padding):
+                attributes["output_padding"] = list(half.output_padding)
+            yield helper.make_node("ConvTranspose", inputs, [output], name, **attributes)
+            return
+        attributes |= self._padding(layer, step, half, ending)
+        yield helper.make_node("Conv", inputs, [output], name, **attributes)
+
+    def _padding(self, layer: Layer, step: Step, half: Any, ending: str) -> dict[str, Any]:
+        """A half pads the axes of its kernel; axes along which no half has one are padded by the first."""
+        if not layer.padded:
+            return {"pads": [*half.padding, *half.padding]}
+        mine = [length > 1 for length in half.kernel_size]
+        if ending:
+            pair = self.network.get_submodule(layer.path)
+            other = next(each for each in pair.children() if each is not half)
+            neither = [not own and length == 1 for own, length in zip(mine, other.kernel_size, strict=True)]  # type: ignore[arg-type]
+            mine = [own or (ending == ".first" and none) for own, none in zip(mine, neither, strict=True)]
+        else:
+            mine = [True] * len(mine)
+        mode = step.facts.text("auto_pad", "NOTSET")
+        if mode != "NOTSET":
+            if all(mine) or all(own or length == stride == 1 for own, length, stride in _axes(mine, half)):
+                return {"auto_pad": mode}
+            return {"pads": [0] * (2 * len(mine))}
+        pads = list(step.facts.get("pads"))
+        both = [*mine, *mine]
+        return {"pads": [pad if own else 0 for pad, own in zip(pads, both, strict=True)]}
+
+    def _linear(
+        self, layer: Layer, step: Step, half: nn.Linear, where: tuple[str, str, str], ending: str
+    ) -> Iterator[NodeProto]:
+        value, output, name = where
+        kind = self._element(layer)
+        weight = self._tensor(layer, half.weight, ending, kind, turned=True)
+        if half.bias is None:
+            yield helper.make_node("MatMul", [value, weight], [output], name)
+            return
+        bias = self._tensor(layer, half.bias, f"{ending}.bias", kind)
+        if layer.kind == "Gemm":
+            yield helper.make_node("Gemm", [value, weight, bias], [output], name)
+            return
+        product = self._name(f"{output}.product")
+        yield helper.make_node("MatMul", [value, weight], [product], name)
+        yield helper.make_node("Add", [product, bias], [output], f"{name}.bias")
+
+    def _tensor(self, layer: Layer, value: Tensor, ending: str, kind: int, turned: bool = False) -> str:
+        """The name of a new initializer with this value; layers that share a parameter share it."""
+        key = (id(value), "turned" if turned else "")
+        if key not in self.shared:
+            stem = layer.path if ending.endswith("bias") else layer.origin.removesuffix(".weight")
+            name = self._name(f"{stem}{ending}" if ending.endswith("bias") else f"{stem}{ending}.weight")
+            array = value.detach().cpu()
+            array = array.T if turned else array
+            made = np.ascontiguousarray(array.float().numpy()).astype(helper.tensor_dtype_to_np_dtype(kind))
+            self.new.append(numpy_helper.from_array(made, name))
+            self.shared[key] = name
+        return self.shared[key]
+
+    def _element(self, layer: Layer) -> int:
+        """The type of a layer's weight in the file."""
+        kind = self.network.types.get(layer.weight) or self.network.types.get(layer.origin)
+        floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+        return kind if kind is not None and kind in floats else TensorProto.FLOAT
+
+    def _name(self, wanted: str) -> str:
+        name, number = wanted, 1
+        while name in self.names:
+            number += 1
+            name = f"{wanted}_{number}"
+        self.names.add(name)
+        return name
+
+    def _remove_unused(self, candidates: set[str]) -> None:
+        """Remove the tensors of replaced nodes, and the constant nodes that made them, where nothing else uses them."""
+        folded = [address for body in self.network.body.all() for address in body.folded]
+        constant = {name for address in folded for name in self._made_at(address)}
+        while dead := candidates - _uses(self.model):
+            candidates -= dead
+            for body in bodies(self.model):
+                if isinstance(body, GraphProto):
+                    _drop(body.initializer, [tensor.name in dead for tensor in body.initializer])
+                gone = [set(node.output) <= dead & constant for node in body.node]
+                candidates |= {name for node, is_gone in zip(body.node, gone, strict=True) if is_gone for name in node.input}
+                _drop(body.node, gone)
+            _drop(self.model.graph.input, [item.name in dead for item in self.model.graph.input])
+
+    def _made_at(self, address: Address) -> tuple[str, ...]:
+        place, index = address
+        graph = self.network.source.graph
+        for outer, name in place:
+            graph = next(attribute.g for attribute in graph.node[outer].attribute if attribute.name == name)
+        return tuple(graph.node[index].output)
+
+
+def _axes(mine: list[bool], half: Any) -> Iterator[tuple[bool, int, int]]:
+    return zip(mine, half.kernel_size, half.stride, strict=True)
+
+
+def _is_unchanged(module: Any, step: Step, body: Body) -> bool:
+    """Whether a layer is as the file has it."""
+    before = module_of(step, body, lambda _name, value: nn.Parameter(value))
+    if before is None or isinstance(before, str):
+        return False
+    other: Any = before.module
+    if type(module) is not type(other) or (module.bias is None) != (other.bias is None):
+        return False
+    pairs = [(module.weight, other.weight)] + ([(module.bias, other.bias)] if module.bias is not None else [])
+    return all(torch.equal(one.detach().cpu().float(), two.detach()) for one, two in pairs)
+
+
+def _replace(graph: GraphProto, nodes: dict[int, list[NodeProto]]) -> None:
+    made: list[NodeProto] = []
+    for index, node in enumerate(graph.node):
+        made += nodes.get(index, [node])
+    copies = []
+    for node in made:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _drop(items: Any, gone: Sequence[bool]) -> None:
+    for index in reversed(range(len(gone))):
+        if gone[index]:
+            del items[index]
+
+
+def _names(model: onnx.ModelProto) -> set[str]:
+    """All names of values."""
+    names: set[str] = set()
+    for body in bodies(model):
+        for node in body.node:
+            names |= {*node.input, *node.output}
+        if isinstance(body, GraphProto):
+            names |= {item.name for item in (*body.input, *body.output, *body.initializer)}
+    return names
+
+
+def _uses(model: onnx.ModelProto) -> set[str]:
+    """Names of values that a node takes, or that a graph returns."""
+    used: set[str] = set()
+    for body in bodies(model):
+        for node in body.node:
+            used |= set(node.input)
+        outputs: Iterable[Any] = body.output
+        used |= {item if isinstance(item, str) else item.name for item in outputs}
+    return used
