@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrexport.onnx_network.operators.facts import Forms, NodeFacts, Operator, Values, at, needed
+from lrexport.onnx_network.operators.facts import Forms, NodeFacts, NotCoveredError, Operator, Values, at, needed, only
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -39,6 +39,12 @@ def pad_zeros(value: Tensor, sides: Sequence[tuple[int, int]], fill: float = 0.0
     return F.pad(value, [side for pair in reversed(sides) for side in pair], value=fill)
 
 
+def _spatial_axes(weight: Tensor) -> int:
+    if not 3 <= weight.ndim <= 5:
+        raise NotCoveredError(f"a convolution with a weight of rank {weight.ndim}")
+    return weight.ndim - 2
+
+
 def _conv(facts: NodeFacts) -> Operator | None:
     if facts.text("auto_pad", "NOTSET") not in AUTOMATIC:
         return None
@@ -46,7 +52,7 @@ def _conv(facts: NodeFacts) -> Operator | None:
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, weight, bias = needed(values[0]), needed(values[1]), at(values, 2)
-        axes = weight.ndim - 2
+        axes = _spatial_axes(weight)
         strides, dilations = list(facts.get("strides") or [1] * axes), list(facts.get("dilations") or [1] * axes)
         sides = pads_of(facts, value.shape[2:], weight.shape[2:], strides, dilations)
         even = all(before == after for before, after in sides)
@@ -58,29 +64,45 @@ def _conv(facts: NodeFacts) -> Operator | None:
 
 
 def _conv_transpose(facts: NodeFacts) -> Operator | None:
-    if facts.text("auto_pad", "NOTSET") != "NOTSET" or facts.get("output_shape") is not None:
+    if facts.text("auto_pad", "NOTSET") not in AUTOMATIC:
         return None
     group = int(facts.get("group", 1))
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, weight, bias = needed(values[0]), needed(values[1]), at(values, 2)
-        axes = weight.ndim - 2
+        axes = _spatial_axes(weight)
         ones = [1] * axes
         strides, dilations = list(facts.get("strides") or ones), list(facts.get("dilations") or ones)
-        more = list(facts.get("output_padding") or [0] * axes)
-        pads = list(facts.get("pads") or [0] * (2 * axes))
         # What pads remove is cut off afterwards: torch removes as much on both sides.
         whole = _TRANSPOSED[axes - 1](value, weight, None, strides, [0] * axes, 0, group, dilations)
-        for axis, added in enumerate(more):
-            before, after = pads[axis], pads[axes + axis] - added
-            size = whole.shape[2 + axis]
-            if after < 0:
-                whole = F.pad(whole, [0, 0] * (axes - 1 - axis) + [0, -after])
-                after, size = 0, whole.shape[2 + axis]
-            whole = whole.narrow(2 + axis, before, size - before - after)
+        added = list(facts.get("output_padding") or [0] * axes)
+        sides = _removed(facts, value.shape[2:], whole.shape[2:], strides, added)
+        whole = pad_zeros(whole, [(-before, more - after) for (before, after), more in zip(sides, added, strict=True)])
         return (whole if bias is None else whole + bias.reshape(-1, *ones),)
 
     return run
 
 
-FORMS: Forms = {"Conv": _conv, "ConvTranspose": _conv_transpose}
+def _removed(
+    facts: NodeFacts, sizes: Sequence[int], whole: Sequence[int], strides: Sequence[int], added: Sequence[int]
+) -> list[tuple[int, int]]:
+    """What a transposed convolution removes before and after each axis of its result, which is ``whole`` before."""
+    mode, given, axes = facts.text("auto_pad", "NOTSET"), facts.get("output_shape"), len(sizes)
+    if given is None and mode in ("NOTSET", "VALID"):
+        pads = list(facts.get("pads") or [0] * (2 * axes)) if mode == "NOTSET" else [0] * (2 * axes)
+        return list(zip(pads[:axes], pads[axes:], strict=True))
+    if given is None:
+        given = [size * stride for size, stride in zip(sizes, strides, strict=True)]
+    sides = []
+    for length, more, size in zip(whole, added, list(given)[-axes:], strict=True):
+        total = length + more - size
+        less = int(total / 2)  # towards zero: it may be negative, where zeros are added
+        sides.append((less, total - less) if mode == "SAME_UPPER" else (total - less, less))
+    return sides
+
+
+_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+FORMS: Forms = {
+    "Conv": only(_conv, *_ATTRIBUTES),
+    "ConvTranspose": only(_conv_transpose, *_ATTRIBUTES, "output_padding", "output_shape"),
+}

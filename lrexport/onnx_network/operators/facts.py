@@ -55,6 +55,16 @@ class NotCoveredError(Exception):
     """A node has a form, seen only when it runs, that its implementation does not cover."""
 
 
+def only(form: Form, *names: str) -> Form:
+    """The form for nodes with no other attributes than these: an unknown attribute may change what a node computes."""
+    return lambda facts: form(facts) if facts.has_only(*names) else None
+
+
+def plain(run: Operator) -> Form:
+    """The form of an operator without attributes."""
+    return only(lambda facts: run)
+
+
 def needed(value: Tensor | None) -> Tensor:
     """An input that the operator requires. Raises ValueError without it."""
     if value is None:
@@ -90,7 +100,7 @@ def unary(function: Callable[[Tensor], Tensor]) -> Form:
     def run(values: Values) -> tuple[Tensor, ...]:
         return (function(needed(values[0])),)
 
-    return lambda facts: run if not facts.attributes else None
+    return plain(run)
 
 
 def check_size(shape: Sequence[int]) -> list[int]:
@@ -116,14 +126,17 @@ def type_of(code: int) -> torch.dtype | None:
 
 
 def from_array(array: np.ndarray[Any, Any]) -> Tensor | None:
-    """A tensor of an array; types that torch lacks become wider ones. None for text and complex numbers."""
+    """A tensor of an array; types that torch lacks become wider ones. None for text and complex numbers.
+
+    Integers of four bits become int16, so that none is taken for int8, whose limits quantisation keeps to.
+    """
     name = array.dtype.name
     if name in ("bfloat16", "float16") or name.startswith(("float8", "float4")):
         array = array.astype(np.float32)
     elif name in ("uint16", "uint32", "uint64"):
         array = array.astype(np.int64)
     elif name in ("int4", "uint4", "int2", "uint2"):
-        array = array.astype(np.int8 if name.startswith("int") else np.uint8)
+        array = array.astype(np.int16)
     elif array.dtype.kind not in "fiub":
         return None
     return torch.from_numpy(np.array(array, order="C", copy=True))

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from math import prod
 
 import torch
 from torch import Tensor
 
-from lrexport.onnx_network.operators.facts import Forms, NodeFacts, Operator, Values, at, axis_of, needed
+from lrexport.onnx_network.operators.facts import (
+    Form,
+    Forms,
+    NodeFacts,
+    NotCoveredError,
+    Operator,
+    Values,
+    at,
+    axis_of,
+    needed,
+    only,
+    plain,
+)
 
 
 def _wrapped(places: Tensor, size: int) -> Tensor:
@@ -39,14 +51,18 @@ def _gather_elements(facts: NodeFacts) -> Operator | None:
 
 
 def _gather_nd(facts: NodeFacts) -> Operator | None:
-    if facts.get("batch_dims", 0):
-        return None
+    batch = int(facts.get("batch_dims", 0))
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, places = needed(values[0]), needed(values[1])
         depth = places.shape[-1]
-        index = tuple(_wrapped(places[..., axis], value.shape[axis]) for axis in range(depth))
-        return (value[index],)
+        index = [_wrapped(places[..., axis], value.shape[batch + axis]) for axis in range(depth)]
+        # The axes that both have in common are indexed by their own places.
+        own = []
+        for axis in range(batch):
+            shape = [-1 if each == axis else 1 for each in range(places.ndim - 1)]
+            own.append(torch.arange(value.shape[axis], device=value.device).reshape(shape))
+        return (value[tuple(own + index)] if depth or own else value.expand(*places.shape[:-1], *value.shape),)
 
     return run
 
@@ -71,41 +87,54 @@ def _scatter_elements(facts: NodeFacts) -> Operator | None:
 
 def _scatter_nd(facts: NodeFacts) -> Operator | None:
     how = facts.text("reduction", "none")
-    if how not in ("none", "add"):
+    if how != "none" and how not in _REDUCE:
         return None
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, places, updates = needed(values[0]), needed(values[1]), needed(values[2])
-        index = tuple(_wrapped(places[..., axis], value.shape[axis]) for axis in range(places.shape[-1]))
-        return (value.index_put(index, updates, accumulate=how == "add"),)
+        depth = places.shape[-1]
+        first = torch.zeros(places.shape[:-1], dtype=torch.int64, device=value.device)
+        for axis in range(depth):
+            wrapped = _wrapped(places[..., axis], value.shape[axis])
+            if bool(((wrapped < 0) | (wrapped >= value.shape[axis])).any()):
+                raise ValueError(f"ScatterND to a place outside of axis {axis} of size {value.shape[axis]}")
+            first = first * value.shape[axis] + wrapped
+        # One row for each place that the indices can name.
+        rows = value.reshape(prod(value.shape[:depth]), -1)
+        first, updates = first.reshape(-1), updates.reshape(first.numel(), -1)
+        if how == "none":
+            made = rows.index_copy(0, first, updates)
+        else:
+            made = rows.scatter_reduce(0, first.unsqueeze(1).expand_as(updates), updates, _REDUCE[how], include_self=True)
+        return (made.reshape(value.shape),)
 
     return run
 
 
-def _arg(largest: bool) -> Any:
+def _arg(largest: bool) -> Form:
     def form(facts: NodeFacts) -> Operator | None:
         axis, keep, last = int(facts.get("axis", 0)), bool(facts.get("keepdims", 1)), bool(facts.get("select_last_index", 0))
-        if last:
-            return None
 
         def run(values: Values) -> tuple[Tensor, ...]:
             value = needed(values[0])
-            return ((value.argmax if largest else value.argmin)(dim=axis, keepdim=keep),)
+            turned = value.flip(axis) if last else value
+            place = (turned.argmax if largest else turned.argmin)(dim=axis, keepdim=keep)
+            return (value.shape[axis] - 1 - place if last else place,)
 
         return run
 
-    return form
+    return only(form, "axis", "keepdims", "select_last_index")
 
 
 def _top_k(facts: NodeFacts) -> Operator | None:
-    if facts.opset < 10:
-        return None
+    attribute = facts.get("k") if facts.opset < 10 else None
     axis, largest = int(facts.get("axis", -1)), bool(facts.get("largest", 1))
     if not facts.get("sorted", 1):
         return None
 
     def run(values: Values) -> tuple[Tensor, ...]:
-        value, count = needed(values[0]), int(needed(values[1]).reshape(()))
+        value = needed(values[0])
+        count = int(attribute if attribute is not None else needed(values[1]).reshape(()))
         # Stable, because of equal values ONNX takes the one with the lower place.
         ordered, places = value.sort(dim=axis, descending=largest, stable=True)
         return ordered.narrow(axis, 0, count), places.narrow(axis, 0, count)
@@ -130,6 +159,8 @@ def _one_hot(facts: NodeFacts) -> Operator | None:
 
 def _non_zero(values: Values) -> tuple[Tensor, ...]:
     value = needed(values[0])
+    if not value.ndim:
+        raise NotCoveredError("NonZero of one number, which has no axes")
     return (value.nonzero().T.contiguous(),)
 
 
@@ -145,17 +176,22 @@ def _compress(facts: NodeFacts) -> Operator | None:
     return run
 
 
-def _cum_sum(facts: NodeFacts) -> Operator | None:
-    exclusive, backwards = bool(facts.get("exclusive", 0)), bool(facts.get("reverse", 0))
+def _cumulative(product: bool) -> Form:
+    def form(facts: NodeFacts) -> Operator | None:
+        exclusive, backwards = bool(facts.get("exclusive", 0)), bool(facts.get("reverse", 0))
 
-    def run(values: Values) -> tuple[Tensor, ...]:
-        value, axis = needed(values[0]), int(needed(values[1]).reshape(()))
-        turned = value.flip(axis) if backwards else value
-        total = turned.cumsum(axis, dtype=value.dtype)
-        total = total - turned if exclusive else total
-        return (total.flip(axis) if backwards else total,)
+        def run(values: Values) -> tuple[Tensor, ...]:
+            value, axis = needed(values[0]), int(needed(values[1]).reshape(()))
+            value = value.flip(axis) if backwards else value
+            if exclusive:  # each place has what is before it
+                first = torch.full_like(value.narrow(axis, 0, 1), 1 if product else 0)
+                value = torch.cat([first, value.narrow(axis, 0, value.shape[axis] - 1)], axis)
+            total = (value.cumprod if product else value.cumsum)(axis, dtype=value.dtype)
+            return (total.flip(axis) if backwards else total,)
 
-    return run
+        return run
+
+    return only(form, "exclusive", "reverse")
 
 
 def _trilu(facts: NodeFacts) -> Operator | None:
@@ -172,15 +208,17 @@ def _trilu(facts: NodeFacts) -> Operator | None:
 FORMS: Forms = {
     "ArgMax": _arg(True),
     "ArgMin": _arg(False),
-    "Compress": _compress,
-    "CumSum": _cum_sum,
-    "Gather": _gather,
-    "GatherElements": _gather_elements,
-    "GatherND": _gather_nd,
-    "NonZero": lambda facts: _non_zero if not facts.attributes else None,
-    "OneHot": _one_hot,
-    "ScatterElements": _scatter_elements,
-    "ScatterND": _scatter_nd,
-    "TopK": _top_k,
-    "Trilu": _trilu,
+    "Compress": only(_compress, "axis"),
+    "CumProd": _cumulative(True),
+    "CumSum": _cumulative(False),
+    "Gather": only(_gather, "axis"),
+    "GatherElements": only(_gather_elements, "axis"),
+    "GatherND": only(_gather_nd, "batch_dims"),
+    "NonZero": plain(_non_zero),
+    "OneHot": only(_one_hot, "axis"),
+    "Scatter": only(_scatter_elements, "axis"),
+    "ScatterElements": only(_scatter_elements, "axis", "reduction"),
+    "ScatterND": only(_scatter_nd, "reduction"),
+    "TopK": only(_top_k, "axis", "largest", "sorted", "k"),
+    "Trilu": only(_trilu, "upper"),
 }

@@ -6,11 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrexport.onnx_network.operators.facts import Forms, NodeFacts, Operator, Values, at, axis_of, needed
+from lrexport.onnx_network.operators.facts import (
+    Forms,
+    NodeFacts,
+    Operator,
+    Values,
+    at,
+    axis_of,
+    needed,
+    only,
+)
 
 
 def _batch(facts: NodeFacts) -> Operator | None:
-    if facts.opset < 7 or facts.outputs > 1 or facts.get("training_mode", 0) or not facts.get("spatial", 1):
+    if facts.outputs > 1 or facts.get("training_mode", 0) or not facts.get("spatial", 1):
         return None
     epsilon = float(facts.get("epsilon", 1e-5))
 
@@ -21,51 +30,74 @@ def _batch(facts: NodeFacts) -> Operator | None:
     return run
 
 
+def normal(value: Tensor, axes: tuple[int, ...], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The values with mean 0 and variance 1 over the axes; their mean, and one over their deviation."""
+    mean = value.mean(axes, keepdim=True)
+    centred = value - mean
+    inverse = (centred.square().mean(axes, keepdim=True) + epsilon).rsqrt()
+    return centred * inverse, mean, inverse
+
+
+def _by_channel(value: Tensor, rank: int) -> Tensor:
+    """(C,) as (C, 1, …), to multiply a tensor of this rank channel by channel."""
+    return value.reshape(-1, *[1] * (rank - 2))
+
+
 def _instance(facts: NodeFacts) -> Operator | None:
     epsilon = float(facts.get("epsilon", 1e-5))
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, scale, bias = (needed(each) for each in values)
-        return (F.instance_norm(value, None, None, scale, bias, True, 0.0, epsilon),)
+        made, _, _ = normal(value, tuple(range(2, value.ndim)), epsilon)
+        return (made * _by_channel(scale, value.ndim) + _by_channel(bias, value.ndim),)
 
     return run
 
 
 def _layer(facts: NodeFacts) -> Operator | None:
-    if facts.outputs > 1:
+    if facts.get("stash_type", 1) != 1:
         return None
     axis, epsilon = int(facts.get("axis", -1)), float(facts.get("epsilon", 1e-5))
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, scale, bias = needed(values[0]), needed(values[1]), at(values, 2)
-        axes = tuple(range(axis_of(axis, value.ndim), value.ndim))
-        centred = value - value.mean(axes, keepdim=True)
-        normal = centred / (centred.square().mean(axes, keepdim=True) + epsilon).sqrt() * scale
-        return (normal if bias is None else normal + bias,)
+        made, mean, inverse = normal(value, tuple(range(axis_of(axis, value.ndim), value.ndim)), epsilon)
+        made = made * scale
+        return (made if bias is None else made + bias, mean, inverse)
 
     return run
 
 
+def root_mean_square(value: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
+    """The values divided by the root of their mean square over the axes."""
+    return value * (value.square().mean(axes, keepdim=True) + epsilon).rsqrt()
+
+
 def _rms(facts: NodeFacts) -> Operator | None:
+    if facts.get("stash_type", 1) != 1:
+        return None
     axis, epsilon = int(facts.get("axis", -1)), float(facts.get("epsilon", 1e-5))
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, scale = needed(values[0]), needed(values[1])
         axes = tuple(range(axis_of(axis, value.ndim), value.ndim))
-        return (value / (value.square().mean(axes, keepdim=True) + epsilon).sqrt() * scale,)
+        return (root_mean_square(value, axes, epsilon) * scale,)
 
     return run
 
 
 def _group(facts: NodeFacts) -> Operator | None:
-    # Scale and bias were for each group in opset 18, and are for each channel since opset 21.
     epsilon, groups = float(facts.get("epsilon", 1e-5)), int(facts.get("num_groups", 1))
-    if facts.opset < 21:
+    if facts.get("stash_type", 1) != 1:
         return None
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, scale, bias = (needed(each) for each in values)
-        return (F.group_norm(value, groups, scale, bias, epsilon),)
+        if facts.opset < 21:  # then scale and bias have one value a group, since then one a channel
+            scale, bias = (each.repeat_interleave(value.shape[1] // groups) for each in (scale, bias))
+        made, _, _ = normal(value.reshape(value.shape[0], groups, -1), (2,), epsilon)
+        made = made.reshape(value.shape)
+        return (made * _by_channel(scale, value.ndim) + _by_channel(bias, value.ndim),)
 
     return run
 
@@ -91,18 +123,31 @@ def _lp(facts: NodeFacts) -> Operator | None:
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value = needed(values[0])
-        norm = value.norm(p=power, dim=axis, keepdim=True)
+        norm = torch.linalg.vector_norm(value, power, axis, keepdim=True)
         return (torch.where(norm == 0, torch.zeros_like(value), value / torch.where(norm == 0, 1.0, norm)),)
 
     return run
 
 
+def _mean_variance(facts: NodeFacts) -> Operator | None:
+    axes = tuple(facts.get("axes") or (0, 2, 3))
+
+    def run(values: Values) -> tuple[Tensor, ...]:
+        value = needed(values[0])
+        mean = value.mean(axes, keepdim=True)
+        deviation = (value.square().mean(axes, keepdim=True) - mean.square()).clamp_min(0).sqrt()
+        return ((value - mean) / (deviation + 1e-9),)
+
+    return run
+
+
 FORMS: Forms = {
-    "BatchNormalization": _batch,
-    "GroupNormalization": _group,
-    "InstanceNormalization": _instance,
-    "LRN": _lrn,
-    "LayerNormalization": _layer,
-    "LpNormalization": _lp,
-    "RMSNormalization": _rms,
+    "BatchNormalization": only(_batch, "epsilon", "momentum", "training_mode", "spatial"),
+    "GroupNormalization": only(_group, "epsilon", "num_groups", "stash_type"),
+    "InstanceNormalization": only(_instance, "epsilon"),
+    "LRN": only(_lrn, "alpha", "beta", "bias", "size"),
+    "LayerNormalization": only(_layer, "axis", "epsilon", "stash_type"),
+    "LpNormalization": only(_lp, "axis", "p"),
+    "MeanVarianceNormalization": only(_mean_variance, "axes"),
+    "RMSNormalization": only(_rms, "axis", "epsilon", "stash_type"),
 }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lrexport.onnx_network.operators.convolutions import AUTOMATIC, pad_zeros, pads_of
-from lrexport.onnx_network.operators.facts import Forms, NodeFacts, Operator, Values, needed
+from lrexport.onnx_network.operators.facts import Forms, NodeFacts, Operator, Values, needed, only, plain
 
 _MAX = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
-_ONE = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def _window(facts: NodeFacts) -> tuple[list[int], list[int], list[int]]:
@@ -39,24 +38,28 @@ def _sides(
     return sides, more
 
 
+def _covered(facts: NodeFacts) -> bool:
+    return facts.text("auto_pad", "NOTSET") in AUTOMATIC and 1 <= len(facts.get("kernel_shape", ())) <= 3
+
+
 def _max_pool(facts: NodeFacts) -> Operator | None:
-    unknown = facts.outputs > 1 or facts.get("storage_order", 0) or facts.text("auto_pad", "NOTSET") not in AUTOMATIC
-    if unknown or not 1 <= len(facts.get("kernel_shape", ())) <= 3:
+    if facts.outputs > 1 or facts.get("storage_order", 0) or not _covered(facts):
         return None
     kernel, strides, dilations = _window(facts)
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value = needed(values[0])
+        floating = value if value.is_floating_point() else value.to(torch.float32)  # exact for 8 bits
         sides, more = _sides(facts, value.shape[2:], kernel, strides, dilations)
-        lowest = float("-inf") if value.is_floating_point() else torch.iinfo(value.dtype).min
-        value = pad_zeros(pad_zeros(value, sides, lowest), more, lowest)
-        return (_MAX[len(kernel) - 1](value, kernel, strides, 0, dilations),)
+        added = [(before, after + last) for (before, after), (_, last) in zip(sides, more, strict=True)]
+        floating = pad_zeros(floating, added, float("-inf"))
+        return (_MAX[len(kernel) - 1](floating, kernel, strides, 0, dilations).to(value.dtype),)
 
     return run
 
 
 def _average_pool(facts: NodeFacts) -> Operator | None:
-    if facts.text("auto_pad", "NOTSET") not in AUTOMATIC or not 1 <= len(facts.get("kernel_shape", ())) <= 3:
+    if not _covered(facts):
         return None
     kernel, strides, dilations = _window(facts)
     with_padding = bool(facts.get("count_include_pad", 0))
@@ -72,27 +75,48 @@ def _average_pool(facts: NodeFacts) -> Operator | None:
     return run
 
 
-def _summed(value: Tensor, kernel: list[int], strides: list[int], dilations: list[int]) -> Tensor:
-    """Sums over windows, channel by channel."""
-    channels = value.shape[1]
-    flat = value.reshape(-1, 1, *value.shape[2:])
-    ones = value.new_ones(1, 1, *kernel)
-    made = _ONE[len(kernel) - 1](flat, ones, None, strides, 0, dilations)
-    return made.reshape(value.shape[0], channels, *made.shape[2:])
+def _lp_pool(facts: NodeFacts) -> Operator | None:
+    power = int(facts.get("p", 2))
+    if not _covered(facts) or power not in (1, 2):
+        return None
+    kernel, strides, dilations = _window(facts)
 
-
-def _global(maximum: bool) -> Operator:
     def run(values: Values) -> tuple[Tensor, ...]:
         value = needed(values[0])
-        axes = tuple(range(2, value.ndim))
-        return (value.amax(axes, keepdim=True) if maximum else value.mean(axes, keepdim=True),)
+        sides, more = _sides(facts, value.shape[2:], kernel, strides, dilations)
+        value = pad_zeros(pad_zeros(value, sides), more)
+        if power == 1:
+            return (_summed(value.abs(), kernel, strides, dilations),)
+        return (_summed(value.square(), kernel, strides, dilations).sqrt(),)
 
     return run
 
 
+def _summed(value: Tensor, kernel: list[int], strides: list[int], dilations: list[int]) -> Tensor:
+    """Sums over windows, channel by channel: axis by axis, as views of the tensor."""
+    for place, (length, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        windows = value.unfold(2 + place, dilation * (length - 1) + 1, stride)
+        value = windows[..., ::dilation].sum(-1)
+    return value
+
+
+def _global(reduce: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Operator:
+    return lambda values: (reduce(needed(values[0]), tuple(range(2, needed(values[0]).ndim))),)
+
+
+def _global_lp(facts: NodeFacts) -> Operator | None:
+    power = int(facts.get("p", 2))
+    if power not in (1, 2):
+        return None
+    return _global(lambda value, axes: torch.linalg.vector_norm(value, power, axes, keepdim=True))
+
+
+_ATTRIBUTES = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
 FORMS: Forms = {
-    "AveragePool": _average_pool,
-    "MaxPool": _max_pool,
-    "GlobalAveragePool": lambda facts: _global(False),
-    "GlobalMaxPool": lambda facts: _global(True),
+    "AveragePool": only(_average_pool, *_ATTRIBUTES, "count_include_pad"),
+    "GlobalAveragePool": plain(_global(lambda value, axes: value.mean(axes, keepdim=True))),
+    "GlobalLpPool": only(_global_lp, "p"),
+    "GlobalMaxPool": plain(_global(lambda value, axes: value.amax(axes, keepdim=True))),
+    "LpPool": only(_lp_pool, *_ATTRIBUTES, "p"),
+    "MaxPool": only(_max_pool, *_ATTRIBUTES, "storage_order"),
 }

@@ -6,41 +6,51 @@ Runtime: an implementation that is nearly right would be worse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from lrexport.onnx_network.operators import (
+    activations,
     arithmetic,
+    contributed,
     convolutions,
     indexing,
     normalisation,
+    pieces,
     pooling,
     products,
+    quantisation,
     recurrent,
     reductions,
     resizing,
+    sampling,
     shapes,
 )
-from lrexport.onnx_network.operators.facts import NodeFacts, Operator
+from lrexport.onnx_network.operators.facts import Forms, NodeFacts, Operator
 
-_FAMILIES: tuple[Mapping[str, Callable[[NodeFacts], Operator | None]], ...] = (
+# Broadcasting and others had other rules before this opset.
+_OLDEST_OPSET = 7
+_FAMILIES: tuple[Forms, ...] = (
+    activations.FORMS,
     arithmetic.FORMS,
     convolutions.FORMS,
     indexing.FORMS,
     normalisation.FORMS,
+    pieces.FORMS,
     pooling.FORMS,
     products.FORMS,
+    quantisation.FORMS,
     recurrent.FORMS,
     reductions.FORMS,
     resizing.FORMS,
+    sampling.FORMS,
     shapes.FORMS,
 )
-_FORMS = {name: form for family in _FAMILIES for name, form in family.items()}
+_STANDARD = {name: form for family in _FAMILIES for name, form in family.items()}
+_DOMAINS = {"": _STANDARD, "com.microsoft": contributed.FORMS}
 
-# Operators with an implementation for at least one form.
-NAMES = tuple(sorted(_FORMS))
+# Operators with an implementation for at least one form, those of other domains with the domain before them.
+NAMES = tuple(sorted([*_STANDARD, *(f"com.microsoft.{name}" for name in contributed.FORMS)]))
 
 
 def operator_of(facts: NodeFacts) -> Operator | None:
     """The implementation of a node's operator; None without one for this form of it."""
-    form = _FORMS.get(facts.operator) if not facts.domain else None
-    return None if form is None else form(facts)
+    form = _DOMAINS.get(facts.domain, {}).get(facts.operator)
+    return None if form is None or facts.opset < _OLDEST_OPSET else form(facts)
