@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lrexport.lowrank.repair.reconstruct import reconstruct as reconstruct
     from lrexport.lowrank.selection.select import select as select
     from lrexport.metric import Metric as Metric
+    from lrexport.networks.onnx_source import read_onnx as read_onnx
     from lrexport.networks.weights import load_weights as load_weights
     from lrexport.plan import Plan as Plan
     from lrexport.runs.loading import load as load
@@ -63,6 +64,7 @@ _HOMES = {
     "fold": "lrexport.lowrank.factors.fold",
     "reconstruct": "lrexport.lowrank.repair.reconstruct",
     "load": "lrexport.runs.loading",
+    "read_onnx": "lrexport.networks.onnx_source",
     "load_weights": "lrexport.networks.weights",
     "make_plain": "lrexport.torch_tools.plain_form",
     "export_onnx": "lrexport.formats.onnx",

@@ -248,7 +248,7 @@ class FileExported(Event):
     bytes: int
     opset: int
     relative_error: float
-    simplified: bool
+    simplified: bool | None
     blind: bool
     rescored: bool
     uncounted: tuple[str, ...]

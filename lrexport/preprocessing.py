@@ -19,6 +19,7 @@ Origin = Literal["default", "data", "network", "options"]
 CHANNELS, CROPS = ("rgb", "bgr", "grey"), ("center", "none")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _OF_PIXELS = 255
+METADATA_KEY = "lrexport.preprocessing"  # of an .onnx file: the fields as JSON
 _ORIGINS = {
     "default": "lrexport's default",
     "data": "those of the data",

@@ -24,6 +24,11 @@ _MARKDOWN = re.compile(r"[\\`*_\[\]<>#!|~@:$&]|(?<=www)\.", re.IGNORECASE)
 _REFERENCES = "@#!"
 
 
+def is_onnx_name(name: str) -> bool:
+    """Whether a MODEL names an .onnx file."""
+    return name.lower().endswith(".onnx")
+
+
 def visible(text: str) -> str:
     """One line of printable characters: others, such as newlines and direction marks, are escaped as in ``\\x0a``."""
     return "".join(char if char.isprintable() else _code(char) for char in text)

@@ -9,6 +9,8 @@ RECORD = "run.json"
 DENSE, BASELINE = "dense.safetensors", "baseline.safetensors"
 SVD, MODEL = "svd.safetensors", "model.safetensors"
 DENSE_ONNX, MODEL_ONNX = "dense.onnx", "model.onnx"
+# The .onnx file that the network of a run came from, as it was.
+SOURCE_ONNX = "source.onnx"
 DENSE_INT8, MODEL_INT8 = "dense.int8.onnx", "model.int8.onnx"
 # In ONNX Runtime's format, for x86 and for ARM.
 MODEL_ORT, MODEL_ARM_ORT = "model.ort", "model.arm.ort"
@@ -34,7 +36,7 @@ HOLDER = ".holder"
 # The files that lrexport made in the folder: see artifacts/mark.py.
 MARK = ".lrexport.jsonl"
 # Everything that a job writes in its folder, except the files in CHECKPOINTS and LOGS.
-OF_A_JOB = (RECORD, DENSE, BASELINE, SVD, MODEL, SPECTRA, HOLDER, LOG, CHECKPOINTS)
+OF_A_JOB = (RECORD, SOURCE_ONNX, DENSE, BASELINE, SVD, MODEL, SPECTRA, HOLDER, LOG, CHECKPOINTS)
 OF_A_RUN = (*OF_A_JOB, *EXPORTED)
 # The folders among them.
 FOLDERS = (CHECKPOINTS, LOGS)

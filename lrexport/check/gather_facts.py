@@ -133,7 +133,7 @@ def _sized(how: How, record: Record) -> How:
     """With the sizes at which the run's files were counted, where they leave them open and nobody gave others."""
     from lrexport.runs.record import exported_shapes
 
-    shapes = exported_shapes(record.model.signature, record.export)
+    shapes = exported_shapes(record.model, record.export)
     return replace(how, shapes=shapes) if shapes and not how.shapes else how
 
 

@@ -147,9 +147,7 @@ def _own_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     from lrexport.runs.record import exported_shapes, load_record
 
     records = [load_record(path) for path in paths if path.is_dir()]
-    return {
-        name: shape for record in records for name, shape in exported_shapes(record.model.signature, record.export).items()
-    }
+    return {name: shape for record in records for name, shape in exported_shapes(record.model, record.export).items()}
 
 
 def _checked_bytes(path: Path, is_sent: bool) -> int:

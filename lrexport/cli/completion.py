@@ -20,11 +20,12 @@ VARIABLE = "_LREXPORT_COMPLETE"
 _PROGRAM = "lrexport"
 _MOST_BYTES = 1 << 20  # of a Python file or an ssh_config that is read
 _MOST_INCLUDES = 8  # levels
+ONNX_SUFFIX = ".onnx"
 _WORD_BREAK, _ASSIGNMENT = ":", "="  # bash splits words at them
 
 
 def models(incomplete: str) -> Iterator[str]:
-    """Built-in names, runs, folders, torchvision's and timm's once the prefix is typed, callables of local modules."""
+    """Built-in names, runs, folders, .onnx files, torchvision's and timm's by their prefix, callables of local modules."""
     from lrexport.networks.names import CIFAR_NAMES, ELSEWHERE
 
     yield from CIFAR_NAMES
@@ -125,9 +126,9 @@ class _Bash(BashComplete):
 
 
 def _runs(incomplete: str) -> Iterator[str]:
-    """Runs; once something is typed, other folders too, which may contain runs."""
-    for entry in _entries(incomplete):
-        if Path(entry, RECORD).is_file():
+    """Runs and .onnx files; once something is typed, other folders too, which may contain such."""
+    for entry in _entries(incomplete, ONNX_SUFFIX):
+        if Path(entry, RECORD).is_file() or entry.endswith(ONNX_SUFFIX):
             yield entry.rstrip("/")
         elif incomplete:
             yield entry

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lrexport.cli.file_defaults import settle_training
 from lrexport.cli.goal_options import compress_config, goal_options, pruning_options
 from lrexport.cli.help import LAYERS, OUTPUT, TRAINING, section
 from lrexport.cli.notes import note_callable_weights, note_changed_defaults, note_replaced, note_unused, refuse_finished
@@ -41,13 +42,14 @@ def command(
     """Train MODEL in SVD form, prune singular values to a goal, fold into plain layers and fine-tune.
 
     MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10], timm:NAME,
-    package.module:callable, or a run.
+    package.module:callable, FILE.onnx, or a run.
     Without --data nothing is trained: ranks are chosen and folded within seconds.
 
     \b
     lrexport compress resnet20 --weights w.pt --data cifar10 --macs 0.5 -o run
     lrexport compress torchvision:resnet18 --weights w.pt --macs 0.6 -o run
     lrexport compress resnet20 --recipe paper-cifar10 -o run
+    lrexport compress model.onnx --data images:pictures --macs 0.7 -o run
     lrexport compress run --macs 0.4 -o run-0.4
     """
     from lrexport.cli.console import note, note_dense, print_result, print_table, write_json
@@ -68,6 +70,7 @@ def command(
     else:
         note_callable_weights(options)
     note_unused(options["data"], source)
+    settle_training(options, source)
     config = compress_config(options)
     if source is not None:
         note_changed_defaults(source, config)

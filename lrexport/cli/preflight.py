@@ -13,9 +13,10 @@ from lrexport.config.goals import FromPlan
 from lrexport.config.task_names import check_task
 from lrexport.data import sources
 from lrexport.errors import InputError, UsageError
-from lrexport.networks.names import GIVE_WEIGHTS, check_name, is_import_path, parse_model, random_teacher
+from lrexport.networks.names import GIVE_WEIGHTS, check_name, is_import_path, no_weights_for, parse_model, random_teacher
 from lrexport.runs.record import Record, load_record, uncompressed
 from lrexport.runs.resume import check_folder, check_free, is_stopped, stopped
+from lrexport.text import is_onnx_name
 
 
 def check_compress(config: CompressConfig, source: Path | None, run: Path | None, resume: bool) -> None:
@@ -59,6 +60,8 @@ def check_start(config: TrainConfig, source: Path | None) -> Record | None:
         settle_record(source, record, with_data=config.data is None, with_task=uses_data and config.task is None)
     else:
         check_name(parse_model(config.model)[0])
+        if config.weights is not None and is_onnx_name(config.model):
+            raise no_weights_for(config.model, "--weights")
         if config.weights is not None:
             files.check_readable(config.weights)
     if config.data is not None:
@@ -82,7 +85,10 @@ def _check_teacher(teacher: str, weights: Path | None) -> None:
     agree_to_typed(teacher, None)
     name, options = parse_model(teacher)
     check_name(name)
-    if weights is not None:
+    if is_onnx_name(name):
+        if weights is not None:
+            raise no_weights_for(name, "--teacher-weights")
+    elif weights is not None:
         files.check_readable(weights)
     elif not is_import_path(name) and not any(map(options.get, GIVE_WEIGHTS)):
         raise random_teacher()

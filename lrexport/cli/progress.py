@@ -220,7 +220,7 @@ class Progressing:
     @__call__.register
     def _(self, event: FileExported) -> None:
         rescored = ", accuracy the same" if event.rescored else ""
-        simplified = "" if event.simplified else " (onnxsim failed; unsimplified graph kept)"
+        simplified = "" if event.simplified in (True, None) else " (onnxsim failed; unsimplified graph kept)"
         self.say(
             f"{event.file}: {format_bytes(event.bytes)}, opset {event.opset}, checked; differs from torch by at most "
             f"{event.relative_error:.1e} of the largest output{rescored}{simplified}"

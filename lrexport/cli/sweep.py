@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lrexport.cli.file_defaults import settle_training
 from lrexport.cli.goal_options import given_goal, goal_options, pruning_options
 from lrexport.cli.help import OUTPUT, SWEEP, Command, section
 from lrexport.cli.notes import refuse_finished
@@ -73,6 +74,7 @@ def command(
     source = Path(options["model"]) if is_run(options["model"]) else None
     if source is not None:
         refuse_finished(source)
+    settle_training(options, source)
     goal, train = given_goal(options), train_config(options)
     objective, trials = options.pop("objective"), options.pop("trials")
     others = {field.name: options[field.name] for field in fields(CompressConfig) if field.name in options}

@@ -24,8 +24,8 @@ from lrexport.errors import UsageError
 def command(output: Path | None, json_to: str | None, resume: bool, allow_changes: bool, **options: Any) -> None:
     """Train MODEL in SVD form at full rank; lrexport compress RUN then prunes it to any goal.
 
-    MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10], timm:NAME or
-    package.module:callable.
+    MODEL is resnet20|32|44|56|110 (CIFAR), torchvision:NAME[?num_classes=10], timm:NAME,
+    package.module:callable or FILE.onnx.
 
     \b
     lrexport train resnet20 --weights w.pt --data cifar10 -o run

@@ -13,6 +13,7 @@ from lrexport.config.options import PHASES, TRAINED, Count, Number, Words, about
 from lrexport.errors import UsageError
 from lrexport.preprocessing import CHANNELS, CROPS, asked_in
 from lrexport.signature import Signature
+from lrexport.text import is_onnx_name
 
 # Stages of training, as named in commands and reports.
 STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
@@ -129,12 +130,15 @@ class TrainConfig:
         return _plain(asdict(self))
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the files of ``weights`` and ``teacher`` as they are now: runs detect changes by it."""
-        return _digest("weights_sha256", self.weights) | self.teacher_digest()
+        """SHA-256 of the files of ``model``, ``weights`` and ``teacher`` as they are now: runs detect changes by it."""
+        file = Path(self.model) if is_onnx_name(self.model) else None
+        return _digest("model_sha256", file) | _digest("weights_sha256", self.weights) | self.teacher_digest()
 
     def teacher_digest(self) -> dict[str, str]:
         """The teacher's part of :meth:`digests`."""
-        of_run = Path(self.teacher) / DENSE if self.teacher else None
+        if self.teacher is None:
+            return {}
+        of_run = Path(self.teacher) if is_onnx_name(self.teacher) else Path(self.teacher) / DENSE
         return _digest("teacher_sha256", self.teacher_weights or of_run)
 
 

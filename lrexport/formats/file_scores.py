@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError
 from lrexport.formats.feeding import feed
+from lrexport.formats.sample_sessions import like_network
 from lrexport.formats.verify import feed_of
 from lrexport.measure.latency import session
 from lrexport.metric import SHARE
@@ -25,13 +26,21 @@ from lrexport.torch_tools.outputs import refilled
 _TIES = 0.001
 
 
-def score_onnx(path: Path, images: ImageSet, split: str, task: Task = CLASSIFICATION, like: Any = None) -> Score:
+def score_onnx(
+    path: Path,
+    images: ImageSet,
+    split: str,
+    task: Task = CLASSIFICATION,
+    like: Any = None,
+    network: nn.Module | None = None,
+) -> Score:
     """The metrics of an ONNX file in ONNX Runtime, at its own batch size, on all cores.
 
-    ``like`` is an output of the torch network, whose form the file's outputs get; None for a single tensor. Raises
-    NotANumber for NaN, InputError if the task raises an error.
+    ``like`` is an output of the torch network, whose form the file's outputs get; None for a single tensor.
+    ``network`` is that network: its file, if it came
+    from one, then takes its inputs. Raises NotANumber for NaN, InputError if the task raises an error.
     """
-    runtime, meter, bad = session(path, threads=0), task.meter(), 0
+    runtime, meter, bad = like_network(session(path, threads=0), network), task.meter(), 0
     for batch, targets, count in feed(images, runtime, task.score_batch, task.score_batch):
         outputs = _outputs_of(runtime, batch, count, like)
         bad += nan_samples(outputs, count)

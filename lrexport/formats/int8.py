@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import nn
 
 from lrexport.artifacts import files
 from lrexport.data.images import ImageSet
@@ -16,11 +17,13 @@ from lrexport.errors import InputError, LrexportError
 from lrexport.formats.feeding import inputs_for
 from lrexport.formats.int8_agreement import Int8Agreement, compare_int8
 from lrexport.formats.onnx import strip
+from lrexport.formats.sample_sessions import SampleSession, like_network
 from lrexport.formats.verify import feed_of
 from lrexport.measure.latency import session
 from lrexport.measure.macs.onnx_int8 import int8_nodes
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
 from lrexport.text import first_line
+from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.quiet import quiet
 
 
@@ -40,19 +43,24 @@ class Quantised:
 
 
 def quantise_onnx(
-    source: str | Path, path: str | Path, images: ImageSet, shapes: Mapping[str, Sequence[int]] | None = None
+    source: str | Path,
+    path: str | Path,
+    images: ImageSet,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    network: nn.Module | None = None,
 ) -> Quantised:
     """Write ``source`` to ``path`` with int8 weights and activations; input, output, opset and batch stay the same.
 
     ``images``, without labels, determine the ranges of activations; MACs of a graph with free sizes are counted for
-    ``shapes``, sizes by input name. Raises InputError if onnxruntime cannot quantise the
+    ``shapes``, sizes by input name. ``network`` is the one in the file, which takes the images if it came from a file
+    itself. Raises InputError if onnxruntime cannot quantise the
     graph, or if the quantised network is useless; then nothing is written.
     """
     source, path = Path(source), Path(path)
-    model = _quantise(source, images, path.parent)
+    model = _quantise(source, images, path.parent, network)
     strip(model)
     model.metadata_props.extend(onnx.load(str(source), load_external_data=False).metadata_props)
-    agreement = compare_int8(source, model, images)
+    agreement = compare_int8(source, model, images, network)
     content = model.SerializeToString()
     files.write_bytes(path, content)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # 0 if dynamic
@@ -62,7 +70,7 @@ def quantise_onnx(
     return Quantised(path, len(content), cost, int8_macs, in_float, agreement)
 
 
-def _quantise(source: Path, images: ImageSet, folder: Path) -> onnx.ModelProto:
+def _quantise(source: Path, images: ImageSet, folder: Path, network: nn.Module | None) -> onnx.ModelProto:
     """onnxruntime's static quantisation, with temporary files in ``folder``."""
     from onnxruntime import quantization
 
@@ -75,7 +83,7 @@ def _quantise(source: Path, images: ImageSet, folder: Path) -> onnx.ModelProto:
             quantization.quantize_static(
                 str(prepared),
                 str(finished),
-                _Calibration(source, images),
+                _Calibration(source, images, network),
                 quant_format=quantization.QuantFormat.QDQ,
                 # Output channels differ in range; one scale for a whole kernel loses another 2 dB.
                 per_channel=True,
@@ -103,12 +111,19 @@ def _quantise(source: Path, images: ImageSet, folder: Path) -> onnx.ModelProto:
 class _Calibration:
     """Batches of images for onnxruntime, as a CalibrationDataReader: dictionaries of inputs, then None."""
 
-    def __init__(self, source: Path, images: ImageSet) -> None:
-        self._runtime = session(source)
+    def __init__(self, source: Path, images: ImageSet, network: nn.Module | None) -> None:
+        self._runtime = like_network(session(source), network)
         # Repeating an image to fill a batch does not change the range of values. A dynamic batch is kept small: the graph
         # for calibration is not optimised and holds many activations at a time.
-        self._batches = inputs_for(images, self._runtime, dynamic_batch=16)
+        self._feeds = self._all(inputs_for(images, self._runtime, dynamic_batch=16))
 
     def get_next(self) -> dict[str, Any] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else feed_of(self._runtime, batch[0])
+        return next(self._feeds, None)
+
+    def _all(self, batches: Iterator[tuple[Batch, int]]) -> Iterator[dict[str, Any]]:
+        for batch, _count in batches:
+            feed = feed_of(self._runtime, batch)
+            if isinstance(self._runtime, SampleSession):
+                yield from self._runtime.portions(feed)
+            else:
+                yield feed

@@ -18,42 +18,27 @@ from lrexport.config.export_options import BATCH, FIRST_OPSET, check_dynamic
 from lrexport.errors import InputError, UsageError
 from lrexport.formats.comparison_inputs import comparison_inputs, extreme_inputs
 from lrexport.formats.declared import Asked, check_written, has_batch, sizes_of
-from lrexport.formats.dynamic import FIXED, FreeAxes, free_axes
+from lrexport.formats.dynamic import free_axes
+from lrexport.formats.exported import Exported as Exported
 from lrexport.formats.opsets import check_opset, in_opset
 from lrexport.formats.pixels import check_takes_pictures, describe, taking_pixels, to_pixels
+from lrexport.formats.rewritten import check_untouched, export_rewritten
 from lrexport.formats.torch_graph import to_onnx
-from lrexport.formats.verify import RELATIVE_TOLERANCE, Comparison, Reference, check_repeats
-from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
+from lrexport.formats.verify import Comparison, Reference, check_repeats, is_blind
+from lrexport.measure.macs.onnx_macs import count_onnx
+from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.preprocessing import Preprocessing
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, call, signature_of
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.modes import eval_mode
-from lrexport.torch_tools.outputs import flat_tensors, named_tensors
+from lrexport.torch_tools.outputs import named_tensors
 from lrexport.torch_tools.quiet import quiet
 from lrexport.torch_tools.tracing import example_input
 from lrexport.units import format_bytes
 
 # Limit on weights and nodes of one file: protobuf's 2 GiB minus room for names and shapes.
 _MOST_BYTES = (2 << 30) - (1 << 20)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A finished file: its cost counted on the graph, and the largest relative error against torch in all comparisons.
-
-    ``blind``: the output hardly depends on the input, so agreement with torch proves little. ``free`` are the axes of its
-    inputs that may have any size.
-    """
-
-    path: Path
-    bytes: int
-    opset: int
-    cost: GraphCost
-    comparison: Comparison
-    simplified: bool
-    blind: bool = False
-    free: FreeAxes = FIXED
 
 
 def export_onnx(
@@ -80,13 +65,19 @@ def export_onnx(
     ``with_preprocessing`` the normalisation is in the graph, whose input is then uint8 (B, H, W, C), RGB or grey, whatever
     the network's own order of channels; ``samples`` stay the network's inputs.
 
+    A network of :func:`lrexport.read_onnx`, compressed or not, is written into a copy of its file, in which nothing but its
+    layers changes; ``input_shape`` is not used then, and batch, free axes and opset cannot be chosen.
+
     The network is exported in eval mode, and its mode restored; a network in another precision or on a GPU is
     copied first. Raises UsageError for an opset that cannot be written or run, and for axes that no input has; InputError
     if the graph differs from torch, or is too large for one file, or if the network accepts no other sizes; then ``path``
     is not written.
     """
-    check_opset(opset)
     path = Path(path)
+    if isinstance(network, OnnxNetwork):
+        check_untouched(batch, dynamic, opset, with_preprocessing, wording="")
+        return export_rewritten(network, path, samples=samples, preprocessing=preprocessing, classes=classes)
+    check_opset(opset)
     signature = signature_of(input_shape, network)
     dynamic = check_dynamic(dynamic)
     if batch is None or BATCH in dynamic:
@@ -109,7 +100,7 @@ def export_onnx(
         check_repeats(network, next(iter(inputs.values())))
         torchs = Reference(network, inputs, extreme_inputs(network, signature, batch))
         verified = _verified(network, signature, Asked(batch, opset, outputs, free), torchs)
-        blind = _is_blind(network, next(iter(inputs.values())), _example(network, signature, batch))
+        blind = is_blind(network, next(iter(inputs.values())), _example(network, signature, batch))
     describe(verified.model, preprocessing, with_preprocessing, classes)
     content = verified.model.SerializeToString()
     files.write_bytes(path, content)
@@ -283,17 +274,3 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto | None:
         return None
     strip(simpler)
     return simpler
-
-
-@torch.no_grad()
-def _is_blind(network: nn.Module, noise: Batch, zeros: Batch) -> bool:
-    """Whether random inputs change the outputs by no more than the tolerance; an untrained ViT always returns zeros."""
-    noise = noise[:1].map(lambda tensor: tensor.expand(len(zeros), *tensor.shape[1:]))
-    outputs = zip(flat_tensors(call(network, noise)), flat_tensors(call(network, zeros)), strict=True)
-    return all(_is_alike(one.double(), other.double()) for one, other in outputs)
-
-
-def _is_alike(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    return not one.numel() or bool((one - other).abs().max() <= RELATIVE_TOLERANCE * one.abs().max())

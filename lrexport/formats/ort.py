@@ -18,10 +18,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from lrexport.artifacts import files
 from lrexport.errors import InputError
 from lrexport.formats.agreement import RELATIVE_TOLERANCE, Array, ComparedOutputs, Terms, check_agreement
+from lrexport.formats.sample_sessions import like_network
 from lrexport.formats.verify import feed_of
 from lrexport.measure.latency import session
 from lrexport.signature import InputSpec, Signature
@@ -47,18 +49,24 @@ class OrtFile:
     relative_error: float
 
 
-def write_ort(source: str | Path, path: str | Path, platform: Platform, signature: Signature | None = None) -> OrtFile:
+def write_ort(
+    source: str | Path,
+    path: str | Path,
+    platform: Platform,
+    signature: Signature | None = None,
+    network: nn.Module | None = None,
+) -> OrtFile:
     """Write the ONNX file ``source`` to ``path``, which must end in .ort, for processors of ``platform``.
 
     It is loaded again and compared with ``source`` on random inputs, of the sizes, types and ranges in ``signature`` where
-    the file leaves them open. Raises InputError if ONNX Runtime cannot write it or
+    the file leaves them open; ``network`` is the one in the file. Raises InputError if ONNX Runtime cannot write it or
     the outputs differ; then ``path`` is not written.
     """
     source, path = Path(source), Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ort-") as scratch:
         made = Path(scratch) / "model.ort"
         _convert(source, made, platform)
-        error = _compare(source, made, signature)
+        error = _compare(source, made, signature, network)
         files.write_bytes(path, made.read_bytes())
     return OrtFile(path, path.stat().st_size, error)
 
@@ -80,9 +88,9 @@ def _convert(source: Path, made: Path, platform: Platform) -> None:
         raise InputError(f"ONNX Runtime cannot write {source.name} in its own format: {error}") from error
 
 
-def _compare(source: Path, made: Path, signature: Signature | None) -> float:
+def _compare(source: Path, made: Path, signature: Signature | None, network: nn.Module | None) -> float:
     """The largest relative difference of the outputs. Raises InputError if it exceeds the tolerance."""
-    before, after = session(source), session(made)
+    before, after = like_network(session(source), network), like_network(session(made), network)
     inputs = {
         f"random input {number + 1}, batch {size}": given for number, (size, given) in enumerate(_draws(before, signature))
     }
@@ -105,7 +113,7 @@ def _compare(source: Path, made: Path, signature: Signature | None) -> float:
 
         def rounding(number: int = number) -> list[Array]:
             """The largest change of the output by optimising the graph."""
-            plain = outputs(_unoptimised(source))
+            plain = outputs(like_network(_unoptimised(source), network))
             return [np.abs(one[number] - two[number]) for one, two in zip(plain, expected, strict=True)]
 
         pairs = [

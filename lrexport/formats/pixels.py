@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from lrexport.data.preprocessing import Normalisation
 from lrexport.errors import UsageError
-from lrexport.preprocessing import Preprocessing
+from lrexport.preprocessing import METADATA_KEY, Preprocessing
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch
 
-PREPROCESSING, CLASSES = "lrexport.preprocessing", "lrexport.classes"
+PREPROCESSING, CLASSES = METADATA_KEY, "lrexport.classes"
 _IN_GRAPH = "in_graph"
 
 

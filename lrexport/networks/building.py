@@ -1,4 +1,4 @@
-"""MODEL (a known name, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``) → a recipe that builds it."""
+"""MODEL (a known name, ``torchvision:NAME``, ``timm:NAME``, an import path or an .onnx file) → a recipe that builds it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lrexport.artifacts.run_files import SOURCE_ONNX
 from lrexport.errors import InputError, UsageError, signal_of, with_hint
-from lrexport.networks import cifar_resnet, timm_zoo, torchvision_zoo
+from lrexport.networks import cifar_resnet, onnx_source, timm_zoo, torchvision_zoo
 from lrexport.networks.lazy import fill_lazy_layers
 from lrexport.networks.names import CIFAR_NAMES as CIFAR_NAMES
 from lrexport.networks.names import (
@@ -27,9 +28,9 @@ from lrexport.networks.names import (
     no_torchvision,
     parse_model,
 )
-from lrexport.runs.record import ModelSource
+from lrexport.runs.record import ModelSource, load_record
 from lrexport.signature import Signature
-from lrexport.text import nearest
+from lrexport.text import is_onnx_name, nearest
 from lrexport.torch_tools.batch import signature_of
 from lrexport.torch_tools.import_torchvision import torchvision, with_operators
 from lrexport.torch_tools.plain_form import make_plain, unwrapped
@@ -44,7 +45,8 @@ class ModelRecipe:
     ``signature`` says what the network takes. ``is_named``: lrexport, torchvision or timm
     knows the network by name; otherwise it comes from the user's callable. ``preprocessing`` has those fields of
     :class:`lrexport.preprocessing.Preprocessing` that the network's source states,
-    ``published`` what its weights are known to reach.
+    ``published`` what its weights are known to reach. ``file`` is the .onnx file that the network comes from, if any, and
+    ``file_shapes`` the sizes of its inputs by their names in it.
     """
 
     source: str
@@ -55,6 +57,8 @@ class ModelRecipe:
     is_named: bool = False
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     published: torchvision_zoo.Published | None = None
+    file: Path | None = None
+    file_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """A new network of plain layers with fresh weights, by :meth:`as_made` and :func:`make_plain`."""
@@ -86,6 +90,8 @@ class ModelRecipe:
             )
         network, remarks = unwrapped(network, f"MODEL {self.source!r} returned a network")
         notes += remarks
+        if self.file is not None:
+            return network  # read in float32 and eval mode, with plain layers
         network = network.float().eval()
         fill_lazy_layers(network, self.signature)
         for parameter in network.parameters():
@@ -94,7 +100,7 @@ class ModelRecipe:
         return network
 
     def bytes_of_weights(self) -> int | None:
-        """Bytes of the weights in float32, without allocating them; None for a user's callable."""
+        """Bytes of the weights in float32, without allocating them; None for a user's callable or file."""
         if not self.is_named:
             return None
         try:
@@ -118,7 +124,8 @@ class ModelRecipe:
         return self.is_named and weights is None and not any(map(self.kwargs.get, GIVE_WEIGHTS))
 
     def to_record(self) -> ModelSource:
-        return ModelSource.of(self.source, self.kwargs, self.signature)
+        made = ModelSource.of(self.source, self.kwargs, self.signature)
+        return made.model_copy(update={"file_shapes": dict(self.file_shapes)})
 
 
 def resolve(model: str, inputs: Signature | Sequence[int] | None = None) -> ModelRecipe:
@@ -133,9 +140,13 @@ def resolve(model: str, inputs: Signature | Sequence[int] | None = None) -> Mode
 def from_record(source: ModelSource, named_in: Path) -> ModelRecipe:
     """The recipe of a run's network, which the record ``named_in`` names.
 
-    Raises UsageError if its source no longer exists, InputError for code that the user did not agree to run.
+    Raises UsageError if its source no longer exists, InputError for code that the user did not agree to run, or if the
+    run's copy of an .onnx file is missing or damaged.
     """
     kwargs = dict(source.kwargs)
+    if source.is_file:  # the run's copy: its own name is only for people, and may be anything in a run of somebody else
+        run = named_in.parent
+        return _from_onnx(source.source, load_record(run).check(run, SOURCE_ONNX), source.signature)
     if source.source.startswith(TORCHVISION):
         check_name(source.source)
         name = source.source.removeprefix(TORCHVISION)
@@ -178,6 +189,9 @@ def _resolve(name: str, kwargs: dict[str, Any], signature: Signature | None, nam
         return _from_timm(name, kwargs, signature)
     if is_import_path(name):
         return _from_import_path(name, kwargs, signature, named_in)
+    if is_onnx_name(name):
+        check_name(name)
+        return _from_onnx(name, Path(name), signature)
     check_name(name)
     depth = int(name.removeprefix("resnet"))
 
@@ -186,6 +200,18 @@ def _resolve(name: str, kwargs: dict[str, Any], signature: Signature | None, nam
 
     taken = signature or Signature.of(cifar_resnet.INPUT_SHAPE)
     return ModelRecipe(name, build, taken, kwargs, takes_num_classes=True, is_named=True)
+
+
+def _from_onnx(source: str, path: Path, signature: Signature | None) -> ModelRecipe:
+    network = onnx_source.network_of(path, signature)
+    return ModelRecipe(
+        source,
+        partial(onnx_source.copy_of, path, signature),
+        network.signature,
+        preprocessing=onnx_source.stated_preprocessing(network),
+        file=path,
+        file_shapes=onnx_source.file_shapes(network),
+    )
 
 
 def _from_torchvision(source: str, kwargs: dict[str, Any], signature: Signature | None) -> ModelRecipe:

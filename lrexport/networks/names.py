@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from lrexport.artifacts import files
+from lrexport.artifacts.lfs import refuse_lfs_pointer
 from lrexport.errors import DeviceError, UsageError
-from lrexport.text import nearest
+from lrexport.text import is_onnx_name, nearest
 from lrexport.trust.current_folder import origin_of
 
 DEPTHS = (20, 32, 44, 56, 110)
@@ -27,8 +29,15 @@ _KEY = re.compile(r"""^\s*['"]([\w.]+)\*?['"]\s*:""", re.MULTILINE)
 
 
 def parse_model(model: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options of a MODEL such as ``torchvision:resnet18?num_classes=10``."""
+    """The name and the options of a MODEL such as ``torchvision:resnet18?num_classes=10``.
+
+    Raises UsageError for options of an .onnx file.
+    """
+    if is_onnx_name(model):  # a path may have a question mark
+        return model, {}
     name, _, query = model.partition("?")
+    if is_onnx_name(name) and query:
+        raise UsageError(f"invalid MODEL {model!r}: an .onnx file takes no options", f"Give {name}.")
     return name, {key: _literal(value) for key, value in parse_qsl(query)}
 
 
@@ -44,14 +53,19 @@ def _literal(text: str) -> Any:
 
 def is_import_path(source: str) -> bool:
     """Whether MODEL, without its options, is the import path of a user's callable."""
-    return ":" in source and not source.startswith((TORCHVISION, TIMM))
+    return ":" in source and not source.startswith((TORCHVISION, TIMM)) and not is_onnx_name(source)
 
 
 def check_name(name: str) -> None:
     """Raise UsageError if MODEL, without its options, names nothing; neither torch nor the user's code is loaded.
 
-    Raises DeviceError for timm's networks if timm is not installed.
+    Raises InputError for an .onnx file that is missing, empty or a Git LFS pointer; DeviceError for timm's networks if
+    timm is not installed.
     """
+    if is_onnx_name(name):
+        files.check_readable(Path(name))
+        refuse_lfs_pointer(Path(name))
+        return
     if name in CIFAR_NAMES:
         return
     if name.startswith(TORCHVISION):
@@ -66,6 +80,11 @@ def check_name(name: str) -> None:
         raise _a_file("MODEL", name)
     else:
         raise _unknown(name)
+
+
+def no_weights_for(model: str, option: str) -> UsageError:
+    """The error for weights that are given for an .onnx file."""
+    return UsageError(f"{option} does not apply to {model}: an .onnx file has its own weights", f"Omit {option}.")
 
 
 def random_teacher() -> UsageError:
@@ -163,10 +182,12 @@ def _unknown(name: str) -> UsageError:
     close[:0] = [f"{prefix}{name}" for prefix, known in ELSEWHERE.items() if name in known()]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     where = "It is a folder, but not a run (it has no run.json). " if Path(name).is_dir() else ""
+    if Path(name).is_file():
+        where = "It is a file, but its name does not end in .onnx. "
     return UsageError(
         f"unknown MODEL {name!r}",
         f"{hint}{where}Known: {', '.join(CIFAR_NAMES)}, torchvision:NAME, timm:NAME, "
-        "package.module:callable, or a run's folder.",
+        "package.module:callable, FILE.onnx, or a run's folder.",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Generic
 from torch import nn
 
 from lrexport.artifacts import files, run_folder, tensors
-from lrexport.artifacts.run_files import DENSE, LOG, SVD
+from lrexport.artifacts.run_files import DENSE, LOG, SOURCE_ONNX, SVD
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.comparison import EPOCHS
 from lrexport.config.compression import TrainConfig, several_need_data
@@ -20,10 +20,13 @@ from lrexport.data.targets import FIDELITY
 from lrexport.errors import UsageError
 from lrexport.events import DataLoaded, Event, ExportChecked, Noted, OnEvent, Warned, Working, ignore_events
 from lrexport.formats.rehearsal import rehearse
+from lrexport.formats.rewritten import cost_of
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
 from lrexport.networks.building import ModelRecipe
+from lrexport.networks.onnx_source import content_of, network_of
+from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.runs import log
 from lrexport.runs.record import RANDOM, Record, Result
 from lrexport.runs.request import Config, RunRequest
@@ -79,6 +82,15 @@ class OpenRun(Generic[Config]):
         """:meth:`store` for the content of a file; only for the process that writes."""
         run_folder.write_bytes(self.folder, name, content)
         return record.sealed(self.folder, name)
+
+    def store_source(self, record: Record) -> Record:
+        """:meth:`store` for the .onnx file that the network comes from, as it is; nothing for other networks."""
+        if self.recipe.file is None or not self.first:
+            return record
+        if self.recipe.file != self.folder / SOURCE_ONNX:
+            content = content_of(self.recipe.file, network_of(self.recipe.file, self.recipe.signature))
+            return self.store_bytes(record, SOURCE_ONNX, content)
+        return record.sealed(self.folder, SOURCE_ONNX)
 
     def save(self, record: Record, config: Mapping[str, Any]) -> Record:
         """Write the record, with ``config`` as the choices of the run so far."""
@@ -165,7 +177,7 @@ def _begin(run: OpenRun[Config], start: Start) -> Trained:
     if run.request.source is None:
         return begun
     with failing_together(run.fabric):
-        record = run.store(start.record, DENSE, start.dense)
+        record = run.store(run.store_source(start.record), DENSE, start.dense)
         if start.trained:
             record = run.store(record, SVD, start.svd.network)
     dense_epochs, svd_epochs = int(start.config.dense_epochs or 0), start.config.svd_epochs
@@ -250,7 +262,8 @@ def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[
     if request.source is None and start.config.export_check:
         request.on_event(Working("exporting the dense network once, to find what would fail later"))
         done = rehearse(start.dense, signature)
-        events.append(ExportChecked(round(done.seconds, 3)))
+        if start.recipe.file is None:
+            events.append(ExportChecked(round(done.seconds, 3)))
         events += [Warned(note) for note in done.notes]
     asked = request.config.to_record()
     if start.splits is not None and start.task is not None and any(asked.get(name, 0) != 0 for name in EPOCHS):
@@ -261,7 +274,10 @@ def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[
 
 
 def torch_result(network: nn.Module, signature: Signature) -> Result:
-    """MACs and parameters of a torch network."""
+    """MACs and parameters of a network: of the file that it came from, if it came from one."""
+    if isinstance(network, OnnxNetwork):
+        cost = cost_of(network)
+        return Result(macs=cost.macs, macs_counted_on="onnx", uncounted=cost.uncounted, params=cost.params)
     params = sum(parameter.numel() for parameter in network.parameters())
     counted = count_torch_macs(network, signature)
     return Result(macs=counted.total, macs_counted_on="torch", uncounted=counted.uncounted, params=params)

@@ -19,7 +19,7 @@ from lrexport.runs.recorded_values import check_choices, check_environment, chec
 from lrexport.runs.scores import Score
 from lrexport.signature import Signature
 from lrexport.stored import Stored
-from lrexport.text import shell_path
+from lrexport.text import is_onnx_name, shell_path
 
 SCHEMA_VERSION = 1
 RANDOM = "the network has random weights: MACs and latency are real, accuracy is not"  # one of the notes
@@ -101,13 +101,15 @@ class ModelSource(Stored):
     """How to build the network again: ``source`` is MODEL without its options, which are in ``kwargs``.
 
     ``input_shape`` is that of its only input, without the batch; ``inputs`` has several, or one of which more is known, as
-    ``NAME=SHAPE[:DTYPE[:LOW..HIGH]]``.
+    ``NAME=SHAPE[:DTYPE[:LOW..HIGH]]``. ``source`` may be the name of an .onnx file, for people: the network
+    comes from the run's copy of it, whose inputs have the sizes ``file_shapes`` by their names in the file.
     """
 
     source: str
     kwargs: dict[str, Any] = Field(default={})
     input_shape: tuple[int, ...] = ()
     inputs: tuple[str, ...] = ()
+    file_shapes: dict[str, tuple[int, ...]] = Field(default={})
 
     @model_validator(mode="after")
     def _has_inputs(self) -> ModelSource:
@@ -121,6 +123,11 @@ class ModelSource(Stored):
     def signature(self) -> Signature:
         """What the network takes."""
         return Signature.parse(self.inputs) if self.inputs else Signature.of(self.input_shape)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the network came from an .onnx file."""
+        return is_onnx_name(self.source)
 
     @property
     def text(self) -> str:
@@ -299,14 +306,17 @@ class Record(BaseModel):
         return path
 
 
-def exported_shapes(signature: Signature, export: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def exported_shapes(model: ModelSource, export: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The sizes, with the batch, at which files of an export with free heights, widths or lengths are counted and timed.
 
-    They are the network's own; empty if nothing but the batch is free.
+    They are the network's own; empty if nothing but the batch is free. Of a network from a file they are those of its
+    inputs.
     """
+    if model.file_shapes:
+        return dict(model.file_shapes)
     if not {*export.get("dynamic", ())} - {"batch"}:
         return {}
-    return {spec.name: (export.get("batch") or 1, *spec.shape) for spec in exported_signature(signature, export)}
+    return {spec.name: (export.get("batch") or 1, *spec.shape) for spec in exported_signature(model.signature, export)}
 
 
 def exported_signature(signature: Signature, export: Mapping[str, Any]) -> Signature:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 # Choices that must stay the same when a run is resumed.
-_NETWORK = ("command", "source", *only_in("network", "svd form"))
+_NETWORK = ("command", "source", "model_sha256", *only_in("network", "svd form"))
 # Choices of the held-out images; a change could hold out images that the network was trained on.
 _SPLIT = (*only_in("split"), "data_sha256")
 _TASK = "task"  # decides what the best epoch so far was best by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from torch import nn
 
 from lrexport.artifacts.run_files import RECORD, SVD
 from lrexport.config.comparison import IMAGES, SETTLED
-from lrexport.config.compression import TrainConfig
+from lrexport.config.compression import AskedScheme, TrainConfig
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import Splits, hold_out
 from lrexport.errors import InputError, UsageError
 from lrexport.formats.onnx import check_output
+from lrexport.formats.rewritten import cost_of
 from lrexport.lowrank.factors.decompose import SVDNetwork, decompose
 from lrexport.networks.building import ModelRecipe, from_record, resolve
 from lrexport.networks.names import random_teacher
 from lrexport.networks.weights import check_finite, load_weights
+from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.runs import loading
 from lrexport.runs.record import RANDOM, DataSource, Earlier, Record, load_record
 from lrexport.runs.request import RunRequest
@@ -90,7 +93,7 @@ def _from_run(request: RunRequest[Any], source: Path) -> Start:
         config.task or before.config.get("task"), splits, dense, recipe, None if config.task else source / RECORD
     )
     config = replace(config, task=config.task or before.config.get("task"))
-    digests = {name: value for name, value in before.digests.items() if name == "weights_sha256"}
+    digests = {name: value for name, value in before.digests.items() if name in ("weights_sha256", "model_sha256")}
     digests |= config.teacher_digest() | _data_digest(splits)
     earlier = [*before.earlier, Earlier(run=None if request.in_place else str(source), config=before.config)]
     notes = [RANDOM] if RANDOM in before.notes else []
@@ -155,7 +158,18 @@ def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
 
 def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
     """Put ``network`` into SVD form, in place, with the scheme and the kept layers of ``config``."""
-    return decompose(network, recipe.signature, config.scheme, config.keep)
+    if not isinstance(network, OnnxNetwork):
+        return decompose(network, recipe.signature, config.scheme, config.keep)
+    return decompose_file(network, config.scheme, config.keep)
+
+
+def decompose_file(network: OnnxNetwork, scheme: AskedScheme, keep: Collection[str]) -> SVDNetwork:
+    """:func:`decompose` for a network from a file; costs of the whole network are those of the file, in place."""
+    cost = cost_of(network)
+    svd = decompose(network, network.signature, scheme, keep, total_macs=cost.macs)
+    in_layers = sum(layer.dense_params for layer in svd.layers.values())
+    in_layers += sum(layer.dense_params for layer in svd.dense.values())
+    return replace(svd, other_params=max(0, cost.params - in_layers))
 
 
 def _fitting_task(

@@ -30,7 +30,9 @@ from lrexport.lowrank.selection.problem import Rule
 from lrexport.lowrank.selection.solve import choose
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import parse_target
+from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.plan import Plan, PlannedLatency
+from lrexport.runs.starting_point import decompose_file
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, signature_of
 from lrexport.torch_tools.copying import copy_network
@@ -130,7 +132,11 @@ def compress(
     with torch.compiler.set_stance("force_eager"):  # not worth compiling for one input
         run_once(model, signature)  # raises InputError; it also computes weights of hooks, needed before copying
     place = like_weights(model).device
-    svd = decompose(copy_network(model), signature, scheme, keep)
+    copied = copy_network(model)
+    if isinstance(copied, OnnxNetwork):
+        svd = decompose_file(copied, scheme, keep)
+    else:
+        svd = decompose(copied, signature, scheme, keep)
     device = with_float64(place)
     svd.network.to(device)
     _check_healing(heal, calibrated=calibration is not None)

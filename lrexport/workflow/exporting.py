@@ -13,6 +13,7 @@ from torch import nn
 
 from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.run_files import (
+    BASELINE,
     DENSE_INT8,
     DENSE_ONNX,
     EXPORTED,
@@ -24,6 +25,7 @@ from lrexport.artifacts.run_files import (
     MODEL_ONNX,
     MODEL_ORT,
     RECORD,
+    SOURCE_ONNX,
 )
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.export_options import ExportOptions
@@ -32,11 +34,13 @@ from lrexport.formats.file_scores import check_same_score, score_onnx
 from lrexport.formats.int8 import quantise_onnx
 from lrexport.formats.onnx import export_onnx
 from lrexport.formats.ort import Platform, write_ort
+from lrexport.formats.rewritten import as_it_was, check_untouched
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.metric import TOP1
+from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
 from lrexport.runs.record import (
@@ -74,7 +78,9 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
     UsageError without images to calibrate on, or if another process uses the run. After an error no file is written.
     """
     target = parse_target(options.target)
-    load_record(run)  # raises InputError before anything is written
+    record = load_record(run)  # raises InputError before anything is written
+    if record.model.is_file:
+        check_untouched(options.batch, options.dynamic, options.opset, options.with_preprocessing)
     run_folder.check(run, (RECORD, HOLDER, *_written(options)))
     files.make_run_folder(run)
     with RunLock(run):
@@ -102,18 +108,18 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
     for text in images.warnings:
         on_event(Warned(text))
     results: dict[str, Result] = {}
-    shapes = exported_shapes(record.model.signature, asdict(options))
+    shapes = exported_shapes(record.model, asdict(options))
     with run_folder.scratch(run) as scratch:
         for name, network in networks.items():
             before = record.result_of(name)
             if before is None:
                 before = torch_result(network, record.model.signature)
                 record = record.model_copy(update={"notes": with_uncounted(record.notes, before)})
-            results[name] = _export(network, scratch / name, before, record, options, images, on_event)
+            results[name] = _export(network, scratch / name, before, run, record, options, images, on_event)
             if images.calibration is not None:
                 int8 = _IN_INT8[name]
                 results[int8] = _quantise(scratch / name, scratch / int8, network, results[name], images, shapes, on_event)
-        in_ort = _write_ort(scratch, results, takes, on_event) if options.ort else []
+        in_ort = _write_ort(scratch, results, takes, networks[MODEL_ONNX], on_event) if options.ort else []
         if options.rounds:
             paths = {name: scratch / name for name in results}
             job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, profile=True, shapes=shapes)
@@ -180,6 +186,7 @@ def _export(
     network: nn.Module,
     path: Path,
     before: Result,
+    run: Path,
     record: Record,
     options: ExportOptions,
     images: ExportData,
@@ -188,25 +195,29 @@ def _export(
     test = images.test
     samples = next(iter(test.batches(8, torch.device("cpu"))))[0] if test is not None else None
     on_event(Working(f"exporting {path.name} and comparing it with torch"))
-    done = export_onnx(
-        network,
-        path,
-        record.model.signature,
-        batch=options.batch,
-        dynamic=options.dynamic,
-        opset=options.opset,
-        samples=samples,
-        preprocessing=images.preprocessing,
-        with_preprocessing=options.with_preprocessing,
-        classes=images.classes,
-    )
+    if isinstance(network, OnnxNetwork) and path.name == DENSE_ONNX and BASELINE not in record.files:
+        done = as_it_was(network, record.check(run, SOURCE_ONNX), path, samples)
+    else:
+        done = export_onnx(
+            network,
+            path,
+            record.model.signature,
+            batch=options.batch,
+            dynamic=options.dynamic,
+            opset=options.opset,
+            samples=samples,
+            preprocessing=images.preprocessing,
+            with_preprocessing=options.with_preprocessing,
+            classes=images.classes,
+        )
     update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
+    update |= {"params": done.cost.params} if record.model.is_file else {}
     update |= {"bytes": done.bytes, "latency_ms": {}}
     if test is not None and images.task is not None:
         # Nothing is chosen by the test images here: they verify that the file is the network.
         on_event(Working(f"scoring {path.name} on {len(test):,} test images, in ONNX Runtime and in torch"))
         like = _output_like(network, samples)
-        accuracy = score_onnx(path, test, "test", images.task, like)
+        accuracy = score_onnx(path, test, "test", images.task, like, network)
         check_same_score(path, score(network, test, torch.device("cpu"), "test", task=images.task), accuracy)
         update["accuracy"] = accuracy
     exported = FileExported(
@@ -214,7 +225,7 @@ def _export(
         bytes=done.bytes,
         opset=done.opset,
         relative_error=done.comparison.relative_error,
-        simplified=done.simplified,
+        simplified=None if isinstance(network, OnnxNetwork) else done.simplified,
         blind=done.blind and test is None,
         rescored=test is not None and images.task is not None,
         uncounted=done.cost.uncounted,
@@ -238,7 +249,7 @@ def _quantise(
     assert images.source is not None
     assert images.calibration is not None
     on_event(Working(f"writing {path.name}, calibrated on {len(images.calibration)} images"))
-    done = quantise_onnx(source, path, images.calibration, shapes or None)
+    done = quantise_onnx(source, path, images.calibration, shapes or None, network)
     how = Quantisation(
         data=images.source,
         images=len(images.calibration),
@@ -250,7 +261,7 @@ def _quantise(
     if images.test is not None and images.task is not None:
         on_event(Working(f"scoring {path.name}"))
         samples = next(iter(images.test.batches(1, torch.device("cpu"))))[0]
-        accuracy = score_onnx(path, images.test, "test", images.task, _output_like(network, samples))
+        accuracy = score_onnx(path, images.test, "test", images.task, _output_like(network, samples), network)
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
     figures |= {"uncounted": done.cost.uncounted}
     figures |= {"heldout_accuracy": None}  # the float32 network's: int8 was calibrated on these images
@@ -282,13 +293,15 @@ def _timed(result: Result, path: Path, measured: Measurement, target: str) -> Re
     return result.model_copy(update={"latency_ms": {target: latency}})
 
 
-def _write_ort(folder: Path, written: Iterable[str], signature: Signature, on_event: OnEvent) -> list[str]:
+def _write_ort(
+    folder: Path, written: Iterable[str], signature: Signature, network: nn.Module, on_event: OnEvent
+) -> list[str]:
     """Write the compressed ONNX files in ``folder`` in ONNX Runtime's own format; returns their names."""
     names = []
     for source in (name for name in _IN_ORT if name in written):
         for platform, name in _IN_ORT[source].items():
             on_event(Working(f"writing {name}"))
-            done = write_ort(folder / source, folder / name, platform, signature)
+            done = write_ort(folder / source, folder / name, platform, signature, network)
             on_event(OrtWritten(name, source, platform, done.bytes, done.relative_error))
             names.append(name)
     return names

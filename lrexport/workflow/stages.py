@@ -57,7 +57,8 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
     elif untrained:
         record = record.model_copy(update={"notes": [*record.notes, RANDOM]})
     config = replace(config, dense_epochs=dense_epochs)
-    record = run.save(run.store(record, DENSE, trained.dense), {**config.to_record(), "svd_epochs": 0})
+    record = run.store(run.store_source(record), DENSE, trained.dense)
+    record = run.save(record, {**config.to_record(), "svd_epochs": 0})
     return replace(trained, record=record, config=config, svd=svd, dense_epochs=dense_epochs)
 
 
