@@ -6,7 +6,7 @@ import functools
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import onnx
@@ -50,7 +50,7 @@ def to_onnx(
     sizes = {name: torch.export.Dim(name) for axes in dynamic for name in axes.values()}
     shapes: Any = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in dynamic) or None
     try:
-        with quiet(), _listing_functions_once(), _from_tensors_to_tensors(network, example) as is_changed:
+        with quiet(), _searching_once(), _from_tensors_to_tensors(network, example) as is_changed:
             made = torch.onnx.export(
                 network if program is None else program,
                 example.tensors,
@@ -104,24 +104,39 @@ def _listed(make: Callable[..., Any], *given: Any, **named: Any) -> Any:
 
 
 @contextmanager
-def _listing_functions_once() -> Iterator[None]:
-    """Keep torch's list of ONNX functions from one export to the next: making it takes longer than most exports.
+def _searching_once() -> Iterator[None]:
+    """Spare torch's exporter searches that take longer than most exports.
 
-    That list is a detail of torch's: where it is not as expected, every export makes its own.
+    The list of ONNX functions is kept from one export to the next. Composite operators are looked up once an export, not
+    twice for each library of operators. Both are details of torch's: where one is not as expected, torch searches as usual.
     """
-    try:
-        registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-        original = registry.__dict__["from_torchlib"]
-        make = original.__func__
-    except (ImportError, KeyError, AttributeError):
+    with ExitStack() as replaced:
+        try:
+            registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+            make = registry.__dict__["from_torchlib"].__func__
+        except (ImportError, KeyError, AttributeError):
+            pass
+        else:
+            listed = classmethod(lambda *given, **named: _listed(make, *given, **named))
+            replaced.enter_context(_replaced(registry, "from_torchlib", listed))
+        try:
+            operators: Any = importlib.import_module("torch._export.utils")
+            look_up = functools.cache(operators._materialize_cpp_cia_ops)
+        except (ImportError, AttributeError):
+            pass
+        else:
+            replaced.enter_context(_replaced(operators, "_materialize_cpp_cia_ops", look_up))
         yield
-        return
 
-    registry.from_torchlib = classmethod(lambda *given, **named: _listed(make, *given, **named))
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = vars(owner)[name]
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        registry.from_torchlib = original
+        setattr(owner, name, original)
 
 
 def refusal(error: Exception) -> InputError:

@@ -191,3 +191,21 @@ def test_torchs_list_of_onnx_functions_is_made_once_and_its_class_left_as_it_was
     assert len(listed) == 1
     assert [node.op_type for node in graphs[0].graph.node] == [node.op_type for node in graphs[1].graph.node]
     assert registration.ONNXRegistry.__dict__["from_torchlib"] is before
+
+
+def test_composite_operators_are_looked_up_once_an_export_and_those_registered_since_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    operators = importlib.import_module("torch._export.utils")
+    looked_up: list[None] = []
+    real = operators._materialize_cpp_cia_ops
+
+    def look_up() -> None:
+        looked_up.append(None)
+        real()
+
+    monkeypatch.setattr(operators, "_materialize_cpp_cia_ops", look_up)
+    for exports in (1, 2):
+        torch_graph.to_onnx(nn.Linear(4, 2).eval(), Batch.of(torch.zeros(1, 4)), ["output"], 18)
+        assert len(looked_up) == exports
+    assert operators._materialize_cpp_cia_ops is look_up
