@@ -92,11 +92,15 @@ def _removed(
         pads = list(facts.get("pads") or [0] * (2 * axes)) if mode == "NOTSET" else [0] * (2 * axes)
         return list(zip(pads[:axes], pads[axes:], strict=True))
     if given is None:
-        given = [size * stride for size, stride in zip(sizes, strides, strict=True)]
+        most = [length + more for length, more in zip(whole, added, strict=True)]
+        given = [min(size * stride, length) for size, stride, length in zip(sizes, strides, most, strict=True)]
     sides = []
     for length, more, size in zip(whole, added, list(given)[-axes:], strict=True):
         total = length + more - size
-        less = int(total / 2)  # towards zero: it may be negative, where zeros are added
+        if total < 0:  # zeros are added, after
+            sides.append((0, total))
+            continue
+        less = total // 2
         sides.append((less, total - less) if mode == "SAME_UPPER" else (total - less, less))
     return sides
 

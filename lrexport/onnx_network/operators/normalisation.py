@@ -25,7 +25,10 @@ def _batch(facts: NodeFacts) -> Operator | None:
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, scale, bias, mean, variance = (needed(each) for each in values)
-        return (F.batch_norm(value, mean, variance, scale, bias, False, 0.0, epsilon),)
+        # Not torch's own, which has no gradient of the statistics: a graph may compute them.
+        factor = scale * (variance + epsilon).rsqrt()
+        shift = bias - mean * factor
+        return (value * _by_channel(factor, value.ndim) + _by_channel(shift, value.ndim),)
 
     return run
 

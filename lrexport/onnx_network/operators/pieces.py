@@ -60,15 +60,20 @@ def _slice(facts: NodeFacts) -> Operator | None:
     return run
 
 
+# For ONNX Runtime the largest integers are the end in the direction of the step.
+_LARGEST = (2**31 - 1, 2**63 - 1)
+
+
 def _sliced(value: Tensor, start: int, end: int, axis: int, step: int) -> Tensor:
-    size = value.shape[axis]
+    size, beyond = value.shape[axis], end in _LARGEST
     start, end = (start + size if start < 0 else start), (end + size if end < 0 else end)
     if step > 0:
         start, end = min(max(start, 0), size), min(max(end, 0), size)
         chosen = [slice(None)] * axis + [slice(start, max(start, end), step)]
         return value[tuple(chosen)]
     start, end = min(max(start, 0), size - 1), min(max(end, -1), size - 1)
-    return value.index_select(axis, torch.arange(start, end, step, device=value.device))
+    end = -1 if beyond else end
+    return value.index_select(axis, torch.arange(start, min(start, end), step, device=value.device))
 
 
 def _tile(values: Values) -> tuple[Tensor, ...]:

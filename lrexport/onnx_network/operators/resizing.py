@@ -110,6 +110,8 @@ def _upsample(facts: NodeFacts) -> Operator | None:
 
 def _resized(value: Tensor, axes: list[int], sizes: list[int], scales: list[np.float32], settings: _Settings) -> Tensor:
     shape = list(value.shape)
+    if sizes == [shape[axis] for axis in axes]:
+        return value  # whatever the scales are
     for axis, size, scale in zip(axes, sizes, scales, strict=True):
         if size == shape[axis] and scale == 1.0:
             continue

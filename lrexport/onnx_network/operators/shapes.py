@@ -146,8 +146,9 @@ def _range(values: Values) -> tuple[Tensor, ...]:
     start, end, step = (needed(value) for value in values)
     if not start.is_floating_point():
         first, last, by = (int(value) for value in (start, end, step))
-        check_size([max(0, -(-(last - first) // by))])
-        return (torch.arange(first, last, by, dtype=start.dtype, device=start.device),)
+        count = max(0, -(-(last - first) // by))
+        check_size([count])
+        return (torch.arange(first, first + count * by, by, dtype=start.dtype, device=start.device),)
     count = max(0, ceil(float(end - start) / float(step)))
     check_size([count])
     return (start + torch.arange(count, dtype=start.dtype, device=start.device) * step,)
@@ -178,7 +179,7 @@ def _cast_like(values: Values) -> tuple[Tensor, ...]:
 
 
 def _dropout(facts: NodeFacts) -> Operator | None:
-    if facts.outputs > 1 and facts.opset < 10:  # the type of the mask changed
+    if facts.outputs > 1 and facts.opset < 12:  # the mask was not what it is now
         return None
 
     def run(values: Values) -> tuple[Tensor, ...]:
