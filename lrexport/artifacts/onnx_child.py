@@ -37,6 +37,11 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
 
     A model that the checker refuses although runtimes accept it is first repaired in memory.
     """
+    confined(lambda name: examine(name, work))
+
+
+def confined(work: Callable[[str], dict[str, Any]]) -> None:
+    """Print the result of ``work`` for the name of the file in its folder, or {"error": …}, under the limits."""
     path, (memory, seconds, parent) = sys.argv[1], map(int, sys.argv[2].split(":"))
     die_with_parent(parent)
     try:
@@ -44,7 +49,7 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
 
         confine(memory, seconds)
         os.chdir(os.path.dirname(path))
-        result = examine(os.path.basename(path), work)
+        result = work(os.path.basename(path))
     except MemoryError:
         result = {"error": _TOO_MUCH}
     except Exception as error:  # on damaged files onnx raises anything

@@ -27,6 +27,9 @@ _WALL_CLOCK = 10
 # In memory a graph of small nodes takes up to 70 times its file size, weights 3 times.
 _LEAST_BYTES = 1 << 30
 _BYTES_A_BYTE = 16
+# To run a graph once: a detector on a large picture takes seconds and a gigabyte.
+_MORE_SECONDS = 60
+_LEAST_BYTES_OF_A_RUN = 4 << 30
 _OUT_OF_TIME = getattr(signal, "SIGXCPU", signal.SIGTERM)
 _PROTOBUF_LIMIT = 2 << 30
 # The child starts in the folder of this package, so it finds the package, and modules in the user's current folder do not
@@ -39,11 +42,12 @@ def external_files(path: Path) -> list[Path]:
     return [path.parent / name for name in ask_child("lrexport.artifacts.onnx_child", path)[onnx_child.EXTERNAL]]
 
 
-def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
+def ask_child(module: str, path: Path, *arguments: str, runs: bool = False) -> dict[str, Any]:
     """The answer of ``python -m module``, built on :mod:`lrexport.artifacts.onnx_child`, about the file ``path``.
 
-    ``arguments`` follow those of every child. Limits of memory and CPU time depend on the file's size; the child ends with
-    this process. Raises InputError if the file is missing or empty, or if the child refuses it, crashes or does not end.
+    ``arguments`` follow those of every child. Limits of memory and CPU time depend on the file's size; a child that ``runs``
+    the graph has more of both. The child ends with this process. Raises InputError if the file is missing or empty, or if
+    the child refuses it, crashes or does not end.
     """
     check_input(path)
     try:
@@ -59,14 +63,17 @@ def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
             "Save it with external data: onnx.save(model, path, save_as_external_data=True).",
         )
     seconds = min(_MOST_SECONDS, _LEAST_SECONDS + size // _BYTES_A_SECOND)
-    limits = f"{_LEAST_BYTES + _BYTES_A_BYTE * size}:{seconds}:{os.getpid()}"
+    least = _LEAST_BYTES
+    if runs:
+        seconds, least = seconds + _MORE_SECONDS, _LEAST_BYTES_OF_A_RUN
+    limits = f"{least + _BYTES_A_BYTE * size}:{seconds}:{os.getpid()}"
     command = [sys.executable, "-m", module, str(path.absolute()), limits, *arguments]
     try:
         status, out = run_child(command, _WALL_CLOCK * seconds, _HOME)
     except subprocess.TimeoutExpired as error:
-        raise _endless(path, _WALL_CLOCK * seconds) from error
+        raise _endless(path, _WALL_CLOCK * seconds, runs) from error
     if status == -_OUT_OF_TIME:
-        raise _endless(path, seconds)
+        raise _endless(path, seconds, runs)
     lines = out.strip().splitlines()
     if not lines:
         raise InputError(f"invalid ONNX file {path}: the parser crashed (exit {status})")
@@ -78,7 +85,12 @@ def ask_child(module: str, path: Path, *arguments: str) -> dict[str, Any]:
     return result
 
 
-def _endless(path: Path, seconds: int) -> InputError:
+def _endless(path: Path, seconds: int, runs: bool) -> InputError:
+    if runs:
+        return InputError(
+            f"cannot use {path}: running it once takes more than {seconds} s of CPU time",
+            "A loop in it may never end. Give smaller sizes of its inputs if it leaves them free.",
+        )
     return InputError(
         f"cannot read {path}: checking it takes more than {seconds} s, too long for {format_bytes(path.stat().st_size)}",
         "Simplify the graph with onnxsim, or export it again.",

@@ -62,8 +62,15 @@ def _declared(item: Any, where: str) -> _Declared:
         raise InputError(f"{where}: input {item.name!r} is {what}; expected a tensor of numbers")
     if not item.type.tensor_type.HasField("shape"):
         return _Declared(item.name, name, None)
-    sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in item.type.tensor_type.shape.dim)
-    return _Declared(item.name, name, sizes)
+    dims = item.type.tensor_type.shape.dim
+    return _Declared(item.name, name, tuple(_size(dim, axis) for axis, dim in enumerate(dims)))
+
+
+def _size(dim: Any, axis: int) -> int | None:
+    """A fixed size, None for a free one. A batch that is not the first axis, as of a recurrent state, is 1."""
+    if dim.dim_value > 0:
+        return int(dim.dim_value)
+    return 1 if axis and "batch" in str(dim.dim_param).lower() else None
 
 
 def _asked(declared: list[_Declared], asked: Signature | None, where: str) -> dict[str, InputSpec]:
@@ -88,6 +95,8 @@ def _input(item: _Declared, asked: InputSpec | None, shared: int | None, where: 
         return FileInput(item.name, _spec(item, asked.shape, asked))
     first = shape[0] if shape else None
     is_whole = not shape or (first is not None and first != 1 and first != shared)
+    # Sizes of all axes are given where the first one is free but no batch, as the steps of a sequence.
+    is_whole |= asked is not None and len(asked.shape) == len(shape) and first in (None, 1)
     own = shape if is_whole else shape[1:]
     if asked is None:
         if None in own:

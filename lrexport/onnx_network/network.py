@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -31,11 +31,15 @@ class OnnxNetwork(nn.Module):
     ``graph_reasons`` are layers that stay in the graph, and why.
     """
 
-    def __init__(self, model: onnx.ModelProto, inputs: Sequence[FileInput], one_by_one: bool = False) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, inputs: Sequence[FileInput], in_runtime: Collection[Address] = frozenset()
+    ) -> None:
+        """``in_runtime`` are nodes that ONNX Runtime runs, although torch has their operators."""
         super().__init__()
         self._file = _Shared(model)
         self._inputs = tuple(inputs)
-        self._one_by_one = one_by_one or any(each.is_whole for each in inputs)
+        self._one_by_one = any(each.is_whole for each in inputs)
+        self._in_runtime = frozenset(in_runtime)
         self._outputs = tuple(item.name for item in model.graph.output)
         self._output_types = {item.name: item.type.tensor_type.elem_type for item in model.graph.output}
         self._types = dict(types_of(model))
@@ -47,7 +51,6 @@ class OnnxNetwork(nn.Module):
         self._bodies = _Shared(list(body.all()))
         self._numbers = {id(each): number for number, each in enumerate(self._bodies.value)}
         self._keep_constants()
-        self._in_runtime: set[str] = set()
         self._late = _Shared({})
         self._program = self._planner().program(body)
 
@@ -104,11 +107,6 @@ class OnnxNetwork(nn.Module):
     def types(self) -> Mapping[str, int]:
         """ONNX element types of the file's values, as far as known."""
         return self._types
-
-    def run_in_runtime(self, operator: str) -> None:
-        """Let ONNX Runtime run all nodes of an operator."""
-        self._in_runtime.add(operator)
-        self._program = self._planner().program(self.body)
 
     def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """The file's outputs for inputs (B, …) in its order."""
@@ -170,6 +168,8 @@ class OnnxNetwork(nn.Module):
         for inner in body.all():
             for step in inner.steps:
                 made = kinds.module_of(step, inner, share)
+                if made is not None and step.address in self._in_runtime:
+                    made = "ONNX Runtime computes something else than torch"
                 if made is None:
                     continue
                 if isinstance(made, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -17,7 +17,16 @@ from lrexport.onnx_network.runtime_groups import RuntimeGroup
 from lrexport.text import first_line
 
 _Find = Callable[[str], nn.Module]
-Watch = Callable[[str, Tensor], None]
+# Called with each value of a run by name; what it returns, if anything, takes the value's place.
+Watch = Callable[[str, Tensor], Tensor | None]
+
+
+class NodeError(InputError):
+    """A node failed that torch runs; ``address`` is its place."""
+
+    def __init__(self, address: Address, message: str) -> None:
+        super().__init__(message)
+        self.address = address
 
 
 @dataclass
@@ -42,12 +51,16 @@ class Program:
 
 
 class Planner:
-    """Makes the programs of a model. ``in_runtime`` are operators to run in ONNX Runtime although torch has them."""
+    """Makes the programs of a model. ``in_runtime`` are nodes to run in ONNX Runtime although torch has their operators."""
 
     def __init__(
-        self, model: onnx.ModelProto, layers: Mapping[Address, Layer], types: Mapping[str, int], in_runtime: set[str]
+        self,
+        model: onnx.ModelProto,
+        layers: Mapping[Address, Layer],
+        types: Mapping[str, int],
+        in_runtime: Collection[Address],
     ) -> None:
-        self._model, self._layers, self._types, self.in_runtime = model, layers, types, in_runtime
+        self._model, self._layers, self._types, self._in_runtime = model, layers, types, in_runtime
 
     def program(self, body: Body, kept: Sequence[str] = ()) -> Program:
         """The program of a body; ``kept`` values stay until its end, besides its outputs."""
@@ -82,10 +95,9 @@ class Planner:
         return program
 
     def _in_torch(self, step: Step) -> bool:
-        if step.address in self._layers:
-            return True
-        name = step.facts.operator
-        return name not in self.in_runtime and (step.operator is not None or step.branches is not None)
+        if step.address in self._in_runtime:
+            return False
+        return step.address in self._layers or step.operator is not None or step.branches is not None
 
     def _taken(self, body: Body, group: Sequence[Step]) -> list[str]:
         """What other steps, or the outputs, take from a group."""
@@ -127,9 +139,8 @@ class Run:
                 made = self._step(item, values, program)
             for name, value in made.items():
                 if name:
-                    values[name] = value
-                    if self._watch is not None:
-                        self._watch(name, value)
+                    other = None if self._watch is None else self._watch(name, value)
+                    values[name] = value if other is None else other
             if self._watch is None:
                 for name in dying:
                     values.pop(name, None)
@@ -164,7 +175,7 @@ class Run:
             return dict(group.run(self._gathered(group.needs, values, body)))
         except Exception as error:
             kind, name = step.facts.operator, step.node.name or step.makes[0]
-            raise InputError(f"{kind} {name!r} of the graph: {first_line(error)}") from error
+            raise NodeError(step.address, f"{kind} {name!r} of the graph: {first_line(error)}") from error
 
     def _layer(self, layer: Layer, step: Step, value: Tensor) -> Tensor:
         module = self._find(layer.path)

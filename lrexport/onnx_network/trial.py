@@ -1,36 +1,62 @@
-"""What ONNX Runtime computes for every value of a graph."""
+"""Run a foreign ONNX file once in ONNX Runtime, in a child process with limits of memory and CPU time.
+
+    python -m lrexport.onnx_network.trial FILE BYTES:SECONDS:PARENT INPUTS OUTPUTS
+
+INPUTS is a .npz file with the arrays ``input_0``, …, in the order of the graph; OUTPUTS gets ``output_0``, ….
+A graph may never end, or ask for any amount of memory, so it does not run in the process of the command first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import onnx
-from torch import Tensor
+import numpy as np
 
+from lrexport.artifacts.onnx_child import confined
+from lrexport.artifacts.onnx_files import ask_child
 from lrexport.errors import InputError
-from lrexport.onnx_network.operators.facts import from_array
 from lrexport.text import first_line
 
+_REFUSED = "refused"
+_MOST_CHARACTERS = 400  # of ONNX Runtime's reason
 
-def values_in_runtime(model: onnx.ModelProto, given: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Every value of the outermost graph by name, for inputs by name. Raises InputError if it cannot be run."""
+
+def outputs_in_runtime(path: Path, names: Sequence[str], arrays: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+    """The outputs of the file for arrays by name of its inputs. Raises InputError with the reason if it does not run."""
+    with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+        given, made = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+        np.savez(given, **{f"input_{number}": array for number, array in enumerate(arrays)})
+        answer = ask_child(__name__, path, str(given), str(made), *names, runs=True)
+        if _REFUSED in answer:
+            raise InputError(f"ONNX Runtime does not run {path}: {answer[_REFUSED]}")
+        with np.load(made) as stored:
+            return [stored[f"output_{number}"] for number in range(len(stored.files))]
+
+
+def _run(name: str) -> dict[str, Any]:
     import onnxruntime
 
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    known = {item.name for item in model.graph.output}
-    names = [name for node in model.graph.node for name in node.output if name and name not in known]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    given, made, *names = sys.argv[3:]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with np.load(given) as stored:
+        feed = {each: stored[f"input_{number}"] for number, each in enumerate(names)}
     try:
-        session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
         declared = {item.name for item in session.get_inputs()}
-        wanted = [item.name for item in session.get_outputs()]
-        made = session.run(wanted, {name: value.numpy() for name, value in given.items() if name in declared})
-    except Exception as error:
-        raise InputError(f"ONNX Runtime cannot show the values inside {path}: {first_line(error)}") from error
-    values = {name: from_array(array) for name, array in zip(wanted, made, strict=True) if hasattr(array, "dtype")}
-    return {name: value for name, value in values.items() if value is not None}
+        outputs = session.run(None, {each: array for each, array in feed.items() if each in declared})
+    except Exception as error:  # its exceptions have no common base
+        return {_REFUSED: first_line(error).strip()[:_MOST_CHARACTERS]}
+    for item, output in zip(session.get_outputs(), outputs, strict=True):
+        if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub":
+            return {_REFUSED: f"its output {item.name!r} is {item.type}; expected a tensor of numbers"}
+    np.savez(made, **{f"output_{number}": output for number, output in enumerate(outputs)})
+    return {}
+
+
+if __name__ == "__main__":
+    confined(_run)
