@@ -34,6 +34,7 @@ BATCH = 32  # inputs of a step
 _READ = 125  # inputs at a time if nothing is trained
 _MOST_VALUES = 1 << 26  # of a part's recorded inputs and outputs, 256 MB
 _PASSES, _LEAST_INPUTS = 4, 256  # recording takes time: a part has as many inputs as it sees this many times
+_RECORDING = 0.3  # the most of a part's time that recording its inputs and outputs takes
 _MOST_HELDOUT = 256  # inputs on which each change is judged
 _RATE = 0.01  # learning rate relative to the root mean square of a weight
 _LEAST_RMS = 1e-3  # for biases that are 0
@@ -154,7 +155,7 @@ class _Healing:
     def _train(self, part: Part, deadline: float) -> bool:
         """Train one part; whether it may have changed."""
         parameters = own_parameters(self.network, part)
-        recorded = self._record(part) if parameters else None
+        recorded = self._record(part, deadline) if parameters else None
         if recorded is None:
             return False
         given, targets = recorded
@@ -188,13 +189,27 @@ class _Healing:
     def _steps(self, part: Part) -> int:
         return max(1, round(self.effort.steps * _STEPS[part.kind]))
 
-    def _record(self, part: Part) -> tuple[Recorded, Recorded] | None:
-        """The part's inputs in the network and its targets in the dense one; None if it cannot be trained alone."""
+    def _record(self, part: Part, deadline: float) -> tuple[Recorded, Recorded] | None:
+        """The part's inputs in the network and its targets in the dense one, as many as there is time for.
+
+        None if it cannot be trained alone, or without time.
+        """
+        if time.monotonic() >= deadline:
+            self.in_time = False
+            return None
         try:
             few = self._record_some(part, self.inputs.draw(2))
             values = sum(tensor[0].numel() for recorded in few for tensor in recorded.tensors)
             most = min(_MOST_VALUES // max(1, values), max(_LEAST_INPUTS, self._steps(part) * BATCH // _PASSES))
-            return self._record_some(part, self.inputs.draw(max(2, most)))
+            most = max(2, min(most, len(self.inputs)))
+            began, count = time.monotonic(), min(BATCH, most)
+            few = self._record_some(part, self.inputs.draw(count))
+            now = time.monotonic()
+            in_time = count * _RECORDING * (deadline - now) / max(now - began, 1e-9)
+            if in_time < most:
+                self.in_time = False
+                most = int(in_time)
+            return self._record_some(part, self.inputs.draw(most)) if most > count else few
         except UnslicableError:
             return None
 

@@ -168,6 +168,21 @@ def test_without_time_nothing_is_trained_and_the_result_says_so(dense: nn.Module
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
+def test_after_its_time_healing_runs_neither_network_for_the_parts_that_are_left(
+    dense: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    images, _ = digits
+    network, calls = compressed(dense, images[:300]), list[int]()
+    hooks = [each.register_forward_pre_hook(lambda *_: calls.append(1)) for each in (network, dense)]
+    try:
+        healed = heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(minutes=0))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert healed.parts == 7
+    assert len(calls) < 2 * healed.parts  # before, each part was recorded in both networks, however late it was
+
+
 def test_frozen_weights_are_trained_too_and_stay_marked_as_frozen(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     images, _ = digits
     network = compressed(dense, images[:300]).requires_grad_(False)
