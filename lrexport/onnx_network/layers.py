@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,17 +21,36 @@ _LEAST_WEIGHTS = 2
 
 
 @dataclass(frozen=True)
+class Form:
+    """What a node does around its module.
+
+    ``padded``: zeros go around the input before the module is called, as torch pads both sides alike; ``cut`` are the
+    values that are cut off each axis of the output, before and after. ``left``: a product W x, whose module takes and gives
+    the transposed; ``turned``: Gemm transposes its input. ``added`` is a tensor that is added afterwards, times ``times``.
+    """
+
+    padded: bool = False
+    cut: tuple[tuple[int, int], ...] = ()
+    left: bool = False
+    turned: bool = False
+    added: str | None = None
+    times: float = 1.0
+
+
+_PLAIN = Form()
+
+
+@dataclass(frozen=True)
 class Layer:
     """A node that is a module of the network at ``path``.
 
-    ``padded``: zeros go around the input before the module is called, as torch pads both sides alike. ``weight`` and
-    ``bias`` are the names of its tensors in the graph, ``origin`` the name of the tensor in the file.
+    ``weight`` and ``bias`` are the names of its tensors in the graph, ``origin`` the name of the tensor in the file.
     """
 
     path: str
     kind: str
     address: Address
-    padded: bool
+    form: Form
     weight: str
     bias: str | None
     origin: str
@@ -42,7 +61,7 @@ class Made:
     """A module for a node, before it has a path."""
 
     module: nn.Module
-    padded: bool
+    form: Form
     weight: str
     bias: str | None
 
@@ -61,8 +80,8 @@ def module_of(step: Step, body: Body, shared: Callable[[str, Tensor], nn.Paramet
 _Shared = Callable[[str, Tensor], nn.Parameter]
 
 
-def _weight(step: Step, body: Body) -> Tensor | str:
-    weight = body.constant(step.needs[1])
+def _weight(step: Step, body: Body, place: int = 1) -> Tensor | str:
+    weight = body.constant(step.needs[place])
     if weight is None:
         return "its weight is computed by the graph"
     if not weight.is_floating_point():
@@ -117,7 +136,9 @@ def _conv(step: Step, body: Body, shared: _Shared) -> Made | str:
             group,
             bias=False,
         )
-    return Made(_filled(layer, body.origin(step.needs[1]), weight, bias[1], shared), not even, step.needs[1], bias[0])
+    return Made(
+        _filled(layer, body.origin(step.needs[1]), weight, bias[1], shared), Form(padded=not even), step.needs[1], bias[0]
+    )
 
 
 def _conv_transpose(step: Step, body: Body, shared: _Shared) -> Made | str:
@@ -131,66 +152,105 @@ def _conv_transpose(step: Step, body: Body, shared: _Shared) -> Made | str:
     bias = _bias(step, body, outputs)
     if isinstance(bias, str):
         return bias
-    if step.facts.get("output_shape") is not None or step.facts.text("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return "its padding follows from the size of its output"
-    pads = list(step.facts.get("pads") or [0] * (2 * axes))
-    if pads[:axes] != pads[axes:]:
-        return "its padding differs before and after"
     strides = tuple(step.facts.get("strides") or (1,) * axes)
     dilations = tuple(step.facts.get("dilations") or (1,) * axes)
     more = tuple(step.facts.get("output_padding") or (0,) * axes)
     if any(each >= max(stride, dilation) for each, stride, dilation in zip(more, strides, dilations, strict=True)):
         return "its output padding is as large as its stride"
+    lengths = [dilation * (length - 1) + 1 for length, dilation in zip(weight.shape[2:], dilations, strict=True)]
+    cut = _cut(step, [length + each - stride for length, each, stride in zip(lengths, more, strides, strict=True)])
+    if isinstance(cut, str):
+        return cut
+    even = all(before == after for before, after in cut)
     with torch.device("meta"):
         layer = _TRANSPOSED[axes - 1](
             weight.shape[0],
             outputs,
             tuple(weight.shape[2:]),
             strides,
-            tuple(pads[:axes]),
+            tuple(before for before, _ in cut) if even else (0,) * axes,
             more,
             group,
             False,
             dilations,
         )
-    return Made(_filled(layer, body.origin(step.needs[1]), weight, bias[1], shared), False, step.needs[1], bias[0])
+    form = _PLAIN if even else Form(cut=cut)
+    return Made(_filled(layer, body.origin(step.needs[1]), weight, bias[1], shared), form, step.needs[1], bias[0])
+
+
+def _cut(step: Step, spare: list[int]) -> tuple[tuple[int, int], ...] | str:
+    """What is cut off the axes of a transposed convolution's output; ``spare`` is it in all for outputs of size × stride."""
+    axes, mode = len(spare), step.facts.text("auto_pad", "NOTSET")
+    if step.facts.get("output_shape") is not None:
+        return "its padding follows from the size of its output"
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        if any(each < 0 for each in spare):
+            return "its output is padded"
+        halves = [(each // 2, each - each // 2) for each in spare]
+        return tuple(halves if mode == "SAME_UPPER" else [(after, before) for before, after in halves])
+    pads = list(step.facts.get("pads") or [0] * (2 * axes)) if mode == "NOTSET" else [0] * (2 * axes)
+    return tuple(zip(pads[:axes], pads[axes:], strict=True))
 
 
 def _gemm(step: Step, body: Body, shared: _Shared) -> Made | str:
-    weight = _weight(step, body)
+    facts = step.facts
+    if facts.opset < 7:
+        return f"Gemm of opset {facts.opset}"
+    left = body.constant(step.needs[1]) is None and body.constant(step.needs[0]) is not None
+    weight = _weight(step, body, 0 if left else 1)
     if isinstance(weight, str):
         return weight
-    if step.facts.get("transA", 0):
-        return "it transposes its input"
-    if step.facts.opset < 7:
-        return f"Gemm of opset {step.facts.opset}"
-    weight = weight if step.facts.get("transB", 0) else weight.T
-    bias = _bias(step, body, weight.shape[0])
-    if isinstance(bias, str):
-        return bias
-    alpha, beta = float(step.facts.get("alpha", 1.0)), float(step.facts.get("beta", 1.0))
-    added = None if bias[1] is None else beta * bias[1]
-    return _linear(step, body, alpha * weight if alpha != 1.0 else weight, (bias[0], added), shared)
+    transposed = [bool(facts.get("transA", 0)), bool(facts.get("transB", 0))]
+    # The matrix of the module is (outputs, inputs).
+    matrix = weight.T if transposed[0 if left else 1] is left else weight
+    alpha, beta = float(facts.get("alpha", 1.0)), float(facts.get("beta", 1.0))
+    if not alpha:
+        return "it multiplies by 0"
+    form = Form(left=left, turned=transposed[1 if left else 0])
+    name = step.needs[2] if len(step.needs) > 2 else ""
+    bias = _gemm_bias(body, name, matrix.shape[0], left)
+    if bias is not None:
+        return _linear(step, body, alpha * matrix if alpha != 1.0 else matrix, (name, beta * bias), shared, form)
+    if name:
+        form = replace(form, added=name, times=beta)
+    return _linear(step, body, alpha * matrix if alpha != 1.0 else matrix, (None, None), shared, form)
+
+
+def _gemm_bias(body: Body, name: str, outputs: int, left: bool) -> Tensor | None:
+    """The third input of Gemm as a bias (outputs,); None if it is something else."""
+    bias = body.constant(name) if name else None
+    if bias is None or not bias.is_floating_point() or bias.ndim > 2:
+        return None
+    whole = bias.reshape((1,) * (2 - bias.ndim) + tuple(bias.shape))
+    whole = whole.T if left else whole
+    if whole.shape[0] != 1 or whole.shape[1] not in (1, outputs):
+        return None
+    return whole[0].expand(outputs).float()
 
 
 def _mat_mul(step: Step, body: Body, shared: _Shared) -> Made | str | None:
-    weight = _weight(step, body)
+    constants = [body.constant(name) for name in step.needs[:2]]
+    if all(value is None for value in constants):
+        return None  # a product of two computed values, such as attention's, has no weight
+    left = constants[1] is None
+    weight = _weight(step, body, 0 if left else 1)
     if isinstance(weight, str):
-        first = body.constant(step.needs[0])
-        # A product of two computed values, such as attention's, has no weight.
-        return "its weight is the first factor" if first is not None and first.is_floating_point() else None
+        return weight
     if weight.ndim != 2:
         return f"its weight has {weight.ndim} axes"
-    return _linear(step, body, weight.T, (None, None), shared)
+    return _linear(step, body, weight if left else weight.T, (None, None), shared, Form(left=left))
 
 
-def _linear(step: Step, body: Body, weight: Tensor, bias: tuple[str | None, Tensor | None], shared: _Shared) -> Made | str:
-    if weight.numel() < _LEAST_WEIGHTS:
+def _linear(
+    step: Step, body: Body, matrix: Tensor, bias: tuple[str | None, Tensor | None], shared: _Shared, form: Form
+) -> Made | str:
+    if matrix.numel() < _LEAST_WEIGHTS:
         return "it has a single weight"
     with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    name = f"{body.origin(step.needs[1])}:{step.facts.get('alpha', 1.0)}:{step.facts.get('transB', 0)}"
-    return Made(_filled(layer, name, weight.contiguous(), bias[1], shared), False, step.needs[1], bias[0])
+        layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+    facts, weight = step.facts, step.needs[0 if form.left else 1]
+    name = f"{body.origin(weight)}:{facts.get('alpha', 1.0)}:{facts.get('transA', 0)}{facts.get('transB', 0)}:{form.left}"
+    return Made(_filled(layer, name, matrix.contiguous(), bias[1], shared), form, weight, bias[0])
 
 
 def path_of(step: Step, origin: str, taken: dict[str, bool]) -> str:

@@ -179,7 +179,7 @@ class OnnxNetwork(nn.Module):
                 path = kinds.path_of(step, origin, taken)
                 self._put(path, made.module)
                 self._layers[step.address] = Layer(
-                    path, step.facts.operator, step.address, made.padded, made.weight, made.bias, origin
+                    path, step.facts.operator, step.address, made.form, made.weight, made.bias, origin
                 )
             for step in inner.steps:
                 self._layers_inside(step, taken)

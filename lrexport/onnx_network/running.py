@@ -160,8 +160,10 @@ class Run:
         layer = self._layers.get(step.address)
         body = program.body
         if layer is not None:
-            value = self._value(step.needs[0], values, body)
-            return {step.makes[0]: self._layer(layer, step, value)}
+            value = self._layer(layer, step, self._value(step.needs[1 if layer.form.left else 0], values, body))
+            if layer.form.added is not None:
+                value = value + layer.form.times * self._value(layer.form.added, values, body)
+            return {step.makes[0]: value}
         if step.branches is not None:
             chosen = bool(self._value(step.needs[0], values, body).reshape(()))
             branch = program.branches[step.address][0 if chosen else 1]
@@ -178,14 +180,18 @@ class Run:
             raise NodeError(step.address, f"{kind} {name!r} of the graph: {first_line(error)}") from error
 
     def _layer(self, layer: Layer, step: Step, value: Tensor) -> Tensor:
-        module = self._find(layer.path)
-        if layer.padded:
+        module, form = self._find(layer.path), layer.form
+        if form.padded:
             kernel, ones = step.facts.get("kernel_shape"), [1] * (value.ndim - 2)
             kernel = kernel if kernel is not None else _kernel(module)
             strides, dilations = step.facts.get("strides") or ones, step.facts.get("dilations") or ones
             value = pad_zeros(value, pads_of(step.facts, value.shape[2:], kernel, strides, dilations))
-        made: Tensor = module(value)
-        return made
+        # A product with a vector is the same from either side.
+        turns_back = form.left and value.ndim > 1
+        made: Tensor = module(value.mT if turns_back is not form.turned else value)
+        for axis, (before, after) in enumerate(form.cut):
+            made = made.narrow(2 + axis, before, made.shape[2 + axis] - before - after)
+        return made.mT if turns_back else made
 
 
 def _kernel(module: nn.Module) -> list[int]:

@@ -23,6 +23,8 @@ from lrexport.onnx_network.network import OnnxNetwork
 
 # Before this version of the format weights are inputs too.
 _FREE_WEIGHTS = 4
+# From this opset Gemm needs no third input.
+_FREE_THIRD = 11
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -75,12 +77,13 @@ class _Writer:
 
     def _nodes(self, layer: Layer, step: Step, module: nn.Module) -> Iterator[NodeProto]:
         """The nodes of a layer, or of the two halves of its pair."""
+        value = step.needs[1 if layer.form.left else 0]
         if not isinstance(module, nn.Sequential):
-            yield from self._node(layer, step, module, step.needs[0], step.makes[0], "")
+            yield from self._node(layer, step, module, value, step.makes[0], "")
             return
         first, second = module
         middle = self._name(f"{step.makes[0]}.first")
-        yield from self._node(layer, step, first, step.needs[0], middle, ".first")
+        yield from self._node(layer, step, first, value, middle, ".first")
         yield from self._node(layer, step, second, middle, step.makes[0], ".second")
 
     def _node(self, layer: Layer, step: Step, half: Any, value: str, output: str, ending: str) -> Iterator[NodeProto]:
@@ -91,7 +94,7 @@ class _Writer:
             return
         inputs = [value, self._tensor(layer, half.weight, ending, kind)]
         if half.bias is not None:
-            inputs.append(self._tensor(layer, half.bias, f"{ending}.bias", kind))
+            inputs.append(self._bias(layer, step, half, ending, kind))
         attributes: dict[str, Any] = {
             "kernel_shape": list(half.kernel_size),
             "strides": list(half.stride),
@@ -99,7 +102,7 @@ class _Writer:
             "group": half.groups,
         }
         if isinstance(half, _TRANSPOSED):
-            attributes["pads"] = [*half.padding, *half.padding]
+            attributes["pads"] = self._cut(layer, half, ending)
             if any(half.output_padding):
                 attributes["output_padding"] = list(half.output_padding)
             yield helper.make_node("ConvTranspose", inputs, [output], name, **attributes)
@@ -107,18 +110,25 @@ class _Writer:
         attributes |= self._padding(layer, step, half, ending)
         yield helper.make_node("Conv", inputs, [output], name, **attributes)
 
-    def _padding(self, layer: Layer, step: Step, half: Any, ending: str) -> dict[str, Any]:
-        """A half pads the axes of its kernel; axes along which no half has one are padded by the first."""
-        if not layer.padded:
-            return {"pads": [*half.padding, *half.padding]}
-        mine = [length > 1 for length in half.kernel_size]
+    def _cut(self, layer: Layer, half: Any, ending: str) -> list[int]:
+        """``pads`` of a transposed half: of axes along which it has a kernel or stride, or of all if the other has none."""
+        if not layer.form.cut:
+            return [*half.padding, *half.padding]
+        cut = list(layer.form.cut)
         if ending:
             pair = self.network.get_submodule(layer.path)
-            other = next(each for each in pair.children() if each is not half)
-            neither = [not own and length == 1 for own, length in zip(mine, other.kernel_size, strict=True)]  # type: ignore[arg-type]
-            mine = [own or (ending == ".first" and none) for own, none in zip(mine, neither, strict=True)]
-        else:
-            mine = [True] * len(mine)
+            other: Any = next(each for each in pair.children() if each is not half)
+            if isinstance(other, _TRANSPOSED):
+                sizes = zip(half.kernel_size, half.stride, other.kernel_size, other.stride, strict=True)
+                mine = [a * b > 1 or (ending == ".first" and c * d == 1) for a, b, c, d in sizes]
+                cut = [each if own else (0, 0) for each, own in zip(cut, mine, strict=True)]
+        return [before for before, _ in cut] + [after for _, after in cut]
+
+    def _padding(self, layer: Layer, step: Step, half: Any, ending: str) -> dict[str, Any]:
+        """A half pads the axes of its kernel; axes along which no half has one are padded by the first."""
+        if not layer.form.padded:
+            return {"pads": [*half.padding, *half.padding]}
+        mine = self._axes_of(layer, half, ending)
         mode = step.facts.text("auto_pad", "NOTSET")
         if mode != "NOTSET":
             if all(mine) or all(own or length == stride == 1 for own, length, stride in _axes(mine, half)):
@@ -128,22 +138,53 @@ class _Writer:
         both = [*mine, *mine]
         return {"pads": [pad if own else 0 for pad, own in zip(pads, both, strict=True)]}
 
+    def _axes_of(self, layer: Layer, half: Any, ending: str) -> list[bool]:
+        """Whether a half pads an axis: that of its kernel, the first half also those along which neither has one."""
+        if not ending:
+            return [True] * len(half.kernel_size)
+        pair = self.network.get_submodule(layer.path)
+        other: Any = next(each for each in pair.children() if each is not half)
+        lengths = zip(half.kernel_size, other.kernel_size, strict=True)
+        return [own > 1 or (ending == ".first" and own == length == 1) for own, length in lengths]
+
     def _linear(
         self, layer: Layer, step: Step, half: nn.Linear, where: tuple[str, str, str], ending: str
     ) -> Iterator[NodeProto]:
         value, output, name = where
-        kind = self._element(layer)
-        weight = self._tensor(layer, half.weight, ending, kind, turned=True)
-        if half.bias is None:
-            yield helper.make_node("MatMul", [value, weight], [output], name)
-            return
-        bias = self._tensor(layer, half.bias, f"{ending}.bias", kind)
-        if layer.kind == "Gemm":
-            yield helper.make_node("Gemm", [value, weight, bias], [output], name)
-            return
-        product = self._name(f"{output}.product")
-        yield helper.make_node("MatMul", [value, weight], [product], name)
-        yield helper.make_node("Add", [product, bias], [output], f"{name}.bias")
+        form, kind = layer.form, self._element(layer)
+        weight = self._tensor(layer, half.weight, ending, kind, turned=not form.left)
+        inputs = [weight, value] if form.left else [value, weight]
+        is_last = ending != ".first"
+        turns = {"transB" if form.left else "transA": 1} if form.turned and ending != ".second" else {}
+        added, times = (form.added, form.times) if is_last else (None, 1.0)
+        bias: str | None = None if half.bias is None else self._bias(layer, step, half, ending, kind)
+        if layer.kind == "Gemm" and (turns or added or bias):
+            third, bias = (added, bias) if added else (bias, None)
+            if third is None and step.facts.opset < _FREE_THIRD:
+                third = self._zero(f"{layer.path}{ending}.zero", kind)
+            more: dict[str, Any] = {**turns, **({"beta": times} if added and times != 1.0 else {})}
+            product = output if bias is None else self._name(f"{output}.product")
+            yield helper.make_node("Gemm", [*inputs, *([third] if third else [])], [product], name, **more)
+        else:
+            product = output if bias is None else self._name(f"{output}.product")
+            yield helper.make_node("MatMul", inputs, [product], name)
+        if bias is not None:
+            yield helper.make_node("Add", [product, bias], [output], f"{name}.bias")
+
+    def _bias(self, layer: Layer, step: Step, half: Any, ending: str, kind: int) -> str:
+        """The name of a half's bias: the file's tensor if it is still the same; (outputs, 1) for a product from the left."""
+        body = self.steps[layer.address][1]
+        before = body.constant(layer.bias) if layer.bias else None
+        if before is not None and layer.bias is not None and float(step.facts.get("beta", 1.0)) == 1.0:
+            flat = before.reshape(-1)
+            if flat.shape == half.bias.shape and torch.equal(flat.float(), half.bias.detach().cpu().float()):
+                return layer.bias
+        return self._tensor(layer, half.bias, f"{ending}.bias", kind, turned=layer.form.left)
+
+    def _zero(self, wanted: str, kind: int) -> str:
+        name = self._name(wanted)
+        self.new.append(numpy_helper.from_array(np.zeros(1, helper.tensor_dtype_to_np_dtype(kind)), name))
+        return name
 
     def _tensor(self, layer: Layer, value: Tensor, ending: str, kind: int, turned: bool = False) -> str:
         """The name of a new initializer with this value; layers that share a parameter share it."""
@@ -152,7 +193,8 @@ class _Writer:
             stem = layer.path if ending.endswith("bias") else layer.origin.removesuffix(".weight")
             name = self._name(f"{stem}{ending}" if ending.endswith("bias") else f"{stem}{ending}.weight")
             array = value.detach().cpu()
-            array = array.T if turned else array
+            if turned:
+                array = array.T if array.ndim > 1 else array.unsqueeze(1)
             made = np.ascontiguousarray(array.float().numpy()).astype(helper.tensor_dtype_to_np_dtype(kind))
             self.new.append(numpy_helper.from_array(made, name))
             self.shared[key] = name
