@@ -110,6 +110,11 @@ def _schedule_options() -> Callable[[Command], Command]:
             ),
             number_option(TrainConfig, "warmup_epochs", "Epochs over which the learning rate rises."),
             number_option(TrainConfig, "weight_decay", "Weight decay of ordinary weights; U, s and V have none."),
+            choice_option(
+                TrainConfig,
+                "svd_form",
+                ": U, s and V are trained, or the weight is and they are refreshed from time to time.",
+            ),
             number_option(TrainConfig, "orthogonality", "λ_o of the paper's equation 3."),
             field_option(
                 TrainConfig,
@@ -118,7 +123,11 @@ def _schedule_options() -> Callable[[Command], Command]:
                 "X|auto",
                 "λ_s of equation 3; auto adapts it to the budget, layer by layer.",
             ),
-            choice_option(TrainConfig, "sparsity", ": the regulariser that λ_s weights."),
+            choice_option(
+                TrainConfig,
+                "sparsity",
+                ": the regulariser that λ_s weights; path scales down what exceeds the budget, without one.",
+            ),
             switch_option(TrainConfig, "scale_gradients", "Scale gradients of factors so that SGD steps match dense ones."),
             count_option(TrainConfig, "accumulate", "Micro-batches per training step, to save memory."),
             field_option(TrainConfig, "seed", int, "N", "Seed of weights, order and augmentation."),

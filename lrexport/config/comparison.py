@@ -18,6 +18,7 @@ OPTIONS: Mapping[str, Facts] = {
     for each in fields(made)
     if (facts := facts_of(each)) is not None
 }
+_DEFAULTS = {each.name: each.default for made in (TrainConfig, CompressConfig) for each in fields(made)}
 _LAST_SETTLED = PHASES.index("svd")
 _NO_FACTS = Facts(PHASES)  # for a digest, or an option of another version
 
@@ -77,8 +78,13 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.items()
-        if (facts := OPTIONS.get(name, _NO_FACTS)).changes == "result" and (value or not facts.later)
+        if (facts := OPTIONS.get(name, _NO_FACTS)).changes == "result" and not (facts.later and _is_off(name, value))
     }
+
+
+def _is_off(name: str, value: Any) -> bool:
+    """Whether an option does nothing, or what lrexport did before the option existed."""
+    return not value or (OPTIONS.get(name, _NO_FACTS).later and value == _DEFAULTS.get(name))
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     def differs(name: str) -> bool:
         if before.get(name) == now.get(name) or OPTIONS.get(name, _NO_FACTS).changes == "nothing":
             return False
-        return name in before or not (name.endswith(_SHA256) or not now[name])
+        return name in before or not (name.endswith(_SHA256) or _is_off(name, now[name]))
 
     return {name: Difference(name, before.get(name), now.get(name)) for name in {**before, **now} if differs(name)}
 

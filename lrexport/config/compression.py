@@ -19,6 +19,8 @@ from lrexport.text import is_onnx_name
 STAGES = {"dense": "dense training", "svd": "SVD training", "fine-tune": "fine-tuning", "baseline": "dense baseline"}
 # --help takes its defaults from here, and must not wait for the record's validation library.
 AskedScheme = Literal["spatial", "channel", "input-channel", "linear", "auto"]
+AskedForm = Literal["explicit", "implicit"]
+FORMS = Words(("explicit", "implicit"))
 SCHEMES = Words(("spatial", "channel", "input-channel", "auto"))  # linear layers always have the scheme ``linear``
 DEFAULT_DENSE_EPOCHS = 20
 UNLABELLED_MINUTES = 2.0  # of healing, by default, if the data has no labels
@@ -31,13 +33,15 @@ class TrainConfig:
     ``input`` has the inputs of the network, ``NAME=SHAPE[:DTYPE[:LOW..HIGH]]`` each; ``input_shape`` is enough for one.
     ``weights_key`` and ``teacher_weights_key`` select weights in a file with several that fit the network.
     ``dense_epochs`` None means none if the network comes with weights, else enough to train it. λ_o, λ_s and the kind of
-    sparsity are those of equation 3; λ_s "auto" adapts to a budget, layer by layer. ``keep`` holds patterns of layers that
-    stay dense. ``scale_gradients`` makes SGD steps in factors as long as dense ones. ``lr`` is for SVD training and
-    fine-tuning, ``dense_lr`` for dense training. ``distill`` is the share of the loss that follows the outputs of
-    ``teacher`` in SVD training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or, if None,
-    of this run. ``task`` is what the outputs are for; None: the task of the data. ``log_to`` holds services that training
-    is logged to. Up to ``max_bad`` unreadable images are skipped.
-    ``mean``, ``std``, ``value_range``, ``resize``, ``crop`` and ``channel_order`` are how pictures become inputs.
+    sparsity are those of equation 3; λ_s "auto" adapts to a budget, layer by layer; ``sparsity`` "path" scales down what
+    the budget leaves no room for, without a regulariser. ``keep`` holds patterns of layers that stay dense.
+    ``scale_gradients`` makes SGD steps in factors as long as dense ones. ``lr`` is for SVD training and fine-tuning,
+    ``dense_lr`` for dense training. ``distill`` is the share of the loss that follows the outputs of ``teacher`` in SVD
+    training and fine-tuning: a MODEL with ``teacher_weights``, the dense network of a run, or, if None, of this run.
+    ``task`` is what the outputs are for; None: the task of the data. ``log_to`` holds services that training is logged
+    to. Up to ``max_bad`` unreadable images are skipped. ``mean``, ``std``, ``value_range``, ``resize``, ``crop`` and
+    ``channel_order`` are how pictures become inputs. ``svd_form`` "explicit" trains U, s, V, as in the paper; "implicit"
+    trains weights, and refreshes U, s, V on the way.
     ``export_check`` first exports the dense network to ONNX in memory, to find what ``lrexport onnx`` would refuse.
     """
 
@@ -50,13 +54,14 @@ class TrainConfig:
     input: tuple[str, ...] = option((), "network", later=True)
     scheme: AskedScheme = option("spatial", "svd form", values=SCHEMES, varies=True)
     keep: tuple[str, ...] = option((), "svd form")
+    svd_form: AskedForm = option("explicit", "svd form", values=FORMS, later=True)
     download: bool = option(False, "images", needs_data=True, changes="nothing", only_user="where files are written")
     dense_epochs: int | None = option(None, "dense", needs_data=True, values=Count())
     svd_epochs: int = option(6, "svd", needs_data=True, values=Count(), varies=True)
     orthogonality: float = option(1.0, "svd", needs_data=True, values=Number(), varies=True)
     sparsity_strength: float | Literal["auto"] = option(0.03, "svd", needs_data=True, values=Number(), varies=True)
-    sparsity: Literal["hoyer", "l1", "none"] = option(
-        "hoyer", "svd", needs_data=True, values=Words(("hoyer", "l1", "none")), varies=True
+    sparsity: Literal["hoyer", "l1", "path", "none"] = option(
+        "hoyer", "svd", needs_data=True, values=Words(("hoyer", "l1", "path", "none")), varies=True
     )
     batch_size: int = option(128, *TRAINED, needs_data=True, values=Count(1))
     accumulate: int = option(1, *TRAINED, needs_data=True, values=Count(1))
@@ -97,8 +102,10 @@ class TrainConfig:
     export_check: bool = option(True, "network", changes="nothing")
 
     def __post_init__(self) -> None:
-        if self.sparsity_strength == "auto" and self.sparsity == "none":
+        if self.sparsity_strength == "auto" and self.sparsity in ("none", "path"):
             raise UsageError("--sparsity-strength auto requires --sparsity hoyer or l1", "Give one of them, or a number.")
+        if self.sparsity == "path" and self.svd_form != "implicit":
+            raise UsageError("--sparsity path requires --svd-form implicit", "Give both, or another --sparsity.")
         if self.input and self.input_shape is not None:
             raise UsageError("--input and --input-shape exclude each other", "--input NAME=SHAPE says everything.")
         Signature.parse(self.input or ("1",))  # for its errors
@@ -170,6 +177,9 @@ class CompressConfig:
     baseline_epochs: int | Literal["same"] = option(0, "baseline", needs_data=True)
 
     def __post_init__(self) -> None:
+        if self.falling_ranks and self.train.svd_form == "implicit":
+            message = "--falling-ranks requires --svd-form explicit: with implicit there are no factors to cut"
+            raise UsageError(message, "Use --sparsity-strength auto or --sparsity path, which go towards the budget too.")
         if isinstance(self.goal, SteerableGoal):
             return
         steerable = options_of(SteerableGoal)
@@ -178,6 +188,8 @@ class CompressConfig:
         if self.train.sparsity_strength == "auto":
             message = f"--sparsity-strength auto requires {steerable}"
             raise UsageError(message, "Give one of them as the goal, or a number as the strength.")
+        if self.train.sparsity == "path":
+            raise UsageError(f"--sparsity path requires {steerable}", "Give one of them as the goal.")
 
     def to_record(self) -> dict[str, Any]:
         own = {key: value for key, value in asdict(self).items() if key != "train"}
@@ -191,6 +203,9 @@ def check_trainable(config: TrainConfig) -> None:
     if config.sparsity_strength == "auto":
         message = "--sparsity-strength auto adapts λ_s to a budget, and lrexport train has none"
         raise UsageError(message, "Give --sparsity-strength X, or use lrexport compress with a budget.")
+    if config.sparsity == "path":
+        message = "--sparsity path goes towards a budget, and lrexport train has none"
+        raise UsageError(message, "Give another --sparsity, or use lrexport compress with a budget.")
 
 
 def check_source(config: CompressConfig, source: Path | None) -> None:

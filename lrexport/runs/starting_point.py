@@ -12,7 +12,7 @@ from torch import nn
 
 from lrexport.artifacts.run_files import RECORD, SVD
 from lrexport.config.comparison import IMAGES, SETTLED
-from lrexport.config.compression import AskedScheme, TrainConfig
+from lrexport.config.compression import AskedForm, AskedScheme, TrainConfig
 from lrexport.data.datasets import check_fits, load_data
 from lrexport.data.images import Splits, hold_out
 from lrexport.errors import InputError, UsageError
@@ -151,6 +151,7 @@ def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
         return to_svd_form(loading.load_start(source, record), recipe, config)
     loading.check_size(recipe, source, record)
     trained = {"scheme": record.config["scheme"], "keep": tuple(record.config.get("keep", ()))}
+    trained["svd_form"] = record.config.get("svd_form", "explicit")
     svd = to_svd_form(recipe.build(), recipe, replace(config, **trained))
     loading.fill(svd.network, record, source, SVD)
     return svd
@@ -159,14 +160,16 @@ def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
 def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
     """Put ``network`` into SVD form, in place, with the scheme and the kept layers of ``config``."""
     if not isinstance(network, OnnxNetwork):
-        return decompose(network, recipe.signature, config.scheme, config.keep)
-    return decompose_file(network, config.scheme, config.keep)
+        return decompose(network, recipe.signature, config.scheme, config.keep, form=config.svd_form)
+    return decompose_file(network, config.scheme, config.keep, config.svd_form)
 
 
-def decompose_file(network: OnnxNetwork, scheme: AskedScheme, keep: Collection[str]) -> SVDNetwork:
+def decompose_file(
+    network: OnnxNetwork, scheme: AskedScheme, keep: Collection[str], form: AskedForm = "explicit"
+) -> SVDNetwork:
     """:func:`decompose` for a network from a file; costs of the whole network are those of the file, in place."""
     cost = cost_of(network)
-    svd = decompose(network, network.signature, scheme, keep, total_macs=cost.macs)
+    svd = decompose(network, network.signature, scheme, keep, total_macs=cost.macs, form=form)
     in_layers = sum(layer.dense_params for layer in svd.layers.values())
     in_layers += sum(layer.dense_params for layer in svd.dense.values())
     return replace(svd, other_params=max(0, cost.params - in_layers))

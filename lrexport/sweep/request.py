@@ -129,6 +129,9 @@ def make_request(
     if trained_here and train.sparsity_strength == "auto" and "sparsity_strength" not in names:
         hint = "Give --sparsity-strength X, or vary it."
         raise UsageError("--sparsity-strength auto adapts λ_s to one budget, but trials share SVD training", hint)
+    if trained_here and train.sparsity == "path":
+        hint = "Give --sparsity hoyer, l1 or none."
+        raise UsageError("--sparsity path goes towards one budget, but trials share SVD training", hint)
     chosen = dict(others)
     if objective == "latency":
         chosen["target"] = chosen.get("target") or "local"  # for ranks on its grain, and to measure every trial

@@ -14,6 +14,7 @@ from lrexport.data.images import Splits
 from lrexport.errors import UsageError
 from lrexport.events import OnEvent, ignore_events
 from lrexport.lowrank.factors.svd_form import fit_ranks
+from lrexport.lowrank.regularisation.regularisers import ExtraLoss
 from lrexport.tasks.classification import CLASSIFICATION
 from lrexport.tasks.task import Task
 from lrexport.torch_tools.batchnorm import global_statistics, needing_several
@@ -37,7 +38,7 @@ def train_stage(
     stage: Stage,
     fabric: Fabric,
     on_event: OnEvent,
-    extra_loss: nn.Module | None = None,
+    extra_loss: ExtraLoss | None = None,
     teacher: nn.Module | None = None,
     before_epoch: Callable[[int], bool] | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,

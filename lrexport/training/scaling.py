@@ -11,17 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lrexport.lowrank.factors.svd_form import factors, is_attached
+from lrexport.lowrank.factors.svd_form import factors, is_explicit
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.pairs import is_pair
 
 
 @torch.no_grad()
 def scale_gradients(network: nn.Module) -> None:
-    """Scale the gradients of U and V of layers in SVD form, and of both halves of pairs, rank by rank, in place."""
+    """Scale the gradients of U and V of layers in explicit SVD form, and of both halves of pairs, rank by rank, in place."""
     seen: set[int] = set()  # tied layers share their parameters
     for module in network.modules():
-        if is_attached(module):
+        if is_explicit(module):
             left, singular, right = factors(module)
             if id(left) not in seen:
                 _scale_columns(left, singular, right)

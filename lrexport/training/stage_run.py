@@ -20,6 +20,7 @@ from lrexport.data.images import Splits
 from lrexport.data.order import Order, Purpose, seed_of
 from lrexport.errors import InputError, Stopped
 from lrexport.events import EpochDone, OnEvent, StepDone, Warned
+from lrexport.lowrank.regularisation.regularisers import ExtraLoss
 from lrexport.tasks.classification import CLASSIFICATION
 from lrexport.tasks.scoring import NotANumber, measuring, score
 from lrexport.tasks.task import Task
@@ -51,7 +52,7 @@ class StageRun:
     stage: Stage
     fabric: Fabric
     on_event: OnEvent
-    extra_loss: nn.Module | None
+    extra_loss: ExtraLoss | None
     teacher: nn.Module | None
     checkpoints: Checkpoints | None = None
     task: Task = CLASSIFICATION
@@ -179,6 +180,8 @@ class StageRun:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(seed_of(Purpose.DROPOUT, self.order.seed, epoch, step, fabric.global_rank))
+        if self.extra_loss is not None:
+            self.extra_loss.before_step()
         buffers = [buffer.clone() for buffer in network.buffers()]
         size = min(stage.batch_size, len(self.splits.train) - step * stage.batch_size)  # of all processes together
         task, value, of_all = self._backward(inputs, targets, size, asked)

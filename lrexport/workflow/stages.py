@@ -17,7 +17,13 @@ from lrexport.events import ChoosingRanks, EpochDone, Event, FidelityMeasured, O
 from lrexport.lowrank.factors.fold import fold_structure
 from lrexport.lowrank.factors.spectra import spectra
 from lrexport.lowrank.factors.svd_form import fit_ranks
-from lrexport.lowrank.regularisation.regularisers import Regularisers
+from lrexport.lowrank.regularisation.implicit import (
+    EnergyPath,
+    ImplicitRegularisers,
+    SteeredImplicit,
+    steps_between_refreshes,
+)
+from lrexport.lowrank.regularisation.regularisers import ExtraLoss, Regularisers
 from lrexport.lowrank.regularisation.steering import SteeredRegularisers
 from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.metric import TOP1
@@ -82,7 +88,7 @@ def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = Non
     def report(event: Event) -> None:
         if isinstance(event, EpochDone) and dense_ms:
             event = replace(event, step_over_dense=round(event.step_ms / dense_ms, 3))
-        if isinstance(event, EpochDone) and isinstance(extra, SteeredRegularisers):
+        if isinstance(event, EpochDone) and isinstance(extra, SteeredRegularisers | SteeredImplicit | EnergyPath):
             event = replace(event, steered=extra.summary())
         run.on_event(event)
 
@@ -91,15 +97,20 @@ def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = Non
     return replace(trained, record=record, svd_epochs=config.svd_epochs)
 
 
-def _regularisers(run: OpenRun[Any], trained: Trained, pruning: Pruning | None, stage: Stage) -> Regularisers:
-    """The regularisers of equation 3; λ_s "auto" aims at the ranks that one e for all layers would leave now.
+def _regularisers(run: OpenRun[Any], trained: Trained, pruning: Pruning | None, stage: Stage) -> ExtraLoss:
+    """The regularisers of equation 3; λ_s "auto" and the path aim at the ranks that one e for all layers would leave now.
 
     The global rule is not used for these ranks: it tends to sacrifice single layers.
     """
     config, svd = trained.config, trained.svd
-    if config.sparsity_strength != "auto":
-        made = Regularisers(svd, config.orthogonality, config.sparsity_strength, config.sparsity)
-        return made.to(run.fabric.device)
+    every = steps_between_refreshes(svd, stage.batch_size) if svd.form == "implicit" else 0
+    if config.sparsity_strength != "auto" and config.sparsity != "path":
+        fixed: ExtraLoss
+        if every:
+            fixed = ImplicitRegularisers(svd, config.sparsity_strength, config.sparsity, every)
+        else:
+            fixed = Regularisers(svd, config.orthogonality, config.sparsity_strength, config.sparsity)
+        return fixed.to(run.fabric.device)
     assert run.splits is not None
     assert pruning is not None
     ranks: dict[str, int] = {}
@@ -111,7 +122,14 @@ def _regularisers(run: OpenRun[Any], trained: Trained, pruning: Pruning | None, 
     order = Order(stage.seed, world=run.fabric.world_size, portions=stage.accumulate)
     steps = stage.epochs * order.steps(len(run.splits.train), stage.batch_size)
     svd.network.to(run.fabric.device)
-    return SteeredRegularisers(svd, ranks, steps, config.orthogonality, config.sparsity).to(run.fabric.device)
+    aiming: ExtraLoss
+    if config.sparsity == "path":
+        aiming = EnergyPath(svd, ranks, steps, every)
+    elif every:
+        aiming = SteeredImplicit(svd, ranks, steps, config.sparsity, every)
+    else:
+        aiming = SteeredRegularisers(svd, ranks, steps, config.orthogonality, config.sparsity)
+    return aiming.to(run.fabric.device)
 
 
 def prune(run: OpenRun[Any], pruning: Pruning) -> Compressed:

@@ -26,7 +26,7 @@ def _json(config: CompressConfig) -> dict[str, Any]:
 
 
 def test_a_run_with_svd_training_has_settled_what_its_dense_network_alone_leaves_open() -> None:
-    assert {*settled(svd_trained=True)} - {*settled(svd_trained=False)} == {"scheme", "keep"}
+    assert {*settled(svd_trained=True)} - {*settled(svd_trained=False)} == {"scheme", "keep", "svd_form"}
     assert {"weights", "seed", "dense_epochs", "orthogonality", "max_bad"} <= {*settled(svd_trained=False)}
 
 

@@ -20,6 +20,8 @@ COMMAND = ["compress", "steered_network:make", "--data", "digits", "--macs", "0.
 COMMAND += ["--dense-epochs", "3", "--svd-epochs", "8", "--fine-tune-epochs", "0", "--device", "cpu"]
 COMMAND += ["--precision", "float32", "--lr", "0.03", "--dense-lr", "0.05", "--seed", "1"]
 AUTO = ["--sparsity-strength", "auto"]
+IMPLICIT = ["--svd-form", "implicit"]
+WAYS = {"steered": AUTO, "implicit": [*IMPLICIT, *AUTO], "path": [*IMPLICIT, "--sparsity", "path"]}
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +29,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_with(tmp_path_factory, steered_network=NETWORK)
 
 
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def steered(folder: Path) -> Path:
-    done = Forked(folder, *COMMAND, *AUTO, "-o", "steered")
+def steered(folder: Path, way: str) -> Path:
+    done = Forked(folder, *COMMAND, *WAYS[way], "-o", way)
     assert done.wait() == 0, done.output
-    return folder / "steered"
+    return folder / way
+
+
+@pytest.fixture(scope="module")
+def fixed(folder: Path) -> Path:
+    done = Forked(folder, *COMMAND, "-o", "fixed")
+    assert done.wait() == 0, done.output
+    return folder / "fixed"
 
 
 def events(run_folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -39,40 +53,52 @@ def events(run_folder: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
-def test_pruning_to_the_budget_drops_next_to_nothing_where_a_fixed_strength_leaves_much(steered: Path, folder: Path) -> None:
-    fixed = Forked(folder, *COMMAND, "-o", "fixed")
-    assert fixed.wait() == 0, fixed.output
-    dropped = {}
-    for name in ("steered", "fixed"):
-        record = load_record(folder / name)
-        assert record.results.compressed is not None
-        assert record.results.dense is not None
-        assert record.results.compressed.macs <= 0.4 * record.results.dense.macs
-        dropped[name] = max(1 - each.energy_kept for each in record.plan.values() if isinstance(each, Pair))
-    assert dropped["steered"] < 0.1 * dropped["fixed"]
+def energy_dropped(of: Path) -> float:
+    record = load_record(of)
+    assert record.results.compressed is not None
+    assert record.results.dense is not None
+    assert record.results.compressed.macs <= 0.4 * record.results.dense.macs
+    return max(1 - each.energy_kept for each in record.plan.values() if isinstance(each, Pair))
+
+
+def test_pruning_to_the_budget_drops_next_to_nothing_where_a_fixed_strength_leaves_much(
+    steered: Path, fixed: Path, way: str
+) -> None:
+    assert energy_dropped(steered) < {"steered": 0.1, "implicit": 0.2, "path": 0.02}[way] * energy_dropped(fixed)
     told = [event["steered"] for event in events(steered, "epoch") if event["stage"] == "svd"]
     assert len(told) == 8
     assert told[-1]["energy_dropped"] < told[0]["energy_dropped"] / 5
-    assert all("steered" not in event for event in events(folder / "fixed", "epoch"))
+    assert all("steered" not in event for event in events(fixed, "epoch"))
 
 
-def test_steered_training_that_was_stopped_within_an_epoch_goes_on_to_the_bit(steered: Path, folder: Path) -> None:
-    stopped = Forked(folder, *COMMAND, *AUTO, "-o", "stopped")
+def test_training_that_was_stopped_within_an_epoch_goes_on_to_the_bit(steered: Path, folder: Path, way: str) -> None:
+    name = f"stopped {way}"
+    stopped = Forked(folder, *COMMAND, *WAYS[way], "-o", name)
     stopped.until("SVD training: epoch 3/")
     stopped.send(signal.SIGTERM)
     assert stopped.wait() == 143
-    again = Forked(folder, *COMMAND, *AUTO, "-o", "stopped", "--resume")
+    again = Forked(folder, *COMMAND, *WAYS[way], "-o", name, "--resume")
     assert again.wait() == 0, again.output
     for part in ("svd", "model"):
-        assert (folder / "stopped" / f"{part}.safetensors").read_bytes() == (steered / f"{part}.safetensors").read_bytes()
+        assert (folder / name / f"{part}.safetensors").read_bytes() == (steered / f"{part}.safetensors").read_bytes()
+
+
+def test_a_run_trained_in_implicit_form_is_compressed_again_from_its_trained_weights(folder: Path) -> None:
+    done = Forked(folder, "train", *COMMAND[1:4], *COMMAND[6:8], *IMPLICIT, *COMMAND[9:13], "--device", "cpu", "-o", "alone")
+    assert done.wait() == 0, done.output
+    again = Forked(folder, "compress", "alone", "--macs", "0.4", "--fine-tune-epochs", "0", "-o", "from it")
+    assert again.wait() == 0, again.output
+    record = load_record(folder / "from it")
+    assert record.config["svd_form"] == "implicit"
+    assert record.plan
 
 
 @pytest.mark.slow
-def test_two_processes_steer_alike(steered: Path, folder: Path) -> None:
-    both = Forked(folder, *COMMAND, *AUTO, "--devices", "2", "-o", "both")
+def test_two_processes_steer_alike(steered: Path, folder: Path, way: str) -> None:
+    both = Forked(folder, *COMMAND, *WAYS[way], "--devices", "2", "-o", f"both {way}")
     assert both.wait() == 0, both.output
     one, other = (
-        [event["steered"] for event in events(each, "epoch") if "steered" in event] for each in (steered, folder / "both")
+        [event["steered"] for event in events(each, "epoch") if "steered" in event] for each in (steered, folder / f"both {way}")
     )
     for mine, theirs in zip(one[:3], other[:3], strict=True):  # rounding grows from epoch to epoch
         assert mine == pytest.approx(theirs, rel=0.1)
@@ -89,6 +115,22 @@ def test_two_processes_steer_alike(steered: Path, folder: Path) -> None:
         (
             ["compress", "resnet20", "--macs", "0.5", "--sparsity", "none", *AUTO],
             "--sparsity-strength auto requires --sparsity hoyer or l1",
+        ),
+        (
+            ["compress", "resnet20", "--macs", "0.5", "--sparsity", "path"],
+            "--sparsity path requires --svd-form implicit",
+        ),
+        (
+            ["compress", "resnet20", "--energy", "0.1", *IMPLICIT, "--sparsity", "path"],
+            "--sparsity path requires --macs, --params or --latency",
+        ),
+        (
+            ["train", "resnet20", "--data", "digits", *IMPLICIT, "--sparsity", "path"],
+            "goes towards a budget, and lrexport train has none",
+        ),
+        (
+            ["compress", "resnet20", "--macs", "0.5", *IMPLICIT, "--falling-ranks"],
+            "--falling-ranks requires --svd-form explicit",
         ),
         (
             ["compress", "resnet20", "--macs", "0.5", "--sparsity-strength", "-1"],

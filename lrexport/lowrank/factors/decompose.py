@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lrexport.config.compression import AskedScheme
+from lrexport.config.compression import FORMS, AskedForm, AskedScheme
 from lrexport.errors import UsageError
 from lrexport.lowrank.eligibility.factorisable import Factorisable
 from lrexport.lowrank.eligibility.inspection import inspect_layers
@@ -29,8 +29,9 @@ from lrexport.torch_tools.unregistered import check_registered
 class SVDNetwork:
     """A network in SVD form: its factorised layers, and its dense ones with reasons.
 
-    ``signature`` describes its inputs. ``other_macs`` and ``other_params`` are those outside of these layers, such as
-    attention's matrix products. ``made_plain`` describes how computed weights and wrapped layers were first made plain.
+    ``form`` says whether U, s, V or the weights are its parameters. ``signature`` describes its inputs. ``other_macs``
+    and ``other_params`` are those outside of these layers, such as attention's matrix products. ``made_plain`` describes
+    how computed weights and wrapped layers were first made plain.
     """
 
     network: nn.Module
@@ -40,6 +41,7 @@ class SVDNetwork:
     other_macs: int = 0
     other_params: int = 0
     made_plain: tuple[str, ...] = ()
+    form: AskedForm = "explicit"
 
     @property
     def dense_macs(self) -> int:
@@ -62,6 +64,7 @@ def decompose(
     scheme: AskedScheme = "spatial",
     keep: Collection[str] = (),
     total_macs: int | None = None,
+    form: AskedForm = "explicit",
 ) -> SVDNetwork:
     """Put every layer whose pair can be cheaper into SVD form at full rank, in place.
 
@@ -70,13 +73,16 @@ def decompose(
     ``input_shape`` is that of the network's one input, without the batch; for several inputs give example inputs, (B, …)
     each, in a tuple or by name in a dict, or a Signature. ``scheme`` "auto" takes each layer's cheapest scheme at full rank.
     ``keep`` are shell patterns of layers that stay dense, for example ``layer1.*``. ``total_macs`` are the MACs of the whole
-    network, including attention's products and functional convolutions; counted here if not given. Raises UsageError for an
-    unknown scheme or a pattern that matches no layer, and InputError naming the layer for NaN or infinity in a weight, or if
-    the network does not accept such inputs.
+    network, including attention's products and functional convolutions; counted here if not given. With the ``form``
+    "implicit" weights stay parameters; "explicit" makes U, s, V parameters, as in the paper. Raises UsageError for an
+    unknown scheme or a pattern that matches no layer, and InputError naming the layer for NaN or infinity in a weight, or
+    if the network does not accept such inputs.
     """
     network, unwrapping = unwrapped(network, "the network")
     if any(svd_form.is_attached(module) for module in network.modules() if isinstance(module, WEIGHTED)):
         raise UsageError("the network is already in SVD form", "Decompose it only once; fold makes it plain again.")
+    if form not in FORMS.words:
+        raise UsageError(f"unknown SVD form {form!r}", f"Known: {', '.join(FORMS.words)}.")
     if scheme not in (*CONV_SCHEMES, "auto"):
         raise UsageError(f"unknown scheme {scheme!r}", f"Known: {', '.join(CONV_SCHEMES)}, auto.")
     keep = (keep,) if isinstance(keep, str) else keep
@@ -93,11 +99,11 @@ def decompose(
         total_macs = count_torch_macs(network, signature).total
     for layer in layers.values():
         first, *tied = layer.modules(network)
-        svd_form.attach(first, layer.scheme, tied)
+        svd_form.attach(first, layer.scheme, tied, form == "implicit")
     counted = sum(fact.dense_macs for fact in inspected.values())
     other_macs = max(0, total_macs - counted)
     other_params = params - sum(fact.dense_params for fact in inspected.values())
-    return SVDNetwork(network, layers, dense, signature, other_macs, other_params, made_plain)
+    return SVDNetwork(network, layers, dense, signature, other_macs, other_params, made_plain, form)
 
 
 def _check_patterns(network: nn.Module, keep: Collection[str]) -> None:

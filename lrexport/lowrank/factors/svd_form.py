@@ -1,4 +1,9 @@
-"""SVD form: a layer's weight composed from trainable U, s, V by torch's parametrisation."""
+"""SVD form, explicit or implicit.
+
+Explicit, as in the paper: a layer's weight is composed from trainable U, s, V by torch's parametrisation. Implicit: the
+weight itself is trained, and U, s, V are those of its SVD whenever somebody asks for them; the layer only remembers its
+scheme.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +46,14 @@ class SVDForm(nn.Module):
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left, singular, right, self.retried = exact_svd(SCHEMES[self.scheme].matrix(weight, self.spec))
         return left, singular, right
+
+
+class ImplicitForm:
+    """The mark of a layer in implicit SVD form: its scheme, and whether an SVD did not converge at first (``retried``)."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+        self.retried = False
 
 
 class ExactSVD(NamedTuple):
@@ -108,11 +121,16 @@ def compose(left: Tensor, singular: Tensor, right: Tensor) -> Tensor:
     return (left * magnitude.unsqueeze(-2)) @ right.mT
 
 
-def attach(layer: Any, scheme: Scheme, tied: Iterable[Any] = ()) -> None:
+def attach(layer: Any, scheme: Scheme, tied: Iterable[Any] = (), implicit: bool = False) -> None:
     """Put a layer's weight into SVD form, in place; the layer keeps its class.
 
     ``tied`` are other layers with the same weight and spec; they get the same U, s, V.
     """
+    if implicit:
+        form = ImplicitForm(scheme)
+        for each in (layer, *tied):
+            each.implicit_svd_form = form
+        return
     for each in (layer, *tied):
         # Unsafe skips a check that would compose the weight, whose shape and type are right by construction.
         parametrize.register_parametrization(each, "weight", SVDForm(scheme, spec_of(each)), unsafe=True)
@@ -120,25 +138,30 @@ def attach(layer: Any, scheme: Scheme, tied: Iterable[Any] = ()) -> None:
 
 
 def is_attached(layer: Any) -> bool:
-    """Whether the layer is in SVD form."""
+    """Whether the layer is in SVD form, of either kind."""
+    return is_explicit(layer) or isinstance(getattr(layer, "implicit_svd_form", None), ImplicitForm)
+
+
+def is_explicit(layer: Any) -> bool:
+    """Whether U, s, V are the parameters of the layer."""
     return parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], SVDForm)
 
 
-def form_of(layer: Any) -> SVDForm:
-    """The parametrisation of a layer in SVD form."""
-    form: SVDForm = layer.parametrizations.weight[0]
+def form_of(layer: Any) -> SVDForm | ImplicitForm:
+    """The form of a layer in SVD form."""
+    form: SVDForm | ImplicitForm = layer.parametrizations.weight[0] if is_explicit(layer) else layer.implicit_svd_form
     return form
 
 
 def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The parameters U, s, V of a layer in SVD form."""
+    """The parameters U, s, V of a layer in explicit SVD form."""
     parametrised = layer.parametrizations.weight
     return parametrised.original0, parametrised.original1, parametrised.original2
 
 
 def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
     """U, s, V of the layer's matrix by ``scheme`` at full rank: from its SVD form if possible, else decomposed."""
-    if is_attached(layer) and form_of(layer).scheme == scheme and not is_cut(layer):
+    if is_explicit(layer) and form_of(layer).scheme == scheme and not is_cut(layer):
         return factors(layer)
     exact = exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))
     if is_attached(layer):
@@ -148,7 +171,12 @@ def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def redecompose(layer: nn.Module) -> None:
-    """Replace U, s, V by the exact SVD of the kernel they compose, so that truncation is optimal (Eckart–Young)."""
+    """Replace U, s, V by the exact SVD of the kernel they compose, so that truncation is optimal (Eckart–Young).
+
+    Of a layer in implicit form they always are.
+    """
+    if not is_explicit(layer):
+        return
     parameters = factors(layer)
     if _is_exact(*parameters):
         return
@@ -160,7 +188,9 @@ def redecompose(layer: nn.Module) -> None:
 
 
 def is_cut(layer: Any) -> bool:
-    """Whether a layer in SVD form has less than full rank."""
+    """Whether a layer in SVD form has parameters of less than full rank."""
+    if not is_explicit(layer):
+        return False
     left, singular, right = factors(layer)
     return singular.shape[-1] < min(left.shape[-2], right.shape[-2])
 
@@ -178,7 +208,7 @@ def cut(layer: Any, left: Tensor, right: Tensor) -> None:
 def fit_ranks(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give the layers in SVD form the ranks that they have in the state dict ``weights``, before it is loaded."""
     for name, module in network.named_modules():
-        if not is_attached(module):
+        if not is_explicit(module):
             continue
         keys = [f"{name}.parametrizations.weight.original{index}".lstrip(".") for index in range(3)]
         if all(key in weights for key in keys) and weights[keys[1]].shape != factors(module)[1].shape:
@@ -201,6 +231,10 @@ def _is_exact(left: Tensor, singular: Tensor, right: Tensor) -> bool:
 
 def detach(layer: Any, tied: Iterable[Any] = ()) -> None:
     """Replace the SVD form by the composed weight, in place; the layer and those ``tied`` to it share it."""
+    if not is_explicit(layer):
+        for each in (layer, *tied):
+            del each.implicit_svd_form
+        return
     weight = nn.Parameter(layer.weight.detach().contiguous())
     for each in (layer, *tied):
         drop_parametrisations(each)

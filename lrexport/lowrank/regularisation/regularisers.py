@@ -100,7 +100,14 @@ def losses(
     return torch.stack(parts).sum() if parts else torch.zeros(())
 
 
-class Regularisers(nn.Module):
+class ExtraLoss(nn.Module):
+    """A term of the training loss that needs no input."""
+
+    def before_step(self) -> None:
+        """Called before every training step."""
+
+
+class Regularisers(ExtraLoss):
     """:func:`losses` of a network, with a λ_s for each layer: the buffer ``strengths`` (layers,), which may be steered.
 
     Checkpoints contain it only if it is ``steered``; a fixed λ_s is taken from the command, even when it changes on resume.

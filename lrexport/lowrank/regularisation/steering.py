@@ -28,6 +28,18 @@ WEAKEST, STRONGEST = 1e-3, 3.0
 _EVERY = 8  # steps between changes, because spectra change slowly
 
 
+def steered(strengths: Tensor, beyond: Tensor, first: Tensor, done: float, interval: float) -> Tensor:
+    """λ_s of each layer, (layers,), for the next ``interval`` of training, when a share ``done`` of it is over.
+
+    ``beyond`` is the share of energy beyond each layer's rank now, ``first`` at the start. A λ_s of 0 stays 0.
+    """
+    start = first.clamp_min(LAST)
+    allowed = start * (LAST / start) ** min(1.0, done / _PATH)
+    off = (beyond.clamp_min(1e-9) / allowed).log().clamp(-_MOST_OFF, _MOST_OFF)
+    changed = strengths * (off * (_GAIN * interval)).exp()
+    return torch.where(strengths > 0, changed.clamp(WEAKEST, STRONGEST), 0)
+
+
 class SteeredRegularisers(Regularisers):
     """:class:`Regularisers` that steer their strengths over ``steps`` training steps, with one call in each.
 
@@ -68,12 +80,8 @@ class SteeredRegularisers(Regularisers):
         return torch.stack(shares) if shares else torch.zeros(0)
 
     def _steer(self) -> None:
-        done = min(1.0, float(self.step) / (_PATH * self.steps))
-        start = self.first.clamp_min(LAST)
-        allowed = start * (LAST / start) ** done
-        off = (self.beyond().clamp_min(1e-9) / allowed).log().clamp(-_MOST_OFF, _MOST_OFF)
-        changed = self.strengths * (off * (_GAIN * _EVERY / self.steps)).exp()
-        self.strengths.copy_(torch.where(self.strengths > 0, changed.clamp(WEAKEST, STRONGEST), 0))
+        done, interval = float(self.step) / self.steps, _EVERY / self.steps
+        self.strengths.copy_(steered(self.strengths, self.beyond(), self.first, done, interval))
 
     def summary(self) -> Steering:
         """The present range of λ_s, and the largest energy beyond a rank."""
