@@ -48,6 +48,9 @@ def inputs_of(model: ModelProto, asked: Signature | None, where: str) -> tuple[F
     declared = [_declared(item, where) for item in model.graph.input if item.name not in weights]
     if not declared:
         raise InputError(f"{where} has no inputs: it always returns the same")
+    safe = [_safe(item.name) for item in declared]
+    if len(set(safe)) < len(safe):
+        raise InputError(f"{where} has inputs whose names differ only in '=', ':' and ',': {', '.join(safe)}")
     specs = _asked(declared, asked, where)
     firsts = {item.shape[0] for item in declared if item.shape}
     (shared,) = firsts if len(firsts) == 1 else (None,)
@@ -76,14 +79,14 @@ def _size(dim: Any, axis: int) -> int | None:
 def _asked(declared: list[_Declared], asked: Signature | None, where: str) -> dict[str, InputSpec]:
     if asked is None:
         return {}
-    names = [item.name for item in declared]
+    names = {_safe(item.name): item.name for item in declared}
     if len(asked) == len(declared) == 1 and asked.names == (INPUT,):
-        return {names[0]: asked.inputs[0]}
+        return {declared[0].name: asked.inputs[0]}
     unknown = [name for name in asked.names if name not in names]
     if unknown:
         listed = ", ".join(map(str, declared))
         raise UsageError(f"{where} has no input {unknown[0]!r}", f"Its inputs: {listed}.")
-    return dict(zip(asked.names, asked, strict=True))
+    return {names[spec.name]: spec for spec in asked}
 
 
 def _input(item: _Declared, asked: InputSpec | None, shared: int | None, where: str) -> FileInput:

@@ -43,6 +43,7 @@ class _Writer:
     def __init__(self, network: OnnxNetwork, model: onnx.ModelProto) -> None:
         self.network, self.model = network, model
         self.names = _names(model)
+        self.node_names = {node.name for body in bodies(model) for node in body.node}
         self.steps = {step.address: (step, body) for body in network.body.all() for step in body.steps}
         self.shared: dict[tuple[int, str], str] = {}  # weights that several nodes have, by their parameter
         self.new: list[TensorProto] = []
@@ -87,7 +88,7 @@ class _Writer:
         yield from self._node(layer, step, second, middle, step.makes[0], ".second")
 
     def _node(self, layer: Layer, step: Step, half: Any, value: str, output: str, ending: str) -> Iterator[NodeProto]:
-        name = (step.node.name or layer.path) + ending
+        name = self._node_name(f"{step.node.name or layer.path}{ending}", step)
         kind = self._element(layer)
         if isinstance(half, nn.Linear):
             yield from self._linear(layer, step, half, (value, output, name), ending)
@@ -169,7 +170,7 @@ class _Writer:
             product = output if bias is None else self._name(f"{output}.product")
             yield helper.make_node("MatMul", inputs, [product], name)
         if bias is not None:
-            yield helper.make_node("Add", [product, bias], [output], f"{name}.bias")
+            yield helper.make_node("Add", [product, bias], [output], self._node_name(f"{name}.bias", step))
 
     def _bias(self, layer: Layer, step: Step, half: Any, ending: str, kind: int) -> str:
         """The name of a half's bias: the file's tensor if it is still the same; (outputs, 1) for a product from the left."""
@@ -212,6 +213,15 @@ class _Writer:
             number += 1
             name = f"{wanted}_{number}"
         self.names.add(name)
+        return name
+
+    def _node_name(self, wanted: str, step: Step) -> str:
+        """A name that no other node has, which ONNX Runtime requires; ``step`` is the node that it may take it from."""
+        name, number = wanted, 1
+        while name in self.node_names and name != step.node.name:
+            number += 1
+            name = f"{wanted}_{number}"
+        self.node_names.add(name)
         return name
 
     def _remove_unused(self, candidates: set[str]) -> None:
