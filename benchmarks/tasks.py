@@ -32,6 +32,7 @@ import tasks_networks
 import torch
 from common import machine, write_markdown
 
+import lrexport
 from lrexport.artifacts.run_files import DENSE, RECORD
 from lrexport.cli.main import run as lrexport_command
 from lrexport.config.export_options import ExportOptions
@@ -83,16 +84,16 @@ JOBS = {
     "pair": Job("Two inputs: two noisy pictures of a digit", "tasks_networks:Pair", "pairs", 0.5, 12, 4, needs=SCENES),
     "hugging": Job(
         *("Hugging Face's ResNet, built from its configuration: digits over textures", "tasks_networks:hugging"),
-        *("digits48", 0.5, 6, 3),
+        *("digits48", 0.5, 12, 4),
         needs=("transformers", *SCENES),
     ),
     "timm": Job(
-        *("timm's resnetv2_18, mean and std 0.5: digits over textures", "timm:resnetv2_18", "digits32", 0.5, 6, 3),
+        *("timm's resnetv2_18, mean and std 0.5: digits over textures", "timm:resnetv2_18", "digits32", 0.5, 8, 3),
         shape="3,32,32",
         needs=("timm", *SCENES),
     ),
     "cifar": Job(
-        "Super-resolution ×2: CIFAR-10 (JPEG)", "tasks_networks:doubler", "cifar", 0.1, 10, 4, needs=("torchmetrics",)
+        "Super-resolution ×2: CIFAR-10 (JPEG)", "tasks_networks:doubler", "cifar", 0.1, 12, 4, needs=("torchmetrics",)
     ),
     "photos": Job(
         *("Super-resolution ×2: photographs of scikit-image", "tasks_networks:doubler", "photos", 0.1, 10, 4),
@@ -101,17 +102,17 @@ JOBS = {
     ),
     "unet": Job(
         *("Segmentation: a U-Net of segmentation-models-pytorch, scenes of digits", "tasks_networks:unet"),
-        *("masks48", 1.0, 10, 4),
+        *("masks48", 1.0, 12, 4),
         needs=("segmentation_models_pytorch", *SCENES),
     ),
     "lraspp": Job(
         *("Segmentation: torchvision's LR-ASPP, scenes of digits", "torchvision:lraspp_mobilenet_v3_large?num_classes=11"),
-        *("masks64", 1.0, 14, 4),
+        *("masks64", 1.0, 30, 8),
         shape="3,64,64",
         needs=SCENES,
     ),
     "detector": Job(
-        *("Detection: torchvision's SSDlite, scenes of digits", "tasks_networks:detector", "boxes", 1.0, 16, 4),
+        *("Detection: torchvision's SSDlite, scenes of digits", "tasks_networks:detector", "boxes", 1.0, 50, 12),
         needs=DETECTION,
     ),
 }
@@ -166,13 +167,13 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to train and heal; ``short``: one epoch each, to see that everything works."""
+    """How long to train and heal; ``share`` is that of a job's epochs, at least one each."""
 
     heal_minutes: float
-    short: bool
+    share: float
 
-    def epochs(self, count: int) -> str:
-        return str(1 if self.short else count)
+    def epochs(self, count: int) -> int:
+        return max(1, round(self.share * count))
 
 
 def run_job(scratch: Scratch, name: str, seed: int, budget: float, effort: Effort, rows: Sequence[str]) -> None:
@@ -182,7 +183,7 @@ def run_job(scratch: Scratch, name: str, seed: int, budget: float, effort: Effor
     labelled, unlabelled = f"tasks_networks:{job.data}", f"tasks_networks:{job.data}_unlabelled"
     dense = scratch.run(name, seed, "dense")
     if scratch.find("score", name, seed, "dense", None) is None:
-        epochs = effort.epochs(job.epochs)
+        epochs = str(effort.epochs(job.epochs))
         command = ["train", job.model, "--data", labelled, *common, *TRAINING, "--dense-epochs", epochs, "-o", str(dense)]
         seconds = scratch.command(dense, *command, "--resume")
         _score(scratch, name, seed, "dense", None, dense, seconds)
@@ -193,7 +194,7 @@ def run_job(scratch: Scratch, name: str, seed: int, budget: float, effort: Effor
         "healed": ["--data", unlabelled, "--heal-minutes", f"{effort.heal_minutes:g}", "--fine-tune-epochs", "0"],
         "labels": [
             *("--data", labelled, "--heal-minutes", f"{effort.heal_minutes / 2:g}"),
-            *(*TRAINING, "--fine-tune-epochs", effort.epochs(job.tuning)),
+            *(*TRAINING, "--fine-tune-epochs", str(effort.epochs(job.tuning))),
         ],
     }
     for row, options in given.items():
@@ -223,7 +224,8 @@ def _score(scratch: Scratch, name: str, seed: int, row: str, budget: float | Non
         kind="score", job=name, seed=seed, row=row, budget=budget, metric=found.metric.name, unit=found.metric.unit,
         value=found.primary, samples=found.n, macs=compressed and compressed.macs,
         dense_macs=record.results.dense and record.results.dense.macs, fidelity=_fidelity(record),
-        seconds=round(seconds, 1), load=round(os.getloadavg()[0], 1), notes=record.notes,
+        epochs=record.config.get("dense_epochs" if dense else "fine_tune_epochs"),
+        heal_minutes=record.config.get("heal_minutes"), seconds=round(seconds, 1), load=round(os.getloadavg()[0], 1), notes=record.notes,
     )  # fmt: skip
 
 
@@ -267,7 +269,7 @@ def _head(job: Job, dense: dict[int, dict[str, Any]]) -> Iterator[str]:
     yield f"## {job.title}"
     yield ""
     yield f"`{job.model}`, {first['samples']:,} test samples; dense {first['metric']} {values} (seeds "
-    yield f"{', '.join(map(str, sorted(dense)))}), {job.epochs} epochs in {minutes:.1f} minutes. Goal at 0.5: at most "
+    yield f"{', '.join(map(str, sorted(dense)))}), {first['epochs']} epochs in {minutes:.1f} minutes. Goal at 0.5: at most "
     yield f"{job.goal:g} {_difference_unit(first)} less."
     yield ""
     yield "| MACs | | " + first["metric"] + " | difference to dense | seconds | latency |"
@@ -323,7 +325,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="dense networks are always trained")
     parser.add_argument("--heal-minutes", type=float, default=1.0)
-    parser.add_argument("--short", action="store_true", help="one epoch of every training, to see that all works")
+    parser.add_argument("--share", type=float, default=1.0, help="of the epochs; 0: one each, to see that all works")
     parser.add_argument("--rounds", type=int, default=100)
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
@@ -342,10 +344,10 @@ def main() -> None:
                     continue
                 try:
                     if arguments.do == "run":
-                        run_job(scratch, name, seed, budget, Effort(arguments.heal_minutes, arguments.short), arguments.rows)
+                        run_job(scratch, name, seed, budget, Effort(arguments.heal_minutes, arguments.share), arguments.rows)
                     else:
                         measure_latency(scratch, name, seed, budget, arguments.rounds)
-                except RuntimeError as error:
+                except (RuntimeError, lrexport.LrexportError) as error:
                     print(f"{name}: failed, {error}", flush=True)
 
 

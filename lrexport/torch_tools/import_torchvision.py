@@ -28,8 +28,8 @@ def with_operators(importing: Callable[[], T]) -> T:
     """
     try:
         return importing()
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error) or _schemas:
+    except Exception as error:
+        if _schemas or not _lacks_operators(error):
             raise
     import torch
 
@@ -44,6 +44,15 @@ def with_operators(importing: Callable[[], T]) -> T:
     boxes: Any = importlib.import_module("torchvision.ops.boxes")
     boxes._assert_has_ops = _nothing  # it would refuse nms, which is there now
     return made
+
+
+def _lacks_operators(error: BaseException | None) -> bool:
+    """Whether torchvision's undefined operators are the error, or its cause: packages that import torchvision may wrap it."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "torchvision::nms" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _nothing() -> None:

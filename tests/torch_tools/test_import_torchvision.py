@@ -14,10 +14,17 @@ USES = "from torchvision.ops import Conv2dNormActivation"
 MODULES = {
     "as it is imported": f"{USES}\ndef make():\n    return Conv2dNormActivation(3, 8)\n",
     "as it is called": f"def make():\n    {USES}\n    return Conv2dNormActivation(3, 8)\n",
+    "by a package that wraps the error": (
+        f"def make():\n    try:\n        {USES}\n    except Exception as error:\n"
+        "        raise ModuleNotFoundError('could not import Network') from error\n    return Conv2dNormActivation(3, 8)\n"
+    ),
 }
 
 
-@pytest.mark.parametrize("when", ["as it is imported", pytest.param("as it is called", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "when",
+    ["as it is imported", pytest.param("as it is called", marks=pytest.mark.slow), "by a package that wraps the error"],
+)
 def test_a_users_module_may_import_torchvision(tmp_path: Path, when: str) -> None:
     (tmp_path / "users.py").write_text(MODULES[when], encoding="utf-8")
     # In a process of its own: in this one torchvision may be there already.
