@@ -59,6 +59,12 @@ def masks() -> tuple[Pairs, Pairs]:
     return pairs[:64], pairs[64:]
 
 
+def pictures() -> tuple[list[Tensor], list[Tensor]]:
+    """The images of :func:`masks` alone."""
+    train, test = masks()
+    return [image for image, _ in train], [image for image, _ in test]
+
+
 def blurred() -> tuple[Pairs, Pairs]:
     """Blurred images with the sharp ones as targets."""
     train, test = masks()

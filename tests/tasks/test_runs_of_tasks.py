@@ -93,6 +93,34 @@ def test_a_segmenter_is_trained_pruned_exported_and_judged_by_its_miou(tmp_path:
     assert "held-out mIoU, %" in page.read_text(encoding="utf-8")
 
 
+def test_a_trained_segmenter_is_healed_without_masks_and_its_file_scored_with_them(
+    tmp_path: Path, lrexport: Lrexport
+) -> None:
+    dense, run = tmp_path / "dense", tmp_path / "run"
+    network, quick = f"{HERE}:Segmenter", ("--device", "cpu", "--svd-epochs", "0", "--no-export-check")
+    training = ("--optimizer", "adam", "--dense-lr", "0.02", "--batch-size", "16", "--dense-epochs", "8")
+    code, _, err = lrexport("train", network, "--data", f"{HERE}:masks", *quick, *training, "-o", str(dense))
+    assert code == 0, err
+    weights = ("--weights", str(dense / "dense.safetensors"), "--macs", "0.5", "--heal-minutes", "0.5")
+    unlabelled = ("--data", f"{HERE}:pictures", "--fine-tune-epochs", "0")
+    code, out, err = lrexport("compress", network, *quick, *unlabelled, *weights, "-o", str(run))
+    assert code == 0, err
+    assert "SQNR" in out
+    assert "mIoU" not in out + err
+    fidelity = load_record(run).fidelity
+    assert fidelity is not None
+    assert fidelity.steps
+
+    code, out, err = lrexport("onnx", str(run), "--data", f"{HERE}:masks", "--rounds", "0")
+    assert code == 0, err
+    assert "mIoU" in out
+    results = load_record(run).results
+    scores = [each.accuracy.primary for each in (results.dense, results.compressed) if each and each.accuracy]
+    assert len(scores) == 2
+    assert scores[0] > 0.5
+    assert scores[1] > scores[0] - 0.05
+
+
 def test_the_accuracy_drop_and_budgets_of_images_are_in_decibels(tmp_path: Path, lrexport: Lrexport) -> None:
     run = tmp_path / "run"
     _, err = _compress(lrexport, run, "Sharpener", "blurred", "--task", "image", "--accuracy-drop", "0.3")
