@@ -221,12 +221,24 @@ def _score(scratch: Scratch, name: str, seed: int, row: str, budget: float | Non
     found = score(network, data.test, torch.device("cpu"), "test", task=data.task)
     compressed = record.results.compressed
     scratch.add(
-        kind="score", job=name, seed=seed, row=row, budget=budget, metric=found.metric.name, unit=found.metric.unit,
-        value=found.primary, samples=found.n, macs=compressed and compressed.macs,
-        dense_macs=record.results.dense and record.results.dense.macs, fidelity=_fidelity(record),
+        kind="score",
+        job=name,
+        seed=seed,
+        row=row,
+        budget=budget,
+        metric=found.metric.name,
+        unit=found.metric.unit,
+        value=found.primary,
+        samples=found.n,
+        macs=compressed and compressed.macs,
+        dense_macs=record.results.dense and record.results.dense.macs,
+        fidelity=_fidelity(record),
         epochs=record.config.get("dense_epochs" if dense else "fine_tune_epochs"),
-        heal_minutes=record.config.get("heal_minutes"), seconds=round(seconds, 1), load=round(os.getloadavg()[0], 1), notes=record.notes,
-    )  # fmt: skip
+        heal_minutes=record.config.get("heal_minutes"),
+        seconds=round(seconds, 1),
+        load=round(os.getloadavg()[0], 1),
+        notes=record.notes,
+    )
 
 
 def _fidelity(record: Record) -> dict[str, Any] | None:
@@ -244,9 +256,16 @@ def measure_latency(scratch: Scratch, name: str, seed: int, budget: float, round
     assert results.compressed is not None
     medians = [next(iter(each.latency_ms.values())).median for each in (results.dense, results.compressed)]
     scratch.add(
-        kind="latency", job=name, seed=seed, row="healed", budget=budget, dense_ms=medians[0], compressed_ms=medians[1],
-        rounds=rounds, load=round(os.getloadavg()[0], 1),
-    )  # fmt: skip
+        kind="latency",
+        job=name,
+        seed=seed,
+        row="healed",
+        budget=budget,
+        rounds=rounds,
+        dense_ms=medians[0],
+        compressed_ms=medians[1],
+        load=round(os.getloadavg()[0], 1),
+    )
 
 
 def table(scratch: Scratch, heal_minutes: float) -> list[str]:
