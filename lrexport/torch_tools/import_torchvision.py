@@ -47,7 +47,7 @@ def with_operators(importing: Callable[[], T]) -> T:
 
 
 def _lacks_operators(error: BaseException | None) -> bool:
-    """Whether torchvision's undefined operators are the error, or its cause: packages that import torchvision may wrap it."""
+    """Whether torchvision's undefined operators are the error or behind it: packages may wrap it in theirs."""
     while error is not None:
         if isinstance(error, RuntimeError) and "torchvision::nms" in str(error):
             return True
