@@ -16,7 +16,7 @@ from lrexport.onnx_network.body import Address, Body, Step, body_of, types_of
 from lrexport.onnx_network.inputs import FileInput
 from lrexport.onnx_network.layers import Layer
 from lrexport.onnx_network.operators.facts import type_of
-from lrexport.onnx_network.running import Planner, Run, Watch
+from lrexport.onnx_network.running import Planner, Run, Watch, blocking
 from lrexport.onnx_network.runtime_groups import RuntimeGroup
 from lrexport.signature import Signature
 
@@ -102,6 +102,14 @@ class OnnxNetwork(nn.Module):
     def without_gradient(self) -> tuple[str, ...]:
         """The operators that run in ONNX Runtime, which no gradient passes."""
         return tuple(sorted({name for group in self._program.groups() for name in group.operators}))
+
+    @property
+    def untrainable(self) -> str | None:
+        """Why gradients of the outputs do not reach the layers in full; None if they do."""
+        operators = blocking(self._program, self._layers, self._types)
+        if not operators:
+            return None
+        return f"{', '.join(operators)} between its layers and outputs run in ONNX Runtime, which has no gradients"
 
     @property
     def types(self) -> Mapping[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
+from onnx import TensorProto
 from torch import Tensor, nn
 
 from lrexport.errors import InputError
@@ -113,6 +114,33 @@ class Planner:
 def needs_of(item: Step | RuntimeGroup) -> tuple[str, ...]:
     """The values that an item takes, in the graphs inside it too."""
     return (*item.needs, *item.captured) if isinstance(item, Step) else item.needs
+
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def blocking(program: Program, layers: Collection[Address], types: Mapping[str, int]) -> tuple[str, ...]:
+    """Operators in ONNX Runtime between the layers and the outputs, which no gradient passes; integers have none anyway."""
+    after: set[str] = set()  # values that depend on a layer
+    lost: dict[str, frozenset[str]] = {}
+    for item in program.items:
+        needs = set(needs_of(item))
+        inner = program.branches.get(item.address, ()) if isinstance(item, Step) else ()
+        groups = [item] if isinstance(item, RuntimeGroup) else [group for each in inner for group in each.groups()]
+        has_layer = isinstance(item, Step) and _has_layer(item, inner, layers)
+        operators = frozenset[str]().union(*(lost[name] for name in needs if name in lost))
+        if has_layer or needs & after:
+            operators = operators.union(*(group.operators for group in groups))
+            after |= set(item.makes)
+        if operators:
+            lost |= {name: operators for name in item.makes if types.get(name, TensorProto.FLOAT) in _FLOATS}
+    return tuple(sorted(frozenset[str]().union(*(lost.get(name, frozenset()) for name in program.body.outputs))))
+
+
+def _has_layer(step: Step, inner: Sequence[Program], layers: Collection[Address]) -> bool:
+    """Whether a step is a layer, or has one in its branches."""
+    steps = (each for program in inner for body in program.body.all() for each in body.steps)
+    return step.address in layers or any(each.address in layers for each in steps)
 
 
 class Run:

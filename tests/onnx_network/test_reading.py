@@ -78,6 +78,7 @@ def test_a_node_that_torch_computes_differently_runs_in_onnx_runtime(
     model = two_convolutions()
     network = read_network(saved(model, tmp_path))
     assert network.without_gradient == ("Relu",)
+    assert network.untrainable == "Relu between its layers and outputs run in ONNX Runtime, which has no gradients"
     images = torch.randn(2, 3, 16, 16)
     expected = outputs_of(model, {"x": images.numpy()})[0]
     assert np.abs(network(images).detach().numpy() - expected).max() < 1e-5
@@ -93,6 +94,7 @@ def test_a_batch_behind_the_first_axis_is_one_sample(tmp_path: Path) -> None:
     path = saved(graph(nodes, shapes, {"y": [], "new": [2, "batch", 4]}, {"w": weight(4, 4)}), tmp_path)
     network = read_network(path)
     assert str(network.signature) == "x 4, state 2 × 1 × 4"
+    assert network.untrainable is None
     outputs = network(torch.ones(3, 4), torch.ones(3, 2, 1, 4))
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {"y": (3,), "new": (3, 2, 1, 4)}
 
