@@ -25,29 +25,29 @@ _KINDS = "biufU"  # booleans, integers, floats, text
 _HINT = "Write it with numpy.savez(path, NAME=array, …), one array for each input, without object arrays."
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: Path, most_bytes: int = MOST_BYTES, hint: str = _HINT) -> Arrays:
     """The arrays of a .npz by name, in this machine's byte order.
 
-    Raises InputError if the file is missing or damaged, has objects or other files, or unpacks to over ``MOST_BYTES``.
+    Raises InputError if the file is missing or damaged, has objects or other files, or unpacks to over ``most_bytes``.
     """
     if not path.is_file():
-        raise InputError(f"cannot read {path}: no such file", _HINT)
+        raise InputError(f"cannot read {path}: no such file", hint)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(path, archive)
+            return _read(path, archive, most_bytes)
     except InputError:
         raise
     except Exception as error:  # on damaged files zipfile, zlib and numpy raise anything: TokenError, SyntaxError, …
-        raise InputError(f"invalid .npz file {path}: {first_line(error)}", _HINT) from error
+        raise InputError(f"invalid .npz file {path}: {first_line(error)}", hint) from error
 
 
-def _read(path: Path, archive: zipfile.ZipFile) -> Arrays:
+def _read(path: Path, archive: zipfile.ZipFile, most_bytes: int) -> Arrays:
     entries = archive.infolist()
     size = sum(entry.file_size for entry in entries)
-    if size > MOST_BYTES or len(entries) > _MOST_ARRAYS:
+    if size > most_bytes or len(entries) > _MOST_ARRAYS:
         raise InputError(
             f"{path} unpacks to {len(entries)} arrays with {format_bytes(size)}; "
-            f"expected at most {_MOST_ARRAYS} arrays and {format_bytes(MOST_BYTES)}"
+            f"expected at most {_MOST_ARRAYS} arrays and {format_bytes(most_bytes)}"
         )
     arrays: Arrays = {}
     for entry in entries:
@@ -80,12 +80,14 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> Any:
     return array.astype(dtype.newbyteorder("="))
 
 
-def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+def npz_bytes(arrays: Mapping[str, Any], compress: bool = False) -> bytes:
     """The content of a .npz file with these arrays."""
     import numpy as np
 
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:  # for numpy.savez an array could not be called "file"
+    with zipfile.ZipFile(
+        stream, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    ) as archive:  # for numpy.savez an array could not be called "file"
         for name, array in arrays.items():
             with archive.open(f"{name}{_ENDING}", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)

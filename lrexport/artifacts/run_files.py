@@ -22,6 +22,8 @@ EXPORTED = (
 )
 # Singular values of the layers, before and after SVD training.
 SPECTRA = "spectra.json"
+# Pictures of held-out samples with the outputs of both networks: see runs/examples.py.
+EXAMPLES = "examples.npz"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoint"
 # In CHECKPOINTS: the request of an unfinished run. The file exists until the run is finished.
 STATE = "state.json"
@@ -36,7 +38,7 @@ HOLDER = ".holder"
 # The files that lrexport made in the folder: see artifacts/mark.py.
 MARK = ".lrexport.jsonl"
 # Everything that a job writes in its folder, except the files in CHECKPOINTS and LOGS.
-OF_A_JOB = (RECORD, SOURCE_ONNX, DENSE, BASELINE, SVD, MODEL, SPECTRA, HOLDER, LOG, CHECKPOINTS)
+OF_A_JOB = (RECORD, SOURCE_ONNX, DENSE, BASELINE, SVD, MODEL, SPECTRA, EXAMPLES, HOLDER, LOG, CHECKPOINTS)
 OF_A_RUN = (*OF_A_JOB, *EXPORTED)
 # The folders among them.
 FOLDERS = (CHECKPOINTS, LOGS)

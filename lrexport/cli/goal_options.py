@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lrexport.cli.help import GOAL, HARDWARE, LAYERS, TRAINING, section, stacked
+from lrexport.cli.help import GOAL, HARDWARE, LAYERS, OUTPUT, TRAINING, section, stacked
 from lrexport.cli.option_types import LatencyType, ShareType, SizeType
 from lrexport.cli.options import (
     FILE,
@@ -74,6 +74,7 @@ def pruning_options() -> Callable[[Command], Command]:
             rare=(number_option(made, "heal_minutes", f"Most minutes of healing without labels. {healing}"),),
         ),
         section(HARDWARE, rare=(count_option(made, "threads", "Threads of the runtime on --target."),)),
+        section(OUTPUT, count_option(made, "examples", "Held-out pictures to save in the run for its report, 0 for none.")),
     )
 
 

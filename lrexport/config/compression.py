@@ -23,6 +23,7 @@ AskedForm = Literal["explicit", "implicit"]
 FORMS = Words(("explicit", "implicit"))
 SCHEMES = Words(("spatial", "channel", "input-channel", "auto"))  # linear layers always have the scheme ``linear``
 DEFAULT_DENSE_EPOCHS = 20
+MOST_EXAMPLES = 16  # pictures of samples in a run
 UNLABELLED_MINUTES = 2.0  # of healing, by default, if the data has no labels
 
 
@@ -159,6 +160,7 @@ class CompressConfig:
     ``target`` is where latency is measured with ``threads`` threads, for a goal of latency and for ranks on the machine's
     grain; None: this machine if latency is the goal, else no latency is measured. ``heal_minutes`` is the most that healing
     without labels may take before fine-tuning; None: UNLABELLED_MINUTES if the data has no labels, else none.
+    ``examples`` held-out pictures are saved in the run with both networks' outputs, for its report.
     ``baseline_epochs`` "same" trains the dense network for as many further epochs as the compressed one gets.
     """
 
@@ -175,11 +177,14 @@ class CompressConfig:
     heal_minutes: float | None = option(None, "pruning", needs_data=True, values=Number(), later=True)
     fine_tune_epochs: int = option(4, "fine-tune", needs_data=True, values=Count(), varies=True)
     baseline_epochs: int | Literal["same"] = option(0, "baseline", needs_data=True)
+    examples: int = option(6, "baseline", needs_data=True, changes="nothing", values=Count(), later=True)
 
     def __post_init__(self) -> None:
         if self.falling_ranks and self.train.svd_form == "implicit":
             message = "--falling-ranks requires --svd-form explicit: with implicit there are no factors to cut"
             raise UsageError(message, "Use --sparsity-strength auto or --sparsity path, which go towards the budget too.")
+        if self.examples > MOST_EXAMPLES:
+            raise UsageError(f"invalid --examples {self.examples}: expected at most {MOST_EXAMPLES} pictures, or 0 for none")
         if isinstance(self.goal, SteerableGoal):
             return
         steerable = options_of(SteerableGoal)

@@ -12,6 +12,7 @@ from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.artifacts.run_files import RECORD, SPECTRA
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Scheme
+from lrexport.runs.examples import Examples, read_examples
 from lrexport.runs.log import LoggedEpoch, LoggedPlan, read_log
 from lrexport.runs.record import Record, Result, load_record, uncompressed
 from lrexport.runs.sweep_record import is_sweep, load_sweep
@@ -36,7 +37,8 @@ class ReportedRun:
     """A run: its folder as given, and its contents.
 
     ``spectra``, by layer, is None for a run of an older version, which did not store them; ``curves`` are the epochs of
-    each trained stage; ``unread`` counts lines of the log that cannot be read.
+    each trained stage; ``unread`` counts lines of the log that cannot be read. ``examples`` are None if the run has none, or
+    they are not asked for.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class ReportedRun:
     spectra: dict[str, Spectrum] | None
     curves: dict[str, list[LoggedEpoch]]
     unread: int = 0
+    examples: Examples | None = None
 
     @property
     def name(self) -> str:
@@ -56,14 +59,14 @@ class ReportedRun:
 _Spectra: TypeAdapter[dict[str, Spectrum]] = TypeAdapter(dict[str, Spectrum])
 
 
-def read_subjects(paths: Sequence[Path]) -> list[ReportedRun]:
-    """The runs, each once; for a sweep, those on its front.
+def read_subjects(paths: Sequence[Path], with_examples: bool = True) -> list[ReportedRun]:
+    """The runs, each once; for a sweep, those on its front. ``with_examples`` also reads their pictures.
 
     Raises UsageError for a missing folder and for a sweep without a finished run; InputError as :func:`read_subject`, and
     for a damaged sweep.
     """
     runs = [run for path in paths for run in (_of_front(path) if is_sweep(path) else [path])]
-    return [read_subject(path) for path in dict.fromkeys(runs)]
+    return [read_subject(path, with_examples) for path in dict.fromkeys(runs)]
 
 
 def _of_front(folder: Path) -> list[Path]:
@@ -74,7 +77,7 @@ def _of_front(folder: Path) -> list[Path]:
     return runs
 
 
-def read_subject(path: Path) -> ReportedRun:
+def read_subject(path: Path, with_examples: bool = True) -> ReportedRun:
     """A finished run. Raises InputError if it is not a run, is unfinished, or has a damaged file."""
     if not path.exists():
         raise UsageError(f"the run {path} does not exist", "Make one with lrexport compress MODEL -o RUN.")
@@ -85,7 +88,8 @@ def read_subject(path: Path) -> ReportedRun:
     if dense is None or compressed is None:
         raise uncompressed(path)
     curves, unread = _curves(path)
-    return ReportedRun(path, record, dense, compressed, _read_spectra(path, record), curves, unread)
+    examples = read_examples(path, record) if with_examples else None
+    return ReportedRun(path, record, dense, compressed, _read_spectra(path, record), curves, unread, examples)
 
 
 def _read_spectra(run: Path, record: Record) -> dict[str, Spectrum] | None:

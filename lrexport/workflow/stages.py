@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from lrexport.artifacts import run_folder
-from lrexport.artifacts.run_files import BASELINE, DENSE, EXPORTED, MODEL, SPECTRA, SVD
+from lrexport.artifacts.run_files import BASELINE, DENSE, EXAMPLES, EXPORTED, MODEL, SPECTRA, SVD
 from lrexport.config.compression import DEFAULT_DENSE_EPOCHS, CompressConfig, TrainConfig
 from lrexport.data.order import Order
 from lrexport.events import ChoosingRanks, EpochDone, Event, FidelityMeasured, OnEvent, PlanChosen, Working
@@ -37,6 +38,7 @@ from lrexport.torch_tools.copying import copy_network
 from lrexport.training.engine import failing_together, to_fast_layout, with_float64
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 from lrexport.training.stopping import heeding_signals
+from lrexport.workflow.examples import examples_of
 from lrexport.workflow.falling_ranks import FALL, FallingRanks
 from lrexport.workflow.pruning import Pruning
 
@@ -218,9 +220,12 @@ def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compresse
     if record.is_quality_unknown:
         record = record.model_copy(update={"notes": [*record.notes, UNKNOWN_QUALITY]})
     if run.first:
-        layers = _spectra(run, trained, record)
+        content = {
+            SPECTRA: _spectra(run, trained, record),
+            **examples_of(run, trained.dense, compressed.network, dense.macs),
+        }
         with heeding_signals():  # between writing the network and its record the run cannot be loaded
-            record = _replace(run, trained, compressed.network, record, layers)
+            record = _replace(run, trained, compressed.network, record, content)
     leave(run)
     return record
 
@@ -240,12 +245,15 @@ def _damage(run: OpenRun[Any], small: Result, pruned: Pruned) -> list[str]:
     ]
 
 
-def _replace(run: OpenRun[CompressConfig], trained: Trained, network: nn.Module, record: Record, layers: bytes) -> Record:
-    """Write network, spectra and record, replacing those of an earlier compression."""
-    run_folder.remove(run.folder, *EXPORTED, BASELINE)  # of an earlier compression
+def _replace(
+    run: OpenRun[CompressConfig], trained: Trained, network: nn.Module, record: Record, more: Mapping[str, bytes]
+) -> Record:
+    """Write network, ``more`` files and record, replacing those of an earlier compression."""
+    run_folder.remove(run.folder, *EXPORTED, BASELINE, EXAMPLES)  # of an earlier compression
     if trained.baseline_epochs:
         record = run.store(record, BASELINE, trained.dense)
-    record = run.store_bytes(record, SPECTRA, layers)
+    for name, content in more.items():
+        record = run.store_bytes(record, name, content)
     record = run.store(record, MODEL, network)
     config = replace(run.request.config, train=trained.config)
     return run.save(record, {**config.to_record(), "svd_epochs": trained.svd_epochs})

@@ -7,26 +7,32 @@ import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrexport.config.compression import STAGES
+from lrexport.config.compression import MOST_EXAMPLES
 from lrexport.errors import DeviceError
-from lrexport.metric import TOP1
 from lrexport.report import layer_tables
-from lrexport.report.fronts import Front, fronts_of
 from lrexport.report.headline import Headline, goal_text, headlines
 from lrexport.report.int8_tables import int8_table
-from lrexport.report.page import charts
+from lrexport.report.page.sections import (
+    Figures,
+    Section,
+    comparison_sections,
+    costs_section,
+    examples_section,
+    ranks_section,
+    spectra_section,
+    training_section,
+)
 from lrexport.report.repeat_commands import commands, shell_lines
 from lrexport.report.reported_run import ReportedRun
-from lrexport.report.runs_table import front_table, runs_table
+from lrexport.report.runs_table import runs_table
 from lrexport.report.tables import Table, results_table
-from lrexport.report.training_tables import metric_of, training_table
 from lrexport.runs.record import Record
-from lrexport.text import plain_line, visible
+from lrexport.text import plain_line
 
 if TYPE_CHECKING:
     import jinja2
@@ -34,28 +40,6 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 # Styles are inline because plotly sets them. Only the two scripts with these hashes run, whatever a name may contain.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its text alternative and its table. ``choice`` is its label among several in one place."""
-
-    id: str
-    alt: str
-    table: Table | None = None
-    choice: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, a description and charts; ``missing`` says what to run if the run lacks the figures."""
-
-    id: str
-    title: str
-    text: str = ""
-    charts: tuple[Chart, ...] = ()
-    table: Table | None = None
-    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,23 +59,15 @@ class RunView:
     files: Table
 
 
-@dataclass
-class _Figures:
-    """The figures for page.js, by element id."""
+def render(subjects: Sequence[ReportedRun], version: str, most_examples: int | None = None) -> str:
+    """The page, with at most ``most_examples`` pictures for each run; None: all of one run, fewer of several.
 
-    by_id: dict[str, charts.Figure] = field(default_factory=dict)
-
-    def chart(self, id: str, figure: charts.Figure, alt: str, table: Table | None = None, choice: str = "") -> Chart:
-        self.by_id[id] = figure
-        return Chart(id, alt, table, choice)
-
-
-def render(subjects: Sequence[ReportedRun], version: str) -> str:
-    """The page. Raises DeviceError if the extra ``report`` is not installed."""
+    Raises DeviceError if the extra ``report`` is not installed."""
     library = _plotly_js()
-    figures = _Figures()
-    runs = [_view(subject, f"run{number}", figures) for number, subject in enumerate(subjects, 1)]
-    comparison = _comparison(subjects, figures) if len(subjects) > 1 else ()
+    figures = Figures()
+    most = max(1, MOST_EXAMPLES // len(subjects)) if most_examples is None else most_examples
+    runs = [_view(subject, f"run{number}", figures, most) for number, subject in enumerate(subjects, 1)]
+    comparison = comparison_sections(subjects, figures) if len(subjects) > 1 else ()
     scripts = [library, _own("page.js")]
     policy = f"{_POLICY}; script-src {' '.join(map(_hash, scripts))}"
     page: str = _template().render(
@@ -153,13 +129,14 @@ def _embedded(value: Mapping[str, Any]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _view(subject: ReportedRun, id: str, figures: _Figures) -> RunView:
+def _view(subject: ReportedRun, id: str, figures: Figures, most_examples: int) -> RunView:
     record, rows = subject.record, layer_tables.rows_of(subject)
     sections = (
-        _spectra(subject, rows, id, figures),
-        _ranks(rows, id, figures),
-        _costs(subject, rows, id, figures),
-        _training(subject, id, figures),
+        *examples_section(subject, id, most_examples),
+        spectra_section(subject, rows, id, figures),
+        ranks_section(rows, id, figures),
+        costs_section(subject, rows, id, figures),
+        training_section(subject, id, figures),
     )
     return RunView(
         id=id,
@@ -197,103 +174,3 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, st
             yield from _flat(value, f"{before}{name}: ")
         else:
             yield f"{before}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _spectra(subject: ReportedRun, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
-    title, place = "Singular values", f"{id}-spectra"
-    if not subject.spectra:
-        why = (
-            "This run was made by an older version, which did not store them"
-            if subject.spectra is None
-            else "No layer is in SVD form"
-        )
-        return Section(place, title, missing=f"{why}; lrexport compress makes a run with them.")
-    trained = any(row.spectrum is not None and row.spectrum.trained for row in rows)
-    text = (
-        "Each layer's singular values ÷ the largest, on a logarithmic scale. Values to the right of the cut were dropped. "
-    )
-    text += (
-        "Dotted: the dense network before SVD training; solid: the network after it."
-        if trained
-        else "There was no SVD training: these are the dense network's values."
-    )
-    alt = f"Singular values of {len(subject.spectra)} layers, each with the cut at its rank; the table has the figures."
-    chart = figures.chart(f"{place}-chart", charts.spectra_figure(rows), alt, layer_tables.spectrum_table(rows))
-    return Section(place, title, text, (chart,))
-
-
-def _ranks(rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
-    pairs = [row for row in rows if row.rank is not None]
-    dense = len(rows) - len(pairs)
-    text = f"{len(pairs)} of {len(rows)} layers became pairs" + (f", {dense} stay dense." if dense else ".")
-    place = f"{id}-ranks"
-    alt = f"Rank kept of the full rank, layer by layer. {text}"
-    chart = figures.chart(f"{place}-chart", charts.rank_figure(rows), alt, layer_tables.rank_table(rows))
-    return Section(place, "Ranks", text, (chart,))
-
-
-def _costs(subject: ReportedRun, rows: Sequence[layer_tables.Row], id: str, figures: _Figures) -> Section:
-    place, costs = f"{id}-costs", layer_tables.costs_of(subject, rows)
-    shown = [
-        figures.chart(
-            f"{place}-{cost.name.lower()}",
-            charts.cost_figure(rows, cost),
-            f"{cost.name} of each layer, dense and compressed. {cost.caption}",
-            choice=cost.name,
-        )
-        for cost in costs
-        if cost.is_known
-    ]
-    missing = "" if costs[-1].is_known else "Time by layer was not measured: lrexport onnx RUN measures it."
-    text = "Cost of each layer, dense and compressed; the two convolutions of a pair are one layer."
-    return Section(place, "Cost by layer", text, tuple(shown), layer_tables.cost_table(rows, costs), missing)
-
-
-def _training(subject: ReportedRun, id: str, figures: _Figures) -> Section:
-    place, curves = f"{id}-training", subject.curves
-    unread = f" {subject.unread} lines of log.jsonl cannot be read." if subject.unread else ""
-    if not curves:
-        return Section(place, "Training", missing=f"Nothing was trained in this run; --data DATA would train it.{unread}")
-    ends = [
-        f"{STAGES[stage]} ended at {visible(epochs[-1].metric.format(last))} after {len(epochs)} epochs"
-        for stage, epochs in curves.items()
-        if (last := epochs[-1].heldout_score) is not None
-    ]
-    text = "Held-out images are training images used for all choices, never test images. Losses of different stages have "
-    text += f"different terms.{_elsewhere(subject)}{unread}"
-    metric = metric_of(curves)
-    shown = (
-        figures.chart(
-            f"{place}-{'top1' if metric == TOP1 else 'score'}",
-            charts.training_figure(curves, "heldout_score"),
-            f"Held-out {visible(metric.name)}: {'; '.join(ends)}.",
-            choice=visible(metric.title),
-        ),
-        figures.chart(
-            f"{place}-loss", charts.training_figure(curves, "loss"), "Loss over epochs, stage by stage.", choice="Loss"
-        ),
-    )
-    return Section(place, "Training", text, shown, training_table(curves))
-
-
-def _elsewhere(subject: ReportedRun) -> str:
-    """A note on stages whose log is in the run that this one continued from."""
-    trained = {"dense": subject.record.config.get("dense_epochs"), "svd": subject.record.config.get("svd_epochs")}
-    names = [STAGES[stage] for stage, epochs in trained.items() if epochs and stage not in subject.curves]
-    return f" The epochs of {' and '.join(names)} are in the run that this one continued from." if names else ""
-
-
-def _comparison(subjects: Sequence[ReportedRun], figures: _Figures) -> tuple[Section, ...]:
-    return tuple(_front(front, f"front{number}", figures) for number, front in enumerate(fronts_of(subjects), 1))
-
-
-def _front(front: Front, id: str, figures: _Figures) -> Section:
-    title = f"{front.quantity} against {front.cost}"
-    if not front.points:
-        return Section(id, title, missing=front.note)
-    on = ", ".join(point.name for point in front.points if point.on_front)
-    chart = figures.chart(f"{id}-chart", charts.front_figure(front), f"{title}. On the front: {on}.", front_table(front))
-    better = "more accurate" if front.metric == TOP1 else "better"
-    text = f"No other network is both cheaper and {better} than one on the front: {on}. {front.note} "
-    text += f"{front.quantity} is on test images; choose by held-out images, as lrexport sweep does."
-    return Section(id, title, text, (chart,))
