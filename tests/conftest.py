@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from lrexport.measure.targets.ssh import CONFIG_VARIABLE
+from lrexport.torch_tools.seeds import seed_torch
 from tests.board import Board, start_board
 from tests.folders import inside_folder
 
@@ -53,7 +54,7 @@ def board(_board: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    seed_torch(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,6 +19,7 @@ from lrexport.data.tensor_set import add_to_digest, as_floats
 from lrexport.errors import InputError, LrexportError, UsageError
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch
+from lrexport.torch_tools.seeds import seed_torch
 
 _PROBED = 32  # samples that a digest is made of
 Collate = Callable[[list[Any]], Any]
@@ -108,7 +109,7 @@ class _Items(torch.utils.data.Dataset[Any]):
     def __getitem__(self, place: int) -> Any:
         index = self.items.indices[place]
         if self.order is not None:  # random augmentation must not depend on the worker that makes the sample
-            torch.manual_seed(seed_of(Purpose.AUGMENTATION, self.order.seed, self.order.epoch, index))
+            seed_torch(seed_of(Purpose.AUGMENTATION, self.order.seed, self.order.epoch, index))
         try:
             item = item_of(self.items.dataset, index, self.items.source)
             return (

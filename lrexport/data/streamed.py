@@ -22,6 +22,7 @@ from lrexport.errors import InputError
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.import_torchvision import torchvision
+from lrexport.torch_tools.seeds import seed_torch
 
 # As in torchvision's reference evaluation: resize to 256 before a crop of 224.
 _RESIZE_OVER_CROP = 256 / 224
@@ -169,7 +170,7 @@ class _Streamed(torch.utils.data.Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, Any] | InputError:
         path, target = self.files[index]
         if self.order is not None:  # crops must not depend on the number of workers or on which one reads the image
-            torch.manual_seed(seed_of(Purpose.AUGMENTATION, self.order.seed, self.order.epoch, index))
+            seed_torch(seed_of(Purpose.AUGMENTATION, self.order.seed, self.order.epoch, index))
         if isinstance(target, Path):
             pair = try_pair(path, target, self.fitting)
             if isinstance(pair, InputError):

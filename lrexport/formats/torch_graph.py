@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -108,7 +109,8 @@ def _searching_once() -> Iterator[None]:
     """Spare torch's exporter searches that take longer than most exports.
 
     The list of ONNX functions is kept from one export to the next. Composite operators are looked up once an export, not
-    twice for each library of operators. Both are details of torch's: where one is not as expected, torch searches as usual.
+    twice for each library of operators. Annotations in torch._ops, evaluated ten thousand times an export, are made by
+    typing, which keeps them. All are details of torch's: where one is not as expected, torch works as usual.
     """
     with ExitStack() as replaced:
         try:
@@ -126,6 +128,8 @@ def _searching_once() -> Iterator[None]:
             pass
         else:
             replaced.enter_context(_replaced(operators, "_materialize_cpp_cia_ops", look_up))
+        if getattr(torch._ops, "Callable", None) is Callable:
+            replaced.enter_context(_replaced(torch._ops, "Callable", typing.Callable))
         yield
 
 

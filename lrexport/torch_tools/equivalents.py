@@ -19,6 +19,7 @@ from lrexport.torch_tools.modes import in_mode
 from lrexport.torch_tools.modules import replace
 from lrexport.torch_tools.outputs import flat_tensors
 from lrexport.torch_tools.padding import Padded, padding_like, seen, with_padding
+from lrexport.torch_tools.seeds import seed_torch
 from lrexport.torch_tools.tracing import noise
 from lrexport.torch_tools.weight_layers import TRANSPOSED, WEIGHTED
 
@@ -260,7 +261,7 @@ def _output(network: nn.Module, inputs: Batch) -> object:
     """The network's output in eval mode, or the type of the error that it raises."""
     try:
         with in_mode(network, training=False), torch.random.fork_rng():
-            torch.manual_seed(0)
+            seed_torch(0)
             return call(network, inputs.clone())
     except Exception as error:
         return type(error)

@@ -27,6 +27,7 @@ from lrexport.tasks.task import Task
 from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.copying import copy_network
 from lrexport.torch_tools.memory_layout import fast_layout, run
+from lrexport.torch_tools.seeds import seed_torch
 from lrexport.torch_tools.targets import split_targets
 from lrexport.training.checkpoints import Checkpoints, StageState, optimizer_state, restore_optimizer
 from lrexport.training.distillation import distillation
@@ -179,7 +180,7 @@ class StageRun:
         rate = self._rate(epoch, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(seed_of(Purpose.DROPOUT, self.order.seed, epoch, step, fabric.global_rank))
+        seed_torch(seed_of(Purpose.DROPOUT, self.order.seed, epoch, step, fabric.global_rank))
         if self.extra_loss is not None:
             self.extra_loss.before_step()
         buffers = [buffer.clone() for buffer in network.buffers()]
