@@ -19,7 +19,7 @@ _CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 class Forked:
-    """``lrexport ARGUMENTS`` in ``folder``, on one thread; stdout and stderr go to a file.
+    """``lrexport ARGUMENTS`` in ``folder``, on one thread; stdout and stderr go to one file, or ``separately`` to one each.
 
     With ``die_at`` (name, n) it is killed at the n-th call of that function of ``os``, or of those with | between, before it
     takes effect.
@@ -32,10 +32,14 @@ class Forked:
         *arguments: str,
         die_at: tuple[str, int] | None = None,
         environment: Mapping[str, str] | None = None,
+        separately: bool = False,
     ) -> None:
         self._output = folder / f".output-{time.monotonic_ns()}"
-        self._output.touch()
-        arguments_of_main = (str(folder), str(self._output), arguments, die_at, dict(environment or {}))
+        self._errors = self._output.with_suffix(".errors") if separately else self._output
+        for path in (self._output, self._errors):
+            path.touch()
+        files = (str(self._output), str(self._errors))
+        arguments_of_main = (str(folder), files, arguments, die_at, dict(environment or {}))
         self._process = _CONTEXT.Process(target=_main, args=arguments_of_main)
         self._process.start()
 
@@ -48,6 +52,11 @@ class Forked:
     def output(self) -> str:
         """What it has said so far."""
         return self._output.read_text(encoding="utf-8")
+
+    @property
+    def errors(self) -> str:
+        """What it has said so far on stderr."""
+        return self._errors.read_text(encoding="utf-8")
 
     def until(self, there: str | Callable[[], object], seconds: float = 120) -> None:
         """Wait until it has said ``there``, or until ``there()`` holds."""
@@ -70,11 +79,14 @@ class Forked:
 
 
 def _main(
-    folder: str, output: str, arguments: tuple[str, ...], die_at: tuple[str, int] | None, environment: dict[str, str]
+    folder: str,
+    files: tuple[str, str],
+    arguments: tuple[str, ...],
+    die_at: tuple[str, int] | None,
+    environment: dict[str, str],
 ) -> None:
-    stream = os.open(output, os.O_WRONLY | os.O_APPEND)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
+    for number, path in enumerate(files, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.chdir(folder)
     sys.path.insert(0, folder)

@@ -93,10 +93,9 @@ def check_front(sweep: Sweep, folder: Path) -> None:
 def shared(folder: Path) -> tuple[Path, list[str], list[str]]:
     """A sweep that two processes made together: its folder, and what each wrote to stdout and to stderr."""
     arguments = ("--trials", "6", "--vary", "macs=0.3..0.8", "--vary", "scheme=spatial,channel", "-o", "both")
-    processes = [start(folder, *arguments) for _ in range(2)]
-    told = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
-    return folder / "both", [out for out, _ in told], [err for _, err in told]
+    processes = [Forked(folder, *COMMAND, *arguments, separately=True) for _ in range(2)]
+    assert [process.wait(240) for process in processes] == [0, 0], [process.errors for process in processes]
+    return folder / "both", [process.output for process in processes], [process.errors for process in processes]
 
 
 def test_two_processes_make_every_trial_once_between_them(shared: tuple[Path, list[str], list[str]]) -> None:
