@@ -24,8 +24,12 @@ from tests.folders import inside_folder
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-# Files whose few tests take long. Run first, they do not keep one worker busy when the other has nothing left.
-_LONG = ("test_processes.py", "test_postgresql.py", "test_killed.py", "test_zoo.py", "test_browser.py", "test_own_budget.py")
+# Files that take longest. Run first, they do not keep one worker busy when the other has nothing left.
+_LONG = {
+    *("test_processes.py", "test_postgresql.py", "test_killed.py", "test_zoo.py", "test_browser.py", "test_own_budget.py"),
+    *("test_resume.py", "test_networks.py", "test_pruning.py", "test_targets.py", "test_unlabelled_data.py"),
+    *("test_pipeline.py", "test_inputs_and_outputs.py"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
