@@ -276,10 +276,11 @@ def table(scratch: Scratch) -> list[str]:
     results = scratch.results()
     loads = sorted(entry["load"] for entry in results) or [0.0]
     lines = [
-        "Small networks and pictures, trained for minutes on one core. Scores are of the test samples; healing and",
-        "repair saw none of them and no labels. Seconds are those of the whole command on one core of a machine that others",
-        f"used at the same time (load {loads[0]:g} to {loads[-1]:g}), without importing torch. Latency is that of the network",
-        "healed without labels, relative to the dense one, measured in turns in ONNX Runtime.",
+        "Small networks and pictures, trained for minutes on one core. Scores are of the test samples; healing",
+        "and repair saw none of them and no labels. Seconds are those of the whole command, without importing",
+        f"torch, on one core of a machine that others used at the same time (load {loads[0]:g} to {loads[-1]:g}).",
+        "Latency is that of the network healed without labels, relative to the dense one, measured in turns in ONNX",
+        "Runtime.",
         "",
     ]
     for name, job in JOBS.items():
