@@ -105,5 +105,7 @@ def _other_kind(path: Path) -> str | None:
         return "weights that torch saved"
     if head[8:9] == b"{":
         return "weights in safetensors"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
     is_text = head.isascii() and head.decode("ascii").translate(dict.fromkeys(b"\t\n\r")).isprintable()
     return "text" if is_text else None

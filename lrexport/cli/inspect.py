@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,14 @@ class Given:
     input_shapes_option("Shape of an input that an .onnx FILE leaves open: images=1,3,320,320."),
     input_file_option("Arrays for inputs of an .onnx FILE, by input name."),
 )
-@section(OUTPUT, json_option())
-def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | None, json_to: str | None) -> None:
+@section(
+    OUTPUT,
+    click.option("--layers", is_flag=True, help="Also the layers of an .onnx FILE that can be compressed; loads torch."),
+    json_option(),
+)
+def command(
+    path: Path, other: Path | None, shapes: Shapes, input_file: Path | None, layers: bool, json_to: str | None
+) -> None:
     """Show a RUN, a plan FILE or an .onnx FILE layer by layer; with OTHER, what differs between the two.
 
     Runs and plans: weight, scheme, rank and full rank, energy kept, MACs, parameters and bytes. ONNX files: the nodes.
@@ -47,20 +53,22 @@ def command(path: Path, other: Path | None, shapes: Shapes, input_file: Path | N
     lrexport inspect run run-0.4
     lrexport inspect plan.json run
     lrexport inspect run/dense.onnx run/model.onnx
-    lrexport inspect detector.onnx --shape images=1,3,640,640
+    lrexport inspect detector.onnx --shape images=1,3,640,640 --layers
     lrexport inspect speech.onnx --input sample.npz
     """
     path = _given(path)
     if (shapes or input_file) and not _is_onnx(path):
         option = "--shape" if shapes else "--input"
         raise UsageError(f"{option} requires an .onnx file; {path} is a run or a plan", f"Omit {option}.")
+    if layers and (other is not None or not _is_onnx(path)):
+        raise UsageError("--layers requires a single .onnx file", "Omit --layers: plans of runs have all their layers.")
     given = Given(shapes, read_inputs(input_file, shapes) if input_file else {})
     if other is not None:
         _compare(path, _given(other), given, json_to)
     elif path.is_dir():
         _inspect_run(path, json_to)
     elif _is_onnx(path):
-        _inspect_onnx(path, given, json_to)
+        _inspect_onnx(path, given, layers, json_to)
     else:
         _inspect_plan(path, json_to)
 
@@ -107,12 +115,22 @@ def _inspect_plan(path: Path, json_to: str | None) -> None:
     note_dense(plan.entries)
 
 
-def _inspect_onnx(path: Path, given: Given, json_to: str | None) -> None:
-    from lrexport.cli.console import print_result
-    from lrexport.report.graphs import graph_table, graph_to_json
+def _inspect_onnx(path: Path, given: Given, layers: bool, json_to: str | None) -> None:
+    from lrexport.cli.console import note, print_result
+    from lrexport.report.graphs import graph_table, graph_to_json, layer_table
 
     graph = _read_graph(path, given)
-    print_result(graph_to_json(graph), json_to, graph_table(graph))
+    if not layers:
+        print_result(graph_to_json(graph), json_to, graph_table(graph))
+        return
+    from lrexport.cli.file_layers import layers_of
+
+    sizes = {name: tuple(array.shape) for name, array in given.values.items()} | dict(given.shapes)
+    held, remark = layers_of(path, sizes)
+    if remark:
+        note(f"note: {path}: {remark}")
+    value = {**graph_to_json(graph), "layers": [asdict(layer) for layer in held]}
+    print_result(value, json_to, graph_table(graph), layer_table(held))
 
 
 def _read_graph(path: Path, given: Given) -> Graph:

@@ -61,6 +61,39 @@ class GraphDiff:
     graphs: tuple[Graph, Graph]
 
 
+@dataclass(frozen=True)
+class FileLayer:
+    """A layer of a file: the shape of its weight, and its MACs for one input, None if unknown.
+
+    ``full_ranks`` are those of the schemes by which it can become a pair; without any, ``reason`` says why it stays dense.
+    """
+
+    name: str
+    weight: tuple[int, ...] | None
+    macs: int | None
+    full_ranks: Mapping[str, int]
+    reason: str = ""
+
+
+def layer_table(layers: Sequence[FileLayer]) -> Table:
+    """The layers of a file: those that can become pairs with their schemes and full ranks, the others with the reason."""
+    rows = [
+        (
+            layer.name,
+            "" if layer.weight is None else "×".join(map(str, layer.weight)),
+            "" if layer.macs is None else format_count(layer.macs),
+            ", ".join(f"{scheme} {rank}" for scheme, rank in layer.full_ranks.items()),
+            layer.reason,
+        )
+        for layer in layers
+    ]
+    can = sum(bool(layer.full_ranks) for layer in layers)
+    macs = sum(layer.macs or 0 for layer in layers if layer.full_ranks)
+    caption = f"{can} of {len(layers)} layers, with {format_count(macs)} MACs, can become pairs."
+    columns = ("layer", "weight", "MACs", "schemes and full ranks", "why dense")
+    return Table(columns, tuple(rows), caption, words=("schemes and full ranks", "why dense"), spare=("weight",))
+
+
 def graph_table(graph: Graph) -> Table:
     """Node by node: operator, the weight's shape and bytes, and MACs; only sums if no node multiplies."""
     columns: tuple[str, ...] = ("node", "operator", "weight", "weight bytes", "MACs")

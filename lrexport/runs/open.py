@@ -21,11 +21,13 @@ from lrexport.errors import UsageError
 from lrexport.events import DataLoaded, Event, ExportChecked, Noted, OnEvent, Warned, Working, ignore_events
 from lrexport.formats.rehearsal import rehearse
 from lrexport.formats.rewritten import cost_of
+from lrexport.formats.verify import check_repeats
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.measure.environment import environment
 from lrexport.networks.building import ModelRecipe
 from lrexport.networks.onnx_source import content_of, network_of
+from lrexport.onnx_network.gradients import unreached, why_unreached
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.runs import log
 from lrexport.runs.record import RANDOM, Record, Result
@@ -35,6 +37,7 @@ from lrexport.runs.starting_point import Start, start_of
 from lrexport.signature import Signature
 from lrexport.tasks.scoring import score
 from lrexport.tasks.task import Task
+from lrexport.torch_tools.tracing import noise
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
 from lrexport.training.first_pass import check_trains
@@ -259,18 +262,40 @@ def _check_network(start: Start, request: RunRequest[Any], fabric: Any) -> list[
         return []
     events: list[Event] = []
     signature = start.recipe.signature
-    if request.source is None and start.config.export_check:
+    if request.source is None and start.config.export_check and start.recipe.file is None:
         request.on_event(Working("exporting the dense network once, to find what would fail later"))
         done = rehearse(start.dense, signature)
-        if start.recipe.file is None:
-            events.append(ExportChecked(round(done.seconds, 3)))
+        events.append(ExportChecked(round(done.seconds, 3)))
         events += [Warned(note) for note in done.notes]
     asked = request.config.to_record()
-    if start.splits is not None and start.task is not None and any(asked.get(name, 0) != 0 for name in EPOCHS):
+    trains = start.splits is not None and start.task is not None and any(asked.get(name, 0) != 0 for name in EPOCHS)
+    if isinstance(start.dense, OnnxNetwork):
+        check_repeats(start.dense, noise(start.dense, signature))
+    if isinstance(start.dense, OnnxNetwork) and start.splits is not None:
+        events += _check_gradients(start.dense, trains, start.config.model)
+    if trains and start.splits is not None and start.task is not None:
         request.on_event(Working("trying a training step"))
         note = check_trains(start.dense, signature, start.splits, start.task)
         events += [Warned(note)] if note else []
     return events
+
+
+def _check_gradients(network: OnnxNetwork, trains: bool, file: str) -> list[Event]:
+    """Say which layers of a file cannot be trained. Raises UsageError if none can and training is asked for."""
+    missed = unreached(network)
+    if not missed:
+        return []
+    why = why_unreached(network)
+    if len(missed) == len(network.layers):
+        if trains:
+            raise UsageError(
+                f"gradients reach no layer of {file}: {why}",
+                "It cannot be trained. Omit epochs of training: lrexport compress refits its pairs one by one.",
+            )
+        return [Noted(f"gradients reach no layer of {file}: {why}; pairs are refitted and healed one by one")]
+    few = ", ".join(missed[:3]) + (", …" if len(missed) > 3 else "")
+    what = f"gradients do not reach {len(missed)} of {len(network.layers)} layers ({few}): {why}"
+    return [Noted(f"{what}; their pairs are refitted and healed one by one")]
 
 
 def torch_result(network: nn.Module, signature: Signature) -> Result:

@@ -164,10 +164,22 @@ def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) ->
     return decompose_file(network, config.scheme, config.keep, config.svd_form)
 
 
+def without_layers(network: OnnxNetwork) -> InputError:
+    """The error for a file in which nothing can be compressed."""
+    why = "; ".join(f"{name}: {reason}" for name, reason in [*network.graph_reasons.items()][:3])
+    quantised = any("Integer" in node.op_type or node.op_type.startswith("QLinear") for node in network.source.graph.node)
+    return InputError(
+        "the file has no convolution or product with constant weights that can be compressed" + (f" ({why})" if why else ""),
+        "It is quantised: give the float32 file that it was made from." if quantised else None,
+    )
+
+
 def decompose_file(
     network: OnnxNetwork, scheme: AskedScheme, keep: Collection[str], form: AskedForm = "explicit"
 ) -> SVDNetwork:
     """:func:`decompose` for a network from a file; costs of the whole network are those of the file, in place."""
+    if not network.layers:
+        raise without_layers(network)
     cost = cost_of(network)
     svd = decompose(network, network.signature, scheme, keep, total_macs=cost.macs, form=form)
     in_layers = sum(layer.dense_params for layer in svd.layers.values())
