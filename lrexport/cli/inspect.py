@@ -138,7 +138,8 @@ def _read_graph(path: Path, given: Given) -> Graph:
     from lrexport.measure.macs.onnx_survey import survey
     from lrexport.report.graphs import Graph, Node
 
-    surveyed = survey(path, given.shapes, given.values)
+    shapes = given.shapes or ({} if given.values else _shapes_in_run(path))
+    surveyed = survey(path, shapes, given.values)
     cost = surveyed.cost
     for operator in cost.uncounted:
         note(f"warning: {path}: MACs of {operator} are not counted")
@@ -147,6 +148,21 @@ def _read_graph(path: Path, given: Given) -> Graph:
     nodes = [Node(n.name, n.operator, n.weight_shape, n.macs, n.bytes) for n in cost.nodes]
     nodes += [Node(n.name, n.operator, n.weight_shape, None, n.bytes) for n in cost.unknown]
     return Graph(cost.macs, cost.params, surveyed.bytes, cost.uncounted, tuple(nodes), dict(cost.inputs))
+
+
+def _shapes_in_run(path: Path) -> Shapes:
+    """The shapes for which the record beside an exported file counts it; empty if it is not a file of a run."""
+    from lrexport.errors import LrexportError
+    from lrexport.runs.record import exported_shapes, load_record
+
+    try:
+        record = load_record(path.parent)
+        stored = record.files.get(path.name)
+        if stored is None or stored.bytes != path.stat().st_size:
+            return {}
+        return exported_shapes(record.model, record.export)
+    except LrexportError:  # the file alone is asked for
+        return {}
 
 
 def _compare(path: Path, other: Path, given: Given, json_to: str | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lrexport.metric import TOP1
 from lrexport.text import visible
 from lrexport.units import format_bytes, format_macs, format_macs_share, format_ms, format_share
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from lrexport.runs.record import Record, Result
 
 NOT_MEASURED = "not measured"
+QUALITY = "Quality"  # the label where no metric is known
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,13 @@ def _latencies(dense: Result, small: Result) -> list[Headline]:
 
 def _score(record: Record, dense: Result, small: Result) -> Headline:
     if record.is_quality_unknown:
-        return Headline(TOP1.title, "unknown", "quality unknown: the network was compressed without data")
+        return Headline(QUALITY, "unknown", "the network was compressed without data")
     if dense.accuracy is None or small.accuracy is None:
-        return Headline(TOP1.title, NOT_MEASURED, "the run was made without data")
+        kept = None if record.fidelity is None else (record.fidelity.healed or record.fidelity.repaired).get("SQNR")
+        if kept is None:
+            why = "the run was made without data" if record.data is None else "the data has no targets for a known task"
+            return Headline(QUALITY, NOT_MEASURED, why)
+        return Headline("SQNR", f"{kept:.1f} dB", "of the outputs against the network before pruning, on held-out inputs")
     old, new, metric = dense.accuracy.primary, small.accuracy.primary, small.accuracy.metric
     on = f"{small.accuracy.n:,} {small.accuracy.split} images"
     detail = f"{metric.format(old)} → {metric.format(new)} on {on}"

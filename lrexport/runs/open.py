@@ -16,7 +16,7 @@ from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.comparison import EPOCHS
 from lrexport.config.compression import TrainConfig, several_need_data
 from lrexport.data.images import Splits
-from lrexport.data.targets import FIDELITY
+from lrexport.data.targets import CLASSIFICATION, FIDELITY
 from lrexport.errors import UsageError
 from lrexport.events import DataLoaded, Event, ExportChecked, Noted, OnEvent, Warned, Working, ignore_events
 from lrexport.formats.rehearsal import rehearse
@@ -213,8 +213,10 @@ def _remarks(start: Start) -> Iterator[Event]:
         if start.task is None:
             yield Noted(untrained(start.splits))
         elif start.task.follows_dense:
-            follows = "is used without targets: only healing and fine-tuning train, by the dense network's outputs"
-            yield Noted(f"{start.splits.data.source} {follows}")
+            unused = start.config.task is None and start.splits.data.default_task == CLASSIFICATION
+            why = "has classes, but the network returns no scores of classes: it is" if unused else "is"
+            follows = "used without targets: only healing and fine-tuning train, by the dense network's outputs"
+            yield Noted(f"{start.splits.data.source} {why} {follows}")
     for text in start.record.notes:
         if text != RANDOM:  # the run that this one starts from has reported it
             yield Noted(text)

@@ -191,22 +191,16 @@ def _fitting_task(
     asked: str | None, splits: Splits | None, network: nn.Module, recipe: ModelRecipe, named_in: Path | None = None
 ) -> Task | None:
     """The task of the data, which fits the dense network; None without one. Raises as :func:`task_of`."""
-    task = task_of(asked, splits.data, network, named_in) if splits is not None else None
-    _check_fits(splits, network, recipe, task)
-    return task
-
-
-def _check_fits(splits: Splits | None, network: nn.Module, recipe: ModelRecipe, task: Task | None) -> None:
     # Also needed without data: weights computed by a hook must exist before the network can be copied.
     output: object = run_once(network, recipe.signature)
-    if splits is None:
+    if splits is not None:
+        check_fits(splits.data, recipe.signature)
+    task = task_of(asked, splits.data, network, named_in, output) if splits is not None else None
+    if splits is None or task is None:
         check_output(output)  # now, not only at the export
-        return
-    check_fits(splits.data, recipe.signature)
-    if task is not None:
-        task.check_output(output, splits.data)
     else:
-        check_output(output)
+        task.check_output(output, splits.data)
+    return task
 
 
 def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | None, nn.Module, Task | None]:
@@ -238,7 +232,9 @@ def _load_teacher(config: TrainConfig, splits: Splits | None, task: Task | None,
         return None
     try:
         recipe, network = _teacher(config, splits, notes)
-        _check_fits(splits, network, recipe, task)
+        output: object = run_once(network, recipe.signature)
+        check_fits(splits.data, recipe.signature)
+        task.check_output(output, splits.data)
     except (InputError, UsageError) as error:
         raise type(error)(f"the teacher {config.teacher}: {error.message}", error.hint) from error
     return network

@@ -58,9 +58,10 @@ def load_export_data(record: Record, options: ExportOptions, network: nn.Module,
         named_in = None if options.data else recorded_in
         data = load_data(source, signature, max_bad=max_bad, named_in=named_in, asked=asked, given=given)
     check_fits(data, signature)
-    task = task_of(record.config.get("task"), data, network, recorded_in)
+    output: object = run_once(network, signature)
+    task = task_of(record.config.get("task"), data, network, recorded_in, output)
     if task is not None:
-        task.check_output(run_once(network, signature), data)
+        task.check_output(output, data)
     calibration = _calibration_images(data, record, options.calibration_images) if options.int8 else None
     return ExportData(
         source,

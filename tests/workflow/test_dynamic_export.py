@@ -108,3 +108,16 @@ def test_a_record_whose_export_is_damaged_is_refused(
     for command in (["report", str(tmp_path / "odd")], ["bench", str(tmp_path / "odd")]):
         assert run(command) == 3
         assert "invalid record" in capsys.readouterr().err
+
+
+def test_inspect_knows_the_sizes_of_a_file_in_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["onnx", "free", "--dynamic", "batch,height,width", "--rounds", "0"]) == 0
+    capsys.readouterr()
+    result = load_record(Path("free")).results.compressed
+    assert result is not None
+    assert run(["inspect", "free/model.onnx", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["macs"] == result.macs
+    # A copy elsewhere has no record beside it.
+    Path("copy.onnx").write_bytes(Path("free/model.onnx").read_bytes())
+    assert run(["inspect", "copy.onnx"]) == 0
+    assert "not counted" in capsys.readouterr().err

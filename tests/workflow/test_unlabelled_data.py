@@ -191,3 +191,23 @@ def test_a_report_repeats_the_preprocessing_and_shows_it() -> None:
     assert load_record(Path("again")).data == load_record(Path("run")).data
     assert run(["report", "run", "-o", "page.html"]) == 0
     assert "not cropped, RGB, values -1..1, mean 0.5, std 0.25, 0.5, 0.25" in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_classes_of_pictures_are_not_used_for_a_network_that_returns_maps(capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (Path("classes") / place).mkdir(parents=True, exist_ok=True)
+        for number in range(8):
+            pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(Path("classes") / place / f"{number}.png")
+    line = ["compress", "nets:masks", "--data", "folder:classes", "--macs", "0.5", *QUICK, *UNTRAINED]
+    assert run([*line, "-o", "of_classes"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has classes, but the network returns no scores of classes: it is used without targets" in said
+    record = load_record(Path("of_classes"))
+    assert record.results.compressed is not None
+    assert record.results.compressed.accuracy is not None
+    assert record.results.compressed.accuracy.metric.name == "SQNR"
+    # The user may still ask for the classes.
+    assert run([*line, "-o", "asked", "--task", "classification"]) == 3
+    assert "expected (batch, classes)" in capsys.readouterr().err
