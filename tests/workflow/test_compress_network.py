@@ -418,6 +418,7 @@ PUBLIC = {
     "fold": "svd, plan",
     "input_moments": "svd, batches, schemes",
     "load": "run, trust_code",
+    "read_onnx": "path, inputs",
     "load_weights": "network, path, key, option",
     "losses": "svd, orthogonality_strength, sparsity_strength, sparsity",
     "make_plain": "network, input_shape",
