@@ -227,7 +227,8 @@ class _View:
                 base=first.base,
                 frames=tuple(self._frame(box, first) for box in said.boxes),
                 text=f"{len(said.boxes) + said.more} {'box' if len(said.boxes) + said.more == 1 else 'boxes'}"
-                + (f", {len(said.boxes)} shown" if said.more else ""),
+                + (f", {len(said.boxes)} shown" if said.more else "")
+                + (f": {_listed(texts)}" if texts else ""),
             )
 
     def _box_text(self, box: Box) -> str:

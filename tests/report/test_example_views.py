@@ -115,7 +115,7 @@ def test_boxes_have_class_and_score_and_name_how_many_were_left_out() -> None:
     view = _view(_boxed())
     assert [panel.title for panel in view.panels] == ["Input", "Target", "Dense", "Compressed"]
     assert [frame.text for frame in view.panels[2].frames] == ["cat 0.91"]
-    assert view.panels[2].text == "3 boxes, 1 shown"
+    assert view.panels[2].text == "3 boxes, 1 shown: cat 0.91"
     assert view.panels[3].alt == "Compressed: no boxes"
 
 
