@@ -15,6 +15,7 @@ from lrexport.errors import InputError, UsageError
 from lrexport.events import EpochDone, Event, StepDone, ignore_events
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.svd_form import factors
+from lrexport.lowrank.regularisation.regularisers import ExtraLoss
 from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 from lrexport.training.optimizers import parameter_groups
@@ -32,6 +33,13 @@ def bright_and_dark(count: int = 240) -> Splits:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2))
+
+
+class NotFinite(ExtraLoss):
+    """A term that is NaN in every step."""
+
+    def forward(self) -> Tensor:
+        return torch.tensor(math.nan)
 
 
 def train(net: nn.Module, stage: Stage, **more: Any) -> list[Event]:
@@ -87,14 +95,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate_and_spares_the_weigh
     net = network()
     before = [parameter.clone() for parameter in net.parameters()]
     with pytest.raises(InputError, match=r"the loss is nan at step 4 of epoch 1 \(dense, learning rate 0\.025\)"):
-        train(net, Stage("dense", 1, 0.05, 32), extra_loss=lambda: torch.tensor(math.nan))
+        train(net, Stage("dense", 1, 0.05, 32), extra_loss=NotFinite())
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(before, net.parameters(), strict=True))
 
 
 def test_an_epoch_of_few_steps_without_a_finite_loss_is_divergence_and_spares_batchnorm() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
     with pytest.raises(InputError, match="the loss is nan at step 2 of epoch 1"):
-        train(net, Stage("dense", 2, 0.05, 100), extra_loss=lambda: torch.tensor(math.nan))
+        train(net, Stage("dense", 2, 0.05, 100), extra_loss=NotFinite())
     assert torch.equal(net[0].running_mean, torch.zeros(3))
 
 
