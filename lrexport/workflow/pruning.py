@@ -33,6 +33,7 @@ from lrexport.preprocessing import Preprocessing
 from lrexport.runs.record import Fidelity
 from lrexport.signature import Signature
 from lrexport.tasks.classification import CLASSIFICATION
+from lrexport.tasks.fidelity import SQNR
 from lrexport.tasks.scoring import NotANumber, score
 from lrexport.tasks.task import Task
 from lrexport.training.engine import to_fast_layout
@@ -159,7 +160,17 @@ class Pruning:
             dense = DenseOutputs(self.svd, Images(self.splits.heldout, self.device, config.train.seed), _COMPARED)
             repair.apply(network, selection, lambda repaired: _likeness(dense, repaired))
             return network, {}
-        return network, repair.apply(network, selection, self._score, self.task.metric)
+        return network, repair.apply(network, selection, self._score, self.task.metric, self._sqnr)
+
+    def _sqnr(self, network: nn.Module) -> float:
+        """How closely the network follows the one before pruning; 0 where outputs cannot be compared."""
+        assert self.splits is not None
+        dense = to_fast_layout(fold(self.svd, Plan()).to(self.device), self.svd.signature).eval()
+        heldout = Images(self.splits.heldout, self.device, self.config.train.seed)
+        try:
+            return measured_fidelity(network, dense, heldout)[SQNR]
+        except InputError:
+            return 0.0
 
     def heal(self, network: nn.Module, on_event: OnEvent) -> Fidelity | None:
         """Heal the repaired network in place, if there is time for it; how closely it follows the network before pruning.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -43,12 +44,14 @@ class Repair:
         selection: Selection,
         score: Callable[[nn.Module], float],
         metric: Metric = TOP1,
+        likeness: Callable[[nn.Module], float] | None = None,
     ) -> dict[str, float]:
         """Repair ``network``, folded by ``selection``, in place; returns its score as folded and after each repair.
 
         The keys are those of :class:`lrexport.events.PlanChosen`.
 
-        A repair that makes the ``score`` worse, such as top-1, is undone: it can harm a network that lost little.
+        A repair that makes the ``score`` worse, such as top-1, is undone: it can harm a network that lost little. Of equal
+        scores, usual with few samples, ``likeness`` to the dense network decides, if given; higher is better.
         """
         as_folded = heldout_key(metric)
         scores = {as_folded: score(network)}
@@ -61,7 +64,7 @@ class Repair:
                 scores[f"{as_folded}_after_{name}"] = after = score(network)
             except NotANumber:
                 after = metric.worst
-            if metric.is_better(best, after):
+            if metric.is_better(best, after) or (likeness and after == best and _falls(likeness, network, before)):
                 network.load_state_dict(before)
         return scores
 
@@ -85,3 +88,13 @@ class Repair:
     def _reestimate_batchnorm(self, network: nn.Module, _selection: Selection) -> bool:
         images = self.images.draw(self.batchnorm_images)
         return len(images) > 1 and reestimate_batchnorm(network, images.batches(_BATCHNORM_BATCH))
+
+
+def _falls(likeness: Callable[[nn.Module], float], network: nn.Module, before: dict[str, Any]) -> bool:
+    """Whether ``network`` is less alike than with the weights ``before``; it keeps its weights."""
+    now = copy.deepcopy(network.state_dict())
+    after = likeness(network)
+    network.load_state_dict(before)
+    falls = likeness(network) > after
+    network.load_state_dict(now)
+    return falls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.config.goals import KEYS, Latency, Macs, goal_of
 from lrexport.data.datasets import load_data
 from lrexport.data.images import ArraySet, Splits, hold_out
+from lrexport.data.unlabelled import Images
 from lrexport.errors import UsageError
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import decompose
@@ -25,10 +27,13 @@ from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLa
 from lrexport.lowrank.selection.select import select
 from lrexport.measure.targets.local import Local
 from lrexport.plan import Dense, Pair, Plan, PlannedLatency
+from lrexport.tasks.fidelity import SQNR
 from lrexport.tasks.scoring import score
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
+from lrexport.workflow.healing import measured_fidelity
 from lrexport.workflow.pruning import Pruning
+from lrexport.workflow.repair import Repair
 from lrexport.workflow.target_speed import Speed
 
 SHAPE = (1, 12, 12)
@@ -340,3 +345,26 @@ def test_a_repair_that_does_not_help_is_taken_back(trained: nn.Module, splits: S
     assert scores["heldout_top1_after_reconstruction"] < scores["heldout_top1"]
     assert scores["heldout_top1_after_batchnorm"] < scores["heldout_top1"]
     assert score(network, splits.heldout, CPU, "heldout").top1 == scores["heldout_top1"]
+
+
+def test_of_equal_scores_the_repair_that_follows_the_dense_network_more_closely_is_kept(
+    trained: nn.Module, splits: Splits
+) -> None:
+    job = pruning(trained, splits, macs=0.5)
+    selection = job.select()
+    heldout = Images(splits.heldout, CPU, 0)
+    dense = fold(job.svd, Plan()).eval()
+
+    def sqnr(network: nn.Module) -> float:
+        return measured_fidelity(network, dense, heldout)[SQNR]
+
+    def repaired(images: Images, likeness: Callable[[nn.Module], float] | None) -> nn.Module:
+        network = fold(job.svd, selection).eval()
+        Repair(job.svd, images, batchnorm_images=0).apply(network, selection, lambda _: 0.5, likeness=likeness)
+        return network
+
+    twice = Images(splits.train.subset(torch.zeros(2, dtype=torch.int64)), CPU, 0)
+    folded = sqnr(fold(job.svd, selection).eval())
+    assert sqnr(repaired(twice, None)) < folded  # fitted to one image
+    assert sqnr(repaired(twice, sqnr)) == folded
+    assert sqnr(repaired(Images(splits.train, CPU, 0), sqnr)) > folded
