@@ -22,6 +22,7 @@ import json
 import os
 import shlex
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -276,8 +277,8 @@ def table(scratch: Scratch) -> list[str]:
     results = scratch.results()
     loads = sorted(entry["load"] for entry in results) or [0.0]
     lines = [
-        "Small networks and pictures, trained for minutes on one core. Scores are of the test samples; healing",
-        "and repair saw none of them and no labels. Seconds are those of the whole command, without importing",
+        "Small networks and pictures, trained for minutes on one core. Scores are of the test samples, which no",
+        "training or repair saw. Seconds are those of the whole command, without importing",
         f"torch, on one core of a machine that others used at the same time (load {loads[0]:g} to {loads[-1]:g}).",
         "Latency is that of the network healed without labels, relative to the dense one, measured in turns in ONNX",
         "Runtime.",
@@ -378,6 +379,7 @@ def main() -> None:
     scratch = Scratch(arguments.scratch)
     torch.set_num_threads(1)
     if arguments.do == "table":
+        sys.argv[1:] = ["table", "--scratch", "DIR"]  # the folder's name says nothing
         write_markdown(Path("tasks.md"), "Other tasks, with and without labels", table(scratch), machine())
         return
     for seed in arguments.seeds:
