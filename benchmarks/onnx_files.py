@@ -212,7 +212,12 @@ def from_torch(scratch: Path) -> Iterator[dict[str, Any]]:
             goal = lrexport.Macs(1 / times)
             made = [lrexport.compress(each, shape, goal, calibration=data) for each in (network, file)]
             ranks = [sorted(entry.rank for entry in each.plan.values() if isinstance(entry, Pair)) for each in made]
-            row = {"network": name, "times": times, "same plan": ranks[0] == ranks[1], "macs": [each.macs for each in made]}
+            row: dict[str, Any] = {
+                "network": name,
+                "times": times,
+                "same plan": ranks[0] == ranks[1],
+                "macs": [each.macs for each in made],
+            }
             if name != "unet":
                 row["top1"] = [_top1(each.network, images[1000:], labels[1000:]) for each in [*made]]
             row["output error"] = [each.output_error for each in made]
