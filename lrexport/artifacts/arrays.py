@@ -25,16 +25,17 @@ _KINDS = "biufU"  # booleans, integers, floats, text
 _HINT = "Write it with numpy.savez(path, NAME=array, …), one array for each input, without object arrays."
 
 
-def read_arrays(path: Path, most_bytes: int = MOST_BYTES, hint: str = _HINT) -> Arrays:
+def read_arrays(path: Path, most_bytes: int | None = None, hint: str = _HINT) -> Arrays:
     """The arrays of a .npz by name, in this machine's byte order.
 
-    Raises InputError if the file is missing or damaged, has objects or other files, or unpacks to over ``most_bytes``.
+    Raises InputError if the file is missing or damaged, has objects or other files, or unpacks to over ``most_bytes``, by
+    default MOST_BYTES.
     """
     if not path.is_file():
         raise InputError(f"cannot read {path}: no such file", hint)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(path, archive, most_bytes)
+            return _read(path, archive, MOST_BYTES if most_bytes is None else most_bytes)
     except InputError:
         raise
     except Exception as error:  # on damaged files zipfile, zlib and numpy raise anything: TokenError, SyntaxError, …

@@ -55,4 +55,4 @@ def test_what_a_finished_run_has_from_its_source_is_not_asked_of_it_again() -> N
     assert {"model", "seed", "scheme", "svd_epochs"} <= {*compressed.of_source}
     trained = RunRequest(_TRAIN, Path("run"), ignore_events, Path("dense"))
     assert {*compressed.of_source} - {*trained.of_source} == {*trained.chosen_again}
-    assert {*compressed.chosen_again} == {"scheme", "keep"}
+    assert {*compressed.chosen_again} == {"scheme", "keep", "svd_form"}

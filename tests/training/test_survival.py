@@ -21,7 +21,7 @@ from lrexport.data.images import ArraySet, ImageData, Splits, hold_out
 from lrexport.errors import DeviceError, InputError, Stopped
 from lrexport.events import EpochDone, Event, OnEvent, StepDone, ignore_events
 from lrexport.lowrank.factors.decompose import decompose
-from lrexport.lowrank.regularisation.regularisers import Regularisers
+from lrexport.lowrank.regularisation.regularisers import ExtraLoss, Regularisers
 from lrexport.training.checkpoints import Checkpoints, optimizer_state, restore_optimizer
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
@@ -140,7 +140,7 @@ def test_a_stage_that_diverged_goes_on_to_the_bit_from_the_last_checkpoint_that_
 def test_weights_that_are_no_numbers_end_a_stage_even_where_its_last_loss_was_one() -> None:
     net = network()
 
-    class RootOfNothing(nn.Module):
+    class RootOfNothing(ExtraLoss):
         def forward(self) -> torch.Tensor:
             return (net[-1].bias * 0).sum().sqrt()
 
@@ -215,6 +215,17 @@ def test_a_metric_that_is_not_a_number_is_never_the_best(monkeypatch: pytest.Mon
         assert torch.equal(value, states[1][name])
 
 
+class Raising(ExtraLoss):
+    """A term whose computation raises ``error``."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self) -> torch.Tensor:
+        raise self.error
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -226,20 +237,21 @@ def test_a_metric_that_is_not_a_number_is_never_the_best(monkeypatch: pytest.Mon
     ids=["CUDA", "CPU", "Apple", "Python"],
 )
 def test_memory_that_runs_out_is_said_with_the_batch_and_what_to_try(error: Exception) -> None:
-    def extra() -> torch.Tensor:
-        raise error
-
     stage = Stage("dense", 1, 0.01, batch_size=32, accumulate=2)
     with pytest.raises(DeviceError) as said:
-        train_stage(network(), splits(), stage, make_fabric("cpu", "float32"), ignore_events, extra)
+        train_stage(network(), splits(), stage, make_fabric("cpu", "float32"), ignore_events, Raising(error))
     assert said.value.message == "out of memory on cpu in dense training, with --batch-size 32 in 2 portions"
     assert "--accumulate 4" in str(said.value.hint)
     assert "smaller --batch-size" in str(said.value.hint)
 
 
 def test_any_other_error_of_a_step_is_left_as_it_is() -> None:
-    def extra() -> torch.Tensor:
-        raise RuntimeError("a mistake of ours")
-
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        train_stage(network(), splits(), STAGE, make_fabric("cpu", "float32"), ignore_events, extra)
+        train_stage(
+            network(),
+            splits(),
+            STAGE,
+            make_fabric("cpu", "float32"),
+            ignore_events,
+            Raising(RuntimeError("a mistake of ours")),
+        )

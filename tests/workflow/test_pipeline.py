@@ -61,6 +61,7 @@ def compressed(folder: Path) -> Path:
 def test_a_finished_run_holds_what_its_record_says(compressed: Path) -> None:
     record = load_record(compressed)
     names = {"dense.safetensors", "svd.safetensors", "model.safetensors", "model.onnx", "dense.onnx", "spectra.json"}
+    names.add("examples.npz")
     assert set(record.files) == names
     for name in names:
         record.check(compressed, name)
