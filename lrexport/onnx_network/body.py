@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrexport.artifacts.onnx_graphs import domain_of, graphs_in
 from lrexport.errors import InputError
-from lrexport.onnx_network.operators.facts import NodeFacts, Operator, TooLargeError, from_array
+from lrexport.onnx_network.operators.facts import NodeFacts, Operator, from_array
 from lrexport.onnx_network.operators.shapes import constant_value
 from lrexport.onnx_network.operators.table import operator_of
 
@@ -56,32 +56,24 @@ class Body:
     folded: list[Address]
     outer: Body | None = None
 
-    def constant(self, name: str) -> Tensor | None:
-        """A constant of this graph or one around it."""
+    def around(self) -> Iterator[Body]:
+        """This body, then those around it, from the inside out."""
         body: Body | None = self
         while body is not None:
-            if name in body.constants:
-                return body.constants[name]
+            yield body
             body = body.outer
-        return None
+
+    def constant(self, name: str) -> Tensor | None:
+        """A constant of this graph or one around it."""
+        return next((body.constants[name] for body in self.around() if name in body.constants), None)
 
     def origin(self, name: str) -> str:
         """The name of the tensor in the file that a constant was made from."""
-        body: Body | None = self
-        while body is not None:
-            if name in body.origins:
-                return body.origins[name]
-            body = body.outer
-        return name
+        return next((body.origins[name] for body in self.around() if name in body.origins), name)
 
     def text(self, name: str) -> TensorProto | None:
         """A constant that torch cannot hold, of this graph or one around it."""
-        body: Body | None = self
-        while body is not None:
-            if name in body.texts:
-                return body.texts[name]
-            body = body.outer
-        return None
+        return next((body.texts[name] for body in self.around() if name in body.texts), None)
 
     def all(self) -> Iterator[Body]:
         """This body and those inside it."""
@@ -168,8 +160,6 @@ def _fold(body: Body, operator: Operator, needs: tuple[str, ...], makes: tuple[s
         return False
     try:
         made = operator(values)
-    except TooLargeError:
-        return False
     except Exception:  # in ONNX Runtime then, whose message is better
         return False
     if sum(value.numel() for value in made) > _MOST_FOLDED:

@@ -238,12 +238,10 @@ class OnnxNetwork(nn.Module):
                 self.register_buffer(buffer, value.float() if value.is_floating_point() else value, persistent=False)
 
     def _constant(self, body: Body, name: str) -> Tensor | None:
-        at: Body | None = body
-        while at is not None:
-            buffer = self._buffer_names.get((self._numbers[id(at)], name))
+        for scope in body.around():
+            buffer = self._buffer_names.get((self._numbers[id(scope)], name))
             if buffer is not None:
                 return self.get_buffer(buffer)
-            at = at.outer
         return None
 
 

@@ -63,8 +63,8 @@ class Planner:
     ) -> None:
         self._model, self._layers, self._types, self._in_runtime = model, layers, types, in_runtime
 
-    def program(self, body: Body, kept: Sequence[str] = ()) -> Program:
-        """The program of a body; ``kept`` values stay until its end, besides its outputs."""
+    def program(self, body: Body) -> Program:
+        """The program of a body."""
         program = Program(body, [])
         waiting: list[Step] = []
 
@@ -88,10 +88,9 @@ class Planner:
                 last[name] = number
             for name in item.makes:
                 last.setdefault(name, number)
-        stay = {*body.outputs, *kept}
         program.dies = [() for _ in program.items]
         for name, number in last.items():
-            if name not in stay:
+            if name not in body.outputs:
                 program.dies[number] = (*program.dies[number], name)
         return program
 

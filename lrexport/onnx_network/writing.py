@@ -59,7 +59,7 @@ class _Writer:
             place, index = layer.address
             replaced[place][index] = list(self._nodes(layer, step, module))
             gone |= {name for name in (layer.weight, layer.bias) if name}
-        graphs = {place: self._graph(place) for place in replaced}  # before places shift
+        graphs = {place: _graph_at(self.model, place) for place in replaced}  # before places shift
         for place, nodes in replaced.items():
             _replace(graphs[place], nodes)
         self._remove_unused(gone)
@@ -69,12 +69,6 @@ class _Writer:
                 helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in self.new
             )
         return self.model
-
-    def _graph(self, place: tuple[tuple[int, str], ...]) -> GraphProto:
-        graph = self.model.graph
-        for index, name in place:
-            graph = next(attribute.g for attribute in graph.node[index].attribute if attribute.name == name)
-        return graph
 
     def _nodes(self, layer: Layer, step: Step, module: nn.Module) -> Iterator[NodeProto]:
         """The nodes of a layer, or of the two halves of its pair."""
@@ -117,8 +111,7 @@ class _Writer:
             return [*half.padding, *half.padding]
         cut = list(layer.form.cut)
         if ending:
-            pair = self.network.get_submodule(layer.path)
-            other: Any = next(each for each in pair.children() if each is not half)
+            other = self._other_half(layer, half)
             if isinstance(other, _TRANSPOSED):
                 sizes = zip(half.kernel_size, half.stride, other.kernel_size, other.stride, strict=True)
                 mine = [a * b > 1 or (ending == ".first" and c * d == 1) for a, b, c, d in sizes]
@@ -139,12 +132,16 @@ class _Writer:
         both = [*mine, *mine]
         return {"pads": [pad if own else 0 for pad, own in zip(pads, both, strict=True)]}
 
+    def _other_half(self, layer: Layer, half: Any) -> Any:
+        """The other half of the pair that a layer became."""
+        pair = self.network.get_submodule(layer.path)
+        return next(each for each in pair.children() if each is not half)
+
     def _axes_of(self, layer: Layer, half: Any, ending: str) -> list[bool]:
         """Whether a half pads an axis: that of its kernel, the first half also those along which neither has one."""
         if not ending:
             return [True] * len(half.kernel_size)
-        pair = self.network.get_submodule(layer.path)
-        other: Any = next(each for each in pair.children() if each is not half)
+        other = self._other_half(layer, half)
         lengths = zip(half.kernel_size, other.kernel_size, strict=True)
         return [own > 1 or (ending == ".first" and own == length == 1) for own, length in lengths]
 
@@ -226,8 +223,9 @@ class _Writer:
 
     def _remove_unused(self, candidates: set[str]) -> None:
         """Remove the tensors of replaced nodes, and the constant nodes that made them, where nothing else uses them."""
-        folded = [address for body in self.network.body.all() for address in body.folded]
-        constant = {name for address in folded for name in self._made_at(address)}
+        folded: list[Address] = [address for body in self.network.body.all() for address in body.folded]
+        source = self.network.source
+        constant = {name for place, index in folded for name in _graph_at(source, place).node[index].output}
         while dead := candidates - _uses(self.model):
             candidates -= dead
             for body in bodies(self.model):
@@ -238,12 +236,13 @@ class _Writer:
                 _drop(body.node, gone)
             _drop(self.model.graph.input, [item.name in dead for item in self.model.graph.input])
 
-    def _made_at(self, address: Address) -> tuple[str, ...]:
-        place, index = address
-        graph = self.network.source.graph
-        for outer, name in place:
-            graph = next(attribute.g for attribute in graph.node[outer].attribute if attribute.name == name)
-        return tuple(graph.node[index].output)
+
+def _graph_at(model: onnx.ModelProto, place: tuple[tuple[int, str], ...]) -> GraphProto:
+    """The graph of the model at a place: a node and an attribute for every graph around it."""
+    graph = model.graph
+    for index, name in place:
+        graph = next(attribute.g for attribute in graph.node[index].attribute if attribute.name == name)
+    return graph
 
 
 def _axes(mine: list[bool], half: Any) -> Iterator[tuple[bool, int, int]]:
