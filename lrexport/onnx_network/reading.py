@@ -23,17 +23,17 @@ def read_signature(path: Path, inputs: Signature | None = None) -> Signature:
     return Signature(tuple(each.spec for each in inputs_of(model, inputs, str(path))))
 
 
-def read_network(path: Path, inputs: Signature | None = None, check: bool = True) -> OnnxNetwork:
+def read_network(path: Path, inputs: Signature | None = None) -> OnnxNetwork:
     """The network of the ONNX file at ``path``, in eval mode, computing as ONNX Runtime does.
 
     A child process with limits of memory and time checks the file first. ``inputs`` gives sizes that the file leaves free,
-    and ranges of values. With ``check`` one random input is run in ONNX Runtime too: operators whose results differ run
-    there from then on. Raises InputError for a file that is damaged, or that ONNX Runtime does not run, and UsageError for
+    and ranges of values. One random input is run in ONNX Runtime too: nodes whose results differ run there from then
+    on. Raises InputError for a file that is damaged, or that ONNX Runtime does not run, and UsageError for
     sizes that are missing or do not fit.
     """
     model = _load(path)
     network = OnnxNetwork(model, inputs_of(model, inputs, str(path))).eval()
-    return agreeing(network, path) if check else network
+    return agreeing(network, path)
 
 
 def _load(path: Path, with_data: bool = True) -> onnx.ModelProto:

@@ -117,60 +117,60 @@ class ImplicitRegularisers(ExtraLoss):
         return nuclear.sum() if self.sparsity == "l1" else (nuclear / length.clamp_min(tiny)).sum()
 
 
-class SteeredImplicit(ImplicitRegularisers):
-    """λ_s of each layer follows the energy beyond its rank, as :class:`SteeredRegularisers` does, at every refresh."""
+class _TowardsRanks(ImplicitRegularisers):
+    """Training towards ``ranks`` in ``steps``: the energy beyond each layer's rank, ``first`` and at the last refresh."""
 
     first: Tensor
     beyond_now: Tensor
 
-    def __init__(self, svd: SVDNetwork, ranks: Mapping[str, int], steps: int, sparsity: Sparsity, every: int = 1) -> None:
-        super().__init__(svd, INITIAL, sparsity, every, steered=True)
+    def __init__(
+        self, svd: SVDNetwork, ranks: Mapping[str, int], steps: int, strength: float, sparsity: Sparsity, every: int
+    ) -> None:
+        super().__init__(svd, strength, sparsity, every, steered=strength > 0)
         self.ranks, self.steps = ranks, steps
-        self.strengths[[name not in ranks for name in svd.layers]] = 0
         self.register_buffer("first", torch.zeros(len(svd.layers)))
         self.register_buffer("beyond_now", torch.zeros(len(svd.layers)))
 
     def _seen(self, number: int, name: str, singular: Tensor) -> Tensor | None:
         self.beyond_now[number] = share_beyond(singular, self.ranks.get(name))
+        if not self.step:
+            self.first[number] = self.beyond_now[number]
         return None
+
+    def summary(self) -> Steering:
+        """The present range of λ_s, 0 without one, and the largest energy beyond a rank."""
+        strengths = self.strengths[self.strengths > 0].tolist() or [0.0]
+        return Steering(min(strengths), max(strengths), energy_dropped=max(self.beyond_now.tolist(), default=0.0))
+
+
+class SteeredImplicit(_TowardsRanks):
+    """λ_s of each layer follows the energy beyond its rank, as :class:`SteeredRegularisers` does, at every refresh."""
+
+    def __init__(self, svd: SVDNetwork, ranks: Mapping[str, int], steps: int, sparsity: Sparsity, every: int = 1) -> None:
+        super().__init__(svd, ranks, steps, INITIAL, sparsity, every)
+        self.strengths[[name not in ranks for name in svd.layers]] = 0
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Compute U, s, V, and steer λ_s by them."""
         super().refresh()
-        if not self.step:
-            self.first.copy_(self.beyond_now)
         done = float(self.step) / self.steps
         self.strengths.copy_(steered(self.strengths, self.beyond_now, self.first, done, self.every / self.steps))
 
-    def summary(self) -> Steering:
-        """The present range of λ_s, and the largest energy beyond a rank."""
-        strengths = self.strengths[self.strengths > 0].tolist() or [0.0]
-        return Steering(min(strengths), max(strengths), energy_dropped=max(self.beyond_now.tolist(), default=0.0))
 
-
-class EnergyPath(ImplicitRegularisers):
+class EnergyPath(_TowardsRanks):
     """Scales down what lies beyond each layer's rank, so that its share of energy falls along a path to 0.1 %.
 
     The share falls exponentially until three quarters of ``steps``, then stays there. Nothing is added to the loss: at every
     refresh the smaller singular values are multiplied by one number. Layers without a rank in ``ranks`` stay as they are.
     """
 
-    first: Tensor
-    beyond_now: Tensor
-
     def __init__(self, svd: SVDNetwork, ranks: Mapping[str, int], steps: int, every: int = 1) -> None:
-        super().__init__(svd, 0.0, "none", every)
-        self.ranks, self.steps = ranks, steps
-        self.register_buffer("first", torch.zeros(len(svd.layers)))
-        self.register_buffer("beyond_now", torch.zeros(len(svd.layers)))
+        super().__init__(svd, ranks, steps, 0.0, "none", every)
 
     def _seen(self, number: int, name: str, singular: Tensor) -> Tensor | None:
-        rank = self.ranks.get(name)
-        share = share_beyond(singular, rank)
-        if not self.step:
-            self.first[number] = share
-        self.beyond_now[number] = share
+        super()._seen(number, name, singular)
+        rank, share = self.ranks.get(name), float(self.beyond_now[number])
         done = min(1.0, float(self.step) / (_PATH * self.steps))
         start = max(float(self.first[number]), _END)
         allowed = start * (_END / start) ** done
@@ -180,10 +180,6 @@ class EnergyPath(ImplicitRegularisers):
         scale = math.sqrt(allowed * (1 - share) / (share * (1 - allowed)))
         self.beyond_now[number] = allowed
         return torch.cat([singular[..., :rank], scale * singular[..., rank:]], dim=-1)
-
-    def summary(self) -> Steering:
-        """The largest energy beyond a rank; there is no λ_s."""
-        return Steering(0.0, 0.0, energy_dropped=max(self.beyond_now.tolist(), default=0.0))
 
 
 def share_beyond(singular: Tensor, rank: int | None) -> float:
