@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as lrexport's entry point
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and what they start share the cores
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from lrexport.torch_tools.seeds import seed_torch
 from tests.board import Board, start_board
 from tests.folders import inside_folder
 
+gc.disable()  # until every test is imported: what stays need not be visited again and again
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -35,6 +37,12 @@ _LONG = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the order of others, and within files, stays."""
     items.sort(key=lambda item: item.path.name not in _LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay until the end: garbage is looked for in what comes after them."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

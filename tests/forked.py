@@ -11,11 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# What most commands import, each a second or so: training on digits, counting MACs, exporting.
-_PRELOADED = ["lrexport.workflow.pipeline", "lrexport.workflow.exporting", "lightning_fabric", "tests.forked"]
-_PRELOADED += ["sklearn.datasets", "fvcore.nn", "safetensors.torch", "rich.progress", "onnxruntime", "onnxscript", "onnxsim"]
-_PRELOADED += ["torch.onnx._internal.exporter._core", "torch._dynamo"]
-_CONTEXT.set_forkserver_preload(_PRELOADED)
+_CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 class Forked:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -29,7 +30,7 @@ _WITHOUT_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\
 def to_program(network: nn.Module, example: Batch) -> Any:
     """torch's graph of a network for inputs like ``example``; None if only the exporter's other strategies may succeed."""
     try:
-        with quiet(), _from_tensors_to_tensors(network, example):
+        with quiet(), _uncollected(), _from_tensors_to_tensors(network, example):
             return torch.export.export(network, example.tensors)
     except Exception:  # the exporter reports the error, if any
         return None
@@ -51,7 +52,7 @@ def to_onnx(
     sizes = {name: torch.export.Dim(name) for axes in dynamic for name in axes.values()}
     shapes: Any = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in dynamic) or None
     try:
-        with quiet(), _searching_once(), _from_tensors_to_tensors(network, example) as is_changed:
+        with quiet(), _uncollected(), _searching_once(), _from_tensors_to_tensors(network, example) as is_changed:
             made = torch.onnx.export(
                 network if program is None else program,
                 example.tensors,
@@ -98,10 +99,50 @@ def _from_tensors_to_tensors(network: nn.Module, example: Batch) -> Iterator[boo
             del network.forward
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection inside the block: it would visit a million objects of the exporter's, which all stay, again and
+    again, and take a fifth of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @functools.cache
 def _listed(make: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    """torch's list of ONNX functions, as ``make`` gives it; nothing here adds to it."""
-    return make(*given, **named)
+    """torch's list of ONNX functions, as ``make`` gives it; nothing here adds to it.
+
+    ``make`` asks each function for its intermediate form, which takes a second for all, and uses the domain's name only.
+    """
+    with ExitStack() as replaced:
+        try:
+            traced: Any = importlib.import_module("onnxscript._internal.values").TracedOnnxFunction
+            assert isinstance(vars(traced)["function_ir"], property)
+        except (ImportError, AttributeError, KeyError, AssertionError):
+            pass
+        else:
+            domain = property(lambda function: SimpleNamespace(domain=function.opset.domain))
+            replaced.enter_context(_replaced(traced, "function_ir", domain))
+        return make(*given, **named)
+
+
+class _Unevaluated(type):
+    """In the place of collections.abc.Callable where annotations are evaluated and never read."""
+
+    def __getitem__(cls, _parameters: object) -> None:
+        return None
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return callable(value)
+
+
+class _Callable(metaclass=_Unevaluated):
+    """What torch._ops has for Callable during an export."""
 
 
 @contextmanager
@@ -109,8 +150,8 @@ def _searching_once() -> Iterator[None]:
     """Spare torch's exporter searches that take longer than most exports.
 
     The list of ONNX functions is kept from one export to the next. Composite operators are looked up once an export, not
-    twice for each library of operators. Annotations in torch._ops, evaluated ten thousand times an export, are made by
-    typing, which keeps them. All are details of torch's: where one is not as expected, torch works as usual.
+    twice for each library of operators. Annotations in torch._ops, evaluated ten thousand times an export, are not made.
+    All are details of torch's: where one is not as expected, torch works as usual.
     """
     with ExitStack() as replaced:
         try:
@@ -129,7 +170,7 @@ def _searching_once() -> Iterator[None]:
         else:
             replaced.enter_context(_replaced(operators, "_materialize_cpp_cia_ops", look_up))
         if getattr(torch._ops, "Callable", None) is Callable:
-            replaced.enter_context(_replaced(torch._ops, "Callable", typing.Callable))
+            replaced.enter_context(_replaced(torch._ops, "Callable", _Callable))
         yield
 
 
