@@ -164,7 +164,7 @@ def write_model(path: Path, channels: int = 4, seed: int = 0, batch: int | str =
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, channels, 6, 6])
-    return _save(path, nodes, [given], [result], {"w": weight})
+    return save_graph(path, nodes, [given], [result], {"w": weight})
 
 
 def write_open(path: Path) -> Path:
@@ -173,7 +173,7 @@ def write_open(path: Path) -> Path:
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8, "h", "w"])
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"])]
-    return _save(path, nodes, [given], [result], {"w": weight})
+    return save_graph(path, nodes, [given], [result], {"w": weight})
 
 
 def write_lookup(path: Path) -> Path:
@@ -191,10 +191,10 @@ def write_lookup(path: Path) -> Path:
         helper.make_node("Mul", ["rows", "kept"], ["masked"]),
         helper.make_node("Mul", ["masked", "factor"], ["y"]),
     ]
-    return _save(path, nodes, given, [result], {"table": np.arange(7, dtype=np.float32)})
+    return save_graph(path, nodes, given, [result], {"table": np.arange(7, dtype=np.float32)})
 
 
-def _save(path: Path, nodes: Any, inputs: Any, outputs: Any, constants: dict[str, Any]) -> Path:
+def save_graph(path: Path, nodes: Any, inputs: Any, outputs: Any, constants: dict[str, Any]) -> Path:
     stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "graph", inputs, outputs, stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)

@@ -22,6 +22,7 @@ _MOST_BYTES = 1 << 20  # of a Python file or an ssh_config that is read
 _MOST_INCLUDES = 8  # levels
 ONNX_SUFFIX = ".onnx"
 _WORD_BREAK, _ASSIGNMENT = ":", "="  # bash splits words at them
+_QUERY = "?"  # before the options of a target
 
 
 def models(incomplete: str) -> Iterator[str]:
@@ -57,9 +58,14 @@ def data(incomplete: str) -> Iterator[str]:
 
 
 def targets(incomplete: str) -> Iterator[str]:
-    """``local``, and the hosts of the user's ssh_config."""
+    """``local``, and the hosts of the user's ssh_config; once ``?`` is typed, the runtimes."""
+    from lrexport.measure.runtimes.base import NAMES
     from lrexport.measure.targets.ssh import CONFIG_VARIABLE
 
+    place, query, _ = incomplete.partition("?")
+    if query:
+        yield from (f"{place}?runtime={name}" for name in NAMES)
+        return
     yield "local"
     user, at, _ = incomplete.removeprefix("ssh://").partition("@")
     given = os.environ.get(CONFIG_VARIABLE)
@@ -110,12 +116,15 @@ class _Bash(BashComplete):
         args, last = super().get_completion_args()
         joined: list[str] = []
         for word in (*args, *([last] if last else [])):
-            if joined and (word == _WORD_BREAK or joined[-1].endswith(_WORD_BREAK)):
+            # A target's option, local?runtime=ncnn, is one word; --target=local is two.
+            is_option = bool(joined) and _QUERY in joined[-1] and (word == _ASSIGNMENT or joined[-1].endswith(_ASSIGNMENT))
+            if joined and (word == _WORD_BREAK or joined[-1].endswith(_WORD_BREAK) or is_option):
                 joined[-1] += word
             elif word != _ASSIGNMENT:
                 joined.append(word)
-        incomplete = joined.pop() if last and last != _ASSIGNMENT else ""
-        self._kept = len(incomplete) if last == _WORD_BREAK else len(incomplete) - len(last)
+        is_value = bool(joined) and joined[-1].endswith(_ASSIGNMENT)
+        incomplete = joined.pop() if last and (last != _ASSIGNMENT or is_value) else ""
+        self._kept = len(incomplete) if last in (_WORD_BREAK, _ASSIGNMENT) else len(incomplete) - len(last)
         return joined, incomplete
 
     def format_completion(self, item: CompletionItem) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrexport.errors import DeviceError
-from lrexport.measure import runner
+from lrexport.measure.runtimes import onnxruntime as runtime
 from lrexport.measure.statistics import spread
 from lrexport.measure.targets import MeasuringJob, Target
 from lrexport.measure.targets.local import Local
@@ -55,7 +55,7 @@ def session(path: Path, threads: int = 1) -> Any:
     import onnxruntime
 
     try:
-        return runner.session(path, threads)
+        return runtime.session(path, threads)
     except Exception as error:  # onnxruntime's exceptions have no common base except Exception
         raise DeviceError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
 

@@ -8,6 +8,8 @@ import os
 import platform
 from typing import Any
 
+from lrexport.measure.runtimes import base
+
 JsonObject = dict[str, Any]
 
 # Instruction sets that decide a runtime's kernels.
@@ -19,8 +21,12 @@ _ISA = (
 _FIRMWARE = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 
 
-def environment() -> JsonObject:
-    """The machine's state: processor and instruction sets, cores, governor, throttling, temperature, versions."""
+def environment(runtime: str = base.DEFAULT) -> JsonObject:
+    """The machine's state: processor and instruction sets, cores, governor, throttling, temperature, versions.
+
+    The version of ONNX Runtime is under ``onnxruntime``. Of another runtime there are ``runtime``, ``runtime_version`` and
+    ``precision``, what it is asked to compute in.
+    """
     facts: JsonObject = {
         "cpu": cpu_model(),
         "isa": isa(),
@@ -36,13 +42,14 @@ def environment() -> JsonObject:
     ):
         if value not in (None, []):
             facts[name] = value
+    chosen = base.runtime(runtime)
     try:
-        import onnxruntime
-
-        facts["onnxruntime"] = onnxruntime.__version__
+        version = chosen.version()
     except Exception:  # missing or unusable here: reported when it is needed
-        pass
-    return facts
+        return facts
+    if runtime == base.DEFAULT:
+        return {**facts, base.DEFAULT: version}
+    return {**facts, "runtime": runtime, "runtime_version": version, "precision": chosen.precision}
 
 
 def cpu_model() -> str:

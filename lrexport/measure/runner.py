@@ -1,10 +1,11 @@
-"""Measures ONNX files with ONNX Runtime. Self-contained: it is sent to devices as one file.
+"""Measures networks in a runtime. Self-contained: it is sent to devices with the modules it needs.
 
     python -m lrexport.measure.runner JOB.json [PARENT]
 
-lrexport is not installed there. Needs Python 3.9, numpy, onnxruntime and the modules sent with it. The job has groups of
-files; the files of a group are loaded together and timed in shuffled order, round by round, so that what slows the machine
-down slows all of them. Every answer is one line of JSON on stdout: first {"environment": …}, then
+lrexport is not installed there. Needs Python 3.9, numpy and the job's runtime. The job has groups of networks; those of a
+group are loaded together and timed in shuffled order, round by round, so that what slows the machine down slows all of them.
+A runtime that does not load ONNX files gets its own files with the inputs and ONNX Runtime's outputs; outputs that differ
+end the job before anything is timed. Every answer is one line of JSON on stdout: first {"environment": …}, then
 {"group": index, "models": {name: figures}} for each group as soon as it is done, or {"error": …}; last
 {"done": environment}, whose throttling and temperature may differ from the first. In between, about once a second,
 {"progress": …} with the samples since the last one, as a sign of life, and to keep them if the device disappears. The job
@@ -16,7 +17,6 @@ Protocol: warm-up until stable; every sample at least ``sample_ms`` by inner rep
 # Devices may have an older Python than lrexport requires.
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import random
@@ -31,6 +31,9 @@ from typing import Any
 from lrexport.confinement import die_with_parent
 from lrexport.measure.inputs import Inputs, InputsError
 from lrexport.measure.machine import environment
+from lrexport.measure.runtimes import base
+from lrexport.measure.runtimes.base import Loaded, Ports
+from lrexport.measure.runtimes.compare import check_outputs
 from lrexport.measure.watch import Watch, confine_to, is_about_memory
 
 JsonObject = dict[str, Any]
@@ -41,7 +44,6 @@ _SECONDS_BETWEEN_PROGRESS = 1.0
 _CHILD_SECONDS = 60  # for a fresh Python and its imports, beyond what loading and a run may take
 _PROFILED_RUNS = 20
 _ALLOCATION = re.compile(r"^.*(?=Failed to allocate)", re.DOTALL)  # prefix with a place in the runtime's sources
-_KERNEL = "_kernel_time"  # the profiler's suffix of computing nodes
 
 
 class ModelError(Exception):
@@ -81,22 +83,6 @@ class ProgressReporter:
             self._told = time.monotonic()
 
 
-def session(path: Any, threads: int = 1, profile_prefix: str | None = None) -> Any:
-    """An ONNX Runtime session on the CPU; ``threads`` 0: the runtime's default."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # errors are raised; names of nodes would be printed raw
-    if profile_prefix is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = profile_prefix
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def measure_group(
     models: Sequence[JsonObject], job: JsonObject, progress: ProgressReporter | None = None, watch: Watch | None = None
 ) -> dict[str, JsonObject]:
@@ -114,8 +100,9 @@ def measure_group(
         progress.say(stage="loading", model=name)
         watch.begin_loading(name, model["file"])
         try:
-            runs[name], fed[name] = _runnable(session(model["file"], job["threads"]), inputs)
+            loaded = _load(model, job)
             watch.begin(name, "the first run")
+            runs[name], fed[name] = _runnable(loaded, model, inputs)
             runs[name]()
             watch.end()
         except Exception as error:  # the runtime's exceptions have no common base except Exception
@@ -191,11 +178,43 @@ def _inputs(job: JsonObject) -> Inputs:
     return Inputs(values, job.get("shapes", {}), job["batch"], job["seed"])
 
 
-def _runnable(runtime: Any, inputs: Inputs) -> tuple[Callable[[], Any], JsonObject]:
-    """One inference as a function without arguments, its batch, and the shape, type and values of each input."""
-    feed, about, batch = inputs.feed(runtime.get_inputs())
-    names = [runtime.get_outputs()[0].name]
-    return lambda: runtime.run(names, feed), {"batch": batch, "inputs": about}
+def _load(model: JsonObject, job: JsonObject, profile_to: str | None = None) -> Loaded:
+    ports = Ports.from_json(model["ports"]) if "ports" in model else None
+    return _runtime(job).load(model.get("files", [model["file"]]), job["threads"], ports, profile_to)
+
+
+def _runtime(job: JsonObject) -> base.Runtime:
+    return base.runtime(job.get("runtime", base.DEFAULT))
+
+
+def _runnable(loaded: Loaded, model: JsonObject, inputs: Inputs) -> tuple[Callable[[], Any], JsonObject]:
+    """One inference as a function without arguments, its batch, and the shape, type and values of each input.
+
+    Raises OutputsDiffer if the model has expected outputs and these are others.
+    """
+    feed, fed = _feed(loaded, model, inputs)
+    if "arrays" in model:
+        outputs = [name for name, _, _ in model["ports"]["outputs"]]
+        check_outputs(dict(zip(outputs, _stored(model, "out"))), loaded.run(feed), model["tolerance"])
+    return loaded.timed(feed), fed
+
+
+def _feed(loaded: Loaded, model: JsonObject, inputs: Inputs) -> tuple[JsonObject, JsonObject]:
+    """Arrays by input name, and their description with the batch: those sent with the model, else made up."""
+    if "arrays" in model:
+        names = [name for name, _, _ in model["ports"]["inputs"]]
+        return dict(zip(names, _stored(model, "in"))), model["fed"]
+    feed, about, batch = inputs.feed(loaded.inputs)
+    return feed, {"batch": batch, "inputs": about}
+
+
+def _stored(model: JsonObject, prefix: str) -> list[Any]:
+    """The arrays of the model's .npz whose names start with ``prefix``, in order."""
+    import numpy
+
+    with numpy.load(model["arrays"], allow_pickle=False) as arrays:
+        count = sum(name.startswith(prefix) for name in arrays.files)
+        return [arrays[f"{prefix}{number}"] for number in range(count)]
 
 
 def _unwatched() -> Watch:
@@ -233,40 +252,43 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def cold(file: str, job: JsonObject) -> JsonObject:
+def cold(model: JsonObject, job: JsonObject) -> JsonObject:
     """Cost of loading in a new process: load and first run in milliseconds, and the memory added by both, in bytes."""
     import numpy.random
-    import onnxruntime  # noqa: F401
 
-    confine_to(job.get("memory"), [file])
+    _runtime(job).version()  # its import is not a cost of the file
+    confine_to(job.get("memory"), model.get("files", [model["file"]]))
     watch = Watch(job.get("seconds"), lambda model, reason: _say_at_once({"error": reason, "limit": "time"}))
     numpy.random.default_rng(0).random(1)  # imported by numpy at first use: not a cost of the file, nor are its inputs
     before = _peak_bytes()
     began = time.perf_counter()
     try:
-        watch.begin_loading("", file)
-        runtime = session(file, job["threads"])
-        loaded, peak = time.perf_counter(), _peak_bytes()
-        feed = _inputs(job).feed(runtime.get_inputs())[0]
+        watch.begin_loading("", model["file"])
+        loaded = _load(model, job)
+        ready, peak = time.perf_counter(), _peak_bytes()
+        feed = _feed(loaded, model, _inputs(job))[0]
+        run = loaded.timed(feed)
         watch.begin("", "the first run")
         fed = time.perf_counter()
-        runtime.run([runtime.get_outputs()[0].name], feed)
+        run()
     except Exception as error:
         return ModelError("", error).facts()
     ran = time.perf_counter()
     watch.end()
     peak = max(peak, _peak_bytes() - sum(array.nbytes for array in feed.values()))
-    return {"load_ms": 1e3 * (loaded - began), "first_run_ms": 1e3 * (ran - fed), "peak_bytes": max(peak - before, 0)}
+    return {"load_ms": 1e3 * (ready - began), "first_run_ms": 1e3 * (ran - fed), "peak_bytes": max(peak - before, 0)}
 
 
 def _cold_in_child(model: JsonObject, job: JsonObject, watch: Watch) -> JsonObject:
     """:func:`cold` in a new process. Raises ModelError, also if the runtime crashes on the file."""
     watch.begin(model["name"], "loading and the first run", times=2, more=_CHILD_SECONDS)
     options = json.dumps({name: value for name, value in job.items() if name != "groups"})
-    command = [sys.executable, "-m", "lrexport.measure.runner", "--cold", model["file"], options, str(os.getpid())]
+    command = [sys.executable, "-m", "lrexport.measure.runner", "--cold", json.dumps(model), options, str(os.getpid())]
     done = subprocess.run(command, capture_output=True)
     watch.end()
-    answer = json.loads(done.stdout.decode() or "{}")
+    # Runtimes print on stdout too.
+    lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith("{")]
+    answer = json.loads(lines[-1] if lines else "{}")
     if "load_ms" not in answer:
         reason = answer.get("error", f"the runtime crashed on it (exit {done.returncode})")
         raise ModelError(model["name"], reason, answer.get("is_about_inputs", False), answer.get("limit"))
@@ -285,36 +307,28 @@ def _peak_bytes() -> int:
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def profile(file: str, job: JsonObject, runs: int = _PROFILED_RUNS) -> JsonObject:
-    """Milliseconds of one run by operator and by node, medians over ``runs`` from the runtime's profiler.
-
-    Nodes are those of the optimised graph, with the runtime's names.
-    """
+def profile(model: JsonObject, job: JsonObject, runs: int = _PROFILED_RUNS) -> JsonObject:
+    """Milliseconds of one run by operator and by node, medians over ``runs`` from the runtime's profiler."""
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
-        runtime = session(file, job["threads"], os.path.join(folder, "profile"))
-        run, _ = _runnable(runtime, _inputs(job))
-        for _ in range(runs):
-            run()
-        with open(runtime.end_profiling(), encoding="utf-8") as events:
-            recorded = json.load(events)
-    nodes = [event for event in recorded if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
-    a_run = max(1, len(nodes) // runs)
-    passes = [nodes[number * a_run : (number + 1) * a_run] for number in range(1, runs)]  # the first run also loads
+        loaded = _load(model, job, os.path.join(folder, "profile"))
+        run = loaded.timed(_feed(loaded, model, _inputs(job))[0])
+        passes = loaded.profiled(run, runs)[1:]  # the first run also loads
+        loaded.close()
     return {
-        "operators_ms": _by(passes, lambda event: event["args"]["op_name"]),
-        "nodes_ms": _by(passes, lambda event: event["name"][: -len(_KERNEL)]),
+        "operators_ms": _by([[(operator, spent) for _, operator, spent in nodes] for nodes in passes]),
+        "nodes_ms": _by([[(name, spent) for name, _, spent in nodes] for nodes in passes]),
     }
 
 
-def _by(passes: Sequence[Sequence[JsonObject]], key: Callable[[JsonObject], str]) -> dict[str, float]:
-    """Medians over passes of the total milliseconds of each key's events."""
+def _by(passes: Sequence[Sequence[tuple[str, float]]]) -> dict[str, float]:
+    """Medians over passes of the total milliseconds of each key."""
     spent: dict[str, list[float]] = {}
-    for events in passes:
+    for nodes in passes:
         sums: dict[str, float] = {}
-        for event in events:
-            sums[key(event)] = sums.get(key(event), 0.0) + event["dur"] / 1e3
-        for name, milliseconds in sums.items():
-            spent.setdefault(name, []).append(milliseconds)
+        for key, milliseconds in nodes:
+            sums[key] = sums.get(key, 0.0) + milliseconds
+        for name, total in sums.items():
+            spent.setdefault(name, []).append(total)
     return {name: _median(values) for name, values in spent.items()}
 
 
@@ -323,14 +337,13 @@ def main(path: str) -> int:
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
     os.chdir(os.path.dirname(os.path.abspath(path)))
-    _say({"environment": environment()})
-    for package in ("numpy", "onnxruntime") if job["groups"] else ():
-        try:
-            importlib.import_module(package)
-        except Exception as error:  # a package for another machine raises arbitrary errors
-            reason = f"{sys.executable} has no usable {package} ({error})"
-            _say({"error": reason, "missing": package, "python": sys.executable})
-            return 1
+    name = job.get("runtime", base.DEFAULT)
+    _say({"environment": environment(name)})
+    absent = base.missing(_runtime(job).needs) if job["groups"] else None
+    if absent is not None:
+        reason = f"{sys.executable} has no usable {absent[0]} ({absent[1]})"
+        _say({"error": reason, "missing": absent[0], "python": sys.executable})
+        return 1
     memory = confine_to(job.get("memory"), [model["file"] for models in job["groups"] for model in models])
     watch = Watch(job.get("seconds"), lambda model, reason: _say_at_once({"error": reason, "model": model, "limit": "time"}))
     for index, models in enumerate(job["groups"]):
@@ -345,7 +358,7 @@ def main(path: str) -> int:
         except Exception as error:  # whatever it is, the other side must be informed
             _say({"group": index, "error": str(error) or type(error).__name__})
             return 1
-    _say({"done": environment()})
+    _say({"done": environment(name)})
     return 0
 
 
@@ -364,7 +377,7 @@ def _figures(
         if job.get("profile"):
             progress.say(stage="profiling", model=name)
             watch.begin(name, "profiling", times=2 * _PROFILED_RUNS)
-            figures[name].update(profile(model["file"], job))
+            figures[name].update(profile(model, job))
             watch.end()
     return figures
 
@@ -382,6 +395,6 @@ def _say_at_once(value: JsonObject) -> None:
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[-1]) if sys.argv[-1].isdigit() else None)
     if sys.argv[1] == "--cold":
-        print(json.dumps(cold(sys.argv[2], json.loads(sys.argv[3]))))
+        print(json.dumps(cold(json.loads(sys.argv[2]), json.loads(sys.argv[3]))))
     else:
         sys.exit(main(sys.argv[1]))

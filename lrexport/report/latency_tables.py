@@ -12,6 +12,7 @@ from lrexport.runs.record import Latency
 from lrexport.text import plain
 from lrexport.units import format_bytes, format_ms
 
+_TITLES = {"openvino": "OpenVINO", "mnn": "MNN", "litert": "LiteRT", "executorch": "ExecuTorch"}
 _SPARE = ("first run", "load", "size", "memory", "p90", "IQR", "p99", "ratio's IQR")
 
 
@@ -97,8 +98,16 @@ def machine_line(target: str, machine: Mapping[str, Any]) -> str:
     parts = [f"{machine.get('cpu', 'unknown processor')}{isa}", f"{machine.get('cores', '?')} cores"]
     parts += [f"governor {machine['governor']}"] if "governor" in machine else []
     parts += [f"{machine['celsius']:.0f} °C"] if "celsius" in machine else []
-    parts += [f"ONNX Runtime {machine.get('onnxruntime', '?')}"]
+    parts += [runtime_words(machine)]
     return plain(f"{target}: {', '.join(parts)}")
+
+
+def runtime_words(machine: Mapping[str, Any]) -> str:
+    """``ONNX Runtime 1.31.1``, ``ncnn 1.0.20261020 in float32``."""
+    if "runtime" not in machine:
+        return f"ONNX Runtime {machine.get('onnxruntime', '?')}"
+    name = _TITLES.get(machine["runtime"], machine["runtime"])
+    return f"{name} {machine.get('runtime_version', '?')} in {machine.get('precision', 'unknown precision')}"
 
 
 def operator_table(latencies: Mapping[str, Latency], baseline: str | None) -> Table:

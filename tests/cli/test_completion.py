@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lrexport.cli import completion
+from lrexport.measure.runtimes.base import NAMES
 from lrexport.networks.names import CIFAR_NAMES
 
 FOLDERS = ("part,imagenet:", "part,folder:", "part,images:", "part,masks:", "part,arrays:")
@@ -72,6 +73,11 @@ def test_model_is_a_name_a_run_or_the_start_of_a_longer_name() -> None:
         (["train", "x", "--data", "=", "dig"], ["plain,digits"]),
         (["bench", "--target", ""], ["plain,local", "plain,ssh://pi", "plain,ssh://jetson", "plain,ssh://nano"]),
         (["bench", "--target", "ssh", ":", "//me@j"], ["plain,//me@jetson"]),
+        (["bench", "--target", "local?runtime", "=", "n"], ["plain,ncnn"]),
+        (["bench", "--target", "local?runtime", "="], ["plain,onnxruntime", "plain,openvino", "plain,ncnn", "plain,mnn"]),
+        (["bench", "--target", "=", "local?runtime", "=", "m"], ["plain,mnn"]),
+        (["bench", "--target", "ssh", ":", "//pi?runtime", "=", "o"], ["plain,onnxruntime", "plain,openvino"]),
+        (["bench", "--target", "local?"], [f"plain,local?runtime={name}" for name in NAMES]),
         (["compress", "x", "--recipe", "m"], ["plain,mine.toml"]),
         (["compress", "x", "--scheme", "sp"], ["plain,spatial"]),
         (["compress", "x", "--fine"], ["plain,--fine-tune-epochs"]),

@@ -33,7 +33,7 @@ def test_an_ort_file_is_the_onnx_file(tmp_path: Path, platform: ort.Platform, ba
 
 def _operators(path: Path) -> set[str]:
     """What the runtime runs of the file."""
-    return set(runner.profile(str(path), {"seed": 0, "batch": 1, "threads": 1}, runs=2)["operators_ms"])
+    return set(runner.profile({"file": str(path)}, {"seed": 0, "batch": 1, "threads": 1}, runs=2)["operators_ms"])
 
 
 def test_weights_are_not_laid_out_for_this_processor(tmp_path: Path) -> None:

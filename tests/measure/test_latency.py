@@ -71,6 +71,6 @@ def test_making_the_inputs_is_no_part_of_the_first_run(files: dict[str, Path], m
     monkeypatch.setattr(runner.Inputs, "feed", slow)
     monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(runner, "confine_to", lambda *_: None)  # this process goes on
-    found = runner.cold(str(files["small"]), {"threads": 1, "batch": 0, "seed": 0})
+    found = runner.cold({"file": str(files["small"])}, {"threads": 1, "batch": 0, "seed": 0})
     assert len(inputs) == 1
     assert found["load_ms"] == found["first_run_ms"] == 0

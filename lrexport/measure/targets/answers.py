@@ -23,6 +23,8 @@ _Text = Annotated[str, Field(max_length=500)]
 _Words = Annotated[list[_Text], Field(max_length=100)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Package names end up in a command to copy.
+_Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,50}$")]
 _Samples = list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 _Times = Mapping[str, _Milliseconds]
 
@@ -42,6 +44,9 @@ class _Environment(_Answer):
     slowed: _Words | None = None
     celsius: Annotated[float, Field(allow_inf_nan=False)] | None = None
     onnxruntime: _Text | None = None
+    runtime: _Text | None = None
+    runtime_version: _Text | None = None
+    precision: _Text | None = None
 
 
 class _Input(_Answer):
@@ -96,7 +101,7 @@ class _Failed(_Answer):
     model: str | None = None
     is_about_inputs: bool = False
     limit: Literal["time", "memory"] | None = None
-    missing: Literal["numpy", "onnxruntime"] | None = None
+    missing: _Package | None = None
     python: _Text | None = None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from lrexport.errors import DeviceError
+from lrexport.measure.runtimes.base import DEFAULT, NAMES
 
 _PACKAGE = Path(__file__).parents[2]
 _MOST_WAITING = 8  # lines
@@ -23,8 +24,24 @@ _FAREWELL_SECONDS = 2.0
 _TAIL_BYTES = 16_384
 _MOST_WORDS = 1_000
 # The runner's modules.
-_MODULES = ("confinement", "measure/runner", "measure/inputs", "measure/machine", "measure/watch")
+_MODULES = (
+    "confinement",
+    *(f"measure/{name}" for name in ("runner", "preparing", "inputs", "machine", "watch")),
+    *(f"measure/runtimes/{name}" for name in ("base", "compare", *NAMES)),
+)
 _VALUES = "inputs.npz"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A runtime's files of one ONNX file, and the .npz with the inputs and ONNX Runtime's outputs.
+
+    ``about``: names, shapes and types of both, the description of the inputs, and the tolerance of the outputs.
+    """
+
+    files: tuple[Path, ...]
+    arrays: Path
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,8 @@ class MeasuringJob:
     ``batch`` must equal a fixed batch in a file; 0: the file's, or 1. ``cold`` also loads each file in a new process,
     ``profile`` measures time by operator. ``shapes`` are sizes by input name, ``values`` the content of a .npz with arrays
     by input name. ``seconds`` is the limit for loading, the first run and every other run, ``memory`` the limit in bytes
-    for the process (None: a share of the target's memory).
+    for the process (None: a share of the target's memory). ``artefacts`` are what ``runtime`` loads instead of the files, if
+    it does not load ONNX files.
     """
 
     groups: Sequence[dict[str, Path]]
@@ -55,17 +73,33 @@ class MeasuringJob:
     values: bytes | None = None
     seconds: float = 300.0
     memory: int | None = None
+    runtime: str = DEFAULT
+    artefacts: Mapping[Path, Artefact] = field(default_factory=dict)
 
     def paths(self) -> list[Path]:
         """Every file once, in order; targets may use its index as its name."""
         return list(dict.fromkeys(path for group in self.groups for path in group.values()))
 
+    def read(self) -> list[Path]:
+        """Every file that the runner reads: the files, or what the runtime loads instead."""
+        made = [self.artefacts[path] for path in self.paths() if path in self.artefacts]
+        if not made:
+            return self.paths()
+        return list(dict.fromkeys(path for artefact in made for path in (*artefact.files, artefact.arrays)))
+
     def to_json(self, names: dict[Path, str]) -> dict[str, Any]:
         """The job as runner.py reads it, with the target's names of the files."""
-        options = {name: value for name, value in vars(self).items() if name not in ("groups", "values")}
+        options = {name: value for name, value in vars(self).items() if name not in ("groups", "values", "artefacts")}
         options["values"] = None if self.values is None else _VALUES
-        groups = [[{"name": name, "file": names[path]} for name, path in group.items()] for group in self.groups]
+        groups = [[self._model(name, path, names) for name, path in group.items()] for group in self.groups]
         return {**options, "groups": groups}
+
+    def _model(self, name: str, path: Path, names: dict[Path, str]) -> dict[str, Any]:
+        if path not in self.artefacts:
+            return {"name": name, "file": names[path]}
+        artefact = self.artefacts[path]
+        files = [names[file] for file in artefact.files]
+        return {"name": name, "file": files[-1], "files": files, "arrays": names[artefact.arrays], **artefact.about}
 
 
 class Target(Protocol):
@@ -113,10 +147,14 @@ def work_folder(job: MeasuringJob, names: dict[Path, str]) -> dict[str, bytes]:
     ``names`` are the target's names of the files to measure. The folder includes the runner's package: every target uses the
     same one, whatever is installed.
     """
-    modules = {f"lrexport/{name}.py": (_PACKAGE / f"{name}.py").read_bytes() for name in _MODULES}
-    packages = {"lrexport/__init__.py": b"", "lrexport/measure/__init__.py": b""}
     values = {} if job.values is None else {_VALUES: job.values}
-    return {**packages, **modules, **values, "job.json": json.dumps(job.to_json(names)).encode()}
+    return {**modules(), **values, "job.json": json.dumps(job.to_json(names)).encode()}
+
+
+def modules() -> dict[str, bytes]:
+    """The runner's package, by path: the same for every target, whatever is installed there."""
+    packages = {f"lrexport/{name}__init__.py": b"" for name in ("", "measure/", "measure/runtimes/")}
+    return {**packages, **{f"lrexport/{name}.py": (_PACKAGE / f"{name}.py").read_bytes() for name in _MODULES}}
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:

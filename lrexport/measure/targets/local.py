@@ -1,56 +1,92 @@
-"""This machine: the runner in a separate process, without torch's threads and memory."""
+"""This machine: the runner in a separate process, without torch's threads and memory, under any Python."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lrexport.errors import DeviceError
+from lrexport.errors import DeviceError, UsageError
 from lrexport.measure import machine
+from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.measure.targets.answers import answers, most_line_bytes
-from lrexport.measure.targets.base import Flood, MeasuringJob, Silent, Tail, last_line, lines_of, start, stop, work_folder
+from lrexport.measure.targets.artefacts import prepared, started, surroundings
+from lrexport.measure.targets.base import Flood, MeasuringJob, Silent, Tail, last_line, lines_of, stop, work_folder
+from lrexport.measure.targets.queries import options_of, runtime_in
 
 _LONGEST_STAGE = 50  # profiling is forty runs
 _SECONDS_TO_START = 120
 
 
+_URL = re.compile(r"local(?:\?(?P<query>.+))?")
+SYNTAX = "local[?runtime=NAME][&python=PATH]"
+
+
 @dataclass(frozen=True)
 class Local:
-    """The machine that lrexport runs on."""
+    """The machine that lrexport runs on: a runtime, and the Python that has it (None: this one)."""
 
-    name: str = "local"
+    runtime: str = DEFAULT
+    python: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "local" if self.runtime == DEFAULT else f"local?runtime={self.runtime}"
 
     def environment(self) -> dict[str, Any]:
-        return machine.environment()
+        if self.runtime == DEFAULT and self.python is None:
+            return machine.environment()
+        return next(answer["environment"] for answer in self.run(MeasuringJob(())) if "environment" in answer)
 
     def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="lrexport-") as name:
-            folder = Path(name)
-            names = {file: str(file.resolve()) for file in job.paths()}
-            for path, content in work_folder(job, names).items():
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(content)
-            command = [sys.executable, "-m", "lrexport.measure.runner", "job.json", str(os.getpid())]
-            modules = os.pathsep.join(filter(None, (name, os.getenv("PYTHONPATH"))))
-            environment = {**os.environ, "PYTHONPATH": modules, "TMPDIR": name}
-            process = start(command, stderr=subprocess.PIPE, cwd=folder, env=environment)
-            assert process.stderr is not None
-            messages = Tail(process.stderr)
-            try:
-                # The runner enforces its own limits; this is for one that hangs.
-                lines = lines_of(process, most_line_bytes(job), _LONGEST_STAGE * job.seconds + _SECONDS_TO_START)
-                yield from answers(lines, job, self.name, lambda: _ended_early(process, messages))
-            except (Silent, Flood) as error:
-                raise DeviceError(f"the measurement on this machine gave {error.message}") from error
-            finally:
-                stop(process)
+            job = replace(job, runtime=self.runtime)
+            if self.runtime != DEFAULT and job.groups:
+                made = Path(name) / "made"
+                made.mkdir()
+                for step in prepared(job, self.runtime, self.python, made, self.name):
+                    if isinstance(step, MeasuringJob):
+                        job = step
+                    else:
+                        yield step
+            yield from self._measured(job, Path(name))
+
+    def _measured(self, job: MeasuringJob, folder: Path) -> Iterator[dict[str, Any]]:
+        names = {file: str(file.resolve()) for file in job.read()}
+        for path, content in work_folder(job, names).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        command = [self.python or sys.executable, "-m", "lrexport.measure.runner", "job.json", str(os.getpid())]
+        process = started(command, self.name, stderr=subprocess.PIPE, cwd=folder, env=surroundings(folder, self.python))
+        assert process.stderr is not None
+        messages = Tail(process.stderr)
+        try:
+            # The runner enforces its own limits; this is for one that hangs.
+            lines = lines_of(process, most_line_bytes(job), _LONGEST_STAGE * job.seconds + _SECONDS_TO_START)
+            yield from answers(lines, job, self.name, lambda: _ended_early(process, messages))
+        except (Silent, Flood) as error:
+            raise DeviceError(f"the measurement on this machine gave {error.message}") from error
+        finally:
+            stop(process)
+
+
+def parse_local(text: str) -> Local:
+    """``local?runtime=ncnn&python=/opt/ncnn/bin/python``. Raises UsageError."""
+    match = _URL.fullmatch(text)
+    if match is None:
+        raise UsageError(f"invalid target {text!r}: expected {SYNTAX}")
+    options = options_of(text, match["query"] or "", ("runtime", "python"), SYNTAX)
+    python = options.get("python")
+    if python == "":
+        raise UsageError(f"invalid target {text!r}: python= without a path", f"Expected {SYNTAX}.")
+    return Local(runtime_in(text, options), python)
 
 
 def _ended_early(process: subprocess.Popen[bytes], messages: Tail) -> DeviceError:

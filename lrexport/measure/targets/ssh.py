@@ -13,20 +13,23 @@ import os
 import re
 import shlex
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import parse_qsl
 
 from lrexport.errors import DeviceError, InputError, UsageError
 from lrexport.measure import receiver
+from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.measure.targets.answers import answers, most_line_bytes
+from lrexport.measure.targets.artefacts import prepared
 from lrexport.measure.targets.base import Flood, MeasuringJob, Silent, Tail, lines_of, start, stop, work_folder
+from lrexport.measure.targets.queries import options_of, runtime_in
 from lrexport.measure.targets.ssh_errors import explain
 
-SYNTAX = "ssh://[user@]host[:port][?python=PATH][&timeout=SECONDS]"
+SYNTAX = "ssh://[user@]host[:port][?runtime=NAME][&python=PATH][&timeout=SECONDS]"
 # An ssh_config file instead of the user's.
 CONFIG_VARIABLE = "LREXPORT_SSH_CONFIG"
 # A leading dash would be an option of ssh; %, quotes and spaces have a meaning in ssh's configuration.
@@ -72,9 +75,15 @@ class Ssh:
     port: int | None = None
     python: str = "python3"
     most_silent_seconds: float = 300.0
+    runtime: str = DEFAULT
 
     @property
     def name(self) -> str:
+        runtime = "" if self.runtime == DEFAULT else f"?runtime={self.runtime}"
+        return f"{self._place}{runtime}"
+
+    @property
+    def _place(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"ssh://{self.user + '@' if self.user else ''}{host}{f':{self.port}' if self.port else ''}"
 
@@ -82,6 +91,20 @@ class Ssh:
         return next(answer["environment"] for answer in self.run(MeasuringJob(())) if "environment" in answer)
 
     def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
+        job = replace(job, runtime=self.runtime)
+        if self.runtime == DEFAULT or not job.groups:
+            yield from self._measured(job)
+            return
+        # Boards have no toolchains: the runtime's files are made here.
+        with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
+            for step in prepared(job, self.runtime, None, Path(folder), self.name):
+                if isinstance(step, MeasuringJob):
+                    job = step
+                else:
+                    yield step
+            yield from self._measured(job)
+
+    def _measured(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         files = _to_send(job)
         try:
             process = start(self._command(), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -121,7 +144,7 @@ class Ssh:
         return ["ssh", "-T", *options, *where, *whom, "--", self.host, f"exec {remote}"]
 
     def _ended_early(self, process: subprocess.Popen[bytes], messages: Tail) -> DeviceError:
-        return explain(self.name, self.python, process.wait(), messages.text())
+        return explain(self._place, self.python, process.wait(), messages.text())
 
 
 def parse_ssh(text: str) -> Ssh:
@@ -131,10 +154,8 @@ def parse_ssh(text: str) -> Ssh:
         raise UsageError(
             f"invalid ssh target {text!r}: expected {SYNTAX}", "User and host may contain letters, digits and . _ -"
         )
-    options = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
-    unknown = set(options) - {"python", "timeout"}
-    if unknown:
-        raise UsageError(f"invalid ssh target {text!r}: unknown option {', '.join(sorted(unknown))}", f"Known: {SYNTAX}.")
+    options = options_of(text, match["query"] or "", ("runtime", "python", "timeout"), SYNTAX)
+    runtime = runtime_in(text, options)
     python = options.get("python", "python3")
     if not _PYTHON.fullmatch(python):
         raise UsageError(
@@ -147,18 +168,22 @@ def parse_ssh(text: str) -> Ssh:
             f"invalid ssh target {text!r}: expected a timeout in whole seconds, not {timeout!r}", "For example 300."
         )
     port = int(match["port"]) if match["port"] else None
-    return Ssh(match["host"].strip("[]"), match["user"], port, python, float(timeout))
+    return Ssh(match["host"].strip("[]"), match["user"], port, python, float(timeout), runtime)
 
 
 def _to_send(job: MeasuringJob) -> list[tuple[str, int, bytes | Path]]:
     """(path in the device's folder, bytes, content) of every file of the job. Raises InputError."""
-    # The runtime detects its own format by .ort; no other part of a file's name leaves this machine.
-    names = {path: f"{place}{'.ort' if path.suffix == '.ort' else '.onnx'}" for place, path in enumerate(job.paths())}
+    # Runtimes tell formats by the suffix; no other part of a file's name leaves this machine.
+    names = {path: f"{place}{_suffix(path, job)}" for place, path in enumerate(job.read())}
     own = [(name, len(content), content) for name, content in work_folder(job, names).items()]
     try:
         return [*own, *((name, path.stat().st_size, path) for path, name in names.items())]
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _suffix(path: Path, job: MeasuringJob) -> str:
+    return path.suffix if path.suffix == ".ort" or job.artefacts else ".onnx"
 
 
 def _send(pipe: IO[bytes], files: list[tuple[str, int, bytes | Path]], gone: threading.Event) -> None:

@@ -16,6 +16,7 @@ import pytest
 from lrexport.errors import DeviceError, UsageError
 from lrexport.measure import latency, receiver
 from lrexport.measure.latency import Interrupted, measure, slowed_down
+from lrexport.measure.runtimes.base import NAMES
 from lrexport.measure.targets import MeasuringJob, parse_target
 from lrexport.measure.targets.base import ModelRefused
 from lrexport.measure.targets.local import Local
@@ -144,15 +145,20 @@ def test_a_device_says_how_much_it_has_received_while_a_slow_line_brings_it(tmp_
     process.stdin.close()
 
 
-@pytest.mark.parametrize("module", ["runner", "inputs", "machine", "watch", "receiver", "../confinement"])
+SENT = [*("runner", "inputs", "machine", "watch", "preparing", "receiver", "../confinement")]
+RUNTIMES = {"onnxruntime", "openvino", "ncnn", "MNN", "_tools"}
+
+
+@pytest.mark.parametrize("module", [*SENT, *(f"runtimes/{name}" for name in ("base", "compare", *NAMES))])
 def test_what_is_sent_to_devices_is_python_3_9_and_asks_for_little(module: str) -> None:
     source = (Path(latency.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 9))
     imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imports |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     others = {name for name in imports if name.split(".")[0] not in sys.stdlib_module_names}
-    own = {"confinement", "measure.inputs", "measure.machine", "measure.watch"}
-    assert others <= {"numpy", "numpy.random", "onnxruntime", *(f"lrexport.{name}" for name in own)}
+    own = {"confinement", *(f"measure.{name}" for name in ("inputs", "machine", "watch", "runner", "runtimes"))}
+    own |= {f"measure.runtimes.{name}" for name in ("base", "compare", "onnxruntime")}
+    assert others <= {"numpy", "numpy.random", *RUNTIMES, *(f"lrexport.{name}" for name in own)}
     assert "strict=" not in source  # zip has it since 3.10
 
 

@@ -1,0 +1,134 @@
+"""Makes a runtime's files from ONNX files, and what they must compute. Self-contained, as the runner.
+
+    python -m lrexport.measure.preparing JOB.json [PARENT]
+
+Two stages, each a job in a process, because the toolchain's Python may have no ONNX Runtime: ``reference`` runs each file in
+ONNX Runtime on inputs by the rules of the runner, and writes both into a .npz; ``convert`` makes the runtime's files. Every
+answer is a line of JSON: {"model": key, "facts": …} for each file as soon as it is done, or {"error": …, "model": key}.
+"""
+
+# The toolchain's Python may be older than lrexport requires.
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from lrexport.confinement import die_with_parent
+from lrexport.measure.inputs import Inputs, InputsError
+from lrexport.measure.runner import ModelError
+from lrexport.measure.runtimes import base
+from lrexport.measure.runtimes.base import JsonObject, Port, Ports
+from lrexport.measure.runtimes.compare import INT8_TOLERANCE, TOLERANCE
+from lrexport.measure.runtimes.onnxruntime import session
+from lrexport.measure.watch import Watch, confine_to
+
+_IN_INT8 = b"DequantizeLinear"
+_TEXT = "tensor(string)"
+
+
+def main(path: str) -> int:
+    """Run the job in ``path``. Returns the exit status."""
+    with open(path, encoding="utf-8") as file:
+        job = json.load(file)
+    os.chdir(os.path.dirname(os.path.abspath(path)))
+    runtime = base.runtime(base.DEFAULT if job["stage"] == "reference" else job["runtime"])
+    absent = base.missing(runtime.needs)
+    if absent is None and job["stage"] == "convert":
+        absent = _missing_program(runtime)
+    if absent is not None:
+        _say({"error": f"{sys.executable} has no usable {absent[0]} ({absent[1]})", "missing": absent[0]})
+        return 1
+    confine_to(job["memory"], [model["file"] for model in job["models"]])
+    watch = Watch(job["seconds"], lambda model, reason: _say({"error": reason, "model": model, "limit": "time"}))
+    inputs = _inputs(job)
+    for model in job["models"]:
+        _say({"begun": model["key"]})
+        watch.begin(model["key"], "converting" if job["stage"] == "convert" else "loading and the first run", times=2)
+        try:
+            facts = _reference(model, job, inputs) if job["stage"] == "reference" else _converted(model, job, runtime)
+        except TimeoutError as error:
+            _say(ModelError(model["key"], str(error), limit="time").facts())
+            return 1
+        except Exception as error:  # toolchains raise anything
+            _say(ModelError(model["key"], error).facts())
+            return 1
+        watch.end()
+        _say({"model": model["key"], "facts": facts})
+    if job["stage"] == "reference" and (unused := inputs.unused()):
+        _say(ModelError("", InputsError(f"no file has an input named {', '.join(map(repr, unused))}")).facts())
+        return 1
+    return 0
+
+
+def _missing_program(runtime: base.Runtime) -> tuple[str, str] | None:
+    """A package of the toolchain that is not installed; not imported, since it may load torch."""
+    import importlib.util
+
+    for module, package in runtime.converter.items():
+        if importlib.util.find_spec(module) is None:
+            return package, f"No module named {module!r}"
+    return None
+
+
+def _inputs(job: JsonObject) -> Inputs:
+    values: JsonObject = {}
+    if job["values"]:
+        import numpy
+
+        with numpy.load(job["values"], allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+    return Inputs(values, job["shapes"], job["batch"], job["seed"])
+
+
+def _reference(model: JsonObject, job: JsonObject, inputs: Inputs) -> JsonObject:
+    """Inputs and ONNX Runtime's outputs, written into the model's .npz; their names, shapes and types."""
+    import numpy
+
+    network = session(model["file"], job["threads"])
+    feed, about, batch = inputs.feed(network.get_inputs())
+    outputs = network.run(None, feed)
+    given = [Port(item.name, feed[item.name].shape, item.type) for item in network.get_inputs()]
+    declared = [item for item in given if item.type == _TEXT]
+    if declared:
+        raise ValueError(f"input {declared[0].name!r} is text, which only ONNX Runtime takes")
+    made = [Port(item.name, array.shape, item.type) for item, array in zip(network.get_outputs(), outputs)]
+    arrays = {f"in{number}": feed[port.name] for number, port in enumerate(given)}
+    numpy.savez(model["arrays"], **arrays, **{f"out{number}": array for number, array in enumerate(outputs)})
+    return {
+        "fed": {"batch": batch, "inputs": about},
+        "ports": Ports(given, made).to_json(),
+        "tolerance": INT8_TOLERANCE if _is_quantised(model["file"]) else TOLERANCE,
+    }
+
+
+def _is_quantised(path: str) -> bool:
+    with open(path, "rb") as file:
+        return _IN_INT8 in file.read()
+
+
+def _converted(model: JsonObject, job: JsonObject, runtime: base.Runtime) -> JsonObject:
+    os.makedirs(model["folder"])
+    files = runtime.convert(model["file"], model["folder"], Ports.from_json(model["ports"]), job["seconds"])
+    return {"files": [os.path.abspath(file) for file in files]}
+
+
+class _Answers:
+    """Where answers go: the first stdout. Whatever toolchains print goes to stderr."""
+
+    descriptor = 1
+
+    @classmethod
+    def keep(cls) -> None:
+        cls.descriptor = os.dup(1)
+        os.dup2(2, 1)
+
+
+def _say(value: JsonObject) -> None:
+    os.write(_Answers.descriptor, json.dumps(value).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[-1]) if sys.argv[-1].isdigit() else None)
+    _Answers.keep()
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Runtimes that execute networks, one file each, behind one interface; sent to devices with the runner."""

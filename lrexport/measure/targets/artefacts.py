@@ -1,0 +1,209 @@
+"""A runtime's files of a job's ONNX files, made in child processes before the job is measured.
+
+The outputs that they must have come from ONNX Runtime, in this Python; the files from the runtime's toolchain, in the Python
+that the target names. Nothing that a toolchain says about its own success is believed: the runner compares the outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lrexport.errors import DeviceError
+from lrexport.measure.runtimes import base
+from lrexport.measure.targets.base import (
+    Artefact,
+    Flood,
+    InputsRefused,
+    LimitReached,
+    MeasuringJob,
+    ModelRefused,
+    Silent,
+    Tail,
+    last_line,
+    lines_of,
+    modules,
+    start,
+    stop,
+)
+
+JsonObject = dict[str, Any]
+_SECONDS_TO_START = 120
+_LINE_BYTES = 4_000_000
+_MOST_WORDS = 1_000
+_VALUES = "inputs.npz"
+# Extras of lrexport that bring a runtime into its environment; others have environments of their own.
+EXTRAS = ("openvino", "ncnn")
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    begun: str | None = None
+    model: str | None = None
+    facts: JsonObject | None = None
+    error: str | None = None
+    missing: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,50}$")] | None = None
+    is_about_inputs: bool = False
+    limit: str | None = None
+
+
+def prepared(
+    job: MeasuringJob, runtime: str, python: str | None, folder: Path, target: str
+) -> Iterator[JsonObject | MeasuringJob]:
+    """Progress as the runner's answers, then the job with the runtime's files, which are in ``folder``.
+
+    ``python`` has the runtime's toolchain (None: this one). Raises ModelRefused and its kinds for a file that cannot be had
+    in the runtime, DeviceError if a package is missing.
+    """
+    sources = {path: _key(path) for path in job.paths()}
+    models = {key: {"key": key, "file": str(path.resolve())} for path, key in sources.items()}
+    named = {sources[path]: name for group in job.groups for name, path in group.items()}
+    facts: dict[str, JsonObject] = {}
+    for stage, program in (("reference", None), ("convert", python)):
+        for key, model in models.items():
+            model |= {"arrays": str(folder / f"{key}.npz"), "folder": str(folder / key), **facts.get(key, {})}
+        options = {"stage": stage, "runtime": runtime, "models": list(models.values()), **_options(job, folder)}
+        child = _Child(folder, options, program, job, target, named)
+        for done, (key, more) in enumerate(child.answers(), start=1):
+            facts[key] = {**facts.get(key, {}), **more}
+            yield {"progress": {"stage": f"converting to {runtime}", "done": done, "of": len(models)}}
+    artefacts = {path: _artefact(folder, key, facts[key]) for path, key in sources.items()}
+    yield replace(job, runtime=runtime, artefacts=artefacts, shapes={}, values=None)
+
+
+def _key(path: Path) -> str:
+    """Files with the same content are converted once. Raises DeviceError."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _options(job: MeasuringJob, folder: Path) -> JsonObject:
+    if job.values is not None:
+        (folder / _VALUES).write_bytes(job.values)
+    return {
+        "values": None if job.values is None else _VALUES,
+        "shapes": {name: list(shape) for name, shape in job.shapes.items()},
+        "threads": job.threads,
+        "batch": job.batch,
+        "seed": job.seed,
+        "seconds": job.seconds,
+        "memory": job.memory,
+    }
+
+
+def _artefact(folder: Path, key: str, facts: Mapping[str, Any]) -> Artefact:
+    about = {name: facts[name] for name in ("ports", "fed", "tolerance")}
+    return Artefact(tuple(map(Path, facts["files"])), folder / f"{key}.npz", about)
+
+
+class _Child:
+    """One stage in a process of its own, under the Python ``program`` (None: this one)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        options: JsonObject,
+        program: str | None,
+        job: MeasuringJob,
+        target: str,
+        named: Mapping[str, str],
+    ) -> None:
+        self._folder, self._options, self._job, self._target, self._named = folder, options, job, target, named
+        self._program, self._python = program, program or sys.executable
+        self._current = ""
+
+    def answers(self) -> Iterator[tuple[str, JsonObject]]:
+        """Each model's key with its facts, as soon as it is done."""
+        for path, content in modules().items():
+            (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (self._folder / path).write_bytes(content)
+        (self._folder / "prepare.json").write_text(json.dumps(self._options), encoding="utf-8")
+        command = [self._python, "-m", "lrexport.measure.preparing", "prepare.json", str(os.getpid())]
+        process = started(
+            command, self._target, stderr=subprocess.PIPE, cwd=self._folder, env=surroundings(self._folder, self._program)
+        )
+        assert process.stderr is not None
+        messages, done = Tail(process.stderr), 0
+        try:
+            for line in lines_of(process, _LINE_BYTES, 2 * self._job.seconds + _SECONDS_TO_START):
+                answer = self._checked(line)
+                self._current = answer.begun or self._current
+                if answer.error is not None:
+                    raise self._failure(answer)
+                if answer.model is not None and answer.facts is not None:
+                    done += 1
+                    yield answer.model, answer.facts
+            if process.wait() or done < len(self._options["models"]):
+                raise self._crashed(process.returncode, messages)
+        except (Silent, Flood) as error:
+            raise DeviceError(f"{self._target}: the conversion gave {error.message}") from error
+        finally:
+            stop(process)
+
+    def _checked(self, line: str) -> _Answer:
+        try:
+            return _Answer.model_validate_json(line)
+        except ValidationError as error:
+            raise DeviceError(f"{self._target}: the conversion gave an answer that is not lrexport's") from error
+
+    def _failure(self, answer: _Answer) -> DeviceError:
+        words = (answer.error or "")[:_MOST_WORDS]
+        if answer.missing is not None:
+            return DeviceError(
+                f"{self._target} cannot be used: {words}", install_hint(self._options["runtime"], self._python)
+            )
+        model = self._named.get(answer.model or "", "")
+        if answer.is_about_inputs:
+            return InputsRefused(self._target, model, words)
+        return (LimitReached if answer.limit else ModelRefused)(self._target, model, words)
+
+    def _crashed(self, status: int, messages: Tail) -> DeviceError:
+        ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        words = last_line(messages.text())
+        reason = f"the process that {self._doing()} it {ended}{f': {words}' if words else ''}"
+        model = self._named.get(self._current)
+        return ModelRefused(self._target, model, reason) if model else DeviceError(f"{self._target}: {reason}")
+
+    def _doing(self) -> str:
+        return "converts" if self._options["stage"] == "convert" else "runs"
+
+
+def started(command: list[str], target: str, **options: Any) -> subprocess.Popen[bytes]:
+    """:func:`start`. Raises DeviceError if the Python in ``command`` cannot be run."""
+    try:
+        return start(command, **options)
+    except OSError as error:
+        message = f"{target}: cannot run the Python {command[0]}: {error.strerror}"
+        raise DeviceError(message, "Check python=… of the target.") from error
+
+
+def surroundings(folder: Path, python: str | None) -> dict[str, str]:
+    """Environment variables of a process that uses the runner's modules in ``folder`` and leaves its own files there.
+
+    Another Python than this one (None) gets none of this one's modules.
+    """
+    elsewhere = os.getenv("PYTHONPATH") if python is None else None
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), elsewhere))), "TMPDIR": str(folder)}
+
+
+def install_hint(runtime: str, python: str) -> str:
+    """How to install what a runtime needs, into that Python."""
+    chosen = base.runtime(runtime)
+    if runtime in EXTRAS and python == sys.executable:
+        return f"Install it: pip install 'lrexport[{runtime}]'"
+    needs = list(dict.fromkeys([*chosen.needs.values(), *chosen.converter.values()]))
+    return f"Install it there: {shlex.quote(python)} -m pip install {' '.join(needs)}"
