@@ -1,9 +1,8 @@
 """The child process that opens a foreign ONNX file: limits, parser, checker, and one line of JSON as the answer.
 
-    python -m lrexport.artifacts.onnx_child FILE BYTES:SECONDS:PARENT
+    python -m lrexport.artifacts.onnx_child FILE BYTES:SECONDS
 
-It may use BYTES of memory and SECONDS of CPU time, and ends with the process PARENT.
-:mod:`lrexport.artifacts.onnx_files` starts it.
+It may use BYTES of memory and SECONDS of CPU time. :mod:`lrexport.artifacts.onnx_files` starts it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lrexport.artifacts.lfs import is_lfs_pointer
 from lrexport.artifacts.onnx_expansion import check_expansion
 from lrexport.artifacts.onnx_repair import allowances, repair
-from lrexport.confinement import confine, die_with_parent
+from lrexport.confinement import confine
 from lrexport.text import first_line
 
 if TYPE_CHECKING:
@@ -42,8 +41,7 @@ def answer(work: Callable[[onnx.ModelProto, list[str]], dict[str, Any]]) -> None
 
 def confined(work: Callable[[str], dict[str, Any]]) -> None:
     """Print the result of ``work`` for the name of the file in its folder, or {"error": …}, under the limits."""
-    path, (memory, seconds, parent) = sys.argv[1], map(int, sys.argv[2].split(":"))
-    die_with_parent(parent)
+    path, (memory, seconds) = sys.argv[1], map(int, sys.argv[2].split(":"))
     try:
         import onnx  # noqa: F401 - before the limits, which are for the file and not for the import
 
@@ -143,5 +141,10 @@ def _tensors(message: Any) -> Iterator[Any]:
                 yield from _tensors(item)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Answer with the files of external data alone."""
     answer(lambda model, files: {EXTERNAL: files})
+
+
+if __name__ == "__main__":
+    main()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +29,6 @@ _MORE_SECONDS = 60
 _LEAST_BYTES_OF_A_RUN = 4 << 30
 _OUT_OF_TIME = getattr(signal, "SIGXCPU", signal.SIGTERM)
 _PROTOBUF_LIMIT = 2 << 30
-# The child starts in the folder of this package, so it finds the package, and modules in the user's current folder do not
-# shadow Python's.
-_HOME = Path(__file__).parents[2]
 
 
 def external_files(path: Path) -> list[Path]:
@@ -43,7 +37,7 @@ def external_files(path: Path) -> list[Path]:
 
 
 def ask_child(module: str, path: Path, *arguments: str, runs: bool = False) -> dict[str, Any]:
-    """The answer of ``python -m module``, built on :mod:`lrexport.artifacts.onnx_child`, about the file ``path``.
+    """The answer of ``main`` of ``module``, built on :mod:`lrexport.artifacts.onnx_child`, about the file ``path``.
 
     ``arguments`` follow those of every child. Limits of memory and CPU time depend on the file's size; a child that ``runs``
     the graph has more of both. The child ends with this process. Raises InputError if the file is missing or empty, or if
@@ -66,11 +60,10 @@ def ask_child(module: str, path: Path, *arguments: str, runs: bool = False) -> d
     least = _LEAST_BYTES
     if runs:
         seconds, least = seconds + _MORE_SECONDS, _LEAST_BYTES_OF_A_RUN
-    limits = f"{least + _BYTES_A_BYTE * size}:{seconds}:{os.getpid()}"
-    command = [sys.executable, "-m", module, str(path.absolute()), limits, *arguments]
+    limits = f"{least + _BYTES_A_BYTE * size}:{seconds}"
     try:
-        status, out = run_child(command, _WALL_CLOCK * seconds, _HOME)
-    except subprocess.TimeoutExpired as error:
+        status, out = run_child(module, [str(path.absolute()), limits, *arguments], _WALL_CLOCK * seconds)
+    except TimeoutError as error:
         raise _endless(path, _WALL_CLOCK * seconds, runs) from error
     if status == -_OUT_OF_TIME:
         raise _endless(path, seconds, runs)

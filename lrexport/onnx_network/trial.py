@@ -1,6 +1,6 @@
 """Run a foreign ONNX file once in ONNX Runtime, in a child process with limits of memory and CPU time.
 
-    python -m lrexport.onnx_network.trial FILE BYTES:SECONDS:PARENT INPUTS OUTPUTS
+    python -m lrexport.onnx_network.trial FILE BYTES:SECONDS INPUTS OUTPUTS
 
 INPUTS is a .npz file with the arrays ``input_0``, …, in the order of the graph; OUTPUTS gets ``output_0``, ….
 A graph may never end, or ask for any amount of memory, so it does not run in the process of the command first.
@@ -58,5 +58,10 @@ def _run(name: str) -> dict[str, Any]:
     return {}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the child process does."""
     confined(_run)
+
+
+if __name__ == "__main__":
+    main()

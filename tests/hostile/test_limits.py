@@ -15,6 +15,7 @@ import pytest
 from onnx import FunctionProto, NodeProto, TensorProto, helper
 
 from lrexport.artifacts import onnx_files
+from tests.board import children
 from tests.conftest import heed_ctrl_c
 from tests.hostile.support import Command, frugally, listing, processes_with
 
@@ -165,11 +166,13 @@ def test_a_file_that_takes_long_to_look_at_ends_with_the_command_and_leaves_no_p
     (here / "lrexport.toml").write_text('[budget]\nmax_bytes = "1 GB"\n')
     before = listing(here)
     process = _start(command, str(path))
-    assert _until(lambda: any(each != process.pid for each in processes_with(str(path))))
+    assert _until(lambda: any(children(each) for each in children(process.pid)))
+    (server,) = children(process.pid)
+    looking = children(server)
     process.send_signal(number)
     process.communicate(timeout=20)
     assert process.returncode == code
-    assert _until(lambda: not processes_with(str(path)), 5)
+    assert _until(lambda: not any(Path(f"/proc/{each}").exists() for each in (server, *looking)), 5)
     assert listing(here) == before
 
 

@@ -266,19 +266,6 @@ def test_a_model_that_the_checker_lets_pass_is_counted_or_refused_but_does_not_c
     assert lrexport("inspect", "model.onnx").code in (0, 3)
 
 
-def test_a_crash_of_the_parser_is_an_error_with_its_exit_status(
-    lrexport: Command, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # An onnx package that kills its process stands for one that a file makes crash.
-    (here / "crashing" / "onnx").mkdir(parents=True)
-    (here / "crashing" / "onnx" / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    monkeypatch.setenv("PYTHONPATH", str(here / "crashing"))
-    onnx.save(_model(), "model.onnx")
-    done = lrexport("inspect", "model.onnx")
-    assert done.code == 3
-    assert "the parser crashed (exit -11)" in done.err
-
-
 def _perturbed(times: float) -> Callable[..., onnx.ModelProto]:
     """torch's exporter with one weight of the result changed."""
     real = onnx_export._export

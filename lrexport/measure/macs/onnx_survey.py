@@ -113,5 +113,10 @@ def _count(model: onnx.ModelProto, request: dict[str, Any]) -> GraphCost:
     return count_onnx(model, request["shapes"], values)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the child process does."""
     onnx_child.answer(_look)
+
+
+if __name__ == "__main__":
+    main()
