@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,8 +39,7 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
     Precision is auto, float32 or bfloat16. Under torchrun the number of processes is torchrun's. On the CPU this process
     keeps freed memory from now on. Raises DeviceError if a device is missing.
     """
-    from lightning_fabric import Fabric
-
+    Fabric = _fabric()
     accelerator = _available() if device == "auto" else device
     if accelerator == "cpu":
         hold_freed_memory()
@@ -62,6 +62,19 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
         warnings.simplefilter("ignore")  # Fabric's advice on unused hardware
         plugin: Any = PRECISIONS[precision]
         return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=several, precision=plugin)
+
+
+def _fabric() -> type[Fabric]:
+    """Fabric's class, without torchmetrics and the scipy that it imports, two seconds: Fabric asks for the version only."""
+    is_loaded = {"torchmetrics", "lightning_fabric"} & sys.modules.keys()
+    if not is_loaded:
+        sys.modules["torchmetrics"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        from lightning_fabric import Fabric
+    finally:
+        if not is_loaded:
+            del sys.modules["torchmetrics"]
+    return Fabric
 
 
 def ran_on(fabric: Fabric) -> dict[str, str]:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
+from lrexport.data import datasets
 from lrexport.data.augment import Augmentation
 from lrexport.data.datasets import load_data
 from lrexport.data.images import ArraySet, ImageData, hold_out
@@ -96,6 +98,19 @@ def test_about_half_of_the_images_are_mirrored() -> None:
     mirrored = (out[:, 0, 0, 0] == 7).sum().item()
     assert 150 < mirrored < 250
     assert set(out[:, 0, 0, 0].tolist()) == {0, 7}
+
+
+def test_the_embedded_digits_are_those_of_scikit_learn_with_its_datasets_and_without(monkeypatch) -> None:
+    known = load_digits()
+    for place in ("found", "elsewhere"):
+        if place == "elsewhere":
+            monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda _name: None)
+        data = load_data("digits", (1, 8, 8))
+        is_test = torch.arange(len(known.target)) % 5 == 4
+        for part, chosen in ((data.train, ~is_test), (data.test, is_test)):
+            expected = torch.from_numpy(known.images)[chosen].mul(255 / 16).round().to(torch.uint8)
+            assert torch.equal(part.images[:, 0], expected)
+            assert torch.equal(part.labels, torch.from_numpy(known.target)[chosen])
 
 
 def test_the_embedded_digits_fit_the_network_that_asks() -> None:
