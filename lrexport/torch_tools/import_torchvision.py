@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _schemas: list[Any] = []
+_NMS_ROWS = 256  # boxes that are compared with all later ones at a time
 
 
 def torchvision(submodule: str = "") -> ModuleType:
@@ -61,16 +62,21 @@ def _nothing() -> None:
 
 def _nms(dets: Any, scores: Any, iou_threshold: float) -> Any:
     """Indices of boxes (n, 4) that no box with a higher score overlaps by more than the threshold, by falling score."""
+    import numpy as np
     import torch
 
     order = scores.argsort(descending=True, stable=True)
     boxes = dets[order]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    left, kept = torch.arange(len(boxes)), []
-    while len(left):
-        best, left = left[0], left[1:]
-        kept.append(best)
-        sides = torch.minimum(boxes[best, 2:], boxes[left, 2:]) - torch.maximum(boxes[best, :2], boxes[left, :2])
-        common = sides.clamp(min=0).prod(1)
-        left = left[~(common / (areas[best] + areas[left] - common) > iou_threshold)]  # NaN, of empty boxes, is kept
-    return order[torch.stack(kept)] if kept else order
+    dropped, kept = np.zeros(len(boxes), dtype=bool), list[int]()
+    for start in range(0, len(boxes), _NMS_ROWS):
+        rows = start + np.flatnonzero(~dropped[start : start + _NMS_ROWS])
+        some, later = boxes[rows, None], boxes[start:]
+        sides = torch.minimum(some[..., 2:], later[:, 2:]) - torch.maximum(some[..., :2], later[:, :2])
+        common = sides.clamp(min=0).prod(2)
+        overlaps = common / (areas[rows, None] + areas[start:] - common) > iou_threshold  # NaN, of empty boxes, is kept
+        for row, overlap in zip(rows.tolist(), overlaps.numpy(), strict=True):
+            if not dropped[row]:
+                kept.append(row)
+                dropped[start:] |= overlap
+    return order[torch.tensor(kept, dtype=torch.int64)]
