@@ -103,11 +103,11 @@ JOBS = {
     ),
     "unet": Job(
         *("Segmentation: a U-Net of segmentation-models-pytorch, scenes of digits", "tasks_networks:unet"),
-        *("masks48", 1.0, 12, 4),
+        *("masks32", 1.0, 12, 4),
         needs=("segmentation_models_pytorch", *SCENES),
     ),
     "lraspp": Job(
-        *("Segmentation: torchvision's LR-ASPP, scenes of digits", "torchvision:lraspp_mobilenet_v3_large?num_classes=11"),
+        *("Segmentation: torchvision's LR-ASPP, scenes of digits", "torchvision:lraspp_mobilenet_v3_large?num_classes=4"),
         *("masks64", 1.0, 30, 8),
         shape="3,64,64",
         needs=SCENES,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 Parts = tuple[Any, Any]  # training and test samples
 CLASSES = 10
+ALL, FEW = tuple(range(CLASSES)), (0, 1, 4)  # digits; a network learns to find three of them in minutes
 TEXTURES = ("brick", "grass", "gravel")
 CIFAR = "CIFAR10_JPEG"  # environment variable with the path of cifar10_jpeg.npz
 
@@ -28,14 +29,14 @@ CIFAR = "CIFAR10_JPEG"  # environment variable with the path of cifar10_jpeg.npz
 # Networks. Those with a size of input that is theirs say it; tasks.py gives it to the others by --input-shape.
 
 
-def unet(classes: int = CLASSES + 1) -> nn.Module:
+def unet(classes: int = len(FEW) + 1) -> nn.Module:
     """A U-Net of segmentation-models-pytorch over a ResNet-18."""
     import segmentation_models_pytorch as smp  # not a dependency of lrexport
 
     return smp.Unet("resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(48, 24, 12), classes=classes)
 
 
-unet.input_shape = (3, 48, 48)
+unet.input_shape = (3, 32, 32)
 
 
 class Doubler(nn.Module):
@@ -115,7 +116,7 @@ def hugging(num_classes: int = CLASSES) -> nn.Module:
 hugging.inputs = {"pixel_values": (3, 48, 48)}
 
 
-def detector(size: int = 96, classes: int = CLASSES + 1) -> nn.Module:
+def detector(size: int = 96, classes: int = len(FEW) + 1) -> nn.Module:
     """torchvision's SSDlite, whose pictures are 320 × 320 otherwise, for smaller ones."""
     import lrexport.networks.torchvision_zoo as zoo
 
@@ -131,12 +132,14 @@ detector.input_shape = (3, 96, 96)
 
 
 @cache
-def _digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits, (N, 8, 8) from 0 to 1, and their classes."""
+def _digits(which: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """scikit-learn's digits of these classes, (N, 8, 8) from 0 to 1, and their places in ``which``."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return torch.from_numpy(found.images).float() / 16, torch.from_numpy(found.target).long()
+    loaded = load_digits()
+    here = np.isin(loaded.target, which)
+    classes = torch.tensor([which.index(each) for each in loaded.target[here]])
+    return torch.from_numpy(loaded.images[here]).float() / 16, classes
 
 
 @cache
@@ -168,14 +171,24 @@ def _background(size: int, generator: torch.Generator, is_test: bool) -> Tensor:
     return texture[top : top + size, left : left + size] * tint * 0.7
 
 
-def _scene(size: int, digits: tuple[int, int], edge: tuple[int, int], generator: torch.Generator, is_test: bool) -> _Scene:
-    """Some ``digits``, each ``edge`` pixels in height and width, where they hardly overlap."""
-    pictures, classes = _digits()
+@dataclass(frozen=True)
+class _Kind:
+    """Scenes of a size, with how many digits, how high they are, and of which classes."""
+
+    size: int
+    digits: tuple[int, int]
+    edge: tuple[int, int]
+    which: tuple[int, ...] = ALL
+
+
+def _scene(kind: _Kind, generator: torch.Generator, is_test: bool) -> _Scene:
+    """A scene with digits where they hardly overlap."""
+    size, (pictures, classes) = kind.size, _digits(kind.which)
     border = len(pictures) * 3 // 4
     scene = _Scene(_background(size, generator, is_test), torch.zeros(size, size, dtype=torch.long), [], [])
-    for _ in range(_drawn(generator, *digits)):
+    for _ in range(_drawn(generator, *kind.digits)):
         number = _drawn(generator, border, len(pictures) - 1) if is_test else _drawn(generator, 0, border - 1)
-        high = _drawn(generator, *edge)
+        high = _drawn(generator, *kind.edge)
         top, left = (_drawn(generator, 0, size - high) for _ in range(2))
         place = slice(top, top + high), slice(left, left + high)
         if (scene.mask[place] > 0).any():
@@ -197,14 +210,12 @@ def _scene(size: int, digits: tuple[int, int], edge: tuple[int, int], generator:
 
 
 @cache
-def _scenes(
-    counts: tuple[int, int], size: int, digits: tuple[int, int], edge: tuple[int, int]
-) -> tuple[list[_Scene], list[_Scene]]:
+def _scenes(counts: tuple[int, int], kind: _Kind) -> tuple[list[_Scene], list[_Scene]]:
     """Training and test scenes, always the same."""
     parts = []
     for is_test, count in enumerate(counts):
         generator = torch.Generator().manual_seed(is_test)
-        parts.append([_scene(size, digits, edge, generator, bool(is_test)) for _ in range(count)])
+        parts.append([_scene(kind, generator, bool(is_test)) for _ in range(count)])
     return parts[0], parts[1]
 
 
@@ -212,17 +223,17 @@ def _pixels(scenes: list[_Scene]) -> Tensor:
     return (torch.stack([scene.image for scene in scenes]) * 255).round().to(torch.uint8)
 
 
-def _masks(size: int, counts: tuple[int, int], labelled: bool) -> Parts:
+def _masks(kind: _Kind, labelled: bool) -> Parts:
     train, test = (
         {"input": _pixels(scenes), **({"target": torch.stack([scene.mask for scene in scenes])} if labelled else {})}
-        for scenes in _scenes(counts, size, (2, 4), (size // 4, size // 2))
+        for scenes in _scenes((1200, 300), kind)
     )
     return train, test
 
 
 def _boxes(labelled: bool) -> Parts:
     parts = []
-    for scenes in _scenes((1200, 250), 96, (1, 3), (24, 44)):
+    for scenes in _scenes((1200, 250), _Kind(96, (1, 2), (32, 56), FEW)):
         pictures = _pixels(scenes).float() / 255
         targets = [{"boxes": torch.tensor(each.boxes), "labels": torch.tensor(each.labels)} for each in scenes]
         parts.append(list(zip(pictures, targets, strict=True)) if labelled else list(pictures))
@@ -235,7 +246,7 @@ def _single(size: int, counts: tuple[int, int], labelled: bool) -> Parts:
             "input": _pixels(scenes),
             **({"target": torch.tensor([scene.labels[0] - 1 for scene in scenes])} if labelled else {}),
         }
-        for scenes in _scenes(counts, size, (1, 1), (size // 2, size - 4))
+        for scenes in _scenes(counts, _Kind(size, (1, 1), (size // 2, size - 4)))
     )
     return train, test
 
@@ -243,7 +254,7 @@ def _single(size: int, counts: tuple[int, int], labelled: bool) -> Parts:
 def _pairs(labelled: bool) -> Parts:
     """Two grey pictures, as of two cameras, of two handwritten digits of the same class."""
     parts = []
-    for is_test, scenes in enumerate(_scenes((2400, 1200), 24, (1, 1), (14, 22))):
+    for is_test, scenes in enumerate(_scenes((2400, 1200), _Kind(24, (1, 1), (14, 22)))):
         grey = torch.stack([scene.image for scene in scenes]).mean(1, keepdim=True) * 2 - 1
         classes = torch.tensor([scene.labels[0] - 1 for scene in scenes])
         generator = torch.Generator().manual_seed(is_test)
@@ -318,8 +329,8 @@ def _with_and_without(make: Callable[[bool], Parts]) -> tuple[Callable[[], Parts
     return partial(make, True), partial(make, False)
 
 
-masks48, masks48_unlabelled = _with_and_without(partial(_masks, 48, (1200, 300)))
-masks64, masks64_unlabelled = _with_and_without(partial(_masks, 64, (1200, 300)))
+masks32, masks32_unlabelled = _with_and_without(partial(_masks, _Kind(32, (1, 3), (12, 20), FEW)))
+masks64, masks64_unlabelled = _with_and_without(partial(_masks, _Kind(64, (1, 2), (28, 48), FEW)))
 boxes, boxes_unlabelled = _with_and_without(_boxes)
 digits32, digits32_unlabelled = _with_and_without(partial(_single, 32, (2400, 1200)))
 digits48, digits48_unlabelled = _with_and_without(partial(_single, 48, (2400, 1200)))

@@ -240,7 +240,9 @@ class FileExported(Event):
 
     ``blind``: the output hardly depends on the input, so agreement proves little. ``rescored``: the file has the same test
     accuracy as the torch network. ``uncounted``: operators whose MACs are not counted. The sizes ``free`` may be any that
-    differ from the network's own by multiples of ``step``.
+    differ from the network's own by multiples of ``step``. If the network chooses rows by values, as detectors do, the
+    error is that of the outputs of its modules ``chosen_from``, and of ``rows`` chosen from random values ``same_rows`` were
+    the same as torch's.
     """
 
     kind = "export"
@@ -254,6 +256,9 @@ class FileExported(Event):
     uncounted: tuple[str, ...]
     free: tuple[str, ...] = ()
     step: int = 1
+    chosen_from: tuple[str, ...] = ()
+    rows: int = 0
+    same_rows: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,11 +220,17 @@ class Progressing:
     @__call__.register
     def _(self, event: FileExported) -> None:
         rescored = ", accuracy the same" if event.rescored else ""
+        before_choice = f" of {' and '.join(event.chosen_from)}" if event.chosen_from else ""
         simplified = "" if event.simplified in (True, None) else " (onnxsim failed; unsimplified graph kept)"
         self.say(
             f"{event.file}: {format_bytes(event.bytes)}, opset {event.opset}, checked; differs from torch by at most "
-            f"{event.relative_error:.1e} of the largest output{rescored}{simplified}"
+            f"{event.relative_error:.1e} of the largest output{before_choice}{rescored}{simplified}"
         )
+        if event.chosen_from:
+            self.say(
+                f"{event.file}: which rows it returns depends on values; of {event.rows:,} rows that it or torch chose from "
+                f"the same random values, {event.same_rows:,} were the same"
+            )
         if event.free:
             any_size = "of any size" if event.step == 1 else f"in steps of {event.step} from the network's own"
             self.say(f"{event.file}: {' and '.join(event.free)} {any_size}, compared with torch at other sizes too")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -54,14 +54,40 @@ class ComparedOutputs:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows that a network chose by their values: how many both sides returned, of all that either did.
+
+    ``of`` names the modules whose outputs it chose from.
+    """
+
+    same: int
+    all: int
+    of: tuple[str, ...]
+
+    @property
+    def apart(self) -> float:
+        """The share that only one side returned."""
+        return 1 - self.same / self.all if self.all else 0.0
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(self.same + other.same, self.all + other.all, self.of)
+
+
+@dataclass(frozen=True)
 class Agreement:
-    """The largest difference relative to the largest value of its output, and the input with it."""
+    """The largest difference relative to the largest value of its output, and the input with it.
+
+    If a network chooses ``rows`` by values, as detectors do, the difference is that of what it chooses from.
+    """
 
     relative_error: float
     where: str
+    rows: Rows | None = None
 
     def worst(self, other: Agreement) -> Agreement:
-        return self if self.relative_error >= other.relative_error else other
+        worse = self if self.relative_error >= other.relative_error else other
+        both = [each.rows for each in (self, other) if each.rows is not None]
+        return replace(worse, rows=max(both, key=lambda rows: rows.apart, default=None))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError
 from lrexport.formats.feeding import feed
+from lrexport.formats.graph_sessions import feed_of
 from lrexport.formats.sample_sessions import like_network
-from lrexport.formats.verify import feed_of
 from lrexport.measure.latency import session
 from lrexport.metric import SHARE
 from lrexport.runs.scores import Score

@@ -15,10 +15,10 @@ from lrexport.artifacts import files
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError, LrexportError
 from lrexport.formats.feeding import inputs_for
+from lrexport.formats.graph_sessions import feed_of
 from lrexport.formats.int8_agreement import Int8Agreement, compare_int8
 from lrexport.formats.onnx import strip
 from lrexport.formats.sample_sessions import SampleSession, like_network
-from lrexport.formats.verify import feed_of
 from lrexport.measure.latency import session
 from lrexport.measure.macs.onnx_int8 import int8_nodes
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx

@@ -21,8 +21,8 @@ from torch import nn
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError
 from lrexport.formats.feeding import inputs_for
+from lrexport.formats.graph_sessions import check_model, feed_of, open_graph
 from lrexport.formats.sample_sessions import like_network
-from lrexport.formats.verify import check_model, feed_of, open_graph
 from lrexport.measure.latency import session
 from lrexport.onnx_network.network import OnnxNetwork
 

@@ -7,8 +7,8 @@ import onnx
 from lrexport.artifacts.onnx_graphs import opset_of as opset_of
 from lrexport.config.export_options import FIRST_OPSET as FIRST_OPSET  # asked for less, torch's exporter writes this one
 from lrexport.errors import InputError, UsageError
+from lrexport.formats.graph_sessions import check_model
 from lrexport.formats.older_opset import written_in
-from lrexport.formats.verify import check_model
 
 # The oldest opset that ONNX Runtime promises to run.
 OLDEST_OPSET = 7

@@ -23,8 +23,8 @@ from torch import nn
 from lrexport.artifacts import files
 from lrexport.errors import InputError
 from lrexport.formats.agreement import RELATIVE_TOLERANCE, Array, ComparedOutputs, Terms, check_agreement
+from lrexport.formats.graph_sessions import feed_of
 from lrexport.formats.sample_sessions import like_network
-from lrexport.formats.verify import feed_of
 from lrexport.measure.latency import session
 from lrexport.signature import InputSpec, Signature
 from lrexport.torch_tools.batch import Batch, draw_input

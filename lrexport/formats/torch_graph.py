@@ -114,10 +114,10 @@ def _uncollected() -> Iterator[None]:
 
 
 @functools.cache
-def _listed(make: Callable[..., Any], *given: Any, **named: Any) -> Any:
+def _listed(_of_torchvision: bool, make: Callable[..., Any], *given: Any, **named: Any) -> Any:
     """torch's list of ONNX functions, as ``make`` gives it; nothing here adds to it.
 
-    ``make`` asks each function for its intermediate form, which takes a second for all, and uses the domain's name only.
+    It has those for torchvision's operators only if they were defined when it was made. ``make`` asks each function for its intermediate form, which takes a second for all, and uses the domain's name only.
     """
     with ExitStack() as replaced:
         try:
@@ -160,7 +160,9 @@ def _searching_once() -> Iterator[None]:
         except (ImportError, KeyError, AttributeError):
             pass
         else:
-            listed = classmethod(lambda *given, **named: _listed(make, *given, **named))
+            listed = classmethod(
+                lambda *given, **named: _listed(hasattr(torch.ops.torchvision, "nms"), make, *given, **named)
+            )
             replaced.enter_context(_replaced(registry, "from_torchlib", listed))
         try:
             operators: Any = importlib.import_module("torch._export.utils")

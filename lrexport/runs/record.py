@@ -68,6 +68,18 @@ class Quantisation(Stored):
     sqnr_db: dict[str, float] = Field(default={})
 
 
+class ChosenRows(Stored):
+    """How the export of a network that chooses rows by values, such as boxes, was compared with torch.
+
+    What it chooses from, the outputs of the modules ``of``, was compared; of ``all`` rows that the file or torch chose from
+    random values of these, the same ones for both, ``same`` were the same.
+    """
+
+    of: tuple[str, ...]
+    same: int
+    all: int
+
+
 class Result(Stored):
     """One network's figures. ``bytes`` is the size of its ONNX file, ``epochs`` its training in this run.
 
@@ -78,6 +90,7 @@ class Result(Stored):
     macs: int
     macs_counted_on: Literal["torch", "onnx"]
     uncounted: tuple[str, ...] = ()
+    chosen_rows: ChosenRows | None = None
     params: int
     precision: Literal["float32", "int8"] = "float32"
     quantisation: Quantisation | None = None

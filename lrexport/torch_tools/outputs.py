@@ -32,6 +32,14 @@ def named_tensors(output: Any) -> dict[str, Tensor]:
     return named
 
 
+def siblings(output: Any) -> list[list[int]]:
+    """Places, in the order of :func:`flat_tensors`, of tensors that the same dict, list or other part of a tree holds."""
+    groups: dict[tuple[str | int, ...], list[int]] = {}
+    for number, (path, _) in enumerate(_walk(output, ())):
+        groups.setdefault(path[:-1], []).append(number)
+    return list(groups.values())
+
+
 def _name(path: tuple[str | int, ...]) -> str:
     parts = path if path and isinstance(path[0], str) else (OUTPUT, *path)
     return "_".join(map(str, parts))

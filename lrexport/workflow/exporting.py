@@ -45,6 +45,7 @@ from lrexport.runs import loading
 from lrexport.runs.open import torch_result, with_uncounted
 from lrexport.runs.record import (
     UNKNOWN_QUALITY,
+    ChosenRows,
     Quantisation,
     Record,
     Result,
@@ -220,6 +221,9 @@ def _export(
         accuracy = score_onnx(path, test, "test", images.task, like, network)
         check_same_score(path, score(network, test, torch.device("cpu"), "test", task=images.task), accuracy)
         update["accuracy"] = accuracy
+    rows = done.comparison.rows
+    if rows is not None:
+        update["chosen_rows"] = ChosenRows(of=rows.of, same=rows.same, all=rows.all)
     exported = FileExported(
         file=path.name,
         bytes=done.bytes,
@@ -231,6 +235,9 @@ def _export(
         uncounted=done.cost.uncounted,
         free=done.free.sizes,
         step=done.free.step,
+        chosen_from=() if rows is None else rows.of,
+        rows=0 if rows is None else rows.all,
+        same_rows=0 if rows is None else rows.same,
     )
     on_event(exported)
     return before.model_copy(update=update)
