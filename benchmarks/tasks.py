@@ -107,9 +107,7 @@ JOBS = {
         needs=("segmentation_models_pytorch", *SCENES),
     ),
     "lraspp": Job(
-        *("Segmentation: torchvision's LR-ASPP, scenes of digits", "torchvision:lraspp_mobilenet_v3_large?num_classes=4"),
-        *("masks64", 1.0, 30, 8),
-        shape="3,64,64",
+        *("Segmentation: torchvision's LR-ASPP, scenes of digits", "tasks_networks:lraspp", "masks64", 1.0, 30, 8),
         needs=SCENES,
     ),
     "detector": Job(
