@@ -117,7 +117,8 @@ def _uncollected() -> Iterator[None]:
 def _listed(_of_torchvision: bool, make: Callable[..., Any], *given: Any, **named: Any) -> Any:
     """torch's list of ONNX functions, as ``make`` gives it; nothing here adds to it.
 
-    It has those for torchvision's operators only if they were defined when it was made. ``make`` asks each function for its intermediate form, which takes a second for all, and uses the domain's name only.
+    It has those for torchvision's operators only if they were defined when it was made. ``make`` asks each function for its
+    intermediate form, which takes a second for all, and uses the domain's name only.
     """
     with ExitStack() as replaced:
         try:
