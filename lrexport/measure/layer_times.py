@@ -1,11 +1,15 @@
 """Latencies of layers and of pairs in their place on a target: measured in chains, stored on disk, resumable.
 
 The latencies of a target are one JSON file, named by what they depend on: processor, instruction sets, cores, governor,
-runtime, threads, batch. Their keys describe a layer's computation, so networks with layers in common share them.
+runtime with version and precision, threads, batch. Their keys describe a layer's computation, so networks with layers in
+common share them.
 
 Between two uses of a layer's weights, the rest of the network passes through the caches. A chain that is run repeatedly has
 its weights in the cache and is too fast, pairs by a fifth on ResNet-20; so memory of the size of the rest of the network
 is touched before each sample, and the error is a few percent.
+
+A latency whose samples spread widely was measured on a busy machine. It is measured again at once, and if that does not help
+it is marked in the table, so that the next command measures it again.
 """
 
 from __future__ import annotations
@@ -35,8 +39,9 @@ from lrexport.lowrank.selection.costs import whole_cost
 from lrexport.lowrank.selection.predicted_latency import LayerLatency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_models import COPIES, layer_model
+from lrexport.measure.statistics import spread
 from lrexport.measure.targets import MeasuringJob, Target
-from lrexport.plan import Scheme
+from lrexport.plan import Pair, Plan, Scheme
 from lrexport.runs.record import Latency
 from lrexport.torch_tools.tracing import LayerCall
 
@@ -51,6 +56,10 @@ _WHOLE_ROUNDS = 100
 _MOST_AMONG_BITS = 25  # 32 MiB: more than any cache holds of the last inference
 # Entries of a target's environment that its latencies depend on.
 _MATTERS = ("cpu", "isa", "cores", "system", "governor", "onnxruntime")
+_OF_RUNTIME = ("runtime", "runtime_version", "precision")  # of another runtime than ONNX Runtime
+# Samples of one file that spread more than this, relative to their median, mean that the machine was busy.
+_BUSY = 0.2
+_TRIAL_ROUNDS = 10
 OnTable = Callable[[int, int], None]
 
 
@@ -88,40 +97,70 @@ _REFERENCE_LAYER = _Option(nn.Conv2d(16, 16, 3, padding=1, device="meta"), Layer
 class LayerTimes:
     """Latencies of layers on ``target`` in milliseconds, measured when first needed.
 
-    ``folder`` holds the tables; the default is :func:`cache_folder`.
+    ``folder`` holds the tables; the default is :func:`cache_folder`. ``busy`` are the keys of latencies that were measured
+    on a busy machine.
     """
 
     def __init__(self, target: Target, threads: int = 1, batch: int = 1, folder: Path | None = None) -> None:
         self.target, self.threads, self.batch = target, threads, batch
         self.environment = target.environment()
         about = {name: self.environment.get(name) for name in _MATTERS} | {"threads": threads, "batch": batch}
+        about |= {name: self.environment[name] for name in _OF_RUNTIME if name in self.environment}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.path = (folder or cache_folder() / "latency") / f"{digest}.json"
         self.about = about
-        self.times: dict[str, float] = _read(self.path)
+        self.times, self.busy = _read(self.path)
         self.unsaved: str | None = None
         self._seen: dict[str, list[float]] = {}
 
     def of(self, svd: SVDNetwork, schemes: Schemes, on_table: OnTable = lambda done, of: None) -> dict[str, LayerLatency]:
         """Latencies of every factorisable layer and its pairs by ``schemes``, at ranks on the grain.
 
-        Unknown ones are measured; ``on_table`` gets the number of groups done and the total.
+        Unknown and busy ones are measured, and those that are then busy once more; ``on_table`` gets the number of groups
+        done and the total.
         """
+        by_layer = self._by_layer(svd, schemes)
+        calls = [options for calls in by_layer.values() for options in calls]
+        for _ in range(2):
+            if groups := self._unknown(calls):
+                self._measure(groups, on_table)
+        return {name: self._layer(calls) for name, calls in by_layer.items()}
+
+    def again(self, svd: SVDNetwork, schemes: Schemes, plan: Plan) -> dict[str, LayerLatency]:
+        """:meth:`of`, after the latencies that ``plan`` uses have been measured again."""
+        by_layer = self._by_layer(svd, schemes)
+        groups = [group for name, calls in by_layer.items() for group in _used(calls, plan.get(name))]
+        for option in itertools.chain(*groups):
+            self._seen.pop(option.key, None)
+            self.busy.discard(option.key)
+        if groups:
+            self._measure(groups, lambda done, of: None)
+        return {name: self._layer(calls) for name, calls in by_layer.items()}
+
+    def _by_layer(self, svd: SVDNetwork, schemes: Schemes) -> dict[str, list[list[_Option]]]:
+        """By layer and call, the layer itself and its pairs."""
         among = _among(svd)
-        by_layer = {
+        return {
             name: [_options(svd, call, among, facts, schemes[name]) for call in facts.calls]
             for name, facts in svd.layers.items()
         }
-        groups = self._unknown([options for calls in by_layer.values() for options in calls])
-        if groups:
-            self._measure(groups, on_table)
-        return {name: self._layer(calls) for name, calls in by_layer.items()}
+
+    def busy_of(self, svd: SVDNetwork, schemes: Schemes) -> tuple[int, int]:
+        """How many latencies of this network were measured on a busy machine, and of how many."""
+        calls = itertools.chain(*self._by_layer(svd, schemes).values())
+        keys = {option.key for options in calls for option in options}
+        return len(keys & self.busy), len(keys)
+
+    def check(self, path: Path) -> None:
+        """Raise DeviceError unless the target's runtime runs this network: noticed before minutes of measuring layers."""
+        measure_latency({path.name: path}, None, MeasuringJob((), _TRIAL_ROUNDS, self.threads, self.batch), self.target)
 
     def _unknown(self, calls: list[list[_Option]]) -> list[list[_Option]]:
         """Groups to measure, each with the dense layer first. ``calls`` are lists of a call's options, dense first."""
         missing: dict[str, dict[str, _Option]] = {}
         for options in calls:
-            unknown = {option.key: option for option in options if option.key not in self.times}
+            known = self.times.keys() - self.busy
+            unknown = {option.key: option for option in options if option.key not in known}
             if unknown:
                 missing.setdefault(options[0].key, {options[0].key: options[0]}).update(unknown)
         groups = []
@@ -164,8 +203,14 @@ class LayerTimes:
         """Latencies by the slope between the numbers of copies; a dense layer's is the median over its groups."""
         scale = self._scale(_slope(models, _REFERENCE))
         for index, option in enumerate(group):
+            is_busy, known = _was_busy(models, str(index)), option.key in self.times
+            if is_busy and known and option.key not in self.busy:
+                continue
+            if option.key in self.busy and not is_busy:
+                self._seen.pop(option.key, None)
             self._seen.setdefault(option.key, []).append(scale * _slope(models, str(index)))
             self.times[option.key] = float(np.median(self._seen[option.key]))
+            (self.busy.add if is_busy else self.busy.discard)(option.key)
 
     def _scale(self, now: float) -> float:
         """Factor from current latencies, with the reference at ``now``, to those when the table was started."""
@@ -184,7 +229,8 @@ class LayerTimes:
         """Write the table's file. If that fails, only this process uses the latencies, and ``unsaved`` says why."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(self.path, {"schema_version": 1, "about": self.about, "milliseconds": self.times})
+            table = {"schema_version": 1, "about": self.about, "milliseconds": self.times, "busy": sorted(self.busy)}
+            files.write_json(self.path, table)
         except OSError as error:
             self.unsaved = f"cannot write {self.path}: {error.strerror}"
         except DeviceError as error:
@@ -249,6 +295,25 @@ def _between(times: Mapping[int, float]) -> dict[int, float]:
     return filled
 
 
+def _used(calls: list[list[_Option]], planned: object) -> list[list[_Option]]:
+    """The options that a planned layer uses, one group a call: the layer itself, and the measured ranks around its own."""
+    groups = []
+    for dense, *pairs in calls:
+        ranks = {pair.rank: pair for pair in pairs if isinstance(planned, Pair) and pair.scheme == planned.scheme}
+        around = []
+        if isinstance(planned, Pair) and ranks:
+            below = max((rank for rank in ranks if rank <= planned.rank), default=min(ranks))
+            around = [below, min((rank for rank in ranks if rank >= planned.rank), default=below)]
+        groups.append([dense, *(ranks[rank] for rank in dict.fromkeys(around))])
+    return groups
+
+
+def _was_busy(models: Mapping[str, Any], name: str) -> bool:
+    """Whether the samples of either number of copies spread more than a quiet machine's."""
+    spreads = [spread(models[f"{name}x{copies}"]["samples_ms"]) for copies in COPIES]
+    return any(each.iqr > _BUSY * each.p50 for each in spreads)
+
+
 def _slope(models: Mapping[str, Any], name: str) -> float:
     """Milliseconds per copy, from rounds with both numbers of copies."""
     few, many = (np.array(models[f"{name}x{copies}"]["samples_ms"]) for copies in COPIES)
@@ -257,20 +322,22 @@ def _slope(models: Mapping[str, Any], name: str) -> float:
     return max(slope, 1e-3 * float(np.median(few)))
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path) -> tuple[dict[str, float], set[str]]:
+    """The latencies in a table, and the keys of those that were measured on a busy machine. Raises InputError."""
     try:
         if not path.exists():
-            return {}
+            return {}, set()
     except OSError:  # writing it will fail too, which is reported then
-        return {}
+        return {}, set()
     try:
-        times = read_json(path)["milliseconds"]
-        known = {str(key): float(value) for key, value in times.items()}
+        table = read_json(path)
+        known = {str(key): float(value) for key, value in table["milliseconds"].items()}
         if not all(value > 0 for value in known.values()):
             raise ValueError("expected times above 0")
+        busy = {str(key) for key in table.get("busy", ())} & known.keys()
     except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.message if isinstance(error, InputError) else str(error)
         raise InputError(
             f"{path} is not a latency table: {reason}", "Delete it; the latencies will be measured again."
         ) from error
-    return known
+    return known, busy

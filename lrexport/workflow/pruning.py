@@ -90,7 +90,7 @@ def on_target(problem: Problem, speed: Speed) -> Problem:
     def confirm(selection: Selection) -> PlannedLatency:
         return speed.confirm(selection.plan, fold(problem.svd, selection))
 
-    return replace(problem, latency=speed.latency, confirm=confirm)
+    return replace(problem, latency=speed.latency, confirm=confirm, remeasure=speed.remeasure)
 
 
 def written_bytes(network: nn.Module, signature: Signature, metadata: Mapping[str, Any] = NO_METADATA) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import Schemes
-from lrexport.lowrank.selection.predicted_latency import NetworkLatency
+from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLatency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_times import LayerTimes
 from lrexport.measure.targets import MeasuringJob, Target
@@ -23,11 +24,18 @@ from lrexport.plan import Plan, PlannedLatency
 from lrexport.signature import Signature
 
 _ROUNDS = 100
+_BUSY = (
+    "latencies of layers were measured while the machine was busy: plans may be slower than predicted. The next command "
+    "measures them again"
+)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A network's latencies on ``target``, and the dense network's ONNX file, as bytes, to compare others with."""
+    """A network's latencies on ``target``, and the dense network's ONNX file, as bytes, to compare others with.
+
+    ``remeasure`` measures again what a plan uses, and returns the latencies with it.
+    """
 
     target: Target
     threads: int
@@ -35,6 +43,7 @@ class Speed:
     latency: NetworkLatency
     signature: Signature
     dense_onnx: bytes
+    remeasure: Callable[[Plan], NetworkLatency] | None = None
 
     def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
         """Export the folded ``network`` and measure it with the dense one. Raises DeviceError and as :func:`export_onnx`."""
@@ -75,17 +84,30 @@ def measure_speed(
     def on_table(done: int, of: int) -> None:
         on_event(LayersTimed(done, of, target.name))
 
-    layers = times.of(svd, schemes, on_table)
-    if times.unsaved is not None:
-        on_event(Warned(f"the latency table could not be saved for later runs: {times.unsaved}"))
-    on_event(Working(f"measuring the dense network on {target.name}"))
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         path = Path(folder) / DENSE_ONNX
         export_onnx(fold(svd, Plan()), path, svd.signature)
+        if "runtime" in times.environment:
+            on_event(Working(f"converting the network and its layers for {target.name}"))
+            times.check(path)
+        layers = times.of(svd, schemes, on_table)
+        if times.unsaved is not None:
+            on_event(Warned(f"the latency table could not be saved for later runs: {times.unsaved}"))
+        busy, known = times.busy_of(svd, schemes)
+        if busy:
+            on_event(Warned(f"{busy} of {known} {_BUSY}"))
+        on_event(Working(f"measuring the dense network on {target.name}"))
         dense, now = times.whole(path)
         content = path.read_bytes()
     table = str(times.path) if times.unsaved is None else None
     on_event(DenseTimed(now.p50, target.name, table))
-    # Predictions are in today's milliseconds, whatever the machine's speed was when the table was started.
-    today = {name: layer.scaled(now.p50 / dense) for name, layer in layers.items()}
-    return Speed(target, threads, times.environment, NetworkLatency(now.p50, today), svd.signature, content)
+
+    def network_latency(layers: Mapping[str, LayerLatency]) -> NetworkLatency:
+        """Predictions are in today's milliseconds, whatever the machine's speed was when the table was started."""
+        return NetworkLatency(now.p50, {name: layer.scaled(now.p50 / dense) for name, layer in layers.items()})
+
+    def remeasure(plan: Plan) -> NetworkLatency:
+        on_event(Working(f"measuring the plan's layers again on {target.name}"))
+        return network_latency(times.again(svd, schemes, plan))
+
+    return Speed(target, threads, times.environment, network_latency(layers), svd.signature, content, remeasure)

@@ -27,6 +27,7 @@ from lrexport.measure.macs.onnx_macs import count_onnx
 from lrexport.measure.targets import MeasuringJob
 from lrexport.measure.targets.local import Local
 from lrexport.networks.cifar_resnet import CifarResNet
+from lrexport.plan import Dense, Pair, Plan
 from tests.conftest import SmallNet
 from tests.lowrank.layers.drawn import layers
 
@@ -81,11 +82,11 @@ class Arithmetic:
 
     name = "arithmetic"
 
-    def __init__(self, groups: int = 10**9, speed: float = 1.0) -> None:
-        self.groups, self.speed, self.files = groups, speed, 0
+    def __init__(self, groups: int = 10**9, speed: float = 1.0, busy: int = 0, **facts: str) -> None:
+        self.groups, self.speed, self.files, self.busy, self.facts = groups, speed, 0, busy, facts
 
     def environment(self) -> dict[str, Any]:
-        return {"cpu": "abacus", "cores": 1, "celsius": 40.0 + self.files}
+        return {"cpu": "abacus", "cores": 1, "celsius": 40.0 + self.files, **self.facts}
 
     def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         yield {"environment": self.environment()}
@@ -94,7 +95,10 @@ class Arithmetic:
                 raise DeviceError("the abacus fell down")
             times = {name: 0.5 + MS_A_MAC * count_onnx(onnx.load(path)).macs for name, path in group.items()}
             self.files += len(group)
-            yield {"group": index, "models": {name: {"samples_ms": [self.speed * ms] * 7} for name, ms in times.items()}}
+            spread = [1, 1, 1, 1, 3, 3, 3] if self.busy > 0 else [1] * 7
+            self.busy -= 1
+            samples = {name: [self.speed * ms * factor for factor in spread] for name, ms in times.items()}
+            yield {"group": index, "models": {name: {"samples_ms": each} for name, each in samples.items()}}
         yield {"done": self.environment()}
 
 
@@ -163,9 +167,52 @@ def test_other_threads_and_other_machines_have_tables_of_their_own(tmp_path: Pat
 
     one, threads, other = LayerTimes(Arithmetic()), LayerTimes(Arithmetic(), threads=2), LayerTimes(Other())
     assert len({one.path, threads.path, other.path}) == 3
+    ncnn = {"runtime": "ncnn", "runtime_version": "1", "precision": "float32"}
+    later, half = {**ncnn, "runtime_version": "2"}, {**ncnn, "precision": "float16"}
+    tables = [LayerTimes(Arithmetic(**facts)).path for facts in (ncnn, later, half)]
+    assert len({one.path, *tables}) == 4
     warmer = Arithmetic()
     warmer.files = 30
     assert LayerTimes(warmer).path == one.path
+
+
+def test_what_a_busy_machine_gave_is_measured_again_at_once_and_else_by_the_next_command(tmp_path: Path) -> None:
+    svd = decompose(SmallNet(), SHAPE)
+    schemes = every_scheme_of(svd)
+    quiet = LayerTimes(Arithmetic(), folder=tmp_path / "quiet").of(svd, schemes)
+    target = Arithmetic(busy=2)
+    soon = LayerTimes(target, folder=tmp_path / "soon")
+    assert soon.of(svd, schemes) == quiet
+    assert soon.busy_of(svd, schemes)[0] == 0
+    always = LayerTimes(Arithmetic(busy=10**6), folder=tmp_path / "always")
+    always.of(svd, schemes)
+    marked, known = always.busy_of(svd, schemes)
+    assert marked == known > 0
+    later = LayerTimes(Arithmetic(), folder=tmp_path / "always")
+    assert later.busy == always.busy
+    again = later.of(svd, schemes)
+    assert later.busy_of(svd, schemes)[0] == 0
+    assert again.keys() == quiet.keys()
+    unchanged = LayerTimes(Arithmetic(busy=10**6), folder=tmp_path / "quiet")
+    assert unchanged.of(svd, schemes) == quiet
+
+
+def test_the_latencies_that_a_plan_uses_can_be_measured_again(tmp_path: Path) -> None:
+    svd = decompose(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)), (16, 8, 8))
+    schemes = every_scheme_of(svd)
+    before = LayerTimes(Arithmetic(), folder=tmp_path).of(svd, schemes)
+    ranks = sorted(before["0"].pairs["spatial"])
+    target = Arithmetic()
+    times = LayerTimes(target, folder=tmp_path)
+    key = next(key for key in times.times if key.endswith(f"spatial {ranks[0]}"))
+    right = times.times[key]
+    times.times[key] = 100 * right
+    figures = dict.fromkeys(("dense_macs", "macs", "dense_params", "params"), 1)
+    pair = Pair(scheme="spatial", rank=ranks[0], full_rank=48, energy_kept=1.0, **figures)
+    plan = Plan({"0": pair, "1": Dense(reason="chosen")})
+    found = times.again(svd, schemes, plan)
+    assert found["0"].pairs["spatial"][ranks[0]] == pytest.approx(right)
+    assert target.files <= 2 * 2 * len(COPIES) + 2 * len(COPIES)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"milliseconds": {"a": "b"}}', '{"milliseconds": 3}', "[1]"])

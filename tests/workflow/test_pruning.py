@@ -149,6 +149,34 @@ def test_even_ranks_drop_one_share_of_energy_in_all_layers_and_meet_the_goal(tra
         assert spent <= next(iter(goal.values())) * whole_cost(job.svd, cost)
 
 
+def test_layer_times_that_measurement_contradicts_are_measured_again_before_another_plan(trained: nn.Module) -> None:
+    job = pruning(trained, None, latency=0.6)
+    right = speed_of(job, bias=1.0)
+    wrong = {
+        name: replace(
+            layer, pairs={scheme: {rank: ms / 2 for rank, ms in ranks.items()} for scheme, ranks in layer.pairs.items()}
+        )
+        for name, layer in right.latency.layers.items()
+    }
+    plans: list[Plan] = []
+
+    def remeasure(plan: Plan) -> NetworkLatency:
+        plans.append(plan)
+        return right.latency
+
+    class Denied(Biased):
+        def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
+            return right.confirm(plan, network)
+
+    latency = NetworkLatency(right.latency.dense_ms, wrong)
+    speed = Denied(right.target, 1, right.environment, latency, SHAPE, b"", remeasure)
+    found = replace(job, speed=speed).select()
+    assert len(plans) == 1
+    assert found.latency is not None
+    assert 0.9 * 0.6 <= found.latency.ratio <= 0.6
+    assert found.latency.predicted_ms == pytest.approx(found.latency.measured_ms)
+
+
 def test_a_latency_that_measurement_denies_is_told(trained: nn.Module) -> None:
     job = pruning(trained, None, latency=0.5)
     job = replace(job, speed=speed_of(job, bias=50.0))

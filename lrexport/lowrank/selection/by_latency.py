@@ -15,13 +15,15 @@ from lrexport.lowrank.selection.threshold import at_threshold, first_true, steps
 from lrexport.units import format_ms, format_percent
 
 _TRIES = 5
+_OFF = 0.1  # a prediction that is off by more has wrong layer times: those of its plan are measured again
 _CLOSE = 0.03  # a network that is faster than the goal by at most this share is accepted
 
 
 def by_latency(goal: Latency, problem: Problem) -> Selection:
     """The plan of least loss that meets the goal, as measured or, if nothing can be measured, as predicted.
 
-    Predictions have errors of some percent, so the budget is corrected by measuring networks. Of those that are fast enough
+    Predictions have errors of some percent, so the budget is corrected by measuring networks; if the first is off by more
+    than a tenth, the layer times that its plan uses are measured again before the next. Of those that are fast enough
     the slowest is taken; if none is, the fastest, with a warning. A corrected budget never leaves the network dense, only
     the goal itself does. Raises UsageError for an unreachable goal, and without layer times.
     """
@@ -44,11 +46,16 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
             if not tries:  # the goal is unreachable, not only a corrected budget
                 raise
             break
+        predicted = latency.of_plan(selection.plan) / dense_ms
         measured = confirm(selection)
+        measured = measured.model_copy(update={"predicted_ms": predicted * measured.dense_ms})
         ratio = measured.ratio if goal.share is not None else measured.measured_ms / dense_ms
         tries.append((ratio, replace(selection, latency=measured)))
         if not selection.has_pairs or asked * (1 - _CLOSE) <= ratio <= asked:
             return tries[-1][1]
+        if problem.remeasure is not None and len(tries) == 1 and abs(predicted / measured.ratio - 1) > _OFF:
+            latency = problem.remeasure(selection.plan)
+            budget = max(latency.of_plan(selection.plan), latency.least_ms) / dense_ms
         # At 1 nothing would be pruned, so go at most half the way there.
         budget = min(budget * asked * (1 - _CLOSE / 2) / ratio, (1 + budget) / 2)
     fitting = [each for each in tries if each[0] <= asked]

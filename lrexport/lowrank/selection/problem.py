@@ -15,7 +15,7 @@ from lrexport.lowrank.factors.moments import Moments, Schemes
 from lrexport.lowrank.factors.truncation import Selection, Truncations, truncations
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.metric import TOP1, Metric
-from lrexport.plan import Choice, PlannedLatency
+from lrexport.plan import Choice, Plan, PlannedLatency
 
 Rule = Literal["global", "threshold"]
 
@@ -33,7 +33,7 @@ class Problem:
     ``rule`` "global" minimises the total loss of all layers, "threshold" is equation 4. With ``latency``, ranks are on the
     target's grain. ``choices`` are those of a plan from ``source``. Some solvers also need functions: ``written_bytes``, the
     size of a folded network as an ONNX file; ``heldout_score`` in ``metric`` after pruning and repair, of None before;
-    ``confirm``, which measures a plan on the target.
+    ``confirm``, which measures a plan on the target; ``remeasure``, which measures again the layer times that a plan uses.
     """
 
     svd: SVDNetwork
@@ -47,6 +47,7 @@ class Problem:
     heldout_score: Callable[[Selection | None], float] | None = None
     metric: Metric = TOP1
     confirm: Callable[[Selection], PlannedLatency] | None = None
+    remeasure: Callable[[Plan], NetworkLatency] | None = None
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
