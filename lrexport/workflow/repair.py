@@ -55,6 +55,7 @@ class Repair:
         """
         as_folded = heldout_key(metric)
         scores = {as_folded: score(network)}
+        kept_likeness: float | None = None  # of the network before the repair, if it was needed
         for name, repair in self._repairs().items():
             before = copy.deepcopy(network.state_dict())
             best = metric.best(scores.values())
@@ -64,8 +65,16 @@ class Repair:
                 scores[f"{as_folded}_after_{name}"] = after = score(network)
             except NotANumber:
                 after = metric.worst
-            if metric.is_better(best, after) or (likeness and after == best and _falls(likeness, network, before)):
+            falls, now = metric.is_better(best, after), None
+            if likeness and after == best:
+                if kept_likeness is None:
+                    kept_likeness = _with_weights(likeness, network, before)
+                now = likeness(network)
+                falls = kept_likeness > now
+            if falls:
                 network.load_state_dict(before)
+            else:
+                kept_likeness = now
         return scores
 
     def _repairs(self) -> dict[str, Callable[[nn.Module, Selection], bool]]:
@@ -90,11 +99,10 @@ class Repair:
         return len(images) > 1 and reestimate_batchnorm(network, images.batches(_BATCHNORM_BATCH))
 
 
-def _falls(likeness: Callable[[nn.Module], float], network: nn.Module, before: dict[str, Any]) -> bool:
-    """Whether ``network`` is less alike than with the weights ``before``; it keeps its weights."""
-    now = copy.deepcopy(network.state_dict())
-    after = likeness(network)
-    network.load_state_dict(before)
-    falls = likeness(network) > after
-    network.load_state_dict(now)
-    return falls
+def _with_weights(likeness: Callable[[nn.Module], float], network: nn.Module, weights: dict[str, Any]) -> float:
+    """The likeness of ``network`` with other weights; it keeps its own."""
+    own = copy.deepcopy(network.state_dict())
+    network.load_state_dict(weights)
+    measured = likeness(network)
+    network.load_state_dict(own)
+    return measured

@@ -21,7 +21,7 @@ from lrexport.lowrank.factors.svd_form import compose, exact_svd
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.regularisation.regularisers import ExtraLoss, Sparsity
-from lrexport.lowrank.regularisation.steering import INITIAL, steered
+from lrexport.lowrank.regularisation.steering import INITIAL, steered, summary_of
 
 # Refreshes may take this share of the time of training, as far as the number of steps between them allows.
 _SHARE = 0.02
@@ -139,8 +139,7 @@ class _TowardsRanks(ImplicitRegularisers):
 
     def summary(self) -> Steering:
         """The present range of λ_s, 0 without one, and the largest energy beyond a rank."""
-        strengths = self.strengths[self.strengths > 0].tolist() or [0.0]
-        return Steering(min(strengths), max(strengths), energy_dropped=max(self.beyond_now.tolist(), default=0.0))
+        return summary_of(self.strengths, self.beyond_now)
 
 
 class SteeredImplicit(_TowardsRanks):

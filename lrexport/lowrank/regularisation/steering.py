@@ -40,6 +40,12 @@ def steered(strengths: Tensor, beyond: Tensor, first: Tensor, done: float, inter
     return torch.where(strengths > 0, changed.clamp(WEAKEST, STRONGEST), 0)
 
 
+def summary_of(strengths: Tensor, beyond: Tensor) -> Steering:
+    """The range of λ_s over the layers that have one, 0 without any, and the largest energy beyond a rank."""
+    used = strengths[strengths > 0].tolist() or [0.0]
+    return Steering(min(used), max(used), energy_dropped=max(beyond.tolist(), default=0.0))
+
+
 class SteeredRegularisers(Regularisers):
     """:class:`Regularisers` that steer their strengths over ``steps`` training steps, with one call in each.
 
@@ -85,5 +91,4 @@ class SteeredRegularisers(Regularisers):
 
     def summary(self) -> Steering:
         """The present range of λ_s, and the largest energy beyond a rank."""
-        steered = self.strengths[self.strengths > 0].tolist() or [0.0]
-        return Steering(min(steered), max(steered), energy_dropped=max(self.beyond().tolist(), default=0.0))
+        return summary_of(self.strengths, self.beyond())
