@@ -38,7 +38,7 @@ COMMANDS = {
     "docs/report.md": 5,
     "docs/sweep.md": 3,
     "docs/latency.md": 8,
-    "docs/runtimes.md": 4,
+    "docs/runtimes.md": 7,
     "docs/training.md": 8,
 }
 

@@ -73,10 +73,18 @@ class Bench:
         return next(((name, entry) for name, entry in self.measured.files.items() if entry.sha256 == digest), None)
 
 
-def read_bench(path: Path) -> Bench:
-    """Read an output. Raises InputError if it was not written by ``lrexport bench --json``."""
+class _Several(BaseModel):
+    """The JSON of ``lrexport bench`` with several targets."""
+
+    targets: list[_Measured]
+
+
+def read_benches(path: Path) -> list[Bench]:
+    """Read an output, one for each target. Raises InputError if it was not written by ``lrexport bench --json``."""
+    value = read_json(path)
     try:
-        return Bench(path, _Measured.model_validate(read_json(path)))
+        several = _Several.model_validate(value).targets if "targets" in value else [_Measured.model_validate(value)]
+        return [Bench(path, measured) for measured in several]
     except ValidationError as error:
         message = f"{path} was not written by lrexport bench --json: {first_fault(error)}".splitlines()[0]
         raise InputError(message, "Measure again: lrexport bench FILE --json OUTPUT.") from error

@@ -150,9 +150,9 @@ def _benches(paths: Sequence[Path]) -> list[Bench]:
     """Outputs of ``lrexport bench``. Their reader is imported only if there are any, for a fast start."""
     if not paths:
         return []
-    from lrexport.check.bench_files import read_bench
+    from lrexport.check.bench_files import read_benches
 
-    return [read_bench(path) for path in paths]
+    return [bench for path in paths for bench in read_benches(path)]
 
 
 def _baseline(subjects: CheckedModels, root: Path, choices: CheckOptions) -> tuple[Baseline, list[Checked]]:

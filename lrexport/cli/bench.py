@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import click
 from lrexport.artifacts.plain_files import check_input
 from lrexport.cli.help import INPUTS, MEASUREMENT, OUTPUT, Command, section
 from lrexport.cli.input_options import Shapes, input_file_option, input_shapes_option, read_inputs
-from lrexport.cli.option_types import SizeType
-from lrexport.cli.options import FILE, json_option, target_option, threads_option
+from lrexport.cli.option_types import SizeType, TargetType
+from lrexport.cli.options import FILE, json_option, threads_option
 from lrexport.errors import InputError, UsageError
 from lrexport.text import shell_path
 
@@ -37,7 +38,14 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 )
 @section(
     MEASUREMENT,
-    target_option(),
+    click.option(
+        "--target",
+        "targets",
+        type=TargetType(),
+        metavar="TARGET",
+        multiple=True,
+        help="Where latency is measured: local, local?runtime=ncnn, ssh://HOST; may be repeated. [default: local]",
+    ),
     threads_option(),
     click.option("--baseline", type=FILE, metavar="FILE", help="File that ratios are relative to. [default: the first]"),
     click.option(
@@ -66,7 +74,7 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 def command(
     paths: tuple[Path, ...],
     baseline: Path | None,
-    target: str,
+    targets: tuple[str, ...],
     threads: int,
     batch: int | None,
     shapes: Shapes,
@@ -88,17 +96,22 @@ def command(
     lrexport bench detector.onnx --shape images=1,3,640,640
     lrexport bench encoder.onnx --input tokens.npz
     lrexport bench run --target ssh://pi@raspberrypi.local
+    lrexport bench run --target local --target 'local?runtime=ncnn'
 
     Inputs without --input: floats and pixels are random, wider integers are 1, booleans are true.
     """
     from lrexport.artifacts.arrays import npz_bytes
+    from lrexport.measure.latency import Interrupted
     from lrexport.measure.targets import MeasuringJob, parse_target
     from lrexport.report.latency_tables import distinct_names
 
-    chosen = parse_target(target)
-    files = [sized for path in paths for sized in _files(path, target)]
+    texts = dict.fromkeys(targets or ("local",))
+    chosen = {parse_target(text): text for text in texts}
+    _check_profilers(chosen, profile)
+    is_sent = any(text.startswith("ssh:") for text in texts)
+    files = [sized for path in paths for sized in _files(path, is_sent)]
     if baseline is not None:
-        first = _files(baseline, target)[0]
+        first = _files(baseline, is_sent)[0]
         files = [first, *(sized for sized in files if sized != first)]
     names = distinct_names([file for file, _ in files])
     named = {name: file for name, (file, _) in zip(names, files, strict=True)}
@@ -115,13 +128,42 @@ def command(
         profile=profile,
         shapes=shapes,
         values=values,
-        seconds=timeout or _SECONDS.get(target, _SECONDS_ON_DEVICE),
         memory=memory,
     )
-    _measure_and_print(named, sizes, against, job, chosen, json_to)
+    subject = _Subject(named, sizes, against)
+    done: list[tuple[Target, Measurement]] = []
+    for place, text in chosen.items():
+        limited = replace(job, seconds=timeout or _SECONDS.get(text, _SECONDS_ON_DEVICE))
+        try:
+            done.append((place, _measured(subject, limited, place)))
+        except Interrupted as error:
+            _print(subject, [*done, (place, error.measurement)], json_to)
+            raise
+    _print(subject, done, json_to)
 
 
-def _files(path: Path, target: str) -> list[tuple[Path, int]]:
+@dataclass(frozen=True)
+class _Subject:
+    """The files to measure by name, their bytes, and the name of the baseline."""
+
+    files: dict[str, Path]
+    sizes: dict[str, int]
+    baseline: str | None
+
+
+def _check_profilers(targets: Iterable[Target], profile: bool) -> None:
+    """Raise UsageError if time by operator is asked of a runtime that has no profiler."""
+    from lrexport.measure.runtimes.base import runtime
+
+    for target in targets if profile else ():
+        chosen = runtime(target.runtime)
+        if not chosen.has_profiler:
+            raise UsageError(
+                f"{target.name} cannot measure time per operator: {chosen.title} has no profiler", "Omit --profile."
+            )
+
+
+def _files(path: Path, is_sent: bool) -> list[tuple[Path, int]]:
     """The checked file, or a run's exported files; each with its size in bytes, external data included.
 
     Raises UsageError if there are no files, InputError for a damaged one.
@@ -130,7 +172,7 @@ def _files(path: Path, target: str) -> list[tuple[Path, int]]:
         raise UsageError(f"{path} does not exist", "Give an .onnx or .ort file, or a run.")
     check_input(path)
     if not path.is_dir():
-        return [(path, _checked_bytes(path, is_sent=target != "local"))]
+        return [(path, _checked_bytes(path, is_sent))]
     from lrexport.artifacts.run_files import DENSE_ONNX, MODEL_ONNX
     from lrexport.runs.record import load_record
 
@@ -171,17 +213,10 @@ def _checked_bytes(path: Path, is_sent: bool) -> int:
     return sum(file.stat().st_size for file in (path, *others))
 
 
-def _measure_and_print(
-    files: dict[str, Path],
-    sizes: dict[str, int],
-    baseline: str | None,
-    job: MeasuringJob,
-    target: Target,
-    json_to: str | None,
-) -> None:
+def _measured(subject: _Subject, job: MeasuringJob, target: Target) -> Measurement:
     from lrexport.cli.progress import Progressing
     from lrexport.events import Measuring
-    from lrexport.measure.latency import Interrupted, measure
+    from lrexport.measure.latency import measure
     from lrexport.measure.targets.base import InputsRefused, LimitReached, ModelRefused
 
     def on_progress(facts: Mapping[str, Any]) -> None:
@@ -189,52 +224,61 @@ def _measure_and_print(
 
     try:
         with Progressing(refreshes=1) as progress:
-            measurement = measure(files, baseline, job, target, on_progress)
+            return measure(subject.files, subject.baseline, job, target, on_progress)
     except InputsRefused as error:
-        of = f" {files[error.model]}" if error.model else ""
+        of = f" {subject.files[error.model]}" if error.model else ""
         raise UsageError(f"{target.name} cannot measure{of}: {error.reason}", _INPUTS_HINT) from error
     except ModelRefused as error:
         hint = _LIMIT_HINT if isinstance(error, LimitReached) else None
-        raise InputError(f"{target.name} cannot measure {files[error.model]}: {error.reason}", hint) from error
-    except Interrupted as error:
-        _print(files, sizes, baseline, target, error.measurement, json_to)
-        raise
-    _print(files, sizes, baseline, target, measurement, json_to)
+        raise InputError(f"{target.name} cannot measure {subject.files[error.model]}: {error.reason}", hint) from error
 
 
-def _print(
-    files: dict[str, Path],
-    sizes: dict[str, int],
-    baseline: str | None,
-    target: Target,
-    measurement: Measurement,
-    json_to: str | None,
-) -> None:
-    from lrexport.cli.console import note, print_result
-    from lrexport.report.latency_tables import inputs_line, latencies_to_json, latency_table, operator_table
+def _print(subject: _Subject, done: Sequence[tuple[Target, Measurement]], json_to: str | None) -> None:
+    from lrexport.cli.console import print_result
+    from lrexport.report.latency_tables import latencies_to_json, latency_table, operator_table, targets_table
+
+    of_targets = [(target.name, measured.latencies, measured.environment) for target, measured in done]
+    if len(done) == 1:
+        name, latencies, environment = of_targets[0]
+        tables = [latency_table(latencies, subject.sizes, subject.baseline, name, environment)]
+    else:
+        tables = [targets_table(of_targets, subject.sizes, subject.baseline)]
+    for _, latencies, _ in of_targets:
+        if any(latency.operators_ms for latency in latencies.values()):
+            tables.append(operator_table(latencies, subject.baseline))
+    values = [
+        latencies_to_json(
+            measured.latencies,
+            subject.files,
+            subject.sizes,
+            subject.baseline,
+            target.name,
+            measured.environment,
+            measured.after,
+            measured.samples_ms,
+            measured.inputs,
+        )
+        for target, measured in done
+    ]
+    print_result(values[0] if len(done) == 1 else {"targets": values}, json_to, *tables)
+    _print_notes(subject, done)
+
+
+def _print_notes(subject: _Subject, done: Sequence[tuple[Target, Measurement]]) -> None:
+    """What was fed, once, and warnings, each with the files and, of several, the target it is about."""
+    from lrexport.cli.console import note
+    from lrexport.report.latency_tables import inputs_line
     from lrexport.text import plain
 
-    tables = [latency_table(measurement.latencies, sizes, baseline, target.name, measurement.environment)]
-    if any(latency.operators_ms for latency in measurement.latencies.values()):
-        tables.append(operator_table(measurement.latencies, baseline))
-    value = latencies_to_json(
-        measurement.latencies,
-        files,
-        sizes,
-        baseline,
-        target.name,
-        measurement.environment,
-        measurement.after,
-        measurement.samples_ms,
-        measurement.inputs,
-    )
-    print_result(value, json_to, *tables)
-    for name, fed in measurement.inputs.items():
+    for name, fed in done[0][1].inputs.items():
         if any(one["values"] != "random" for one in fed.values()):
             note(f"inputs of {plain(name)}: {inputs_line(fed)}")
-    warned: dict[str, list[str]] = {}
-    for name, latency in measurement.latencies.items():
-        if latency.warning:
-            warned.setdefault(latency.warning, []).append(plain(name))
-    for warning, names in warned.items():
-        note(f"warning: {', '.join(names)}: {warning}" if len(names) < len(files) else f"warning: {warning}")
+    for target, measured in done:
+        warned: dict[str, list[str]] = {}
+        for name, latency in measured.latencies.items():
+            if latency.warning:
+                warned.setdefault(latency.warning, []).append(plain(name))
+        where = f"{target.name}: " if len(done) > 1 else ""
+        for warning, names in warned.items():
+            about = f"{', '.join(names)}: " if len(names) < len(subject.files) else ""
+            note(f"warning: {where}{about}{warning}")

@@ -59,6 +59,24 @@ def latency_table(
     return Table(tuple(columns), cells, caption, words=("verdict",), spare=spare)
 
 
+def targets_table(
+    measured: Sequence[tuple[str, Mapping[str, Latency], Mapping[str, Any]]], sizes: Mapping[str, int], baseline: str | None
+) -> Table:
+    """One row per target and file; of each target its name, its latencies and its machine. Ratios are within a target."""
+    rows = [
+        {"target": plain(target), **_row(name, latency, sizes.get(name), name == baseline)}
+        for target, latencies, _ in measured
+        for name, latency in latencies.items()
+    ]
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    cells = tuple(tuple(row[column] for column in columns) for row in rows)
+    first = next(iter(measured[0][1].values()))
+    protocol = _protocol(first, baseline) + (" and target" if baseline is not None else "")
+    caption = "\n".join([f"{protocol}.", *(f"{machine_line(target, machine)}." for target, _, machine in measured)])
+    spare = tuple(column for column in _SPARE if column in columns)
+    return Table(tuple(columns), cells, caption, words=("file", "verdict"), spare=spare)
+
+
 def _row(name: str, latency: Latency, size: int | None, is_baseline: bool) -> dict[str, str]:
     quartiles = " – ".join(f"{value:.2f}" for value in latency.ratio_iqr or ())
     return {
@@ -78,10 +96,14 @@ def _row(name: str, latency: Latency, size: int | None, is_baseline: bool) -> di
 
 
 def _caption(latency: Latency, baseline: str | None, target: str, machine: Mapping[str, Any]) -> str:
+    return f"{_protocol(latency, baseline)}.\n{machine_line(target, machine)}."
+
+
+def _protocol(latency: Latency, baseline: str | None) -> str:
     caption = f"Batch of {latency.batch}, {latency.rounds} rounds, {latency.threads} thread{'s' * (latency.threads > 1)}"
     if baseline is not None:
         caption += f"; ratio to {plain(baseline)} in the same rounds"
-    return f"{caption}.\n{machine_line(target, machine)}."
+    return caption
 
 
 def inputs_line(inputs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from lrexport.formats.rewritten import as_it_was, check_untouched
 from lrexport.measure.environment import environment
 from lrexport.measure.latency import Measurement, measure
 from lrexport.measure.node_layers import layer_times
+from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.metric import TOP1
 from lrexport.onnx_network.network import OnnxNetwork
@@ -123,7 +124,8 @@ def _export_held(run: Path, options: ExportOptions, target: Target, on_event: On
         in_ort = _write_ort(scratch, results, takes, networks[MODEL_ONNX], on_event) if options.ort else []
         if options.rounds:
             paths = {name: scratch / name for name in results}
-            job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, profile=True, shapes=shapes)
+            job = MeasuringJob((), options.rounds, options.threads, options.batch or 1, shapes=shapes)
+            job = replace(job, profile=target.runtime == DEFAULT)  # only its nodes are known by layer
             measured = measure(paths, DENSE_ONNX, job, target, lambda facts: on_event(_measuring(target, facts)))
             results = {name: _timed(old, paths[name], measured, target.name) for name, old in results.items()}
         machines = {target.name: machine} if options.rounds and target.name != "local" else {}
@@ -295,7 +297,8 @@ def _quantise(
 def _timed(result: Result, path: Path, measured: Measurement, target: str) -> Result:
     """``result`` with the file's latency on the target, also by layer."""
     graph = onnx.load(path, load_external_data=False).graph
-    spread = {"layers_ms": layer_times(graph, measured.nodes_ms[path.name])}
+    nodes = measured.nodes_ms.get(path.name)
+    spread = {"layers_ms": layer_times(graph, nodes) if nodes is not None else None}
     latency = measured.latencies[path.name].model_copy(update=spread)
     return result.model_copy(update={"latency_ms": {target: latency}})
 

@@ -64,6 +64,33 @@ def _check_json(found: dict[str, Any]) -> None:
     assert all(value is not None for name, value in latency if name not in ("warning", "layers_ms"))
 
 
+def test_several_targets_share_a_table_and_check_reads_each_from_the_json(capsys: pytest.CaptureFixture) -> None:
+    targets = ["--target", "local", "--target", "local?runtime=ncnn"]
+    assert run(["bench", "dense.onnx", "small.onnx", *targets, "--rounds", "10", "--json", "found.json"]) == 0
+    captured = capsys.readouterr()
+    header, *rows = captured.out.splitlines()
+    assert header.split()[:3] == ["target", "file", "p50"]
+    assert [row.split()[:2] for row in rows[:4]] == [
+        [target, file] for target in ("local", "local?runtime=ncnn") for file in ("dense.onnx", "small.onnx")
+    ]
+    assert rows[4].endswith("ratio to dense.onnx in the same rounds and target.")
+    assert "ONNX Runtime" in rows[5]
+    assert re.search(r"^local\?runtime=ncnn: .* ncnn [\d.]+ in float32\.$", rows[6])
+    assert "local?runtime=ncnn: inconclusive" in captured.err
+    found = json.loads(Path("found.json").read_text())["targets"]
+    assert [each["target"] for each in found] == ["local", "local?runtime=ncnn"]
+    limits = 'target = "local?runtime=ncnn"\nmax_latency_p50 = "10 s"\n'
+    Path("lrexport.toml").write_text(f'[budget.small]\npath = "small.onnx"\n{limits}')
+    assert run(["check", "--latency", "found.json"]) == 0
+    Path("lrexport.toml").unlink()
+    assert "latency p50 on local?runtime=ncnn" in capsys.readouterr().out
+
+
+def test_time_by_operator_is_refused_of_a_runtime_without_a_profiler(capsys: pytest.CaptureFixture) -> None:
+    assert run(["bench", "small.onnx", "--profile", "--target", "local?runtime=ncnn"]) == 2
+    assert "cannot measure time per operator: ncnn has no profiler" in capsys.readouterr().err
+
+
 def test_few_rounds_are_said_to_conclude_nothing(capsys: pytest.CaptureFixture) -> None:
     assert run(["bench", "small.onnx", "--rounds", "10"]) == 0
     captured = capsys.readouterr()

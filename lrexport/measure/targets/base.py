@@ -103,10 +103,13 @@ class MeasuringJob:
 
 
 class Target(Protocol):
-    """A place that runs jobs. ``name`` is its name in records and tables."""
+    """A place that runs jobs in ``runtime``. ``name`` is its name in records and tables."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def runtime(self) -> str: ...
 
     def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         """The runner's answers as they arrive. Raises DeviceError if the target or the runtime fails."""
