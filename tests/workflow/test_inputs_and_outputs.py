@@ -22,6 +22,7 @@ from lrexport.errors import InputError, UsageError
 from lrexport.events import ignore_events
 from lrexport.runs.record import load_record
 from lrexport.runs.request import RunRequest
+from lrexport.torch_tools.outputs import flat_tensors
 from lrexport.workflow.exporting import export_run
 from lrexport.workflow.pipeline import compress
 
@@ -203,6 +204,11 @@ def test_an_input_that_is_missing_is_asked_for(here: Path) -> None:
 def test_outputs_of_any_form_are_exported_by_name_and_all_compared(here: Path, form: str) -> None:
     runtime = exported(f"heads?form={form}")
     assert [item.name for item in runtime.get_outputs()] == FORMS[form][1]
+    x = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = flat_tensors(lrexport.load("run").eval()(x))
+    for mine, torchs in zip(runtime.run(None, {"input": x.numpy()}), expected, strict=True):
+        np.testing.assert_allclose(mine, torchs.numpy(), atol=1e-5)
 
 
 def test_a_dynamic_batch_is_that_of_all_outputs(here: Path) -> None:
