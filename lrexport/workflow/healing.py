@@ -41,6 +41,8 @@ _LEAST_RMS = 1e-3  # for biases that are 0
 # Share of the time of all pairs, all blocks and the whole network; steps relative to those of a block.
 _TIME: dict[Kind, float] = {"pair": 0.15, "block": 0.35, "network": 0.5}
 _STEPS: dict[Kind, float] = {"pair": 0.5, "block": 1.0, "network": 4.0}
+# A part with less time than this many judgements takes would hardly be trained between recording and judgement.
+_LEAST_JUDGEMENTS = 5.0
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,17 @@ class _Healing:
     in_time: bool = True
     names: tuple[str, ...] = ("",)  # the modules whose outputs are those of the network
     began: float = field(default_factory=time.monotonic)
+    shares: dict[Kind, float] = field(default_factory=lambda: dict(_TIME))
 
     def run(self) -> Fidelity:
         truth = _Truth(self.dense, self.network, self.heldout)
         self.names = truth.names
+        asked = time.monotonic()
         first = before = truth.fidelity(self.network)
+        judgement = time.monotonic() - asked
         networks = (self.dense, self.network)
         parts = called_once(parts_of(self.network), networks, next(iter(self.inputs.draw(2).batches(2))))
+        self._leave_out(parts, judgement)
         kept = 0
         for number, part in enumerate(parts):
             self.on_part(number, len(parts), part)
@@ -144,10 +150,21 @@ class _Healing:
             complete=self.in_time,
         )
 
+    def _leave_out(self, parts: list[Part], judgement: float) -> None:
+        """Give pairs, or pairs and blocks, no time if each of them would have hardly any.
+
+        The later ones get it: in the last all weights of the network learn together.
+        """
+        kinds: list[Kind] = ["pair", "block"]
+        for kind in kinds:
+            first = next((number for number, part in enumerate(parts) if part.kind == kind), None)
+            if first is not None and self._deadline(parts, first) - time.monotonic() < _LEAST_JUDGEMENTS * judgement:
+                self.shares[kind] = 0.0
+
     def _deadline(self, parts: list[Part], number: int) -> float:
         """The time at which part ``number`` must end: its share of the time that is left to it and the later ones."""
         counts = {kind: sum(part.kind == kind for part in parts) for kind in _TIME}
-        shares = [_TIME[part.kind] / counts[part.kind] for part in parts[number:]]
+        shares = [self.shares[part.kind] / counts[part.kind] for part in parts[number:]]
         now = time.monotonic()
         left = max(0.0, self.began + 60 * self.effort.minutes - now)
         return now + left * shares[0] / sum(shares)

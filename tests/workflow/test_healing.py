@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from lrexport.data.datasets import load_data
 from lrexport.data.unlabelled import Given
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold
-from lrexport.lowrank.repair.parts import Part
+from lrexport.lowrank.repair.parts import Part, parts_of
 from lrexport.lowrank.repair.reconstruct import reconstruct
 from lrexport.tasks.fidelity import AGREEMENT, SQNR
 from lrexport.torch_tools.batch import Batch, BatchLike
-from lrexport.workflow.healing import Effort, heal, measured_fidelity
+from lrexport.workflow.healing import Effort, _Healing, heal, measured_fidelity
 from tests.lowrank.repair.test_reconstruct import at_rank
 
 CPU = torch.device("cpu")
@@ -181,6 +182,21 @@ def test_after_its_time_healing_runs_neither_network_for_the_parts_that_are_left
             hook.remove()
     assert healed.parts == 7
     assert len(calls) < 2 * healed.parts  # before, each part was recorded in both networks, however late it was
+
+
+@pytest.mark.parametrize(("judgement", "left_out"), [(0.1, set()), (1, {"pair"}), (10, {"pair", "block"})])
+def test_parts_that_would_have_hardly_more_time_than_their_judgement_leave_it_to_the_later_ones(
+    judgement: float, left_out: set[str], dense: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    images, _ = digits
+    network, inputs = compressed(dense, images[:256]), unlabelled(images[:64])
+    healing = _Healing(network, dense, inputs, inputs, Effort(minutes=1), lambda *_: None)
+    parts = parts_of(network)
+    healing._leave_out(parts, judgement)
+    assert {kind for kind, share in healing.shares.items() if not share} == left_out
+    last = next(number for number, part in enumerate(parts) if part.kind not in left_out)
+    assert healing._deadline(parts, last) > time.monotonic() + 2
+    assert all(healing._deadline(parts, number) <= time.monotonic() for number in range(last))
 
 
 def test_frozen_weights_are_trained_too_and_stay_marked_as_frozen(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
