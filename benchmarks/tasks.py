@@ -2,6 +2,7 @@
 
     python benchmarks/tasks.py run --scratch DIR      # trains, compresses and scores; what is done already is left out
     python benchmarks/tasks.py latency --scratch DIR  # exports the saved runs and times them beside the dense network
+    python benchmarks/tasks.py commands --scratch DIR # runs healing's commands again, each in a process of its own
     python benchmarks/tasks.py table --scratch DIR    # writes benchmarks/results/tasks.md
 
 Networks and data are in tasks_networks.py. All compressions are commands of lrexport, printed with the time they took,
@@ -21,7 +22,9 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -65,6 +68,7 @@ class Job:
     tuning: int  # epochs with labels after pruning
     shape: str | None = None
     needs: tuple[str, ...] = ()
+    remark: str = ""
 
     def missing(self) -> str | None:
         """What is not installed or not given, for a line; None if nothing is."""
@@ -109,6 +113,7 @@ JOBS = {
     "lraspp": Job(
         *("Segmentation: torchvision's LR-ASPP, scenes of digits", "tasks_networks:lraspp", "masks64", 1.0, 30, 8),
         needs=SCENES,
+        remark="The dense network was trained for 12 epochs, then for 2 more in which BatchNorm's statistics followed.",
     ),
     "detector": Job(
         *("Detection: torchvision's SSDlite, scenes of digits", "tasks_networks:detector", "boxes", 1.0, 50, 12),
@@ -270,6 +275,27 @@ def measure_latency(scratch: Scratch, name: str, seed: int, budget: float, round
     )
 
 
+def time_command(scratch: Scratch, name: str, seed: int, budget: float) -> None:
+    """Run the command that heals without labels as a user does: a process in a folder with the weights and the module."""
+    healed = scratch.find("score", name, seed, "healed", budget)
+    weights = scratch.run(name, seed, "dense") / DENSE
+    if healed is None or scratch.find("command", name, seed, "healed", budget) is not None:
+        return
+    folder = scratch.folder / "separate"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / weights.parent.name).mkdir(parents=True)
+    shutil.copy(weights, folder / weights.parent.name)
+    shutil.copy(tasks_networks.__file__, folder)
+    arguments = command_of(Scratch(Path()), name, seed, "healed", budget, Effort(healed["heal_minutes"], 1))
+    program, began = Path(sys.executable).with_name("lrexport"), time.monotonic()
+    done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-600:]}")
+    seconds = round(time.monotonic() - began, 1)
+    load = round(os.getloadavg()[0], 1)
+    scratch.add(kind="command", job=name, seed=seed, row="healed", budget=budget, seconds=seconds, load=load)
+
+
 def table(scratch: Scratch) -> list[str]:
     """All results as Markdown; means over seeds, with the seeds that were measured."""
     results = scratch.results()
@@ -290,7 +316,27 @@ def table(scratch: Scratch) -> list[str]:
             lines += [f"Not measured: {job.missing() or 'not run yet'}.", ""]
             continue
         lines += [*_head(name, scores, dense), *_rows(scores, dense, _ratios(scratch, name)), ""]
-    return lines
+    return [*lines, *_commands(results)]
+
+
+def _commands(results: list[dict[str, Any]]) -> Iterator[str]:
+    timed = [entry for entry in results if entry["kind"] == "command"]
+    if timed:
+        yield "## Commands as a user runs them"
+        yield ""
+        yield "Each command above as a process, in a folder with tasks_networks.py and the weights: from the start of"
+        yield "Python to the end of healing and scoring."
+        yield ""
+        yield "| | seed | MACs | healing, at most | seconds | load of the machine |"
+        yield "|---|---:|---:|---:|---:|---:|"
+        for entry in timed:
+            same = ("job", "seed", "row", "budget")
+            healed = next(
+                each for each in results if each["kind"] == "score" and all(each[key] == entry[key] for key in same)
+            )
+            run = f"{JOBS[entry['job']].title} | {entry['seed']} | {entry['budget']:g} | {healed['heal_minutes']:g} min"
+            yield f"| {run} | {entry['seconds']:.0f} | {entry['load']:g} |"
+        yield ""
 
 
 def _head(name: str, scores: list[dict[str, Any]], dense: dict[int, dict[str, Any]]) -> Iterator[str]:
@@ -300,6 +346,8 @@ def _head(name: str, scores: list[dict[str, Any]], dense: dict[int, dict[str, An
     minutes = statistics.mean(entry["seconds"] for entry in dense.values()) / 60
     yield f"Dense: {first['metric']} {values} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}) on"
     yield f"{first['samples']:,} test samples, after {first['epochs']} epochs in {minutes:.1f} minutes."
+    if job.remark:
+        yield job.remark
     yield _verdict(job, scores, dense)
     yield ""
     healed = next((entry for entry in scores if entry["row"] == "healed"), None)
@@ -363,7 +411,7 @@ def _difference_unit(entry: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=("run", "latency", "table"))
+    parser.add_argument("do", choices=("run", "latency", "commands", "table"))
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
@@ -389,6 +437,8 @@ def main() -> None:
                 try:
                     if arguments.do == "run":
                         run_job(scratch, name, seed, budget, Effort(arguments.heal_minutes, arguments.share), arguments.rows)
+                    elif arguments.do == "commands":
+                        time_command(scratch, name, seed, budget)
                     else:
                         measure_latency(scratch, name, seed, budget, arguments.rounds)
                 except (RuntimeError, lrexport.LrexportError) as error:
