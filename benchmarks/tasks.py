@@ -368,7 +368,8 @@ def _verdict(job: Job, scores: list[dict[str, Any]], dense: dict[int, dict[str, 
     scale = 100 if here[0]["unit"] == "%" else 1
     drop = statistics.mean(scale * (dense[each["seed"]]["value"] - each["value"]) for each in here)
     reached = "reached" if drop <= job.goal else "missed"
-    return f"Goal at 0.5, healed without labels: at most {job.goal:g} {_difference_unit(here[0])} less; {reached}."
+    unit = _difference_unit(here[0]).removesuffix("s" if job.goal == 1 else "?")
+    return f"Goal at 0.5, healed without labels: at most {job.goal:g} {unit} less; {reached}."
 
 
 def _rows(scores: list[dict[str, Any]], dense: dict[int, dict[str, Any]], ratios: dict[float, str]) -> Iterator[str]:
