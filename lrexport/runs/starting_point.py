@@ -60,7 +60,7 @@ def start_of(request: RunRequest[Any]) -> Start:
 def _from_model(config: TrainConfig) -> Start:
     notes: list[str] = []
     recipe, splits, network, task = _load(config, notes)
-    svd = to_svd_form(copy_network(network), recipe, config)
+    svd = to_svd_form(copy_network(network), recipe, config, trains_svd(config, splits, task))
     teacher = _load_teacher(config, splits, task, notes) or network
     digests = config.digests() | _data_digest(splits)
     record = Record(
@@ -76,7 +76,7 @@ def _from_run(request: RunRequest[Any], source: Path) -> Start:
     """
     config, before = request.train, load_record(source)
     recipe = from_record(before.model, source / RECORD)
-    dense, svd = loading.load_start(source, before), load_svd(config, source)
+    dense, svd = loading.load_start(source, before), load_svd(config, source, trained=request.command == "train")
     # Options of finished stages stay, above all those of the held-out images.
     done = {name: before.config[name] for name in SETTLED if name in before.config}
     done["weights"] = Path(done["weights"]) if done.get("weights") else None
@@ -128,7 +128,7 @@ def load_for_planning(config: TrainConfig, source: Path | None = None) -> Planni
     if source is None:
         recipe, splits, network, task = _load(config, notes)
         _load_teacher(config, splits, task, notes)  # only for its errors
-        svd = to_svd_form(network, recipe, config)
+        svd = to_svd_form(network, recipe, config, trained=False)
         return PlanningStart(recipe, svd, splits, notes, recipe.is_random(config.weights), task)
     record = load_record(source)
     recipe = from_record(record.model, source / RECORD)
@@ -140,28 +140,37 @@ def load_for_planning(config: TrainConfig, source: Path | None = None) -> Planni
     asked, named_in = config.task or record.config.get("task"), None if config.task else source / RECORD
     task = _fitting_task(asked, splits, loading.load_start(source, record), recipe, named_in)
     _load_teacher(config, splits, task, notes)
-    return PlanningStart(recipe, load_svd(config, source), splits, notes, RANDOM in record.notes, task)
+    return PlanningStart(recipe, load_svd(config, source, trained=False), splits, notes, RANDOM in record.notes, task)
 
 
-def load_svd(config: TrainConfig, source: Path) -> SVDNetwork:
-    """The network of a run in SVD form, after SVD training if the run has it."""
+def load_svd(config: TrainConfig, source: Path, trained: bool = True) -> SVDNetwork:
+    """The network of a run in SVD form, after SVD training if the run has it; ``trained``: SVD training follows."""
     record = load_record(source)
     recipe = from_record(record.model, source / RECORD)
     if SVD not in record.files:
-        return to_svd_form(loading.load_start(source, record), recipe, config)
+        return to_svd_form(loading.load_start(source, record), recipe, config, trained)
     loading.check_size(recipe, source, record)
-    trained = {"scheme": record.config["scheme"], "keep": tuple(record.config.get("keep", ()))}
-    trained["svd_form"] = record.config.get("svd_form", "explicit")
-    svd = to_svd_form(recipe.build(), recipe, replace(config, **trained))
+    as_trained = {"scheme": record.config["scheme"], "keep": tuple(record.config.get("keep", ()))}
+    as_trained["svd_form"] = record.config.get("svd_form", "explicit")
+    svd = to_svd_form(recipe.build(), recipe, replace(config, **as_trained), trained=True)
     loading.fill(svd.network, record, source, SVD)
     return svd
 
 
-def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig) -> SVDNetwork:
-    """Put ``network`` into SVD form, in place, with the scheme and the kept layers of ``config``."""
+def trains_svd(config: TrainConfig, splits: Splits | None, task: Task | None) -> bool:
+    """Whether SVD training follows. Without targets it would only follow the dense network, away from low ranks."""
+    return config.svd_epochs != 0 and splits is not None and task is not None and not task.follows_dense
+
+
+def to_svd_form(network: nn.Module, recipe: ModelRecipe, config: TrainConfig, trained: bool) -> SVDNetwork:
+    """Put ``network`` into SVD form, in place, with the scheme and the kept layers of ``config``.
+
+    Where nothing is ``trained`` in it, weights stay as they are: U, s, V would take twice their memory.
+    """
+    form = config.svd_form if trained else "implicit"
     if not isinstance(network, OnnxNetwork):
-        return decompose(network, recipe.signature, config.scheme, config.keep, form=config.svd_form)
-    return decompose_file(network, config.scheme, config.keep, config.svd_form)
+        return decompose(network, recipe.signature, config.scheme, config.keep, form=form)
+    return decompose_file(network, config.scheme, config.keep, form)
 
 
 def without_layers(network: OnnxNetwork) -> InputError:

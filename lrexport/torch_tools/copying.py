@@ -17,13 +17,13 @@ M = TypeVar("M", bound=nn.Module)
 _DEEPEST = 20
 
 
-def copy_network(network: M) -> M:
-    """A copy that shares no parameters, buffers or attributes.
+def copy_network(network: M, shared: Iterable[Tensor] = ()) -> M:
+    """A copy that shares no parameters, buffers or attributes, except the tensors ``shared``.
 
     Stored results of a forward pass, such as a loss, lose their autograd history. Objects that Python cannot copy (locks,
     open files, generators, compiled functions) are shared.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     # deepcopy replaces objects by their entry in memo; the list keeps them alive, because memo has only their ids.
     kept: list[object] = []
     seen: set[int] = set()

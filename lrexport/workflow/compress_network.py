@@ -134,9 +134,9 @@ def compress(
     place = like_weights(model).device
     copied = copy_network(model)
     if isinstance(copied, OnnxNetwork):
-        svd = decompose_file(copied, scheme, keep)
+        svd = decompose_file(copied, scheme, keep, "implicit")
     else:
-        svd = decompose(copied, signature, scheme, keep)
+        svd = decompose(copied, signature, scheme, keep, form="implicit")
     device = with_float64(place)
     svd.network.to(device)
     _check_healing(heal, calibrated=calibration is not None)

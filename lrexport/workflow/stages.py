@@ -32,7 +32,7 @@ from lrexport.runs import loading
 from lrexport.runs.open import OpenRun, Trained, with_uncounted
 from lrexport.runs.record import RANDOM, UNKNOWN_QUALITY, Record, Result, Results
 from lrexport.runs.resume import Pruned, clear
-from lrexport.runs.starting_point import to_svd_form
+from lrexport.runs.starting_point import to_svd_form, trains_svd
 from lrexport.tasks.fidelity import SQNR, USUAL_DB
 from lrexport.torch_tools.copying import copy_network
 from lrexport.training.engine import failing_together, to_fast_layout, with_float64
@@ -61,7 +61,8 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
         epochs = DEFAULT_DENSE_EPOCHS if untrained else 0
     if epochs and run.splits is not None and run.task is not None and not run.task.follows_dense:
         _train(run, _stage(config, "dense", epochs, config.dense_lr), trained.dense)
-        dense_epochs, svd = epochs, to_svd_form(copy_network(trained.dense), run.recipe, config)
+        follows = trains_svd(config, run.splits, run.task)
+        dense_epochs, svd = epochs, to_svd_form(copy_network(trained.dense), run.recipe, config, follows)
     elif untrained:
         record = record.model_copy(update={"notes": [*record.notes, RANDOM]})
     config = replace(config, dense_epochs=dense_epochs)
@@ -73,8 +74,7 @@ def train_dense(run: OpenRun[Any], trained: Trained) -> Trained:
 def train_svd(run: OpenRun[Any], trained: Trained, pruning: Pruning | None = None) -> Trained:
     """SVD training with the regularisers of equation 3; ``pruning`` is for falling ranks, or for λ_s "auto"."""
     config = trained.config
-    # Without targets training has only the dense network to follow, and regularised layers go away from it.
-    if run.splits is None or run.task is None or run.task.follows_dense or config.svd_epochs == 0:
+    if run.splits is None or run.task is None or not trains_svd(config, run.splits, run.task):
         return trained
     # The last epoch, not the best: sparsity grows during training, so the best held-out epoch is an early, dense one.
     stage = replace(_stage(config, "svd", config.svd_epochs, config.lr), keep_best=False)

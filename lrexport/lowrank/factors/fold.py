@@ -33,7 +33,7 @@ def fold(svd: SVDNetwork, plan: Selection | Plan) -> nn.Module:
     """
     check_svd(svd)
     layers, truncations = plan_of(plan), plan.truncations if isinstance(plan, Selection) else {}
-    network = copy_network(svd.network)
+    network = copy_network(svd.network, _left_out(svd, layers))
     for name, facts in svd.layers.items():
         planned = layers.get(name)
         if isinstance(planned, Pair):
@@ -48,6 +48,16 @@ def fold(svd: SVDNetwork, plan: Selection | Plan) -> nn.Module:
             layer, *tied = facts.modules(network)
             svd_form.detach(layer, tied)
     return network
+
+
+def _left_out(svd: SVDNetwork, plan: Plan) -> list[Tensor]:
+    """The parameters of layers that become pairs, which are not copied; without those that other modules have too."""
+    pairs = [facts for name, facts in svd.layers.items() if isinstance(plan.get(name), Pair)]
+    replaced = [layer for facts in pairs for layer in facts.modules(svd.network)]
+    inside = {id(module) for layer in replaced for module in layer.modules()}
+    others = (module for module in svd.network.modules() if id(module) not in inside)
+    kept = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
+    return [source for layer in replaced for source in svd_form.sources_of(layer) if id(source) not in kept]
 
 
 def fold_structure(network: nn.Module, plan: Mapping[str, Entry]) -> nn.Module:

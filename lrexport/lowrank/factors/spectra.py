@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.lowrank.factors.decompose import SVDNetwork
-from lrexport.lowrank.factors.svd_form import exact_svd, factors_by, redecompose
+from lrexport.lowrank.factors.svd_form import exact_svd, redecompose, singular_values
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Pair, Plan, Scheme
@@ -29,7 +29,7 @@ def spectra(svd: SVDNetwork, plan: Plan, start: nn.Module | None = None) -> dict
         scheme = planned.scheme if isinstance(planned, Pair) else layer.scheme
         module = svd.network.get_submodule(name)
         redecompose(module)
-        now = _values(factors_by(module, scheme)[1])
+        now = _values(singular_values(module, scheme))
         before = now if start is None else _values(_singular(start.get_submodule(name), scheme))
         layers[name] = {"scheme": scheme, "dense": before, "trained": None if start is None else now}
     return {"schema_version": 1, "layers": layers}

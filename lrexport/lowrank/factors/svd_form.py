@@ -49,11 +49,15 @@ class SVDForm(nn.Module):
 
 
 class ImplicitForm:
-    """The mark of a layer in implicit SVD form: its scheme, and whether an SVD did not converge at first (``retried``)."""
+    """The mark of a layer in implicit SVD form: its scheme, and whether an SVD did not converge at first (``retried``).
+
+    ``singular`` are the singular values by scheme with the version of the weight that they are of.
+    """
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
         self.retried = False
+        self.singular: dict[Scheme, tuple[int, Tensor]] = {}
 
 
 class ExactSVD(NamedTuple):
@@ -165,8 +169,26 @@ def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
         return factors(layer)
     exact = exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))
     if is_attached(layer):
-        form_of(layer).retried |= exact.retried
+        form = form_of(layer)
+        form.retried |= exact.retried
+        if isinstance(form, ImplicitForm):
+            form.singular[scheme] = layer.weight._version, exact.singular
     return exact[:3]
+
+
+def singular_values(layer: Any, scheme: Scheme) -> Tensor:
+    """s of :func:`factors_by`, kept from an earlier decomposition of the same weight if there was one."""
+    form = form_of(layer) if is_attached(layer) else None
+    if isinstance(form, ImplicitForm):
+        version, singular = form.singular.get(scheme, (-1, layer.weight))
+        if version == layer.weight._version:
+            return singular
+    return factors_by(layer, scheme)[1]
+
+
+def sources_of(layer: Any) -> tuple[Tensor, ...]:
+    """The parameters that the layer's weight comes from: U, s, V in explicit form, else the weight itself."""
+    return factors(layer) if is_explicit(layer) else (layer.weight,)
 
 
 @torch.no_grad()

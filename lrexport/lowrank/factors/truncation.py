@@ -13,7 +13,7 @@ from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import Moments, Schemes, own_schemes_of
 from lrexport.lowrank.factors.svd_form import factors_by, form_of, is_attached, is_cut, redecompose
-from lrexport.lowrank.layers.kernels import spec_of
+from lrexport.lowrank.layers.kernels import KernelSpec, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Pair, Plan, PlannedLatency, Scheme
 
@@ -30,12 +30,20 @@ class Truncation:
 
     The matrix at rank r is basis[:, :r] @ (basis[:, :r]ᵀ @ matrix). The columns of basis (rows, full rank) are the left
     singular vectors of the matrix, which is first multiplied from the right by the square root of its input's second
-    moment, if known. With g > 1 groups both have a leading group axis.
+    moment, if known. With g > 1 groups both have a leading group axis. The matrix is made of ``weight`` by ``scheme``
+    whenever it is needed: those of all layers would take as much memory as the network.
     """
 
     energy_dropped: Tensor
     basis: Tensor
-    matrix: Tensor
+    weight: Tensor
+    scheme: Scheme
+    spec: KernelSpec
+
+    @property
+    def matrix(self) -> Tensor:
+        """The layer's matrix (rows, columns)."""
+        return SCHEMES[self.scheme].matrix(self.weight, self.spec)
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Left (rows, r) and right (r, columns), with the same scale in both, as with sqrt(|s|)."""
@@ -101,8 +109,9 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
 
 @torch.no_grad()
 def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
-    matrix = SCHEMES[scheme].matrix(module.weight, spec_of(module))
+    weight, spec = module.weight.detach(), spec_of(module)
     if moment is not None:
+        matrix = SCHEMES[scheme].matrix(weight, spec)
         basis, energy, retried = weighted_basis(matrix, moment.to(matrix))
         form_of(module).retried |= retried
     else:
@@ -111,7 +120,7 @@ def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
     if is_attached(module) and is_cut(module):  # energy beyond its rank is only rounding
         energy = torch.where(energy < _ROUNDING * energy.amax(-1, keepdim=True), 0, energy)
     energy = energy if energy.ndim == 1 else energy.sum(0)  # all groups have one rank, so their energies add up
-    return Truncation(_share_dropped(energy.cpu()), basis.detach(), matrix.detach())
+    return Truncation(_share_dropped(energy.cpu()), basis.detach(), weight, scheme, spec)
 
 
 class WeightedBasis(NamedTuple):
