@@ -52,7 +52,13 @@ def packed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None 
     """Tensors and text as the content of a safetensors file."""
     import safetensors.torch
 
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if place in seen else value  # the format has no shared values
+        seen.add(place)
     content: bytes = safetensors.torch.save(plain, metadata)
     return content
 

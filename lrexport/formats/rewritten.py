@@ -21,7 +21,7 @@ from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
 from lrexport.networks.onnx_source import file_shapes
 from lrexport.onnx_network.inputs import FileInput
 from lrexport.onnx_network.network import OnnxNetwork
-from lrexport.onnx_network.writing import to_onnx
+from lrexport.onnx_network.writing import structure_of, to_onnx
 from lrexport.preprocessing import METADATA_KEY, Preprocessing
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch, BatchLike
@@ -103,7 +103,7 @@ def cost_of(network: OnnxNetwork, model: onnx.ModelProto | None = None) -> Graph
     """MACs for one sample and parameters of the network's file with its present layers, or of ``model``, if it is that."""
     shapes = file_shapes(network)
     try:
-        return count_onnx(to_onnx(network) if model is None else model, shapes, batch=network.portion or 1)
+        return count_onnx(structure_of(network) if model is None else model, shapes, batch=network.portion or 1)
     except UsageError as error:
         raise InputError(f"cannot count the MACs of the file: {error.message}", error.hint) from error
 

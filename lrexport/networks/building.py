@@ -99,6 +99,12 @@ class ModelRecipe:
                 parameter.requires_grad_()
         return network
 
+    def sharing_weights(self) -> ModelRecipe:
+        """The recipe for networks that are not trained: those of a file all use its weights as they are in memory."""
+        if self.file is None:
+            return self
+        return replace(self, build_with=partial(onnx_source.untrained_of, self.file, self.signature))
+
     def bytes_of_weights(self) -> int | None:
         """Bytes of the weights in float32, without allocating them; None for a user's callable or file."""
         if not self.is_named:

@@ -16,6 +16,7 @@ from lrexport.onnx_network.body import Address
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.onnx_network.operators.facts import from_array
 from lrexport.onnx_network.running import NodeError
+from lrexport.onnx_network.source import SourceModel
 from lrexport.onnx_network.trial import outputs_in_runtime
 from lrexport.text import first_line
 from lrexport.torch_tools.batch import Batch, draw_input
@@ -45,7 +46,7 @@ def agreeing(network: OnnxNetwork, path: Path) -> OnnxNetwork:
         error = _difference(network, given, expected)
         if error is None:
             break
-        values = values or _values_in_runtime(network.source, given, path)
+        values = values or _values_in_runtime(network.file, given, path)
         different = _different(network, given, values)
         if not different - in_runtime:
             # Every node agrees for the same values before it, so that only rounding adds up.
@@ -53,7 +54,7 @@ def agreeing(network: OnnxNetwork, path: Path) -> OnnxNetwork:
                 raise error
             break
         in_runtime |= different
-        network = OnnxNetwork(network.source, network.inputs, in_runtime).eval()
+        network = OnnxNetwork(network.file, network.inputs, in_runtime).eval()
     _check_batch(network)
     return network
 
@@ -146,14 +147,13 @@ def _different(network: OnnxNetwork, given: Mapping[str, Tensor], values: Mappin
     return different
 
 
-def _values_in_runtime(model: onnx.ModelProto, given: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _values_in_runtime(source: SourceModel, given: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Every value of the outermost graph by name, for inputs by name. Raises InputError if it cannot be run."""
     import onnxruntime
 
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    known = {item.name for item in model.graph.output}
-    names = [name for node in model.graph.node for name in node.output if name and name not in known]
+    watched = source.whole()
+    known = {item.name for item in watched.graph.output}
+    names = [name for node in watched.graph.node for name in node.output if name and name not in known]
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -11,11 +11,12 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from lrexport.artifacts.onnx_graphs import domain_of, graphs_in
+from lrexport.artifacts.onnx_graphs import domain_of, graphs_in, opset_of
 from lrexport.errors import InputError
 from lrexport.onnx_network.operators.facts import NodeFacts, Operator, from_array
 from lrexport.onnx_network.operators.shapes import constant_value
 from lrexport.onnx_network.operators.table import operator_of
+from lrexport.onnx_network.source import SourceModel
 
 # Values that are computed once at reading have at most this many values; larger ones are computed in every run.
 _MOST_FOLDED = 1 << 26
@@ -83,32 +84,35 @@ class Body:
                 yield from branch.all()
 
 
-def body_of(model: onnx.ModelProto, opset: int) -> Body:
+@dataclass(frozen=True)
+class _File:
+    """What all bodies of a model share; ``functions`` are its own, by domain and name."""
+
+    source: SourceModel
+    opset: int
+    functions: frozenset[tuple[str, str]]
+
+
+def body_of(source: SourceModel) -> Body:
     """The steps of a model. Raises InputError for tensors that cannot be read."""
-    functions = frozenset((function.domain, function.name) for function in model.functions)
-    return _body(model.graph, opset, functions, (), None)
+    functions = frozenset((function.domain, function.name) for function in source.light.functions)
+    return _body(source.light.graph, _File(source, opset_of(source.light), functions), (), None)
 
 
-def _body(
-    graph: GraphProto,
-    opset: int,
-    functions: frozenset[tuple[str, str]],
-    place: tuple[tuple[int, str], ...],
-    outer: Body | None,
-) -> Body:
+def _body(graph: GraphProto, file: _File, place: tuple[tuple[int, str], ...], outer: Body | None) -> Body:
     body = Body(tuple(item.name for item in graph.output), [], {}, {}, {}, [], outer)
     for tensor in graph.initializer:
-        _keep(body, tensor.name, _tensor(tensor), tensor)
+        _keep(body, tensor.name, _tensor(file.source, tensor), tensor)
     for index, node in enumerate(graph.node):
         address = (place, index)
-        facts = facts_of(node, opset)
         needs, makes = tuple(node.input), tuple(node.output)
-        if node.op_type == "Constant" and not facts.domain:
-            value = constant_value(facts)
+        if node.op_type == "Constant" and not domain_of(node):
+            value = _constant(file, node)
             body.folded.append(address)
             _keep(body, makes[0], value, _text_of(node) if value is None else None)
             continue
-        known = (facts.domain, facts.operator) not in functions
+        facts = facts_of(node, file.opset)
+        known = (facts.domain, facts.operator) not in file.functions
         operator = operator_of(facts) if known else None
         if operator is not None and facts.operator not in _RANDOM and _fold(body, operator, needs, makes):
             body.folded.append(address)
@@ -116,10 +120,7 @@ def _body(
         branches = None
         if facts.operator == "If" and not facts.domain:
             inner = {attribute.name: attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH}
-            made = [
-                _body(inner[name], opset, functions, (*place, (index, name)), body)
-                for name in ("then_branch", "else_branch")
-            ]
+            made = [_body(inner[name], file, (*place, (index, name)), body) for name in ("then_branch", "else_branch")]
             branches = (made[0], made[1])
         captured = frozenset(_captured(node))
         body.steps.append(Step(node, address, facts, needs, makes, captured, operator, branches))
@@ -146,9 +147,17 @@ def _text_of(node: NodeProto) -> TensorProto | None:
     return None
 
 
-def _tensor(tensor: TensorProto) -> Tensor | None:
+def _constant(file: _File, node: NodeProto) -> Tensor | None:
+    """The value of a Constant node."""
+    tensors = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+    if len(tensors) == len(node.attribute) == 1 and node.attribute[0].name == "value":
+        return _tensor(file.source, tensors[0])
+    return constant_value(facts_of(node, file.opset))
+
+
+def _tensor(source: SourceModel, tensor: TensorProto) -> Tensor | None:
     try:
-        return None if tensor.data_type == TensorProto.STRING else from_array(numpy_helper.to_array(tensor))
+        return None if tensor.data_type == TensorProto.STRING else from_array(source.array(tensor), shared=True)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"tensor {tensor.name!r} cannot be read: {error}") from error
 
@@ -199,37 +208,10 @@ def _captured(node: NodeProto) -> Iterator[str]:
                 yield item.name
 
 
-def light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the values of its large tensors: for shape inference."""
-    light = onnx.ModelProto()
-    light.CopyFrom(_without_tensors(model))
-    for tensor in model.graph.initializer:
-        made = light.graph.initializer.add()
-        if tensor.ByteSize() <= 1024:
-            made.CopyFrom(tensor)
-        else:
-            made.name, made.data_type = tensor.name, tensor.data_type
-            made.dims.extend(tensor.dims)
-    return light
-
-
-def _without_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
-    bare = onnx.ModelProto(ir_version=model.ir_version)
-    bare.opset_import.extend(model.opset_import)
-    bare.functions.extend(model.functions)
-    graph = bare.graph
-    graph.name = model.graph.name
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
-    graph.node.extend(model.graph.node)
-    return bare
-
-
 def types_of(model: onnx.ModelProto) -> Mapping[str, int]:
-    """ONNX element types of values by name, as far as onnx's inference finds them."""
+    """ONNX element types of values by name, as far as onnx's inference finds them; values of tensors do not matter."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(light_copy(model), data_prop=False)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=False)
     except Exception:  # C++ raises several types; then types are those of the tensors that come
         inferred = model
     items = (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)

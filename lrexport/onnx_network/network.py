@@ -9,7 +9,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from lrexport.artifacts.onnx_graphs import opset_of
 from lrexport.errors import InputError
 from lrexport.onnx_network import layers as kinds
 from lrexport.onnx_network.body import Address, Body, Step, body_of, types_of
@@ -18,6 +17,7 @@ from lrexport.onnx_network.layers import Layer
 from lrexport.onnx_network.operators.facts import type_of
 from lrexport.onnx_network.running import Planner, Run, Watch, blocking
 from lrexport.onnx_network.runtime_groups import RuntimeGroup
+from lrexport.onnx_network.source import SourceModel
 from lrexport.signature import Signature
 
 
@@ -32,18 +32,22 @@ class OnnxNetwork(nn.Module):
     """
 
     def __init__(
-        self, model: onnx.ModelProto, inputs: Sequence[FileInput], in_runtime: Collection[Address] = frozenset()
+        self, source: SourceModel, inputs: Sequence[FileInput], in_runtime: Collection[Address] = frozenset()
     ) -> None:
-        """``in_runtime`` are nodes that ONNX Runtime runs, although torch has their operators."""
+        """``in_runtime`` are nodes that ONNX Runtime runs, although torch has their operators.
+
+        Float32 weights are those of ``source`` in memory: only copies of the network may be trained.
+        """
         super().__init__()
-        self._file = _Shared(model)
+        model = source.light
+        self._file = _Shared(source)
         self._inputs = tuple(inputs)
         self._one_by_one = any(each.is_whole for each in inputs)
         self._in_runtime = frozenset(in_runtime)
         self._outputs = tuple(item.name for item in model.graph.output)
         self._output_types = {item.name: item.type.tensor_type.elem_type for item in model.graph.output}
         self._types = dict(types_of(model))
-        body = body_of(model, opset_of(model))
+        body = body_of(source)
         self._layers: dict[Address, Layer] = {}
         self.graph_reasons: dict[str, str] = {}
         self._buffer_names: dict[tuple[int, str], str] = {}
@@ -89,9 +93,14 @@ class OnnxNetwork(nn.Module):
 
     @property
     def source(self) -> onnx.ModelProto:
-        """The file's model, not to be changed."""
-        model: onnx.ModelProto = self._file.value
-        return model
+        """The file's model without its large values, not to be changed."""
+        return self.file.light
+
+    @property
+    def file(self) -> SourceModel:
+        """The file's model and its values."""
+        source: SourceModel = self._file.value
+        return source
 
     @property
     def body(self) -> Body:
@@ -194,7 +203,7 @@ class OnnxNetwork(nn.Module):
 
     def _layers_inside(self, step: Step, taken: dict[str, bool]) -> None:
         """Note the layers in loops and functions, which stay as they are."""
-        functions = {(function.domain, function.name): function for function in self._file.value.functions}
+        functions = {(function.domain, function.name): function for function in self.source.functions}
         function = functions.get((step.node.domain, step.node.op_type))
         if function is not None:
             inside, where = list(function.node), f"a function, {step.node.op_type}"

@@ -13,6 +13,7 @@ from lrexport.errors import InputError
 from lrexport.onnx_network.agreement import agreeing
 from lrexport.onnx_network.inputs import inputs_of
 from lrexport.onnx_network.network import OnnxNetwork
+from lrexport.onnx_network.source import SourceModel
 from lrexport.signature import Signature
 from lrexport.text import first_line
 
@@ -28,11 +29,11 @@ def read_network(path: Path, inputs: Signature | None = None) -> OnnxNetwork:
 
     A child process with limits of memory and time checks the file first. ``inputs`` gives sizes that the file leaves free,
     and ranges of values. One random input is run in ONNX Runtime too: nodes whose results differ run there from then
-    on. Raises InputError for a file that is damaged, or that ONNX Runtime does not run, and UsageError for
-    sizes that are missing or do not fit.
+    on. Its weights are not to be changed, only those of copies. Raises InputError for a file that is damaged, or that ONNX
+    Runtime does not run, and UsageError for sizes that are missing or do not fit.
     """
-    model = _load(path)
-    network = OnnxNetwork(model, inputs_of(model, inputs, str(path))).eval()
+    source = SourceModel(_load(path))
+    network = OnnxNetwork(source, inputs_of(source.light, inputs, str(path))).eval()
     return agreeing(network, path)
 
 

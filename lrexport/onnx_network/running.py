@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import onnx
 from onnx import TensorProto
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from lrexport.onnx_network.layers import Layer
 from lrexport.onnx_network.operators.convolutions import pad_zeros, pads_of
 from lrexport.onnx_network.operators.facts import NotCoveredError
 from lrexport.onnx_network.runtime_groups import RuntimeGroup
+from lrexport.onnx_network.source import SourceModel
 from lrexport.text import first_line
 
 _Find = Callable[[str], nn.Module]
@@ -56,12 +56,12 @@ class Planner:
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        source: SourceModel,
         layers: Mapping[Address, Layer],
         types: Mapping[str, int],
         in_runtime: Collection[Address],
     ) -> None:
-        self._model, self._layers, self._types, self._in_runtime = model, layers, types, in_runtime
+        self._source, self._layers, self._types, self._in_runtime = source, layers, types, in_runtime
 
     def program(self, body: Body) -> Program:
         """The program of a body."""
@@ -70,7 +70,7 @@ class Planner:
 
         def close() -> None:
             if waiting:
-                program.items.append(RuntimeGroup(self._model, waiting, body, self._taken(body, waiting), self._types))
+                program.items.append(RuntimeGroup(self._source, waiting, body, self._taken(body, waiting), self._types))
                 waiting.clear()
 
         for step in body.steps:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lrexport.errors import InputError
 from lrexport.onnx_network.body import Body, Step
 from lrexport.onnx_network.operators.facts import from_array
+from lrexport.onnx_network.source import SourceModel
 from lrexport.text import first_line
 
 _ELEMENTS = {
@@ -37,11 +38,11 @@ class RuntimeGroup:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, steps: Sequence[Step], body: Body, makes: Sequence[str], types: Mapping[str, int]
+        self, source: SourceModel, steps: Sequence[Step], body: Body, makes: Sequence[str], types: Mapping[str, int]
     ) -> None:
         self.steps = tuple(steps)
         self.makes = tuple(makes)
-        self._model, self._types = model, types
+        self._source, self._types = source, types
         inside = {name for step in steps for name in step.makes if name}
         used = dict.fromkeys(name for step in steps for name in (*step.needs, *sorted(step.captured)) if name)
         self._constants = {name: body for name in used if name not in inside and _is_constant(body, name)}
@@ -95,9 +96,11 @@ class RuntimeGroup:
             [onnx.ValueInfoProto(name=name) for name in self.makes],
             [self._proto(name) for name in self._constants],
         )
-        model = onnx.ModelProto(ir_version=max(self._model.ir_version, 4), graph=graph)
-        model.opset_import.extend(self._model.opset_import)
-        model.functions.extend(self._model.functions)
+        file = self._source.light
+        model = onnx.ModelProto(ir_version=max(file.ir_version, 4), graph=graph)
+        model.opset_import.extend(file.opset_import)
+        model.functions.extend(file.functions)
+        self._source.fill(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()

@@ -33,15 +33,19 @@ def to_onnx(network: OnnxNetwork) -> onnx.ModelProto:
 
     A layer whose weights are still those of the file keeps its node. New weights have the type of those they replace.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(network.source)
-    writer = _Writer(network, model)
-    return writer.write()
+    return network.file.fill(_Writer(network).write())
+
+
+def structure_of(network: OnnxNetwork) -> onnx.ModelProto:
+    """:func:`to_onnx` without the values of large tensors, to count with."""
+    return _Writer(network, with_values=False).write()
 
 
 class _Writer:
-    def __init__(self, network: OnnxNetwork, model: onnx.ModelProto) -> None:
-        self.network, self.model = network, model
+    def __init__(self, network: OnnxNetwork, with_values: bool = True) -> None:
+        model = onnx.ModelProto()
+        model.CopyFrom(network.source)
+        self.network, self.model, self.with_values = network, model, with_values
         self.names = _names(model)
         self.node_names = {node.name for body in bodies(model) for node in body.node}
         self.steps = {step.address: (step, body) for body in network.body.all() for step in body.steps}
@@ -193,8 +197,11 @@ class _Writer:
             array = value.detach().cpu()
             if turned:
                 array = array.T if array.ndim > 1 else array.unsqueeze(1)
-            made = np.ascontiguousarray(array.float().numpy()).astype(helper.tensor_dtype_to_np_dtype(kind))
-            self.new.append(numpy_helper.from_array(made, name))
+            if self.with_values:
+                made = np.ascontiguousarray(array.float().numpy()).astype(helper.tensor_dtype_to_np_dtype(kind))
+                self.new.append(numpy_helper.from_array(made, name))
+            else:
+                self.new.append(TensorProto(name=name, data_type=kind, dims=array.shape))
             self.shared[key] = name
         return self.shared[key]
 

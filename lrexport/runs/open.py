@@ -37,6 +37,7 @@ from lrexport.runs.starting_point import Start, start_of
 from lrexport.signature import Signature
 from lrexport.tasks.scoring import score
 from lrexport.tasks.task import Task
+from lrexport.torch_tools.memory import give_back
 from lrexport.torch_tools.tracing import noise
 from lrexport.training.checkpoints import Checkpoints
 from lrexport.training.engine import check_same_images, failing_together, make_fabric, ran_on
@@ -79,7 +80,11 @@ class OpenRun(Generic[Config]):
 
     def store(self, record: Record, name: str, network: nn.Module) -> Record:
         """Save a network's weights in the run; returns the record with their hash, which is not saved yet."""
-        return self.store_bytes(record, name, tensors.packed(network.state_dict())) if self.first else record
+        if not self.first:
+            return record
+        record = self.store_bytes(record, name, tensors.packed(network.state_dict()))
+        give_back()
+        return record
 
     def store_bytes(self, record: Record, name: str, content: bytes) -> Record:
         """:meth:`store` for the content of a file; only for the process that writes."""
@@ -141,7 +146,7 @@ def open_run(
     """
     train = request.train
     check_installed(train.log_to)
-    fabric = make_fabric(train.device, train.precision, train.devices, train.nodes)
+    fabric = make_fabric(train.device, train.precision, train.devices, train.nodes, trains=train.data is not None)
     with stopping_with_hint(lambda: is_stopped(request.run)), ExitStack() as held:
         yield _open(request, digests or {}, fabric, held)  # no reference is kept here, because networks take memory
 

@@ -28,7 +28,7 @@ from lrexport.runs.record import RANDOM, DataSource, Earlier, Record, load_recor
 from lrexport.runs.request import RunRequest
 from lrexport.tasks.named import task_of
 from lrexport.tasks.task import Task
-from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.copying import copy_network, with_same_weights
 from lrexport.torch_tools.plain_form import make_plain
 from lrexport.torch_tools.tracing import run_once
 
@@ -60,7 +60,8 @@ def start_of(request: RunRequest[Any]) -> Start:
 def _from_model(config: TrainConfig) -> Start:
     notes: list[str] = []
     recipe, splits, network, task = _load(config, notes)
-    svd = to_svd_form(copy_network(network), recipe, config, trains_svd(config, splits, task))
+    trains = trains_svd(config, splits, task)
+    svd = to_svd_form((copy_network if trains else with_same_weights)(network), recipe, config, trains)
     teacher = _load_teacher(config, splits, task, notes) or network
     digests = config.digests() | _data_digest(splits)
     record = Record(
@@ -219,6 +220,8 @@ def _load(config: TrainConfig, notes: list[str]) -> tuple[ModelRecipe, Splits | 
     if splits is not None and splits.data.classes:
         recipe = recipe.with_classes(len(splits.data.classes))
     torch.manual_seed(config.seed)  # the seed also decides the initial weights
+    if not config.dense_epochs and not config.svd_epochs:
+        recipe = recipe.sharing_weights()
     network = _load_network(recipe, config.weights, config.weights_key, "--weights-key", notes)
     return recipe, splits, network, _fitting_task(config.task, splits, network, recipe)
 

@@ -17,19 +17,25 @@ M = TypeVar("M", bound=nn.Module)
 _DEEPEST = 20
 
 
-def copy_network(network: M, shared: Iterable[Tensor] = ()) -> M:
-    """A copy that shares no parameters, buffers or attributes, except the tensors ``shared``.
+def copy_network(network: M, instead: Iterable[tuple[Tensor, Tensor]] = ()) -> M:
+    """A copy that shares no parameters, buffers or attributes; ``instead`` are tensors with those to have in their places.
 
     Stored results of a forward pass, such as a loss, lose their autograd history. Objects that Python cannot copy (locks,
     open files, generators, compiled functions) are shared.
     """
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    memo: dict[int, Any] = {id(tensor): other for tensor, other in instead}
     # deepcopy replaces objects by their entry in memo; the list keeps them alive, because memo has only their ids.
     kept: list[object] = []
     seen: set[int] = set()
     for module in network.modules():
         _prepare(module, memo, kept, seen, 0)
     return copy.deepcopy(network, memo)
+
+
+def with_same_weights(network: M) -> M:
+    """A copy whose parameters are others with the same values in memory: neither network may be trained afterwards."""
+    plain = [parameter for parameter in network.parameters() if type(parameter) is nn.Parameter]
+    return copy_network(network, [(each, nn.Parameter(each.detach(), each.requires_grad)) for each in plain])
 
 
 def _prepare(value: object, memo: dict[int, Any], kept: list[object], seen: set[int], depth: int) -> None:

@@ -1,4 +1,4 @@
-"""Memory in training: keep freed memory for the next step, and report out-of-memory errors with the batch size."""
+"""Memory: kept for the next step of training or given back, and out-of-memory errors with the batch size."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def hold_freed_memory() -> bool:
     assert libc is not None
     held = any(libc.mallopt(_M_MMAP_THRESHOLD, most) for most in (_HELD_BYTES, _LEAST_HELD_BYTES))
     return held and bool(libc.mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never return memory
+
+
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps freed tensors of some megabytes for later ones of the same size."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    trim = getattr(libc, "malloc_trim", None)  # absent from other C libraries, such as musl
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

@@ -33,15 +33,17 @@ LASTING = ("device", "accelerator", "precision")  # facts of :func:`ran_on` that
 _PASSES = 4  # forward passes to detect unused parameters
 
 
-def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
+def make_fabric(
+    device: str = "auto", precision: str = "auto", devices: int = 1, nodes: int = 1, trains: bool = True
+) -> Fabric:
     """A Fabric, not launched yet, with ``devices`` devices on each of ``nodes`` machines: auto, cpu, cuda or mps.
 
-    Precision is auto, float32 or bfloat16. Under torchrun the number of processes is torchrun's. On the CPU this process
-    keeps freed memory from now on. Raises DeviceError if a device is missing.
+    Precision is auto, float32 or bfloat16. Under torchrun the number of processes is torchrun's. If it ``trains`` on the
+    CPU, this process keeps freed memory from now on. Raises DeviceError if a device is missing.
     """
     Fabric = _fabric()
     accelerator = _available() if device == "auto" else device
-    if accelerator == "cpu":
+    if accelerator == "cpu" and trains:
         hold_freed_memory()
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise DeviceError("no CUDA device found", "Use --device cpu, or install a build of torch for this GPU.")

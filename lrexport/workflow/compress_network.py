@@ -35,7 +35,7 @@ from lrexport.plan import Plan, PlannedLatency
 from lrexport.runs.starting_point import decompose_file
 from lrexport.signature import Signature
 from lrexport.torch_tools.batch import Batch, BatchLike, InputsLike, signature_of
-from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.copying import with_same_weights
 from lrexport.torch_tools.tracing import like_weights, run_once
 from lrexport.training.engine import with_float64
 from lrexport.workflow.healing import Effort
@@ -132,7 +132,7 @@ def compress(
     with torch.compiler.set_stance("force_eager"):  # not worth compiling for one input
         run_once(model, signature)  # raises InputError; it also computes weights of hooks, needed before copying
     place = like_weights(model).device
-    copied = copy_network(model)
+    copied = with_same_weights(model)
     if isinstance(copied, OnnxNetwork):
         svd = decompose_file(copied, scheme, keep, "implicit")
     else:

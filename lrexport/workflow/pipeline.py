@@ -107,7 +107,7 @@ def plan_only(config: CompressConfig, on_event: OnEvent, source: Path | None = N
         on_event(loaded(splits))
     for text in splits.data.warnings if splits else ():
         on_event(Warned(text))
-    device = with_float64(make_fabric(config.train.device).device)
+    device = with_float64(make_fabric(config.train.device, trains=False).device)
     speed = _speed(config, svd, on_event)
     on_event(Working("choosing ranks"))
     metadata = metadata_of(start.recipe.signature, splits.data if splits else None, start.recipe.preprocessing)

@@ -35,6 +35,7 @@ from lrexport.runs.resume import Pruned, clear
 from lrexport.runs.starting_point import to_svd_form, trains_svd
 from lrexport.tasks.fidelity import SQNR, USUAL_DB
 from lrexport.torch_tools.copying import copy_network
+from lrexport.torch_tools.memory import give_back
 from lrexport.training.engine import failing_together, to_fast_layout, with_float64
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 from lrexport.training.stopping import heeding_signals
@@ -160,6 +161,7 @@ def _choose(run: OpenRun[Any], pruning: Pruning) -> Compressed:
     else:
         run.on_event(Working("choosing ranks"))
     selection = pruning.select()
+    give_back()
     run.on_event(Working("folding pairs and refitting them to the dense layers' outputs"))
     network, scores = pruning.fold(selection)
     latency = selection.latency
@@ -198,13 +200,15 @@ def train_baseline(run: OpenRun[CompressConfig], trained: Trained, compressed: C
         epochs = trained.svd_epochs + compressed.epochs
     if run.splits is None or run.task is None or run.task.follows_dense or not epochs:
         return trained
-    _train(run, _stage(config, "baseline", epochs, config.lr), trained.dense)
-    return replace(trained, baseline_epochs=epochs)
+    dense = copy_network(trained.dense)  # the network in SVD form may have the same weights
+    _train(run, _stage(config, "baseline", epochs, config.lr), dense)
+    return replace(trained, dense=dense, baseline_epochs=epochs)
 
 
 def finish(run: OpenRun[CompressConfig], trained: Trained, compressed: Compressed) -> Record:
     """Score on the test images, then replace network and record of an earlier compression of the run."""
     pruned = compressed.pruned
+    give_back()  # of the selection
     if run.splits is not None:
         run.on_event(Working("scoring the dense and the compressed network on held-out and test images"))
     dense = run.result(trained.dense, trained.dense_epochs + trained.baseline_epochs)

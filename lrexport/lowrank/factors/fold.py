@@ -33,7 +33,7 @@ def fold(svd: SVDNetwork, plan: Selection | Plan) -> nn.Module:
     """
     check_svd(svd)
     layers, truncations = plan_of(plan), plan.truncations if isinstance(plan, Selection) else {}
-    network = copy_network(svd.network, _left_out(svd, layers))
+    network = copy_network(svd.network, [(each, each) for each in _left_out(svd, layers)])
     for name, facts in svd.layers.items():
         planned = layers.get(name)
         if isinstance(planned, Pair):

@@ -16,6 +16,7 @@ from lrexport.lowrank.factors.svd_form import factors_by, form_of, is_attached, 
 from lrexport.lowrank.layers.kernels import KernelSpec, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Pair, Plan, PlannedLatency, Scheme
+from lrexport.torch_tools.memory import give_back
 
 # Added to moments as a share of their mean: orders directions that never occur in the data by their energy, and keeps full
 # rank exact.
@@ -104,6 +105,7 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
                 "Check the weights of the layers before it, and the data.",
             )
         truncated[name] = {scheme: _truncate(module, scheme, weighting.get(scheme)) for scheme in schemes[name]}
+        give_back()  # of the decomposition, several times the layer's size
     return truncated
 
 

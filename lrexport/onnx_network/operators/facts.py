@@ -125,8 +125,10 @@ def type_of(code: int) -> torch.dtype | None:
     return _TYPES.get(code)
 
 
-def from_array(array: np.ndarray[Any, Any]) -> Tensor | None:
+def from_array(array: np.ndarray[Any, Any], shared: bool = False) -> Tensor | None:
     """A tensor of an array; types that torch lacks become wider ones. None for text and complex numbers.
+
+    It is a copy; ``shared`` uses the array's memory if that can be.
 
     Integers of four bits become int16, so that none is taken for int8, whose limits quantisation keeps to.
     """
@@ -139,4 +141,4 @@ def from_array(array: np.ndarray[Any, Any]) -> Tensor | None:
         array = array.astype(np.int16)
     elif array.dtype.kind not in "fiub":
         return None
-    return torch.from_numpy(np.array(array, order="C", copy=True))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]) if shared else np.array(array, order="C", copy=True))
