@@ -118,6 +118,10 @@ def check_agreement(pairs: Sequence[ComparedOutputs], rounding: Rounding, terms:
             errors.append(rounding())
         return [error for error in errors[0] if error.shape[1:] == shape]
 
+    for pair in pairs:
+        if pair.actual.shape != pair.expected.shape:
+            shapes = f"{pair.actual.shape} on {pair.where}, {terms.expected} {pair.expected.shape}"
+            raise InputError(f"{terms.actual} returns {f'{output!r} of ' if output else ''}shape {shapes}")
     worst = Agreement(0.0, "nowhere")
     for pair in pairs:
         worst = worst.worst(_check_whole(pair, measured, terms, output))

@@ -99,7 +99,7 @@ class ChosenRows:
             expected = [array_of(tensor.detach().cpu()) for tensor in flat_tensors(output)]
             for together in siblings(output):
                 if places := [place for place in together if place in chosen]:
-                    same, every = _matched([expected[place] for place in places], [mine[place] for place in places])
+                    same, every = matched_rows([expected[place] for place in places], [mine[place] for place in places])
                     rows += Rows(same, every, self._names)
         return rows
 
@@ -226,7 +226,7 @@ def _fed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     return made
 
 
-def _matched(expected: Sequence[Array], actual: Sequence[Array]) -> tuple[int, int]:
+def matched_rows(expected: Sequence[Array], actual: Sequence[Array]) -> tuple[int, int]:
     """How many rows of outputs that belong together are the same, and how many there are, each counted once.
 
     They are the boxes, scores and labels of a picture, for example, (n, …) and (m, …). All values of two rows agree within

@@ -20,11 +20,13 @@ from torch import nn
 
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError
+from lrexport.formats.chosen_rows import chosen_outputs, modules_before_choice
 from lrexport.formats.feeding import inputs_for
 from lrexport.formats.graph_sessions import check_model, feed_of, open_graph
 from lrexport.formats.sample_sessions import like_network
 from lrexport.measure.latency import session
 from lrexport.onnx_network.network import OnnxNetwork
+from lrexport.torch_tools.batch import Batch
 
 # Cohen's κ up to which agreement counts as slight (Landis and Koch 1977, doi:10.2307/2529310).
 _LEAST_KAPPA = 0.2
@@ -65,11 +67,22 @@ def compare_int8(
     runtimes = tuple(like_network(each, network) for each in (session(reference, threads=0), open_graph(model)))
     names = [item.name for item in runtimes[0].get_outputs()]
     outputs = {name: _Output(name if len(names) > 1 else "") for name in names}
+    chosen: frozenset[int] | None = None
     for batch, samples in inputs_for(images, runtimes[0]):
         given = feed_of(runtimes[0], batch)
+        if chosen is None:
+            chosen = _chosen(reference, network, batch)
+            for place in chosen:
+                outputs[names[place]].is_comparable = False
         for output, one, other in zip(outputs.values(), *(runtime.run(None, given) for runtime in runtimes), strict=True):
             output.add(_samples(one, samples, len(batch)), _samples(other, samples, len(batch)), reference.name)
     return _result(outputs, reference.name, len(images))
+
+
+def _chosen(reference: Path, network: nn.Module | None, given: Batch) -> frozenset[int]:
+    """The places of outputs whose rows the network chooses by values, in an order that rounding decides as well."""
+    chosen = chosen_outputs(onnx.load(str(reference)))
+    return chosen if chosen and network is not None and modules_before_choice(network, given) else frozenset()
 
 
 def _samples(output: Any, samples: int, batch: int) -> npt.NDArray[Any]:
@@ -94,8 +107,8 @@ class _Output:
 
     def add(self, one: npt.NDArray[Any], other: npt.NDArray[Any], file: str) -> None:
         """Add what the float32 and the int8 file return for a batch. Raises InputError for NaN and infinity."""
-        if one.shape != other.shape:
-            self.is_comparable = False
+        self.is_comparable &= one.shape == other.shape
+        if not self.is_comparable:
             return
         self.is_float = one.dtype.kind == "f"
         if not self.is_float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lrexport.data.images import ArraySet
 from lrexport.errors import InputError
-from lrexport.formats.chosen_rows import _matched
+from lrexport.formats.chosen_rows import matched_rows
 from lrexport.formats.comparison_inputs import extreme_inputs
+from lrexport.formats.int8_agreement import compare_int8
 from lrexport.formats.rehearsal import rehearse
 from lrexport.formats.verify import Reference
 from lrexport.signature import Signature
@@ -97,6 +100,14 @@ def test_a_choice_that_differs_is_found(graph: onnx.ModelProto, other: dict[str,
         compared(AsTensors(**other), graph)
 
 
+def test_in_int8_the_boxes_that_are_kept_are_not_compared_in_their_order(graph: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save(graph, tmp_path / "model.onnx")
+    pictures = ArraySet(torch.randint(256, (8, *SHAPE), dtype=torch.uint8), torch.zeros(8, dtype=torch.long))
+    agreement = compare_int8(tmp_path / "model.onnx", graph, pictures, AsTensors().eval())
+    names = tuple(item.name for item in graph.graph.output)
+    assert (agreement.incomparable, agreement.sqnr_db) == (names, {})
+
+
 def test_the_trial_export_accepts_a_detector_whose_scores_are_all_the_same() -> None:
     assert not rehearse(Detector(spread=0.0), SHAPE).notes
 
@@ -105,7 +116,7 @@ def test_rows_are_the_same_in_any_order_and_each_has_one_counterpart() -> None:
     boxes = torch.rand(6, 4).double().numpy()
     labels = torch.arange(6).double().numpy()
     order = [3, 1, 0, 5, 2, 4]
-    assert _matched([boxes, labels], [boxes[order] + 1e-6, labels[order]]) == (6, 6)
-    assert _matched([boxes, labels], [boxes[order], labels]) == (1, 11)  # the boxes of others' labels
-    assert _matched([boxes[:1].repeat(3, 0)], [boxes[:1]]) == (1, 3)
-    assert _matched([boxes[:0]], [boxes[:0]]) == (0, 0)
+    assert matched_rows([boxes, labels], [boxes[order] + 1e-6, labels[order]]) == (6, 6)
+    assert matched_rows([boxes, labels], [boxes[order], labels]) == (1, 11)  # the boxes of others' labels
+    assert matched_rows([boxes[:1].repeat(3, 0)], [boxes[:1]]) == (1, 3)
+    assert matched_rows([boxes[:0]], [boxes[:0]]) == (0, 0)

@@ -84,3 +84,29 @@ def test_a_graph_that_the_runtime_refuses_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot write m\.onnx in its own format"):
         write_ort(tmp_path / "m.onnx", tmp_path / "m.ort", "arm")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def _positive_rows(path: Path, threshold: float) -> Path:
+    """A graph that returns those of 200 values that are above a threshold, as a column, and their places."""
+    nodes = [
+        helper.make_node("Greater", ["x", "threshold"], ["good"]),
+        helper.make_node("NonZero", ["good"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["rows"]),
+        helper.make_node("GatherND", ["x", "rows"], ["values"]),
+        helper.make_node("Cast", ["rows"], ["where"], to=TensorProto.FLOAT),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 200])]
+    shapes = {"values": ["rows"], "where": ["rows", 2]}
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    limit = numpy_helper.from_array(np.array(threshold, np.float32), "threshold")
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [limit])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_a_few_rows_that_rounding_chose_otherwise_pass_and_many_are_refused(tmp_path: Path) -> None:
+    right, near, far = (_positive_rows(tmp_path / f"{name}.onnx", name) for name in (0.0, 0.02, 1.0))
+    assert ort._compare(right, right, None, None) == 0
+    ort._compare(right, near, None, None)
+    with pytest.raises(InputError, match=r"% of \d+ rows are returned only by 0.0.onnx or only by .* at most 5 %"):
+        ort._compare(right, far, None, None)
