@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/lrexport demo
 
-# Compiled first: the tests start dozens of processes, which may be forbidden to write bytecode (PYTHONDONTWRITEBYTECODE).
+# Compiled first: the tests start dozens of processes. pytest compiles the tests, which takes ten seconds, and keeps them.
 test: $(VENV)/.test lint
 	$(BIN)/python -m compileall -q lrexport
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow

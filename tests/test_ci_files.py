@@ -283,11 +283,21 @@ def test_the_workflow_runs_make_test_on_every_python_that_is_supported_and_may_o
     assert re.search(r"^test:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def test_the_slow_tests_run_every_week_and_on_demand_and_may_only_read() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "slow.yml").read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    assert workflow[True].keys() == {"schedule", "workflow_dispatch"}  # YAML takes the key "on" for a truth value
+    (job,) = workflow["jobs"].values()
+    assert job["steps"][-1] == {"run": "make test-slow"}
+
+
 def test_workflow_and_example_use_the_same_versions_of_the_same_actions() -> None:
-    texts = [ROOT / ".github" / "workflows" / "test.yml", ROOT / "examples" / "ci" / "github-workflow.yml"]
-    own, example = (set(re.findall(r"uses: (actions/\S+)", text.read_text(encoding="utf-8"))) for text in texts)
-    assert own <= example
-    assert all(re.search(r"@v\d+$", action) for action in own)
+    workflows = (ROOT / ".github" / "workflows" / name for name in ("test.yml", "slow.yml"))
+    texts = [*workflows, ROOT / "examples" / "ci" / "github-workflow.yml"]
+    *own, example = (set(re.findall(r"uses: (actions/\S+)", text.read_text(encoding="utf-8"))) for text in texts)
+    for actions in own:
+        assert actions <= example
+        assert all(re.search(r"@v\d+$", action) for action in actions)
 
 
 def test_the_package_ships_the_marker_of_its_types() -> None:

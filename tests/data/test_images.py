@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from lrexport.data import datasets
 from lrexport.data.augment import Augmentation
@@ -101,6 +100,8 @@ def test_about_half_of_the_images_are_mirrored() -> None:
 
 
 def test_the_embedded_digits_are_those_of_scikit_learn_with_its_datasets_and_without(monkeypatch) -> None:
+    from sklearn.datasets import load_digits  # a second's imports, for this alone
+
     known = load_digits()
     for place in ("found", "elsewhere"):
         if place == "elsewhere":

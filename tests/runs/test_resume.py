@@ -43,7 +43,9 @@ Interrupting()
 """
 STAGES = ["--dense-epochs", "2", "--svd-epochs", "2", "--fine-tune-epochs", "2", "--baseline-epochs", "1"]
 MORE = ["--macs", "0.6", "--batch-size", "64", "--distill", "0.3", "--device", "cpu", "--precision", "float32"]
-COMMAND = ["compress", "resumed_network:make", "--data", "digits", *STAGES, *MORE]
+MORE += ["--heldout", "0.5"]  # fewer steps: dozens of runs are made here
+FEW = ["--calibration-images", "64", "--batchnorm-images", "128"]
+COMMAND = ["compress", "resumed_network:make", "--data", "digits", *STAGES, *MORE, *FEW]
 TIMES = ("seconds", "images_per_second", "step_ms", "step_over_dense")
 WEIGHTS = ("dense", "svd", "model", "baseline")
 
@@ -94,10 +96,10 @@ def same_but_for_time(found: Path, wanted: Path) -> None:
     [
         (signal.SIGTERM, "dense training: epoch 1/"),
         (signal.SIGINT, "SVD training: epoch 1/"),
-        (signal.SIGTERM, "plan: "),
+        pytest.param(signal.SIGTERM, "plan: ", marks=pytest.mark.slow),
         (signal.SIGINT, "fine-tuning: epoch 1/"),
         # Between two stages, and while ranks are chosen.
-        (signal.SIGTERM, "dense-done."),
+        pytest.param(signal.SIGTERM, "dense-done.", marks=pytest.mark.slow),
         (signal.SIGINT, "svd-done."),
     ],
 )
@@ -113,7 +115,7 @@ def test_a_run_ended_by_a_signal_goes_on_to_the_bit(whole: Path, folder: Path, n
     same_but_for_time(folder / name, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_where_nothing_can_be_raised_ends_a_run_all_the_same(folder: Path, number: int) -> None:
     (folder / "interrupted_network.py").write_text(f"{NETWORK}\n{INTERRUPTED}", encoding="utf-8")
     command = ("compress", "interrupted_network:make", *COMMAND[2:], "-o", f"interrupted-{int(number)}")

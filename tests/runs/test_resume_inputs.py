@@ -12,7 +12,7 @@ from lrexport.artifacts import tensors
 from lrexport.cli.main import run
 from lrexport.plan import Pair
 from lrexport.runs.record import load_record
-from tests.folders import folder_with
+from tests.folders import folder_with, inside_folder
 from tests.forked import Forked
 from tests.runs.test_resume import COMMAND, MORE, NETWORK, STAGES, stop_in_svd_training
 
@@ -29,6 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = Forked(path, *COMMAND[:4], "--dense-epochs", "1", "--svd-epochs", "0", "--macs", "0.6", "-o", "made")
     assert made.wait() == 0, made.output
     return path
+
+
+@pytest.fixture(scope="module")
+def planned(folder: Path) -> Path:
+    """A run with a plan, stopped in SVD training."""
+    with inside_folder(folder):
+        write_plan(rank=4)
+        stop_in_svd_training(folder, "planned", *PLAN)
+    return folder / "planned"
 
 
 def write_weights(scale: float = 1.0) -> None:
@@ -83,20 +92,22 @@ def test_a_finished_run_is_not_left_alone_where_its_weights_or_its_plan_changed_
 
 
 def test_another_plan_behind_the_same_path_is_refused_and_taken_where_changes_are_allowed(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, planned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_plan(rank=4)
-    stop_in_svd_training(folder, "planned", *PLAN)
-    shutil.copytree("planned", "older")
+    shutil.copytree(planned, "other")
     write_plan(rank=6)
-    assert run([*PLAN, "-o", "planned", "--resume"]) == 2
+    assert run([*PLAN, "-o", "other", "--resume"]) == 2
     assert "the plan has changed (plan-sha256 was '" in capsys.readouterr().err
-    go_on(folder, *PLAN, "-o", "planned", "--allow-changes")
-    (layer,) = (layer for layer in load_record(folder / "planned").plan.values() if isinstance(layer, Pair))
+    go_on(folder, *PLAN, "-o", "other", "--allow-changes")
+    (layer,) = (layer for layer in load_record(folder / "other").plan.values() if isinstance(layer, Pair))
     assert layer.rank == 6
 
 
-def test_a_run_that_was_begun_before_there_were_digests_and_an_option_that_is_not_asked_for_goes_on(folder: Path) -> None:
+def test_a_run_that_was_begun_before_there_were_digests_and_an_option_that_is_not_asked_for_goes_on(
+    folder: Path, planned: Path
+) -> None:
+    shutil.copytree(planned, "older")
+    write_plan(rank=6)
     state = Path("older/checkpoint/state.json")
     held = json.loads(state.read_text(encoding="utf-8"))
     del held["asked"]["plan_sha256"], held["asked"]["max_bad"]

@@ -29,7 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_with(tmp_path_factory, steered_network=NETWORK)
 
 
-@pytest.fixture(scope="module", params=WAYS)
+# The path trains in implicit form as well.
+@pytest.fixture(scope="module", params=["steered", pytest.param("implicit", marks=pytest.mark.slow), "path"])
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
