@@ -38,6 +38,7 @@ from common import machine, write_markdown
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import lrexport
 from lrexport.networks.building import resolve
@@ -209,22 +210,35 @@ def from_torch(scratch: Path) -> Iterator[dict[str, Any]]:
         data = torch.randn(256, *shape, generator=torch.Generator().manual_seed(0)) if name == "unet" else images[:1000]
         path = scratch / f"{name}.onnx"
         lrexport.export_onnx(network, path, shape, batch=None)
-        file = lrexport.read_onnx(path)
+        sources = [network, _without_batchnorm(network), lrexport.read_onnx(path)]
         for times in (2, 3, 4):
             goal = lrexport.Macs(1 / times)
-            made = [lrexport.compress(each, shape, goal, calibration=data) for each in (network, file)]
+            made = [lrexport.compress(each, shape, goal, calibration=data) for each in sources]
             ranks = [sorted(entry.rank for entry in each.plan.values() if isinstance(entry, Pair)) for each in made]
             row: dict[str, Any] = {
                 "network": name,
                 "times": times,
-                "same plan": ranks[0] == ranks[1],
+                "plan of the source": ranks[0] == ranks[2],
+                "plan of the source with BatchNorm folded": ranks[1] == ranks[2],
                 "macs": [each.macs for each in made],
             }
             if name != "unet":
-                row["top1"] = [_top1(each.network, images[1000:], labels[1000:]) for each in [*made]]
+                row["top1"] = [_top1(each.network, images[1000:], labels[1000:]) for each in made]
             row["output error"] = [each.output_error for each in made]
             print(row, flush=True)
             yield row
+
+
+def _without_batchnorm(network: nn.Module) -> nn.Module:
+    """The same function with every BatchNorm in the convolution before it, as exporters write it."""
+    folded = copy_network(network)
+    for block in [*folded.modules()]:
+        for name, norm in [*block.named_children()]:
+            before = getattr(block, name.replace("bn", "conv"), None)
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+                setattr(block, name.replace("bn", "conv"), fuse_conv_bn_eval(before, norm))
+                setattr(block, name, nn.Identity())
+    return folded
 
 
 def _cifar() -> tuple[Tensor, Tensor]:

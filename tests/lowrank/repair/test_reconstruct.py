@@ -127,6 +127,20 @@ def test_a_bias_is_corrected_so_that_the_mean_output_is_the_dense_layer_s() -> N
     assert all(torch.equal(folded.state_dict()[name], weight) for name, weight in pairs.items())
 
 
+def test_outputs_without_a_batchnorm_keep_the_dense_layer_s_standard_deviation() -> None:
+    network = nn.Sequential(nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3, groups=2)).eval()
+    images = smooth(200, 8, 8)
+    svd = decompose(network, (8, 8, 8))
+    plan = at_rank(svd, 3)
+    folded = fold(svd, plan)
+    reconstruct(folded, svd, plan, images)
+    with torch.no_grad():
+        dense, mine = svd.network(images), folded(images)
+    assert error(folded, images, dense) > 0.01  # so that a fit by least squares would vary less
+    torch.testing.assert_close(mine.std((0, 2, 3)), dense.std((0, 2, 3)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(mine.mean((0, 2, 3)), dense.mean((0, 2, 3)), rtol=0, atol=1e-4)
+
+
 def test_before_a_batchnorm_the_mean_does_not_matter_and_the_statistics_become_the_images_own() -> None:
     network = nn.Sequential(nn.Conv2d(6, 10, 3, bias=False), nn.BatchNorm2d(10)).eval()
     images = smooth(50, 6, 9) + 3
@@ -165,7 +179,11 @@ def test_a_layer_that_is_called_twice_is_left_alone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in folded.state_dict().items())
 
 
-@pytest.mark.parametrize("layer", [nn.Conv1d(6, 8, 3), nn.Conv3d(6, 8, 2), nn.ConvTranspose2d(6, 8, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(6, 8, 3, bias=False), nn.Conv3d(6, 8, 2, bias=False), nn.ConvTranspose2d(6, 8, 3, 2, bias=False)],
+    ids=str,
+)
 def test_layers_of_every_kind_are_refitted(layer: nn.Module) -> None:
     axes = len(layer.kernel_size)  # type: ignore[arg-type]
     images = torch.randn(40, 6, *(7,) * axes).cumsum(-1)
