@@ -15,6 +15,7 @@ from lrexport.data import folder
 from lrexport.data.arrays import load_arrays
 from lrexport.data.augment import Augmentation
 from lrexport.data.callables import load_callable
+from lrexport.data.channels_last import has_channels_last, with_channels_last
 from lrexport.data.images import ArraySet, ImageData
 from lrexport.data.pictures import load_pictures
 from lrexport.data.preprocessing import Preprocessing
@@ -53,8 +54,9 @@ def load_data(
     Small sets are decoded once and kept in memory; others are read by ``workers`` processes, by default one per core.
     ``download`` allows torchvision to download CIFAR. Up to ``max_bad`` unreadable images of a folder are left out.
     ``named_in`` is the file that names the data, None if the user does. ``asked`` and ``given`` are those fields of
-    :class:`Preprocessing` that the user and the network say. Raises UsageError for an unknown name, InputError
-    for data that is missing, unreadable or does not fit, and for code that the user did not agree to run.
+    :class:`Preprocessing` that the user and the network say. A network that takes (H, W, C) gets pictures so. Raises
+    UsageError for an unknown name, InputError for data that is missing, unreadable or does not fit, and for code that the
+    user did not agree to run.
     """
     signature, asked = Signature.of(inputs), asked or {}
     if is_import_path(source):
@@ -70,6 +72,10 @@ def load_data(
             "Give arrays:FILE.npz or a callable, or leave out --data: "
             "compression without training works for inputs of any shape.",
         )
+    if has_channels_last(signature.shape):
+        height, width, channels = signature.shape
+        planes = (channels, height, width)
+        return with_channels_last(load_data(source, planes, download, workers, max_bad, named_in, asked, given))
     channels, height, width = signature.shape
     shape = (channels, height, width)
     if name == "digits" and not root:
