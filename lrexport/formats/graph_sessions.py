@@ -21,12 +21,14 @@ def check_model(model: onnx.ModelProto) -> None:
         raise InputError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
 
 
-def open_graph(model: onnx.ModelProto) -> Any:
-    """An ONNX Runtime session. Raises InputError if the runtime refuses the graph."""
+def open_graph(model: onnx.ModelProto, as_written: bool = False) -> Any:
+    """An ONNX Runtime session, ``as_written`` without fused nodes. Raises InputError if the runtime refuses the graph."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised; names would be printed raw
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base but Exception

@@ -57,7 +57,7 @@ def export_rewritten(
         first = next(iter(inputs.values()))
         check_repeats(network, first)
         # Most files were checked strictly by nobody; that ONNX Runtime runs this one the same way is what matters.
-        comparison = Reference(network, inputs, strict=False).compare(model)
+        comparison = Reference(network, inputs, strict=False, tolerance=network.tolerance).compare(model)
         blind = is_blind(network, first, noise(network, signature, seed=1, samples=len(first)))
     known = {item.key for item in model.metadata_props}
     describe(model, None if METADATA_KEY in known else preprocessing, False, classes)
@@ -74,7 +74,7 @@ def as_it_was(network: OnnxNetwork, source: Path, path: Path, samples: BatchLike
     inputs = comparison_inputs(network, network.signature, None, real)
     first = next(iter(inputs.values()))
     with eval_mode(network):
-        comparison = Reference(network, inputs, strict=False).compare(model)
+        comparison = Reference(network, inputs, strict=False, tolerance=network.tolerance).compare(model)
         blind = is_blind(network, first, noise(network, network.signature, seed=1, samples=len(first)))
     files.write_bytes(path, content)
     return Exported(path, len(content), opset_of(model), cost_of(network, model), comparison, False, blind)

@@ -28,7 +28,7 @@ from lrexport.networks.names import (
     no_torchvision,
     parse_model,
 )
-from lrexport.runs.record import ModelSource, load_record
+from lrexport.runs.record import ModelSource, Record, load_record
 from lrexport.signature import Signature
 from lrexport.text import is_onnx_name, nearest
 from lrexport.torch_tools.batch import signature_of
@@ -143,8 +143,8 @@ def resolve(model: str, inputs: Signature | Sequence[int] | None = None) -> Mode
     return _resolve(name, kwargs, None if inputs is None else Signature.of(inputs))
 
 
-def from_record(source: ModelSource, named_in: Path) -> ModelRecipe:
-    """The recipe of a run's network, which the record ``named_in`` names.
+def from_record(source: ModelSource, named_in: Path, record: Record | None = None) -> ModelRecipe:
+    """The recipe of a run's network, which the record ``named_in`` names; ``record`` is its content if that is known.
 
     Raises UsageError if its source no longer exists, InputError for code that the user did not agree to run, or if the
     run's copy of an .onnx file is missing or damaged.
@@ -152,7 +152,7 @@ def from_record(source: ModelSource, named_in: Path) -> ModelRecipe:
     kwargs = dict(source.kwargs)
     if source.is_file:  # the run's copy: its own name is only for people, and may be anything in a run of somebody else
         run = named_in.parent
-        return _from_onnx(source.source, load_record(run).check(run, SOURCE_ONNX), source.signature)
+        return _from_onnx(source.source, (record or load_record(run)).check(run, SOURCE_ONNX), source.signature)
     if source.source.startswith(TORCHVISION):
         check_name(source.source)
         name = source.source.removeprefix(TORCHVISION)

@@ -21,12 +21,9 @@ from lrexport.onnx_network.trial import outputs_in_runtime
 from lrexport.text import first_line
 from lrexport.torch_tools.batch import Batch, draw_input
 
-# As a share of the largest value; sums in another order differ by about 1e-6, half precision by 1e-3.
-_CLOSE, _CLOSE_HALF = 1e-4, 2e-2
 # ONNX Runtime approximates sigmoid and tanh to about 1e-7, however small they are.
 _LEAST = 1e-6
 _ROUNDED = 0.01  # share of integers that may differ, where a rounding decides which of two values is larger
-_HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _MOST_ROUNDS = 20  # each finds all nodes that differ, up to the first that fails
 
 
@@ -90,15 +87,11 @@ def _difference(network: OnnxNetwork, given: Mapping[str, Tensor], expected: lis
         return error
     except Exception as error:  # a layer that does not fit its input
         return InputError(first_line(error))
-    close = _tolerance(network)
+    close = network.tolerance
     for (name, mine), other in zip(outputs.items(), expected, strict=True):
         if not _alike(mine, from_array(other), close):
             return f"output {name!r} differs from ONNX Runtime's"
     return None
-
-
-def _tolerance(network: OnnxNetwork) -> float:
-    return _CLOSE_HALF if any(kind in _HALVES for kind in network.types.values()) else _CLOSE
 
 
 def _alike(mine: Tensor, other: Tensor | None, close: float) -> bool:
@@ -118,7 +111,7 @@ def _different(network: OnnxNetwork, given: Mapping[str, Tensor], values: Mappin
     """The nodes whose results differ, or that fail, for the values that ONNX Runtime has before them."""
     made_by = {name: step for step in network.body.steps for name in step.makes if name}
     different: set[Address] = set()
-    close = _tolerance(network)
+    close = network.tolerance
 
     def watch(name: str, value: Tensor) -> Tensor | None:
         other = values.get(name)
@@ -183,7 +176,7 @@ def _check_batch(network: OnnxNetwork) -> None:
         network.one_by_one()
         return
     named = [each if isinstance(each, dict) else {"": each} for each in (together, *alone)]
-    close = _tolerance(network)
+    close = network.tolerance
     for name, value in named[0].items():
         parts = [part[name] for part in named[1:]]
         if not all(part.ndim for part in parts) or not _alike(value, torch.cat(parts), close):

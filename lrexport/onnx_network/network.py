@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from lrexport.artifacts.onnx_graphs import bodies
 from lrexport.errors import InputError
 from lrexport.onnx_network import layers as kinds
 from lrexport.onnx_network.body import Address, Body, Step, body_of, types_of
@@ -19,6 +20,10 @@ from lrexport.onnx_network.running import Planner, Run, Watch, blocking
 from lrexport.onnx_network.runtime_groups import RuntimeGroup
 from lrexport.onnx_network.source import SourceModel
 from lrexport.signature import Signature
+
+_CLOSE, _CLOSE_ROUNDED = 1e-4, 2e-2
+_HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
 class OnnxNetwork(nn.Module):
@@ -119,6 +124,16 @@ class OnnxNetwork(nn.Module):
         if not operators:
             return None
         return f"{', '.join(operators)} between its layers and outputs run in ONNX Runtime, which has no gradients"
+
+    @property
+    def tolerance(self) -> float:
+        """How far results in torch and in ONNX Runtime may be apart, as a share of the largest value.
+
+        Sums in another order differ by 1e-6 and half precision by 1e-3. Where the file rounds values to integers, such a
+        difference can decide between two of them.
+        """
+        rounds = any(node.op_type in _ROUNDING for body in bodies(self.source) for node in body.node)
+        return _CLOSE_ROUNDED if rounds or any(kind in _HALVES for kind in self._types.values()) else _CLOSE
 
     @property
     def types(self) -> Mapping[str, int]:

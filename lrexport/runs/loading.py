@@ -57,7 +57,7 @@ def load_baseline(run: Path, record: Record) -> nn.Module:
 
 def _stored(run: Path, record: Record, name: str, plan: Plan) -> nn.Module:
     """The network of the record, with pairs by ``plan`` and the weights of the run's file ``name``."""
-    recipe = from_record(record.model, run / RECORD)
+    recipe = from_record(record.model, run / RECORD, record)
     check_size(recipe, run, record)
     network = fold_structure(recipe.build(), plan)
     weights = tensors.load(record.check(run, name))
