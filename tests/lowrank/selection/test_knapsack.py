@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from lrexport.lowrank.selection.knapsack import Options, least_cost, minimise
 
@@ -51,6 +50,8 @@ def by_highs(layers: list[Options], budget: float) -> float:
     """The least loss by scipy's solver for integer programs: a variable for each option, those of a layer add up to 1."""
     losses, costs = (np.concatenate([getattr(layer, part) for layer in layers]) for part in ("losses", "costs"))
     owner = np.repeat(np.arange(len(layers)), [len(layer.costs) for layer in layers])
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import, and used here alone
+
     one_each = LinearConstraint((owner == np.arange(len(layers))[:, None]).astype(float), 1, 1)
     within = LinearConstraint(costs[None], -np.inf, budget)
     answer = milp(
