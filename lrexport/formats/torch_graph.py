@@ -30,7 +30,7 @@ _WITHOUT_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\
 def to_program(network: nn.Module, example: Batch) -> Any:
     """torch's graph of a network for inputs like ``example``; None if only the exporter's other strategies may succeed."""
     try:
-        with quiet(), _uncollected(), _from_tensors_to_tensors(network, example):
+        with quiet(), _uncollected(), _searching_once(), _from_tensors_to_tensors(network, example):
             return torch.export.export(network, example.tensors)
     except Exception:  # the exporter reports the error, if any
         return None
