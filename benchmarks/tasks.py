@@ -127,7 +127,7 @@ JOBS = {
     "lraspp": Job(
         *("Segmentation: torchvision's LR-ASPP, scenes of digits", "tasks_networks:lraspp", "masks64", 1.0, 30, 8),
         needs=SCENES,
-        remark="The dense network was trained for 12 epochs, then for 2 more in which BatchNorm's statistics followed.",
+        remark="The dense network was trained for 12 epochs with torchvision's slow BatchNorm statistics, then for these 2.",
     ),
     "detector": Job(
         *("Detection: torchvision's SSDlite, scenes of digits", "tasks_networks:detector", "boxes", 1.0, 50, 12),
