@@ -50,32 +50,35 @@ def export_rewritten(
     """
     network = network if _on_cpu(network) else copy_network(network).cpu()
     model = to_onnx(network)
-    signature = network.signature
-    with eval_mode(network):
-        real = None if samples is None else Batch.of(samples)
-        inputs = comparison_inputs(network, signature, None, real, other_sizes(network))
-        first = next(iter(inputs.values()))
-        check_repeats(network, first)
-        # Most files were checked strictly by nobody; that ONNX Runtime runs this one the same way is what matters.
-        comparison = Reference(network, inputs, strict=False, tolerance=network.tolerance).compare(model)
-        blind = is_blind(network, first, noise(network, signature, seed=1, samples=len(first)))
     known = {item.key for item in model.metadata_props}
     describe(model, None if METADATA_KEY in known else preprocessing, False, classes)
-    content = model.SerializeToString()
-    files.write_bytes(path, content)
-    return Exported(path, len(content), opset_of(model), cost_of(network, model), comparison, False, blind)
+    return _written(network, model, model.SerializeToString(), path, samples, other_sizes(network))
 
 
 def as_it_was(network: OnnxNetwork, source: Path, path: Path, samples: BatchLike | None = None) -> Exported:
     """Copy the file ``source`` that ``network`` is of, unchanged, to ``path``. Raises InputError if the network differs."""
     content = files.read_bytes(source)
-    model = onnx.load_from_string(content)
-    real = None if samples is None else Batch.of(samples)
-    inputs = comparison_inputs(network, network.signature, None, real)
-    first = next(iter(inputs.values()))
+    return _written(network, onnx.load_from_string(content), content, path, samples)
+
+
+def _written(
+    network: OnnxNetwork,
+    model: onnx.ModelProto,
+    content: bytes,
+    path: Path,
+    samples: BatchLike | None,
+    others: Sequence[Signature] = (),
+) -> Exported:
+    """Compare ``model`` with the network, also at the ``others`` of its sizes, and write its ``content`` to ``path``."""
+    signature = network.signature
     with eval_mode(network):
+        real = None if samples is None else Batch.of(samples)
+        inputs = comparison_inputs(network, signature, None, real, others)
+        first = next(iter(inputs.values()))
+        check_repeats(network, first)
+        # Most files were checked strictly by nobody; that ONNX Runtime runs this one the same way is what matters.
         comparison = Reference(network, inputs, strict=False, tolerance=network.tolerance).compare(model)
-        blind = is_blind(network, first, noise(network, network.signature, seed=1, samples=len(first)))
+        blind = is_blind(network, first, noise(network, signature, seed=1, samples=len(first)))
     files.write_bytes(path, content)
     return Exported(path, len(content), opset_of(model), cost_of(network, model), comparison, False, blind)
 

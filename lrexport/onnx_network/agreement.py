@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lrexport.errors import InputError
 from lrexport.onnx_network.body import Address
+from lrexport.onnx_network.inputs import random_inputs
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.onnx_network.operators.facts import from_array
 from lrexport.onnx_network.running import NodeError
 from lrexport.onnx_network.source import SourceModel
 from lrexport.onnx_network.trial import outputs_in_runtime
 from lrexport.text import first_line
-from lrexport.torch_tools.batch import Batch, draw_input
 
 # ONNX Runtime approximates sigmoid and tanh to about 1e-7, however small they are.
 _LEAST = 1e-6
@@ -58,12 +58,8 @@ def agreeing(network: OnnxNetwork, path: Path) -> OnnxNetwork:
 
 def _random(network: OnnxNetwork) -> dict[str, Tensor]:
     """One random input as the file takes it, by name."""
-    generator, like = torch.Generator().manual_seed(0), torch.empty(0)
-    drawn = {}
-    for each in network.inputs:
-        value = draw_input(each.spec, each.batch or 1, like, generator)
-        drawn[each.name] = value[0] if each.is_whole else value
-    return drawn
+    drawn = zip(network.inputs, random_inputs(network.inputs), strict=True)
+    return {each.name: value[0] if each.is_whole else value for each, value in drawn}
 
 
 def _array(name: str, value: Tensor) -> np.ndarray[Any, Any]:
@@ -167,11 +163,10 @@ def _check_batch(network: OnnxNetwork) -> None:
     """Run samples one by one if the file cannot take two at once, or mixes them."""
     if network.portion is not None:
         return
-    generator, like = torch.Generator().manual_seed(1), torch.empty(0)
-    batch = Batch(tuple(draw_input(each.spec, 2, like, generator) for each in network.inputs))
+    both = random_inputs(network.inputs, samples=2, seed=1)
     try:
-        together = network(*batch.tensors)
-        alone = [network(*(tensor[place : place + 1] for tensor in batch.tensors)) for place in (0, 1)]
+        together = network(*both)
+        alone = [network(*(tensor[place : place + 1] for tensor in both)) for place in (0, 1)]
     except Exception:
         network.one_by_one()
         return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lrexport.onnx_network.inputs import random_inputs
 from lrexport.onnx_network.network import OnnxNetwork
-from lrexport.torch_tools.batch import draw_input
 
 
 def unreached(network: OnnxNetwork) -> tuple[str, ...]:
@@ -15,9 +15,7 @@ def unreached(network: OnnxNetwork) -> tuple[str, ...]:
     all for such an input. The network's gradients are not changed.
     """
     weights = {layer.path: network.get_parameter(f"{layer.path}.weight") for layer in network.layers}
-    generator = torch.Generator().manual_seed(0)
-    like = next((each.detach() for each in weights.values()), torch.empty(0))
-    given = [draw_input(each.spec, each.batch or 1, like, generator) for each in network.inputs]
+    given = random_inputs(network.inputs, next((each.detach() for each in weights.values()), torch.empty(0)))
     asked = {each: each.requires_grad for each in weights.values()}
     try:
         for each in asked:

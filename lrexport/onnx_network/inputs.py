@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from onnx import ModelProto
+from torch import Tensor
 
 from lrexport.errors import InputError, UsageError
 from lrexport.signature import DTYPES, INPUT, InputSpec, Signature
+from lrexport.torch_tools.batch import draw_input
 
 _NAMES = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 _NAMES[16] = "bfloat16"
@@ -55,6 +59,14 @@ def inputs_of(model: ModelProto, asked: Signature | None, where: str) -> tuple[F
     firsts = {item.shape[0] for item in declared if item.shape}
     (shared,) = firsts if len(firsts) == 1 else (None,)
     return tuple(_input(item, specs.get(item.name), shared, where) for item in declared)
+
+
+def random_inputs(
+    inputs: Sequence[FileInput], like: Tensor | None = None, samples: int | None = None, seed: int = 0
+) -> list[Tensor]:
+    """Random inputs (B, …) in their order, by default as many samples as the file takes at once; ``like`` says where."""
+    like, generator = torch.empty(0) if like is None else like, torch.Generator().manual_seed(seed)
+    return [draw_input(each.spec, samples or each.batch or 1, like, generator) for each in inputs]
 
 
 def _declared(item: Any, where: str) -> _Declared:

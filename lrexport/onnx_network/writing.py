@@ -212,21 +212,11 @@ class _Writer:
         return kind if kind is not None and kind in floats else TensorProto.FLOAT
 
     def _name(self, wanted: str) -> str:
-        name, number = wanted, 1
-        while name in self.names:
-            number += 1
-            name = f"{wanted}_{number}"
-        self.names.add(name)
-        return name
+        return _free_name(wanted, self.names)
 
     def _node_name(self, wanted: str, step: Step) -> str:
         """A name that no other node has, which ONNX Runtime requires; ``step`` is the node that it may take it from."""
-        name, number = wanted, 1
-        while name in self.node_names and name != step.node.name:
-            number += 1
-            name = f"{wanted}_{number}"
-        self.node_names.add(name)
-        return name
+        return wanted if wanted == step.node.name else _free_name(wanted, self.node_names)
 
     def _remove_unused(self, candidates: set[str]) -> None:
         """Remove the tensors of replaced nodes, and the constant nodes that made them, where nothing else uses them."""
@@ -242,6 +232,16 @@ class _Writer:
                 candidates |= {name for node, is_gone in zip(body.node, gone, strict=True) if is_gone for name in node.input}
                 _drop(body.node, gone)
             _drop(self.model.graph.input, [item.name in dead for item in self.model.graph.input])
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    """The name, with a number if it is taken; it is taken then."""
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name
 
 
 def _graph_at(model: onnx.ModelProto, place: tuple[tuple[int, str], ...]) -> GraphProto:
