@@ -300,6 +300,24 @@ class OrtWritten(Event):
 
 
 @dataclass(frozen=True)
+class FormatWritten(Event):
+    """``source`` is written as ``files`` for ``runtime``, there within ``relative_error`` of its largest output.
+
+    ``score`` in ``metric`` is that of the test images in the runtime; None without them.
+    """
+
+    kind = "format"
+    files: tuple[str, ...]
+    source: str
+    runtime: str
+    bytes: int
+    relative_error: float
+    precision: str
+    score: float | None = None
+    metric: Metric = TOP1
+
+
+@dataclass(frozen=True)
 class FilesRemoved(Event):
     """Optional ``files`` of an earlier export are removed, because this export did not write them."""
 
@@ -337,6 +355,11 @@ def _(event: FileQuantised) -> dict[str, Any]:
     names = {"score": "top1", "float32_score": "float32_top1"} if event.metric == TOP1 else {}
     values = {names.get(name, name): value for name, value in _fields(event).items()}
     return {"event": event.kind, **values, **_other_metric(event.metric)}
+
+
+@event_to_json.register
+def _(event: FormatWritten) -> dict[str, Any]:
+    return {"event": event.kind, **_fields(event), **_other_metric(event.metric)}
 
 
 def _other_metric(metric: Metric) -> dict[str, Any]:

@@ -105,6 +105,11 @@ LINES: list[tuple[Event, str]] = [
         events.OrtWritten("m.ort", "m.onnx", "arm", 9, 0.5),
         '{"event": "ort", "file": "m.ort", "source": "m.onnx", "platform": "arm", "bytes": 9, "relative_error": 0.5}',
     ),
+    (
+        events.FormatWritten(("m.mnn",), "m.onnx", "mnn", 9, 0.5, "float32"),
+        '{"event": "format", "files": ["m.mnn"], "source": "m.onnx", "runtime": "mnn", "bytes": 9, "relative_error": 0.5, '
+        '"precision": "float32"}',
+    ),
     (events.FilesRemoved(("model.ort",)), '{"event": "removed", "files": ["model.ort"]}'),
 ]
 

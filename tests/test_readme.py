@@ -33,12 +33,12 @@ COMMANDS = {
     "docs/compress.md": 4,
     "docs/configuration.md": 5,
     "docs/data.md": 1,
-    "docs/export.md": 4,
+    "docs/export.md": 6,
     "docs/models.md": 5,
     "docs/report.md": 5,
     "docs/sweep.md": 3,
     "docs/latency.md": 8,
-    "docs/runtimes.md": 7,
+    "docs/runtimes.md": 8,
     "docs/training.md": 8,
 }
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "compress": ("lrexport.cli.compress", "Train in SVD form, prune, fold and fine-tune a network."),
     "train": ("lrexport.cli.train", "Train in SVD form only; compress RUN then continues from it."),
     "onnx": ("lrexport.cli.onnx", "Export a run to ONNX: verified, re-scored, measured."),
+    "export": ("lrexport.cli.export", "Write a run's networks for other runtimes: verified, re-scored."),
     "bench": ("lrexport.cli.bench", "Latency of ONNX files on a target, interleaved in one process."),
     "check": ("lrexport.cli.check", "Budgets for CI: size, MACs, latency, accuracy, operators, growth."),
     "sweep": ("lrexport.cli.sweep", "Many compressions: the Pareto front of accuracy and cost."),

@@ -22,6 +22,7 @@ from lrexport.events import (
     FileExported,
     FileQuantised,
     FilesRemoved,
+    FormatWritten,
     HealingPart,
     LayersTimed,
     Measuring,
@@ -268,6 +269,14 @@ class Progressing:
         self.say(
             f"{event.file}: {format_bytes(event.bytes)}, for {event.platform}; differs from {event.source} by at "
             f"most {event.relative_error:.1e} of the largest output"
+        )
+
+    @__call__.register
+    def _(self, event: FormatWritten) -> None:
+        scored = "" if event.score is None else f", {event.metric.name} {event.metric.format(event.score)}"
+        self.say(
+            f"{', '.join(event.files)}: {format_bytes(event.bytes)}, {event.precision}; in {event.runtime} at most "
+            f"{event.relative_error:.1e} of the largest output from {event.source}{scored}"
         )
 
     @__call__.register

@@ -33,21 +33,24 @@ def score_onnx(
     task: Task = CLASSIFICATION,
     like: Any = None,
     network: nn.Module | None = None,
+    runtime: Any = None,
 ) -> Score:
-    """The metrics of an ONNX file in ONNX Runtime, at its own batch size, on all cores.
+    """The metrics of an ONNX file in ONNX Runtime, or in ``runtime``, a session; at its own batch size, on all cores.
 
     ``like`` is an output of the torch network, whose form the file's outputs get; None for a single tensor.
     ``network`` is that network: its file, if it came
     from one, then takes its inputs. Raises NotANumber for NaN, InputError if the task raises an error.
     """
-    runtime, meter, bad = like_network(session(path, threads=0), network), task.meter(), 0
+    where = "ONNX Runtime" if runtime is None else "its runtime"
+    runtime = runtime or like_network(session(path, threads=0), network)
+    meter, bad = task.meter(), 0
     for batch, targets, count in feed(images, runtime, task.score_batch, task.score_batch):
         outputs = _outputs_of(runtime, batch, count, like)
         bad += nan_samples(outputs, count)
         with measuring(task):
             meter.update(outputs, task.targets_of(batch[:count], targets))
     if bad:
-        raise not_a_number(f"{path.name} in ONNX Runtime", bad, len(images), images_of(split))
+        raise not_a_number(f"{path.name} in {where}", bad, len(images), images_of(split))
     return computed(task, meter, len(images), split)
 
 

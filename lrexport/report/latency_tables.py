@@ -12,7 +12,7 @@ from lrexport.runs.record import Latency
 from lrexport.text import plain
 from lrexport.units import format_bytes, format_ms
 
-_TITLES = {"openvino": "OpenVINO", "mnn": "MNN", "litert": "LiteRT", "executorch": "ExecuTorch"}
+RUNTIME_TITLES = {"openvino": "OpenVINO", "mnn": "MNN", "litert": "LiteRT", "executorch": "ExecuTorch"}
 _SPARE = ("first run", "load", "size", "memory", "p90", "IQR", "p99", "ratio's IQR")
 
 
@@ -128,7 +128,7 @@ def runtime_words(machine: Mapping[str, Any]) -> str:
     """``ONNX Runtime 1.31.1``, ``ncnn 1.0.20261020 in float32``."""
     if "runtime" not in machine:
         return f"ONNX Runtime {machine.get('onnxruntime', '?')}"
-    name = _TITLES.get(machine["runtime"], machine["runtime"])
+    name = RUNTIME_TITLES.get(machine["runtime"], machine["runtime"])
     return f"{name} {machine.get('runtime_version', '?')} in {machine.get('precision', 'unknown precision')}"
 
 

@@ -232,6 +232,30 @@ class StoredFile(Stored):
     bytes: int
 
 
+class FormatFiles(Stored):
+    """One network in another format: names and bytes of its files, and how it compares with its ONNX file in the runtime.
+
+    ``relative_error`` is the largest difference relative to the largest output; ``sizes`` are those of the first input at
+    which it was compared.
+    """
+
+    files: tuple[str, ...]
+    bytes: int
+    relative_error: float
+    sizes: tuple[tuple[int, ...], ...]
+    accuracy: Score | None = None
+
+
+class Format(Stored):
+    """Both networks in the format of ``runtime``, which computes in ``precision``."""
+
+    runtime: str
+    version: str
+    precision: str
+    dense: FormatFiles
+    compressed: FormatFiles
+
+
 class Earlier(Stored):
     """A run that this one started from: its folder as given, None for the same folder, and its choices."""
 
@@ -257,6 +281,7 @@ class Record(BaseModel):
     fidelity: Fidelity | None = None
     notes: list[str] = []
     results: Results = Results()
+    formats: dict[str, Format] = {}
     files: dict[str, StoredFile] = {}
 
     @field_validator("files")

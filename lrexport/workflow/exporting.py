@@ -24,6 +24,7 @@ from lrexport.artifacts.run_files import (
     MODEL_INT8_ORT,
     MODEL_ONNX,
     MODEL_ORT,
+    OF_FORMATS,
     RECORD,
     SOURCE_ONNX,
 )
@@ -70,7 +71,7 @@ _IN_ORT: dict[str, dict[Platform, str]] = {
     MODEL_ONNX: {"amd64": MODEL_ORT, "arm": MODEL_ARM_ORT},
     MODEL_INT8: {"amd64": MODEL_INT8_ORT, "arm": MODEL_INT8_ARM_ORT},
 }
-_OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name in names.values())}
+_OPTIONAL = {*_IN_INT8.values(), *(name for names in _IN_ORT.values() for name in names.values()), *OF_FORMATS}
 
 
 def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
@@ -148,7 +149,7 @@ def _exported(
     )
     training = {name: value for name, value in record.environment.items() if name in LASTING}
     here = environment() | training | ({"targets": targets} if targets else {})
-    record = record.model_copy(update={"export": asdict(options), "results": figures, "environment": here})
+    record = record.model_copy(update={"export": asdict(options), "results": figures, "environment": here, "formats": {}})
     if record.is_quality_unknown:
         return record
     return record.model_copy(update={"notes": [note for note in record.notes if note != UNKNOWN_QUALITY]})
@@ -182,7 +183,7 @@ def _unexported(record: Record, weights: dict[str, StoredFile]) -> Record:
         for each in (record.results.dense, record.results.compressed)
     )
     results = Results(dense=dense, compressed=compressed)
-    return record.model_copy(update={"files": weights, "export": {}, "results": results})
+    return record.model_copy(update={"files": weights, "export": {}, "results": results, "formats": {}})
 
 
 def _export(

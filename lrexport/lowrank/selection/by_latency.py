@@ -54,8 +54,9 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
         if not selection.has_pairs or asked * (1 - _CLOSE) <= ratio <= asked:
             return tries[-1][1]
         if problem.remeasure is not None and len(tries) == 1 and abs(predicted / measured.ratio - 1) > _OFF:
-            latency = problem.remeasure(selection.plan)
-            budget = max(latency.of_plan(selection.plan), latency.least_ms) / dense_ms
+            again = problem.remeasure(selection.plan)
+            if again.of_plan(selection.plan) > 0:  # else the machine was too busy for any prediction
+                latency, budget = again, again.of_plan(selection.plan) / dense_ms
         # At 1 nothing would be pruned, so go at most half the way there.
         budget = min(budget * asked * (1 - _CLOSE / 2) / ratio, (1 + budget) / 2)
     fitting = [each for each in tries if each[0] <= asked]

@@ -72,7 +72,7 @@ class Runtime:
     """A runtime. ``needs``: the modules it imports, with the packages that bring them; ``converter``: its toolchain's.
 
     ``suffixes`` are those of its files, one network's; empty: it loads ONNX files as they are. ``precision`` is what it is
-    asked to compute in.
+    asked to compute in. ``keeps_open_sizes``: its files leave open what the ONNX file does.
     """
 
     name = ""
@@ -82,6 +82,7 @@ class Runtime:
     suffixes: tuple[str, ...] = ()
     precision = "float32"
     has_profiler = False
+    keeps_open_sizes = False
 
     def version(self) -> str:
         """Its version. Raises any error if it cannot be imported."""
@@ -113,6 +114,12 @@ def runtime(name: str) -> Runtime:
         raise ValueError(f"unknown runtime {name!r}")
     found: Runtime = importlib.import_module(f"lrexport.measure.runtimes.{name}").RUNTIME
     return found
+
+
+def packages() -> set[str]:
+    """The packages that some runtime or its toolchain needs."""
+    every = [runtime(name) for name in NAMES]
+    return {package for each in every for package in (*each.needs.values(), *each.converter.values())}
 
 
 def missing(needs: dict[str, str]) -> tuple[str, str] | None:

@@ -54,6 +54,7 @@ class OpenVino(Runtime):
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "openvino": "openvino"}
     suffixes = (".xml", ".bin")
     has_profiler = True
+    keeps_open_sizes = True
 
     def version(self) -> str:
         import openvino

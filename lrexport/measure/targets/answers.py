@@ -7,9 +7,10 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lrexport.errors import DeviceError
+from lrexport.measure.runtimes import base
 from lrexport.measure.targets.base import InputsRefused, LimitReached, MeasuringJob, ModelRefused
 
 # Lines that are not answers, from login scripts and libraries.
@@ -23,8 +24,16 @@ _Text = Annotated[str, Field(max_length=500)]
 _Words = Annotated[list[_Text], Field(max_length=100)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# Package names end up in a command to copy.
-_Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,50}$")]
+
+
+def _known(package: str) -> str:
+    if package not in base.packages():
+        raise ValueError("not a package that a runtime needs")
+    return package
+
+
+# The name ends up in a command to copy.
+Package = Annotated[str, AfterValidator(_known)]
 _Samples = list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 _Times = Mapping[str, _Milliseconds]
 
@@ -101,7 +110,7 @@ class _Failed(_Answer):
     model: str | None = None
     is_about_inputs: bool = False
     limit: Literal["time", "memory"] | None = None
-    missing: _Package | None = None
+    missing: Package | None = None
     python: _Text | None = None
 
 

@@ -16,12 +16,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lrexport.errors import DeviceError
 from lrexport.measure.runtimes import base
+from lrexport.measure.targets.answers import Package
 from lrexport.measure.targets.base import (
     Artefact,
     Flood,
@@ -54,7 +55,7 @@ class _Answer(BaseModel):
     model: str | None = None
     facts: JsonObject | None = None
     error: str | None = None
-    missing: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,50}$")] | None = None
+    missing: Package | None = None
     is_about_inputs: bool = False
     limit: str | None = None
 

@@ -26,7 +26,7 @@ _MOST_WORDS = 1_000
 # The runner's modules.
 _MODULES = (
     "confinement",
-    *(f"measure/{name}" for name in ("runner", "preparing", "inputs", "machine", "watch")),
+    *(f"measure/{name}" for name in ("runner", "preparing", "serving", "inputs", "machine", "watch")),
     *(f"measure/runtimes/{name}" for name in ("base", "compare", *NAMES)),
 )
 _VALUES = "inputs.npz"

@@ -145,7 +145,7 @@ def test_a_device_says_how_much_it_has_received_while_a_slow_line_brings_it(tmp_
     process.stdin.close()
 
 
-SENT = [*("runner", "inputs", "machine", "watch", "preparing", "receiver", "../confinement")]
+SENT = [*("runner", "inputs", "machine", "watch", "preparing", "serving", "receiver", "../confinement")]
 RUNTIMES = {"onnxruntime", "openvino", "ncnn", "MNN", "_tools"}
 
 
