@@ -296,7 +296,7 @@ def test_an_accuracy_drop_is_kept_and_a_larger_one_costs_no_more(trained: nn.Mod
     dense = score(trained, splits.heldout, CPU, "heldout").top1
     costs = []
     for points in (0.5, 5.0, 40.0):
-        job = pruning(trained, splits, accuracy_drop=points, rule=rule)
+        job = pruning(trained, splits, accuracy_drop=points, rule=rule, calibration_images=64, batchnorm_images=128)
         selection = job.select()
         network, _ = job.fold(selection)
         assert 100 * (dense - score(network, splits.heldout, CPU, "heldout").top1) <= points + 1e-6
