@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz lint bench clean
+.PHONY: demo test test-slow test-formats fuzz lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lrexport demo
@@ -15,6 +15,15 @@ test: $(VENV)/.test lint
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow
+
+# Runtimes that have environments of their own.
+test-formats: $(VENV)/.test $(VENV)-mnn/.ready
+	LREXPORT_TEST_MNN=$(abspath $(VENV)-mnn/bin/python) $(BIN)/pytest tests/measure/test_other_runtimes.py
+
+$(VENV)-mnn/.ready: pyproject.toml
+	test -x $(VENV)-mnn/bin/python || $(PYTHON) -m venv $(VENV)-mnn
+	$(VENV)-mnn/bin/python -m pip install --quiet 'MNN>=3.4' numpy
+	touch $@
 
 # make fuzz SECONDS=600 READER=onnx SEED=1; make fuzz REPLAY=.fuzz/failures/onnx/HASH
 fuzz: $(VENV)/.test
@@ -32,7 +41,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/step_time.py
 
 clean:
-	rm -rf $(VENV) lrexport-demo
+	rm -rf $(VENV) $(VENV)-mnn lrexport-demo
 
 # constraints.txt pins the tested versions; a changed pin or dependency updates the environment.
 $(VENV)/.%: pyproject.toml constraints.txt

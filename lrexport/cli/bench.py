@@ -40,7 +40,6 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
     MEASUREMENT,
     click.option(
         "--target",
-        "targets",
         type=TargetType(),
         metavar="TARGET",
         multiple=True,
@@ -74,7 +73,7 @@ _ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
 def command(
     paths: tuple[Path, ...],
     baseline: Path | None,
-    targets: tuple[str, ...],
+    target: tuple[str, ...],
     threads: int,
     batch: int | None,
     shapes: Shapes,
@@ -105,7 +104,7 @@ def command(
     from lrexport.measure.targets import MeasuringJob, parse_target
     from lrexport.report.latency_tables import distinct_names
 
-    texts = dict.fromkeys(targets or ("local",))
+    texts = dict.fromkeys(target or ("local",))
     chosen = {parse_target(text): text for text in texts}
     _check_profilers(chosen, profile)
     is_sent = any(text.startswith("ssh:") for text in texts)

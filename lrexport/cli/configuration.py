@@ -124,7 +124,7 @@ def not_in_files() -> dict[str, str]:
     return {
         **{name: facts.only_user for name, facts in OPTIONS.items() if facts.only_user is not None},
         **dict.fromkeys(("output", "json_to", "markdown_to", "junit_to", "history_to", "update_baseline"), _WRITES),
-        **dict.fromkeys(("storage", "targets"), "which machines are reached"),
+        "storage": "which machines are reached",
         "formats": "which programs run",
         **dict.fromkeys(("dry_run", "resume", "allow_changes", "print_config"), _CALL),
         "trust_code": "which code runs",

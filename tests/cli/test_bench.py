@@ -86,6 +86,12 @@ def test_several_targets_share_a_table_and_check_reads_each_from_the_json(capsys
     assert "latency p50 on local?runtime=ncnn" in capsys.readouterr().out
 
 
+def test_the_environment_may_choose_targets(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LREXPORT_BENCH_TARGET", "local local?runtime=nothing")
+    assert run(["bench", "small.onnx"]) == 2
+    assert "unknown runtime 'nothing'" in capsys.readouterr().err
+
+
 def test_time_by_operator_is_refused_of_a_runtime_without_a_profiler(capsys: pytest.CaptureFixture) -> None:
     assert run(["bench", "small.onnx", "--profile", "--target", "local?runtime=ncnn"]) == 2
     assert "cannot measure time per operator: ncnn has no profiler" in capsys.readouterr().err
