@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from lrexport.artifacts import onnx_files
 from tests.hostile.support import Command, frugally, listing, nothing_made
 
 FILE = "net.onnx"
@@ -139,3 +140,35 @@ def test_a_folder_with_a_foreign_source_is_not_written_over(lrexport: Command) -
     assert outcome.code == 2
     assert "source.onnx" in outcome.err
     assert listing(Path("out")).keys() == {"source.onnx"}
+
+
+@pytest.mark.slow
+def test_a_file_whose_loop_never_ends_is_refused_in_time(lrexport: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_files, "_LEAST_SECONDS", 5)  # instead of a minute
+    monkeypatch.setattr(onnx_files, "_MORE_SECONDS", 0)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["goes"]),
+            helper.make_node("Conv", ["before", "w"], ["after"], pads=[1] * 4),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+        ],
+    )
+    always = numpy_helper.from_array(np.array(True))
+    nodes = [
+        helper.make_node("Constant", [], ["always"], value=always),
+        helper.make_node("Loop", ["", "always", "x"], ["y"], body=body),
+    ]
+    _save(_model(nodes, weight=np.zeros((3, 3, 3, 3), np.float32)))
+    outcome = lrexport("compress", FILE, "--macs", "0.9", "-o", "out", "--device", "cpu")
+    assert outcome.code == 3
+    assert "running it once takes more than 5 s of CPU time" in outcome.err
+    assert nothing_made()
