@@ -83,7 +83,8 @@ def read_benches(path: Path) -> list[Bench]:
     """Read an output, one for each target. Raises InputError if it was not written by ``lrexport bench --json``."""
     value = read_json(path)
     try:
-        several = _Several.model_validate(value).targets if "targets" in value else [_Measured.model_validate(value)]
+        is_several = isinstance(value, dict) and "targets" in value
+        several = _Several.model_validate(value).targets if is_several else [_Measured.model_validate(value)]
         return [Bench(path, measured) for measured in several]
     except ValidationError as error:
         message = f"{path} was not written by lrexport bench --json: {first_fault(error)}".splitlines()[0]

@@ -308,6 +308,14 @@ FOREIGN: dict[str, tuple[tuple[str, ...], object]] = {
 }
 
 
+@pytest.mark.parametrize("value", [4, None, "targets", ["targets"], {"targets": 1}])
+def test_json_that_is_no_measurement_is_refused(check: Command, value: object) -> None:
+    Path("bench.json").write_text(json.dumps(value))
+    done = check("--latency", "bench.json")
+    assert done.code == 3
+    assert "bench.json was not written by lrexport bench --json: " in done.err
+
+
 @pytest.mark.parametrize("what", FOREIGN)
 def test_latencies_that_no_measurement_gives_are_refused(check: Command, what: str) -> None:
     from lrexport.artifacts.files import sha256

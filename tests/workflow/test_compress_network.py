@@ -104,7 +104,7 @@ def test_calibration_takes_the_outputs_nearer_to_the_network_s(model: Net, image
 
 
 def test_healing_brings_the_outputs_nearer_and_takes_the_same_plan(model: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress_network, "Effort", partial(Effort, steps=30))
+    monkeypatch.setattr(compress_network, "Effort", partial(Effort, steps=60))
     images = load_data("digits", SHAPE).train
     ((batch, _),) = images.subset(torch.arange(300)).batches(300, CPU)
     plain = api.compress(model, SHAPE, api.Macs(0.3), calibration=batch.only)
