@@ -19,6 +19,7 @@ from lrexport.artifacts.onnx_files import ask_child
 from lrexport.errors import InputError
 from tests.board import children as children_of
 from tests.hostile import crashing
+from tests.hostile.support import processes_with
 
 MODULE = crashing.__name__
 
@@ -55,7 +56,7 @@ def test_a_crash_over_a_file_is_an_error_with_its_signal(tmp_path: Path) -> None
 def test_a_child_that_does_not_end_is_killed_at_its_time(each_way: str, own_server: None) -> None:
     with pytest.raises(TimeoutError):
         run_child(MODULE, ["sleep"], 1)
-    assert _gone(lambda: _grandchildren(os.getpid()))
+    assert _gone(_forked if each_way == "forked" else _started)
 
 
 def test_children_of_several_threads_are_forked_from_one_server(own_server: None) -> None:
@@ -70,13 +71,13 @@ def test_a_signal_kills_all_running_children(own_server: None) -> None:
 
     def interrupted() -> None:
         with threads_with_children(2) as pool:
-            waiting.extend(pool.submit(run_child, MODULE, ["sleep"], 300) for _ in range(2))
-            assert _until(lambda: len(_grandchildren(os.getpid())) == 2)
+            waiting.extend(pool.submit(run_child, MODULE, ["sleep"], 60) for _ in range(2))
+            assert _until(lambda: len(_forked()) == 2, 50)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert _gone(lambda: _grandchildren(os.getpid()))
+    assert _gone(_forked)
 
 
 def test_a_server_that_was_killed_is_started_again(own_server: None) -> None:
@@ -100,8 +101,17 @@ def test_the_server_and_its_children_end_with_the_process(number: signal.Signals
     assert _gone(lambda: [each for each in (server, child) if Path(f"/proc/{each}").exists()])
 
 
+def _forked() -> list[int]:
+    """Children of this process's fork server."""
+    return [] if children._server is None else children_of(children._server._process.pid)
+
+
+def _started() -> list[int]:
+    """Children of this process that were started to run the module."""
+    return [each for each in children_of(os.getpid()) if each in processes_with(f"-m\0{MODULE}")]
+
+
 def _grandchildren(process: int) -> list[int]:
-    """Children of the process's children, but of none that another test's server belongs to."""
     return [each for child in children_of(process) for each in children_of(child)]
 
 
