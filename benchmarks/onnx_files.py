@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import lrexport
+from lrexport.lowrank.selection.costs import plan_layer
 from lrexport.networks.building import resolve
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.plan import Pair, Plan
@@ -142,18 +143,7 @@ def full_rank(scratch: Path) -> Iterator[dict[str, Any]]:
                 network = read(path)
                 svd = lrexport.decompose(copy_network(network), network.signature)
                 pairs = {
-                    name: Pair(
-                        scheme=layer.scheme,
-                        rank=layer.full_rank,
-                        full_rank=layer.full_rank,
-                        energy_kept=1.0,
-                        dense_macs=layer.dense_macs,
-                        macs=layer.dense_macs,
-                        dense_params=layer.dense_params,
-                        params=layer.dense_params,
-                        shape=layer.shape,
-                    )
-                    for name, layer in svd.layers.items()
+                    name: plan_layer(layer, layer.full_rank, 1.0, even_if_costly=True) for name, layer in svd.layers.items()
                 }
                 made = scratch / "full-rank.onnx"
                 lrexport.export_onnx(lrexport.fold(svd, Plan(pairs)), made, network.signature)

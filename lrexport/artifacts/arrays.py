@@ -86,9 +86,8 @@ def npz_bytes(arrays: Mapping[str, Any], compress: bool = False) -> bytes:
     import numpy as np
 
     stream = io.BytesIO()
-    with zipfile.ZipFile(
-        stream, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-    ) as archive:  # for numpy.savez an array could not be called "file"
+    method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with zipfile.ZipFile(stream, "w", method) as archive:  # for numpy.savez an array could not be called "file"
         for name, array in arrays.items():
             with archive.open(f"{name}{_ENDING}", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -21,8 +22,11 @@ def check_model(model: onnx.ModelProto) -> None:
         raise InputError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
 
 
-def open_graph(model: onnx.ModelProto, as_written: bool = False) -> Any:
-    """An ONNX Runtime session, ``as_written`` without fused nodes. Raises InputError if the runtime refuses the graph."""
+def open_graph(model: onnx.ModelProto | Path, as_written: bool = False) -> Any:
+    """An ONNX Runtime session of a graph, or of the file that has it; ``as_written`` without fused nodes.
+
+    Raises InputError if the runtime refuses the graph.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -30,7 +34,8 @@ def open_graph(model: onnx.ModelProto, as_written: bool = False) -> Any:
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        content = str(model) if isinstance(model, Path) else model.SerializeToString()
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base but Exception
         raise InputError(f"ONNX Runtime refuses the exported graph: {error}") from error
 

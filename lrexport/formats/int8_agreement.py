@@ -26,7 +26,6 @@ from lrexport.formats.graph_sessions import check_model, feed_of, open_graph
 from lrexport.formats.sample_sessions import like_network
 from lrexport.measure.latency import session
 from lrexport.onnx_network.network import OnnxNetwork
-from lrexport.torch_tools.batch import Batch
 
 # Cohen's κ up to which agreement counts as slight (Landis and Koch 1977, doi:10.2307/2529310).
 _LEAST_KAPPA = 0.2
@@ -61,28 +60,24 @@ def compare_int8(
     """
     if not isinstance(network, OnnxNetwork):  # whose graph nobody has checked strictly
         check_model(model)
-    expected, declared = _declared(onnx.load(str(reference))), _declared(model)
+    expected, free = _read_declared(reference)
+    declared = _declared(model)
     if declared != expected:
         raise InputError(f"the int8 graph of {reference.name} declares {declared} instead of {expected}")
     runtimes = tuple(like_network(each, network) for each in (session(reference, threads=0), open_graph(model)))
     names = [item.name for item in runtimes[0].get_outputs()]
     outputs = {name: _Output(name if len(names) > 1 else "") for name in names}
+    # Outputs whose rows the network chooses by values, in an order that rounding decides as well.
     chosen: frozenset[int] | None = None
     for batch, samples in inputs_for(images, runtimes[0]):
         given = feed_of(runtimes[0], batch)
         if chosen is None:
-            chosen = _chosen(reference, network, batch)
+            chosen = free if free and network is not None and modules_before_choice(network, batch) else frozenset()
             for place in chosen:
                 outputs[names[place]].is_comparable = False
         for output, one, other in zip(outputs.values(), *(runtime.run(None, given) for runtime in runtimes), strict=True):
             output.add(_samples(one, samples, len(batch)), _samples(other, samples, len(batch)), reference.name)
     return _result(outputs, reference.name, len(images))
-
-
-def _chosen(reference: Path, network: nn.Module | None, given: Batch) -> frozenset[int]:
-    """The places of outputs whose rows the network chooses by values, in an order that rounding decides as well."""
-    chosen = chosen_outputs(onnx.load(str(reference)))
-    return chosen if chosen and network is not None and modules_before_choice(network, given) else frozenset()
 
 
 def _samples(output: Any, samples: int, batch: int) -> npt.NDArray[Any]:
@@ -181,6 +176,12 @@ def class_agreement(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[
     shares = [np.bincount(classes, minlength=count) / len(classes) for classes in (first, second)]
     agreement, chance = float((first == second).mean()), float(shares[0] @ shares[1])
     return agreement, (agreement - chance) / (1 - chance) if chance < 1 else 1.0
+
+
+def _read_declared(path: Path) -> tuple[list[tuple[str, int, list[int]]], frozenset[int]]:
+    """What a file declares, and the places of outputs with sizes that do not come from its inputs."""
+    model = onnx.load(str(path), load_external_data=False)
+    return _declared(model), chosen_outputs(model)
 
 
 def _declared(model: onnx.ModelProto) -> list[tuple[str, int, list[int]]]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import nn
 
@@ -24,7 +25,7 @@ from lrexport.artifacts import files
 from lrexport.errors import InputError
 from lrexport.formats.agreement import RELATIVE_TOLERANCE, Array, ComparedOutputs, Terms, check_agreement
 from lrexport.formats.chosen_rows import MOST_APART, chosen_outputs, matched_rows
-from lrexport.formats.graph_sessions import feed_of
+from lrexport.formats.graph_sessions import feed_of, open_graph
 from lrexport.formats.sample_sessions import like_network
 from lrexport.measure.latency import session
 from lrexport.signature import InputSpec, Signature
@@ -102,19 +103,20 @@ def _compare(source: Path, made: Path, signature: Signature | None, network: nn.
 
     expected, actual = outputs(before), outputs(after)
     names = [item.name for item in before.get_outputs()]
-    quantised = _is_quantised(source)
+    model = onnx.load(str(source), load_external_data=False)
+    quantised, chosen = _is_quantised(model), chosen_outputs(model)
     terms = Terms(
         "the file in ONNX Runtime's own format",
         source.name,
         _INT8_TOLERANCE if quantised else RELATIVE_TOLERANCE,
         _INT8_STEP if quantised else 0.0,
     )
-    worst, chosen, other_rows = 0.0, chosen_outputs(_load(source)), False
+    worst, other_rows = 0.0, False
     for number, name in enumerate(names):
 
         def rounding(number: int = number) -> list[Array]:
             """The largest change of the output by optimising the graph."""
-            plain = outputs(like_network(_unoptimised(source), network))
+            plain = outputs(like_network(open_graph(source, as_written=True), network))
             return [np.abs(one[number] - two[number]) for one, two in zip(plain, expected, strict=True)]
 
         pairs = [
@@ -152,16 +154,6 @@ def _check_rows(source: Path, chosen: frozenset[int], expected: list[list[Array]
         )
 
 
-def _unoptimised(source: Path) -> Any:
-    """A session that runs every node of the graph without optimisation."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised; names would be printed raw
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-
-
 def _draws(runtime: Any, signature: Signature | None) -> Iterator[tuple[int, dict[str, npt.NDArray[Any]]]]:
     """Random inputs to compare on: for a fixed batch several times, or for several sizes of a dynamic one."""
     declared = runtime.get_inputs()
@@ -174,12 +166,5 @@ def _draws(runtime: Any, signature: Signature | None) -> Iterator[tuple[int, dic
         yield size, feed_of(runtime, Batch(drawn, known.names))
 
 
-def _load(source: Path) -> Any:
-    import onnx
-
-    return onnx.load(str(source), load_external_data=False)
-
-
-def _is_quantised(source: Path) -> bool:
-    nodes = _load(source).graph.node
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
+def _is_quantised(model: onnx.ModelProto) -> bool:
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)

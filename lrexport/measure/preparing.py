@@ -16,7 +16,7 @@ import sys
 
 from lrexport.confinement import die_with_parent
 from lrexport.measure.inputs import Inputs, InputsError
-from lrexport.measure.runner import ModelError
+from lrexport.measure.runner import ModelError, inputs_of
 from lrexport.measure.runtimes import base
 from lrexport.measure.runtimes.base import JsonObject, Port, Ports
 from lrexport.measure.runtimes.compare import INT8_TOLERANCE, TOLERANCE
@@ -41,7 +41,7 @@ def main(path: str) -> int:
         return 1
     confine_to(job["memory"], [model["file"] for model in job["models"]])
     watch = Watch(job["seconds"], lambda model, reason: _say({"error": reason, "model": model, "limit": "time"}))
-    inputs = _inputs(job)
+    inputs = inputs_of(job)
     for model in job["models"]:
         _say({"begun": model["key"]})
         watch.begin(model["key"], "converting" if job["stage"] == "convert" else "loading and the first run", times=2)
@@ -69,16 +69,6 @@ def _missing_program(runtime: base.Runtime) -> tuple[str, str] | None:
         if importlib.util.find_spec(module) is None:
             return package, f"No module named {module!r}"
     return None
-
-
-def _inputs(job: JsonObject) -> Inputs:
-    values: JsonObject = {}
-    if job["values"]:
-        import numpy
-
-        with numpy.load(job["values"], allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
-    return Inputs(values, job["shapes"], job["batch"], job["seed"])
 
 
 def _reference(model: JsonObject, job: JsonObject, inputs: Inputs) -> JsonObject:

@@ -92,7 +92,7 @@ def measure_group(
     fit, but at least ``least_rounds``.
     """
     progress, watch = progress or ProgressReporter(0), watch or _unwatched()
-    inputs = _inputs(job)
+    inputs = inputs_of(job)
     fed: dict[str, JsonObject] = {}
     runs: dict[str, Callable[[], Any]] = {}
     for model in models:
@@ -167,7 +167,7 @@ def _evictor(size: int) -> Callable[[], Any]:
     return lambda: numpy.add(filler, 1.0, out=filler)
 
 
-def _inputs(job: JsonObject) -> Inputs:
+def inputs_of(job: JsonObject) -> Inputs:
     """Inputs for the job's files; ``values`` is the name of a .npz in the current folder."""
     values: JsonObject = {}
     if job.get("values"):
@@ -266,7 +266,7 @@ def cold(model: JsonObject, job: JsonObject) -> JsonObject:
         watch.begin_loading("", model["file"])
         loaded = _load(model, job)
         ready, peak = time.perf_counter(), _peak_bytes()
-        feed = _feed(loaded, model, _inputs(job))[0]
+        feed = _feed(loaded, model, inputs_of(job))[0]
         run = loaded.timed(feed)
         watch.begin("", "the first run")
         fed = time.perf_counter()
@@ -311,7 +311,7 @@ def profile(model: JsonObject, job: JsonObject, runs: int = _PROFILED_RUNS) -> J
     """Milliseconds of one run by operator and by node, medians over ``runs`` from the runtime's profiler."""
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         loaded = _load(model, job, os.path.join(folder, "profile"))
-        run = loaded.timed(_feed(loaded, model, _inputs(job))[0])
+        run = loaded.timed(_feed(loaded, model, inputs_of(job))[0])
         passes = loaded.profiled(run, runs)[1:]  # the first run also loads
         loaded.close()
     return {

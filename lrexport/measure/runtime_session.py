@@ -18,7 +18,7 @@ import numpy.typing as npt
 from lrexport.errors import DeviceError, InputError
 from lrexport.measure.runtimes.base import Port, Ports
 from lrexport.measure.targets.artefacts import started, surroundings
-from lrexport.measure.targets.base import Flood, Silent, Tail, last_line, lines_of, modules, stop
+from lrexport.measure.targets.base import Flood, Silent, Tail, last_line, lines_of, modules, stop, write_all
 
 _SECONDS = 300.0
 _SECONDS_TO_START = 120
@@ -30,8 +30,7 @@ class RuntimeSession:
     """A runtime's files, loaded with the sizes of ``ports`` under ``python`` (None: this one). A context manager.
 
     ``metadata`` is that of the ONNX file. With ``free_batch`` it takes any number of samples, which run in portions of the
-    batch. Raises InputError if the runtime cannot load or run them, DeviceError if its
-    Python cannot be run.
+    batch. Raises InputError if the runtime cannot load or run them, DeviceError if its Python cannot be run.
     """
 
     def __init__(
@@ -48,9 +47,7 @@ class RuntimeSession:
         self._metadata = dict(metadata)
         self._folder = tempfile.TemporaryDirectory(prefix="lrexport-")
         folder = Path(self._folder.name)
-        for path, content in modules().items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+        write_all(folder, modules())
         job = {
             "runtime": runtime,
             "files": [str(file.resolve()) for file in files],

@@ -35,7 +35,7 @@ class SourceModel:
 
     def array(self, tensor: TensorProto) -> np.ndarray[Any, Any]:
         """The values of a tensor of ``light``; held ones are not copied. Raises the errors of a damaged tensor."""
-        held = self._held.get(tensor.raw_data) if len(tensor.raw_data) < _LEAST_BYTES else None
+        held = self._held_for(tensor)
         if held is None:
             return numpy_helper.to_array(tensor)
         return held.view(helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
@@ -43,10 +43,14 @@ class SourceModel:
     def fill(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Put the values into their places in a model that was made from ``light``, which is returned."""
         for tensor in tensors_of(model):
-            held = self._held.get(tensor.raw_data) if len(tensor.raw_data) < _LEAST_BYTES else None
+            held = self._held_for(tensor)
             if held is not None:
                 tensor.raw_data = held.tobytes()
         return model
+
+    def _held_for(self, tensor: TensorProto) -> np.ndarray[Any, Any] | None:
+        """The bytes that a tensor has a key for; None if it has its values itself, which are not copied to look them up."""
+        return self._held.get(tensor.raw_data) if len(tensor.raw_data) < _LEAST_BYTES else None
 
     def whole(self) -> onnx.ModelProto:
         """A copy of the model as the file has it."""

@@ -12,7 +12,7 @@ from lrexport.runs.record import Latency
 from lrexport.text import plain
 from lrexport.units import format_bytes, format_ms
 
-RUNTIME_TITLES = {"openvino": "OpenVINO", "mnn": "MNN", "litert": "LiteRT", "executorch": "ExecuTorch"}
+RUNTIME_TITLES = {"openvino": "OpenVINO", "mnn": "MNN"}  # ncnn writes itself so
 _SPARE = ("first run", "load", "size", "memory", "p90", "IQR", "p99", "ratio's IQR")
 
 

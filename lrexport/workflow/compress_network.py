@@ -249,12 +249,7 @@ def _folded(svd: SVDNetwork, selection: Selection, images: Given | None, effort:
     if images is None:
         return network, None
     dense = DenseOutputs(svd, images, _CALIBRATION)
-
-    def likeness(network: nn.Module) -> float:
-        error = dense.error_of(network)
-        return -error if math.isfinite(error) else -math.inf
-
-    scores = Repair(svd, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, likeness)
+    scores = Repair(svd, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, dense.likeness_of)
     error = -max(scores.values())  # of the network after the last repair that was kept
     if effort.minutes:
         dense_network = fold(svd, Plan())

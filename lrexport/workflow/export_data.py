@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from lrexport.config.export_options import ExportOptions
@@ -18,6 +20,9 @@ from lrexport.runs import loading
 from lrexport.runs.record import Record
 from lrexport.tasks.named import task_of
 from lrexport.tasks.task import Task
+from lrexport.torch_tools.batch import Batch
+from lrexport.torch_tools.memory_layout import run as run_network
+from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.tracing import run_once
 
 
@@ -100,3 +105,12 @@ def _preprocessing(recorded_in: Path, record: Record, data: ImageData | None) ->
         return None
     said = from_record(record.model, recorded_in).preprocessing
     return Preprocessing.of(signature.shape, {}, given=said) if said else None
+
+
+@torch.no_grad()
+def output_like(network: nn.Module, samples: Batch | None) -> Any:
+    """The network's output for the first of some samples, whose form the outputs of its file get."""
+    if samples is None:
+        return None
+    with eval_mode(network):
+        return run_network(network, samples[:1])

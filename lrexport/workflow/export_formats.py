@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,10 +21,8 @@ from lrexport.metric import TOP1
 from lrexport.runs import loading
 from lrexport.runs.record import Format, FormatFiles, Record, exported_shapes, exported_signature, load_record
 from lrexport.text import shell_path
-from lrexport.torch_tools.memory_layout import run as run_network
-from lrexport.torch_tools.modes import eval_mode
 from lrexport.training.stopping import heeding_signals
-from lrexport.workflow.export_data import ExportData, load_export_data
+from lrexport.workflow.export_data import ExportData, load_export_data, output_like
 
 
 @dataclass(frozen=True)
@@ -67,24 +64,15 @@ def export_formats(run: Path, asked: Sequence[FormatRequest], data: str | None, 
 
 
 def _subject(network: nn.Module, record: Record, images: ExportData) -> Subject:
+    samples = None if images.test is None else next(iter(images.test.batches(1, torch.device("cpu"))))[0]
     return Subject(
         network,
         exported_signature(record.model.signature, record.export),
         exported_shapes(record.model, record.export),
         images.test,
         images.task,
-        _output_like(network, images),
+        output_like(network, samples),
     )
-
-
-@torch.no_grad()
-def _output_like(network: nn.Module, images: ExportData) -> Any:
-    """The network's output for one test image, whose form the outputs of its files get."""
-    if images.test is None:
-        return None
-    samples = next(iter(images.test.batches(1, torch.device("cpu"))))[0]
-    with eval_mode(network):
-        return run_network(network, samples)
 
 
 def _format(

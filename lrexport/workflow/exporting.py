@@ -59,12 +59,9 @@ from lrexport.runs.record import (
 )
 from lrexport.signature import Signature
 from lrexport.tasks.scoring import score
-from lrexport.torch_tools.batch import Batch
-from lrexport.torch_tools.memory_layout import run as run_network
-from lrexport.torch_tools.modes import eval_mode
 from lrexport.training.engine import LASTING
 from lrexport.training.stopping import heeding_signals
-from lrexport.workflow.export_data import ExportData, load_export_data
+from lrexport.workflow.export_data import ExportData, load_export_data, output_like
 
 _IN_INT8 = {DENSE_ONNX: DENSE_INT8, MODEL_ONNX: MODEL_INT8}
 _IN_ORT: dict[str, dict[Platform, str]] = {
@@ -220,7 +217,7 @@ def _export(
     if test is not None and images.task is not None:
         # Nothing is chosen by the test images here: they verify that the file is the network.
         on_event(Working(f"scoring {path.name} on {len(test):,} test images, in ONNX Runtime and in torch"))
-        like = _output_like(network, samples)
+        like = output_like(network, samples)
         accuracy = score_onnx(path, test, "test", images.task, like, network)
         check_same_score(path, score(network, test, torch.device("cpu"), "test", task=images.task), accuracy)
         update["accuracy"] = accuracy
@@ -271,7 +268,7 @@ def _quantise(
     if images.test is not None and images.task is not None:
         on_event(Working(f"scoring {path.name}"))
         samples = next(iter(images.test.batches(1, torch.device("cpu"))))[0]
-        accuracy = score_onnx(path, images.test, "test", images.task, _output_like(network, samples), network)
+        accuracy = score_onnx(path, images.test, "test", images.task, output_like(network, samples), network)
     figures = {"precision": "int8", "quantisation": how, "accuracy": accuracy, "bytes": done.bytes, "macs": done.cost.macs}
     figures |= {"uncounted": done.cost.uncounted}
     figures |= {"heldout_accuracy": None}  # the float32 network's: int8 was calibrated on these images
@@ -316,12 +313,3 @@ def _write_ort(
             on_event(OrtWritten(name, source, platform, done.bytes, done.relative_error))
             names.append(name)
     return names
-
-
-@torch.no_grad()
-def _output_like(network: nn.Module, samples: Batch | None) -> Any:
-    """The network's output for the first of some samples, whose form the outputs of its file get."""
-    if samples is None:
-        return None
-    with eval_mode(network):
-        return run_network(network, samples[:1])

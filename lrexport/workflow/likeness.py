@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -27,6 +28,11 @@ class DenseOutputs:
         self.outputs = list(_outputs(svd.network, self.images))
         each = [torch.cat(parts).double() for parts in zip(*self.outputs, strict=True)]
         self.variance = sum(float((output - output.mean(0)).square().sum()) for output in each)
+
+    def likeness_of(self, network: nn.Module) -> float:
+        """The negative of :meth:`error_of`; the worst where that is not finite."""
+        error = self.error_of(network)
+        return -error if math.isfinite(error) else -math.inf
 
     def error_of(self, network: nn.Module) -> float:
         """Σ squared errors of ``network``'s outputs, relative to Σ squared deviations from their mean over the inputs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -110,11 +109,6 @@ def metadata_of(signature: Signature, data: ImageData | None, stated: Mapping[st
     return {"preprocessing": preprocessing, "classes": () if data is None else tuple(map(str, data.classes))}
 
 
-def _likeness(dense: DenseOutputs, network: nn.Module) -> float:
-    error = dense.error_of(network)
-    return -error if math.isfinite(error) else -math.inf
-
-
 @dataclass(frozen=True)
 class Pruning:
     """Chooses ranks and repairs pairs of a network in SVD form, with data if there is any.
@@ -158,7 +152,7 @@ class Pruning:
         repair = Repair(self.svd, images, config.reconstruct, config.calibration_images, config.batchnorm_images)
         if self.task is None:
             dense = DenseOutputs(self.svd, Images(self.splits.heldout, self.device, config.train.seed), _COMPARED)
-            repair.apply(network, selection, lambda repaired: _likeness(dense, repaired))
+            repair.apply(network, selection, dense.likeness_of)
             return network, {}
         return network, repair.apply(network, selection, self._score, self.task.metric, self._sqnr)
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,6 +19,7 @@ from lrexport.errors import InputError
 from tests.board import children as children_of
 from tests.hostile import crashing
 from tests.hostile.support import processes_with
+from tests.waiting import until
 
 MODULE = crashing.__name__
 
@@ -72,7 +72,7 @@ def test_a_signal_kills_all_running_children(own_server: None) -> None:
     def interrupted() -> None:
         with threads_with_children(2) as pool:
             waiting.extend(pool.submit(run_child, MODULE, ["sleep"], 60) for _ in range(2))
-            assert _until(lambda: len(_forked()) == 2, 50)
+            assert until(lambda: len(_forked()) == 2, 50)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -93,7 +93,7 @@ def test_a_server_that_was_killed_is_started_again(own_server: None) -> None:
 def test_the_server_and_its_children_end_with_the_process(number: signal.Signals) -> None:
     code = f"from lrexport.artifacts.children import run_child; run_child({MODULE!r}, ['sleep'], 300)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-    assert _until(lambda: _grandchildren(process.pid))
+    assert until(lambda: _grandchildren(process.pid), 60)
     (server,) = children_of(process.pid)
     (child,) = _grandchildren(process.pid)
     process.send_signal(number)
@@ -115,14 +115,5 @@ def _grandchildren(process: int) -> list[int]:
     return [each for child in children_of(process) for each in children_of(child)]
 
 
-def _until(condition: Callable[[], object], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def _gone(left: Callable[[], object]) -> bool:
-    return _until(lambda: not left(), 10)
+    return until(lambda: not left(), 10)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -18,6 +17,7 @@ from lrexport.artifacts import onnx_files
 from tests.board import children
 from tests.conftest import heed_ctrl_c
 from tests.hostile.support import Command, frugally, listing, processes_with
+from tests.waiting import until
 
 DOMAIN = "calls"
 
@@ -145,15 +145,6 @@ def _start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
 
 
-def _until(condition: Callable[[], bool], seconds: float = 30) -> bool:
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "TERM", "KILL"]
 )
@@ -166,13 +157,13 @@ def test_a_file_that_takes_long_to_look_at_ends_with_the_command_and_leaves_no_p
     (here / "lrexport.toml").write_text('[budget]\nmax_bytes = "1 GB"\n')
     before = listing(here)
     process = _start(command, str(path))
-    assert _until(lambda: any(children(each) for each in children(process.pid)))
+    assert until(lambda: any(children(each) for each in children(process.pid)))
     (server,) = children(process.pid)
     looking = children(server)
     process.send_signal(number)
     process.communicate(timeout=20)
     assert process.returncode == code
-    assert _until(lambda: not any(Path(f"/proc/{each}").exists() for each in (server, *looking)), 5)
+    assert until(lambda: not any(Path(f"/proc/{each}").exists() for each in (server, *looking)), 5)
     assert listing(here) == before
 
 
@@ -249,14 +240,14 @@ def test_a_measurement_that_never_ends_stops_with_the_command_and_leaves_no_proc
     path = here / "endless.onnx"
     endless(str(path))
     process = _start("bench", str(path), "--timeout", "1000")
-    assert _until(lambda: any(b"--cold" in _command(each) for each in processes_with(str(path))))
+    assert until(lambda: any(b"--cold" in _command(each) for each in processes_with(str(path))))
     (child,) = [each for each in processes_with(str(path)) if b"--cold" in _command(each)]
     runner = _parent(child)
     time.sleep(0.5)
     process.send_signal(number)
     process.communicate(timeout=20)
     assert process.returncode == code
-    assert _until(lambda: not Path(f"/proc/{child}").exists() and not Path(f"/proc/{runner}").exists(), 5)
+    assert until(lambda: not Path(f"/proc/{child}").exists() and not Path(f"/proc/{runner}").exists(), 5)
 
 
 def _command(process: int) -> bytes:

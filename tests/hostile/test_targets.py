@@ -17,6 +17,7 @@ from tests.board import Board, write_model, write_ssh_config
 from tests.conftest import heed_ctrl_c
 from tests.hostile.support import Command, Outcome, listing
 from tests.hostile.test_limits import asking_for, endless
+from tests.waiting import until
 
 ENDLESS = ["--rounds", "1000000"]
 
@@ -173,19 +174,12 @@ def test_a_device_without_room_for_the_files_says_so_and_keeps_none(lrexport: Co
     assert board.left() == []
 
 
-def _until(true: Callable[[], object], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come to that"
-        time.sleep(0.05)
-
-
 def _bench(board: Board, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
     """The command in a process of its own, once the device has loaded the file in another process and measures."""
     command = [sys.executable, "-m", "lrexport", "bench", *arguments, "--target", url or board.url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
-    _until(lambda: board.running("--cold"))
-    _until(lambda: not board.running("--cold"))
+    assert until(lambda: board.running("--cold"), 20)
+    assert until(lambda: not board.running("--cold"), 20)
     return process
 
 
@@ -234,7 +228,7 @@ def test_a_measurement_that_is_stopped_here_leaves_no_process_on_this_machine(mo
     process = subprocess.Popen(
         command, env={**os.environ, "TMPDIR": str(here)}, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
     )
-    _until(lambda: list(here.glob("lrexport-*/job.json")))
+    assert until(lambda: list(here.glob("lrexport-*/job.json")), 20)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)

@@ -49,8 +49,7 @@ def reconstruct(
     outputs that go into no BatchNorm are scaled to its standard deviation. Only the bias is corrected if ``weights`` is
     false, or if a layer has very many taps or more than the images determine. Layers that are called more than once or share
     their weight are skipped. Returns, for the other layers, the squared error of the output relative to its variance. Raises
-    UsageError if ``images`` are not a tensor (N, …), InputError if the network
-    does not accept them.
+    UsageError if ``images`` are not a tensor (N, …), InputError if the network does not accept them.
     """
     check_svd(svd)
     plan = plan_of(plan)

@@ -28,7 +28,6 @@ class _Net(Loaded):
     def __init__(self, net: Any, ports: Ports) -> None:
         self._net, self._ports = net, ports
         self._fed: list[tuple[str, Any]] = []
-        self._outputs: list[Any] = []
         # pnnx names inputs and outputs by their place; an input that nothing uses does not exist.
         self._inputs = {f"in{number}": port for number, port in enumerate(ports.inputs)}
         self._names = [f"out{number}" for number in range(len(ports.outputs))]
@@ -36,7 +35,7 @@ class _Net(Loaded):
     def timed(self, feed: JsonObject) -> Callable[[], Any]:
         known = set(self._net.input_names())
         self._fed = [(name, _mat(feed[port.name])) for name, port in self._inputs.items() if name in known]
-        return lambda: self._extract()
+        return self._extract
 
     def run(self, feed: JsonObject) -> JsonObject:
         import numpy

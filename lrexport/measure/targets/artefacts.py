@@ -37,6 +37,7 @@ from lrexport.measure.targets.base import (
     modules,
     start,
     stop,
+    write_all,
 )
 
 JsonObject = dict[str, Any]
@@ -72,6 +73,7 @@ def prepared(
     models = {key: {"key": key, "file": str(path.resolve())} for path, key in sources.items()}
     named = {sources[path]: name for group in job.groups for name, path in group.items()}
     facts: dict[str, JsonObject] = {}
+    write_all(folder, modules())
     for stage, program in (("reference", None), ("convert", python)):
         for key, model in models.items():
             model |= {"arrays": str(folder / f"{key}.npz"), "folder": str(folder / key), **facts.get(key, {})}
@@ -129,9 +131,6 @@ class _Child:
 
     def answers(self) -> Iterator[tuple[str, JsonObject]]:
         """Each model's key with its facts, as soon as it is done."""
-        for path, content in modules().items():
-            (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (self._folder / path).write_bytes(content)
         (self._folder / "prepare.json").write_text(json.dumps(self._options), encoding="utf-8")
         command = [self._python, "-m", "lrexport.measure.preparing", "prepare.json", str(os.getpid())]
         process = started(

@@ -160,6 +160,13 @@ def modules() -> dict[str, bytes]:
     return {**packages, **{f"lrexport/{name}.py": (_PACKAGE / f"{name}.py").read_bytes() for name in _MODULES}}
 
 
+def write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files by their paths in ``folder``."""
+    for path, content in contents.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """A process in its own group: Ctrl-C reaches only lrexport, which then ends the process properly."""
     return subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=os.name == "posix", **options)

@@ -18,7 +18,17 @@ from lrexport.measure import machine
 from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.measure.targets.answers import answers, most_line_bytes
 from lrexport.measure.targets.artefacts import prepared, started, surroundings
-from lrexport.measure.targets.base import Flood, MeasuringJob, Silent, Tail, last_line, lines_of, stop, work_folder
+from lrexport.measure.targets.base import (
+    Flood,
+    MeasuringJob,
+    Silent,
+    Tail,
+    last_line,
+    lines_of,
+    stop,
+    work_folder,
+    write_all,
+)
 from lrexport.measure.targets.queries import options_of, runtime_in
 
 _LONGEST_STAGE = 50  # profiling is forty runs
@@ -60,9 +70,7 @@ class Local:
 
     def _measured(self, job: MeasuringJob, folder: Path) -> Iterator[dict[str, Any]]:
         names = {file: str(file.resolve()) for file in job.read()}
-        for path, content in work_folder(job, names).items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+        write_all(folder, work_folder(job, names))
         command = [self.python or sys.executable, "-m", "lrexport.measure.runner", "job.json", str(os.getpid())]
         process = started(command, self.name, stderr=subprocess.PIPE, cwd=folder, env=surroundings(folder, self.python))
         assert process.stderr is not None

@@ -62,7 +62,8 @@ class RunView:
 def render(subjects: Sequence[ReportedRun], version: str, most_examples: int | None = None) -> str:
     """The page, with at most ``most_examples`` pictures for each run; None: all of one run, fewer of several.
 
-    Raises DeviceError if the extra ``report`` is not installed."""
+    Raises DeviceError if the extra ``report`` is not installed.
+    """
     library = _plotly_js()
     figures = Figures()
     most = max(1, MOST_EXAMPLES // len(subjects)) if most_examples is None else most_examples

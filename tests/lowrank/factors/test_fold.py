@@ -13,6 +13,7 @@ from lrexport.lowrank.factors.fold import fold, fold_layer, fold_structure
 from lrexport.lowrank.factors.svd_form import attach
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
+from lrexport.lowrank.selection.costs import plan_layer
 from lrexport.lowrank.selection.select import select
 from lrexport.networks.cifar_resnet import CifarResNet
 from lrexport.plan import Pair, Plan, Scheme
@@ -22,19 +23,7 @@ TOLERANCE = 1e-5  # float32, largest error relative to the output's scale
 
 
 def full_rank_plan(svd: SVDNetwork) -> Plan:
-    return {
-        name: Pair(
-            scheme=layer.scheme,
-            rank=layer.full_rank,
-            full_rank=layer.full_rank,
-            energy_kept=1.0,
-            dense_macs=layer.dense_macs,
-            macs=layer.full_rank * layer.macs_per_rank,
-            dense_params=layer.dense_params,
-            params=0,
-        )
-        for name, layer in svd.layers.items()
-    }
+    return {name: plan_layer(layer, layer.full_rank, 1.0, even_if_costly=True) for name, layer in svd.layers.items()}
 
 
 @pytest.mark.parametrize("bias", [True, False])
