@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,8 +16,11 @@ from lrexport.errors import DeviceError, InputError
 from lrexport.text import json_text
 from lrexport.units import format_bytes
 
+# What a file gets: bytes, or parts of them in their order, which need not be in memory together a second time.
+Content = bytes | Sequence[bytes | memoryview]
 
-def write_bytes(path: Path, content: bytes) -> None:
+
+def write_bytes(path: Path, content: Content) -> None:
     """Write a file that the user named, atomically; a link is followed and kept.
 
     Temporary file, fsync, rename, fsync of the folder: after a crash at any moment ``path`` has either the old or the new
@@ -34,7 +38,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         _fill(stream, Path(name), end, content)
 
 
-def put(path: Path, temporary: Path, content: bytes) -> None:
+def put(path: Path, temporary: Path, content: Content) -> None:
     """:func:`write_bytes` with the file ``temporary`` in the same folder, which must not exist; no link is followed."""
     try:
         stream = open(temporary, "xb")  # noqa: SIM115 - closed below
@@ -44,16 +48,18 @@ def put(path: Path, temporary: Path, content: bytes) -> None:
         _fill(stream, temporary, path, content)
 
 
-def _fill(stream: BinaryIO, temporary: Path, path: Path, content: bytes) -> None:
+def _fill(stream: BinaryIO, temporary: Path, path: Path, content: Content) -> None:
+    parts = [content] if isinstance(content, bytes) else content
     try:
-        stream.write(content)
+        for part in parts:
+            stream.write(part)
         stream.flush()
         os.fsync(stream.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)  # before the message reports the free space
-        raise write_failed(path, error, len(content)) from error
+        raise write_failed(path, error, sum(memoryview(part).nbytes for part in parts)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

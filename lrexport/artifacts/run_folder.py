@@ -63,7 +63,7 @@ def read_bytes(folder: Path, name: str) -> bytes:
     return files.read_bytes(plain(folder, name))
 
 
-def write_bytes(folder: Path, name: str, content: bytes) -> None:
+def write_bytes(folder: Path, name: str, content: files.Content) -> None:
     """Write a file atomically: after a crash at any moment it has the old or the new content, complete."""
     path = _for_writing(folder, [name])[0]
     files.put(path, path.with_name(f".{path.name}.{mark.token()}.tmp"), content)

@@ -45,30 +45,60 @@ _PLAIN_GLOBALS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.\w*Storage|coll
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, atomically."""
-    files.write_bytes(path, packed(tensors))
+    files.write_bytes(path, pieces(tensors))
+
+
+def pieces(tensors: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]:
+    """:func:`packed` in parts, which are the tensors' memory and no copies of it."""
+    import torch
+
+    plain = _plain(tensors)
+    # safetensors has the order and the types of values; only sizes and places depend on how many there are.
+    content = packed({name: torch.empty(1, dtype=value.dtype) for name, value in plain.items()})
+    header, parts, end = _header(content), list[bytes | memoryview](), 0
+    for name, entry in header.items():
+        value = plain[name]
+        start, end = end, end + value.nbytes
+        entry |= {"shape": [*value.shape], "data_offsets": [start, end]}
+        if value.numel():
+            parts.append(value.reshape(-1).view(torch.uint8).numpy().data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [struct.pack("<Q", len(text)), text, *parts]
+
+
+def _header(content: bytes) -> dict[str, dict[str, object]]:
+    """The header of a safetensors file."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header: dict[str, dict[str, object]] = json.loads(content[8 : 8 + length])
+    return header
 
 
 def packed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """Tensors and text as the content of a safetensors file."""
     import safetensors.torch
 
+    content: bytes = safetensors.torch.save(_plain(tensors), metadata)
+    return content
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, contiguous, each with its own memory: the format has no shared values."""
     plain: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
         place = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if place in seen else value  # the format has no shared values
+        plain[name] = value.clone() if place in seen else value
         seen.add(place)
-    content: bytes = safetensors.torch.save(plain, metadata)
-    return content
+    return plain
 
 
 def unpacked(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors and the text that :func:`packed` packed. The caller must have verified the content by its hash."""
     import safetensors.torch
 
-    (length,) = struct.unpack("<Q", content[:8])
-    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    metadata: dict[str, str] = {key: str(text) for key, text in _header(content).get("__metadata__", {}).items()}
     return safetensors.torch.load(content), metadata
 
 

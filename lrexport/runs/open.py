@@ -82,11 +82,11 @@ class OpenRun(Generic[Config]):
         """Save a network's weights in the run; returns the record with their hash, which is not saved yet."""
         if not self.first:
             return record
-        record = self.store_bytes(record, name, tensors.packed(network.state_dict()))
+        record = self.store_bytes(record, name, tensors.pieces(network.state_dict()))
         give_back()
         return record
 
-    def store_bytes(self, record: Record, name: str, content: bytes) -> Record:
+    def store_bytes(self, record: Record, name: str, content: files.Content) -> Record:
         """:meth:`store` for the content of a file; only for the process that writes."""
         run_folder.write_bytes(self.folder, name, content)
         return record.sealed(self.folder, name)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.exact_svd import exact_svd
 from lrexport.lowrank.factors.fold import fold_layer
-from lrexport.lowrank.factors.svd_form import exact_svd, factors
+from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES, Scheme, schemes_of
 from lrexport.training.optimizers import make_optimizer

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.lowrank.factors.decompose import SVDNetwork
-from lrexport.lowrank.factors.svd_form import exact_svd, redecompose, singular_values
+from lrexport.lowrank.factors.exact_svd import exact_svd
+from lrexport.lowrank.factors.svd_form import redecompose, singular_values
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Pair, Plan, Scheme

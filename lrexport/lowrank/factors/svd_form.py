@@ -8,12 +8,13 @@ scheme.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lrexport.lowrank.factors.exact_svd import SmallerBasis, exact_svd, smaller_basis
 from lrexport.lowrank.layers.kernels import KernelSpec, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Scheme
@@ -21,8 +22,6 @@ from lrexport.torch_tools.reparametrised import drop_parametrisations
 
 # Factors of a 4608-row matrix are orthogonal to about 1e-6 in float32.
 _ORTHOGONAL = 1e-5
-# Vectors of singular values below this share of the largest need a QR: float64's rounding over its square is 1e-6.
-_INDEPENDENT = 1e-5
 
 
 class SVDForm(nn.Module):
@@ -58,62 +57,6 @@ class ImplicitForm:
         self.scheme = scheme
         self.retried = False
         self.singular: dict[Scheme, tuple[int, Tensor]] = {}
-
-
-class ExactSVD(NamedTuple):
-    """matrix = left · diag(singular) · rightᵀ: left (…, rows, r), singular (…, r) descending, right (…, columns, r).
-
-    ``retried``: it did not converge at first.
-    """
-
-    left: Tensor
-    singular: Tensor
-    right: Tensor
-    retried: bool
-
-
-def exact_svd(matrix: Tensor) -> ExactSVD:
-    """SVD of a matrix (rows, columns) or a batch of matrices (…, rows, columns), in the matrix's precision.
-
-    Float32 and lower precisions are decomposed in float64, with factors exact to the last bit of float32. LAPACK's float32
-    SVD has errors of 2e-6, which the layers of a network amplify to ten times float32's rounding. If it does not converge,
-    LAPACK's float64 SVD on the CPU is used.
-    """
-    retried = False
-    try:
-        if matrix.dtype == torch.float64:
-            left, singular, right = _lapack_svd(matrix)
-        else:
-            left, singular, right = _gram_svd(matrix.double())
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # absent from the stub
-        left, singular, right = _lapack_svd(matrix.double().cpu())
-        retried = True
-    return ExactSVD(left.to(matrix), singular.to(matrix), right.to(matrix).contiguous(), retried)
-
-
-def _lapack_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left, singular, right.mT
-
-
-def _gram_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V from the eigenvectors of matrix · matrixᵀ, in float64 as fast as LAPACK's SVD in float32."""
-    rows, columns = matrix.shape[-2:]
-    if rows > columns:
-        right, singular, left = _gram_svd(matrix.mT)
-        return left, singular, right
-    _, left = torch.linalg.eigh(matrix @ matrix.mT)
-    scaled = matrix.mT @ left
-    # Norms are exact, whereas roots of eigenvalues lose half of their digits; their order can differ.
-    singular, order = scaled.norm(dim=-2).sort(dim=-1, descending=True, stable=True)
-    left, scaled = (side.take_along_dim(order.unsqueeze(-2), dim=-1) for side in (left, scaled))
-    right = scaled / singular.clamp_min(torch.finfo(matrix.dtype).tiny).unsqueeze(-2)
-    if bool((singular[..., -1] < _INDEPENDENT * singular[..., 0]).any() | (singular[..., 0] == 0).any()):
-        # Vectors of tiny singular values are not orthogonal to the others yet.
-        right, upper = torch.linalg.qr(right)
-        backwards = upper.diagonal(dim1=-2, dim2=-1) < 0
-        right = torch.where(backwards.unsqueeze(-2), -right, right)
-    return left, singular, right
 
 
 def compose(left: Tensor, singular: Tensor, right: Tensor) -> Tensor:
@@ -165,15 +108,36 @@ def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def factors_by(layer: Any, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
     """U, s, V of the layer's matrix by ``scheme`` at full rank: from its SVD form if possible, else decomposed."""
-    if is_explicit(layer) and form_of(layer).scheme == scheme and not is_cut(layer):
+    if _has_factors(layer, scheme):
         return factors(layer)
     exact = exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))
-    if is_attached(layer):
-        form = form_of(layer)
-        form.retried |= exact.retried
-        if isinstance(form, ImplicitForm):
-            form.singular[scheme] = layer.weight._version, exact.singular
+    _note(layer, scheme, exact.singular, exact.retried)
     return exact[:3]
+
+
+def smaller_basis_by(layer: Any, scheme: Scheme) -> SmallerBasis:
+    """One side of :func:`factors_by`: U if the layer has factors, else the shorter one."""
+    if _has_factors(layer, scheme):
+        left, singular, _ = factors(layer)
+        return SmallerBasis(left, singular, False, False)
+    made = smaller_basis(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))
+    _note(layer, scheme, made.singular, made.retried)
+    return made
+
+
+def _has_factors(layer: Any, scheme: Scheme) -> bool:
+    """Whether U, s, V of this scheme at full rank are the parameters of the layer."""
+    return is_explicit(layer) and form_of(layer).scheme == scheme and not is_cut(layer)
+
+
+def _note(layer: Any, scheme: Scheme, singular: Tensor, retried: bool) -> None:
+    """Keep what was found out about a layer in SVD form."""
+    if not is_attached(layer):
+        return
+    form = form_of(layer)
+    form.retried |= retried
+    if isinstance(form, ImplicitForm):
+        form.singular[scheme] = layer.weight._version, singular
 
 
 def singular_values(layer: Any, scheme: Scheme) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lrexport.errors import InputError, UsageError
 from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.exact_svd import smaller_basis
 from lrexport.lowrank.factors.moments import Moments, Schemes, own_schemes_of
-from lrexport.lowrank.factors.svd_form import factors_by, form_of, is_attached, is_cut, redecompose
+from lrexport.lowrank.factors.svd_form import form_of, is_attached, is_cut, redecompose, smaller_basis_by
 from lrexport.lowrank.layers.kernels import KernelSpec, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Pair, Plan, PlannedLatency, Scheme
@@ -29,10 +30,12 @@ _ROUNDING = 1e-10
 class Truncation:
     """One layer by one scheme. ``energy_dropped[r]`` is the share of energy lost at rank r, (full rank + 1,), float64.
 
-    The matrix at rank r is basis[:, :r] @ (basis[:, :r]ᵀ @ matrix). The columns of basis (rows, full rank) are the left
+    The matrix at rank r is basis[:, :r] @ (basis[:, :r]ᵀ @ matrix). The columns of basis (rows, ranks) are the left
     singular vectors of the matrix, which is first multiplied from the right by the square root of its input's second
-    moment, if known. With g > 1 groups both have a leading group axis. The matrix is made of ``weight`` by ``scheme``
-    whenever it is needed: those of all layers would take as much memory as the network.
+    moment, if known. ``is_right``: basis (columns, ranks) are the right ones, and the matrix at rank r is
+    (matrix @ basis[:, :r]) @ basis[:, :r]ᵀ. With g > 1 groups both have a leading group axis. Without moments the basis has
+    only ranks whose pair has fewer weights than the layer. The matrix is made of ``weight`` by ``scheme`` whenever it is
+    needed: those of all layers would take as much memory as the network.
     """
 
     energy_dropped: Tensor
@@ -40,6 +43,7 @@ class Truncation:
     weight: Tensor
     scheme: Scheme
     spec: KernelSpec
+    is_right: bool = False
 
     @property
     def matrix(self) -> Tensor:
@@ -48,8 +52,11 @@ class Truncation:
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Left (rows, r) and right (r, columns), with the same scale in both, as with sqrt(|s|)."""
-        left = self.basis[..., :rank]
-        return balanced(left, left.mT @ self.matrix)
+        matrix, basis, is_right = self.matrix, self.basis, self.is_right
+        if rank > basis.shape[-1]:
+            basis, _, is_right, _ = smaller_basis(matrix)
+        kept = basis[..., :rank]
+        return balanced(matrix @ kept, kept.mT) if is_right else balanced(kept, kept.mT @ matrix)
 
 
 Truncations = Mapping[str, Mapping[Scheme, Truncation]]
@@ -111,18 +118,21 @@ def truncations(svd: SVDNetwork, moments: Moments | None = None, schemes: Scheme
 
 @torch.no_grad()
 def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
-    weight, spec = module.weight.detach(), spec_of(module)
+    weight, spec, is_right = module.weight.detach(), spec_of(module), False
     if moment is not None:
         matrix = SCHEMES[scheme].matrix(weight, spec)
         basis, energy, retried = weighted_basis(matrix, moment.to(matrix))
         form_of(module).retried |= retried
     else:
-        basis, singular, _ = factors_by(module, scheme)
+        basis, singular, is_right, _ = smaller_basis_by(module, scheme)
         energy = singular.double().square()
+        rows, columns = SCHEMES[scheme].matrix_shape(spec)
+        # A view would keep all of the basis.
+        basis = basis[..., : rows * columns // (rows + columns)].clone()
     if is_attached(module) and is_cut(module):  # energy beyond its rank is only rounding
         energy = torch.where(energy < _ROUNDING * energy.amax(-1, keepdim=True), 0, energy)
     energy = energy if energy.ndim == 1 else energy.sum(0)  # all groups have one rank, so their energies add up
-    return Truncation(_share_dropped(energy.cpu()), basis.detach(), weight, scheme, spec)
+    return Truncation(_share_dropped(energy.cpu()), basis.detach(), weight, scheme, spec, is_right)
 
 
 class WeightedBasis(NamedTuple):

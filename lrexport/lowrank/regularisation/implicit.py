@@ -17,7 +17,8 @@ from torch import Tensor
 from lrexport.errors import UsageError
 from lrexport.events import Steering
 from lrexport.lowrank.factors.decompose import SVDNetwork
-from lrexport.lowrank.factors.svd_form import compose, exact_svd
+from lrexport.lowrank.factors.exact_svd import exact_svd
+from lrexport.lowrank.factors.svd_form import compose
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.lowrank.regularisation.regularisers import ExtraLoss, Sparsity

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.lowrank.factors.decompose import decompose
-from lrexport.lowrank.factors.svd_form import attach, compose, detach, exact_svd, factors, form_of, is_attached, redecompose
+from lrexport.lowrank.factors.exact_svd import exact_svd, smaller_basis
+from lrexport.lowrank.factors.svd_form import attach, compose, detach, factors, form_of, is_attached, redecompose
 from tests.conftest import SmallNet, relative_error
 
 
@@ -80,6 +81,17 @@ def test_factors_of_any_matrix_are_orthogonal_and_right_to_the_last_bits_of_floa
     assert error.norm() <= 2e-7 * matrix.double().norm()
 
 
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6), (3, 5, 9), (3, 9, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_the_shorter_side_alone_is_that_of_the_whole_svd_to_the_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    matrix = torch.randn(shape).to(dtype)
+    whole, alone = exact_svd(matrix), smaller_basis(matrix)
+    assert alone.is_right is (shape[-2] > shape[-1])
+    assert not alone.retried
+    assert torch.equal(alone.singular, whole.singular)
+    assert torch.equal(alone.basis, whole.right if alone.is_right else whole.left)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_factors_have_the_precision_of_the_matrix(dtype: torch.dtype) -> None:
     matrix = torch.randn(6, 4).to(dtype)
@@ -98,6 +110,15 @@ def test_an_svd_that_does_not_converge_is_done_again_in_float64_without_noise(fa
     assert found.left.dtype == torch.float32
     torch.testing.assert_close(found.singular, wanted.singular)
     torch.testing.assert_close(compose(*found[:3]), matrix)
+
+
+def test_the_shorter_side_alone_survives_an_svd_that_does_not_converge(fail_once: Any) -> None:
+    matrix = torch.randn(2, 7, 5)
+    wanted = smaller_basis(matrix)
+    fail_once()
+    found = smaller_basis(matrix)
+    torch.testing.assert_close(found.singular, wanted.singular)
+    torch.testing.assert_close((found.basis.mT @ wanted.basis).abs(), torch.eye(5).expand(2, 5, 5))
 
 
 def test_a_retry_is_noted_with_the_layer(fail_once: Any) -> None:

@@ -244,3 +244,16 @@ def test_moments_are_averages_over_all_batches_and_all_places_of_a_shared_layer(
     seen = torch.cat([given, torch.relu(shared(given)).detach()])
     found = input_moments(svd, batches, {"0": ["linear"]})["0"]["linear"]
     torch.testing.assert_close(found, seen.mT @ seen / len(seen))
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4)])
+def test_a_rank_that_saves_nothing_has_the_best_factors_too(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    svd = decompose(nn.Sequential(nn.Linear(*shape), nn.Linear(shape[1], 12)), (shape[0],))
+    truncation = truncations(svd)["0"]["linear"]
+    assert truncation.basis.shape[-1] < 4
+    matrix = truncation.matrix.detach()
+    for rank in range(1, 5):
+        left, right = truncation.factors(rank)
+        lost = (matrix - left @ right).square().sum() / matrix.square().sum()
+        torch.testing.assert_close(lost.double(), truncation.energy_dropped[rank], atol=1e-6, rtol=1e-4)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lrexport.lowrank.eligibility.factorisable import Factorisable
 from lrexport.lowrank.eligibility.inspection import inspect_layers
 from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.exact_svd import exact_svd
 from lrexport.lowrank.factors.fold import build_pair, fold, fold_layer
-from lrexport.lowrank.factors.svd_form import attach, exact_svd, factors
+from lrexport.lowrank.factors.svd_form import attach, factors
 from lrexport.lowrank.layers.kernels import PLAIN, TRANSPOSED, spec_of
 from lrexport.lowrank.layers.schemes import CONV_SCHEMES, SCHEMES, scheme_for, schemes_of
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
