@@ -242,7 +242,8 @@ class FileExported(Event):
     accuracy as the torch network. ``uncounted``: operators whose MACs are not counted. The sizes ``free`` may be any that
     differ from the network's own by multiples of ``step``. If the network chooses rows by values, as detectors do, the
     error is that of the outputs of its modules ``chosen_from``, and of ``rows`` chosen from random values ``same_rows`` were
-    the same as torch's.
+    the same as torch's. ``passes`` counts by pass the places with another form than torch gave them, which adds
+    ``added_macs``.
     """
 
     kind = "export"
@@ -259,6 +260,8 @@ class FileExported(Event):
     chosen_from: tuple[str, ...] = ()
     rows: int = 0
     same_rows: int = 0
+    passes: Mapping[str, int] = field(default_factory=dict)
+    added_macs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ LINES: list[tuple[Event, str]] = [
         events.FileExported("model.onnx", 9, 17, 0.25, True, False, True, ("Foo",)),
         '{"event": "export", "file": "model.onnx", "bytes": 9, "opset": 17, "relative_error": 0.25, "simplified": true, '
         '"blind": false, "rescored": true, "uncounted": ["Foo"], "free": [], "step": 1, "chosen_from": [], "rows": 0, '
-        '"same_rows": 0}',
+        '"same_rows": 0, "passes": {}, "added_macs": 0}',
     ),
     (
         events.FileQuantised(

@@ -7,6 +7,7 @@ from typing import Any
 
 STANDARD = ("", "ai.onnx")  # the two names of the standard domain
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's operators
+SHORTCUT_KERNEL = ".shortcut_kernel"  # the end of the names of constant kernels that no layer has
 
 
 def domain_of(part: Any) -> str:

@@ -109,6 +109,7 @@ class RoundsType(click.ParamType[int]):
     click.option(
         "--ort", is_flag=True, help="Also write model.ort (x86) and model.arm.ort for small builds of ONNX Runtime."
     ),
+    click.option("--no-passes", is_flag=True, help="Leave shortcuts and the like in the form that torch gives them."),
 )
 @section(
     MEASUREMENT,
@@ -124,7 +125,15 @@ class RoundsType(click.ParamType[int]):
     target_option(),
 )
 @section(OUTPUT, json_option())
-def command(run: Path, batch: int, dynamic: tuple[str, ...], no_rescore: bool, json_to: str | None, **options: Any) -> None:
+def command(
+    run: Path,
+    batch: int,
+    dynamic: tuple[str, ...],
+    no_passes: bool,
+    no_rescore: bool,
+    json_to: str | None,
+    **options: Any,
+) -> None:
     """Export RUN to RUN/model.onnx and RUN/dense.onnx.
 
     Each file is checked, compared with torch on random and real inputs, simplified, compared again, scored on the test
@@ -149,7 +158,7 @@ def command(run: Path, batch: int, dynamic: tuple[str, ...], no_rescore: bool, j
 
     from lrexport.workflow import exporting
 
-    chosen = ExportOptions(**_free_axes(batch, dynamic), rescore=not no_rescore, **options)
+    chosen = ExportOptions(**_free_axes(batch, dynamic), passes=not no_passes, rescore=not no_rescore, **options)
     with Progressing() as progress:
         record = exporting.export_run(run, chosen, progress)
     for name in record.files:

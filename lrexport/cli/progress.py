@@ -227,6 +227,10 @@ class Progressing:
             f"{event.file}: {format_bytes(event.bytes)}, opset {event.opset}, checked; differs from torch by at most "
             f"{event.relative_error:.1e} of the largest output{before_choice}{rescored}{simplified}"
         )
+        if shortcuts := event.passes.get("shortcuts"):
+            plural = "s" if shortcuts > 1 else ""
+            more = f"{format_count(event.added_macs)} MACs more"
+            self.say(f"{event.file}: {shortcuts} shortcut{plural} without parameters as constant 1×1 convolutions: {more}")
         if event.chosen_from:
             self.say(
                 f"{event.file}: which rows it returns depends on values; of {event.rows:,} rows that it or torch chose from "

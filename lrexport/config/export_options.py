@@ -19,7 +19,8 @@ class ExportOptions:
     """Options of an export. ``batch`` None: dynamic; ``rounds`` 0: no latency; ``data`` replaces the record's.
 
     ``dynamic`` names the axes that the files leave free, the batch among them if ``batch`` is None.
-    ``with_preprocessing`` puts the normalisation of pictures into the graphs.
+    ``with_preprocessing`` puts the normalisation of pictures into the graphs. ``passes`` writes parts of the graphs in a
+    form that computes the same faster.
     ``int8`` also writes both files in int8, calibrated on at most ``calibration_images`` images; ``ort`` also writes the
     compressed files in ONNX Runtime's own format.
     """
@@ -36,6 +37,7 @@ class ExportOptions:
     int8: bool = False
     calibration_images: int = 512
     ort: bool = False
+    passes: bool = True
 
 
 def check_dynamic(names: Sequence[str]) -> tuple[str, ...]:

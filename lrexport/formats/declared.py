@@ -17,12 +17,16 @@ from lrexport.torch_tools.outputs import OUTPUT, named_tensors
 
 @dataclass(frozen=True)
 class Asked:
-    """What a file must declare: the batch (None: free), the opset, the ``outputs`` as of :func:`has_batch`, free axes."""
+    """What a file must declare: the batch (None: free), the opset, the ``outputs`` as of :func:`has_batch`, free axes.
+
+    ``passes``: whether its graph may have another form than the exporter's.
+    """
 
     batch: int | None
     opset: int
     outputs: Mapping[str, bool]
     free: FreeAxes = FIXED
+    passes: bool = True
 
 
 def has_batch(output: object, samples: int) -> dict[str, bool]:

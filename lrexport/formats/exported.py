@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrexport.formats.agreement import Agreement
@@ -15,7 +16,8 @@ class Exported:
     """A finished file: its cost counted on the graph, and the largest relative error against torch in all comparisons.
 
     ``blind``: the output hardly depends on the input, so agreement with torch proves little. ``free`` are the axes of its
-    inputs that may have any size.
+    inputs that may have any size. ``passes`` counts by pass the places that have another form than torch gave them, which
+    adds ``added_macs`` to the cost.
     """
 
     path: Path
@@ -26,3 +28,5 @@ class Exported:
     simplified: bool
     blind: bool = False
     free: FreeAxes = FIXED
+    passes: Mapping[str, int] = field(default_factory=dict)
+    added_macs: int = 0

@@ -1,11 +1,11 @@
-"""torch network → one ONNX file, each step verified: export, strip, compare with torch, simplify, compare again."""
+"""torch network → one ONNX file, each step verified: export, strip, compare with torch, simplify, passes, compare again."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -21,6 +21,7 @@ from lrexport.formats.declared import Asked, check_written, has_batch, sizes_of
 from lrexport.formats.dynamic import free_axes
 from lrexport.formats.exported import Exported as Exported
 from lrexport.formats.opsets import check_opset, in_opset
+from lrexport.formats.passes.apply import with_passes
 from lrexport.formats.pixels import check_takes_pictures, describe, taking_pixels, to_pixels
 from lrexport.formats.rewritten import check_untouched, export_rewritten
 from lrexport.formats.torch_graph import to_onnx
@@ -39,6 +40,7 @@ from lrexport.units import format_bytes
 
 # Limit on weights and nodes of one file: protobuf's 2 GiB minus room for names and shapes.
 _MOST_BYTES = (2 << 30) - (1 << 20)
+_UNCOMPARED = Comparison(0.0, "nowhere")
 
 
 def export_onnx(
@@ -53,6 +55,7 @@ def export_onnx(
     preprocessing: Preprocessing | None = None,
     with_preprocessing: bool = False,
     classes: Sequence[str] = (),
+    passes: bool = True,
 ) -> Exported:
     """Write ``network`` to ``path`` as one self-contained ONNX file in float32, compared with torch.
 
@@ -63,7 +66,9 @@ def export_onnx(
     the file is then compared at other sizes too. ``samples``, (N, …) each, are real inputs to compare on, in addition to
     random ones. ``preprocessing`` and the names of ``classes`` are written into the file's metadata; with
     ``with_preprocessing`` the normalisation is in the graph, whose input is then uint8 (B, H, W, C), RGB or grey, whatever
-    the network's own order of channels; ``samples`` stay the network's inputs.
+    the network's own order of channels; ``samples`` stay the network's inputs. Unless ``passes`` is false, parts of the
+    graph that keep runtimes from their fast kernels are written in a form that computes the same: shortcuts of a strided
+    slice and padded channels as a constant convolution.
 
     A network of :func:`lrexport.read_onnx`, compressed or not, is written into a copy of its file, in which nothing but its
     layers changes; ``input_shape`` is not used then, and batch, free axes and opset cannot be chosen.
@@ -99,22 +104,37 @@ def export_onnx(
         inputs = comparison_inputs(network, signature, batch, real, free.others)
         check_repeats(network, next(iter(inputs.values())))
         torchs = Reference(network, inputs, extreme_inputs(network, signature, batch))
-        verified = _verified(network, signature, Asked(batch, opset, outputs, free), torchs)
+        verified = _verified(network, signature, Asked(batch, opset, outputs, free, passes), torchs)
         blind = is_blind(network, next(iter(inputs.values())), _example(network, signature, batch))
     describe(verified.model, preprocessing, with_preprocessing, classes)
     content = verified.model.SerializeToString()
     files.write_bytes(path, content)
-    cost = count_onnx(verified.model, sizes_of(verified.model, signature, batch, free), batch=batch)
-    return Exported(path, len(content), opset, cost, verified.comparison, verified.simplified, blind, free)
+    sizes = sizes_of(verified.model, signature, batch, free)
+    cost = count_onnx(verified.model, sizes, batch=batch)
+    added = cost.macs - count_onnx(verified.before, sizes, batch=batch).macs if verified.passes else 0
+    return Exported(
+        path=path,
+        bytes=len(content),
+        opset=opset,
+        cost=cost,
+        comparison=verified.comparison,
+        simplified=verified.simplified,
+        blind=blind,
+        free=free,
+        passes=verified.passes,
+        added_macs=added,
+    )
 
 
 @dataclass(frozen=True)
 class _Verified:
-    """A graph that agrees with torch."""
+    """A graph that agrees with torch; ``before`` any passes, which changed as many places as ``passes`` says."""
 
     model: onnx.ModelProto
     comparison: Comparison
     simplified: bool
+    before: onnx.ModelProto
+    passes: Mapping[str, int] = field(default_factory=dict)
 
 
 def _verified(network: nn.Module, signature: Signature, asked: Asked, torchs: Reference) -> _Verified:
@@ -135,20 +155,29 @@ def _verified(network: nn.Module, signature: Signature, asked: Asked, torchs: Re
 
 
 def _verified_at(network: nn.Module, example: Signature, asked: Asked, torchs: Reference) -> _Verified:
-    """The graph exported for inputs like ``example``, simplified if the result agrees with torch as well."""
+    """The graph exported for inputs like ``example``, simplified and with passes if the result agrees with torch as well."""
     model = _export(network, example, asked)
     check_written(model, asked)
     strip(model)
     _check_bytes(_size_bytes(model))
     comparison = torchs.compare(model)
-    simpler = _simplify(model)
-    if simpler is not None:
-        try:
-            check_written(simpler, asked)
-            return _Verified(simpler, comparison.worst(torchs.compare(simpler)), simplified=True)
-        except InputError:  # the unverified graph
-            pass
-    return _Verified(model, comparison, simplified=False)
+    for better in _improved(model, asked):
+        with contextlib.suppress(InputError):  # it does not agree: the next one may
+            check_written(better.model, asked)
+            return replace(better, comparison=comparison.worst(torchs.compare(better.model)))
+    return _Verified(model, comparison, simplified=False, before=model)
+
+
+def _improved(model: onnx.ModelProto, asked: Asked) -> Iterator[_Verified]:
+    """The graph simplified and with passes, simplified only, and with passes only: the best first, none compared yet."""
+    for graph, is_simplified in ((_simplify(model), True), (model, False)):
+        if graph is None:
+            continue
+        made, changed = with_passes(graph) if asked.passes else (graph, {})
+        if changed:
+            yield _Verified(made, _UNCOMPARED, is_simplified, graph, changed)
+        if is_simplified:
+            yield _Verified(graph, _UNCOMPARED, True, graph)
 
 
 def _in_float32_on_cpu(network: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from lrexport.artifacts.onnx_graphs import SHORTCUT_KERNEL
 from lrexport.measure.macs.onnx_macs import layer_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class _Names:
     """The graph's nodes with a weight, by name and by output. ``layers``: node → layer."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
+        tensors = [tensor for tensor in graph.initializer if not layer_of(tensor.name).endswith(SHORTCUT_KERNEL)]
+        weights = {tensor.name for tensor in tensors if len(tensor.dims) > 1}
         self._producers = {output: node for node in graph.node for output in node.output}
         self._place = {node.name: place for place, node in enumerate(graph.node)}
         self.layers = {node.name: layer_of(weight) for node in graph.node if (weight := self._weight(node, weights))}

@@ -89,8 +89,8 @@ def _goal(goal: Mapping[str, Any]) -> Iterator[str]:
 
 def _export_options(export: Mapping[str, Any]) -> Iterator[str]:
     for name, value in export.items():
-        if name == "rescore":
-            yield from () if value else ("--no-rescore",)
+        if name in ("passes", "rescore"):
+            yield from () if value else (f"--no-{name}",)
         elif name == "batch" and value is None:
             yield from () if export.get("dynamic") else ("--batch", "dynamic")
         elif name == "dynamic":

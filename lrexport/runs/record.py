@@ -84,13 +84,17 @@ class Result(Stored):
     """One network's figures. ``bytes`` is the size of its ONNX file, ``epochs`` its training in this run.
 
     ``uncounted`` names operators that ``macs`` do not include; ``macs`` is then a lower bound. ``accuracy`` is the score on
-    the test images; ``heldout_accuracy``, of the torch network, on the training images held out for choices.
+    the test images; ``heldout_accuracy``, of the torch network, on the training images held out for choices. ``passes``
+    counts by pass the places of the file that have another form than torch gave them; ``added_macs`` of ``macs`` are due to
+    these.
     """
 
     macs: int
     macs_counted_on: Literal["torch", "onnx"]
     uncounted: tuple[str, ...] = ()
     chosen_rows: ChosenRows | None = None
+    passes: dict[str, int] = Field(default={})
+    added_macs: int = 0
     params: int
     precision: Literal["float32", "int8"] = "float32"
     quantisation: Quantisation | None = None

@@ -174,7 +174,7 @@ def _replace(run: Path, record: Record, scratch: Path, written: list[str], on_ev
 
 def _unexported(record: Record, weights: dict[str, StoredFile]) -> Record:
     """The record with these files and without figures of exported ones."""
-    without: dict[str, Any] = {"bytes": None, "latency_ms": {}}
+    without: dict[str, Any] = {"bytes": None, "latency_ms": {}, "passes": {}, "added_macs": 0}
     dense, compressed = (
         each.model_copy(update=without) if each is not None else None
         for each in (record.results.dense, record.results.compressed)
@@ -210,10 +210,11 @@ def _export(
             preprocessing=images.preprocessing,
             with_preprocessing=options.with_preprocessing,
             classes=images.classes,
+            passes=options.passes,
         )
     update: dict[str, Any] = {"macs": done.cost.macs, "macs_counted_on": "onnx", "uncounted": done.cost.uncounted}
     update |= {"params": done.cost.params} if record.model.is_file else {}
-    update |= {"bytes": done.bytes, "latency_ms": {}}
+    update |= {"bytes": done.bytes, "latency_ms": {}, "passes": {**done.passes}, "added_macs": done.added_macs}
     if test is not None and images.task is not None:
         # Nothing is chosen by the test images here: they verify that the file is the network.
         on_event(Working(f"scoring {path.name} on {len(test):,} test images, in ONNX Runtime and in torch"))
@@ -233,6 +234,8 @@ def _export(
         blind=done.blind and test is None,
         rescored=test is not None and images.task is not None,
         uncounted=done.cost.uncounted,
+        passes=done.passes,
+        added_macs=done.added_macs,
         free=done.free.sizes,
         step=done.free.step,
         chosen_from=() if rows is None else rows.of,

@@ -47,7 +47,8 @@ def test_options_that_are_not_given_are_the_defaults_of_the_configuration(
 
 def test_exporting_has_the_same_defaults_on_the_command_line_and_in_its_options() -> None:
     given = onnx.command.make_context("onnx", ["run"]).params
-    given["rescore"] = not given.pop("no_rescore")
+    for name in ("passes", "rescore"):
+        given[name] = not given.pop(f"no_{name}")
     defaults = asdict(ExportOptions())
     assert {name: given[name] for name in defaults} == defaults
 

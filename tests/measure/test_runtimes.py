@@ -97,6 +97,12 @@ def test_layers_that_ncnn_does_not_have_are_refused_although_pnnx_is_content(tmp
     assert reason == "pnnx writes layers that ncnn does not have: Tensor.slice"
 
 
+def test_an_exported_resnet_runs_in_ncnn_because_its_shortcuts_are_convolutions(tmp_path: Path) -> None:
+    export_onnx(CifarResNet(8).eval(), tmp_path / "m.onnx", (3, 32, 32))
+    found = measure({"m": tmp_path / "m.onnx"}, "m", FEW, parse_target("local?runtime=ncnn"))
+    assert found.latencies["m"].p50 > 0  # its outputs are compared before
+
+
 def write_of(node: str, *inputs: Any) -> Callable[[Path], Path]:
     def write(path: Path) -> Path:
         return save_graph(path, [helper.make_node(node, ["x"], ["y"])], [tensor("x", *inputs)], [tensor("y", *inputs)], {})

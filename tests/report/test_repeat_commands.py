@@ -85,13 +85,14 @@ def test_options_of_a_model_are_part_of_it_also_a_number_of_classes_that_the_dat
 def test_an_export_is_repeated_with_every_choice() -> None:
     export = {"batch": None, "opset": 20, "rounds": 0, "threads": 2, "target": "local", "data": None, "rescore": False}
     record = Record(model=ModelSource(source="resnet20", input_shape=(3, 32, 32)), config={"goal": {"macs": 0.5}})
-    record.export = {**export, "int8": True, "calibration_images": 64, "ort": False, "with_preprocessing": True}
+    export |= {"int8": True, "calibration_images": 64, "ort": False, "with_preprocessing": True, "passes": False}
+    record.export = export
     params = _parsed(commands(record, "run")[1])
     assert params == {
         "run": Path("run-again"), "batch": 0, "dynamic": (), "opset": 20, "rounds": 0, "threads": 2,
         "target": "local", "data": None,
         "no_rescore": True, "int8": True, "calibration_images": 64, "ort": False, "json_to": None,
-        "with_preprocessing": True,
+        "with_preprocessing": True, "no_passes": True,
     }  # fmt: skip
 
 

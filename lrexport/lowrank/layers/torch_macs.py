@@ -2,7 +2,8 @@
 
 Convention: multiply–accumulates of convolutions and matrix products for one input; 1 MAC = 2 FLOPs, and fvcore's "flops" are
 MACs. Not counted: bias, normalisation, pooling, element-wise operators, and layers with constant inputs, of which an
-exported graph contains only the result.
+exported graph contains only the result. Counted as the convolution that an exported graph has: a strided slice with zeros
+for new channels.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _UNCOUNTED |= {"cov", "corrcoef", "pdist", "_sparse_mm"}
 # Operators of other libraries, scripted functions and autograd functions may multiply; a trace does not show their content.
 _OPEN = {"aten", "prim", "prims", "profiler", "torchvision"}
 _SCRIPTED, _AUTOGRAD = "prim::CallFunction", "prim::PythonOp"
+_POOLS = tuple(f"aten::{kind}_pool{axes}d" for kind in ("avg", "max") for axes in (1, 2, 3))
 _Handle = Callable[[list[Any], list[Any]], int]
 
 
@@ -155,6 +157,39 @@ def _string_padded_macs(inputs: list[Any], outputs: list[Any]) -> int:
     return output[0] * prod(weight) * prod(output[2:])
 
 
+def _shortcut_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Zeros around the channels of a strided slice are exported as a 1×1 convolution (lrexport/formats/passes)."""
+    given, output = inputs[0].type().sizes(), outputs[0].type().sizes()
+    amounts, filled = _values(inputs[1]), inputs[-1].toIValue()
+    around = amounts[2 * (len(output) - 2) :][:2]  # from the last axis to the first
+    only_there = len(around) == 2 and sum(map(abs, amounts)) == sum(around) and min(around) >= 0
+    return prod(output) * given[1] if only_there and not filled and _is_strided(inputs[0].node()) else 0
+
+
+def _is_strided(node: Any) -> bool:
+    """Whether a node, with those before it, takes single pixels in steps, from the first to the last."""
+    strided = False
+    while node.kind() in ("aten::slice", *_POOLS):
+        given = list(node.inputs())
+        if node.kind() == "aten::slice":
+            axis, start, end, step = (value.toIValue() for value in given[1:])
+            if start or (end is not None and end < given[0].type().sizes()[axis]):
+                return False
+            strided |= axis >= 2 and step > 1
+        else:
+            size, step = (_values(value) for value in given[1:3])
+            if max(size) > 1:
+                return False
+            strided |= max(step) > 1
+        node = given[0].node()
+    return strided
+
+
+def _values(value: Any) -> list[int]:
+    """The numbers in a list of a traced graph."""
+    return [item.toIValue() for item in value.node().inputs()] if value.toIValue() is None else list(value.toIValue())
+
+
 def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> int:
     """An exact count where possible, because fvcore rounds its to four digits."""
     from fvcore.nn.jit_handles import einsum_flop_jit
@@ -165,6 +200,7 @@ def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 _HANDLES: dict[str, _Handle] = {operator: _product_macs(summed) for operator, summed in _PRODUCTS.items()}
+_HANDLES |= {"pad": _shortcut_macs, "constant_pad_nd": _shortcut_macs}
 _HANDLES |= {"addbmm": _summed_batch_macs, "tensordot": _contraction_macs, "einsum": _einsum_macs}
 _HANDLES |= {"scaled_dot_product_attention": _attention_macs, "_convolution_mode": _string_padded_macs}
 _COUNTED = ("conv", *_HANDLES)
