@@ -15,11 +15,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from lrexport.errors import DeviceError, UsageError
+from lrexport.formats.onnx import export_onnx
+from lrexport.formats.passes.apply import with_passes
 from lrexport.measure.latency import measure
 from lrexport.measure.runtimes import base, compare
 from lrexport.measure.targets import MeasuringJob, parse_target
 from lrexport.measure.targets.base import LimitReached, ModelRefused
+from lrexport.networks.cifar_resnet import CifarResNet
 from tests.board import Board, save_graph, write_model, write_open
+from tests.formats.passes import test_shortcuts as shortcuts
 
 INSTALLED = ("openvino", "ncnn")
 FEW = MeasuringJob((), rounds=10, batch=0, warmup_runs=2, sample_ms=0.01)
@@ -97,10 +101,23 @@ def test_layers_that_ncnn_does_not_have_are_refused_although_pnnx_is_content(tmp
     assert reason == "pnnx writes layers that ncnn does not have: Tensor.slice"
 
 
-def test_an_exported_resnet_runs_in_ncnn_because_its_shortcuts_are_convolutions(tmp_path: Path) -> None:
-    export_onnx(CifarResNet(8).eval(), tmp_path / "m.onnx", (3, 32, 32))
-    found = measure({"m": tmp_path / "m.onnx"}, "m", FEW, parse_target("local?runtime=ncnn"))
+def test_ncnn_has_the_shortcut_of_a_resnet_once_it_is_a_convolution(tmp_path: Path) -> None:
+    whole = ([0, 0], [99, 99], [2, 3], [2, 2])
+    model = shortcuts.graph([1, 4, 8, 8], [whole], [0, 2, 0, 0, 0, 2, 0, 0])
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    assert "Tensor.slice" in refused(path, "local?runtime=ncnn").reason
+    onnx.save(with_passes(model)[0], path)
+    found = measure({"m": path}, None, FEW, parse_target("local?runtime=ncnn"))
     assert found.latencies["m"].p50 > 0  # its outputs are compared before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [20, 56])
+def test_exported_resnets_run_in_ncnn(depth: int, tmp_path: Path) -> None:
+    export_onnx(CifarResNet(depth).eval(), tmp_path / "m.onnx", (3, 32, 32))
+    found = measure({"m": tmp_path / "m.onnx"}, None, FEW, parse_target("local?runtime=ncnn"))
+    assert found.latencies["m"].p50 > 0
 
 
 def write_of(node: str, *inputs: Any) -> Callable[[Path], Path]:
