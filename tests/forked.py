@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
+
+_PRELOADED = "tests.preloaded"
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.preloaded"])
+_CONTEXT.set_forkserver_preload([_PRELOADED])
 
 
 class Forked:
@@ -37,7 +40,10 @@ class Forked:
         files = (str(self._output), str(self._errors))
         arguments_of_main = (str(folder), files, arguments, die_at, dict(environment or {}))
         self._process = _CONTEXT.Process(target=_main, args=arguments_of_main)
-        self._process.start()
+        # The server looks for what it imports in the folder that it is started in, and says nothing if it is not there.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(Path(__file__).parents[1])
+            self._process.start()
 
     @property
     def pid(self) -> int:
@@ -86,6 +92,7 @@ def _main(
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.chdir(folder)
     sys.path.insert(0, folder)
+    assert _PRELOADED in sys.modules, "the fork server could not import it"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     import torch
 
