@@ -17,6 +17,7 @@ import stat
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from lrexport.artifacts import files, unmarked
@@ -161,6 +162,7 @@ def _read(folder: Path) -> Mark | None:
     return Mark(frozenset(names), frozenset(tokens))
 
 
+@lru_cache(maxsize=1 << 14)  # a job reads the mark before each file that it writes
 def _line(text: str) -> Mapping[str, object]:
     """The object on one line; empty if a crash left half a line."""
     try:
