@@ -83,10 +83,11 @@ _EXPORT_CHECKS = [f"LREXPORT_{command}_EXPORT_CHECK" for command in ("COMPRESS",
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_export_checks() -> Iterator[None]:
-    """Commands do not export the dense network first: that takes seconds, and it is the subject of few tests."""
+    """Commands do not export the dense network first, nor keep pictures for the report: few tests are about these."""
     with pytest.MonkeyPatch.context() as patch:
         for name in _EXPORT_CHECKS:
             patch.setenv(name, "false")
+        patch.setenv("LREXPORT_COMPRESS_EXAMPLES", "0")
         yield
 
 

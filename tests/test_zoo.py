@@ -11,15 +11,12 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
-# Of many ways to build a layer or to use one: fire modules without BatchNorm, channel shuffle, depthwise and inverted
-# bottlenecks, squeeze-and-excitation, groups, dilation with a dict as output.
-SAMPLE = (
-    "squeezenet1_1",
-    "shufflenet_v2_x0_5",
-    "lraspp_mobilenet_v3_large",
-)
-# The same again in other orders, and swin_t, whose attention uses weights without a call.
+# Of many ways to build a layer or to use one: fire modules without BatchNorm, depthwise and inverted bottlenecks,
+# squeeze-and-excitation, dilation with a dict as output.
+SAMPLE = ("squeezenet1_1", "lraspp_mobilenet_v3_large")
+# Channel shuffle, groups, the same again in other orders, and swin_t, whose attention uses weights without a call.
 SLOW = (
+    "shufflenet_v2_x0_5",
     "regnet_y_400mf",
     "googlenet",
     "mobilenet_v3_small",

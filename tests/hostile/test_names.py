@@ -25,6 +25,7 @@ from lrexport.events import LayersTimed, Measuring, Warned
 from lrexport.report.sweep_tables import front_table
 from lrexport.runs.sweep_record import Figures, Sweep, Trial
 from lrexport.sweep.events import TrialsSaved
+from tests.forked import Forked
 from tests.hostile.support import Command, write_module
 from tests.report.runs import write_run
 
@@ -244,13 +245,11 @@ def test_what_code_of_the_user_warns_of(here: Path) -> None:
         "users",
         f"import logging, warnings\nwarnings.warn({IN_TEXT!r})\nlogging.getLogger('x').warning({IN_TEXT!r})\nmake = None\n",
     )
-    code = "from lrexport.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "compress", "users:make", "--macs", "0.5", "-o", "out"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert "UserWarning: n" in done.stderr
-    assert "\nn\\x1b" in done.stderr
-    assert harmless(done.stderr)
+    done = Forked(here, "compress", "users:make", "--macs", "0.5", "-o", "out", separately=True)
+    assert done.wait() == 2
+    assert "UserWarning: n" in done.errors
+    assert "\nn\\x1b" in done.errors
+    assert harmless(done.errors)
 
 
 def test_a_folder_of_images(lrexport: Command, here: Path) -> None:

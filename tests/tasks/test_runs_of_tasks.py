@@ -101,7 +101,7 @@ def test_a_trained_segmenter_is_healed_without_masks_and_its_file_scored_with_th
     training = ("--optimizer", "adam", "--dense-lr", "0.02", "--batch-size", "16", "--dense-epochs", "8")
     code, _, err = lrexport("train", network, "--data", f"{HERE}:masks", *quick, *training, "-o", str(dense))
     assert code == 0, err
-    weights = ("--weights", str(dense / "dense.safetensors"), "--macs", "0.5", "--heal-minutes", "0.5")
+    weights = ("--weights", str(dense / "dense.safetensors"), "--macs", "0.5", "--heal-minutes", "0.1")
     unlabelled = ("--data", f"{HERE}:pictures", "--fine-tune-epochs", "0")
     code, out, err = lrexport("compress", network, *quick, *unlabelled, *weights, "-o", str(run))
     assert code == 0, err

@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compressed(folder: Path) -> Path:
     """A finished run."""
     with inside_folder(folder):
-        assert run(["compress", "flow_network:make", *QUICK, "--macs", "0.6", "-o", "run 1"]) == 0
+        assert run(["compress", "flow_network:make", *QUICK, "--macs", "0.6", "--examples", "6", "-o", "run 1"]) == 0
         assert run(["onnx", "run 1", "--rounds", "50"]) == 0
     return folder / "run 1"
 
