@@ -23,6 +23,10 @@ from lrexport.text import first_line
 
 # ONNX Runtime approximates sigmoid and tanh to about 1e-7, however small they are.
 _LEAST = 1e-6
+_NO_BFLOAT16 = (
+    "Few of ONNX Runtime's operators compute in bfloat16. Convert the file to float32 or float16; weights in bfloat16 may "
+    "stay where a Cast makes them float32."
+)
 _ROUNDED = 0.01  # share of integers that may differ, where a rounding decides which of two values is larger
 _MOST_ROUNDS = 20  # each finds all nodes that differ, up to the first that fails
 
@@ -35,7 +39,8 @@ def agreeing(network: OnnxNetwork, path: Path) -> OnnxNetwork:
     """
     given = _random(network)
     arrays = [_array(name, value) for name, value in given.items()]
-    expected = outputs_in_runtime(path, list(given), arrays)
+    hint = _NO_BFLOAT16 if onnx.TensorProto.BFLOAT16 in network.types.values() else None
+    expected = outputs_in_runtime(path, list(given), arrays, hint)
     _match_outputs(network, expected)
     in_runtime: set[Address] = set()
     values: Mapping[str, Tensor] | None = None
@@ -64,7 +69,7 @@ def _random(network: OnnxNetwork) -> dict[str, Tensor]:
 
 def _array(name: str, value: Tensor) -> np.ndarray[Any, Any]:
     if value.dtype == torch.bfloat16:
-        raise InputError(f"input {name!r} is bfloat16, which ONNX Runtime does not take from Python")
+        raise InputError(f"input {name!r} is bfloat16, which ONNX Runtime does not take from Python", _NO_BFLOAT16)
     return value.numpy()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from lrexport.artifacts.onnx_graphs import domain_of, graphs_in, opset_of
@@ -17,13 +18,18 @@ from lrexport.onnx_network.operators.facts import NodeFacts, Operator, from_arra
 from lrexport.onnx_network.operators.shapes import constant_value
 from lrexport.onnx_network.operators.table import operator_of
 from lrexport.onnx_network.source import SourceModel
+from lrexport.text import first_line
 
 # Values that are computed once at reading have at most this many values; larger ones are computed in every run.
 _MOST_FOLDED = 1 << 26
+# A sparse tensor with its zeros may be as large as a whole file.
+_MOST_SPARSE_BYTES = 2 << 30
 _GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 # These depend on more than their inputs.
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 
+# Shapes of values by name; None for free sizes.
+Shapes = Mapping[str, tuple[int | None, ...]]
 # Where a node is: (node, attribute) for every graph around it, then its own place.
 Address = tuple[tuple[tuple[int, str], ...], int]
 
@@ -46,7 +52,9 @@ class Step:
 class Body:
     """The steps of a graph in their order. ``constants`` are its own, by name; ``origins`` from which tensor each was made.
 
-    ``texts`` are constants that torch cannot hold. ``folded`` are the places of the nodes that made constants.
+    ``texts`` are constants that torch cannot hold, ``sparse`` those that the file keeps as sparse tensors. ``folded`` are
+    the places of the nodes that made constants. ``shapes`` are those of the file's values as far as they are known before
+    any input is, with None for free sizes.
     """
 
     outputs: tuple[str, ...]
@@ -56,6 +64,8 @@ class Body:
     texts: dict[str, TensorProto]
     folded: list[Address]
     outer: Body | None = None
+    sparse: set[str] = field(default_factory=set)
+    shapes: Shapes = field(default_factory=dict)
 
     def around(self) -> Iterator[Body]:
         """This body, then those around it, from the inside out."""
@@ -71,6 +81,11 @@ class Body:
     def origin(self, name: str) -> str:
         """The name of the tensor in the file that a constant was made from."""
         return next((body.origins[name] for body in self.around() if name in body.origins), name)
+
+    def is_sparse(self, name: str) -> bool:
+        """Whether a constant was made from a sparse tensor of the file."""
+        origin = self.origin(name)
+        return any(origin in body.sparse for body in self.around())
 
     def text(self, name: str) -> TensorProto | None:
         """A constant that torch cannot hold, of this graph or one around it."""
@@ -91,24 +106,30 @@ class _File:
     source: SourceModel
     opset: int
     functions: frozenset[tuple[str, str]]
+    shapes: Shapes
 
 
-def body_of(source: SourceModel) -> Body:
+def body_of(source: SourceModel, shapes: Shapes) -> Body:
     """The steps of a model. Raises InputError for tensors that cannot be read."""
     functions = frozenset((function.domain, function.name) for function in source.light.functions)
-    return _body(source.light.graph, _File(source, opset_of(source.light), functions), (), None)
+    return _body(source.light.graph, _File(source, opset_of(source.light), functions, shapes), (), None)
 
 
 def _body(graph: GraphProto, file: _File, place: tuple[tuple[int, str], ...], outer: Body | None) -> Body:
-    body = Body(tuple(item.name for item in graph.output), [], {}, {}, {}, [], outer)
+    body = Body(tuple(item.name for item in graph.output), [], {}, {}, {}, [], outer, shapes=file.shapes)
     for tensor in graph.initializer:
         _keep(body, tensor.name, _tensor(file.source, tensor), tensor)
+    for sparse in graph.sparse_initializer:
+        _keep(body, sparse.values.name, _from_sparse(sparse), None)
+        body.sparse.add(sparse.values.name)
     for index, node in enumerate(graph.node):
         address = (place, index)
         needs, makes = tuple(node.input), tuple(node.output)
         if node.op_type == "Constant" and not domain_of(node):
             value = _constant(file, node)
             body.folded.append(address)
+            if node.attribute[0].name == "sparse_value":
+                body.sparse.add(makes[0])
             _keep(body, makes[0], value, _text_of(node) if value is None else None)
             continue
         facts = facts_of(node, file.opset)
@@ -152,6 +173,8 @@ def _constant(file: _File, node: NodeProto) -> Tensor | None:
     tensors = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
     if len(tensors) == len(node.attribute) == 1 and node.attribute[0].name == "value":
         return _tensor(file.source, tensors[0])
+    if node.attribute[0].name == "sparse_value":
+        return _from_sparse(node.attribute[0].sparse_tensor)
     return constant_value(facts_of(node, file.opset))
 
 
@@ -160,6 +183,20 @@ def _tensor(source: SourceModel, tensor: TensorProto) -> Tensor | None:
         return None if tensor.data_type == TensorProto.STRING else from_array(source.array(tensor), shared=True)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
+
+def _from_sparse(sparse: SparseTensorProto) -> Tensor | None:
+    """A sparse tensor with its zeros. Raises InputError if it cannot be read."""
+    name, dims = sparse.values.name, tuple(sparse.dims)
+    try:
+        values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        if not all(size >= 0 for size in dims) or math.prod(dims) * values.itemsize > _MOST_SPARSE_BYTES:
+            raise ValueError(f"its shape is {dims}")
+        whole = np.zeros(dims, values.dtype)
+        whole[np.unravel_index(places, dims) if places.ndim == 1 else tuple(places.T)] = values
+        return from_array(whole, shared=True)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise InputError(f"sparse tensor {name!r} cannot be read: {first_line(error)}") from error
 
 
 def _fold(body: Body, operator: Operator, needs: tuple[str, ...], makes: tuple[str, ...]) -> bool:
@@ -208,12 +245,18 @@ def _captured(node: NodeProto) -> Iterator[str]:
                 yield item.name
 
 
-def types_of(model: onnx.ModelProto) -> Mapping[str, int]:
-    """ONNX element types of values by name, as far as onnx's inference finds them; values of tensors do not matter."""
+def types_and_shapes_of(model: onnx.ModelProto) -> tuple[dict[str, int], Shapes]:
+    """ONNX element types and shapes of values by name, as far as onnx's inference finds them; their values do not matter."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=False)
     except Exception:  # C++ raises several types; then types are those of the tensors that come
         inferred = model
     items = (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)
-    types = {item.name: item.type.tensor_type.elem_type for item in items if item.type.HasField("tensor_type")}
-    return {**types, **{tensor.name: tensor.data_type for tensor in model.graph.initializer}}
+    known = {item.name: item.type.tensor_type for item in items if item.type.HasField("tensor_type")}
+    types = {name: kind.elem_type for name, kind in known.items()}
+    shapes = {
+        name: tuple(size.dim_value if size.dim_value > 0 else None for size in kind.shape.dim)
+        for name, kind in known.items()
+        if kind.HasField("shape")
+    }
+    return {**types, **{tensor.name: tensor.data_type for tensor in model.graph.initializer}}, shapes

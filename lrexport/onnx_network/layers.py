@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lrexport.artifacts.onnx_graphs import all_graphs, domain_of
 from lrexport.onnx_network.body import Address, Body, Step
 from lrexport.onnx_network.operators.convolutions import AUTOMATIC
 
@@ -84,6 +85,8 @@ def _weight(step: Step, body: Body, place: int = 1) -> Tensor | str:
     weight = body.constant(step.needs[place])
     if weight is None:
         return "its weight is computed by the graph"
+    if body.is_sparse(step.needs[place]):
+        return "its weight is sparse: a pair would have no zeros"
     if not weight.is_floating_point():
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
     return weight
@@ -158,7 +161,8 @@ def _conv_transpose(step: Step, body: Body, shared: _Shared) -> Made | str:
     if any(each >= max(stride, dilation) for each, stride, dilation in zip(more, strides, dilations, strict=True)):
         return "its output padding is as large as its stride"
     lengths = [dilation * (length - 1) + 1 for length, dilation in zip(weight.shape[2:], dilations, strict=True)]
-    cut = _cut(step, [length + each - stride for length, each, stride in zip(lengths, more, strides, strict=True)])
+    spare = [length + each - stride for length, each, stride in zip(lengths, more, strides, strict=True)]
+    cut = _cut(step, spare, strides, body.shapes.get(step.needs[0]))
     if isinstance(cut, str):
         return cut
     even = all(before == after for before, after in cut)
@@ -178,12 +182,21 @@ def _conv_transpose(step: Step, body: Body, shared: _Shared) -> Made | str:
     return Made(_filled(layer, body.origin(step.needs[1]), weight, bias[1], shared), form, step.needs[1], bias[0])
 
 
-def _cut(step: Step, spare: list[int]) -> tuple[tuple[int, int], ...] | str:
-    """What is cut off the axes of a transposed convolution's output; ``spare`` is it in all for outputs of size × stride."""
-    axes, mode = len(spare), step.facts.text("auto_pad", "NOTSET")
-    if step.facts.get("output_shape") is not None:
-        return "its padding follows from the size of its output"
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
+def _cut(
+    step: Step, spare: Sequence[int], strides: Sequence[int], shape: Sequence[int | None] | None
+) -> tuple[tuple[int, int], ...] | str:
+    """What is cut off the axes of a transposed convolution's output.
+
+    ``spare`` is it in all for outputs of size × stride, ``shape`` that of the input if it is known.
+    """
+    axes, mode, given = len(spare), step.facts.text("auto_pad", "NOTSET"), step.facts.get("output_shape")
+    if given is not None:
+        sizes = list(shape or ())[2:]
+        if len(sizes) != axes or None in sizes:
+            return "its padding follows from the size of its output, and its input has free sizes"
+        wanted = zip(spare, sizes, strides, list(given)[-axes:], strict=True)
+        spare = [more + (size or 0) * stride - out for more, size, stride, out in wanted]
+    if given is not None or mode in ("SAME_UPPER", "SAME_LOWER"):
         if any(each < 0 for each in spare):
             return "its output is padded"
         halves = [(each // 2, each - each // 2) for each in spare]
@@ -236,8 +249,14 @@ def _mat_mul(step: Step, body: Body, shared: _Shared) -> Made | str | None:
     weight = _weight(step, body, 0 if left else 1)
     if isinstance(weight, str):
         return weight
-    if weight.ndim != 2:
-        return f"its weight has {weight.ndim} axes"
+    if weight.ndim > 2 and not left and weight[..., 0, 0].numel() == 1:
+        # Axes of length 1 before a matrix only matter if the input has fewer axes.
+        shape = body.shapes.get(step.needs[0])
+        weight = weight.flatten(0, -2) if shape is not None and len(shape) >= weight.ndim else weight
+    if weight.ndim > 2:
+        return f"its weight has {weight.ndim} axes, for {weight[..., 0, 0].numel()} products"
+    if weight.ndim < 2:
+        return "its weight is a vector"
     return _linear(step, body, weight if left else weight.T, (None, None), shared, Form(left=left))
 
 
@@ -251,6 +270,18 @@ def _linear(
     facts, weight = step.facts, step.needs[0 if form.left else 1]
     name = f"{body.origin(weight)}:{facts.get('alpha', 1.0)}:{facts.get('transA', 0)}{facts.get('transB', 0)}:{form.left}"
     return Made(_filled(layer, name, matrix.contiguous(), bias[1], shared), form, weight, bias[0])
+
+
+def layers_in(graphs: Iterable[Any]) -> Iterator[Any]:
+    """The nodes of these kinds in graphs and in those inside them; of products those with a constant."""
+    for graph in all_graphs(graphs):
+        made = {name for node in graph.node for name in node.output if node.op_type != "Constant"}
+        given = {item if isinstance(item, str) else item.name for item in graph.input}
+        for node in graph.node:
+            if node.op_type not in LAYERS or domain_of(node):
+                continue
+            if node.op_type != "MatMul" or any(name not in made | given for name in node.input):
+                yield node
 
 
 def path_of(step: Step, origin: str, taken: dict[str, bool]) -> str:

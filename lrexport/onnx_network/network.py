@@ -9,10 +9,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from lrexport.artifacts.onnx_graphs import bodies
+from lrexport.artifacts.onnx_graphs import bodies, graphs_in
 from lrexport.errors import InputError
 from lrexport.onnx_network import layers as kinds
-from lrexport.onnx_network.body import Address, Body, Step, body_of, types_of
+from lrexport.onnx_network.body import Address, Body, Step, body_of, types_and_shapes_of
 from lrexport.onnx_network.inputs import FileInput
 from lrexport.onnx_network.layers import Layer
 from lrexport.onnx_network.operators.facts import type_of
@@ -51,8 +51,8 @@ class OnnxNetwork(nn.Module):
         self._in_runtime = frozenset(in_runtime)
         self._outputs = tuple(item.name for item in model.graph.output)
         self._output_types = {item.name: item.type.tensor_type.elem_type for item in model.graph.output}
-        self._types = dict(types_of(model))
-        body = body_of(source)
+        self._types, shapes = types_and_shapes_of(model)
+        body = body_of(source, shapes)
         self._layers: dict[Address, Layer] = {}
         self.graph_reasons: dict[str, str] = {}
         self._buffer_names: dict[tuple[int, str], str] = {}
@@ -221,19 +221,17 @@ class OnnxNetwork(nn.Module):
         functions = {(function.domain, function.name): function for function in self.source.functions}
         function = functions.get((step.node.domain, step.node.op_type))
         if function is not None:
-            inside, where = list(function.node), f"a function, {step.node.op_type}"
+            inside, where = [function], f"a function, {step.node.op_type}"
         elif step.branches is None:
-            graphs = [attribute.g for attribute in step.node.attribute if attribute.HasField("g")]
-            inside, where = [node for graph in graphs for node in graph.node], f"the body of {step.facts.operator}"
+            inside, where = graphs_in(step.node), f"the body of {step.facts.operator}"
         else:
             return
-        for node in inside:
-            if node.op_type in kinds.LAYERS[:3] and node.domain in ("", "ai.onnx"):
-                name = node.name or node.output[0]
-                while name in taken:
-                    name += "_"
-                taken[name] = True
-                self.graph_reasons[name] = f"it is in {where}"
+        for node in kinds.layers_in(inside):
+            name = node.name or node.output[0]
+            while name in taken:
+                name += "_"
+            taken[name] = True
+            self.graph_reasons[name] = f"it is in {where}"
 
     def _put(self, path: str, module: nn.Module) -> None:
         around, _, name = path.rpartition(".")

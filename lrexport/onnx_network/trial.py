@@ -22,17 +22,23 @@ from lrexport.errors import InputError
 from lrexport.text import first_line
 
 _REFUSED = "refused"
+_WITHOUT_ARRAYS = ("tensor(bfloat16)",)
 _MOST_CHARACTERS = 400  # of ONNX Runtime's reason
 
 
-def outputs_in_runtime(path: Path, names: Sequence[str], arrays: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-    """The outputs of the file for arrays by name of its inputs. Raises InputError with the reason if it does not run."""
+def outputs_in_runtime(
+    path: Path, names: Sequence[str], arrays: Sequence[Any], hint: str | None = None
+) -> list[np.ndarray[Any, Any]]:
+    """The outputs of the file for arrays by name of its inputs.
+
+    Raises InputError with the reason, and ``hint``, if it does not run.
+    """
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         given, made = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         np.savez(given, **{f"input_{number}": array for number, array in enumerate(arrays)})
         answer = ask_child(__name__, path, str(given), str(made), *names, runs=True)
         if _REFUSED in answer:
-            raise InputError(f"ONNX Runtime does not run {path}: {answer[_REFUSED]}")
+            raise InputError(f"ONNX Runtime does not run {path}: {answer[_REFUSED]}", hint)
         with np.load(made) as stored:
             return [stored[f"output_{number}"] for number in range(len(stored.files))]
 
@@ -48,6 +54,9 @@ def _run(name: str) -> dict[str, Any]:
     try:
         session = onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
         declared = {item.name for item in session.get_inputs()}
+        for item in session.get_outputs():
+            if item.type in _WITHOUT_ARRAYS:
+                return {_REFUSED: f"its output {item.name!r} is {item.type}, which has no arrays in Python"}
         outputs = session.run(None, {each: array for each, array in feed.items() if each in declared})
     except Exception as error:  # its exceptions have no common base
         return {_REFUSED: first_line(error).strip()[:_MOST_CHARACTERS]}

@@ -295,6 +295,7 @@ def _names(model: onnx.ModelProto) -> set[str]:
             names |= {*node.input, *node.output}
         if isinstance(body, GraphProto):
             names |= {item.name for item in (*body.input, *body.output, *body.initializer)}
+            names |= {item.values.name for item in body.sparse_initializer}
     return names
 
 

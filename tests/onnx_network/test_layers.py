@@ -19,6 +19,7 @@ from lrexport.lowrank.layers.schemes import SCHEMES, schemes_of
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.onnx_network.reading import read_network
 from lrexport.onnx_network.writing import to_onnx
+from lrexport.signature import Signature
 from lrexport.torch_tools.copying import copy_network
 from tests.onnx_network.graphs import graph, outputs_of, saved, weight
 
@@ -119,6 +120,53 @@ def test_transposed_convolutions_that_cut_unevenly(tmp_path: Path, attributes: d
     model = graph([node], {"x": ["n", 8, 5, 7]}, {"y": ["n", 12, None, None]}, tensors)
     network = assert_pairs_are_written(model, tmp_path, (2, 8, 5, 7))
     assert network.graph_reasons == {}
+
+
+@pytest.mark.parametrize("mode", [{}, {"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}])
+def test_transposed_convolutions_whose_output_has_a_size(tmp_path: Path, mode: dict[str, str]) -> None:
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up", strides=[2, 3], output_shape=[10, 20], **mode)
+    tensors = {"w": weight(8, 12, 3, 4)}
+    model = graph([node], {"x": ["n", 8, 5, 7]}, {"y": ["n", 12, 10, 20]}, tensors)
+    network = assert_pairs_are_written(model, tmp_path, (2, 8, 5, 7))
+    assert network.graph_reasons == {}
+
+
+def test_a_transposed_convolution_stays_whose_padding_depends_on_the_input(tmp_path: Path) -> None:
+    up = helper.make_node("ConvTranspose", ["x", "w"], ["h"], "up", strides=[2, 3], output_shape=[10, 20])
+    nodes = [up, helper.make_node("Conv", ["h", "v"], ["y"], "after")]
+    tensors = {"w": weight(8, 12, 3, 4), "v": weight(6, 12, 1, 1)}
+    model = graph(nodes, {"x": ["n", 8, "h", "w"]}, {"y": ["n", 6, None, None]}, tensors)
+    network = read_network(saved(model, tmp_path), Signature.of({"x": (8, 5, 7)}))
+    assert network.graph_reasons == {"up": "its padding follows from the size of its output, and its input has free sizes"}
+
+
+@pytest.mark.parametrize("lead", [(1,), (1, 1)])
+def test_a_product_with_one_matrix_of_more_axes(tmp_path: Path, lead: tuple[int, ...]) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "product")
+    model = graph([node], {"x": ["n", 3, 5, 8]}, {"y": ["n", 3, 5, 6]}, {"w": weight(*lead, 8, 6)})
+    assert_pairs_are_written(model, tmp_path, (2, 3, 5, 8))
+
+
+@pytest.mark.parametrize(
+    ("given", "made", "shape", "reason"),
+    [
+        (["n", 4, 8], ["n", 4, 4, 6], (1, 4, 8, 6), "its weight has 4 axes, for 1 products"),
+        (["n", 4, 5, 8], ["n", 4, 5, 6], (4, 8, 6), "its weight has 3 axes, for 4 products"),
+    ],
+)
+def test_products_with_several_matrices_stay(
+    tmp_path: Path, given: list[int | str], made: list[int | str], shape: tuple[int, ...], reason: str
+) -> None:
+    if shape[0] == 1:
+        shape, made = (1, 1, *shape[2:]), [1, *made[:1], 4, 6]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "several"),
+        helper.make_node("MatMul", ["h", "v"], ["y"], "one"),
+    ]
+    model = graph(nodes, {"x": given}, {"y": made}, {"w": weight(*shape), "v": weight(6, 6)})
+    network = read_network(saved(model, tmp_path))
+    assert network.graph_reasons == {"several": reason}
+    assert [layer.path for layer in network.layers] == ["one"]
 
 
 @pytest.mark.parametrize("axes", [1, 3])
