@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from lrexport.artifacts.onnx_graphs import STANDARD, graphs_in, opset_of
+from lrexport.artifacts.onnx_graphs import STANDARD, graphs_in, operator_of, opset_of
 
 Sizes = tuple[int | None, ...]  # None: a free size
 
@@ -24,8 +24,11 @@ class Facts:
         self._model, graph = model, model.graph
         self._makers = {name: node for node in graph.node for name in node.output if name}
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._uses = Counter(name for node in graph.node for name in _read_by(node))
-        self._uses.update(item.name for item in graph.output)
+        self._outputs = {item.name for item in graph.output}
+        self._users: dict[str, list[str]] = defaultdict(list)
+        for node in graph.node:
+            for name in _read_by(node):
+                self._users[name].append(operator_of(node))
 
     def maker(self, name: str) -> onnx.NodeProto | None:
         """The node that computes a tensor; None for inputs and constants."""
@@ -33,7 +36,11 @@ class Facts:
 
     def is_used_once(self, name: str) -> bool:
         """Whether one input of one node, and no output of the graph, is this tensor."""
-        return self._uses[name] == 1
+        return len(self._users[name]) == 1 and name not in self._outputs
+
+    def users(self, name: str) -> Sequence[str]:
+        """The operators that read a tensor, one for each input; empty if it is an output of the graph as well."""
+        return () if name in self._outputs else self._users[name]
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
         """The value of an initializer or of a Constant node with a tensor; None for other tensors."""

@@ -28,8 +28,8 @@ def convolved_shortcuts(model: onnx.ModelProto) -> int:
     """Replace such shortcuts, in place, and return how many there were.
 
     A Slice that starts at the first pixel, with steps along axes of space only, or several, or a pooling of single pixels,
-    and a Pad of the result with zeros along the channels, are replaced if nothing else uses what is between them and the
-    number of channels is known. Sizes and the batch may be free.
+    and a Pad of the result with zeros along the channels, are replaced if the result is only added to something, nothing
+    else uses what is between them, and the number of channels is known. Sizes and the batch may be free.
     """
     if not any(node.op_type == "Pad" for node in model.graph.node):
         return 0
@@ -49,7 +49,9 @@ def convolved_shortcuts(model: onnx.ModelProto) -> int:
 
 def _convolution(facts: Facts, pad: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.TensorProto] | None:
     """The convolution for a Pad node and what it pads, with its kernel; None if they are no such shortcut."""
-    if pad.op_type != "Pad" or pad.domain not in STANDARD or not facts.is_float32(pad.input[0]):
+    if pad.op_type != "Pad" or pad.domain not in STANDARD or set(facts.users(pad.output[0])) != {"Add"}:
+        return None
+    if not facts.is_float32(pad.input[0]):
         return None
     sizes = facts.sizes(pad.input[0])
     channels = sizes[_CHANNELS] if sizes is not None and len(sizes) > _BEFORE_SPACE else None

@@ -2,8 +2,8 @@
 
 Convention: multiply–accumulates of convolutions and matrix products for one input; 1 MAC = 2 FLOPs, and fvcore's "flops" are
 MACs. Not counted: bias, normalisation, pooling, element-wise operators, and layers with constant inputs, of which an
-exported graph contains only the result. Counted as the convolution that an exported graph has: a strided slice with zeros
-for new channels.
+exported graph contains only the result. Counted as the convolution that an exported graph has: a shortcut of a strided slice
+with zeros for new channels.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _UNCOUNTED |= {"cov", "corrcoef", "pdist", "_sparse_mm"}
 _OPEN = {"aten", "prim", "prims", "profiler", "torchvision"}
 _SCRIPTED, _AUTOGRAD = "prim::CallFunction", "prim::PythonOp"
 _POOLS = tuple(f"aten::{kind}_pool{axes}d" for kind in ("avg", "max") for axes in (1, 2, 3))
+_SUMS = ("aten::add", "aten::add_")
 _Handle = Callable[[list[Any], list[Any]], int]
 
 
@@ -158,7 +159,9 @@ def _string_padded_macs(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _shortcut_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Zeros around the channels of a strided slice are exported as a 1×1 convolution (lrexport/formats/passes)."""
+    """Zeros around the channels of a strided slice, added to something: exported as a convolution (lrexport/formats/passes)."""
+    if any(use.user.kind() not in _SUMS for use in outputs[0].uses()):
+        return 0
     given, output = inputs[0].type().sizes(), outputs[0].type().sizes()
     amounts, filled = _values(inputs[1]), inputs[-1].toIValue()
     around = amounts[2 * (len(output) - 2) :][:2]  # from the last axis to the first

@@ -38,7 +38,7 @@ def graph(
     opset: int = 18,
     mode: str = "constant",
 ) -> onnx.ModelProto:
-    """Slices one after another and a Pad, between two Relus; tensors ``also`` are outputs too."""
+    """Slices one after another and a Pad of a Relu's result, to which 1 is added; tensors ``also`` are outputs too."""
     nodes, tensors = [helper.make_node("Relu", ["x"], ["t0"])], []
 
     def held(name: str, content: Any) -> str:
@@ -51,7 +51,7 @@ def graph(
     given_to = [f"t{len(slices)}", held("pads", np.array(pads, np.int64))]
     given_to += [held("value", np.float32(value))] if value is not None else []
     nodes.append(helper.make_node("Pad", given_to, ["padded"], "the pad", mode=mode))
-    nodes.append(helper.make_node("Relu", ["padded"], ["y"]))
+    nodes.append(helper.make_node("Add", [held("one", np.float32(1)), "padded"], ["y"]))
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * len(shape)) for name in ("y", *also)]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
     model = helper.make_model(
@@ -95,7 +95,7 @@ def test_any_sizes_steps_and_channels_give_the_same_to_rounding(
     made, changed = with_passes(model)
     assert changed == {"shortcuts": 1}
     onnx.checker.check_model(made, full_check=True)
-    assert operators(made) == {"Relu": 2, "Conv": 1}
+    assert operators(made) == {"Relu": 1, "Conv": 1, "Add": 1}
     x = np.random.default_rng(0).standard_normal((2, channels, *sizes)).astype(np.float32)
     np.testing.assert_allclose(run(made, x), run(model, x), rtol=0, atol=2e-6)
 
@@ -116,6 +116,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "nothing is left out": {"slices": [([0, 0], [LONGEST] * 2, [2, 3], [1, 1])]},
     "nothing is sliced": {"slices": []},
     "the slice is an output too": {"also": ("t1",)},
+    "the result is an output too": {"also": ("padded",)},
     "the number of channels is free": {"shape": [1, "channels", 8, 8]},
     "the last pixel is only known when it runs": {"shape": [1, 4, "h", "w"], "slices": [([0, 0], [8, 8], [2, 3], [2, 2])]},
 }
@@ -138,12 +139,19 @@ def test_a_slice_that_something_else_uses_stays_with_its_pad() -> None:
     assert with_passes(model) == (model, {})
 
 
+def test_a_result_that_is_not_only_added_stays_a_slice_and_a_pad() -> None:
+    model = graph([1, 4, 8, 8], [WHOLE], AROUND)
+    model.graph.node.append(helper.make_node("Neg", ["padded"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [None] * 4))
+    assert with_passes(model) == (model, {})
+
+
 def test_only_as_many_slices_are_taken_in_as_nothing_else_uses() -> None:
     first, second = ([0], [LONGEST], [2], [2]), ([0], [LONGEST], [3], [2])
     model = graph([1, 4, 8, 8], [first, second], AROUND, also=("t1",))
     made, changed = with_passes(model)
     assert changed == {"shortcuts": 1}
-    assert operators(made) == {"Relu": 2, "Slice": 1, "Conv": 1}
+    assert operators(made) == {"Relu": 1, "Slice": 1, "Conv": 1, "Add": 1}
     x = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(run(made, x), run(model, x), rtol=0, atol=2e-6)
 
