@@ -159,7 +159,7 @@ def _string_padded_macs(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _shortcut_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Zeros around the channels of a strided slice, added to something: exported as a convolution (lrexport/formats/passes)."""
+    """Zeros around the channels of a strided slice, then added: exported as a convolution (lrexport/formats/passes)."""
     if any(use.user.kind() not in _SUMS for use in outputs[0].uses()):
         return 0
     given, output = inputs[0].type().sizes(), outputs[0].type().sizes()
