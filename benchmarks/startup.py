@@ -6,6 +6,7 @@ python benchmarks/startup.py [--rounds 20]
 from __future__ import annotations
 
 import argparse
+import compileall
 import resource
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from common import machine, write_markdown
 
+import lrexport
 from lrexport.measure.statistics import spread
 
 COMMANDS = {
@@ -92,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
+    compileall.compile_dir(Path(lrexport.__file__).parent, quiet=2)  # as an installation from a package index does
     samples = measure(rounds)
     bare = samples["python -c pass"], samples["python -c 'import onnx'"]
     probe = "import sys; from lrexport.cli.main import run; run(['--help']); print('torch' in sys.modules, file=sys.stderr)"
