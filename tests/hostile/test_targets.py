@@ -199,12 +199,12 @@ def test_a_connection_that_is_lost_in_a_measurement_gives_a_partial_result_and_l
 
 
 def test_a_device_that_hangs_is_given_up_and_leaves_nothing(model: str, board: Board) -> None:
-    process = _bench(board, model, *ENDLESS, url=f"{board.url}&timeout=2")
+    process = _bench(board, model, *ENDLESS, url=f"{board.url}&timeout=5")
     (runner,) = board.running("job.json")
     os.kill(runner, signal.SIGSTOP)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 4
-    assert "hangs: no answer for 2 s" in err
+    assert "hangs: no answer for 5 s" in err
     assert "?timeout=SECONDS" in err
     assert board.left() == []
     assert board.running("job.json") == []
