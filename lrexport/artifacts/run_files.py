@@ -15,8 +15,15 @@ DENSE_INT8, MODEL_INT8 = "dense.int8.onnx", "model.int8.onnx"
 # In ONNX Runtime's format, for x86 and for ARM.
 MODEL_ORT, MODEL_ARM_ORT = "model.ort", "model.arm.ort"
 MODEL_INT8_ORT, MODEL_INT8_ARM_ORT = "model.int8.ort", "model.int8.arm.ort"
+# ONNX Runtime's format, which needs no other runtime.
+ORT = "ort"
 # By format, the ends of the names of one network's files.
-_ENDS = {"openvino": (".openvino.xml", ".openvino.bin"), "ncnn": (".ncnn.param", ".ncnn.bin"), "mnn": (".mnn",)}
+_ENDS = {
+    "openvino": (".openvino.xml", ".openvino.bin"),
+    "ncnn": (".ncnn.param", ".ncnn.bin"),
+    "mnn": (".mnn",),
+    ORT: (".ort", ".arm.ort"),
+}
 # By format and by the ONNX file that they are made from: the names of the files of other formats.
 IN_FORMATS = {
     name: {source: tuple(source.removesuffix(".onnx") + end for end in ends) for source in (DENSE_ONNX, MODEL_ONNX)}
@@ -26,7 +33,7 @@ OF_FORMATS = tuple(name for sources in IN_FORMATS.values() for names in sources.
 # All files that an export writes.
 EXPORTED = (
     *(DENSE_ONNX, MODEL_ONNX, DENSE_INT8, MODEL_INT8),
-    *(MODEL_ORT, MODEL_ARM_ORT, MODEL_INT8_ORT, MODEL_INT8_ARM_ORT),
+    *(MODEL_INT8_ORT, MODEL_INT8_ARM_ORT),
     *OF_FORMATS,
 )
 # Singular values of the layers, before and after SVD training.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lrexport.artifacts.run_files import IN_FORMATS
+from lrexport.artifacts.run_files import IN_FORMATS, ORT
 from lrexport.cli.help import EXPORT, MODEL_AND_DATA, OUTPUT, Command, section
 from lrexport.cli.option_types import DataType
 from lrexport.cli.options import RUN, json_option, trust_option
@@ -40,6 +40,8 @@ class FormatsType(click.ParamType[tuple[tuple[str, str | None], ...]]):
                 self.fail(f"unknown format {name!r}. {hint}Known: {', '.join(IN_FORMATS)}.", param, ctx)
             if query and (not option.startswith("python=") or option == "python="):
                 self.fail(f"invalid format {text!r}: expected {_SYNTAX}", param, ctx)
+            if query and name == ORT:
+                self.fail(f"invalid format {text!r}: .ort files are written under this Python; omit ?python=", param, ctx)
             asked[name] = option.removeprefix("python=") if query else None
         return tuple(asked.items())
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from lrexport.errors import InputError
 from lrexport.formats.agreement import Array, ComparedOutputs, Terms, check_agreement
 from lrexport.formats.file_scores import score_onnx
 from lrexport.formats.graph_sessions import feed_of
-from lrexport.formats.sample_sessions import SampleSession
+from lrexport.formats.ort import Platform, write_ort
+from lrexport.formats.sample_sessions import SampleSession, like_network
 from lrexport.measure.latency import session
 from lrexport.measure.runtime_session import RuntimeSession
 from lrexport.measure.runtimes import base
@@ -41,6 +42,7 @@ _DRAWS = 3
 _TIES = 0.001
 _LARGER = 2
 _SECONDS = 600.0
+_ORT = "ONNX Runtime's own format"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,30 @@ class InRuntime:
     score: Score | None
 
 
+def write_in_ort(source: Path, paths: list[Path], subject: Subject, onnx_score: Score | None) -> InRuntime:
+    """Write the ONNX file ``source`` in ONNX Runtime's own format to ``paths``: for x86 and for ARM.
+
+    As :func:`write_in_runtime`, in this process.
+    """
+    import onnxruntime
+
+    platforms = get_args(Platform)
+    made = [
+        write_ort(source, path, platform, subject.signature, subject.network)
+        for path, platform in zip(paths, platforms, strict=True)
+    ]
+    written = like_network(session(paths[0], threads=0), subject.network)
+    scored = _score(written, paths[0].name, subject, onnx_score, _ORT)
+    return InRuntime(
+        bytes=sum(each.bytes for each in made),
+        relative_error=max(each.relative_error for each in made),
+        version=onnxruntime.__version__,
+        precision="float32",
+        sizes=made[0].sizes,
+        score=scored,
+    )
+
+
 def write_in_runtime(
     source: Path, paths: list[Path], runtime: str, python: str | None, subject: Subject, onnx_score: Score | None
 ) -> InRuntime:
@@ -102,7 +128,10 @@ def write_in_runtime(
     free_batch = not isinstance(subject.network, OnnxNetwork)
     with RuntimeSession(runtime, python, paths, ports, metadata, free_batch) as mine:
         errors = [_compare(reference, mine, chosen.title, name, subject)]
-        scored = _score(mine, paths[0].name, subject, onnx_score, chosen.title)
+        taking: Any = mine
+        if isinstance(subject.network, OnnxNetwork):
+            taking = SampleSession(mine, subject.network.inputs, subject.network.portion or 1)
+        scored = _score(taking, paths[0].name, subject, onnx_score, chosen.title)
         version = mine.version
     others = list(_others(reference, ports, runtime))
     for other in others:
@@ -188,15 +217,11 @@ def _feeds(mine: RuntimeSession, subject: Subject) -> Iterator[tuple[str, dict[s
             return
 
 
-def _score(mine: RuntimeSession, name: str, subject: Subject, onnx_score: Score | None, title: str) -> Score | None:
-    """The task's metrics in the runtime. Raises InputError if they are not those of the ONNX file."""
+def _score(mine: Any, name: str, subject: Subject, onnx_score: Score | None, title: str) -> Score | None:
+    """The task's metrics in a session that takes the network's inputs. Raises InputError if they are not the ONNX file's."""
     if subject.images is None or subject.task is None:
         return None
-    network = subject.network
-    taking: Any = mine
-    if isinstance(network, OnnxNetwork):
-        taking = SampleSession(mine, network.inputs, network.portion or 1)
-    score = score_onnx(Path(name), subject.images, "test", subject.task, subject.like, None, runtime=taking)
+    score = score_onnx(Path(name), subject.images, "test", subject.task, subject.like, None, runtime=mine)
     if onnx_score is None or onnx_score.n != score.n:
         return score
     for (metric, expected), (_, mine_value) in zip(onnx_score.metrics_of, score.metrics_of, strict=True):

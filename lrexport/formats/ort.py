@@ -44,11 +44,15 @@ _DYNAMIC_BATCHES = (1, 2, 5)
 
 @dataclass(frozen=True)
 class OrtFile:
-    """A finished file, and its largest difference from the ONNX file relative to the largest output."""
+    """A finished file, and its largest difference from the ONNX file relative to the largest output.
+
+    ``sizes`` are those of the first input at which they were compared.
+    """
 
     path: Path
     bytes: int
     relative_error: float
+    sizes: tuple[tuple[int, ...], ...] = ()
 
 
 def write_ort(
@@ -68,9 +72,9 @@ def write_ort(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ort-") as scratch:
         made = Path(scratch) / "model.ort"
         _convert(source, made, platform)
-        error = _compare(source, made, signature, network)
+        error, sizes = _compare(source, made, signature, network)
         files.write_bytes(path, made.read_bytes())
-    return OrtFile(path, path.stat().st_size, error)
+    return OrtFile(path, path.stat().st_size, error, sizes)
 
 
 def _convert(source: Path, made: Path, platform: Platform) -> None:
@@ -90,8 +94,13 @@ def _convert(source: Path, made: Path, platform: Platform) -> None:
         raise InputError(f"ONNX Runtime cannot write {source.name} in its own format: {error}") from error
 
 
-def _compare(source: Path, made: Path, signature: Signature | None, network: nn.Module | None) -> float:
-    """The largest relative difference of the outputs. Raises InputError if it exceeds the tolerance."""
+def _compare(
+    source: Path, made: Path, signature: Signature | None, network: nn.Module | None
+) -> tuple[float, tuple[tuple[int, ...], ...]]:
+    """The largest relative difference of the outputs, and the sizes of the first input that they were compared at.
+
+    Raises InputError if it exceeds the tolerance.
+    """
     before, after = like_network(session(source), network), like_network(session(made), network)
     inputs = {
         f"random input {number + 1}, batch {size}": given for number, (size, given) in enumerate(_draws(before, signature))
@@ -132,7 +141,7 @@ def _compare(source: Path, made: Path, signature: Signature | None, network: nn.
             other_rows = True
     if other_rows:
         _check_rows(source, chosen, expected, actual)
-    return worst
+    return worst, tuple(dict.fromkeys(tuple(next(iter(given.values())).shape) for given in inputs.values()))
 
 
 def _check_rows(source: Path, chosen: frozenset[int], expected: list[list[Array]], actual: list[list[Array]]) -> None:

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from lrexport.artifacts import files, run_folder
-from lrexport.artifacts.run_files import DENSE_ONNX, HOLDER, IN_FORMATS, MODEL_ONNX, RECORD
+from lrexport.artifacts.run_files import DENSE_ONNX, HOLDER, IN_FORMATS, MODEL_ONNX, ORT, RECORD
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.export_options import ExportOptions
 from lrexport.errors import UsageError
 from lrexport.events import FormatWritten, OnEvent, Warned, Working
-from lrexport.formats.in_runtime import Subject, write_in_runtime
+from lrexport.formats.in_runtime import Subject, write_in_ort, write_in_runtime
 from lrexport.measure.runtimes import base
+from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.metric import TOP1
 from lrexport.runs import loading
 from lrexport.runs.record import Format, FormatFiles, Record, exported_shapes, exported_signature, load_record
@@ -85,13 +86,18 @@ def _format(
 ) -> Format:
     """Write the files of both networks in one format into ``scratch``."""
     made: dict[str, FormatFiles] = {}
-    title, version, precision = base.runtime(asked.name).title, "", ""
+    runtime = DEFAULT if asked.name == ORT else asked.name
+    title, version, precision = base.runtime(runtime).title, "", ""
     for source, names in IN_FORMATS[asked.name].items():
         on_event(Working(f"writing {names[0]} and comparing it with {source} in {title}"))
         result = record.result_of(source)
         known = result.accuracy if result is not None else None
         paths = [scratch / name for name in names]
-        done = write_in_runtime(record.check(run, source), paths, asked.name, asked.python, subjects[source], known)
+        model, subject = record.check(run, source), subjects[source]
+        if asked.name == ORT:
+            done = write_in_ort(model, paths, subject, known)
+        else:
+            done = write_in_runtime(model, paths, runtime, asked.python, subject, known)
         version, precision = done.version, done.precision
         made[source] = FormatFiles(
             files=names, bytes=done.bytes, relative_error=done.relative_error, sizes=done.sizes, accuracy=done.score
@@ -108,6 +114,4 @@ def _format(
                 metric=done.score.metric if done.score else TOP1,
             )
         )
-    return Format(
-        runtime=asked.name, version=version, precision=precision, dense=made[DENSE_ONNX], compressed=made[MODEL_ONNX]
-    )
+    return Format(runtime=runtime, version=version, precision=precision, dense=made[DENSE_ONNX], compressed=made[MODEL_ONNX])

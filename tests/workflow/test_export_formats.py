@@ -44,7 +44,7 @@ def present() -> set[str]:
     return {path.name for path in Path("run").iterdir()} & {*OF_FORMATS}
 
 
-def exported(name: str) -> Format:
+def exported(name: str, runtime: str = "") -> Format:
     assert run(["export", "run", "--to", name]) == 0
     record = load_record(Path("run"))
     names = {file for files in IN_FORMATS[name].values() for file in files}
@@ -52,7 +52,7 @@ def exported(name: str) -> Format:
     for file in names:
         record.check(Path("run"), file)
     found = record.formats[name]
-    assert (found.runtime, found.precision, found.version[0].isdigit()) == (name, "float32", True)
+    assert (found.runtime, found.precision, found.version[0].isdigit()) == (runtime or name, "float32", True)
     for made, of_onnx in ((found.dense, record.results.dense), (found.compressed, record.results.compressed)):
         assert made.bytes == sum((Path("run") / file).stat().st_size for file in made.files)
         assert 0 < made.relative_error < 1e-4
@@ -76,6 +76,11 @@ def test_ncnn_gets_one_sample_and_earlier_formats_stay() -> None:
     before = present()
     assert exported("ncnn").dense.sizes == ((1, 1, 8, 8),)
     assert before < present()
+
+
+def test_ort_files_are_one_of_the_formats_and_are_compared_with_several_batches() -> None:
+    assert exported("ort", "onnxruntime").compressed.sizes == ((1, 1, 8, 8), (2, 1, 8, 8), (5, 1, 8, 8))
+    assert {"dense.ort", "dense.arm.ort", "model.ort", "model.arm.ort"} <= present()
 
 
 def test_the_next_export_removes_the_files_of_all_formats() -> None:
@@ -102,6 +107,7 @@ def test_nothing_is_written_if_a_runtime_computes_something_else(capsys: pytest.
         ("ncnn,", 2, "unknown format ''"),
         ("mnn?pyton=x", 2, "invalid format 'mnn?pyton=x': expected NAME[?python=PATH]"),
         ("mnn?python=", 2, "invalid format 'mnn?python='"),
+        ("ort?python=/bin/python", 2, ".ort files are written under this Python"),
         ("mnn?python=/nowhere/python", 4, "cannot run the Python /nowhere/python"),
     ],
 )
