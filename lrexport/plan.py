@@ -104,7 +104,8 @@ class PlannedLatency(Stored):
     """The predicted latency of the plan on ``target``, and the measured latency of the folded network.
 
     For one image. ``dense_ms`` and ``measured_ms`` are medians of the same interleaved rounds; ``ratio`` and its quartiles
-    are of measured ÷ dense in each round. ``environment`` is the target's. In files the keys have no unit.
+    are of measured ÷ dense in each round. ``environment`` is the target's. ``misses_goal``: no plan was measured to be as
+    fast as asked, this one is the fastest. In files the keys have no unit.
     """
 
     target: str
@@ -116,6 +117,7 @@ class PlannedLatency(Stored):
     ratio_iqr: tuple[float, float]
     environment: dict[str, Any] = Field(default={})
     warning: str | None = None
+    misses_goal: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,10 @@ from lrexport.cli.training_options import training_options
 from lrexport.config.compression import CompressConfig
 from lrexport.errors import UsageError
 
+if TYPE_CHECKING:
+    from lrexport.plan import PlannedLatency
+
+MISSED = 1  # the exit code where a goal is missed
 BASELINE = "Epochs of further dense training for comparison; same: as many as the compressed network gets."
 FOLDER = "Folder of the run. [default: MODEL if it is a run]"
 FALLING = "Reduce ranks to --macs, --params or --latency during SVD training."
@@ -102,6 +106,7 @@ def command(
             say(f"{macs:,} of {svd.dense_macs:,} MACs ({share}), counted on the torch network.")
             if selection.latency is not None:
                 say(f"Measured: {latency_text(selection.latency)}.")
+        _exit_if_missed(selection.latency)
         return
     assert run is not None
     with Progressing() as progress:
@@ -116,3 +121,10 @@ def command(
     if record.planned_latency is not None and json_to != "-":
         say(f"Measured after pruning: {latency_text(record.planned_latency)}.")
     note(f"saved in {run}; next: lrexport onnx {shell_path(run)}")
+    _exit_if_missed(record.planned_latency)
+
+
+def _exit_if_missed(latency: PlannedLatency | None) -> None:
+    """End the command with the exit code of a missed goal; what was reached has been said and saved."""
+    if latency is not None and latency.misses_goal:
+        click.get_current_context().exit(MISSED)

@@ -26,7 +26,7 @@ from lrexport.lowrank.selection.costs import dense_cost, other_cost, pair_cost, 
 from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLatency
 from lrexport.lowrank.selection.select import select
 from lrexport.measure.targets.local import Local
-from lrexport.plan import Dense, Pair, Plan, PlannedLatency
+from lrexport.plan import Dense, Pair, Plan, PlannedLatency, digest
 from lrexport.tasks.fidelity import SQNR
 from lrexport.tasks.scoring import score
 from lrexport.training.engine import make_fabric
@@ -92,7 +92,7 @@ class Biased(Speed):
         return PlannedLatency(dense_ms=dense, predicted_ms=predicted, measured_ms=measured, ratio=ratio, **facts)
 
 
-def speed_of(job: Pruning, bias: float, pair_factor: float = 1.0) -> Speed:
+def speed_of(job: Any, bias: float, pair_factor: float = 1.0) -> Speed:
     layers = {}
     for name, facts in job.svd.layers.items():
         every = {
@@ -183,7 +183,39 @@ def test_a_latency_that_measurement_denies_is_told(trained: nn.Module) -> None:
     found = job.select()
     assert found.latency is not None
     assert found.latency.ratio == min(job.speed.environment["confirmed"])
+    assert found.latency.misses_goal
     assert any("no measured plan reaches the latency goal (0.5)" in warning for warning in found.warnings)
+
+
+def test_a_latency_goal_that_is_missed_is_no_slower_than_the_plan_of_as_many_macs(trained: nn.Module) -> None:
+    job = pruning(trained, None, latency=0.5)
+    of_macs = pruning(trained, None, macs=0.5).select().plan
+
+    class Contrary(Biased):
+        """Every plan is slower than dense, but for the one that a goal of MACs chooses."""
+
+        def confirm(self, plan: Plan, network: nn.Module) -> PlannedLatency:
+            self.environment["bias"] = 1.3 if digest(plan) == digest(of_macs) else 9.0
+            return super().confirm(plan, network)
+
+    made = speed_of(job, bias=9.0)
+    found = replace(job, speed=Contrary(made.target, 1, made.environment, made.latency, SHAPE, b"")).select()
+    assert digest(found.plan) == digest(of_macs)
+    assert found.latency is not None
+    assert 0.5 < found.latency.ratio == min(made.environment["confirmed"]) < 1
+    assert found.latency.misses_goal
+
+
+def test_a_plan_of_as_many_macs_that_is_fast_enough_meets_the_goal_although_the_table_has_no_gain(
+    trained: nn.Module,
+) -> None:
+    job = pruning(trained, None, latency=0.9)
+    made = speed_of(job, bias=0.1, pair_factor=9.0)
+    found = replace(job, speed=made).select()
+    assert found.has_pairs
+    assert found.latency is not None
+    assert found.latency.ratio <= 0.9
+    assert not found.latency.misses_goal
 
 
 def test_a_network_whose_pairs_are_all_slower_stays_dense(trained: nn.Module) -> None:
@@ -192,6 +224,7 @@ def test_a_network_whose_pairs_are_all_slower_stays_dense(trained: nn.Module) ->
     assert all(isinstance(layer, Dense) for layer in found.plan.values())
     assert found.latency is not None
     assert found.latency.ratio == 1
+    assert found.latency.misses_goal
     assert any("no pair is faster" in warning for warning in found.warnings)
 
 

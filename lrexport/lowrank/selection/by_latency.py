@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 
 from lrexport.config.goals import Latency
 from lrexport.errors import UsageError
 from lrexport.lowrank.factors.decompose import SVDNetwork
+from lrexport.lowrank.factors.moments import own_schemes_of
 from lrexport.lowrank.factors.truncation import Selection, Truncations
+from lrexport.lowrank.selection.costs import whole_cost
 from lrexport.lowrank.selection.least_loss import layer_options, least_loss
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.lowrank.selection.problem import Problem, Rule, check_rule
 from lrexport.lowrank.selection.threshold import at_threshold, first_true, steps_of
+from lrexport.lowrank.selection.within_budget import within
+from lrexport.plan import PlannedLatency, digest
 from lrexport.units import format_ms, format_percent
 
 _TRIES = 5
@@ -24,8 +30,9 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
 
     Predictions have errors of some percent, so the budget is corrected by measuring networks; if the first is off by more
     than a tenth, the layer times that its plan uses are measured again before the next. Of those that are fast enough
-    the slowest is taken; if none is, the fastest, with a warning. A corrected budget never leaves the network dense, only
-    the goal itself does. Raises UsageError for an unreachable goal, and without layer times.
+    the slowest is taken. If none is, the plans of the same share of MACs are measured too, and the fastest of all is taken,
+    with a warning and marked as one that misses the goal. A corrected budget never leaves the network dense, only the goal
+    itself does. Raises UsageError for an unreachable goal, and without layer times.
     """
     svd, latency, confirm = problem.svd, problem.latency, problem.confirm
     if latency is None:
@@ -46,13 +53,14 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
             if not tries:  # the goal is unreachable, not only a corrected budget
                 raise
             break
-        predicted = latency.of_plan(selection.plan) / dense_ms
-        measured = confirm(selection)
-        measured = measured.model_copy(update={"predicted_ms": predicted * measured.dense_ms})
-        ratio = measured.ratio if goal.share is not None else measured.measured_ms / dense_ms
-        tries.append((ratio, replace(selection, latency=measured)))
-        if not selection.has_pairs or asked * (1 - _CLOSE) <= ratio <= asked:
+        tries.append(_measured(goal, selection, latency, confirm))
+        ratio, measured = tries[-1][0], tries[-1][1].latency
+        assert measured is not None
+        predicted = measured.predicted_ms / measured.dense_ms
+        if asked * (1 - _CLOSE) <= ratio <= asked or (not selection.has_pairs and asked >= 1):
             return tries[-1][1]
+        if not selection.has_pairs:  # no pair is faster than its layer, by the table
+            break
         if problem.remeasure is not None and len(tries) == 1 and abs(predicted / measured.ratio - 1) > _OFF:
             again = problem.remeasure(selection.plan)
             if again.of_plan(selection.plan) > 0:  # else the machine was too busy for any prediction
@@ -60,12 +68,40 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
         # At 1 nothing would be pruned, so go at most half the way there.
         budget = min(budget * asked * (1 - _CLOSE / 2) / ratio, (1 + budget) / 2)
     fitting = [each for each in tries if each[0] <= asked]
+    if not fitting:
+        tries += [_measured(goal, selection, latency, confirm) for selection in _by_macs(asked, problem)]
+        fitting = [each for each in tries if each[0] <= asked]
     if fitting:
         return max(fitting, key=lambda each: each[0])[1]
     ratio, fastest = min(tries, key=lambda each: each[0])
+    assert fastest.latency is not None
     given = format_ms(goal.milliseconds) if goal.milliseconds is not None else f"{goal.share:g}"
     note = f"no measured plan reaches the latency goal ({given}); this one takes {ratio:.3f} of the dense latency"
-    return replace(fastest, warnings=(*fastest.warnings, note))
+    missed = fastest.latency.model_copy(update={"misses_goal": True})
+    return replace(fastest, latency=missed, warnings=(*fastest.warnings, note))
+
+
+def _measured(
+    goal: Latency, selection: Selection, latency: NetworkLatency, confirm: Callable[[Selection], PlannedLatency]
+) -> tuple[float, Selection]:
+    """A measured plan, and its share of the dense time: by what the goal is, of the same rounds or of the table's."""
+    measured = confirm(selection)
+    predicted = latency.of_plan(selection.plan) / latency.dense_ms
+    measured = measured.model_copy(update={"predicted_ms": predicted * measured.dense_ms})
+    ratio = measured.ratio if goal.share is not None else measured.measured_ms / latency.dense_ms
+    return ratio, replace(selection, latency=measured)
+
+
+def _by_macs(share: float, problem: Problem) -> list[Selection]:
+    """What the goal of MACs would choose for the same share: in the schemes of the SVD form, and in all of the problem."""
+    budget = share * whole_cost(problem.svd, "macs")
+    chosen: dict[str, Selection] = {}
+    for schemes in (own_schemes_of(problem.svd), problem.schemes):
+        posed = replace(problem, schemes=schemes)
+        with contextlib.suppress(UsageError):  # so few MACs are out of reach
+            selection = within(posed.svd, posed.truncations, "macs", budget, posed.rule)
+            chosen[digest(selection.plan)] = selection
+    return [selection for selection in chosen.values() if selection.has_pairs]
 
 
 def within_latency(
