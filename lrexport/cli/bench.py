@@ -14,6 +14,7 @@ from lrexport.cli.help import INPUTS, MEASUREMENT, OUTPUT, Command, section
 from lrexport.cli.input_options import Shapes, input_file_option, input_shapes_option, read_inputs
 from lrexport.cli.option_types import SizeType, TargetType
 from lrexport.cli.options import FILE, json_option, threads_option
+from lrexport.config.runtime_titles import title_of
 from lrexport.errors import InputError, UsageError
 from lrexport.text import shell_path
 
@@ -158,7 +159,8 @@ def _check_profilers(targets: Iterable[Target], profile: bool) -> None:
         chosen = runtime(target.runtime)
         if not chosen.has_profiler:
             raise UsageError(
-                f"{target.name} cannot measure time per operator: {chosen.title} has no profiler", "Omit --profile."
+                f"{target.name} cannot measure time per operator: {title_of(target.runtime)} has no profiler",
+                "Omit --profile.",
             )
 
 

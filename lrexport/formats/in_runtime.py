@@ -7,7 +7,7 @@ torch against ONNX Runtime; so the tolerance is wider, and the comparison is sti
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lrexport.config.runtime_titles import title_of
 from lrexport.data.images import ImageSet
 from lrexport.errors import InputError
 from lrexport.formats.agreement import Array, ComparedOutputs, Terms, check_agreement
@@ -110,14 +111,14 @@ def write_in_runtime(
     the score of ``source``. ``python`` has the runtime (None: this one). Raises InputError if the runtime cannot have the
     network, computes something else, or scores differently; then the files are not valid. DeviceError without the runtime.
     """
-    chosen, name = base.runtime(runtime), source.name
+    title, name = title_of(runtime), source.name
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
         job = MeasuringJob(({name: source},), batch=0, shapes=subject.shapes, seconds=_SECONDS)
         try:
-            *_, done = prepared(job, runtime, python, Path(folder), chosen.title)
+            *_, done = prepared(job, runtime, python, Path(folder), title)
         except ModelRefused as error:
             hint = "It took too long." if isinstance(error, LimitReached) else None
-            raise InputError(f"{chosen.title} cannot have {name}: {error.reason}", hint) from error
+            raise InputError(f"{title} cannot have {name}: {error.reason}", hint) from error
         assert isinstance(done, MeasuringJob)
         artefact = done.artefacts[source]
         for made, path in zip(artefact.files, paths, strict=True):
@@ -127,19 +128,19 @@ def write_in_runtime(
     metadata = reference.get_modelmeta().custom_metadata_map
     free_batch = not isinstance(subject.network, OnnxNetwork)
     with RuntimeSession(runtime, python, paths, ports, metadata, free_batch) as mine:
-        errors = [_compare(reference, mine, chosen.title, name, subject)]
+        errors = [_compare(reference, mine, title, name, subject)]
         taking: Any = mine
         if isinstance(subject.network, OnnxNetwork):
             taking = SampleSession(mine, subject.network.inputs, subject.network.portion or 1)
-        scored = _score(taking, paths[0].name, subject, onnx_score, chosen.title)
+        scored = _score(taking, paths[0].name, subject, onnx_score, title)
         version = mine.version
     others = list(_others(reference, ports, runtime))
     for other in others:
         with RuntimeSession(runtime, python, paths, other, metadata) as mine:
-            errors.append(_compare(reference, mine, chosen.title, name, subject))
+            errors.append(_compare(reference, mine, title, name, subject))
     sizes = tuple(tuple(each.inputs[0].shape) for each in (ports, *others))
     total = sum(path.stat().st_size for path in paths)
-    return InRuntime(total, max(errors), version, chosen.precision, sizes, scored)
+    return InRuntime(total, max(errors), version, base.runtime(runtime).precision, sizes, scored)
 
 
 def _others(reference: Any, ports: Ports, runtime: str) -> Iterator[Ports]:
@@ -151,19 +152,22 @@ def _others(reference: Any, ports: Ports, runtime: str) -> Iterator[Ports]:
         [size if isinstance(known, int) else _LARGER * size for size, known in zip(port.shape, item.shape, strict=True)]
         for port, item in zip(ports.inputs, declared, strict=True)
     ]
-    feed = {port.name: _random(port, shape) for port, shape in zip(ports.inputs, larger, strict=True)}
+    given = [Port(port.name, shape, port.type) for port, shape in zip(ports.inputs, larger, strict=True)]
     try:
-        outputs = reference.run(None, feed)
+        outputs = reference.run(None, _drawn(given, 0))
     except Exception:  # no size that the network accepts; its own one has been compared
         return
-    given = [Port(port.name, shape, port.type) for port, shape in zip(ports.inputs, larger, strict=True)]
     yield Ports(given, [Port(port.name, array.shape, port.type) for port, array in zip(ports.outputs, outputs, strict=True)])
 
 
-def _random(port: Port, shape: list[int]) -> Any:
-    generator = np.random.default_rng(0)
-    values = generator.standard_normal(shape) if port.dtype.startswith("float") else np.ones(shape)
-    return values.astype(port.dtype)
+def _drawn(ports: Sequence[Port], seed: int) -> dict[str, Any]:
+    """Random inputs, different ones for equal shapes, so that a swap of two is noticed; ones for integers."""
+    generator = np.random.default_rng(seed)
+    drawn = {
+        port.name: generator.standard_normal(port.shape) if port.dtype.startswith("float") else np.ones(port.shape)
+        for port in ports
+    }
+    return {port.name: drawn[port.name].astype(port.dtype) for port in ports}
 
 
 def _compare(reference: Any, mine: RuntimeSession, title: str, name: str, subject: Subject) -> float:
@@ -209,7 +213,7 @@ def _feeds(mine: RuntimeSession, subject: Subject) -> Iterator[tuple[str, dict[s
             drawn = tuple(draw_input(spec, batch, torch.empty(0), generator) for spec in subject.signature)
             yield f"random input {number + 1}", feed_of(mine, Batch(drawn, subject.signature.names))
         else:
-            yield f"random input {number + 1}", {port.name: (number + 1) * _random(port, port.shape) for port in declared}
+            yield f"random input {number + 1}", _drawn(declared, number)
     if subject.images is not None and same:
         for samples, _ in subject.images.batches(8, torch.device("cpu")):
             for start in range(0, len(samples), batch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrexport.report.latency_tables import RUNTIME_TITLES
+from lrexport.config.runtime_titles import title_of
 from lrexport.report.tables import Table
 from lrexport.runs.record import Record
 from lrexport.text import plain, visible
@@ -13,7 +13,7 @@ def formats_table(record: Record) -> Table:
     """One row for each network in each format: bytes, largest difference from its ONNX file, score in the runtime."""
     rows = []
     for each in record.formats.values():
-        runtime = f"{RUNTIME_TITLES.get(each.runtime, each.runtime)} {each.version}"
+        runtime = f"{title_of(each.runtime)} {each.version}"
         for network, made in (("dense", each.dense), ("compressed", each.compressed)):
             scored = made.accuracy.metric.format(made.accuracy.primary) if made.accuracy else ""
             rows.append(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lrexport.artifacts.files import sha256
+from lrexport.config.runtime_titles import title_of
 from lrexport.report.tables import Table
 from lrexport.runs.record import Latency
 from lrexport.text import plain
 from lrexport.units import format_bytes, format_ms
 
-RUNTIME_TITLES = {"openvino": "OpenVINO", "mnn": "MNN"}  # ncnn writes itself so
 _SPARE = ("first run", "load", "size", "memory", "p90", "IQR", "p99", "ratio's IQR")
 
 
@@ -128,7 +128,7 @@ def runtime_words(machine: Mapping[str, Any]) -> str:
     """``ONNX Runtime 1.31.1``, ``ncnn 1.0.20261020 in float32``."""
     if "runtime" not in machine:
         return f"ONNX Runtime {machine.get('onnxruntime', '?')}"
-    name = RUNTIME_TITLES.get(machine["runtime"], machine["runtime"])
+    name = title_of(machine["runtime"])
     return f"{name} {machine.get('runtime_version', '?')} in {machine.get('precision', 'unknown precision')}"
 
 

@@ -13,10 +13,10 @@ from lrexport.artifacts import files, run_folder
 from lrexport.artifacts.run_files import DENSE_ONNX, HOLDER, IN_FORMATS, MODEL_ONNX, ORT, RECORD
 from lrexport.artifacts.run_lock import RunLock
 from lrexport.config.export_options import ExportOptions
+from lrexport.config.runtime_titles import title_of
 from lrexport.errors import UsageError
 from lrexport.events import FormatWritten, OnEvent, Warned, Working
 from lrexport.formats.in_runtime import Subject, write_in_ort, write_in_runtime
-from lrexport.measure.runtimes import base
 from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.metric import TOP1
 from lrexport.runs import loading
@@ -87,7 +87,7 @@ def _format(
     """Write the files of both networks in one format into ``scratch``."""
     made: dict[str, FormatFiles] = {}
     runtime = DEFAULT if asked.name == ORT else asked.name
-    title, version, precision = base.runtime(runtime).title, "", ""
+    title, version, precision = title_of(runtime), "", ""
     for source, names in IN_FORMATS[asked.name].items():
         on_event(Working(f"writing {names[0]} and comparing it with {source} in {title}"))
         result = record.result_of(source)

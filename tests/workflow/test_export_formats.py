@@ -9,6 +9,8 @@ import pytest
 
 from lrexport.artifacts.run_files import IN_FORMATS, OF_FORMATS
 from lrexport.cli.main import run
+from lrexport.formats import in_runtime
+from lrexport.measure.runtimes.base import Port
 from lrexport.runs.record import Format, load_record
 from lrexport.workflow import exporting
 from tests.folders import folder_with, inside_folder
@@ -130,3 +132,9 @@ def test_json_of_a_record_with_formats_is_read_again() -> None:
     files = {"files": ["a"], "bytes": 1, "relative_error": 0.0, "sizes": [[1, 2]], "accuracy": None}
     found = {"runtime": "mnn", "version": "1", "precision": "float32", "dense": files, "compressed": files}
     assert json.loads(Format.model_validate(found).model_dump_json()) == found
+
+
+def test_equal_shapes_are_compared_with_different_values() -> None:
+    ports = [Port(name, [1, 3, 4, 4], "tensor(float)") for name in ("left", "right")]
+    draws = [in_runtime._drawn(ports, number) for number in range(2)]
+    assert len({draw[name].tobytes() for draw in draws for name in draw}) == 4

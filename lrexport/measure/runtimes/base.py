@@ -76,7 +76,6 @@ class Runtime:
     """
 
     name = ""
-    title = ""
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy"}
     converter: ClassVar[dict[str, str]] = {}
     suffixes: tuple[str, ...] = ()

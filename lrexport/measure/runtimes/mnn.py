@@ -49,7 +49,6 @@ class Mnn(Runtime):
     """A file .mnn, with float32 weights; asked for high precision, which is float32 everywhere."""
 
     name = "mnn"
-    title = "MNN"
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "MNN": "MNN"}
     suffixes = (".mnn",)
 

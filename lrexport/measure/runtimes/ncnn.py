@@ -63,7 +63,6 @@ class Ncnn(Runtime):
     """Files .param and .bin, with float32 weights; half precision is switched off."""
 
     name = "ncnn"
-    title = "ncnn"
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "ncnn": "ncnn"}
     converter: ClassVar[dict[str, str]] = {"pnnx": "pnnx"}
     suffixes = (".param", ".bin")

@@ -60,7 +60,6 @@ class OnnxRuntime(Runtime):
     """Loads ONNX and .ort files; spinning off, all optimisations on."""
 
     name = "onnxruntime"
-    title = "ONNX Runtime"
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "onnxruntime": "onnxruntime"}
     has_profiler = True
 

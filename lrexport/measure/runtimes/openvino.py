@@ -50,7 +50,6 @@ class OpenVino(Runtime):
     """Files .xml and .bin, with float32 weights."""
 
     name = "openvino"
-    title = "OpenVINO"
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "openvino": "openvino"}
     suffixes = (".xml", ".bin")
     has_profiler = True

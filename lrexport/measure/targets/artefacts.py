@@ -13,7 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lrexport.errors import DeviceError
 from lrexport.measure.runtimes import base
+from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.measure.targets.answers import Package
 from lrexport.measure.targets.base import (
     Artefact,
@@ -84,6 +85,23 @@ def prepared(
             yield {"progress": {"stage": f"converting to {runtime}", "done": done, "of": len(models)}}
     artefacts = {path: _artefact(folder, key, facts[key]) for path, key in sources.items()}
     yield replace(job, runtime=runtime, artefacts=artefacts, shapes={}, values=None)
+
+
+def measured_when_prepared(
+    job: MeasuringJob,
+    python: str | None,
+    folder: Path,
+    target: str,
+    measured: Callable[[MeasuringJob], Iterator[JsonObject]],
+) -> Iterator[JsonObject]:
+    """The answers of ``measured`` for a job whose runtime has its files, made in ``folder`` before; raises as both."""
+    if job.runtime != DEFAULT and job.groups:
+        for step in prepared(job, job.runtime, python, folder, target):
+            if isinstance(step, MeasuringJob):
+                job = step
+            else:
+                yield step
+    yield from measured(job)
 
 
 def _key(path: Path) -> str:

@@ -17,7 +17,7 @@ from lrexport.errors import DeviceError, UsageError
 from lrexport.measure import machine
 from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.measure.targets.answers import answers, most_line_bytes
-from lrexport.measure.targets.artefacts import prepared, started, surroundings
+from lrexport.measure.targets.artefacts import measured_when_prepared, started, surroundings
 from lrexport.measure.targets.base import (
     Flood,
     MeasuringJob,
@@ -57,16 +57,12 @@ class Local:
 
     def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="lrexport-") as name:
+            made = Path(name) / "made"
+            made.mkdir()
             job = replace(job, runtime=self.runtime)
-            if self.runtime != DEFAULT and job.groups:
-                made = Path(name) / "made"
-                made.mkdir()
-                for step in prepared(job, self.runtime, self.python, made, self.name):
-                    if isinstance(step, MeasuringJob):
-                        job = step
-                    else:
-                        yield step
-            yield from self._measured(job, Path(name))
+            yield from measured_when_prepared(
+                job, self.python, made, self.name, lambda ready: self._measured(ready, Path(name))
+            )
 
     def _measured(self, job: MeasuringJob, folder: Path) -> Iterator[dict[str, Any]]:
         names = {file: str(file.resolve()) for file in job.read()}

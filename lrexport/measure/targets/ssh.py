@@ -24,7 +24,7 @@ from lrexport.errors import DeviceError, InputError, UsageError
 from lrexport.measure import receiver
 from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.measure.targets.answers import answers, most_line_bytes
-from lrexport.measure.targets.artefacts import prepared
+from lrexport.measure.targets.artefacts import measured_when_prepared
 from lrexport.measure.targets.base import Flood, MeasuringJob, Silent, Tail, lines_of, start, stop, work_folder
 from lrexport.measure.targets.queries import options_of, runtime_in
 from lrexport.measure.targets.ssh_errors import explain
@@ -91,18 +91,10 @@ class Ssh:
         return next(answer["environment"] for answer in self.run(MeasuringJob(())) if "environment" in answer)
 
     def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
-        job = replace(job, runtime=self.runtime)
-        if self.runtime == DEFAULT or not job.groups:
-            yield from self._measured(job)
-            return
         # Boards have no toolchains: the runtime's files are made here.
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
-            for step in prepared(job, self.runtime, None, Path(folder), self.name):
-                if isinstance(step, MeasuringJob):
-                    job = step
-                else:
-                    yield step
-            yield from self._measured(job)
+            job = replace(job, runtime=self.runtime)
+            yield from measured_when_prepared(job, None, Path(folder), self.name, self._measured)
 
     def _measured(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
         files = _to_send(job)
