@@ -39,6 +39,7 @@ class Form:
 
 
 _PLAIN = Form()
+_EMPTY = nn.Module()
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,7 @@ def path_of(step: Step, origin: str, taken: dict[str, bool]) -> str:
     """
     name = origin.removesuffix(".weight") if origin.endswith(".weight") else step.node.name or step.makes[0]
     parts = [re.sub(r"[^\w-]", "_", part) for part in name.replace("/", ".").split(".") if part] or ["_"]
-    parts = [f"{part}_" if hasattr(nn.Module, part) else part for part in parts]
+    parts = [f"{part}_" if hasattr(_EMPTY, part) else part for part in parts]
     around = [".".join(parts[:depth]) for depth in range(1, len(parts))]
     if any(taken.get(outer, False) for outer in around):
         parts, around = ["_".join(parts)], []

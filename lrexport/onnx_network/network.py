@@ -189,7 +189,8 @@ class OnnxNetwork(nn.Module):
         return late[step.address]
 
     def _find_layers(self, body: Body) -> None:
-        taken: dict[str, bool] = dict.fromkeys(dir(self), False)
+        own = (name for name in dir(self) if not isinstance(getattr(type(self), name, None), property))
+        taken: dict[str, bool] = dict.fromkeys(own, False)
         shared: dict[str, nn.Parameter] = {}
 
         def share(name: str, value: Tensor) -> nn.Parameter:
@@ -237,10 +238,17 @@ class OnnxNetwork(nn.Module):
         around, _, name = path.rpartition(".")
         parent: nn.Module = self
         for part in filter(None, around.split(".")):
-            if part not in parent._modules:
-                parent.add_module(part, nn.Module())
-            parent = parent.get_submodule(part)
-        parent.add_module(name, module)
+            inner = parent._modules.get(part)
+            if inner is None:
+                inner = parent._modules[part] = nn.Module()
+            parent = inner
+        parent._modules[name] = module
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path: layers may be called as this class's properties are, ``layers.0`` or ``body.conv`` say."""
+        first, _, rest = target.partition(".")
+        module = self._modules.get(first)
+        return super().get_submodule(target) if module is None else module.get_submodule(rest)
 
     def _keep_constants(self) -> None:
         """Keep the constants that steps need as buffers, which move with the network but are not saved with it."""

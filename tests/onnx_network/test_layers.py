@@ -178,3 +178,22 @@ def test_convolutions_along_one_and_three_axes(tmp_path: Path, axes: int) -> Non
     assert_pairs_are_written(
         graph([node], {"x": shape}, {"y": ["n", 12, *[None] * axes]}, tensors), tmp_path, (2, 8, *[9] * axes)
     )
+
+
+@pytest.mark.parametrize("name", ["layers", "body", "source", "signature", "inputs", "types", "file", "forward", "training"])
+def test_layers_may_have_the_names_of_the_networks_attributes(tmp_path: Path, name: str) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", f"{name}.0.weight"], ["h"], "one"),
+        helper.make_node("Conv", ["h", f"{name}.weight"], ["y"], "two"),
+    ]
+    tensors = {f"{name}.0.weight": weight(12, 8, 3, 3), f"{name}.weight": weight(12, 12, 3, 3)}
+    model = graph(nodes, {"x": ["n", 8, 8, 8]}, {"y": ["n", 12, 4, 4]}, tensors)
+    network = read_network(saved(model, tmp_path))
+    assert network.graph_reasons == {}
+    paths = [layer.path for layer in network.layers]
+    for path in paths:
+        module = network.get_submodule(path)
+        put(network, path, fold_layer(module, "spatial", SCHEMES["spatial"].full_rank(spec_of(module))))
+    images = np.random.default_rng(1).standard_normal((2, 8, 8, 8)).astype(np.float32)
+    assert close(computed(network, images), outputs_of(model, {"x": images})[0])
+    assert len(copy_network(network).state_dict()) == 4
