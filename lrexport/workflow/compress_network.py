@@ -60,8 +60,8 @@ class Compressed:
     ``network`` consists of plain torch.nn layers, in eval mode, on the model's device, and can be fine-tuned. MACs and
     parameters (``dense_…``: the model's) are for one sample of ``signature``; 1 MAC = 2 FLOPs. ``output_error`` is
     the squared difference from the model's outputs, relative to their variance, on the calibration images: 0 for equal
-    outputs, None without images. ``latency`` is set if the goal or ``target`` required a measurement. ``notes`` are
-    sentences for the user.
+    outputs, None without images or where outputs cannot be compared. ``latency`` is set if the goal or ``target`` required
+    a measurement. ``notes`` are sentences for the user.
     """
 
     network: nn.Module
@@ -166,8 +166,10 @@ def _remarks(error: float | None, calibrated: bool) -> Iterator[str]:
     """What the user should know of the quality of the compressed network."""
     if not calibrated:
         yield _UNKNOWN
-    elif error is None or not error <= _USELESS:
-        shown = "not finite" if error is None or not math.isfinite(error) else f"{error:.2f}"
+    elif error is None:
+        yield "quality unknown: no part of the network has outputs of one shape for all inputs, so none were compared"
+    elif not error <= _USELESS:
+        shown = f"{error:.2f}" if math.isfinite(error) else "not finite"
         yield (
             f"the outputs are not usable as they are: their error is {shown}, and a constant output has {_USELESS:g}; "
             "choose a larger goal, or fine-tune the network"
@@ -250,12 +252,12 @@ def _folded(svd: SVDNetwork, selection: Selection, images: Given | None, effort:
         return network, None
     dense = DenseOutputs(svd, images, _CALIBRATION)
     scores = Repair(svd, images, True, _CALIBRATION, _BATCHNORM).apply(network, selection, dense.likeness_of)
-    error = -max(scores.values())  # of the network after the last repair that was kept
+    error: float | None = -max(scores.values())  # of the network after the last repair that was kept
     if effort.minutes:
         dense_network = fold(svd, Plan())
         heal_network(network, dense_network.eval(), *_divided(images, effort.seed), effort)
         error = dense.error_of(network)
-    return network, error if math.isfinite(error) else dense.error_of(network)
+    return network, error if error is not None and math.isfinite(error) else dense.error_of(network)
 
 
 def _divided(images: Given, seed: int) -> tuple[Given, Given]:

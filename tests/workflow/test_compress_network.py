@@ -414,7 +414,7 @@ PUBLIC = {
     "compress": "model, example_inputs, goal, *, calibration, heal, scheme, keep, rule, target, threads, seed",
     "decompose": "network, input_shape, scheme, keep, total_macs, form",
     "export_onnx": "network, path, input_shape, *, batch, dynamic, opset, samples, preprocessing, with_preprocessing, "
-    "classes",
+    "classes, passes",
     "fold": "svd, plan",
     "input_moments": "svd, batches, schemes",
     "load": "run, trust_code",
