@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lrexport.artifacts import files
 from lrexport.artifacts.run_files import DENSE
-from lrexport.config.goals import Goal, SteerableGoal, options_of, values_of
+from lrexport.config.goals import Energy, FromPlan, Goal, SteerableGoal, options_of, values_of
 from lrexport.config.options import PHASES, TRAINED, Count, Number, Words, about, option
 from lrexport.errors import UsageError
 from lrexport.preprocessing import CHANNELS, CROPS, asked_in
@@ -155,7 +155,8 @@ class CompressConfig:
     """SVD training as in ``train``, then the goal, fine-tuning and the dense network's training for comparison.
 
     ``falling_ranks`` reduces ranks to the goal (MACs, parameters or latency) during SVD training. ``rule`` "global"
-    minimises the loss of all layers together within the goal, "threshold" uses the paper's one e for all layers.
+    minimises the loss of all layers together within the goal, "threshold" uses the paper's one e for all layers. By the
+    global rule ranks of at least ``rank_multiple`` are multiples of it; with a target its grain decides instead.
     ``weighting`` and ``reconstruct`` use ``calibration_images`` training images to weight the energy and to refit pairs.
     ``target`` is where latency is measured with ``threads`` threads, for a goal of latency and for ranks on the machine's
     grain; None: this machine if latency is the goal, else no latency is measured. ``heal_minutes`` is the most that healing
@@ -168,6 +169,7 @@ class CompressConfig:
     goal: Goal = field(metadata=about("pruning", flag=False))
     falling_ranks: bool = option(False, "svd", needs_data=True)
     rule: Literal["global", "threshold"] = option("global", "pruning", values=Words(("global", "threshold")), varies=True)
+    rank_multiple: int = option(1, "pruning", values=Count(1), later=True)
     target: str | None = option(None, "pruning", only_user="which machines are reached")
     threads: int = option(1, "pruning", values=Count(1))
     weighting: bool = option(True, "pruning", needs_data=True)
@@ -180,6 +182,11 @@ class CompressConfig:
     examples: int = option(6, "baseline", needs_data=True, changes="nothing", values=Count(), later=True)
 
     def __post_init__(self) -> None:
+        if self.rank_multiple > 1 and (self.rule == "threshold" or isinstance(self.goal, Energy | FromPlan)):
+            raise UsageError(
+                "--rank-multiple has no effect where a threshold or a plan decides ranks",
+                "Omit it, or use --rule global with a goal such as --macs.",
+            )
         if self.falling_ranks and self.train.svd_form == "implicit":
             message = "--falling-ranks requires --svd-form explicit: with implicit there are no factors to cut"
             raise UsageError(message, "Use --sparsity-strength auto or --sparsity path, which go towards the budget too.")

@@ -102,6 +102,7 @@ def compress(
     scheme: AskedScheme = "spatial",
     keep: Collection[str] = (),
     rule: Rule = "global",
+    rank_multiple: int = 1,
     target: str | None = None,
     threads: int = 1,
     seed: int = 0,
@@ -118,8 +119,9 @@ def compress(
     set, the first ones of an iterable. ``heal`` minutes, at most, train the compressed network to follow ``model`` on up to
     5,000 of the inputs, of which a tenth, up to 256, judge it; 0 is no training. Where the time is enough for all steps, a
     seed gives the same network again.
-    ``scheme`` "auto" takes each layer's cheapest; ``keep`` holds shell patterns of layers that stay dense; ``rule`` is as in
-    select. ``target``, by default "local" for a goal of latency, is measured with ``threads`` threads.
+    ``scheme`` "auto" takes each layer's cheapest; ``keep`` holds shell patterns of layers that stay dense; ``rule``
+    and ``rank_multiple`` are as in select. ``target``, by default "local" for a goal of latency, is measured with
+    ``threads`` threads.
 
     Raises UsageError for a goal out of reach, with the least that can be reached, and for a goal that needs labels;
     InputError if the network does not accept the inputs or a weight is not finite; DeviceError if the target cannot
@@ -142,7 +144,7 @@ def compress(
     _check_healing(heal, calibrated=calibration is not None)
     images = None if calibration is None else _images(svd, calibration, device, seed, healed=heal > 0)
     choices = choices_in(goal.plan) if isinstance(goal, FromPlan) else None
-    problem = pose(svd, goal, scheme, rule, choices, images, _CALIBRATION)
+    problem = pose(svd, goal, scheme, rule, choices, images, _CALIBRATION, rank_multiple=rank_multiple)
     if target is not None or isinstance(goal, Latency):
         schemes, times = schemes_considered(svd, scheme, goal), LayerTimes(parse_target(target or "local"), threads)
         problem = on_target(problem, measure_speed(svd, schemes, times, ignore_events))

@@ -61,6 +61,7 @@ def pose(
     images: Unlabelled | None,
     most: int,
     metadata: Mapping[str, Any] = NO_METADATA,
+    rank_multiple: int = 1,
 ) -> Problem:
     """The selection problem for ``goal``, its energy weighted by the layers' inputs for ``most`` of ``images``.
 
@@ -72,7 +73,7 @@ def pose(
     def size(network: nn.Module) -> int:
         return written_bytes(network, svd.signature, metadata)
 
-    problem = Problem(svd, rule, schemes=schemes, written_bytes=size)
+    problem = Problem(svd, rule, schemes=schemes, written_bytes=size, rank_multiple=rank_multiple)
     if isinstance(goal, FromPlan) and choices is not None:
         problem = with_choices(problem, choices, goal.source)
     if images is None or isinstance(goal, Energy):  # equation 4 uses the kernel's own energy
@@ -198,7 +199,8 @@ class Pruning:
         config = self.config
         images = self._images(self.splits) if weighted and config.weighting and self.splits is not None else None
         asked = (config.goal, config.train.scheme, config.rule)
-        problem = pose(self.svd, *asked, self.choices, images, config.calibration_images, self.metadata)
+        more = (config.calibration_images, self.metadata, config.rank_multiple)
+        problem = pose(self.svd, *asked, self.choices, images, *more)
         # An accuracy drop is one of the user's metric, not of the likeness to the dense network.
         if self.splits is not None and self.task is not None and not self.task.follows_dense:
             problem = replace(problem, heldout_score=self._heldout_score, metric=self.task.metric)

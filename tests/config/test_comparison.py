@@ -6,13 +6,15 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lrexport.config import comparison
 from lrexport.config.comparison import OPTIONS, decide_again, differences, only_in, settled, undecided
 from lrexport.config.compression import CompressConfig, TrainConfig
-from lrexport.config.goals import Macs, Size
+from lrexport.config.goals import Energy, Macs, Size
+from lrexport.errors import UsageError
 from lrexport.sweep.request import make_request
 
 _TRAIN = TrainConfig("resnet20", data="digits")
@@ -34,7 +36,7 @@ def test_what_a_later_run_decides_again_is_neither_settled_nor_without_effect() 
     again = {*decide_again(svd_trained=True, with_data=True)}
     assert {"batch_size", "lr", "teacher", "rule", "precision", "fine_tune_epochs"} <= again
     assert not again & {*settled(svd_trained=True), "data", "falling_ranks", "log_to", "workers", "device", "model", "goal"}
-    assert {*decide_again(svd_trained=True, with_data=False)} == {"rule", "target", "threads"}
+    assert {*decide_again(svd_trained=True, with_data=False)} == {"rule", "rank_multiple", "target", "threads"}
 
 
 def test_options_of_one_phase_are_those_that_it_alone_uses() -> None:
@@ -100,3 +102,9 @@ def test_stages_that_sweeps_share_keep_the_names_that_their_folders_have() -> No
 def test_epochs_are_those_of_every_stage_of_training() -> None:
     assert comparison.EPOCHS == ("dense_epochs", "svd_epochs", "fine_tune_epochs", "baseline_epochs")
     assert {*comparison.EPOCHS} <= OPTIONS.keys()
+
+
+@pytest.mark.parametrize("more", [{"goal": Macs(0.5), "rule": "threshold"}, {"goal": Energy(0.1)}], ids=["rule", "energy"])
+def test_a_multiple_of_ranks_is_refused_where_a_threshold_decides_them(more: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--rank-multiple has no effect where a threshold or a plan decides ranks"):
+        CompressConfig(TrainConfig("net"), rank_multiple=4, **more)

@@ -411,7 +411,8 @@ PUBLIC = {
     "Task": "",
     "UsageError": "",
     "assert_within_budget": "path, *, config, baseline, allow_other_machine, strict, limits",
-    "compress": "model, example_inputs, goal, *, calibration, heal, scheme, keep, rule, target, threads, seed",
+    "compress": "model, example_inputs, goal, *, calibration, heal, scheme, keep, rule, rank_multiple, target, threads, "
+    "seed",
     "decompose": "network, input_shape, scheme, keep, total_macs, form",
     "export_onnx": "network, path, input_shape, *, batch, dynamic, opset, samples, preprocessing, with_preprocessing, "
     "classes, passes",
@@ -424,7 +425,7 @@ PUBLIC = {
     "make_plain": "network, input_shape",
     "rebuild": "model, plan, example_inputs",
     "reconstruct": "network, svd, plan, images, weights, seed",
-    "select": "svd, goal, *, rule, moments, every_scheme, latency",
+    "select": "svd, goal, *, rule, moments, every_scheme, latency, rank_multiple",
 }
 
 

@@ -34,7 +34,8 @@ def by_accuracy_drop(goal: AccuracyDrop, problem: Problem) -> Selection:
     def plan(step: int) -> Selection:
         if problem.rule == "threshold":  # e from 1 to 1e-5 in equal ratios, then 0
             return at_threshold(svd, truncated, 10 ** (-5 * step / last) if step < last else 0.0, problem.latency)
-        return within(svd, truncated, "macs", least + (most - least) * step / last, latency=problem.latency)
+        budget = least + (most - least) * step / last
+        return within(svd, truncated, "macs", budget, latency=problem.latency, multiple=problem.rank_multiple)
 
     lost: dict[int, float] = {last: 0.0}
 

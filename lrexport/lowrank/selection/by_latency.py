@@ -99,7 +99,7 @@ def _by_macs(share: float, problem: Problem) -> list[Selection]:
     for schemes in (own_schemes_of(problem.svd), problem.schemes):
         posed = replace(problem, schemes=schemes)
         with contextlib.suppress(UsageError):  # so few MACs are out of reach
-            selection = within(posed.svd, posed.truncations, "macs", budget, posed.rule)
+            selection = within(posed.svd, posed.truncations, "macs", budget, posed.rule, multiple=posed.rank_multiple)
             chosen[digest(selection.plan)] = selection
     return [selection for selection in chosen.values() if selection.has_pairs]
 

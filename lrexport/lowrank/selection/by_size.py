@@ -39,7 +39,7 @@ def by_size(goal: Size, problem: Problem) -> Selection:
     overhead = written - _BYTES * least
     for _ in range(_TRIES):
         budget = min(float(most), max((goal.bytes - overhead) / _BYTES, least))
-        selection = within(svd, truncated, cost, budget, problem.rule, problem.latency)
+        selection = within(svd, truncated, cost, budget, problem.rule, problem.latency, problem.rank_multiple)
         written = written_bytes(fold(svd, selection))
         overhead = written - _BYTES * plan_cost(svd, selection.plan, cost)
         better = plan_cost(svd, selection.plan, cost) > plan_cost(svd, best.plan, cost)

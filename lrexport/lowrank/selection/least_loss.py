@@ -46,9 +46,16 @@ def layer_options(
 
 
 def costed_options(
-    layer: Factorisable, truncated: Mapping[Scheme, Truncation], cost: Cost, latency: LayerLatency | None = None
+    layer: Factorisable,
+    truncated: Mapping[Scheme, Truncation],
+    cost: Cost,
+    latency: LayerLatency | None = None,
+    multiple: int = 1,
 ) -> list[LayerOption]:
-    """Dense, and every pair that costs less than the layer, also in MACs; with ``latency`` only pairs that are faster."""
+    """Dense, and every pair that costs less than the layer, also in MACs; with ``latency`` only pairs that are faster.
+
+    Else ranks of at least ``multiple`` are multiples of it.
+    """
     dense, pairs = dense_cost(layer, cost), dict[Scheme, dict[int, float]]()
     for scheme, truncation in truncated.items():
         prices = pairs.setdefault(scheme, {})
@@ -56,7 +63,8 @@ def costed_options(
             price = pair_cost(layer, scheme, rank, cost)
             if price >= dense or pair_cost(layer, scheme, rank, "macs") >= layer.dense_macs:
                 break
-            prices[rank] = price
+            if latency is not None or rank < multiple or rank % multiple == 0:
+                prices[rank] = price
     return layer_options(truncated, dense, pairs)
 
 

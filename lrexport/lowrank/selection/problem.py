@@ -31,7 +31,8 @@ class Problem:
     """The layers of ``svd`` with ``schemes``, by default those of the SVD form; ``moments`` weight their energy.
 
     ``rule`` "global" minimises the total loss of all layers, "threshold" is equation 4. With ``latency``, ranks are on the
-    target's grain. ``choices`` are those of a plan from ``source``. Some solvers also need functions: ``written_bytes``, the
+    target's grain; without, by the global rule, ranks of at least ``rank_multiple`` are multiples of it. ``choices`` are
+    those of a plan from ``source``. Some solvers also need functions: ``written_bytes``, the
     size of a folded network as an ONNX file; ``heldout_score`` in ``metric`` after pruning and repair, of None before;
     ``confirm``, which measures a plan on the target; ``remeasure``, which measures again the layer times that a plan uses.
     """
@@ -48,9 +49,12 @@ class Problem:
     metric: Metric = TOP1
     confirm: Callable[[Selection], PlannedLatency] | None = None
     remeasure: Callable[[Plan], NetworkLatency] | None = None
+    rank_multiple: int = 1
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
+        if self.rank_multiple < 1:
+            raise UsageError(f"invalid rank_multiple {self.rank_multiple}: expected a whole number of at least 1")
 
     @cached_property
     def truncations(self) -> Truncations:

@@ -24,6 +24,7 @@ def select(
     moments: Moments | None = None,
     every_scheme: bool = False,
     latency: NetworkLatency | None = None,
+    rank_multiple: int = 1,
 ) -> Selection:
     """Choose scheme and rank, or dense, for every layer by ``goal``: Macs, Params, Energy, FromPlan, or Latency.
 
@@ -31,13 +32,15 @@ def select(
     same weights. ``rule`` "global" minimises the sum over layers of (share of energy dropped)^0.75; "threshold" takes the
     smallest e of equation 4, one for all layers, that meets the budget. ``moments``, from input_moments, weight the energy
     by the data. ``every_scheme`` allows each layer any scheme. With ``latency`` ranks are on the target's grain, and the
-    goal Latency is met as predicted. Give the whole Selection to fold, so pairs get the factors that the plan is based on.
+    goal Latency is met as predicted; without, by the global rule, ranks of at least ``rank_multiple`` are multiples of it,
+    as runtimes that compute channels in blocks like them. Give the whole Selection to fold, so pairs get the factors that
+    the plan is based on.
 
     Raises UsageError for an unknown rule, for an unreachable goal, with the least that can be reached, and for Size and
     AccuracyDrop; InputError for a plan that does not fit the network. Source: Yang et al. 2020, section 3.3.
     """
     check_svd(svd)
-    problem = Problem(svd, rule, moments, latency=latency)
+    problem = Problem(svd, rule, moments, latency=latency, rank_multiple=rank_multiple)
     if isinstance(goal, FromPlan):
         problem = with_choices(problem, choices_in(goal.plan), goal.source)
     elif every_scheme or isinstance(goal, Latency):

@@ -37,13 +37,13 @@ solve.register(AccuracyDrop, by_accuracy_drop)
 @solve.register
 def _macs(goal: Macs, problem: Problem) -> Selection:
     budget = goal.share * whole_cost(problem.svd, "macs")
-    return within(problem.svd, problem.truncations, "macs", budget, problem.rule, problem.latency)
+    return within(problem.svd, problem.truncations, "macs", budget, problem.rule, problem.latency, problem.rank_multiple)
 
 
 @solve.register
 def _params(goal: Params, problem: Problem) -> Selection:
     budget = goal.share * whole_cost(problem.svd, "params")
-    return within(problem.svd, problem.truncations, "params", budget, problem.rule, problem.latency)
+    return within(problem.svd, problem.truncations, "params", budget, problem.rule, problem.latency, problem.rank_multiple)
 
 
 @solve.register

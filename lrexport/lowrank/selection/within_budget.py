@@ -34,8 +34,11 @@ def within(
     budget: float,
     rule: Rule = "global",
     latency: NetworkLatency | None = None,
+    multiple: int = 1,
 ) -> Selection:
     """The best plan with at most ``budget`` MACs or parameters in all.
+
+    By the rule "global", ranks of at least ``multiple`` are multiples of it unless there are latencies.
 
     With ``latency`` only pairs on the target's grain that are faster than their layer are considered; if these cannot meet
     the budget, all pairs, with a warning. Raises UsageError for an unreachable budget, with the least that can be reached.
@@ -44,7 +47,7 @@ def within(
     if rule == "threshold":
         return _least_threshold(svd, truncated, cost, budget, latency)
     options = {
-        name: costed_options(layer, truncated[name], cost, latency.layers[name] if latency else None)
+        name: costed_options(layer, truncated[name], cost, latency.layers[name] if latency else None, multiple)
         for name, layer in svd.layers.items()
     }
     fixed = other_cost(svd, cost) + sum(dense_cost(layer, cost) for layer in svd.dense.values())

@@ -150,10 +150,14 @@ def loss_of(selection: Selection) -> float:
 
 @pytest.mark.parametrize("cost", ["macs", "params"])
 @pytest.mark.parametrize("every_scheme", [False, True])
-@pytest.mark.parametrize("goal", [0.35, 0.6, 0.8])
-def test_the_global_plan_is_the_best_of_all_plans_within_the_budget(cost: Cost, every_scheme: bool, goal: float) -> None:
+@pytest.mark.parametrize(("goal", "multiple"), [(0.35, 1), (0.6, 1), (0.8, 1), (0.35, 2), (0.6, 3)])
+def test_the_global_plan_is_the_best_of_all_plans_within_the_budget(
+    cost: Cost, every_scheme: bool, goal: float, multiple: int
+) -> None:
     svd = decompose(three_layers(), (4, 9, 9))
-    chosen = select(svd, goal_of({cost: goal}), every_scheme=every_scheme)
+    chosen = select(svd, goal_of({cost: goal}), every_scheme=every_scheme, rank_multiple=multiple)
+    ranks = [layer.rank for layer in chosen.plan.values() if isinstance(layer, Pair)]
+    assert all(rank < multiple or rank % multiple == 0 for rank in ranks)
     budget = goal * whole_cost(svd, cost)
     assert plan_cost(svd, chosen.plan, cost) <= budget
     best, options = np.inf, []
@@ -164,7 +168,8 @@ def test_the_global_plan_is_the_best_of_all_plans_within_the_budget(cost: Cost, 
             matrix = SCHEMES[scheme].matrix(module.weight.detach().double(), spec_of(module))
             energy = torch.linalg.svdvals(matrix).square().reshape(-1, layer.schemes[scheme].full_rank).sum(0)
             for rank in range(1, len(energy) + 1):
-                if pair_cost(layer, scheme, rank, "macs") < layer.dense_macs:
+                on_grain = rank < multiple or rank % multiple == 0
+                if on_grain and pair_cost(layer, scheme, rank, "macs") < layer.dense_macs:
                     dropped = float(energy[rank:].sum() / energy.sum())
                     entries.append((dropped**0.75, pair_cost(layer, scheme, rank, cost)))
         options.append(entries)
@@ -173,6 +178,17 @@ def test_the_global_plan_is_the_best_of_all_plans_within_the_budget(cost: Cost, 
         if fixed + sum(price for _, price in combination) <= budget:
             best = min(best, sum(loss for loss, _ in combination))
     assert loss_of(chosen) == pytest.approx(best, abs=1e-6)
+
+
+def test_a_multiple_of_ranks_leaves_the_least_budget_as_it_is_and_needs_a_whole_number() -> None:
+    svd = decompose(three_layers(), (4, 9, 9))
+    with pytest.raises(UsageError) as without:
+        select(svd, goal_of({"macs": 0.01}))
+    with pytest.raises(UsageError) as with_multiple:
+        select(svd, goal_of({"macs": 0.01}), rank_multiple=4)
+    assert with_multiple.value.hint == without.value.hint
+    with pytest.raises(UsageError, match="invalid rank_multiple 0: expected a whole number of at least 1"):
+        select(svd, goal_of({"macs": 0.5}), rank_multiple=0)
 
 
 @pytest.mark.parametrize("cost", ["macs", "params"])
