@@ -285,7 +285,8 @@ class Progressing:
 
     @__call__.register
     def _(self, event: FilesRemoved) -> None:
-        self.say(f"removed files of an earlier export: {', '.join(event.files)}; --int8 and --ort write new ones")
+        again = "--int8 and --ort, or lrexport export, write new ones"
+        self.say(f"removed files of an earlier export: {', '.join(event.files)}; {again}")
 
     def _begin(self, stage: str, name: str) -> None:
         """Replace the bar of the previous stage."""
