@@ -22,11 +22,13 @@ from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import Schemes, every_scheme_of, input_moments, own_schemes_of
+from lrexport.lowrank.factors.noise_moments import NoiseMoments
 from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.repair.parts import Part
 from lrexport.lowrank.selection import solve
 from lrexport.lowrank.selection.from_plan import with_choices
 from lrexport.lowrank.selection.problem import Problem, Rule
+from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.plan import Choice, Plan, PlannedLatency
 from lrexport.preprocessing import Preprocessing
 from lrexport.runs.record import Fidelity
@@ -63,7 +65,7 @@ def pose(
     metadata: Mapping[str, Any] = NO_METADATA,
     rank_multiple: int = 1,
 ) -> Problem:
-    """The selection problem for ``goal``, its energy weighted by the layers' inputs for ``most`` of ``images``.
+    """The selection problem for ``goal``, with energy weighted by the layers' inputs for ``most`` of ``images``, or noise.
 
     ``choices`` are those of the plan if the goal is one; ``metadata`` as :func:`written_bytes` takes it. Raises InputError
     if the choices do not fit the network.
@@ -76,8 +78,14 @@ def pose(
     problem = Problem(svd, rule, schemes=schemes, written_bytes=size, rank_multiple=rank_multiple)
     if isinstance(goal, FromPlan) and choices is not None:
         problem = with_choices(problem, choices, goal.source)
-    if images is None or isinstance(goal, Energy):  # equation 4 uses the kernel's own energy
+    if isinstance(goal, Energy):  # equation 4 uses the kernel's own energy
         return problem
+    if images is None:
+        # A file is often all there is of its network; of others equation 4's energy is what is documented.
+        drawable = isinstance(svd.network, OnnxNetwork) and all(
+            spec.is_float or spec.low is not None for spec in svd.signature
+        )
+        return replace(problem, moments=NoiseMoments(svd, schemes)) if drawable else problem
     weighting = images.draw(most)
     if not len(weighting):
         return problem

@@ -11,12 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from PIL import Image
 
 import lrexport as api
 from lrexport.cli.main import run
+from lrexport.lowrank.factors.noise_moments import NoiseMoments
 from lrexport.onnx_network.network import OnnxNetwork
-from tests.onnx_network.graphs import saved, two_convolutions
+from lrexport.runs.starting_point import decompose_file
+from lrexport.workflow.pruning import pose
+from tests.onnx_network.graphs import graph, saved, two_convolutions, weight
 
 _QUIET = ("--device", "cpu")
 
@@ -127,3 +131,20 @@ def test_sizes_go_by_goals_of_size_and_parameters(file: Path) -> None:
     assert Path("size/model.onnx").stat().st_size <= 30_000
     results = json.loads(Path("params/run.json").read_text())["results"]
     assert results["compressed"]["params"] <= 0.6 * results["dense"]["params"]
+
+
+def test_without_data_energy_is_weighted_by_noise_unless_inputs_are_integers_of_unknown_range(file: Path) -> None:
+    def moments(network: torch.nn.Module) -> object:
+        svd = decompose_file(network, "spatial", (), "implicit")  # type: ignore[arg-type]
+        return pose(svd, api.Macs(0.6), "spatial", "global", None, None, 100).moments
+
+    assert isinstance(moments(api.read_onnx(file)), NoiseMoments)
+    tokens = [
+        helper.make_node("Gather", ["table", "x"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"], "product"),
+    ]
+    model = graph(tokens, {"x": ["n", 5]}, {"y": ["n", 5, 16]}, {"table": weight(9, 16), "w": weight(16, 16)})
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    path = saved(model, Path("."), "tokens.onnx")
+    assert moments(api.read_onnx(path)) is None
+    assert isinstance(moments(api.read_onnx(path, {"x": "5:int64:0..8"})), NoiseMoments)

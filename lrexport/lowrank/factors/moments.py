@@ -43,7 +43,6 @@ def every_scheme_of(svd: SVDNetwork) -> Schemes:
     return {name: tuple(layer.schemes) for name, layer in svd.layers.items()}
 
 
-@torch.no_grad()
 def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | None = None) -> Moments:
     """E[x xᵀ] over the columns of a layer's matrix, (columns, columns) or (g, columns, columns), by layer and scheme.
 
@@ -52,6 +51,12 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
     used. x has one value for each column: input channels times taps of the pair's first half. Layers with very many columns
     are left out. Raises UsageError for batches of another type.
     """
+    return moments_of_samples(svd, batches, schemes, _MOST_SAMPLES)
+
+
+@torch.no_grad()
+def moments_of_samples(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | None, samples: int) -> Moments:
+    """:func:`input_moments` of about as many ``samples`` of each layer's outputs, from no more batches than that."""
     check_svd(svd)
     batches = [batches] if isinstance(batches, Tensor | Batch) else batches
     if not isinstance(batches, Iterable):
@@ -63,9 +68,9 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
     generator = torch.Generator().manual_seed(0)
     count = length_hint(batches)
     if not count:  # an iterator of unknown length
-        batches = list(islice(batches, _MOST_SAMPLES))
+        batches = list(islice(batches, samples))
         count = len(batches)
-    most = max(1, _MOST_SAMPLES // max(1, count))
+    most = max(1, samples // max(1, count))
 
     def watch(name: str) -> Any:
         def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
@@ -85,7 +90,7 @@ def input_moments(svd: SVDNetwork, batches: Iterable[Any], schemes: Schemes | No
                 hooks.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
 
     with ExitStack() as hooks, eval_mode(svd.network):
-        for number, batch in enumerate(islice(batches, _MOST_SAMPLES)):
+        for number, batch in enumerate(islice(batches, samples)):
             inputs = inputs_of(batch, svd.signature)
             if not number:
                 inputs = checked_images(svd, inputs)

@@ -147,7 +147,7 @@ def singular_values(layer: Any, scheme: Scheme) -> Tensor:
         version, singular = form.singular.get(scheme, (-1, layer.weight))
         if version == layer.weight._version:
             return singular
-    return factors_by(layer, scheme)[1]
+    return smaller_basis_by(layer, scheme).singular
 
 
 def sources_of(layer: Any) -> tuple[Tensor, ...]:

@@ -33,9 +33,9 @@ class Truncation:
     The matrix at rank r is basis[:, :r] @ (basis[:, :r]ᵀ @ matrix). The columns of basis (rows, ranks) are the left
     singular vectors of the matrix, which is first multiplied from the right by the square root of its input's second
     moment, if known. ``is_right``: basis (columns, ranks) are the right ones, and the matrix at rank r is
-    (matrix @ basis[:, :r]) @ basis[:, :r]ᵀ. With g > 1 groups both have a leading group axis. Without moments the basis has
-    only ranks whose pair has fewer weights than the layer. The matrix is made of ``weight`` by ``scheme`` whenever it is
-    needed: those of all layers would take as much memory as the network.
+    (matrix @ basis[:, :r]) @ basis[:, :r]ᵀ. With g > 1 groups both have a leading group axis. The basis has only ranks whose
+    pair has fewer weights than the layer; higher ones are decomposed without the moment when they are needed. The matrix is
+    made of ``weight`` by ``scheme`` whenever it is needed: those of all layers would take as much memory as the network.
     """
 
     energy_dropped: Tensor
@@ -126,9 +126,8 @@ def _truncate(module: Any, scheme: Scheme, moment: Tensor | None) -> Truncation:
     else:
         basis, singular, is_right, _ = smaller_basis_by(module, scheme)
         energy = singular.double().square()
-        rows, columns = SCHEMES[scheme].matrix_shape(spec)
-        # A view would keep all of the basis.
-        basis = basis[..., : rows * columns // (rows + columns)].clone()
+    rows, columns = SCHEMES[scheme].matrix_shape(spec)
+    basis = basis[..., : rows * columns // (rows + columns)].clone()  # a view would keep all of it
     if is_attached(module) and is_cut(module):  # energy beyond its rank is only rounding
         energy = torch.where(energy < _ROUNDING * energy.amax(-1, keepdim=True), 0, energy)
     energy = energy if energy.ndim == 1 else energy.sum(0)  # all groups have one rank, so their energies add up
@@ -160,7 +159,9 @@ def weighted_basis(matrix: Tensor, moment: Tensor) -> WeightedBasis:
     floor = (_FLOOR * mean + torch.finfo(torch.float32).tiny)[..., None, None]
     moment = moment + floor * torch.eye(columns, dtype=moment.dtype, device=moment.device)
     if rows <= columns:
-        energy, basis, retried = _eigh(precise @ moment @ precise.mT)
+        gram = precise @ moment @ precise.mT
+        del precise, moment  # several times the layer's size
+        energy, basis, retried = _eigh(gram)
         energy, basis = energy.flip(-1), basis.flip(-1)
     else:
         # From eigenvectors of the smaller side; QR keeps vectors of tiny singular values orthonormal.
