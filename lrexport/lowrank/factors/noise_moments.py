@@ -27,7 +27,7 @@ _SAMPLES = 2_000
 # The white part as a share of the mean of the diagonal.
 _WHITE = 1.0
 # Moments in memory at one time. Those of all layers would take as much as the network.
-_MOST_BYTES = 128 << 20
+_MOST_BYTES = 64 << 20
 
 
 class NoiseMoments(Mapping[str, Mapping[Scheme, Tensor]]):
