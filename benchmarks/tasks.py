@@ -105,7 +105,14 @@ JOBS = {
         needs=("transformers", *SCENES),
     ),
     "timm": Job(
-        *("timm's resnetv2_18, mean and std 0.5: digits over textures", "timm:resnetv2_18", "digits32", 0.5, 8, 3),
+        *(
+            "timm's resnetv2_18, mean and std 0.5: digits over textures",
+            "timm:resnetv2_18?num_classes=10",
+            "digits32",
+            0.5,
+            8,
+            3,
+        ),
         shape="3,32,32",
         needs=("timm", *SCENES),
     ),
