@@ -24,6 +24,7 @@ FORMS = Words(("explicit", "implicit"))
 SCHEMES = Words(("spatial", "channel", "input-channel", "auto"))  # linear layers always have the scheme ``linear``
 DEFAULT_DENSE_EPOCHS = 20
 MOST_EXAMPLES = 16  # pictures of samples in a run
+RANK_MULTIPLE = 4  # ONNX Runtime has convolutions in its blocked layout where channels are multiples of 4
 UNLABELLED_MINUTES = 2.0  # of healing, by default, if the data has no labels
 
 
@@ -169,7 +170,7 @@ class CompressConfig:
     goal: Goal = field(metadata=about("pruning", flag=False))
     falling_ranks: bool = option(False, "svd", needs_data=True)
     rule: Literal["global", "threshold"] = option("global", "pruning", values=Words(("global", "threshold")), varies=True)
-    rank_multiple: int = option(1, "pruning", values=Count(1), later=True)
+    rank_multiple: int = option(RANK_MULTIPLE, "pruning", values=Count(1), later=True)
     target: str | None = option(None, "pruning", only_user="which machines are reached")
     threads: int = option(1, "pruning", values=Count(1))
     weighting: bool = option(True, "pruning", needs_data=True)
@@ -182,7 +183,9 @@ class CompressConfig:
     examples: int = option(6, "baseline", needs_data=True, changes="nothing", values=Count(), later=True)
 
     def __post_init__(self) -> None:
-        if self.rank_multiple > 1 and (self.rule == "threshold" or isinstance(self.goal, Energy | FromPlan)):
+        if self.rank_multiple not in (1, RANK_MULTIPLE) and (
+            self.rule == "threshold" or isinstance(self.goal, Energy | FromPlan)
+        ):
             raise UsageError(
                 "--rank-multiple has no effect where a threshold or a plan decides ranks",
                 "Omit it, or use --rule global with a goal such as --macs.",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lrexport.artifacts import files
 from lrexport.artifacts.plan_file import choices_in
-from lrexport.config.compression import AskedScheme, CompressConfig
+from lrexport.config.compression import RANK_MULTIPLE, AskedScheme, CompressConfig
 from lrexport.config.goals import AccuracyDrop, FromPlan, Goal, Latency
 from lrexport.data.images import drawn
 from lrexport.data.unlabelled import Given
@@ -102,7 +102,7 @@ def compress(
     scheme: AskedScheme = "spatial",
     keep: Collection[str] = (),
     rule: Rule = "global",
-    rank_multiple: int = 1,
+    rank_multiple: int = RANK_MULTIPLE,
     target: str | None = None,
     threads: int = 1,
     seed: int = 0,

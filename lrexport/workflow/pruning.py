@@ -28,7 +28,6 @@ from lrexport.lowrank.repair.parts import Part
 from lrexport.lowrank.selection import solve
 from lrexport.lowrank.selection.from_plan import with_choices
 from lrexport.lowrank.selection.problem import Problem, Rule
-from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.plan import Choice, Plan, PlannedLatency
 from lrexport.preprocessing import Preprocessing
 from lrexport.runs.record import Fidelity
@@ -64,10 +63,11 @@ def pose(
     most: int,
     metadata: Mapping[str, Any] = NO_METADATA,
     rank_multiple: int = 1,
+    weighting: bool = True,
 ) -> Problem:
     """The selection problem for ``goal``, with energy weighted by the layers' inputs for ``most`` of ``images``, or noise.
 
-    ``choices`` are those of the plan if the goal is one; ``metadata`` as :func:`written_bytes` takes it. Raises InputError
+    Without ``weighting`` the energy is the kernels' own, as in equation 4. ``choices`` are those of the plan if the goal is one; ``metadata`` as :func:`written_bytes` takes it. Raises InputError
     if the choices do not fit the network.
     """
     schemes = schemes_considered(svd, scheme, goal)
@@ -78,13 +78,10 @@ def pose(
     problem = Problem(svd, rule, schemes=schemes, written_bytes=size, rank_multiple=rank_multiple)
     if isinstance(goal, FromPlan) and choices is not None:
         problem = with_choices(problem, choices, goal.source)
-    if isinstance(goal, Energy):  # equation 4 uses the kernel's own energy
+    if not weighting or isinstance(goal, Energy):  # equation 4 uses the kernel's own energy
         return problem
     if images is None:
-        # A file is often all there is of its network; of others equation 4's energy is what is documented.
-        drawable = isinstance(svd.network, OnnxNetwork) and all(
-            spec.is_float or spec.low is not None for spec in svd.signature
-        )
+        drawable = all(spec.is_float or spec.low is not None for spec in svd.signature)
         return replace(problem, moments=NoiseMoments(svd, schemes)) if drawable else problem
     weighting = images.draw(most)
     if not len(weighting):
@@ -205,9 +202,9 @@ class Pruning:
     def _problem(self, weighted: bool = True) -> Problem:
         self.svd.network.to(self.device)
         config = self.config
-        images = self._images(self.splits) if weighted and config.weighting and self.splits is not None else None
+        images = self._images(self.splits) if self.splits is not None else None
         asked = (config.goal, config.train.scheme, config.rule)
-        more = (config.calibration_images, self.metadata, config.rank_multiple)
+        more = (config.calibration_images, self.metadata, config.rank_multiple, weighted and config.weighting)
         problem = pose(self.svd, *asked, self.choices, images, *more)
         # An accuracy drop is one of the user's metric, not of the likeness to the dense network.
         if self.splits is not None and self.task is not None and not self.task.follows_dense:

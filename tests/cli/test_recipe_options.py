@@ -46,6 +46,7 @@ MEANT: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LREXPORT_COMPRESS_EXAMPLES")
 
 
 @pytest.fixture
