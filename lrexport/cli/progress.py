@@ -51,9 +51,6 @@ _REPAIRS = {
 }
 
 
-_SILENCE = 8.0  # seconds without a line, after which one says what is being done
-
-
 class Progressing:
     """Shows events as they happen: an OnEvent, and the context of the live line.
 
@@ -68,7 +65,6 @@ class Progressing:
         self._began = time.perf_counter()
         self._beat = Heartbeat()
         self.noted: set[str] = set()
-        self._said = time.monotonic()  # the time of the last line
         self._before: int | None = None  # steps of the stage that were done before this process
 
     def __enter__(self) -> Progressing:
@@ -92,7 +88,6 @@ class Progressing:
 
     def say(self, text: str) -> None:
         """Print a line above the live one."""
-        self._said = time.monotonic()
         if self._live is not None:
             # Not wrapped: a continuation line could start with a name.
             self._live.console.print(plain_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -207,8 +202,11 @@ class Progressing:
         what = f"the {event.kind_of_part} {event.name}" if event.name else "the whole network"
         if self._live is not None:
             self._show("healing", f"healing {what}", event.done, event.of)
-        elif not event.done or time.monotonic() - self._said > _SILENCE:
-            self.say(f"healing {what}, part {event.done + 1} of {event.of}")
+            return
+        part = f"{what}, part {event.done + 1} of {event.of}"
+        if not event.done:
+            self.say(f"healing {part}")
+        self._beat.doing("healing", part)
 
     @__call__.register
     def _(self, event: FidelityMeasured) -> None:

@@ -183,9 +183,8 @@ class CompressConfig:
     examples: int = option(6, "baseline", needs_data=True, changes="nothing", values=Count(), later=True)
 
     def __post_init__(self) -> None:
-        if self.rank_multiple not in (1, RANK_MULTIPLE) and (
-            self.rule == "threshold" or isinstance(self.goal, Energy | FromPlan)
-        ):
+        decided = self.rule == "threshold" or isinstance(self.goal, Energy | FromPlan)
+        if decided and self.rank_multiple not in (1, RANK_MULTIPLE):
             raise UsageError(
                 "--rank-multiple has no effect where a threshold or a plan decides ranks",
                 "Omit it, or use --rule global with a goal such as --macs.",

@@ -62,13 +62,14 @@ def pose(
     images: Unlabelled | None,
     most: int,
     metadata: Mapping[str, Any] = NO_METADATA,
-    rank_multiple: int = 1,
+    *,
+    rank_multiple: int,
     weighting: bool = True,
 ) -> Problem:
     """The selection problem for ``goal``, with energy weighted by the layers' inputs for ``most`` of ``images``, or noise.
 
-    Without ``weighting`` the energy is the kernels' own, as in equation 4. ``choices`` are those of the plan if the goal is one; ``metadata`` as :func:`written_bytes` takes it. Raises InputError
-    if the choices do not fit the network.
+    Without ``weighting`` the energy is the kernels' own, as in equation 4. ``choices`` are those of the plan if the goal is
+    one; ``metadata`` as :func:`written_bytes` takes it. Raises InputError if the choices do not fit the network.
     """
     schemes = schemes_considered(svd, scheme, goal)
 
@@ -83,10 +84,10 @@ def pose(
     if images is None:
         drawable = all(spec.is_float or spec.low is not None for spec in svd.signature)
         return replace(problem, moments=NoiseMoments(svd, schemes)) if drawable else problem
-    weighting = images.draw(most)
-    if not len(weighting):
+    chosen = images.draw(most)
+    if not len(chosen):
         return problem
-    return replace(problem, moments=input_moments(svd, weighting.batches(BATCH), problem.schemes))
+    return replace(problem, moments=input_moments(svd, chosen.batches(BATCH), problem.schemes))
 
 
 def on_target(problem: Problem, speed: Speed) -> Problem:
@@ -203,9 +204,18 @@ class Pruning:
         self.svd.network.to(self.device)
         config = self.config
         images = self._images(self.splits) if self.splits is not None else None
-        asked = (config.goal, config.train.scheme, config.rule)
-        more = (config.calibration_images, self.metadata, config.rank_multiple, weighted and config.weighting)
-        problem = pose(self.svd, *asked, self.choices, images, *more)
+        problem = pose(
+            self.svd,
+            config.goal,
+            config.train.scheme,
+            config.rule,
+            self.choices,
+            images,
+            config.calibration_images,
+            self.metadata,
+            rank_multiple=config.rank_multiple,
+            weighting=weighted and config.weighting,
+        )
         # An accuracy drop is one of the user's metric, not of the likeness to the dense network.
         if self.splits is not None and self.task is not None and not self.task.follows_dense:
             problem = replace(problem, heldout_score=self._heldout_score, metric=self.task.metric)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from lrexport.cli.heartbeat import Heartbeat
 from lrexport.cli.progress import Progressing
 from lrexport.cli.sweep_progress import SweepProgress
-from lrexport.events import EpochDone, Event, FidelityMeasured, HealingPart, LayersTimed, Noted, PlanChosen, Warned
+from lrexport.events import EpochDone, Event, FidelityMeasured, HealingPart, LayersTimed, Noted, PlanChosen, Warned, Working
 from lrexport.runs.sweep_record import Sweep
 from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForStage, WaitingForTrials
 
@@ -58,6 +62,21 @@ def test_healing_shows_its_first_part_and_then_what_it_reached(capsys: pytest.Ca
     assert after == (
         f"{measured} repaired, 20.1 dB SQNR, same top-1 on 97.50 % healed in 1 min 30 s (2 of 3 parts better, out of time)"
     )
+
+
+def test_long_healing_says_what_it_does_and_not_what_was_done_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrexport.cli.progress.Heartbeat", partial(Heartbeat, 0.1))
+    with Progressing() as progress:
+        progress(Working("refitting pairs"))
+        progress(HealingPart(0, 9, "pair", "conv1"))
+        progress(HealingPart(1, 9, "pair", "conv2"))
+        time.sleep(0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "healing the pair conv1, part 1 of 9"
+    assert lines[1:]
+    assert all(re.fullmatch(r"healing: the pair conv2, part 2 of 9, .* so far", line) for line in lines[1:])
 
 
 def test_a_sweep_shows_shared_stages_in_full_and_of_a_trial_only_the_live_line(
