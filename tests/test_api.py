@@ -16,8 +16,11 @@ from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.config.goals import Macs
 from lrexport.errors import InputError
 from lrexport.events import ignore_events
+from lrexport.lowrank.factors.moments import own_schemes_of
+from lrexport.lowrank.factors.noise_moments import NoiseMoments
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.selection.costs import plan_macs
+from lrexport.plan import Pair, Plan
 from lrexport.runs.request import RunRequest
 from lrexport.workflow.pipeline import compress, plan_only
 
@@ -85,23 +88,29 @@ def test_the_api_and_the_command_make_the_same_plan_of_the_same_macs(kind: str, 
     network, network_of_kind = mixed(kind).eval(), mixed(kind).eval()
     total = count_torch_macs(network, SHAPE).total
     svd = api.decompose(network, SHAPE)
-    chosen = api.select(svd, api.Macs(0.75))
+    chosen = api.select(svd, api.Macs(0.75), moments=NoiseMoments(svd, own_schemes_of(svd)), rank_multiple=4)
     model = f"{__name__}:mixed?kind={kind.replace(' ', '_')}"
     # The exporter refuses fused attention of three axes, which the plan does not depend on.
     config = CompressConfig(TrainConfig(model, device="cpu", export_check=kind != "fused attention"), Macs(0.75))
     of_command, planned = plan_only(config, lambda _event: None)
     assert svd.dense_macs == of_command.dense_macs == total
-    assert chosen.plan == planned.plan
+    assert _choices(planned.plan) == _choices(chosen.plan)
     result = api.compress(network_of_kind, SHAPE, api.Macs(0.75))
-    assert (result.plan, result.dense_macs) == (chosen.plan, total)
+    assert (_choices(result.plan), result.dense_macs) == (_choices(chosen.plan), total)
     folded = count_torch_macs(api.fold(svd, chosen), SHAPE).total
     assert result.macs == folded == count_torch_macs(result.network, SHAPE).total
     assert 0.7 * total < folded == plan_macs(svd, chosen.plan) <= 0.75 * total
     record = compress(RunRequest(config, tmp_path / "run", ignore_events))
-    assert record.plan == chosen.plan
+    assert record.plan == planned.plan
     assert record.results.dense is not None
     assert record.results.compressed is not None
     assert (record.results.dense.macs, record.results.compressed.macs) == (total, folded)
+
+
+def _choices(plan: Plan) -> Plan:
+    """The plan without its energies, which depend in the ninth digit on the layout that noise went through."""
+    same = {"energy_kept": 1.0}
+    return Plan({name: each.model_copy(update=same) if isinstance(each, Pair) else each for name, each in plan.items()})
 
 
 @dataclass

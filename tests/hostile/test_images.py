@@ -117,7 +117,7 @@ def damaged(images: Path) -> Path:
 
 
 @pytest.mark.usefixtures("damaged")
-@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("imagenet", marks=pytest.mark.slow)])
 def test_images_that_cannot_be_read_are_left_out_where_that_is_asked_for(kind: str, train: Command) -> None:
     done = train(kind, "--workers", "1", "--max-bad", "3")
     assert done.code == 0, done.err

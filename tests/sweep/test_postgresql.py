@@ -74,6 +74,7 @@ def test_processes_that_meet_a_new_database_together_make_its_tables_once(tmp_pa
         process.join()
 
 
+@pytest.mark.slow
 def test_two_folders_share_the_trials_of_one_study(folder: Path, server: Server) -> None:
     processes = [begin(folder, server, "shared", name) for name in ("one", "two")]
     assert [process.wait() for process in processes] == [0, 0], [process.output for process in processes]

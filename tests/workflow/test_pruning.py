@@ -21,6 +21,8 @@ from lrexport.errors import UsageError
 from lrexport.formats.onnx import export_onnx
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.fold import fold
+from lrexport.lowrank.factors.moments import own_schemes_of
+from lrexport.lowrank.factors.noise_moments import NoiseMoments
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.selection.costs import dense_cost, other_cost, pair_cost, plan_cost, whole_cost
 from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLatency
@@ -125,7 +127,7 @@ def test_a_latency_is_met_as_measured_however_far_the_prediction_is_off(
 
 @pytest.mark.parametrize("goal", [{"latency": 0.6}, {"latency_ms": 0.2}, {"macs": 0.4}, {"params": 0.5}])
 def test_even_ranks_drop_one_share_of_energy_in_all_layers_and_meet_the_goal(trained, goal: dict[str, float]) -> None:
-    job = pruning(trained, None, **goal)
+    job = pruning(trained, None, **goal, rank_multiple=1)
     if "latency" in next(iter(goal)):
         job = replace(job, speed=speed_of(job, 1.0))
     ranks = job.even_ranks()
@@ -147,6 +149,13 @@ def test_even_ranks_drop_one_share_of_energy_in_all_layers_and_meet_the_goal(tra
         assert 1e-6 * spent + 0.05 <= asked * job.speed.latency.dense_ms
     else:
         assert spent <= next(iter(goal.values())) * whole_cost(job.svd, cost)
+
+
+def test_even_ranks_are_such_that_the_plan_has_room_for_them(trained: nn.Module) -> None:
+    exact = pruning(trained, None, macs=0.4, rank_multiple=1).even_ranks()
+    rounded = pruning(trained, None, macs=0.4, rank_multiple=8).even_ranks()
+    assert rounded == {name: rank if rank < 8 else rank // 8 * 8 for name, rank in exact.items()}
+    assert rounded != exact
 
 
 def test_layer_times_that_measurement_contradicts_are_measured_again_before_another_plan(trained: nn.Module) -> None:
@@ -280,12 +289,24 @@ def test_weighting_reconstruction_and_batchnorm_each_help(trained: nn.Module, sp
     assert found[0] >= found[1] > found[2] > found[3]
 
 
-def test_without_data_nothing_is_scored_and_the_plan_is_the_plain_one(trained: nn.Module) -> None:
+def test_without_data_nothing_is_scored_and_noise_weights_the_energy(trained: nn.Module) -> None:
     job = pruning(trained, None, macs=0.5)
     selection = job.select()
     network, scores = job.fold(selection)
     assert scores == {}
-    assert selection.plan == select(job.svd, Macs(0.5)).plan
+    moments = NoiseMoments(job.svd, own_schemes_of(job.svd))
+    assert selection.plan == select(job.svd, Macs(0.5), moments=moments, rank_multiple=4).plan
+    images = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(network(images), fold(job.svd, selection)(images), atol=1e-5, rtol=1e-4)
+
+
+def test_without_weighting_the_energy_is_the_kernels_own_with_data_or_without(trained: nn.Module, splits: Splits) -> None:
+    plain = select(pruning(trained, None, macs=0.5).svd, Macs(0.5)).plan
+    for data in (None, splits):
+        job = pruning(trained, data, macs=0.5, weighting=False, rank_multiple=1, reconstruct=False, batchnorm_images=0)
+        assert job.select().plan == plain
+    selection = pruning(trained, None, macs=0.5, weighting=False).select()
+    network = fold(job.svd, selection)
     images = torch.randn(2, *SHAPE)
     torch.testing.assert_close(network(images), fold(job.svd, selection.plan)(images), atol=1e-5, rtol=1e-4)
 
@@ -320,7 +341,7 @@ def test_a_size_out_of_reach_names_the_smallest_file(trained: nn.Module, tmp_pat
     assert export_onnx(job.fold(job.select())[0], tmp_path / "model.onnx", SHAPE).bytes == least
 
 
-@pytest.mark.parametrize("rule", ["global", "threshold"])
+@pytest.mark.parametrize("rule", ["global", pytest.param("threshold", marks=pytest.mark.slow)])
 def test_an_accuracy_drop_is_kept_and_a_larger_one_costs_no_more(trained: nn.Module, splits: Splits, rule: str) -> None:
     assert isinstance(splits.heldout, ArraySet)
     assert splits.heldout.labels is not None
@@ -401,7 +422,7 @@ def test_with_neither_refitting_nor_statistics_the_network_stays_as_folded(train
 def test_a_repair_that_does_not_help_is_taken_back(trained: nn.Module, splits: Splits) -> None:
     # One image, twice: statistics that nothing else would want.
     same = replace(splits, train=splits.train.subset(torch.zeros(2, dtype=torch.int64)))
-    job = pruning(trained, same, macs=0.5)
+    job = pruning(trained, same, macs=0.5, rank_multiple=1)
     network, scores = job.fold(job.select())
     assert scores["heldout_top1_after_reconstruction"] < scores["heldout_top1"]
     assert scores["heldout_top1_after_batchnorm"] < scores["heldout_top1"]

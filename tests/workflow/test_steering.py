@@ -153,6 +153,7 @@ def test_what_cannot_be_steered_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ranks_that_fall_have_their_strengths_steered_as_well(folder: Path) -> None:
     done = Forked(folder, *COMMAND, *AUTO, "--falling-ranks", "-o", "both ways")
     assert done.wait() == 0, done.output

@@ -80,10 +80,13 @@ def predict(goal: Goal, problem: Problem) -> Selection:
 def even_ranks(goal: Goal, problem: Problem) -> dict[str, int]:
     """The rank of each layer by equation 4, with one e for all that meets the goal, in the scheme of its SVD form.
 
-    Latency is predicted. Layers that would stay dense are left out. Raises as :func:`solve`.
+    Rounded down to ranks that the global rule may choose, so that its plan has room for them. Latency is predicted. Layers
+    that would stay dense are left out. Raises as :func:`solve`.
     """
     even = replace(problem, rule="threshold", moments=None, schemes=own_schemes_of(problem.svd))
-    return {name: layer.rank for name, layer in predict(goal, even).plan.items() if isinstance(layer, Pair)}
+    pairs = {name: layer.rank for name, layer in predict(goal, even).plan.items() if isinstance(layer, Pair)}
+    multiple = problem.rank_multiple if problem.rule == "global" and problem.latency is None else 1
+    return {name: rank if rank < multiple else rank - rank % multiple for name, rank in pairs.items()}
 
 
 def _why_nothing(goal: Goal, problem: Problem, selection: Selection) -> str:
