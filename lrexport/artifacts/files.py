@@ -38,25 +38,42 @@ def write_bytes(path: Path, content: Content) -> None:
         _fill(stream, Path(name), end, content)
 
 
-def put(path: Path, temporary: Path, content: Content) -> None:
-    """:func:`write_bytes` with the file ``temporary`` in the same folder, which must not exist; no link is followed."""
+def put(path: Path, temporary: Path, content: Content, new: bool = False) -> None:
+    """:func:`write_bytes` with the file ``temporary`` in the same folder, which must not exist; no link is followed.
+
+    With ``new`` an existing file is left alone: raises FileExistsError, where the file system has hard links.
+    """
     try:
         stream = open(temporary, "xb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise write_failed(path, error) from error
     with stream:
-        _fill(stream, temporary, path, content)
+        _fill(stream, temporary, path, content, new)
 
 
-def _fill(stream: BinaryIO, temporary: Path, path: Path, content: Content) -> None:
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a file another name, which must be new; whether the file system can do that. Raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _fill(stream: BinaryIO, temporary: Path, path: Path, content: Content, new: bool = False) -> None:
     parts = [content] if isinstance(content, bytes) else content
     try:
         for part in parts:
             stream.write(part)
         stream.flush()
         os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        if not new or not _link(temporary, path):
+            os.replace(temporary, path)
         sync_folder(path.parent)
+    except FileExistsError:
+        raise
     except OSError as error:
         temporary.unlink(missing_ok=True)  # before the message reports the free space
         raise write_failed(path, error, sum(memoryview(part).nbytes for part in parts)) from error

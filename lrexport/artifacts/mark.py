@@ -73,7 +73,14 @@ def note(folder: Path, names: Collection[str]) -> None:
     """Add names that are about to be made, and this process, to the mark. Raises DeviceError."""
     marked = _read(folder)
     if marked is None:
-        _create(folder, unmarked.names(folder) | {*names})
+        try:
+            _create(folder, unmarked.names(folder) | {*names})
+        except FileExistsError:  # another process made it in the meantime, or it is foreign
+            if _read(folder) is None:
+                raise InputError(
+                    f"{folder / MARK} was not written by lrexport", "Move it away, or choose another folder."
+                ) from None
+            note(folder, names)
         return
     lines = [{_MADE: name} for name in sorted({*names} - marked.names)]
     if token() not in marked.tokens:
@@ -173,9 +180,10 @@ def _line(text: str) -> Mapping[str, object]:
 
 
 def _create(folder: Path, names: Collection[str]) -> None:
+    """Write a new mark. Raises FileExistsError if there is a file of its name."""
     if os.path.lexists(folder / MARK):
-        raise InputError(f"{folder / MARK} was not written by lrexport", "Move it away, or choose another folder.")
-    files.put(folder / MARK, _temporary(folder), _content(names, {token()}))
+        raise FileExistsError(folder / MARK)
+    files.put(folder / MARK, _temporary(folder), _content(names, {token()}), new=True)
 
 
 def _append(folder: Path, lines: Iterable[Mapping[str, object]], sync: bool = True) -> None:

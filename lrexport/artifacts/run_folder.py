@@ -36,14 +36,16 @@ def check(folder: Path, written: Collection[str], others: Collection[str] = ()) 
     """
     if not folder.is_dir():  # making it comes later, with errors of its own
         return
+    scratch = [path.name for path in folder.glob(f"{SCRATCH}*") if _SCRATCH.fullmatch(path.name)]
+    there = [name for name in (*written, *others, MARK, *scratch) if _is_there(folder / name)]
+    # Read after that: another process of a sweep may begin here at the same time, and it notes names before it makes files.
     made = mark.known(folder)
     if made is None:
-        scratch = [path.name for path in folder.glob(f"{SCRATCH}*") if _SCRATCH.fullmatch(path.name)]
-        _refuse(folder, [name for name in (*written, *others, MARK, *scratch) if _is_there(folder / name)])
+        _refuse(folder, there)
         return
     for name in (*written, *others):
         refuse_link(folder / name)
-    _refuse(folder, [name for name in written if name not in made.names and _is_there(folder / name)])
+    _refuse(folder, [name for name in written if name not in made.names and name in there])
     for name in made.names:
         plain(folder, name)
 

@@ -136,7 +136,7 @@ def test_sizes_go_by_goals_of_size_and_parameters(file: Path) -> None:
 def test_without_data_energy_is_weighted_by_noise_unless_inputs_are_integers_of_unknown_range(file: Path) -> None:
     def moments(network: torch.nn.Module) -> object:
         svd = decompose_file(network, "spatial", (), "implicit")  # type: ignore[arg-type]
-        return pose(svd, api.Macs(0.6), "spatial", "global", None, None, 100).moments
+        return pose(svd, api.Macs(0.6), "spatial", "global", None, None, 100, rank_multiple=1).moments
 
     assert isinstance(moments(api.read_onnx(file)), NoiseMoments)
     tokens = [

@@ -251,7 +251,7 @@ def test_a_finished_run_that_went_on_from_another_is_left_as_it_is_too(
 
 def test_a_run_killed_before_its_first_checkpoint_or_in_its_last_moment_is_no_dead_end(whole: Path, folder: Path) -> None:
     early = [*COMMAND[:4], *MORE, "--dense-epochs", "0", "--svd-epochs", "1", "--fine-tune-epochs", "0", "-o", "early"]
-    killed = Forked(folder, *early, die_at=("replace", 5))  # the mark, .holder, dense, run.json, state.json
+    killed = Forked(folder, *early, die_at=("replace", 4))  # .holder, dense, run.json, state.json
     assert killed.wait() == -signal.SIGKILL
     assert (folder / "early" / "run.json").is_file()
     assert not list((folder / "early").glob("checkpoint/*.json"))
