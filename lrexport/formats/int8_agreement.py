@@ -31,6 +31,7 @@ from lrexport.onnx_network.network import OnnxNetwork
 _LEAST_KAPPA = 0.2
 # Agreement that is good whatever κ is: if almost all inputs are of one class, κ means little.
 _GOOD_AGREEMENT = 0.9
+_ERRORS = 2.0  # standard errors of the agreement that are allowed for
 # Least variance of an output over that of its error, in dB: at 0 dB the mean output would be as good.
 _LEAST_DB = 3.0
 _MOST_DB = 200.0  # what equal outputs count as: JSON has no infinity
@@ -148,7 +149,7 @@ def _result(outputs: Mapping[str, _Output], file: str, images: int) -> Int8Agree
             continue
         if output.classes[0]:
             same[name], kappa = class_agreement(*(np.concatenate(named) for named in output.classes))
-            if kappa < _LEAST_KAPPA and same[name] < _GOOD_AGREEMENT:
+            if is_by_chance(same[name], kappa, len(np.concatenate(output.classes[0]))):
                 raise _useless(
                     f"in int8 {file} predicts the same class{of} for {100 * same[name]:.1f} % of {images} calibration "
                     f"images, hardly more than by chance (Cohen's κ {kappa:.2f})"
@@ -168,6 +169,12 @@ def _result(outputs: Mapping[str, _Output], file: str, images: int) -> Int8Agree
 
 def _useless(message: str) -> InputError:
     return InputError(message, "Are its weights trained? If so, try more --calibration-images. No files were written.")
+
+
+def is_by_chance(same: float, kappa: float, count: int) -> bool:
+    """Whether a share of equal classes among ``count`` is hardly more than chance gives, and not good only by bad luck."""
+    error = math.sqrt(same * (1 - same) / count)  # a few inputs of mostly one class say little
+    return kappa < _LEAST_KAPPA and same + _ERRORS * error < _GOOD_AGREEMENT
 
 
 def class_agreement(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[float, float]:

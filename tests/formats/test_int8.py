@@ -26,7 +26,7 @@ from lrexport.errors import InputError
 from lrexport.formats import int8_agreement
 from lrexport.formats.feeding import feed
 from lrexport.formats.int8 import Quantised, quantise_onnx
-from lrexport.formats.int8_agreement import class_agreement, compare_int8
+from lrexport.formats.int8_agreement import class_agreement, compare_int8, is_by_chance
 from lrexport.formats.onnx import export_onnx
 from lrexport.measure.macs.onnx_macs import count_onnx
 from tests.formats.digits_net import SHAPE, fitted
@@ -300,6 +300,13 @@ def test_files_that_agree_are_not_refused_where_almost_all_images_are_of_one_cla
     monkeypatch.setattr(int8_agreement, "open_graph", lambda _model: _Saying(1))
     part = ArraySet(images, torch.zeros(40, dtype=torch.long))
     assert compare_int8(tmp_path / "dense.onnx", model, part).same == {"output": 39 / 40}
+
+
+def test_a_few_inputs_of_mostly_one_class_are_no_proof_of_chance() -> None:
+    assert not is_by_chance(0.8, 0.0, 5)
+    assert is_by_chance(0.8, 0.0, 500)
+    assert is_by_chance(0.2, 0.0, 5)
+    assert not is_by_chance(0.8, 0.5, 500)
 
 
 def test_agreement_beyond_chance_is_cohens_kappa() -> None:
