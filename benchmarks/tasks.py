@@ -326,7 +326,8 @@ def table(scratch: Scratch) -> list[str]:
         "training or repair saw. Seconds are those of the whole command, without importing",
         f"torch, on one core of a machine that others used at the same time (load {loads[0]:g} to {loads[-1]:g}).",
         "Latency is that of the network healed without labels, relative to the dense one, measured in turns in ONNX",
-        "Runtime under the same load.",
+        "Runtime where nothing else ran. Rows without data at 0.5 have energy weighted by noise and ranks in multiples of",
+        "4; all others are older than these defaults.",
         "",
     ]
     for name, job in JOBS.items():
