@@ -63,7 +63,7 @@ def pruning_options() -> Callable[[Command], Command]:
             rare=(
                 choice_option(made, "rule", ": all layers optimised together, or the paper's one threshold."),
                 count_option(made, "rank_multiple", "Ranks from N on are multiples of N: 4 or 8 suits runtimes' blocks."),
-                switch_option(made, "weighting", "Weight the energy by the second moment of each layer's input."),
+                switch_option(made, "weighting", "Weight the energy by each layer's inputs, for noise if there is no data."),
                 switch_option(made, "reconstruct", "Refit pairs to the dense layers' outputs by least squares."),
                 count_option(made, "calibration_images", "Training images for weighting and refitting, without labels."),
                 count_option(made, "batchnorm_images", "Training images for BatchNorm statistics after pruning."),

@@ -158,7 +158,8 @@ class CompressConfig:
     ``falling_ranks`` reduces ranks to the goal (MACs, parameters or latency) during SVD training. ``rule`` "global"
     minimises the loss of all layers together within the goal, "threshold" uses the paper's one e for all layers. By the
     global rule ranks of at least ``rank_multiple`` are multiples of it; with a target its grain decides instead.
-    ``weighting`` and ``reconstruct`` use ``calibration_images`` training images to weight the energy and to refit pairs.
+    ``weighting`` weights the energy by the layers' inputs for ``calibration_images`` training images, without data for
+    noise; ``reconstruct`` refits pairs on these images.
     ``target`` is where latency is measured with ``threads`` threads, for a goal of latency and for ranks on the machine's
     grain; None: this machine if latency is the goal, else no latency is measured. ``heal_minutes`` is the most that healing
     without labels may take before fine-tuning; None: UNLABELLED_MINUTES if the data has no labels, else none.
@@ -173,7 +174,7 @@ class CompressConfig:
     rank_multiple: int = option(RANK_MULTIPLE, "pruning", values=Count(1), later=True)
     target: str | None = option(None, "pruning", only_user="which machines are reached")
     threads: int = option(1, "pruning", values=Count(1))
-    weighting: bool = option(True, "pruning", needs_data=True)
+    weighting: bool = option(True, "pruning")
     reconstruct: bool = option(True, "pruning", needs_data=True)
     calibration_images: int = option(512, "pruning", needs_data=True, values=Count())
     batchnorm_images: int = option(1000, "pruning", needs_data=True, values=Count())

@@ -36,7 +36,9 @@ def test_what_a_later_run_decides_again_is_neither_settled_nor_without_effect() 
     again = {*decide_again(svd_trained=True, with_data=True)}
     assert {"batch_size", "lr", "teacher", "rule", "precision", "fine_tune_epochs"} <= again
     assert not again & {*settled(svd_trained=True), "data", "falling_ranks", "log_to", "workers", "device", "model", "goal"}
-    assert {*decide_again(svd_trained=True, with_data=False)} == {"rule", "rank_multiple", "target", "threads"}
+    assert {*decide_again(svd_trained=True, with_data=False)} == {
+        *("rule", "rank_multiple", "target", "threads", "weighting")
+    }
 
 
 def test_options_of_one_phase_are_those_that_it_alone_uses() -> None:
