@@ -84,10 +84,10 @@ def test_goals_out_of_reach_are_pruned_and_if_all_are_the_sweep_ends_with_2(lrex
 def test_a_full_disk_fails_the_trials_and_the_next_start_makes_them(lrexport: Command) -> None:
     put = files.put
 
-    def full(path: Path, temporary: Path, content: bytes) -> None:
+    def full(path: Path, temporary: Path, content: files.Content, new: bool = False) -> None:
         if path.name == "model.safetensors":
             raise files.write_failed(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        put(path, temporary, content)
+        put(path, temporary, content, new)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "put", full)
