@@ -57,7 +57,7 @@ def _link(temporary: Path, path: Path) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:
+    except OSError:  # as on FAT
         return False
     return True
 

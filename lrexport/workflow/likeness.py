@@ -34,9 +34,10 @@ class DenseOutputs:
         self._dense = svd.network
         self._names: tuple[str, ...] = _OWN
         self.outputs = list(self._outputs(svd.network))
-        if not _have_one_form(self.outputs, self.images):
+        if _have_one_form(self.outputs, self.images):
+            self._variance = _variance(self.outputs)
+        else:
             self._look_before_values_decide(svd.network)
-        self._variance = _variance(self.outputs)
 
     def likeness_of(self, network: nn.Module) -> float:
         """The negative of :meth:`error_of`; the worst where that is unknown or not finite."""
@@ -51,7 +52,6 @@ class DenseOutputs:
         outputs = list(self._outputs(network))
         if not self._are_like(outputs):
             self._look_before_values_decide(network)
-            self._variance = _variance(self.outputs)
             outputs = list(self._outputs(network))
         if not self._names or not self._are_like(outputs):
             return None
@@ -78,6 +78,7 @@ class DenseOutputs:
             values = sum(tensor.numel() for tensor in self._output(self._dense, few)) // len(few)
             self.images = self.images.draw(max(2, _MOST_VALUES // max(1, values)))
         self.outputs = list(self._outputs(self._dense))
+        self._variance = _variance(self.outputs)
 
     def _outputs(self, network: nn.Module) -> Iterator[list[Tensor]]:
         """What is compared, for each batch."""
