@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrexport.errors import InputError
 from lrexport.formats.agreement import Array, ComparedOutputs, Rounding
@@ -39,16 +41,21 @@ def refuse_nan(inputs: Mapping[str, Batch], outputs: list[list[Tensor]]) -> None
 
 
 def rounding_of(network: nn.Module, inputs: list[Batch], expected: list[list[Tensor]], number: int) -> Rounding:
-    """Rounding errors of float32 in output ``number`` for a few of the inputs, whose outputs are ``expected``."""
+    """Rounding errors of float32 in output ``number`` for a few of the inputs, whose outputs are ``expected``.
+
+    Those of torch, and those of ONNX Runtime where it is known to round otherwise (:class:`_RoundedSigmoid`).
+    """
     last = len(inputs) - 1
     chosen = sorted({round(last * part / (_MEASURED - 1)) for part in range(_MEASURED)})
 
     def measure() -> Sequence[Array]:
-        exact = [_more_exact(network, inputs[index])[number] for index in chosen]
-        pairs = [
-            ComparedOutputs("", array_of(one), array_of(expected[index][number]))
-            for one, index in zip(exact, chosen, strict=True)
-        ]
+        pairs = []
+        for index in chosen:
+            others = [_more_exact(network, inputs[index])[number]]
+            with _RoundedSigmoid() as mode:
+                rounded = outputs_in_torch(network, inputs[index])[number]
+            others += [rounded] if mode.used else []
+            pairs += [ComparedOutputs("", array_of(other), array_of(expected[index][number])) for other in others]
         return [np.where(np.isfinite(pair.difference), pair.difference, 0.0) for pair in pairs]
 
     return measure
@@ -66,6 +73,28 @@ def _more_exact(network: nn.Module, given: Batch) -> list[Tensor]:
             return [tensor.detach().cpu().clone() for tensor in flat_tensors(result)]
     except Exception:  # a forward that creates float32 tensors; whatever the reason, the network itself runs
         return outputs_in_torch(network, given.map(_almost))
+
+
+class _RoundedSigmoid(TorchDispatchMode):
+    """Sigmoids with errors as ONNX Runtime has them: of float32's last place at 1, however small the value is.
+
+    torch's errors are relative to each value, so that a vanishing probability would seem exact.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = False
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__.rstrip("_")
+        if name not in ("sigmoid", "silu") or result.dtype != torch.float32:
+            return result
+        self.used = True
+        signs = torch.randint(2, result.shape, generator=self._generator) * 2 - 1
+        errors = (torch.finfo(torch.float32).eps * signs).to(result)
+        return result.add_(errors * args[0] if name == "silu" else errors)
 
 
 def _double(tensor: Tensor) -> Tensor:

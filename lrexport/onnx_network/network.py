@@ -171,7 +171,7 @@ class OnnxNetwork(nn.Module):
         """The file's outputs by name for its inputs by name, as the file takes them."""
         precision = self.get_buffer("_precision").dtype
         values = {name: value.to(precision) if value.is_floating_point() else value for name, value in given.items()}
-        run = Run(self.get_submodule, self._layers, self._constant, self._late_group, watch)
+        run = Run(self.get_submodule, self._layers, self._constant, self._late_group, watch, precision)
         outputs = run.outputs(self._program, values)
         return {name: self._as_declared(name, value) for name, value in zip(self._outputs, outputs, strict=True)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
@@ -143,7 +144,10 @@ def _has_layer(step: Step, inner: Sequence[Program], layers: Collection[Address]
 
 
 class Run:
-    """One run of a network's graph. ``constants`` are its tensors by body and name, ``watch`` is called with each value."""
+    """One run of a network's graph. ``constant`` finds its tensors by body and name, ``watch`` is called with each value.
+
+    With the ``precision`` float64, for comparisons, whatever the graph makes in float32 is float64 too.
+    """
 
     def __init__(
         self,
@@ -152,9 +156,10 @@ class Run:
         constant: Callable[[Body, str], Tensor | None],
         make_group: Callable[[Step, Body], RuntimeGroup],
         watch: Watch | None = None,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self._find, self._layers, self._constant = find, layers, constant
-        self._make_group, self._watch = make_group, watch
+        self._make_group, self._watch, self._is_double = make_group, watch, precision == torch.float64
 
     def outputs(self, program: Program, given: Mapping[str, Tensor]) -> list[Tensor]:
         """The outputs of a program for its inputs, or for the values around it. Raises InputError naming the node."""
@@ -166,6 +171,7 @@ class Run:
                 made = self._step(item, values, program)
             for name, value in made.items():
                 if name:
+                    value = value.double() if self._is_double and value.dtype == torch.float32 else value
                     other = None if self._watch is None else self._watch(name, value)
                     values[name] = value if other is None else other
             if self._watch is None:

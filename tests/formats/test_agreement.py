@@ -66,6 +66,24 @@ def test_rounding_where_values_cancel_out_dead_channels_and_vanishing_probabilit
     assert 0 < float(small.abs().max()) < 1e-5  # what is exactly 0 there is rounded to something else
 
 
+class Probabilities(nn.Module):
+    """One sigmoid of about 0.5, and one of about -17, which ONNX Runtime rounds to float32's last place at 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x - torch.tensor([0.0, 17.0]).view(1, 2, 1, 1))
+
+
+def test_probabilities_too_small_for_onnx_runtimes_sigmoid_pass_and_larger_ones_do_not() -> None:
+    network = Probabilities().eval()
+    inputs = {f"noise {seed}": Batch.of(0.1 * torch.randn(1, 2, 8, 8)) for seed in range(2)}
+    assert 0 < float(network(inputs["noise 0"].only)[:, 1].max()) < 1e-7
+    assert Reference(network, inputs).compare(exported(network, (2, 8, 8))).relative_error < 1e-5
+    wrong = copy.deepcopy(network)
+    wrong.forward = lambda x: torch.sigmoid(x - torch.tensor([0.0, 12.0]).view(1, 2, 1, 1))  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="in slice 1 of axis 1"):
+        Reference(network, inputs).compare(exported(wrong, (2, 8, 8)))
+
+
 class Single(nn.Module):
     """float32 whatever it is given, so that its rounding can only be measured by changing the last bits of an input."""
 

@@ -54,6 +54,20 @@ def test_the_network_computes_what_onnx_runtime_does_for_any_number_of_samples(t
     assert len(network(torch.from_numpy(images[:3]))) == 3
 
 
+def test_in_double_precision_it_computes_in_double_even_what_the_graph_makes_float32(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["1"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("MatMul", ["1", "w"], ["y"], "product"),
+    ]
+    model = graph(nodes, {"x": ["n", 8]}, {"y": ["n", 4]}, {"w": weight(8, 4)})
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    network = read_network(saved(model, tmp_path))
+    given = torch.arange(8, dtype=torch.int32)[None]
+    doubled = copy_network(network).double()(given)
+    assert doubled.dtype == torch.float64
+    torch.testing.assert_close(doubled, network(given).double(), rtol=1e-5, atol=1e-6)
+
+
 def test_layers_are_named_after_their_weights(tmp_path: Path) -> None:
     network = read_network(saved(two_convolutions(), tmp_path))
     assert [layer.path for layer in network.layers] == ["a", "b", "head"]

@@ -66,6 +66,24 @@ def smaller_basis(matrix: Tensor) -> SmallerBasis:
     return SmallerBasis(exact.right if is_right else exact.left, exact.singular, is_right, exact.retried)
 
 
+def singular_values_of(matrix: Tensor) -> Tensor:
+    """Singular values (…, r), descending, in a third of the time of :func:`smaller_basis`.
+
+    Those of float32 and lower precisions are roots of eigenvalues in float64. Below 1e-7 of the largest they are rounding,
+    as they are in the weights.
+    """
+    if matrix.dtype == torch.float64:
+        return smaller_basis(matrix).singular
+    precise = matrix.double()
+    precise = precise.mT if precise.shape[-2] > precise.shape[-1] else precise
+    gram = precise @ precise.mT
+    del precise
+    try:
+        return torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0).sqrt().to(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # absent from the stub
+        return smaller_basis(matrix).singular
+
+
 def _lapack_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
     return left, singular, right.mT

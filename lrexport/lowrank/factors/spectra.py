@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.lowrank.factors.decompose import SVDNetwork
-from lrexport.lowrank.factors.exact_svd import exact_svd
+from lrexport.lowrank.factors.exact_svd import singular_values_of
 from lrexport.lowrank.factors.svd_form import redecompose, singular_values
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
@@ -37,7 +37,7 @@ def spectra(svd: SVDNetwork, plan: Plan, start: nn.Module | None = None) -> dict
 
 
 def _singular(layer: Any, scheme: Scheme) -> Tensor:
-    return exact_svd(SCHEMES[scheme].matrix(layer.weight, spec_of(layer))).singular
+    return singular_values_of(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))
 
 
 def _values(singular: Tensor) -> list[float]:

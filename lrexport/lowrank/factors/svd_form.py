@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lrexport.lowrank.factors.exact_svd import SmallerBasis, exact_svd, smaller_basis
+from lrexport.lowrank.factors.exact_svd import SmallerBasis, exact_svd, singular_values_of, smaller_basis
 from lrexport.lowrank.layers.kernels import KernelSpec, spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Scheme
@@ -141,13 +141,15 @@ def _note(layer: Any, scheme: Scheme, singular: Tensor, retried: bool) -> None:
 
 
 def singular_values(layer: Any, scheme: Scheme) -> Tensor:
-    """s of :func:`factors_by`, kept from an earlier decomposition of the same weight if there was one."""
+    """s of :func:`factors_by`: from an earlier decomposition of the same weight if there was one, else computed alone."""
+    if _has_factors(layer, scheme):
+        return factors(layer)[1]
     form = form_of(layer) if is_attached(layer) else None
     if isinstance(form, ImplicitForm):
         version, singular = form.singular.get(scheme, (-1, layer.weight))
         if version == layer.weight._version:
             return singular
-    return smaller_basis_by(layer, scheme).singular
+    return singular_values_of(SCHEMES[scheme].matrix(layer.weight, spec_of(layer)))
 
 
 def sources_of(layer: Any) -> tuple[Tensor, ...]:

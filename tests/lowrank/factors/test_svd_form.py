@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrexport.lowrank.factors.decompose import decompose
-from lrexport.lowrank.factors.exact_svd import exact_svd, smaller_basis
+from lrexport.lowrank.factors.exact_svd import exact_svd, singular_values_of, smaller_basis
 from lrexport.lowrank.factors.svd_form import attach, compose, detach, factors, form_of, is_attached, redecompose
 from tests.conftest import SmallNet, relative_error
 
@@ -90,6 +90,23 @@ def test_the_shorter_side_alone_is_that_of_the_whole_svd_to_the_bit(shape: tuple
     assert not alone.retried
     assert torch.equal(alone.singular, whole.singular)
     assert torch.equal(alone.basis, whole.right if alone.is_right else whole.left)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (3, 5, 9), (3, 9, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_singular_values_alone_are_those_of_the_whole_svd(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    matrix = torch.randn(shape).to(dtype)
+    matrix[..., -1] = matrix[..., 0]  # the last of them may be 0
+    torch.testing.assert_close(singular_values_of(matrix), exact_svd(matrix).singular, rtol=1e-6, atol=1e-6)
+
+
+def test_singular_values_alone_survive_eigenvalues_that_do_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_matrix: torch.Tensor) -> torch.Tensor:
+        raise torch.linalg.LinAlgError
+
+    matrix = torch.randn(7, 5)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    torch.testing.assert_close(singular_values_of(matrix), exact_svd(matrix).singular)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
