@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 
@@ -14,8 +15,10 @@ from lrexport.config.export_options import FIRST_OPSET
 from lrexport.errors import InputError, UsageError
 from lrexport.formats.comparison_inputs import comparison_inputs
 from lrexport.formats.exported import Exported
+from lrexport.formats.graph_sessions import open_graph, run_graph
 from lrexport.formats.opsets import opset_of
 from lrexport.formats.pixels import describe
+from lrexport.formats.sample_sessions import like_network
 from lrexport.formats.verify import Reference, check_repeats, is_blind
 from lrexport.measure.macs.onnx_macs import GraphCost, count_onnx
 from lrexport.networks.onnx_source import file_shapes
@@ -52,7 +55,14 @@ def export_rewritten(
     model = to_onnx(network)
     known = {item.key for item in model.metadata_props}
     describe(model, None if METADATA_KEY in known else preprocessing, False, classes)
-    return _written(network, model, model.SerializeToString(), path, samples, other_sizes(network))
+    content, others = model.SerializeToString(), other_sizes(network)
+    try:
+        return _written(network, model, content, path, samples, others)
+    except InputError:
+        run = [other for other in others if _original_runs(network, other)]
+        if len(run) == len(others):
+            raise
+        return _written(network, model, content, path, samples, run)
 
 
 def as_it_was(network: OnnxNetwork, source: Path, path: Path, samples: BatchLike | None = None) -> Exported:
@@ -128,14 +138,18 @@ def other_sizes(network: OnnxNetwork) -> list[Signature]:
 
 
 def _free(network: OnnxNetwork) -> dict[str, dict[int, str]]:
-    """For every input the free axes of a sample, with a name that axes of the same size share."""
+    """For every input the free axes of a sample, apart from the batch, with a name that axes of the same size share."""
     declared = {item.name: item.type.tensor_type for item in network.source.graph.input}
+    batched = [declared[each.name].shape.dim for each in network.inputs if not each.is_whole]
+    batch = {dims[0].dim_param for dims in batched if dims}
     free: dict[str, dict[int, str]] = {}
     for each in network.inputs:
         kind = declared[each.name]
         sizes = list(kind.shape.dim)[0 if each.is_whole else 1 :] if kind.HasField("shape") else []
         free[each.name] = {
-            axis: size.dim_param or f"{each.name}:{axis}" for axis, size in enumerate(sizes) if size.dim_value <= 0
+            axis: size.dim_param or f"{each.name}:{axis}"
+            for axis, size in enumerate(sizes)
+            if size.dim_value <= 0 and (not size.dim_param or size.dim_param not in batch)
         }
     return free
 
@@ -162,6 +176,17 @@ def _accepts(network: OnnxNetwork, signature: Signature) -> bool:
     except Exception:  # whatever an operator raises
         return False
     return True
+
+
+def _original_runs(network: OnnxNetwork, signature: Signature) -> bool:
+    """Whether ONNX Runtime runs the file itself on inputs of these sizes, and returns numbers; torch takes more sizes."""
+    given = noise(network, signature)
+    try:
+        runtime = like_network(open_graph(network.file.whole(), as_written=True), network)
+        outputs = run_graph(runtime, "other sizes", Batch(given.tensors, signature.names))
+    except InputError:
+        return False
+    return not any(np.isnan(output).any() for output in outputs if output.dtype.kind == "f")
 
 
 def _on_cpu(network: OnnxNetwork) -> bool:

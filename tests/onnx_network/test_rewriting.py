@@ -9,10 +9,14 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from lrexport.lowrank.factors.fold import fold_layer
+from lrexport.config.goals import Macs
+from lrexport.formats.rewritten import export_rewritten, other_sizes
+from lrexport.lowrank.factors.decompose import decompose
+from lrexport.lowrank.factors.fold import fold, fold_layer
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.pairs import put
 from lrexport.lowrank.layers.schemes import SCHEMES, schemes_of
+from lrexport.lowrank.selection.select import select
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.onnx_network.reading import read_network
 from lrexport.onnx_network.writing import to_onnx
@@ -201,3 +205,23 @@ def test_external_data_and_functions_stay_readable(tmp_path: Path) -> None:
     written = rewritten(network)
     assert written.functions == model.functions
     assert same(written, model, {"x": noise(2, 64)})
+
+
+def test_sizes_that_the_file_itself_does_not_run_at_are_not_asked_of_the_new_one(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["1"], "product"),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "second"], ["length"]),
+        helper.make_node("Cast", ["length"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["longest", "real"], ["left"]),
+        helper.make_node("Log", ["left"], ["2"]),  # not a number for lengths of more than 5
+        helper.make_node("Add", ["1", "2"], ["y"]),
+    ]
+    tensors = {"w": weight(8, 6), "second": np.array(1), "longest": np.array(5.5, np.float32)}
+    model = graph(nodes, {"x": ["n", "length", 8]}, {"y": ["n", "length", 6]}, tensors)
+    network = read_network(saved(model, tmp_path), Signature.of({"x": (5, 8)}))
+    svd = decompose(copy_network(network), network.signature)
+    made = tmp_path / "made.onnx"
+    export_rewritten(fold(svd, select(svd, Macs(0.9))), made, samples=None)
+    assert {node.name for node in onnx.load(made).graph.node} >= {"product.first", "product.second"}
+    assert [len(other.inputs[0].shape) for other in other_sizes(network)] == [2, 2]

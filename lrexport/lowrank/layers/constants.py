@@ -48,17 +48,26 @@ def _with_gradient(tensor: Tensor) -> Tensor:
 
 
 def _given_the_same(network: nn.Module, layers: Collection[nn.Module], signature: Signature) -> set[nn.Module]:
-    """Layers whose input is the same for two inputs of the network, because a network may detach tensors."""
+    """Layers whose input is the same for two inputs of the network, because a network may detach tensors.
+
+    A branch of a network may call a layer for one of them only.
+    """
+    one, other = (_inputs_for(network, layers, signature, seed) for seed in (0, 1))
+    return {module for module, tensors in one.items() if _are_equal(tensors, other.get(module, []))}
+
+
+def _inputs_for(
+    network: nn.Module, layers: Collection[nn.Module], signature: Signature, seed: int
+) -> dict[nn.Module, list[Tensor]]:
+    """The inputs of layers for noise, because a normalisation can make all constant inputs equal."""
     given: dict[nn.Module, list[Tensor]] = {}
     with watching_inputs(layers, lambda module, tensor: given.setdefault(module, []).append(tensor.detach().clone())):
-        for seed in (0, 1):  # noise, because a normalisation can make all constant inputs equal
-            run_once(network, signature, noise(network, signature, seed))
-    return {module for module, tensors in given.items() if _halves_are_equal(tensors)}
+        run_once(network, signature, noise(network, signature, seed))
+    return given
 
 
-def _halves_are_equal(tensors: list[Tensor]) -> bool:
-    half = len(tensors) // 2
-    return all(torch.equal(first, second) for first, second in zip(tensors[:half], tensors[-half:], strict=True))
+def _are_equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(first, second) for first, second in zip(one, other, strict=True))
 
 
 @contextmanager

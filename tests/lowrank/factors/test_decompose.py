@@ -15,6 +15,8 @@ from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.layers.torch_macs import count_torch_macs
 from lrexport.lowrank.regularisation.regularisers import losses
+from lrexport.signature import Signature
+from lrexport.torch_tools.tracing import noise
 from tests.conftest import SmallNet, relative_error
 
 
@@ -199,6 +201,23 @@ def test_a_network_that_autograd_cannot_follow_has_no_constant_layers() -> None:
             return self[1](torch.from_numpy(self[0](rows).numpy() + 1))
 
     assert set(decompose(Foreign(nn.Linear(12, 10), nn.Linear(10, 10)), (12,)).layers) == {"0", "1"}
+
+
+def test_a_layer_that_only_some_inputs_reach_is_not_constant() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.sometimes = nn.Linear(12, 10), nn.Linear(10, 10)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            hidden = self.body(rows)
+            return hidden + self.sometimes(hidden.detach().sign()) if rows[0, 0] > limit else hidden
+
+    limit = 0.0
+    network = Branching()
+    firsts = [float(noise(network, Signature.of((12,)), seed).only[0, 0]) for seed in (0, 1)]
+    limit = sum(firsts) / 2
+    assert "body" in decompose(network, (12,)).layers
 
 
 def test_a_weight_computed_by_a_hook_and_one_tied_to_an_embedding_stay_dense() -> None:
