@@ -125,6 +125,16 @@ def test_infinity_and_nan_agree_with_themselves_alone(found: list[float], passes
             check_agreement([pair], exact, TERMS)
 
 
+@pytest.mark.parametrize(("size", "passes"), [(1e-21, True), (1e-12, False)])
+def test_a_slice_that_is_nothing_beside_the_others_may_be_rounded_to_zero(size: float, passes: bool) -> None:
+    pair = ComparedOutputs("x", np.array([[1.0, size]]), np.array([[1.0, 0.0]]))
+    if passes:
+        assert check_agreement([pair], exact, TERMS).relative_error == size
+    else:
+        with pytest.raises(InputError, match="in slice 1 of axis 1"):
+            check_agreement([pair], list, TERMS)
+
+
 def test_the_output_is_named_where_there_are_several() -> None:
     pair = ComparedOutputs("x", np.ones((1, 2)), np.array([[1.0, 1.1]]))
     with pytest.raises(InputError, match=r"at output 'boxes' \(0, 1\): 1\.1 instead of 1"):

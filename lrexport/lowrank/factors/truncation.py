@@ -154,13 +154,15 @@ def weighted_basis(matrix: Tensor, moment: Tensor) -> WeightedBasis:
     rows, columns = matrix.shape[-2:]
     rank = min(rows, columns)
     precise = matrix.double()
-    moment = moment.double()
-    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
-    floor = (_FLOOR * mean + torch.finfo(torch.float32).tiny)[..., None, None]
-    moment = moment + floor * torch.eye(columns, dtype=moment.dtype, device=moment.device)
+    moment = moment.to(torch.float64, copy=True)
+    diagonal = moment.diagonal(dim1=-2, dim2=-1)
+    floor = (_FLOOR * diagonal.mean(-1) + torch.finfo(torch.float32).tiny)[..., None, None]
+    diagonal.add_(floor.squeeze(-1))
     if rows <= columns:
-        gram = precise @ moment @ precise.mT
-        del precise, moment  # several times the layer's size
+        weighted = precise @ moment
+        del diagonal, moment  # several times the layer's size
+        gram = weighted @ precise.mT
+        del weighted, precise
         energy, basis, retried = _eigh(gram)
         energy, basis = energy.flip(-1), basis.flip(-1)
     else:
