@@ -21,6 +21,7 @@ from lrexport.measure.targets.ssh import CONFIG_VARIABLE
 from lrexport.torch_tools.seeds import seed_torch
 from tests.board import Board, start_board
 from tests.folders import inside_folder
+from tests.phone import FakePhone, start_phone
 
 gc.disable()  # until every test is imported: what stays need not be visited again and again
 SHARED = Path(__file__).parents[2] / "shared"
@@ -138,3 +139,9 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def heed_ctrl_c() -> None:
     """A shell's background job, as CI may be, ignores Ctrl-C, and so do children unless this comes before they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def phone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePhone]:
+    """A phone behind the real adb client."""
+    yield from start_phone(tmp_path_factory.mktemp("phone"), monkeypatch)

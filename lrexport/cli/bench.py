@@ -26,7 +26,12 @@ _INPUTS_HINT = "--shape NAME=SIZES gives an input's sizes, --input FILE.npz its 
 _LIMIT_HINT = "If the file needs more, raise --timeout SECONDS or --memory SIZE."
 # Per stage. A file that takes longer on this machine is rarely worth a hundred rounds; --timeout raises the limit.
 _SECONDS, _SECONDS_ON_DEVICE = {"local": 10.0}, 120.0
-_ORT_MARK = b"ORTM"  # bytes 4 to 8 of every file in ONNX Runtime's own format
+# By suffix: bytes from the fourth of every file of that format, the format's owner, and where such a file comes from.
+_MARKS = {
+    ".ort": (b"ORTM", "ONNX Runtime", "Write such a file with lrexport onnx RUN --ort."),
+    ".tflite": (b"TFL3", "LiteRT", "Convert the network with LiteRT's own tools."),
+    ".pte": (b"ET", "ExecuTorch", "Export the network with ExecuTorch's own tools."),
+}
 
 
 @click.command("bench", cls=Command, short_help="Latency of ONNX files on a target, interleaved in one process.")
@@ -108,7 +113,7 @@ def command(
     texts = dict.fromkeys(target or ("local",))
     chosen = {parse_target(text): text for text in texts}
     _check_profilers(chosen, profile)
-    is_sent = any(text.startswith("ssh:") for text in texts)
+    is_sent = any(text.startswith(("ssh:", "adb:")) for text in texts)
     files = [sized for path in paths for sized in _files(path, is_sent)]
     if baseline is not None:
         first = _files(baseline, is_sent)[0]
@@ -153,11 +158,10 @@ class _Subject:
 
 def _check_profilers(targets: Iterable[Target], profile: bool) -> None:
     """Raise UsageError if time by operator is asked of a runtime that has no profiler."""
-    from lrexport.measure.runtimes.base import runtime
+    from lrexport.measure.runtimes.base import NAMES, runtime
 
     for target in targets if profile else ():
-        chosen = runtime(target.runtime)
-        if not chosen.has_profiler:
+        if target.runtime not in NAMES or not runtime(target.runtime).has_profiler:
             raise UsageError(
                 f"{target.name} cannot measure time per operator: {title_of(target.runtime)} has no profiler",
                 "Omit --profile.",
@@ -201,9 +205,10 @@ def _checked_bytes(path: Path, is_sent: bool) -> int:
     from lrexport.artifacts import files
     from lrexport.artifacts.onnx_files import external_files
 
-    if path.suffix == ".ort":
-        if files.read_bytes(path)[4:8] != _ORT_MARK:
-            raise InputError(f"{path} is not in ONNX Runtime's format", "Write such a file with lrexport onnx RUN --ort.")
+    if path.suffix in _MARKS:
+        mark, owner, hint = _MARKS[path.suffix]
+        if not files.read_bytes(path)[4:8].startswith(mark):
+            raise InputError(f"{path} is not in {owner}'s format", hint)
         return path.stat().st_size
     others = external_files(path)
     if others and is_sent:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "mnn": "MNN"}
+_TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "mnn": "MNN",
+    "litert": "LiteRT",
+    "executorch": "ExecuTorch",
+}
 
 
 def title_of(runtime: str) -> str:

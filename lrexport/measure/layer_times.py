@@ -40,7 +40,7 @@ from lrexport.lowrank.selection.predicted_latency import LayerLatency
 from lrexport.measure.latency import measure_latency
 from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.statistics import spread
-from lrexport.measure.targets import MeasuringJob, Target
+from lrexport.measure.targets import MeasuringJob, Target, check_times_layers
 from lrexport.plan import Pair, Plan, Scheme
 from lrexport.runs.record import Latency
 from lrexport.torch_tools.tracing import LayerCall
@@ -56,7 +56,7 @@ _WHOLE_ROUNDS = 100
 _MOST_AMONG_BITS = 25  # 32 MiB: more than any cache holds of the last inference
 # Entries of a target's environment that its latencies depend on.
 _MATTERS = ("cpu", "isa", "cores", "system", "governor", "onnxruntime")
-_OF_RUNTIME = ("runtime", "runtime_version", "precision")  # of another runtime than ONNX Runtime
+_OF_RUNTIME = ("runtime", "runtime_version", "precision", "pinned")  # of another runtime than ONNX Runtime, or a phone
 # Samples of one file that spread more than this, relative to their median, mean that the machine was busy.
 _BUSY = 0.2
 _TRIAL_ROUNDS = 10
@@ -103,6 +103,7 @@ class LayerTimes:
 
     def __init__(self, target: Target, threads: int = 1, batch: int = 1, folder: Path | None = None) -> None:
         self.target, self.threads, self.batch = target, threads, batch
+        check_times_layers(target)
         self.environment = target.environment()
         about = {name: self.environment.get(name) for name in _MATTERS} | {"threads": threads, "batch": batch}
         about |= {name: self.environment[name] for name in _OF_RUNTIME if name in self.environment}

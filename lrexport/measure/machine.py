@@ -13,7 +13,7 @@ from lrexport.measure.runtimes import base
 JsonObject = dict[str, Any]
 
 # Instruction sets that decide a runtime's kernels.
-_ISA = (
+ISA = (
     *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
@@ -64,7 +64,7 @@ def cpu_model() -> str:
 def isa() -> list[str]:
     """Instruction sets beyond the architecture's base that decide a runtime's kernels."""
     flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
-    return [name for name in _ISA if name in flags]
+    return [name for name in ISA if name in flags]
 
 
 def _cpuinfo(key: str) -> str | None:

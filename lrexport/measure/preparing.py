@@ -88,6 +88,7 @@ def _reference(model: JsonObject, job: JsonObject, inputs: Inputs) -> JsonObject
     return {
         "fed": {"batch": batch, "inputs": about},
         "ports": Ports(given, made).to_json(),
+        "has_open_sizes": any(not isinstance(size, int) for item in network.get_inputs() for size in item.shape),
         "tolerance": INT8_TOLERANCE if _is_quantised(model["file"]) else TOLERANCE,
     }
 

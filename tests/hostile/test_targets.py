@@ -158,15 +158,6 @@ def test_a_machine_without_ssh_is_told(lrexport: Command, model: str, monkeypatc
     assert "ssh is not installed on this machine" in done.err
 
 
-@pytest.mark.parametrize("target", ["adb:", "adb:emulator-5554", "adb://phone"])
-def test_phones_are_refused_until_there_is_a_target_for_them(target: str, lrexport: Command, model: str) -> None:
-    done = lrexport("bench", model, "--target", target)
-    assert done.code == 2
-    assert "phones over adb are not supported yet" in done.err
-    assert "Known: local" in done.err
-    assert "ssh://" in done.err
-
-
 def test_a_device_without_room_for_the_files_says_so_and_keeps_none(lrexport: Command, model: str, board: Board) -> None:
     done = lrexport("bench", model, "--target", board.with_python('ulimit -f 4; exec $PYTHON "$@"'))
     assert done.code == 4

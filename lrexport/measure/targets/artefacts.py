@@ -67,7 +67,8 @@ def prepared(
 ) -> Iterator[JsonObject | MeasuringJob]:
     """Progress as the runner's answers, then the job with the runtime's files, which are in ``folder``.
 
-    ``python`` has the runtime's toolchain (None: this one). Raises ModelRefused and its kinds for a file that cannot be had
+    ``python`` has the runtime's toolchain (None: this one). ONNX Runtime needs no files of its own: only the inputs and
+    outputs are made. Raises ModelRefused and its kinds for a file that cannot be had
     in the runtime, DeviceError if a package is missing.
     """
     sources = {path: _key(path) for path in job.paths()}
@@ -75,14 +76,16 @@ def prepared(
     named = {sources[path]: name for group in job.groups for name, path in group.items()}
     facts: dict[str, JsonObject] = {}
     write_all(folder, modules())
-    for stage, program in (("reference", None), ("convert", python)):
+    stages: list[tuple[str, str | None]] = [("reference", None), ("convert", python)]
+    for stage, program in stages[: 1 if runtime == DEFAULT else 2]:
         for key, model in models.items():
             model |= {"arrays": str(folder / f"{key}.npz"), "folder": str(folder / key), **facts.get(key, {})}
         options = {"stage": stage, "runtime": runtime, "models": list(models.values()), **_options(job, folder)}
         child = _Child(folder, options, program, job, target, named)
         for done, (key, more) in enumerate(child.answers(), start=1):
             facts[key] = {**facts.get(key, {}), **more}
-            yield {"progress": {"stage": f"converting to {runtime}", "done": done, "of": len(models)}}
+            doing = "running in ONNX Runtime" if runtime == DEFAULT else f"converting to {runtime}"
+            yield {"progress": {"stage": doing, "done": done, "of": len(models)}}
     artefacts = {path: _artefact(folder, key, facts[key]) for path, key in sources.items()}
     yield replace(job, runtime=runtime, artefacts=artefacts, shapes={}, values=None)
 
@@ -127,8 +130,8 @@ def _options(job: MeasuringJob, folder: Path) -> JsonObject:
 
 
 def _artefact(folder: Path, key: str, facts: Mapping[str, Any]) -> Artefact:
-    about = {name: facts[name] for name in ("ports", "fed", "tolerance")}
-    return Artefact(tuple(map(Path, facts["files"])), folder / f"{key}.npz", about)
+    about = {name: facts[name] for name in ("ports", "fed", "tolerance", "has_open_sizes")}
+    return Artefact(tuple(map(Path, facts.get("files", ()))), folder / f"{key}.npz", about)
 
 
 class _Child:

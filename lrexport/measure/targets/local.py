@@ -61,10 +61,11 @@ class Local:
             made.mkdir()
             job = replace(job, runtime=self.runtime)
             yield from measured_when_prepared(
-                job, self.python, made, self.name, lambda ready: self._measured(ready, Path(name))
+                job, self.python, made, self.name, lambda ready: self.measured(ready, Path(name))
             )
 
-    def _measured(self, job: MeasuringJob, folder: Path) -> Iterator[dict[str, Any]]:
+    def measured(self, job: MeasuringJob, folder: Path) -> Iterator[dict[str, Any]]:
+        """The answers for a job whose runtime has its files; ``folder`` is for the runner. Raises DeviceError."""
         names = {file: str(file.resolve()) for file in job.read()}
         write_all(folder, work_folder(job, names))
         command = [self.python or sys.executable, "-m", "lrexport.measure.runner", "job.json", str(os.getpid())]
