@@ -47,11 +47,11 @@ def test_no_input_of_the_action_is_pasted_into_a_script() -> None:
 @pytest.mark.parametrize(
     ("models", "settings", "status"),
     [
-        ("", {}, 0),
+        pytest.param("", {}, 0, marks=pytest.mark.slow),
         ("exports/small.onnx\nrun\n", {}, 0),
         ("$(touch owned)", {}, 2),
         ("--help", {}, 2),
-        ("", {"CONFIG": "strict.toml", "BASELINE": "run"}, 0),
+        pytest.param("", {"CONFIG": "strict.toml", "BASELINE": "run"}, 0, marks=pytest.mark.slow),
         ("", {"CONFIG": "strict.toml", "STRICT": "true"}, 1),
     ],
 )
@@ -173,6 +173,7 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> Uses:
     return Uses(tmp_path_factory.mktemp("runner"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sample")
 def test_two_uses_in_one_pull_request_have_a_comment_each_which_the_next_push_brings_up_to_date(uses: Uses) -> None:
     limit = '[budget]\npath = "exports/small.onnx"\nmax_bytes = "{}"\n'
@@ -197,8 +198,8 @@ def test_two_uses_in_one_pull_request_have_a_comment_each_which_the_next_push_br
     [
         ("a file that is damaged", "1 of 1 limit unreadable"),
         ("a mistake in the configuration", "Exit code 2"),
-        ("a model that is gone", "Exit code 2"),
-        ("a check that crashes", "check: failed"),
+        pytest.param("a model that is gone", "Exit code 2", marks=pytest.mark.slow),
+        pytest.param("a check that crashes", "check: failed", marks=pytest.mark.slow),
         ("a check that never ran", "No limits were checked (exit code unknown): [the log](https://log)"),
         ("an output that cannot be written", "ended unexpectedly (exit code 4)"),
     ],

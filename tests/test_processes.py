@@ -104,6 +104,7 @@ def same_to_rounding(found: Path, wanted: Path) -> None:
     assert one.environment["processes"] == "2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     [

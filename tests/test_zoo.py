@@ -13,9 +13,10 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # Of many ways to build a layer or to use one: fire modules without BatchNorm, depthwise and inverted bottlenecks,
 # squeeze-and-excitation, dilation with a dict as output.
-SAMPLE = ("squeezenet1_1", "lraspp_mobilenet_v3_large")
+SAMPLE = ("squeezenet1_1",)
 # Channel shuffle, groups, the same again in other orders, and swin_t, whose attention uses weights without a call.
 SLOW = (
+    "lraspp_mobilenet_v3_large",
     "shufflenet_v2_x0_5",
     "regnet_y_400mf",
     "googlenet",

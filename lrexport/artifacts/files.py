@@ -153,6 +153,21 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_writable(folder: Path) -> None:
+    """Raise DeviceError if ``folder`` cannot be made or written in; nothing is written to find out.
+
+    The system is asked about the nearest folder that exists. :func:`make_run_folder` tries it, for what this cannot tell.
+    """
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    number = 0
+    if not nearest.is_dir():
+        number = errno.ENOTDIR if nearest != folder else errno.EEXIST
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(nearest).f_flag & os.ST_RDONLY else errno.EACCES
+    if number:
+        raise write_failed(folder, OSError(number, os.strerror(number)))
+
+
 def make_run_folder(path: Path) -> Path:
     """Create ``path`` and check that it is writable, before any work. Raises DeviceError."""
     try:

@@ -34,6 +34,7 @@ def check(folder: Path, written: Collection[str], others: Collection[str] = ()) 
     No name that will be ``written`` may be foreign. In a folder where lrexport has made nothing yet, this also holds for
     the ``others``, which may be written later.
     """
+    files.check_writable(folder)
     if not folder.is_dir():  # making it comes later, with errors of its own
         return
     scratch = [path.name for path in folder.glob(f"{SCRATCH}*") if _SCRATCH.fullmatch(path.name)]

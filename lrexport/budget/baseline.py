@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrexport.artifacts import files
 from lrexport.artifacts.json_files import first_fault, read_json
 from lrexport.budget.facts import Facts, Unreadable
 from lrexport.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FILE = "lrexport-baseline.json"
 SCHEMA_VERSION = 1
@@ -33,8 +37,15 @@ def read_baseline(path: Path) -> dict[str, Facts | Unreadable]:
     return {name: _facts(path, name, entry) for name, entry in models.items()}
 
 
+@cache
+def _adapter() -> TypeAdapter[Facts]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Facts)
+
+
 def _facts(path: Path, name: str, entry: Any) -> Facts | Unreadable:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     place = f"models.{name}"
     known = entry
@@ -43,7 +54,7 @@ def _facts(path: Path, name: str, entry: Any) -> Facts | Unreadable:
     try:
         if below_zero := _below_zero(entry):
             raise ValueError(f"{below_zero}: expected a number of at least 0")
-        return TypeAdapter(Facts).validate_python(known)
+        return _adapter().validate_python(known)
     except ValidationError as error:
         why = f"{place}.{first_fault(error)}"
     except ValueError as error:

@@ -109,6 +109,7 @@ def check_export(run: Path, data: str | None, uses_data: bool, int8: bool) -> No
     record = load_record(run)
     if MODEL not in record.files:
         raise uncompressed(run)
+    files.check_writable(run)
     agree_to_typed(None, data)
     settle_record(run, record, with_data=uses_data and data is None, with_task=uses_data)
     if data is not None and uses_data:

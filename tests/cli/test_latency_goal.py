@@ -76,6 +76,7 @@ def test_a_missed_latency_is_exit_code_1_and_what_was_reached_is_kept(
         assert lrexport(*arguments, "--resume")[0] == code
 
 
+@pytest.mark.slow
 def test_any_goal_with_a_target_has_its_ranks_on_the_grain(tmp_path: Path, lrexport: Lrexport) -> None:
     plan = tmp_path / "plan.json"
     arguments = ("--input-shape", "3,12,12", "--energy", "0.2", "--target", "local", "--dry-run", "--json", str(plan))

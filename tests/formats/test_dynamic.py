@@ -146,6 +146,7 @@ def test_height_and_width_are_free_and_the_file_is_the_network_at_sizes_that_the
         _agrees(done, network, torch.randn(shape))
 
 
+@pytest.mark.slow
 def test_macs_of_a_file_with_free_sizes_are_those_of_the_networks_own(tmp_path: Path) -> None:
     fixed = export_onnx(AnySize(), tmp_path / "fixed.onnx", (3, 16, 16))
     for batch, dynamic in ((1, ("height", "width")), (3, ("width",)), (None, ("batch", "height"))):
@@ -159,6 +160,7 @@ def test_one_axis_alone_may_be_free(tmp_path: Path) -> None:
     assert _sizes(done) == {"input": [1, 3, 16, "width"]}
 
 
+@pytest.mark.slow
 def test_a_network_that_takes_multiples_only_says_which(tmp_path: Path) -> None:
     network = UNet()
     done = export_onnx(network, tmp_path / "m.onnx", (3, 16, 24), dynamic=("height", "width"), batch=2)

@@ -301,7 +301,7 @@ def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
         read_image(tmp_path / "picture.png")
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["folder", "imagenet"])
 def test_no_program_is_started_for_an_image_whatever_its_content_asks_for(
     kind: str, workers: str, images: Path, train: Command, here: Path, monkeypatch: pytest.MonkeyPatch

@@ -126,6 +126,7 @@ ALL_KINDS = """
 """
 
 
+@pytest.mark.slow
 def test_pairs_of_every_kind_are_exported_and_their_macs_agree_with_the_graph(lrexport: Command) -> None:
     write_module("kinds", ALL_KINDS)
     assert lrexport("compress", "kinds:make", "--energy", "0.5", "-o", "out", "--device", "cpu").code == 0

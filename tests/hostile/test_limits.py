@@ -20,6 +20,11 @@ from tests.hostile.support import Command, frugally, listing, processes_with
 from tests.waiting import until
 
 DOMAIN = "calls"
+SIGNALS = [
+    pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
+    pytest.param(signal.SIGTERM, 143, id="TERM", marks=pytest.mark.slow),
+    pytest.param(signal.SIGKILL, -9, id="KILL"),
+]
 
 
 def _save(path: str, nodes: list[NodeProto], functions: tuple[FunctionProto, ...] = ()) -> None:
@@ -87,7 +92,7 @@ EXPANDED = {
 
 
 @pytest.mark.parametrize("what", EXPANDED)
-@pytest.mark.parametrize("command", ["inspect", "bench"])
+@pytest.mark.parametrize("command", ["inspect", pytest.param("bench", marks=pytest.mark.slow)])
 def test_functions_that_stand_for_more_nodes_than_any_exporter_writes_are_refused(
     lrexport: Command, what: str, command: str
 ) -> None:
@@ -145,10 +150,8 @@ def _start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "TERM", "KILL"]
-)
-@pytest.mark.parametrize("command", ["inspect", "check"])
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize("command", ["check", pytest.param("inspect", marks=pytest.mark.slow)])
 def test_a_file_that_takes_long_to_look_at_ends_with_the_command_and_leaves_no_process(
     here: Path, command: str, number: signal.Signals, code: int
 ) -> None:
@@ -231,9 +234,7 @@ def _parent(process: int) -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "TERM", "KILL"]
-)
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_measurement_that_never_ends_stops_with_the_command_and_leaves_no_process(
     here: Path, number: signal.Signals, code: int
 ) -> None:

@@ -246,7 +246,7 @@ def test_frozen_weights_heal_like_others(prune: Command) -> None:
 
 
 @pytest.mark.parametrize("name", ["double", "half"])
-@pytest.mark.parametrize("data", [DATA, ()], ids=["data", "no data"])
+@pytest.mark.parametrize("data", [pytest.param(DATA, marks=pytest.mark.slow), ()], ids=["data", "no data"])
 def test_networks_of_another_precision_become_float32(
     name: str, data: tuple[str, ...], prune: Command, lrexport: Command
 ) -> None:
@@ -291,7 +291,7 @@ def test_weights_that_are_computed_are_folded_once_their_checkpoint_is_loaded(pr
 
 
 @pytest.mark.parametrize("name", ["loss", "prior", "lock"])
-@pytest.mark.parametrize("data", [DATA, ()], ids=["data", "no data"])
+@pytest.mark.parametrize("data", [pytest.param(DATA, marks=pytest.mark.slow), ()], ids=["data", "no data"])
 def test_what_a_network_keeps_on_its_modules_is_in_nobodys_way(name: str, data: tuple[str, ...], prune: Command) -> None:
     training = ("--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "1") if data else ()
     output = prune(f"keeping_{name}", *data, *training)
@@ -353,7 +353,7 @@ def test_what_no_graph_can_express_is_refused_before_any_work_unless_no_graph_is
     assert lrexport(*command, "--no-export-check").code == 0
 
 
-@pytest.mark.parametrize("name", ["scripted", "compiled"])
+@pytest.mark.parametrize("name", ["scripted", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_scripted_activations_and_compiled_parts_are_compressed_and_exported(
     name: str, prune: Command, lrexport: Command
 ) -> None:
@@ -370,6 +370,7 @@ def test_a_network_with_several_outputs_is_refused_with_what_was_wanted(prune: C
     assert "the network returns a tuple; expected one tensor (batch, classes)" in output.err
 
 
+@pytest.mark.slow
 def test_of_a_network_with_several_outputs_in_training_the_first_is_trained_on_and_that_is_said(prune: Command) -> None:
     options = ("--dense-epochs", "1", "--svd-epochs", "1", "--fine-tune-epochs", "0", "--distill", "0")
     output = prune("two_in_training", *DATA, *options)

@@ -27,6 +27,7 @@ def test_weights_or_dense_training_leave_nothing_to_say_about_a_callables_own(co
         assert "that tiny:make returns" not in done.err
 
 
+@pytest.mark.slow
 def test_a_dry_run_warns_of_random_weights_of_a_model_and_of_a_run_as_compress_does(compress: Command) -> None:
     said = "warning: the network has random weights"
     for options in (("--dry-run",), ()):

@@ -68,6 +68,7 @@ def test_wrong_data_ends_the_sweep_before_any_trial_and_binds_it_to_nothing(lrex
     assert sweep(lrexport, "--trials", "1").code == 0
 
 
+@pytest.mark.slow
 def test_goals_out_of_reach_are_pruned_and_if_all_are_the_sweep_ends_with_2(lrexport: Command) -> None:
     done = sweep(lrexport, "--vary", "macs=0.001,0.002,0.6")
     assert done.code == 0
@@ -81,6 +82,7 @@ def test_goals_out_of_reach_are_pruned_and_if_all_are_the_sweep_ends_with_2(lrex
     assert all_of_them.out == ""
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_trials_and_the_next_start_makes_them(lrexport: Command) -> None:
     put = files.put
 

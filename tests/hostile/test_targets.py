@@ -201,7 +201,10 @@ def test_a_device_that_hangs_is_given_up_and_leaves_nothing(model: str, board: B
     assert board.running("job.json") == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
+)
 def test_a_measurement_that_is_stopped_here_leaves_nothing_on_the_device(
     number: signal.Signals, code: int, model: str, board: Board
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_measurement_that_is_stopped_here_leaves_nothing_on_the_device(
     assert board.running("job.json") == []
 
 
+@pytest.mark.slow
 def test_a_measurement_that_is_stopped_here_leaves_no_process_on_this_machine(model: str, here: Path) -> None:
     command = [sys.executable, "-m", "lrexport", "bench", model, *ENDLESS]
     process = subprocess.Popen(

@@ -267,6 +267,7 @@ def test_finding_out_where_code_would_come_from_runs_none_of_it(here: Path, lrex
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_received_folder_runs_only_what_the_user_names(lrexport: Command) -> None:
     write_module("pictures", DATA)
     command = ("sweep", "tiny:make", "--data", "pictures:fitting", "--vary", "macs=0.5,0.7", "-o", "sweep", *QUICK[:-2])
@@ -365,8 +366,12 @@ SHADOWS = (
 
 @pytest.mark.parametrize(
     "command",
-    [("check", "run"), ("inspect", "model.onnx"), ("bench", "model.onnx", "--rounds", "10"), ("inspect", "run")],
-    ids=" ".join,
+    [
+        pytest.param(("check", "run"), id="check run"),
+        pytest.param(("inspect", "model.onnx"), id="inspect model.onnx", marks=pytest.mark.slow),
+        pytest.param(("bench", "model.onnx", "--rounds", "10"), id="bench model.onnx", marks=pytest.mark.slow),
+        pytest.param(("inspect", "run"), id="inspect run"),
+    ],
 )
 @pytest.mark.usefixtures("sample")
 def test_modules_of_a_received_folder_do_not_run(command: tuple[str, ...]) -> None:
@@ -379,6 +384,7 @@ def test_modules_of_a_received_folder_do_not_run(command: tuple[str, ...]) -> No
         assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_a_module_of_a_library_opens_no_folder_to_other_imports(here: Path) -> None:
     code = (
         "import sys; sys.path = [place for place in sys.path if place]\n"

@@ -224,6 +224,7 @@ def test_a_damaged_table_is_an_error_that_says_what_to_do(tmp_path: Path, conten
     assert path.name in str(caught.value)
 
 
+@pytest.mark.slow
 def test_this_machine_has_times_for_every_layer(tmp_path: Path) -> None:
     svd = decompose(SmallNet(), SHAPE)
     found = LayerTimes(Local(), folder=tmp_path).of(svd, every_scheme_of(svd))
@@ -240,6 +241,7 @@ def test_a_pair_is_timed_by_the_model_of_both_halves() -> None:
     assert run(model).shape == (1, 12, 5, 5)
 
 
+@pytest.mark.slow
 def test_a_table_that_cannot_be_written_serves_its_process_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file where a folder should be")
     svd = decompose(SmallNet(), SHAPE, "channel")

@@ -89,6 +89,7 @@ def test_unknown_names_and_tags_are_refused_with_the_nearest_ones(
     assert hint is None or str(caught.value.hint).startswith(hint)
 
 
+@pytest.mark.slow
 def test_every_name_of_the_registry_passes_the_check_that_needs_no_torch() -> None:
     names = set(timm().list_models(include_tags=True)) | set(timm().list_models())
     for name in sorted(names)[::40]:
@@ -128,6 +129,7 @@ def test_only_weights_that_were_asked_for_make_a_network_not_random() -> None:
     assert not resolve("timm:test_resnet?pretrained=true").is_random(None)
 
 
+@pytest.mark.slow
 def test_a_network_with_padding_of_its_own_is_compressed_and_built_again_from_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

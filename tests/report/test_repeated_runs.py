@@ -61,7 +61,9 @@ def _same(one: Record, other: Record) -> None:
     assert {name: one.files[name] for name in names} == {name: other.files[name] for name in names}
 
 
-@pytest.mark.parametrize("options", ["num_classes=10&width=16", "num_classes=10&bias=false&name=a+b%26c"])
+@pytest.mark.parametrize(
+    "options", [pytest.param("num_classes=10&width=16", marks=pytest.mark.slow), "num_classes=10&bias=false&name=a+b%26c"]
+)
 def test_a_callable_keeps_its_arguments_also_those_that_the_data_would_give(options: str) -> None:
     command = ["compress", f"repeated_networks:Images?{options}", "--data", "digits", "--macs", "0.6", *UNTRAINED]
     assert run([*command, "--seed", "5", "-o", "a run's folder"]) == 0
@@ -82,6 +84,7 @@ def test_several_inputs_and_paths_with_spaces_are_repeated(tmp_path: Path) -> No
     _same(*_repeat(name))
 
 
+@pytest.mark.slow
 def test_a_run_that_continued_in_place_is_repeated_as_a_whole() -> None:
     command = ["train", "repeated_networks:Images?num_classes=10", "--data", "digits", "--svd-epochs", "1"]
     assert run([*command, *UNTRAINED[:2], *UNTRAINED[6:], "-o", "trained"]) == 0

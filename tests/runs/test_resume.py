@@ -97,10 +97,10 @@ def same_but_for_time(found: Path, wanted: Path) -> None:
         (signal.SIGTERM, "dense training: epoch 1/"),
         (signal.SIGINT, "SVD training: epoch 1/"),
         pytest.param(signal.SIGTERM, "plan: ", marks=pytest.mark.slow),
-        (signal.SIGINT, "fine-tuning: epoch 1/"),
+        pytest.param(signal.SIGINT, "fine-tuning: epoch 1/", marks=pytest.mark.slow),
         # Between two stages, and while ranks are chosen.
         pytest.param(signal.SIGTERM, "dense-done.", marks=pytest.mark.slow),
-        (signal.SIGINT, "svd-done."),
+        pytest.param(signal.SIGINT, "svd-done.", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_ended_by_a_signal_goes_on_to_the_bit(whole: Path, folder: Path, number: int, when: str) -> None:
@@ -167,6 +167,7 @@ def test_what_a_job_killed_in_its_last_moment_left_goes_where_the_finished_run_i
     same_but_for_time(left, whole)
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it(whole: Path, folder: Path) -> None:
     """The process dies at every step of a save in turn: in the temporary file, before and after it is renamed."""
     for name in ("fsync", "replace", "unlink"):
@@ -218,6 +219,7 @@ def test_a_run_is_taken_up_with_what_it_was_begun_with_or_not_at_all(
     assert load_record(folder / "changed").config["lr"] == 0.05
 
 
+@pytest.mark.slow
 def test_what_a_finished_stage_was_made_with_cannot_be_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop_in_svd_training(folder, "settled", *COMMAND)
     for changed in (["--dense-epochs", "9"], ["--scheme", "channel"], ["--keep", "0"]):
@@ -249,6 +251,7 @@ def test_a_finished_run_that_went_on_from_another_is_left_as_it_is_too(
     assert "with other choices: it started from whole" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_or_in_its_last_moment_is_no_dead_end(whole: Path, folder: Path) -> None:
     early = [*COMMAND[:4], *MORE, "--dense-epochs", "0", "--svd-epochs", "1", "--fine-tune-epochs", "0", "-o", "early"]
     killed = Forked(folder, *early, die_at=("replace", 4))  # .holder, dense, run.json, state.json

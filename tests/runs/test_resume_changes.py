@@ -115,6 +115,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_with(tmp_path_factory, resumed_network=NETWORK)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_another_optimizer_begins_without_what_the_one_before_knew_and_says_so(
     folder: Path, capsys: pytest.CaptureFixture[str]

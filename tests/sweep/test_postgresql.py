@@ -116,6 +116,7 @@ def test_a_trial_whose_machine_went_away_is_made_elsewhere_when_its_heart_has_st
     assert lost.params["macs"] in [trial.parameters["macs"] for trial in found.trials]
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_while_a_trial_trains_is_not_noticed(folder: Path, server: Server) -> None:
     process = begin(folder, server, "restarted", "restarted", trials=2)
     process.until("trial 0: macs")

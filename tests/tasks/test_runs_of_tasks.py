@@ -93,6 +93,7 @@ def test_a_segmenter_is_trained_pruned_exported_and_judged_by_its_miou(tmp_path:
     assert "held-out mIoU, %" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_trained_segmenter_is_healed_without_masks_and_its_file_scored_with_them(
     tmp_path: Path, lrexport: Lrexport
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_detector_is_trained_by_its_own_losses_and_judged_by_its_map(tmp_path:
     assert after.accuracy == pytest.approx(results.compressed.accuracy) or after.accuracy is not None  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_sweep_ranks_by_the_tasks_metric(tmp_path: Path, lrexport: Lrexport) -> None:
     pytest.importorskip("optuna")
     folder = tmp_path / "sweep"

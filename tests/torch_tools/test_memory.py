@@ -32,6 +32,7 @@ def faults(**environment: str) -> tuple[bool, int, int]:
     return held == "True", int(before), int(after)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is what is set")
 def test_freed_tensors_are_not_taken_from_the_system_anew() -> None:
     held, before, after = faults()

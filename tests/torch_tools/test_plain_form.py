@@ -217,6 +217,7 @@ def test_a_convolution_that_pads_unevenly_becomes_padding_and_a_plain_convolutio
     assert network[1].out_channels == 6
 
 
+@pytest.mark.slow
 def test_such_a_convolution_is_factorised_and_exported_for_any_size() -> None:
     network = nn.Sequential(SamePadding(8, 32, 3, stride=2), nn.ReLU(), SamePadding(32, 32, 3, stride=2)).eval()
     images = torch.randn(1, 8, 15, 16)

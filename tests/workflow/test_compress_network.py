@@ -103,6 +103,7 @@ def test_calibration_takes_the_outputs_nearer_to_the_network_s(model: Net, image
     assert fitted.output_error == pytest.approx(errors[0] / variance, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_healing_brings_the_outputs_nearer_and_takes_the_same_plan(model: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compress_network, "Effort", partial(Effort, steps=60))
     images = load_data("digits", SHAPE).train

@@ -56,6 +56,7 @@ def test_files_of_any_size_have_the_figures_of_the_networks_own(capsys: pytest.C
         assert runtime.run(None, {"input": np.zeros((3, 1, 5, 21), np.float32)})[0].shape == (3, 2, 5, 21)
 
 
+@pytest.mark.slow
 def test_check_and_bench_know_the_sizes_of_a_run_and_take_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["onnx", "free", "--dynamic", "height,width", "--rounds", "0"]) == 0
     macs = load_record(Path("free")).results.compressed.macs  # type: ignore[union-attr]  # it has one
@@ -110,6 +111,7 @@ def test_a_record_whose_export_is_damaged_is_refused(
         assert "invalid record" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_inspect_knows_the_sizes_of_a_file_in_its_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["onnx", "free", "--dynamic", "batch,height,width", "--rounds", "0"]) == 0
     capsys.readouterr()

@@ -39,6 +39,19 @@ def _made(
     return make_examples(dense, compressed, data, held, task, CPU, most, 0, 10**6)
 
 
+NETWORK = """
+from torch import nn
+
+def make(num_classes=2):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+
+make.input_shape = (3, 32, 32)
+"""
+
+
 class _Scores(nn.Module):
     """Scores of three classes from the mean of each channel, worse for images whose first pixel is 1."""
 
@@ -181,6 +194,8 @@ def test_a_task_that_cannot_judge_one_sample_leaves_the_choice_to_the_outputs() 
 
 def test_compress_keeps_pictures_in_the_run_unless_asked_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("pictured_network.py").write_text(NETWORK, encoding="utf-8")
     rng = np.random.default_rng(0)
     for place in ("train/cat", "train/dog", "val/cat", "val/dog"):
         (tmp_path / "data" / place).mkdir(parents=True)
@@ -188,7 +203,7 @@ def test_compress_keeps_pictures_in_the_run_unless_asked_not_to(tmp_path: Path, 
             pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / place / f"{number}.png")
     quick = ["--no-export-check", "--device", "cpu", "--dense-epochs", "0", "--svd-epochs", "0", "--fine-tune-epochs", "0"]
-    line = ["compress", "resnet20?num_classes=2", "--data", f"folder:{tmp_path / 'data'}", "--macs", "0.5", *quick]
+    line = ["compress", "pictured_network:make", "--data", f"folder:{tmp_path / 'data'}", "--macs", "0.5", *quick]
     assert cli([*line, "-o", "run", "--heldout", "0.2", "--examples", "3"]) == 0
     record = load_record(Path("run"))
     made = read_examples(Path("run"), record)

@@ -76,6 +76,7 @@ def test_without_the_option_the_metadata_still_says_what_the_file_expects() -> N
     assert about["size"] == [8, 8]
 
 
+@pytest.mark.slow
 def test_bench_and_check_know_what_files_of_any_size_take() -> None:
     assert run(["onnx", "small", "--with-preprocessing", "--dynamic", "height,width", "--rounds", "0"]) == 0
     macs = load_record(Path("small")).results.compressed.macs  # type: ignore[union-attr]  # it has one

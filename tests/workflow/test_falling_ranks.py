@@ -103,6 +103,7 @@ def test_another_compression_goes_on_from_a_network_whose_ranks_have_fallen(
     assert "--falling-ranks requires --macs, --params or --latency" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", [pytest.param("SVD training: epoch 1/", marks=pytest.mark.slow), "SVD training: epoch 3/"])
 def test_falling_ranks_that_were_stopped_go_on_to_the_bit(fallen: Path, folder: Path, when: str) -> None:
     name = f"stopped-{when[-2]}"

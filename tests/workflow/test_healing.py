@@ -221,6 +221,7 @@ class Scene(nn.Module):
         return {"mask": self.mask(x), "depth": 1000 * self.depth(x)}
 
 
+@pytest.mark.slow
 def test_a_network_with_two_inputs_and_named_outputs_heals_without_a_task() -> None:
     generator = torch.Generator().manual_seed(0)
     image, state = (torch.randn(200, *shape, generator=generator) for shape in ((3, 10, 10), (6,)))

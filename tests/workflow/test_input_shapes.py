@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_with(tmp_path_factory, shapes=NETWORKS)
 
 
-@pytest.mark.parametrize("batch", ["1", pytest.param("3", marks=pytest.mark.slow), "dynamic"])
+@pytest.mark.parametrize("batch", [*(pytest.param(each, marks=pytest.mark.slow) for each in "13"), "dynamic"])
 @pytest.mark.parametrize(("name", "shape"), [("features", "64"), ("sound", "1,160"), ("video", "3,4,8,8")])
 def test_an_input_of_any_number_of_axes_goes_from_compress_to_a_verified_file(name: str, shape: str, batch: str) -> None:
     assert run(["compress", f"shapes:{name}", "--input-shape", shape, "--macs", "0.7", "-o", "run"]) == 0

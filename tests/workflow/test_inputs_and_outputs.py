@@ -139,7 +139,7 @@ def exported(model: str, batch: int | None = 1, **options: Any) -> onnxruntime.I
     return onnxruntime.InferenceSession("run/model.onnx", providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("batch", [1, None])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), None])
 def test_a_network_with_two_inputs_is_compressed_and_exported_with_their_names(here: Path, batch: int | None) -> None:
     runtime = exported("two_cameras", batch)
     assert [item.name for item in runtime.get_inputs()] == ["image", "depth"]
@@ -200,7 +200,10 @@ def test_an_input_that_is_missing_is_asked_for(here: Path) -> None:
     assert "--input NAME=SHAPE" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize(
+    "form",
+    ["dict", "nested", *(pytest.param(each, marks=pytest.mark.slow) for each in FORMS if each not in ("dict", "nested"))],
+)
 def test_outputs_of_any_form_are_exported_by_name_and_all_compared(here: Path, form: str) -> None:
     runtime = exported(f"heads?form={form}")
     assert [item.name for item in runtime.get_outputs()] == FORMS[form][1]

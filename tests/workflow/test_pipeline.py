@@ -103,6 +103,7 @@ def test_load_gives_the_network_that_was_exported(compressed: Path) -> None:
     np.testing.assert_allclose(network(images).detach().numpy(), found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_train_and_then_compress_gives_the_bits_that_compress_alone_gives(compressed: Path, folder: Path) -> None:
     assert run(["train", "flow_network:make", *QUICK, "-o", "staged"]) == 0
     assert run(["compress", "staged", *QUICK[-4:], "--macs", "0.6", "--batch-size", "32"]) == 0
@@ -253,6 +254,7 @@ def counted_data() -> ImageData:
     return ImageData("counted", digits.classes, digits.train, test, None, digits.mean, digits.std)
 
 
+@pytest.mark.slow
 def test_the_test_images_are_looked_at_once_per_network(folder: Path) -> None:
     Counting.looks = 0
     arguments = ["--data", f"{__name__}:counted_data", "--dense-epochs", "2", "--svd-epochs", "1", *QUICK[6:]]

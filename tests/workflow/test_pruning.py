@@ -318,6 +318,7 @@ def test_the_equation_4_threshold_is_about_the_kernel_s_own_energy_also_with_dat
     assert with_data == without
 
 
+@pytest.mark.slow
 def test_the_written_file_has_at_most_the_size_asked_for_and_hardly_less(
     trained: nn.Module, splits: Splits, tmp_path: Path
 ) -> None:

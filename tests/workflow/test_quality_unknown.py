@@ -53,6 +53,7 @@ def test_inspect_report_and_check_say_it_too(capsys: pytest.CaptureFixture[str])
     assert "quality unknown" in Path("check.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_network_that_was_scored_after_all_is_not_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["onnx", "free", "--rounds", "0"]) == 0
     assert "unknown" in capsys.readouterr().out

@@ -29,8 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_with(tmp_path_factory, steered_network=NETWORK)
 
 
-# The path trains in implicit form as well.
-@pytest.fixture(scope="module", params=["steered", pytest.param("implicit", marks=pytest.mark.slow), "path"])
+@pytest.fixture(
+    scope="module", params=["steered", *(pytest.param(each, marks=pytest.mark.slow) for each in ("implicit", "path"))]
+)
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -73,6 +74,7 @@ def test_pruning_to_the_budget_drops_next_to_nothing_where_a_fixed_strength_leav
     assert all("steered" not in event for event in events(fixed, "epoch"))
 
 
+@pytest.mark.slow
 def test_training_that_was_stopped_within_an_epoch_goes_on_to_the_bit(steered: Path, folder: Path, way: str) -> None:
     name = f"stopped {way}"
     stopped = Forked(folder, *COMMAND, *WAYS[way], "-o", name)
@@ -85,6 +87,7 @@ def test_training_that_was_stopped_within_an_epoch_goes_on_to_the_bit(steered: P
         assert (folder / name / f"{part}.safetensors").read_bytes() == (steered / f"{part}.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_trained_in_implicit_form_is_compressed_again_from_its_trained_weights(folder: Path) -> None:
     done = Forked(folder, "train", *COMMAND[1:4], *COMMAND[6:8], *IMPLICIT, *COMMAND[9:13], "--device", "cpu", "-o", "alone")
     assert done.wait() == 0, done.output

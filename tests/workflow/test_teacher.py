@@ -96,6 +96,7 @@ def test_a_run_teaches_with_its_dense_network_and_nothing_is_taught_before_svd_t
     assert not torch.equal(taught_by["fine-tune"].state_dict()["0.weight"], teacher.state_dict()["0.weight"])
 
 
+@pytest.mark.slow
 def test_weights_of_a_teacher_with_a_known_name_are_loaded(folder: Path, taught_by: dict[str, nn.Module | None]) -> None:
     torch.manual_seed(5)
     larger = CifarResNet(32)

@@ -78,7 +78,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("what", CASES)
+@pytest.mark.parametrize(
+    "what", ["pictures", *(pytest.param(each, marks=pytest.mark.slow) for each in ("tokens", "a callable"))]
+)
 def test_data_without_classes_repairs_heals_and_trains_the_layers(what: str, capsys: pytest.CaptureFixture) -> None:
     model, source, counts = CASES[what]
     short = ("--fine-tune-epochs", "2", "--batch-size", "8", "--heal-minutes", "0.05")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -161,6 +162,11 @@ def _answer(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and not _KINDS.keys().isdisjoint(value) else None
 
 
+@cache
+def _adapter(kind: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_KINDS[kind])
+
+
 class _Checked:
     """One job's answers: the environment, then every group in order with its progress, then the environment again."""
 
@@ -173,7 +179,7 @@ class _Checked:
         """The validated answer. Raises DeviceError for an error, or if it does not fit the job or the order."""
         kind = next(kind for kind in _KINDS if kind in value)
         try:
-            answer = TypeAdapter(_KINDS[kind]).validate_python(value)
+            answer = _adapter(kind).validate_python(value)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise self._wrong(f"{'.'.join(map(str, first['loc']))[:_MOST_WORDS]}: {first['msg']}") from error

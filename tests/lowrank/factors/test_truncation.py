@@ -147,6 +147,7 @@ def test_a_retry_is_noted_with_the_layer(monkeypatch: pytest.MonkeyPatch) -> Non
     assert note in select(svd, Macs(0.6), moments=moments).warnings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sized", [True, False])
 def test_of_very_many_batches_the_first_are_looked_at(sized: bool) -> None:
     svd = decompose(nn.Sequential(nn.Linear(4, 4)), (4,))
