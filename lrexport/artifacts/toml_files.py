@@ -12,11 +12,6 @@ from typing import Any
 from lrexport.artifacts.plain_files import check_input
 from lrexport.errors import UsageError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 LREXPORT, PYPROJECT = "lrexport.toml", "pyproject.toml"
 # The only table that does not belong to a command: the budgets of ``lrexport check``, read in lrexport/budget/limits.py.
 BUDGET = "budget"
@@ -83,6 +78,11 @@ def kind(value: Any) -> str:
 
 
 def _read(path: Path) -> Settings:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         text = path.read_text(encoding="utf-8")
         _check_keys(text)

@@ -59,6 +59,7 @@ class LazyGroup(Command, click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. A broken pipe here comes from another process, not from our output, as click would assume."""
+        output.print_logs()
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:

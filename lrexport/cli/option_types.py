@@ -6,7 +6,6 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +85,8 @@ class MilestonesType(click.ParamType[tuple[float, ...]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
+        from fractions import Fraction
+
         try:
             shares = tuple(float(Fraction(part.strip())) for part in str(value).split(","))
         except (ValueError, ZeroDivisionError):

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import codecs
 import io
-import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Iterable
 from typing import Any, TextIO
@@ -87,6 +85,8 @@ def confirm(question: str) -> bool:
 
 def print_traceback() -> None:
     """Print the traceback of the current exception on stderr."""
+    import traceback
+
     _write(sys.stderr, plain_lines(traceback.format_exc()))
 
 
@@ -119,10 +119,20 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
     warnings.showwarning = _show_warning
-    logging.lastResort = _Logged(logging.WARNING)  # for libraries that log without a handler
     if is_closed:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
         raise DeviceError("standard output is closed", "Redirect it to a file or to /dev/null.")
+
+
+def print_logs() -> None:
+    """Print what libraries log without a handler; it may contain names from a network."""
+    import logging  # help, which logs nothing, is quicker without it
+
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _write(sys.stderr, f"{plain_lines(self.format(record))}\n")
+
+    logging.lastResort = Printing(logging.WARNING)
 
 
 def finish() -> None:
@@ -133,12 +143,6 @@ def finish() -> None:
         except (OSError, ValueError):
             _mute(stream)
 
-
-class _Logged(logging.Handler):
-    """Prints what a library logs; it may contain names from a network."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _write(sys.stderr, f"{plain_lines(self.format(record))}\n")
 
 
 def _show_warning(

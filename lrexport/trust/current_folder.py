@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
 
-class _Here(MetaPathFinder):
+class _Here:
     """Finds modules and packages in ``folder``, or plain folders with modules; finds nothing while ``folder`` is None.
 
     On sys.path every folder in it, even a run, would count as a package. Libraries try to import optional packages: a run
