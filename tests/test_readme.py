@@ -13,7 +13,7 @@ import click
 import pytest
 import torch
 
-from lrexport.artifacts.toml_files import read_settings, tomllib
+from lrexport.artifacts.toml_files import parse, read_settings
 from lrexport.budget.limits import read_budgets
 from lrexport.cli.main import cli, run
 from lrexport.runs.record import load_record
@@ -164,7 +164,7 @@ def _rows(heading: str) -> list[list[str]]:
 
 
 def test_the_rooms_stand_in_the_order_of_the_layers() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     places: dict[str, tuple[int, ...]] = {}
     for contract in (contract for contract in contracts if contract["type"] == "layers"):
         package = contract["containers"][0]

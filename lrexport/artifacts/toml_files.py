@@ -77,16 +77,20 @@ def kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _read(path: Path) -> Settings:
-    if sys.version_info >= (3, 11):
+def parse(text: str) -> dict[str, Any]:
+    """The values in TOML. Raises ValueError if it is malformed."""
+    if sys.version_info >= (3, 11):  # imported here: most commands read no file
         import tomllib
     else:
         import tomli as tomllib
+    return tomllib.loads(text)
 
+
+def _read(path: Path) -> Settings:
     try:
         text = path.read_text(encoding="utf-8")
         _check_keys(text)
-        content = tomllib.loads(text)
+        content = parse(text)
     except RecursionError as error:
         raise UsageError(f"invalid TOML in {path}: nested too deeply") from error
     except OSError as error:

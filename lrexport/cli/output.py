@@ -144,7 +144,6 @@ def finish() -> None:
             _mute(stream)
 
 
-
 def _show_warning(
     message: Warning | str,
     category: type[Warning],

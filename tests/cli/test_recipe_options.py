@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lrexport.artifacts.toml_files import tomllib
+from lrexport.artifacts.toml_files import parse
 from lrexport.cli.main import run
 from lrexport.cli.recipe_options import TAKERS, recipe_config
 from lrexport.config import recipes
@@ -131,12 +131,12 @@ def test_the_nearest_to_the_user_decides(
 
 def test_a_recipes_goal_replaces_the_files_and_an_option_the_recipes(printed: Callable[..., str]) -> None:
     Path("lrexport.toml").write_text("[compress]\nmacs = 0.3\n")
-    by_recipe = tomllib.loads(printed("compress", "resnet20", "--recipe", "paper-cifar10"))
+    by_recipe = parse(printed("compress", "resnet20", "--recipe", "paper-cifar10"))
     assert (by_recipe.get("energy"), by_recipe.get("macs")) == (1e-4, None)
-    by_option = tomllib.loads(printed("compress", "resnet20", "--recipe", "paper-cifar10", "--size", "1.5MB"))
+    by_option = parse(printed("compress", "resnet20", "--recipe", "paper-cifar10", "--size", "1.5MB"))
     assert (by_option.get("energy"), by_option.get("macs"), by_option["size"]) == (None, None, "1500000B")
     Path("lrexport.toml").write_text('[compress]\nrecipe = "paper-cifar10"\nmacs = 0.3\n')
-    below_file = tomllib.loads(printed("compress", "resnet20"))
+    below_file = parse(printed("compress", "resnet20"))
     assert (below_file.get("energy"), below_file.get("macs")) == (None, 0.3)
 
 
@@ -159,14 +159,14 @@ def test_what_is_printed_means_the_same_as_a_recipe(arguments: list[str], printe
     first = printed(*arguments)
     Path("mine.toml").write_text(first, encoding="utf-8")
     again = printed(*arguments[:2], "--recipe", "mine.toml")
-    assert tomllib.loads(again) == tomllib.loads(first)
+    assert parse(again) == parse(first)
     said = [line for line in again.splitlines() if " = " in line and not line.startswith("#")]
     assert {line.rsplit("  # ", 1)[1] for line in said} == {"recipe mine.toml"}
     assert not Path("run").exists()
 
 
 def test_a_compressions_recipe_serves_train_without_what_train_does_not_have(printed: Callable[..., str]) -> None:
-    found = tomllib.loads(printed("train", "resnet20", "--recipe", "paper-cifar10"))
+    found = parse(printed("train", "resnet20", "--recipe", "paper-cifar10"))
     assert found["svd-epochs"] == 164
     assert not found.keys() & {"energy", "rule", "fine-tune-epochs", "output"}
 

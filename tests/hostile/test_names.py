@@ -17,6 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from lrexport.artifacts.toml_files import parse
 from lrexport.cli.console import print_table
 from lrexport.cli.main import COMMANDS, run
 from lrexport.cli.progress import Progressing
@@ -28,11 +29,6 @@ from lrexport.sweep.events import TrialsSaved
 from tests.forked import Forked
 from tests.hostile.support import Command, write_module
 from tests.report.runs import write_run
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # A title for the terminal, a direction, colours in one byte, commands of GitHub, Azure and TeamCity, markup of rich's.
 NAME = (
@@ -227,7 +223,7 @@ def test_configuration_files_and_help(lrexport: Command, here: Path) -> None:
     done = lrexport("compress", "tiny:make", "--recipe", recipe, "--keep", IN_TEXT, "--teacher", IN_TEXT, "--print-config")
     assert done.code == 0
     assert harmless(done.out)
-    assert tomllib.loads(done.out)["keep"] == [IN_TEXT]
+    assert parse(done.out)["keep"] == [IN_TEXT]
 
 
 def test_what_code_of_the_user_raises(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
