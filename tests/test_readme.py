@@ -22,7 +22,7 @@ from tools.run_readme import CONTINUED, commands, configuration
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
 }
 README, BUDGETS = PAGES["README.md"], PAGES["docs/budgets.md"]
 MODELS, PYTHON = PAGES["docs/models.md"], PAGES["docs/python.md"]
@@ -40,6 +40,9 @@ COMMANDS = {
     "docs/latency.md": 8,
     "docs/runtimes.md": 8,
     "docs/training.md": 8,
+    "docs/ship/linux.md": 4,
+    "docs/ship/microcontroller.md": 3,
+    "docs/ship/raspberry-pi.md": 3,
 }
 
 
@@ -127,7 +130,9 @@ def _anchors(text: str) -> Iterator[str]:
 
 def test_the_readme_leads_to_every_page() -> None:
     for page in PAGES:
-        if page.startswith("docs/"):
+        if page.startswith("docs/ship/") and page != "docs/ship/README.md":
+            assert f"]({page.removeprefix('docs/ship/')})" in PAGES["docs/ship/README.md"], page
+        elif page.startswith("docs/"):
             assert f"]({page}" in README, page
 
 
