@@ -33,7 +33,10 @@ _ROOM = 1 << 40
 
 @dataclass
 class FakePhone:
-    """``folder`` has its /data/local/tmp, /sys and /proc, ``bin`` its programs; ``states`` are the devices of the server."""
+    """``folder`` has its /data/local/tmp, /sys and /proc, ``bin`` its programs; ``states`` are the devices of the server.
+
+    ``emulator`` runs its programs, if they are for another processor.
+    """
 
     folder: Path
     states: dict[str, str] = field(default_factory=lambda: {"PHONE1": "device"})
@@ -41,6 +44,7 @@ class FakePhone:
     lose_after: int | None = None
     commands: list[str] = field(default_factory=list)
     port: int = 0
+    emulator: str = ""
 
     @property
     def temporary(self) -> Path:
@@ -54,7 +58,7 @@ class FakePhone:
         """A path, or a script with paths, of the device as one of this machine."""
         for name in ("/data/local/tmp", "/sys/", "/proc/cpuinfo"):
             text = text.replace(name, f"{self.folder}{name}")
-        return text
+        return text.replace("./program ", f"{self.emulator} ./program ") if self.emulator else text
 
     def left(self) -> list[str]:
         """Files that are left on the device, given a moment."""

@@ -27,7 +27,6 @@ _OUTPUT_BYTES, _MOST_BLOCKS = 200_000, 16_384  # of 512 bytes, for a file that t
 _MARK = "lrexport-status"
 _NOT_RUN = (126, 127)
 _FAREWELL_SECONDS = 2.0
-_END = 'pid=$(cat pid 2>/dev/null) && [ "$(readlink /proc/$pid/cwd)" = "$PWD" ] && kill -9 $pid'
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,9 @@ class DeviceFolder:
     def __init__(self, phone: Phone) -> None:
         self._phone, self._has_libraries = phone, False
         self.path = f"{_PARENT}/lrexport-{secrets.token_hex(8)}"
+        # Every process that works in the folder, whichever started it.
+        ours = f"s|.*/proc/\\([0-9]*\\)/cwd -> {self.path}\\( (deleted)\\)*$|\\1|p"
+        self._end = f"kill -9 $(ls -l /proc/[0-9]*/cwd 2>/dev/null | sed -n '{ours}') 2>/dev/null"
         self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> DeviceFolder:
@@ -67,7 +69,7 @@ class DeviceFolder:
             words = last_line(done.messages) or last_line(done.out)
             raise DeviceError(f"cannot write to {_PARENT} on device {self._phone.serial}: {words}", "Check: adb shell df")
         try:
-            watch = f"cd {self.path} && {{ while read -r line; do :; done; {_END}; rm -rf {self.path}; }}"
+            watch = f"while read -r line; do :; done; {self._end}; rm -rf {self.path}"
             self._guard = begin(["-s", self._phone.serial, "shell", watch], stdin=subprocess.PIPE)
         except BaseException:
             self._remove()
@@ -125,7 +127,7 @@ class DeviceFolder:
         try:
             done = self._phone.shell(self._script(invocation), seconds)
         except TooSlow:
-            self._shell(f"{_END}; :")
+            self._phone.shell(self._end, _SECONDS)
             return None
         body, mark, status = done.out.rpartition(_MARK)
         if not mark or not status.strip().isdigit():
@@ -158,7 +160,7 @@ class DeviceFolder:
 
     def _remove(self) -> None:
         """End what runs in the folder and remove it. Raises DeviceError if something may be left."""
-        script = f"cd {self.path} 2>/dev/null && {{ {_END}; cd {_PARENT}; rm -rf {self.path}; }}; [ ! -e {self.path} ]"
+        script = f"{self._end}; rm -rf {self.path}; [ ! -e {self.path} ]"
         try:
             done = self._phone.shell(script, _SECONDS)
         except DeviceError as error:

@@ -17,9 +17,10 @@ _PROPERTIES = (
     *("ro.product.manufacturer", "ro.product.model", "ro.build.version.release", "ro.build.version.sdk"),
     *("ro.soc.manufacturer", "ro.soc.model", "ro.board.platform", "ro.hardware", "ro.product.cpu.abi"),
 )
+_MOST_TEXT, _MOST_CORES, _HOTTEST = 100, 1024, 150.0
 _SCRIPT = f"""
 say() {{ printf '%s\\t%s\\n' "$1" "$2"; }}
-for name in {" ".join(_PROPERTIES)}; do say $name "$(getprop $name)"; done
+for name in {" ".join(_PROPERTIES)}; do say $name "$(getprop $name | head -c {_MOST_TEXT})"; done
 for core in /sys/devices/system/cpu/cpu[0-9]*; do
   for name in cpuinfo_max_freq scaling_max_freq scaling_cur_freq scaling_governor; do
     value=$(cat "$core/cpufreq/$name" 2>/dev/null) && say "core.${{core##*/cpu}}.$name" "$value"
@@ -30,13 +31,10 @@ for zone in /sys/class/thermal/thermal_zone*; do
 done
 say features "$(grep -m 1 Features /proc/cpuinfo)"
 say machine "$(uname -m)"
-say battery "$(dumpsys battery 2>/dev/null | grep temperature)"
+say battery "$(dumpsys battery 2>/dev/null | grep -m 1 temperature | head -c {_MOST_TEXT})"
 say taskset "$(command -v taskset)"
 say free "$(df -k /data/local/tmp | tail -n 1)"
 """
-_MOST_TEXT = 100
-_MOST_CORES = 1024
-_HOTTEST = 150.0
 
 
 @dataclass(frozen=True)
