@@ -315,8 +315,8 @@ _SIZE = 'size=$(( $(wc -c <"$file") * 100 ))'
 _MILLISECONDS = "$((size / 1000)) $((size % 1000))"
 
 FAKE_ORT = f"""while [ $# -gt 2 ]; do [ "$1" = -r ] && runs=$2; shift; done
-file=$1 rows=$2; {_SIZE}; done=0
-while [ $done -lt $runs ]; do printf '.,%d.%06d,98304,50,%d\\n' 0 $size $done; done=$((done+1)); done >>"$rows"
+file=$1 rows=$2; {_SIZE}; done=0; seconds=$(printf '%d.%06d' $((size / 1000000)) $((size % 1000000)))
+while [ $done -lt $runs ]; do echo ".,$seconds,98304,50,$done"; done=$((done+1)); done >>"$rows"
 printf 'Setting intra_op_num_threads to 1\\n\\nSession creation time cost: 0.217932 s\\nFirst inference time cost: 196 ms\\n'
 printf 'Total inference time cost: 1.2 s\\nTotal inference requests: %d\\n' $runs
 printf 'Average inference time cost total: %d.%03d ms\\n' {_MILLISECONDS}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lrexport.cli.main import run
 from tests.board import Board
+from tests.phone import FAKE_LITERT, FAKE_NCNN, FAKE_ORT, FakePhone, write_script
 from tools.run_readme import commands
 
 SHIP = Path(__file__).parents[1] / "docs" / "ship"
@@ -43,8 +44,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"pictures/{number}.png")
 
 
-def _run_all(page: str, target: tuple[str, str] = ("", "")) -> None:
-    lines = commands((SHIP / page).read_text(encoding="utf-8"))
+def _run_all(page: str, target: tuple[str, str] = ("", ""), only: str = "") -> None:
+    lines = [line for line in commands((SHIP / page).read_text(encoding="utf-8")) if only in line]
     assert len(lines) >= 3
     for line in lines:
         quick = ["--rounds", "20"] if line.startswith("lrexport bench") else []
@@ -67,6 +68,24 @@ def test_linux() -> None:
 @pytest.mark.usefixtures("_here")
 def test_raspberry_pi(board: Board) -> None:
     _run_all("raspberry-pi.md", ("ssh://pi@raspberrypi.local?python=venv/bin/python", board.url))
+
+
+@pytest.mark.usefixtures("_here")
+def test_android_over_adb(phone: FakePhone) -> None:
+    """The commands in Termux are those of a board."""
+    pytest.importorskip("ncnn")
+    for name, script in (
+        ("onnxruntime_perf_test", FAKE_ORT),
+        ("benchncnn", FAKE_NCNN),
+        ("android_aarch64_benchmark_model", FAKE_LITERT),
+    ):
+        write_script(Path(name), script)
+    for name, size in (("dense.tflite", 900), ("model.tflite", 500)):
+        Path(name).write_bytes(b"\0\0\0\0TFL3".ljust(size, b"\0"))
+    assert run(["compress", "net:make", "--macs", "0.5", "-o", "run"]) == 0
+    assert run(["onnx", "run", "--rounds", "0"]) == 0
+    _run_all("android.md", only="adb://")
+    assert phone.left() == []
 
 
 @pytest.mark.usefixtures("_here")

@@ -79,8 +79,8 @@ class Adb:
         if program.resolution_ms > _FINE_MS:
             raise UsageError(
                 f"{self.name} cannot time layers: {program.name} prints hundredths of a millisecond",
-                "Choose ranks with --target 'ssh://…?runtime=ncnn' (Termux on the phone) or 'local?runtime=ncnn'; then "
-                "measure the result with lrexport bench.",
+                "Choose ranks with --target 'local?runtime=ncnn', or on a board with 'ssh://…?runtime=ncnn'; then measure "
+                "the result with lrexport bench.",
             )
 
     def environment(self) -> dict[str, Any]:
