@@ -7,7 +7,7 @@ metadata, opsets, IR version, domains, and the order of everything.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lrexport.artifacts.onnx_graphs import bodies
 from lrexport.onnx_network.body import Address, Body, Step
+from lrexport.onnx_network.edits import drop, free_name, graph_at, names_in, names_used, replace_nodes
 from lrexport.onnx_network.layers import Layer, module_of
 from lrexport.onnx_network.network import OnnxNetwork
 
@@ -46,11 +47,12 @@ class _Writer:
         model = onnx.ModelProto()
         model.CopyFrom(network.source)
         self.network, self.model, self.with_values = network, model, with_values
-        self.names = _names(model)
+        self.names = names_in(model)
         self.node_names = {node.name for body in bodies(model) for node in body.node}
         self.steps = {step.address: (step, body) for body in network.body.all() for step in body.steps}
         self.shared: dict[tuple[int, str], str] = {}  # weights that several nodes have, by their parameter
         self.new: list[TensorProto] = []
+        self.casts: list[NodeProto] = []
 
     def write(self) -> onnx.ModelProto:
         replaced: dict[tuple[tuple[int, str], ...], dict[int, list[NodeProto]]] = defaultdict(dict)
@@ -63,9 +65,11 @@ class _Writer:
             place, index = layer.address
             replaced[place][index] = list(self._nodes(layer, step, module))
             gone |= {name for name in (layer.weight, layer.bias) if name}
-        graphs = {place: _graph_at(self.model, place) for place in replaced}  # before places shift
+        graphs = {place: graph_at(self.model, place) for place in replaced}  # before places shift
         for place, nodes in replaced.items():
-            _replace(graphs[place], nodes)
+            replace_nodes(graphs[place], nodes)
+        for node in reversed(self.casts):  # before all graphs that may use them
+            self.model.graph.node.insert(0, node)
         self._remove_unused(gone)
         self.model.graph.initializer.extend(self.new)
         if self.model.ir_version < _FREE_WEIGHTS:
@@ -192,8 +196,15 @@ class _Writer:
         """The name of a new initializer with this value; layers that share a parameter share it."""
         key = (id(value), "turned" if turned else "")
         if key not in self.shared:
-            stem = layer.path if ending.endswith("bias") else layer.origin.removesuffix(".weight")
-            name = self._name(f"{stem}{ending}" if ending.endswith("bias") else f"{stem}{ending}.weight")
+            is_bias = ending.endswith("bias")
+            stem = layer.path if is_bias else layer.origin.removesuffix(".weight")
+            name = self._name(f"{stem}{ending}" if is_bias else f"{stem}{ending}.weight")
+            self.shared[key] = name
+            half = None if is_bias else self._half_before_cast(layer, kind)
+            if half is not None:
+                kind, cast, name = half, name, self._name(f"{name}.half")
+                node_name = free_name(f"{cast}.cast", self.node_names)
+                self.casts.append(helper.make_node("Cast", [name], [cast], node_name, to=self._element(layer)))
             array = value.detach().cpu()
             if turned:
                 array = array.T if array.ndim > 1 else array.unsqueeze(1)
@@ -202,7 +213,6 @@ class _Writer:
                 self.new.append(numpy_helper.from_array(made, name))
             else:
                 self.new.append(TensorProto(name=name, data_type=kind, dims=array.shape))
-            self.shared[key] = name
         return self.shared[key]
 
     def _element(self, layer: Layer) -> int:
@@ -211,45 +221,36 @@ class _Writer:
         floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
         return kind if kind is not None and kind in floats else TensorProto.FLOAT
 
+    def _half_before_cast(self, layer: Layer, kind: int) -> int | None:
+        """float16 if the file keeps a layer's weight so and casts it to ``kind`` float32, else None.
+
+        Two factors in bfloat16 would be twice as far from the network as its own weights, which are far enough.
+        """
+        kept = self.network.types.get(layer.origin)
+        is_cast = kind == TensorProto.FLOAT and kept == TensorProto.FLOAT16 and layer.origin != layer.weight
+        return kept if is_cast else None
+
     def _name(self, wanted: str) -> str:
-        return _free_name(wanted, self.names)
+        return free_name(wanted, self.names)
 
     def _node_name(self, wanted: str, step: Step) -> str:
         """A name that no other node has, which ONNX Runtime requires; ``step`` is the node that it may take it from."""
-        return wanted if wanted == step.node.name else _free_name(wanted, self.node_names)
+        return wanted if wanted == step.node.name else free_name(wanted, self.node_names)
 
     def _remove_unused(self, candidates: set[str]) -> None:
         """Remove the tensors of replaced nodes, and the constant nodes that made them, where nothing else uses them."""
         folded: list[Address] = [address for body in self.network.body.all() for address in body.folded]
         source = self.network.source
-        constant = {name for place, index in folded for name in _graph_at(source, place).node[index].output}
-        while dead := candidates - _uses(self.model):
+        constant = {name for place, index in folded for name in graph_at(source, place).node[index].output}
+        while dead := candidates - names_used(self.model):
             candidates -= dead
             for body in bodies(self.model):
                 if isinstance(body, GraphProto):
-                    _drop(body.initializer, [tensor.name in dead for tensor in body.initializer])
+                    drop(body.initializer, [tensor.name in dead for tensor in body.initializer])
                 gone = [set(node.output) <= dead & constant for node in body.node]
                 candidates |= {name for node, is_gone in zip(body.node, gone, strict=True) if is_gone for name in node.input}
-                _drop(body.node, gone)
-            _drop(self.model.graph.input, [item.name in dead for item in self.model.graph.input])
-
-
-def _free_name(wanted: str, taken: set[str]) -> str:
-    """The name, with a number if it is taken; it is taken then."""
-    name, number = wanted, 1
-    while name in taken:
-        number += 1
-        name = f"{wanted}_{number}"
-    taken.add(name)
-    return name
-
-
-def _graph_at(model: onnx.ModelProto, place: tuple[tuple[int, str], ...]) -> GraphProto:
-    """The graph of the model at a place: a node and an attribute for every graph around it."""
-    graph = model.graph
-    for index, name in place:
-        graph = next(attribute.g for attribute in graph.node[index].attribute if attribute.name == name)
-    return graph
+                drop(body.node, gone)
+            drop(self.model.graph.input, [item.name in dead for item in self.model.graph.input])
 
 
 def _axes(mine: list[bool], half: Any) -> Iterator[tuple[bool, int, int]]:
@@ -266,45 +267,3 @@ def _is_unchanged(module: Any, step: Step, body: Body) -> bool:
         return False
     pairs = [(module.weight, other.weight)] + ([(module.bias, other.bias)] if module.bias is not None else [])
     return all(torch.equal(one.detach().cpu().float(), two.detach()) for one, two in pairs)
-
-
-def _replace(graph: GraphProto, nodes: dict[int, list[NodeProto]]) -> None:
-    made: list[NodeProto] = []
-    for index, node in enumerate(graph.node):
-        made += nodes.get(index, [node])
-    copies = []
-    for node in made:
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        copies.append(copy)
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _drop(items: Any, gone: Sequence[bool]) -> None:
-    for index in reversed(range(len(gone))):
-        if gone[index]:
-            del items[index]
-
-
-def _names(model: onnx.ModelProto) -> set[str]:
-    """All names of values."""
-    names: set[str] = set()
-    for body in bodies(model):
-        for node in body.node:
-            names |= {*node.input, *node.output}
-        if isinstance(body, GraphProto):
-            names |= {item.name for item in (*body.input, *body.output, *body.initializer)}
-            names |= {item.values.name for item in body.sparse_initializer}
-    return names
-
-
-def _uses(model: onnx.ModelProto) -> set[str]:
-    """Names of values that a node takes, or that a graph returns."""
-    used: set[str] = set()
-    for body in bodies(model):
-        for node in body.node:
-            used |= set(node.input)
-        outputs: Iterable[Any] = body.output
-        used |= {item if isinstance(item, str) else item.name for item in outputs}
-    return used

@@ -83,7 +83,7 @@ def pose(
         return problem
     if images is None:
         drawable = all(spec.is_float or spec.low is not None for spec in svd.signature)
-        return replace(problem, moments=NoiseMoments(svd, schemes)) if drawable else problem
+        return replace(problem, moments=NoiseMoments(svd, problem.schemes or schemes)) if drawable else problem
     chosen = images.draw(most)
     if not len(chosen):
         return problem

@@ -186,6 +186,21 @@ def test_half_precision_and_weights_that_are_inputs_stay_so(tmp_path: Path) -> N
     assert same(written, model, {"x": noise(2, 4, 6, 6).astype(np.float16)}, 5e-3)
 
 
+def test_weights_that_a_cast_makes_float32_are_kept_in_half_precision(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["w.half"], ["w"], "widened", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["1"], "one"),
+        helper.make_node("Relu", ["1"], ["2"]),
+        helper.make_node("MatMul", ["2", "w"], ["y"], "two"),
+    ]
+    tensors = {"w.half": weight(32, 32).astype(np.float16)}
+    model = graph(nodes, {"x": ["n", 32]}, {"y": ["n", 32]}, tensors)
+    written = rewritten(read_network(saved(model, tmp_path)))
+    assert [tensor.data_type for tensor in written.graph.initializer] == [TensorProto.FLOAT16] * 2  # shared by both layers
+    assert [node.op_type for node in written.graph.node] == ["Cast", "Cast", "MatMul", "MatMul", "Relu", "MatMul", "MatMul"]
+    assert same(written, model, {"x": noise(2, 32)}, 5e-3)
+
+
 def test_external_data_and_functions_stay_readable(tmp_path: Path) -> None:
     inside = helper.make_function(
         "mine", "Twice", ["v"], ["w"], [helper.make_node("Add", ["v", "v"], ["w"])], [helper.make_opsetid("", 17)]
