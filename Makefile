@@ -17,12 +17,18 @@ test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow
 
 # Runtimes that have environments of their own.
-test-formats: $(VENV)/.test $(VENV)-mnn/.ready
-	LREXPORT_TEST_MNN=$(abspath $(VENV)-mnn/bin/python) $(BIN)/pytest tests/measure/test_other_runtimes.py
+test-formats: $(VENV)/.test $(VENV)-mnn/.ready $(VENV)-web/.ready
+	LREXPORT_TEST_MNN=$(abspath $(VENV)-mnn/bin/python) \
+	LREXPORT_TEST_ONNXRUNTIME_WEB=$(abspath $(VENV)-web/node_modules/onnxruntime-web) \
+	  $(BIN)/pytest tests/measure/test_other_runtimes.py tests/measure/targets/test_real_browser.py
 
 $(VENV)-mnn/.ready: pyproject.toml
 	test -x $(VENV)-mnn/bin/python || $(PYTHON) -m venv $(VENV)-mnn
 	$(VENV)-mnn/bin/python -m pip install --quiet 'MNN>=3.4' numpy
+	touch $@
+
+$(VENV)-web/.ready:
+	npm install --silent --no-save --no-package-lock --ignore-scripts --prefix $(VENV)-web onnxruntime-web@1.30.0
 	touch $@
 
 # make fuzz SECONDS=600 READER=onnx SEED=1; make fuzz REPLAY=.fuzz/failures/onnx/HASH
@@ -41,7 +47,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/step_time.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-mnn lrexport-demo
+	rm -rf $(VENV) $(VENV)-mnn $(VENV)-web lrexport-demo
 
 # constraints.txt pins the tested versions; a changed pin or dependency updates the environment.
 $(VENV)/.%: pyproject.toml constraints.txt

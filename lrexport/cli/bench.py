@@ -49,7 +49,7 @@ _MARKS = {
         type=TargetType(),
         metavar="TARGET",
         multiple=True,
-        help="Where latency is measured: local, local?runtime=ncnn, ssh://HOST; may be repeated. [default: local]",
+        help="Where latency is measured: local, local?runtime=ncnn, ssh://HOST, browser; may be repeated. [default: local]",
     ),
     threads_option(),
     click.option("--baseline", type=FILE, metavar="FILE", help="File that ratios are relative to. [default: the first]"),
@@ -101,7 +101,7 @@ def command(
     lrexport bench detector.onnx --shape images=1,3,640,640
     lrexport bench encoder.onnx --input tokens.npz
     lrexport bench run --target ssh://pi@raspberrypi.local
-    lrexport bench run --target local --target 'local?runtime=ncnn'
+    lrexport bench run --target local --target 'local?runtime=ncnn' --target browser
 
     Inputs without --input: floats and pixels are random, wider integers are 1, booleans are true.
     """
@@ -113,7 +113,7 @@ def command(
     texts = dict.fromkeys(target or ("local",))
     chosen = {parse_target(text): text for text in texts}
     _check_profilers(chosen, profile)
-    is_sent = any(text.startswith(("ssh:", "adb:")) for text in texts)
+    is_sent = any(text.startswith(("ssh:", "adb:", "browser")) for text in texts)
     files = [sized for path in paths for sized in _files(path, is_sent)]
     if baseline is not None:
         first = _files(baseline, is_sent)[0]
@@ -140,7 +140,7 @@ def command(
     for place, text in chosen.items():
         limited = replace(job, seconds=timeout or _SECONDS.get(text, _SECONDS_ON_DEVICE))
         try:
-            done.append((place, _measured(subject, limited, place)))
+            done.append((place, _measured(subject, limited, text)))
         except Interrupted as error:
             _print(subject, [*done, (place, error.measurement)], json_to)
             raise
@@ -219,10 +219,11 @@ def _checked_bytes(path: Path, is_sent: bool) -> int:
     return sum(file.stat().st_size for file in (path, *others))
 
 
-def _measured(subject: _Subject, job: MeasuringJob, target: Target) -> Measurement:
+def _measured(subject: _Subject, job: MeasuringJob, text: str) -> Measurement:
     from lrexport.cli.progress import Progressing
     from lrexport.events import Measuring
     from lrexport.measure.latency import measure
+    from lrexport.measure.targets import parse_target
     from lrexport.measure.targets.base import InputsRefused, LimitReached, ModelRefused
 
     def on_progress(facts: Mapping[str, Any]) -> None:
@@ -230,6 +231,7 @@ def _measured(subject: _Subject, job: MeasuringJob, target: Target) -> Measureme
 
     try:
         with Progressing(refreshes=1) as progress:
+            target = parse_target(text, progress)
             return measure(subject.files, subject.baseline, job, target, on_progress)
     except InputsRefused as error:
         of = f" {subject.files[error.model]}" if error.model else ""

@@ -58,15 +58,19 @@ def data(incomplete: str) -> Iterator[str]:
 
 
 def targets(incomplete: str) -> Iterator[str]:
-    """``local``, and the hosts of the user's ssh_config; once ``?`` is typed, the runtimes."""
+    """``local``, ``browser`` and the hosts of the user's ssh_config; once ``?`` is typed, the runtimes or providers."""
     from lrexport.measure.runtimes.base import NAMES
+    from lrexport.measure.targets.browser.target import PROVIDERS
     from lrexport.measure.targets.ssh import CONFIG_VARIABLE
 
     place, query, _ = incomplete.partition("?")
+    if place == "browser" and query:
+        yield from (f"browser?provider={name}" for name in PROVIDERS)
+        return
     if query:
         yield from (f"{place}?runtime={name}" for name in NAMES)
         return
-    yield "local"
+    yield from ("local", "browser")
     user, at, _ = incomplete.removeprefix("ssh://").partition("@")
     given = os.environ.get(CONFIG_VARIABLE)
     hosts = list(dict.fromkeys(_ssh_hosts(Path(given) if given else Path.home() / ".ssh" / "config")))

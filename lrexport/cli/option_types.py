@@ -201,9 +201,9 @@ class RecipeType(_Completed):
 
 
 class TargetType(_Completed):
-    """``local`` or ``ssh://[user@]host``; only the syntax is checked."""
+    """``local``, ``ssh://[user@]host`` or ``browser``; only the syntax is checked."""
 
-    name = "local|ssh://HOST"
+    name = "local|ssh://HOST|browser"
 
     def candidates(self, incomplete: str) -> Iterable[str]:
         from lrexport.cli import completion

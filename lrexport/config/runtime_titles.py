@@ -7,6 +7,7 @@ _TITLES = {
     "openvino": "OpenVINO",
     "mnn": "MNN",
     "litert": "LiteRT",
+    "onnxruntime-web": "ONNX Runtime Web",
     "executorch": "ExecuTorch",
 }
 

@@ -121,6 +121,7 @@ def machine_line(target: str, machine: Mapping[str, Any]) -> str:
     parts += [f"governor {machine['governor']}"] if "governor" in machine else []
     parts += [f"{machine['celsius']:.0f} °C"] if "celsius" in machine else []
     parts += [runtime_words(machine)]
+    parts += [f"clock in steps of {machine['timer_us']:g} µs"] if "timer_us" in machine else []
     return plain(f"{target}: {', '.join(parts)}")
 
 

@@ -77,7 +77,7 @@ def export_run(run: Path, options: ExportOptions, on_event: OnEvent) -> Record:
     The run is locked meanwhile. Raises InputError if a graph differs from torch, scores differently, or is useless in int8;
     UsageError without images to calibrate on, or if another process uses the run. After an error no file is written.
     """
-    target = parse_target(options.target)
+    target = parse_target(options.target, on_event)
     record = load_record(run)  # raises InputError before anything is written
     if record.model.is_file:
         check_untouched(options.batch, options.dynamic, options.opset, options.with_preprocessing)

@@ -119,7 +119,7 @@ def _speed(config: CompressConfig, svd: SVDNetwork, on_event: OnEvent) -> Speed 
     """Latencies on the target, if the goal is latency or a target is given."""
     if config.target is None and not isinstance(config.goal, Latency):
         return None
-    times = LayerTimes(parse_target(config.target or "local"), config.threads)
+    times = LayerTimes(parse_target(config.target or "local", on_event), config.threads)
     schemes = schemes_considered(svd, config.train.scheme, config.goal)
     return measure_speed(svd, schemes, times, on_event)
 

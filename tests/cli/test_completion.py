@@ -71,7 +71,8 @@ def test_model_is_a_name_a_run_or_the_start_of_a_longer_name() -> None:
         (["compress", "x", "--data", "folder", ":"], ["plain,images", "part,pictures/", "part,run/", "part,sweep/"]),
         (["onnx", "run", "--data", "folder", ":", "pictures/"], ["plain,pictures/cats"]),
         (["train", "x", "--data", "=", "dig"], ["plain,digits"]),
-        (["bench", "--target", ""], ["plain,local", "plain,ssh://pi", "plain,ssh://jetson", "plain,ssh://nano"]),
+        (["bench", "--target", ""], ["plain,local", "plain,browser", "plain,ssh://pi", "plain,ssh://jetson", "plain,ssh://nano"]),
+        (["bench", "--target", "browser?provider", "=", "web"], ["plain,webgpu"]),
         (["bench", "--target", "ssh", ":", "//me@j"], ["plain,//me@jetson"]),
         (["bench", "--target", "local?runtime", "=", "n"], ["plain,ncnn"]),
         (["bench", "--target", "local?runtime", "="], ["plain,onnxruntime", "plain,openvino", "plain,ncnn", "plain,mnn"]),
@@ -99,7 +100,7 @@ def test_a_name_that_a_terminal_cannot_show_is_left_out() -> None:
 
 def test_without_hosts_the_start_of_an_address_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LREXPORT_SSH_CONFIG", "absent")
-    assert list(completion.targets("")) == ["local", "ssh://"]
+    assert list(completion.targets("")) == ["local", "browser", "ssh://"]
 
 
 def test_hosts_of_included_files_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,13 +105,15 @@ class Runtime:
 # Every runtime by name: the module of this package with its class as RUNTIME.
 NAMES = ("onnxruntime", "openvino", "ncnn", "mnn")
 DEFAULT = NAMES[0]
+# Not run by the runner, and not sent to devices.
+IN_BROWSER = "onnxruntime-web"
 
 
 def runtime(name: str) -> Runtime:
     """The runtime of that name. Raises ValueError for another name."""
-    if name not in NAMES:
+    if name not in (*NAMES, IN_BROWSER):
         raise ValueError(f"unknown runtime {name!r}")
-    found: Runtime = importlib.import_module(f"lrexport.measure.runtimes.{name}").RUNTIME
+    found: Runtime = importlib.import_module(f"lrexport.measure.runtimes.{name.replace('-', '_')}").RUNTIME
     return found
 
 

@@ -48,7 +48,8 @@ class _Environment(_Answer):
     isa: _Words
     cores: _Count
     system: _Text
-    python: _Text
+    python: _Text | None = None
+    timer_us: _Milliseconds | None = None
     governor: _Text | None = None
     throttled: _Count | None = None
     slowed: _Words | None = None

@@ -67,24 +67,25 @@ def prepared(
 ) -> Iterator[JsonObject | MeasuringJob]:
     """Progress as the runner's answers, then the job with the runtime's files, which are in ``folder``.
 
-    ``python`` has the runtime's toolchain (None: this one). ONNX Runtime needs no files of its own: only the inputs and
-    outputs are made. Raises ModelRefused and its kinds for a file that cannot be had
-    in the runtime, DeviceError if a package is missing.
+    ``python`` has the runtime's toolchain (None: this one). A runtime that loads ONNX files needs no
+    others: only the inputs and outputs are made. Raises ModelRefused and its kinds for a file that cannot be had in the
+    runtime, DeviceError if a package is missing.
     """
     sources = {path: _key(path) for path in job.paths()}
     models = {key: {"key": key, "file": str(path.resolve())} for path, key in sources.items()}
     named = {sources[path]: name for group in job.groups for name, path in group.items()}
     facts: dict[str, JsonObject] = {}
     write_all(folder, modules())
+    loads_onnx = not base.runtime(runtime).suffixes
     stages: list[tuple[str, str | None]] = [("reference", None), ("convert", python)]
-    for stage, program in stages[: 1 if runtime == DEFAULT else 2]:
+    for stage, program in stages[: 1 if loads_onnx else 2]:
         for key, model in models.items():
             model |= {"arrays": str(folder / f"{key}.npz"), "folder": str(folder / key), **facts.get(key, {})}
         options = {"stage": stage, "runtime": runtime, "models": list(models.values()), **_options(job, folder)}
         child = _Child(folder, options, program, job, target, named)
         for done, (key, more) in enumerate(child.answers(), start=1):
             facts[key] = {**facts.get(key, {}), **more}
-            doing = "running in ONNX Runtime" if runtime == DEFAULT else f"converting to {runtime}"
+            doing = "running in ONNX Runtime" if loads_onnx else f"converting to {runtime}"
             yield {"progress": {"stage": doing, "done": done, "of": len(models)}}
     artefacts = {path: _artefact(folder, key, facts[key]) for path, key in sources.items()}
     yield replace(job, runtime=runtime, artefacts=artefacts, shapes={}, values=None)

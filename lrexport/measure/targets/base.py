@@ -225,6 +225,10 @@ class Tail:
     def text(self) -> str:
         """The last part written so far; complete if the process has ended."""
         self._thread.join(_FAREWELL_SECONDS)
+        return self.so_far()
+
+    def so_far(self) -> str:
+        """The last part written so far, at once."""
         return self._kept.decode(errors="replace")
 
     def _read(self, stream: IO[bytes]) -> None:

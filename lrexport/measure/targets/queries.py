@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl
 
 from lrexport.errors import UsageError
-from lrexport.measure.runtimes.base import DEFAULT, NAMES
+from lrexport.measure.runtimes.base import DEFAULT, IN_BROWSER, NAMES
 from lrexport.text import nearest
 
 
@@ -26,6 +26,8 @@ def runtime_in(text: str, options: Mapping[str, str]) -> str:
     """The runtime that a target's options name, or the default. Raises UsageError for an unknown one."""
     name = options.get("runtime", DEFAULT)
     if name not in NAMES:
+        if name == IN_BROWSER:
+            raise UsageError(f"invalid target {text!r}: {name} runs in browsers", "Use --target browser.")
         near = nearest(name, NAMES)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UsageError(f"invalid target {text!r}: unknown runtime {name!r}", f"{hint}Known: {', '.join(NAMES)}.")
