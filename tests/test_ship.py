@@ -29,7 +29,7 @@ def make(num_classes=10):
 make.input_shape = (3, 32, 32)
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
