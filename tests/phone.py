@@ -328,6 +328,10 @@ FAKE_NCNN = f"""file=${{6#param=}}; {_SIZE}
 printf 'loop_count = %d\\nnum_threads = %d\\npowersave = %d\\ngpu_device = -1\\ncooling_down = 0\\n' $1 $2 $3 >&2
 printf '%20s  min = %4d.%02d  max = %7.2f  avg = %4d.%02d\\n' $file 1 0 999 $((size / 1000)) $((size % 1000 / 10)) >&2"""
 
+FAKE_MNN = f"""file=$(echo "$1"/*.mnn); {_SIZE}
+printf 'MNN benchmark\\nForward type: CPU thread=%d precision=%d\\n--------> Benchmarking... loop = %d\\n' $5 $6 $2
+printf '[ - ] %-24s    max = %8.3f ms  min = %8.3f ms  avg = %d.%03d ms\\n' "${{file##*/}}" 1 1 {_MILLISECONDS}"""
+
 FAKE_LITERT = f"""for word; do case $word in --graph=*) file=${{word#*=}};; --num_runs=*) runs=${{word#*=}};; esac; done
 {_SIZE}
 echo "INFO: STARTING!"; echo "INFO: Graph: [$file]"; echo "INFO: Initialized session in 5.685ms."

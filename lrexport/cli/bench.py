@@ -49,7 +49,8 @@ _MARKS = {
         type=TargetType(),
         metavar="TARGET",
         multiple=True,
-        help="Where latency is measured: local, local?runtime=ncnn, ssh://HOST, browser; may be repeated. [default: local]",
+        help="Where latency is measured: local, local?runtime=ncnn, ssh://HOST, adb://…, browser; may be repeated. "
+        "[default: local]",
     ),
     threads_option(),
     click.option("--baseline", type=FILE, metavar="FILE", help="File that ratios are relative to. [default: the first]"),

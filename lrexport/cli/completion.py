@@ -58,14 +58,18 @@ def data(incomplete: str) -> Iterator[str]:
 
 
 def targets(incomplete: str) -> Iterator[str]:
-    """``local``, ``browser`` and the hosts of the user's ssh_config; once ``?`` is typed, the runtimes or providers."""
+    """``local``, ``browser``, phones, and the hosts of the user's ssh_config; once ``?`` is typed, what runs networks there."""
     from lrexport.measure.runtimes.base import NAMES
     from lrexport.measure.targets.browser.target import PROVIDERS
+    from lrexport.measure.targets.phone_programs import PROGRAMS
     from lrexport.measure.targets.ssh import CONFIG_VARIABLE
 
     place, query, _ = incomplete.partition("?")
     if place == "browser" and query:
         yield from (f"browser?provider={name}" for name in PROVIDERS)
+        return
+    if place.startswith("adb:") and query:
+        yield from (f"{place}?runner={name}&program=" for name in PROGRAMS)
         return
     if query:
         yield from (f"{place}?runtime={name}" for name in NAMES)
@@ -77,6 +81,7 @@ def targets(incomplete: str) -> Iterator[str]:
     yield from (f"ssh://{user + at if at else ''}{host}" for host in hosts)
     if not hosts:
         yield "ssh://"
+    yield "adb://"
 
 
 def recipes(incomplete: str) -> Iterator[str]:

@@ -201,7 +201,7 @@ class RecipeType(_Completed):
 
 
 class TargetType(_Completed):
-    """``local``, ``ssh://[user@]host`` or ``browser``; only the syntax is checked."""
+    """``local``, ``ssh://[user@]host``, ``adb://[serial]`` or ``browser``; only the syntax is checked."""
 
     name = "local|ssh://HOST|browser"
 

@@ -71,8 +71,12 @@ def test_model_is_a_name_a_run_or_the_start_of_a_longer_name() -> None:
         (["compress", "x", "--data", "folder", ":"], ["plain,images", "part,pictures/", "part,run/", "part,sweep/"]),
         (["onnx", "run", "--data", "folder", ":", "pictures/"], ["plain,pictures/cats"]),
         (["train", "x", "--data", "=", "dig"], ["plain,digits"]),
-        (["bench", "--target", ""], ["plain,local", "plain,browser", "plain,ssh://pi", "plain,ssh://jetson", "plain,ssh://nano"]),
+        (
+            ["bench", "--target", ""],
+            ["plain,local", "plain,browser", "plain,ssh://pi", "plain,ssh://jetson", "plain,ssh://nano", "part,adb://"],
+        ),
         (["bench", "--target", "browser?provider", "=", "web"], ["plain,webgpu"]),
+        (["bench", "--target", "adb://?runner", "=", "n"], ["plain,ncnn&program="]),
         (["bench", "--target", "ssh", ":", "//me@j"], ["plain,//me@jetson"]),
         (["bench", "--target", "local?runtime", "=", "n"], ["plain,ncnn"]),
         (["bench", "--target", "local?runtime", "="], ["plain,onnxruntime", "plain,openvino", "plain,ncnn", "plain,mnn"]),
@@ -100,7 +104,7 @@ def test_a_name_that_a_terminal_cannot_show_is_left_out() -> None:
 
 def test_without_hosts_the_start_of_an_address_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LREXPORT_SSH_CONFIG", "absent")
-    assert list(completion.targets("")) == ["local", "browser", "ssh://"]
+    assert list(completion.targets("")) == ["local", "browser", "ssh://", "adb://"]
 
 
 def test_hosts_of_included_files_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +113,7 @@ def test_hosts_of_included_files_are_offered(tmp_path: Path, monkeypatch: pytest
     (tmp_path / ".ssh" / "config.d").mkdir(parents=True)
     (tmp_path / ".ssh" / "config").write_text("Include config.d/*\nInclude config\n")
     (tmp_path / ".ssh" / "config.d" / "boards").write_text('Host "rock" pine\n')
-    assert list(completion.targets("")) == ["local", "ssh://rock", "ssh://pine"]
+    assert list(completion.targets("")) == ["local", "ssh://rock", "ssh://pine", "adb://"]
 
 
 def test_an_unknown_shell_is_a_mistake() -> None:

@@ -164,6 +164,9 @@ def test_a_program_for_another_processor_is_refused_before_it_is_sent(
 def test_a_program_or_libraries_that_are_not_there_are_usage_errors(lrexport: Command, model: str, phone: FakePhone) -> None:
     done = lrexport("bench", model, "--target", TARGET.replace("=program", "=absent"))
     assert (done.code, "cannot read the program absent" in done.err) == (2, True)
+    os.mkfifo("fifo")
+    done = lrexport("bench", model, "--target", TARGET.replace("=program", "=fifo"))
+    assert (done.code, "fifo is a FIFO; expected a plain file" in done.err) == (3, True)
     done = lrexport("bench", model, "--target", f"{TARGET}&libraries=.")
     assert (done.code, "has no shared libraries" in done.err) == (2, True)
     assert phone.left() == []

@@ -11,6 +11,7 @@ from lrexport.measure.latency import measure
 from lrexport.measure.targets import MeasuringJob, parse_target
 from tests.board import write_model
 from tests.measure.test_runtimes import write_strided_slice, write_two
+from tests.phone import FAKE_MNN, FakePhone, write_script
 
 PYTHON = os.environ.get("LREXPORT_TEST_MNN")
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="run by make test-formats")
@@ -26,3 +27,19 @@ def test_mnn_measures_what_onnx_runtime_computes_in_another_environment(tmp_path
     assert set(found.latencies) == {*files}
     assert (found.environment["runtime"], found.environment["precision"]) == ("mnn", "float32")
     assert set(tmp_path.iterdir()) == {*files.values()}
+
+
+def test_mnn_converts_what_a_phone_measures_with_its_sizes_fixed(tmp_path: Path, phone: FakePhone) -> None:
+    import onnx
+
+    files = {"wide": write_model(tmp_path / "wide.onnx", 32), "narrow": write_model(tmp_path / "narrow.onnx", 2)}
+    model = onnx.load(files["narrow"])
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(model, files["narrow"])
+    program = write_script(tmp_path / "benchmark.out", FAKE_MNN)
+    target = parse_target(f"adb://?runner=mnn&program={program}&python={PYTHON}")
+    found = measure(files, "wide", MeasuringJob((), rounds=3), target)
+    assert found.latencies["narrow"].ratio < 1
+    assert found.inputs["narrow"]["x"] == {"shape": [1, 3, 8, 8], "dtype": "float32", "values": "undefined"}
+    assert (found.environment["runtime"], found.environment["precision"]) == ("mnn", "float32")
+    assert phone.left() == []

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lrexport.artifacts.plain_files import open_input
 from lrexport.errors import DeviceError, UsageError
 from lrexport.measure.targets.adb_client import connect
 from lrexport.measure.targets.adb_folder import DeviceFolder, Invocation
@@ -114,7 +115,8 @@ class Adb:
 
     def _digest(self) -> str:
         try:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+            with open_input(self.path) as file:
+                return hashlib.sha256(file.read()).hexdigest()
         except OSError as error:
             raise UsageError(
                 f"cannot read the program {self.path}: {error.strerror}", f"Expected {SYNTAX}, with the path of a file here."

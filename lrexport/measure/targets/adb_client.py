@@ -5,6 +5,7 @@ Nothing of the user's reaches the phone's shell unquoted: files have generated n
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -117,8 +118,11 @@ def devices() -> dict[str, str]:
 
 
 def connect(serial: str | None) -> Phone:
-    """The phone with that serial, or the only one. Raises DeviceError if it is not there and ready."""
-    known = devices()
+    """The phone with that serial, or with that of ``ANDROID_SERIAL``, as for adb itself; else the only one.
+
+    Raises DeviceError if it is not there and ready.
+    """
+    known, serial = devices(), serial or os.environ.get("ANDROID_SERIAL")
     named = ", ".join(f"{name} ({state})" for name, state in known.items())
     if serial is None and len(known) > 1:
         raise DeviceError(f"several devices are connected: {named}", "Name one of them: adb://SERIAL?…")
