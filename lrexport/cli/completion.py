@@ -58,7 +58,7 @@ def data(incomplete: str) -> Iterator[str]:
 
 
 def targets(incomplete: str) -> Iterator[str]:
-    """``local``, ``browser``, phones, and the hosts of the user's ssh_config; once ``?`` is typed, what runs networks there."""
+    """``local``, ``browser``, phones, and the hosts of the user's ssh_config; once ``?`` is typed, what runs there."""
     from lrexport.measure.runtimes.base import NAMES
     from lrexport.measure.targets.browser.target import PROVIDERS
     from lrexport.measure.targets.phone_programs import PROGRAMS

@@ -113,7 +113,7 @@ def test_hosts_of_included_files_are_offered(tmp_path: Path, monkeypatch: pytest
     (tmp_path / ".ssh" / "config.d").mkdir(parents=True)
     (tmp_path / ".ssh" / "config").write_text("Include config.d/*\nInclude config\n")
     (tmp_path / ".ssh" / "config.d" / "boards").write_text('Host "rock" pine\n')
-    assert list(completion.targets("")) == ["local", "ssh://rock", "ssh://pine", "adb://"]
+    assert list(completion.targets("")) == ["local", "browser", "ssh://rock", "ssh://pine", "adb://"]
 
 
 def test_an_unknown_shell_is_a_mistake() -> None:
