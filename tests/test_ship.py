@@ -12,7 +12,8 @@ from PIL import Image
 
 from lrexport.cli.main import run
 from tests.board import Board
-from tests.phone import FAKE_LITERT, FAKE_NCNN, FAKE_ORT, FakePhone, write_script
+from tests.phone import FakePhone, write_script
+from tests.phone_programs import FAKE_LITERT, FAKE_NCNN, FAKE_ORT
 from tools.run_readme import commands
 
 SHIP = Path(__file__).parents[1] / "docs" / "ship"

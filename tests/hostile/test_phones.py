@@ -19,7 +19,8 @@ from tests.board import write_model
 from tests.conftest import heed_ctrl_c
 from tests.hostile.support import Command, listing
 from tests.hostile.test_targets import ENDLESS, STRANGE
-from tests.phone import FAKE_LITERT, FakePhone, write_script
+from tests.phone import FakePhone, write_script
+from tests.phone_programs import FAKE_LITERT
 from tests.waiting import until
 
 TARGET = "adb://?runner=litert&program=program"
@@ -75,6 +76,16 @@ def test_a_phone_that_is_not_ready_is_explained_with_the_next_step(
     assert reason in done.err
     assert hint in done.err
     assert phone.left() == []
+
+
+def test_the_serial_in_the_environment_counts_as_for_adb_itself(
+    lrexport: Command, model: str, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone.states = {"A1": "device", "B2": "device"}
+    monkeypatch.setenv("ANDROID_SERIAL", "C3")
+    assert "device C3 is not connected" in lrexport("bench", model, "--target", TARGET).err
+    monkeypatch.setenv("ANDROID_SERIAL", "B2")
+    assert lrexport("bench", model, "--rounds", "10", "--target", TARGET).code == 0
 
 
 @pytest.mark.parametrize(

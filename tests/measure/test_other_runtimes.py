@@ -11,7 +11,8 @@ from lrexport.measure.latency import measure
 from lrexport.measure.targets import MeasuringJob, parse_target
 from tests.board import write_model
 from tests.measure.test_runtimes import write_strided_slice, write_two
-from tests.phone import FAKE_MNN, FakePhone, write_script
+from tests.phone import FakePhone, write_script
+from tests.phone_programs import FAKE_MNN
 
 PYTHON = os.environ.get("LREXPORT_TEST_MNN")
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="run by make test-formats")

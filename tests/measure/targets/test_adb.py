@@ -18,7 +18,8 @@ from lrexport.measure.targets.adb import Adb
 from lrexport.measure.targets.phone_facts import Core, chosen_cores, listed, mask, ranges
 from lrexport.measure.targets.phone_programs import PROGRAMS, Unreadable
 from tests.board import write_model
-from tests.phone import FAKE_EXECUTORCH, FAKE_LITERT, FAKE_NCNN, FAKE_ORT, FakePhone, write_script
+from tests.phone import FakePhone, write_script
+from tests.phone_programs import FAKE_EXECUTORCH, FAKE_LITERT, FAKE_NCNN, FAKE_ORT
 
 
 @pytest.mark.parametrize(
