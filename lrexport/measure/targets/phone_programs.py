@@ -73,6 +73,13 @@ class Program:
             return matches[0]
         raise self._unreadable(output, f"{len(matches) or 'no'} lines like {expected!r}, expected one")
 
+    def _average(self, line: re.Match[str], name: str, output: str) -> Timing:
+        """The average in a line with a name and three times. Raises Unreadable for another name."""
+        if line[1] != name:
+            what = f"times of {line[1]}, expected {name}: {self.name} may be too old to measure a file that it is given"
+            raise self._unreadable(output, what)
+        return Timing(self._milliseconds(float(line[4]), output))
+
     def _unreadable(self, output: str, what: str) -> Unreadable:
         lines = [line.strip()[:_MOST_WORDS] for line in output.splitlines() if line.strip()]
         shown = " | ".join(lines[:_MOST_LINES]) or "nothing"
@@ -152,9 +159,7 @@ class BenchNcnn(Program):
             output,
             f"{file}  min =    4.21  max =    5.00  avg =    4.50",
         )
-        if line[1] != file:
-            raise self._unreadable(output, f"times of {line[1]}, expected {file}: this version may be too old for param=")
-        return Timing(self._milliseconds(float(line[4]), output))
+        return self._average(line, file, output)
 
 
 class MnnBenchmark(Program):
@@ -179,9 +184,7 @@ class MnnBenchmark(Program):
             output,
             f"[ - ] {name}    max =    5.000 ms  min =    4.210 ms  avg =    4.500 ms",
         )
-        if line[1] != name:
-            raise self._unreadable(output, f"times of {line[1]}, expected {name}")
-        return Timing(self._milliseconds(float(line[4]), output))
+        return self._average(line, name, output)
 
 
 class LiteRtBenchmark(Program):

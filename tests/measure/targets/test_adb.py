@@ -273,7 +273,11 @@ def _changed(old: str, new: str) -> Callable[[str], str]:
         ("ort", _changed(".,0.09,271122432,11,2\n", ""), "3 runs in its result file, expected 4"),
         ("ort", _changed("total: 100.0", "total: 90.0"), "an average of 90.000000 ms, but its runs have 100 ms"),
         ("ncnn", _changed("loop_count = 4", "loop_count = 8"), "8 runs, expected 4"),
-        ("ncnn", _changed("       0/model.param", "          squeezenet"), "this version may be too old for param="),
+        (
+            "ncnn",
+            _changed("       0/model.param", "          squeezenet"),
+            "times of squeezenet, expected 0/model.param",
+        ),
         ("ncnn", _changed("avg =   90.00", "avg =    0.00"), "a time of 0 ms"),
         ("ncnn", _changed("90.00\n", "90.00  user =    1.00\n"), "no lines like"),
         ("mnn", _changed("model.mnn ", "quant-model.mnn "), "times of quant-model.mnn"),
