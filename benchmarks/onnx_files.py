@@ -176,7 +176,7 @@ def from_torch(scratch: Path, names: list[str]) -> Iterator[dict[str, Any]]:
                 "network": name,
                 "times": times,
                 "plan of the source": ranks[0] == ranks[-1],
-                "plan of the source with BatchNorm folded": ranks[1] == ranks[-1],
+                "plan of the source with BatchNorm folded": ranks[1] == ranks[2] if len(ranks) > 2 else None,
                 "macs": [each.macs for each in made],
             }
             if name != "unet":

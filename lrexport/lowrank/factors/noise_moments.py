@@ -18,6 +18,7 @@ from lrexport.lowrank.factors.moments import Schemes, moments_of_samples
 from lrexport.lowrank.layers.kernels import spec_of
 from lrexport.lowrank.layers.schemes import SCHEMES
 from lrexport.plan import Scheme
+from lrexport.torch_tools.memory import give_back
 from lrexport.torch_tools.smooth_noise import smooth_noise
 from lrexport.torch_tools.tracing import like_weights
 
@@ -71,6 +72,8 @@ class NoiseMoments(Mapping[str, Mapping[Scheme, Tensor]]):
         noise = smooth_noise(self._svd.signature, _INPUTS, like_weights(self._svd.network))
         batches = [noise[start : start + _BATCH] for start in range(0, _INPUTS, _BATCH)]
         moments = moments_of_samples(part, batches, {name: self._schemes[name] for name in names}, _SAMPLES)
+        del noise, batches
+        give_back()  # of the inputs of all layers, before a layer is decomposed, which needs several times its size
         return {
             name: {scheme: _with_white(moment) for scheme, moment in by_scheme.items() if _is_usable(moment)}
             for name, by_scheme in moments.items()

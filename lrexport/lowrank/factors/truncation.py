@@ -163,6 +163,7 @@ def weighted_basis(matrix: Tensor, moment: Tensor) -> WeightedBasis:
         del diagonal, moment  # several times the layer's size
         gram = weighted @ precise.mT
         del weighted, precise
+        give_back()  # the decomposition takes four times the matrix
         energy, basis, retried = _eigh(gram)
         energy, basis = energy.flip(-1), basis.flip(-1)
     else:
