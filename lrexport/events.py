@@ -232,6 +232,7 @@ class FidelityMeasured(Event):
     steps: int = 0
     seconds: float = 0.0
     complete: bool = True
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -68,14 +68,21 @@ LINES: list[tuple[Event, str]] = [
     (
         events.FidelityMeasured(repaired={"SQNR": 12.5, "agreement": 0.75}),
         '{"event": "fidelity", "repaired": {"SQNR": 12.5, "agreement": 0.75}, "parts": 0, "kept": 0, "steps": 0, '
-        '"seconds": 0.0, "complete": true}',
+        '"seconds": 0.0, "complete": true, "rates": {}}',
     ),
     (
         events.FidelityMeasured(
-            repaired={"SQNR": 12.5}, healed={"SQNR": 20.5}, parts=7, kept=6, steps=90, seconds=2.5, complete=False
+            repaired={"SQNR": 12.5},
+            healed={"SQNR": 20.5},
+            parts=7,
+            kept=6,
+            steps=90,
+            seconds=2.5,
+            complete=False,
+            rates={"network": 0.01},
         ),
         '{"event": "fidelity", "repaired": {"SQNR": 12.5}, "healed": {"SQNR": 20.5}, "parts": 7, "kept": 6, "steps": 90, '
-        '"seconds": 2.5, "complete": false}',
+        '"seconds": 2.5, "complete": false, "rates": {"network": 0.01}}',
     ),
     (
         events.FileExported("model.onnx", 9, 17, 0.25, True, False, True, ("Foo",)),

@@ -217,7 +217,8 @@ class Fidelity(Stored):
     """How closely the folded network follows the one before pruning on held-out inputs, by metric: SQNR in dB, agreement.
 
     ``repaired`` is before healing. ``healed``, None without it, is after ``steps`` steps in ``seconds``, which made ``kept``
-    of ``parts`` parts of the network better. ``complete``: no step was left out for lack of time.
+    of ``parts`` parts of the network better. ``complete``: no step was left out for lack of time. ``rates`` are the learning
+    rates, relative to the size of a weight, with which pairs, blocks and the network ended.
     """
 
     repaired: dict[str, float]
@@ -227,6 +228,7 @@ class Fidelity(Stored):
     steps: int = 0
     seconds: float = 0.0
     complete: bool = True
+    rates: dict[str, float] = Field(default={})
 
 
 class StoredFile(Stored):

@@ -11,16 +11,16 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lrexport.data.unlabelled import Unlabelled
-from lrexport.lowrank.repair.observed import called_until, comparable, outputs_of
+from lrexport.lowrank.repair.observed import called_until, decisive, outputs_of
 from lrexport.lowrank.repair.parts import Kind, Part, called_once, own_parameters, parts_of
 from lrexport.lowrank.repair.recorded_calls import Recorded, UnslicableError, record_inputs, record_outputs
 from lrexport.runs.record import Fidelity
@@ -29,15 +29,20 @@ from lrexport.tasks.fidelity import SQNR, FidelityMeter
 from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.outputs import flat_tensors
+from lrexport.workflow.healing_steps import BATCH, Run, drawn, take_steps
 
-BATCH = 32  # inputs of a step
 _READ = 125  # inputs at a time if nothing is trained
 _MOST_VALUES = 1 << 26  # of a part's recorded inputs and outputs, 256 MB
 _PASSES, _LEAST_INPUTS = 4, 256  # recording takes time: a part has as many inputs as it sees this many times
 _RECORDING = 0.3  # the most of a part's time that recording its inputs and outputs takes
 _MOST_HELDOUT = 256  # inputs on which each change is judged
-_RATE = 0.01  # learning rate relative to the root mean square of a weight
-_LEAST_RMS = 1e-3  # for biases that are 0
+# Learning rates relative to the root mean square of a weight: the first of each kind of part, and the least. A run that did
+# not help lowers that of the next one, one that helped raises it again.
+_RATE, _LEAST_RATE = 0.01, 1e-4
+_LOWERED, _RAISED = 3.0, 1.5
+# Shares of a run of the whole network after which it is judged, and the fall in dB with which it is given up. At rates that
+# are too high it falls by 3 to 4 dB before the first look, at others by 0.2 dB at most.
+_LOOKS, _FALL = (0.125, 0.25, 0.5), 1.0
 # Share of the time of all pairs, all blocks and the whole network; steps relative to those of a block.
 _TIME: dict[Kind, float] = {"pair": 0.15, "block": 0.35, "network": 0.5}
 _STEPS: dict[Kind, float] = {"pair": 0.5, "block": 1.0, "network": 4.0}
@@ -87,7 +92,7 @@ class _Truth:
 
     def __init__(self, dense: nn.Module, network: nn.Module, inputs: Unlabelled) -> None:
         (few,) = inputs.draw(3).batches(3)
-        self.names = comparable((dense, network), few.filled(3))
+        self.names = decisive((dense, network), few.filled(3))
         values = sum(each.numel() for each in flat_tensors(_output(dense, self.names, few))) // len(few)
         self.inputs = inputs.draw(max(2, min(_MOST_HELDOUT, _MOST_VALUES // max(1, values))))
         self.outputs = [_output(dense, self.names, batch) for batch in self.inputs.batches(_READ)]
@@ -97,6 +102,34 @@ class _Truth:
         for batch, truth in zip(self.inputs.batches(_READ), self.outputs, strict=True):
             meter.update(_output(network, self.names, batch), truth)
         return meter.compute()
+
+
+class _Best:
+    """The state of a network that follows the dense one most closely of those seen."""
+
+    def __init__(self, network: nn.Module, truth: _Truth) -> None:
+        self._network, self._truth = network, truth
+        self.fidelity = truth.fidelity(network)
+        self._weights = copy.deepcopy(network.state_dict())
+
+    @property
+    def decibels(self) -> float:
+        return self.fidelity[SQNR]
+
+    def look(self) -> float:
+        """The SQNR of the network as it is now, which is kept if it is better."""
+        now = self._truth.fidelity(self._network)
+        if now[SQNR] > self.decibels:
+            self.fidelity, self._weights = now, copy.deepcopy(self._network.state_dict())
+        return now[SQNR]
+
+    def restore(self) -> None:
+        self._network.load_state_dict(self._weights)
+
+
+def _holds(best: _Best, decibels: float) -> bool:
+    """Whether the network is hardly worse than at ``decibels``."""
+    return best.look() > decibels - _FALL
 
 
 @torch.no_grad()
@@ -118,12 +151,14 @@ class _Healing:
     names: tuple[str, ...] = ("",)  # the modules whose outputs are those of the network
     began: float = field(default_factory=time.monotonic)
     shares: dict[Kind, float] = field(default_factory=lambda: dict(_TIME))
+    rates: dict[Kind, float] = field(default_factory=lambda: dict.fromkeys(_TIME, _RATE))
 
     def run(self) -> Fidelity:
         truth = _Truth(self.dense, self.network, self.heldout)
         self.names = truth.names
         asked = time.monotonic()
-        first = before = truth.fidelity(self.network)
+        best = _Best(self.network, truth)
+        first = best.fidelity
         judgement = time.monotonic() - asked
         networks = (self.dense, self.network)
         parts = called_once(parts_of(self.network), networks, next(iter(self.inputs.draw(2).batches(2))))
@@ -131,23 +166,19 @@ class _Healing:
         kept = 0
         for number, part in enumerate(parts):
             self.on_part(number, len(parts), part)
-            weights = copy.deepcopy(self.network.state_dict())
-            if not self._train(part, self._deadline(parts, number)):
-                continue
-            after = truth.fidelity(self.network)
-            if after[SQNR] > before[SQNR]:
-                before, kept = after, kept + 1
-            else:
-                self.network.load_state_dict(weights)
+            before = best.fidelity
+            self._train(part, self._deadline(parts, number), best)
+            kept += best.fidelity is not before
         seconds = time.monotonic() - self.began
         return Fidelity(
             repaired=first,
-            healed=before,
+            healed=best.fidelity,
             parts=len(parts),
             kept=kept,
             steps=self.steps,
             seconds=round(seconds, 3),
             complete=self.in_time,
+            rates={kind: self.rates[kind] for kind in {part.kind: None for part in parts}},
         )
 
     def _leave_out(self, parts: list[Part], judgement: float) -> None:
@@ -169,39 +200,42 @@ class _Healing:
         left = max(0.0, self.began + 60 * self.effort.minutes - now)
         return now + left * shares[0] / sum(shares)
 
-    def _train(self, part: Part, deadline: float) -> bool:
-        """Train one part; whether it may have changed."""
+    def _train(self, part: Part, deadline: float, best: _Best) -> None:
+        """Train one part, and leave the best state seen.
+
+        A run whose outputs get clearly worse on held-out inputs is given up: the next starts from the best state at a lower
+        rate, for the steps and the time that are left.
+        """
         parameters = own_parameters(self.network, part)
         recorded = self._record(part, deadline) if parameters else None
         if recorded is None:
-            return False
-        given, targets = recorded
-        module, whole = self.network.get_submodule(part.name), part.kind == "network"
-        most = self._steps(part)
-        groups = [{"params": [each], "rate": _RATE * max(_LEAST_RMS, _rms(each))} for each in parameters]
-        optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
-        generator = torch.Generator().manual_seed(self.effort.seed)
-        started, step = time.monotonic(), 0
-        with torch.enable_grad(), eval_mode(self.network), _only(self.network, parameters):
-            for step, index in enumerate(_indices(len(targets), most, generator)):
-                spent = time.monotonic()
-                if spent >= deadline:
-                    self.in_time = False
-                    break
-                progress = max(step / most, (spent - started) / (deadline - started))
-                for group in optimizer.param_groups:
-                    group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * progress))
-                outputs = called_until(module, self.names if whole else ("",), given.of(index))
-                if not whole:
-                    outputs = {part.name: outputs}  # as recorded
-                loss = (following if whole else scaled_errors)(outputs, targets.of(index))
-                if not loss.requires_grad or not bool(loss.isfinite()):
-                    break
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                self.steps += 1
-        return step > 0
+            return
+        indices = drawn(len(recorded[1]), torch.Generator().manual_seed(self.effort.seed))
+        loss_of = partial(self._loss, part, *recorded)
+        looks, left = _LOOKS if part.kind == "network" else (), self._steps(part)
+        while left and self.rates[part.kind] >= _LEAST_RATE:
+            start = best.decibels
+            run = Run(self.rates[part.kind], left, deadline, looks)
+            goes_on = partial(_holds, best, start)
+            taken = take_steps(self.network, parameters, loss_of, indices, run, goes_on)
+            self.steps += taken.steps
+            self.in_time &= not taken.late
+            if not taken.steps:
+                break
+            left = left - taken.steps if taken.given_up else 0
+            self._follow(part.kind, not taken.given_up and best.look() > start)
+            best.restore()
+
+    def _loss(self, part: Part, given: Recorded, targets: Recorded, index: Tensor) -> Tensor:
+        module = self.network.get_submodule(part.name)
+        if part.kind == "network":
+            return following(called_until(module, self.names, given.of(index)), targets.of(index))
+        outputs = {part.name: called_until(module, ("",), given.of(index))}  # as recorded
+        return scaled_errors(outputs, targets.of(index))
+
+    def _follow(self, kind: Kind, helped: bool) -> None:
+        """The rate of the next run of this kind, after one that helped or not."""
+        self.rates[kind] = min(_RATE, self.rates[kind] * _RAISED) if helped else self.rates[kind] / _LOWERED
 
     def _steps(self, part: Part) -> int:
         return max(1, round(self.effort.steps * _STEPS[part.kind]))
@@ -234,33 +268,3 @@ class _Healing:
         given = record_inputs(self.network, part.name, inputs.batches(_READ))
         names = self.names if part.kind == "network" else (part.name,)
         return given, record_outputs(self.dense, names, inputs.batches(_READ))
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.detach().float().square().mean().sqrt())
-
-
-@contextmanager
-def _only(network: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside the block, gradients are computed for these parameters and no others, whether they are frozen or not."""
-    trained = set(parameters)
-    before = {each: each.requires_grad for each in network.parameters()}
-    for each in before:
-        each.requires_grad_(each in trained)
-    try:
-        yield
-    finally:
-        for each, asked in before.items():
-            each.requires_grad_(asked)
-        for each in parameters:
-            each.grad = None
-
-
-def _indices(count: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Random inputs for each step, all of them before any comes again."""
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(order) < min(BATCH, count):
-            order = torch.randperm(count, generator=generator)
-        yield order[:BATCH]
-        order = order[BATCH:]

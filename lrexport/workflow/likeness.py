@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrexport.data.unlabelled import Unlabelled
 from lrexport.errors import InputError
 from lrexport.lowrank.factors.decompose import SVDNetwork
-from lrexport.lowrank.repair.observed import comparable, outputs_of
+from lrexport.lowrank.repair.observed import decisive, outputs_of
 from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.outputs import flat_tensors
@@ -71,7 +71,7 @@ class DenseOutputs:
         """Compare the modules whose outputs have one shape for all inputs, or nothing if there are none."""
         few = next(iter(self.images.draw(3).batches(3))).filled(3)
         try:
-            self._names = comparable((self._dense, network), few)
+            self._names = decisive((self._dense, network), few)
         except InputError:
             self._names = ()
         else:

@@ -18,6 +18,7 @@ from lrexport.lowrank.repair.parts import Part, parts_of
 from lrexport.lowrank.repair.reconstruct import reconstruct
 from lrexport.tasks.fidelity import AGREEMENT, SQNR
 from lrexport.torch_tools.batch import Batch, BatchLike
+from lrexport.workflow import healing
 from lrexport.workflow.healing import Effort, _Healing, heal, measured_fidelity
 from tests.lowrank.repair.test_reconstruct import at_rank
 
@@ -144,11 +145,84 @@ def test_what_does_not_help_on_held_out_inputs_is_undone(
     images, _ = digits
     network = compressed(dense, images[:300])
     weights = copy.deepcopy(network.state_dict())
-    monkeypatch.setattr("lrexport.workflow.healing._RATE", 10.0)  # destroys whatever it trains
+    monkeypatch.setattr(healing, "_RATE", 10.0)  # destroys whatever it trains
+    monkeypatch.setattr(healing, "_LEAST_RATE", 1.0)
     healed = heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=4))
     assert healed.kept == 0
     assert healed.healed == healed.repaired
+    assert healed.rates["network"] < 10
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_a_deep_network_that_the_first_rate_destroys_heals_at_a_lower_one_that_the_result_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    depth, width, rank = 16, 64, 32
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=(2 / width) ** 0.5, generator=generator)
+        nn.init.zeros_(layer.bias)
+    dense = nn.Sequential(*layers).eval()
+    inputs = torch.rand(400, width, generator=generator)
+    svd = decompose(copy.deepcopy(dense), (width,))
+    plan = at_rank(svd, rank)
+    start = fold(svd, plan)
+    reconstruct(start, svd, plan, inputs[:200])
+    start.eval()
+    monkeypatch.setattr(healing, "called_once", lambda parts, *_: parts[-1:])  # the whole network alone
+    results = []
+    for looks in ((), healing._LOOKS):
+        monkeypatch.setattr(healing, "_LOOKS", looks)
+        network = copy.deepcopy(start)
+        results.append(heal(network, dense, unlabelled(inputs[:250]), unlabelled(inputs[250:]), Effort(steps=8)))
+    at_first, followed = results
+    assert at_first.kept == 0
+    assert followed.kept == 1
+    assert followed.healed[SQNR] > followed.repaired[SQNR] + 0.1
+    assert followed.rates["network"] < healing._RATE
+    assert followed.steps <= at_first.steps
+    assert followed.complete
+
+
+def test_where_the_first_rate_works_looking_at_it_on_the_way_changes_nothing(
+    dense: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = digits
+    learnt, judged, results = unlabelled(images[:700]), unlabelled(images[700:800]), []
+    start = compressed(dense, images[:700])
+    monkeypatch.setattr(healing, "called_once", lambda parts, *_: parts[-1:])  # the whole network alone
+    for looks in (healing._LOOKS, ()):
+        monkeypatch.setattr(healing, "_LOOKS", looks)
+        network = copy.deepcopy(start)
+        healed = heal(network, dense, learnt, judged, Effort(steps=20))
+        results.append((healed.model_copy(update={"seconds": 0.0}), network.state_dict()))
+    (looked, weights), (unseen, same) = results
+    assert looked == unseen
+    assert looked.rates == {"network": healing._RATE}
+    assert looked.kept == 1
+    assert all(map(torch.equal, weights.values(), same.values()))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1])
+def test_the_best_state_seen_is_the_one_that_is_kept(
+    rate: float, dense: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = digits
+    network, judged, seen = compressed(dense, images[:300]), unlabelled(images[300:400]), list[float]()
+    fidelity = healing._Truth.fidelity
+
+    def noting(truth: healing._Truth, judged_network: nn.Module) -> dict[str, float]:
+        values = fidelity(truth, judged_network)
+        seen.append(values[SQNR])
+        return values
+
+    monkeypatch.setattr(healing._Truth, "fidelity", noting)
+    monkeypatch.setattr(healing, "_RATE", rate)
+    healed = heal(network, dense, unlabelled(images[:300]), judged, Effort(steps=4))
+    assert healed.healed[SQNR] == max(seen) > seen[0]
+    assert measured_fidelity(network, dense, judged) == healed.healed
+    assert healed.steps <= 4 * 2 + 2 * 4 + 16  # four pairs, two blocks and the network: runs share a part's steps
 
 
 def test_without_time_nothing_is_trained_and_the_result_says_so(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
@@ -190,13 +264,13 @@ def test_parts_that_would_have_hardly_more_time_than_their_judgement_leave_it_to
 ) -> None:
     images, _ = digits
     network, inputs = compressed(dense, images[:256]), unlabelled(images[:64])
-    healing = _Healing(network, dense, inputs, inputs, Effort(minutes=1), lambda *_: None)
+    session = _Healing(network, dense, inputs, inputs, Effort(minutes=1), lambda *_: None)
     parts = parts_of(network)
-    healing._leave_out(parts, judgement)
-    assert {kind for kind, share in healing.shares.items() if not share} == left_out
+    session._leave_out(parts, judgement)
+    assert {kind for kind, share in session.shares.items() if not share} == left_out
     last = next(number for number, part in enumerate(parts) if part.kind not in left_out)
-    assert healing._deadline(parts, last) > time.monotonic() + 2
-    assert all(healing._deadline(parts, number) <= time.monotonic() for number in range(last))
+    assert session._deadline(parts, last) > time.monotonic() + 2
+    assert all(session._deadline(parts, number) <= time.monotonic() for number in range(last))
 
 
 def test_frozen_weights_are_trained_too_and_stay_marked_as_frozen(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

@@ -60,7 +60,7 @@ def test_a_detector_is_judged_by_what_it_chooses_boxes_from() -> None:
         changed.head["scores"].bias.add_(0.5)
         body = network.backbone(given().inputs.only)
         scores = network.head["scores"](torch.relu(body))
-    deviations = sum(float((each - each.mean(0)).double().square().sum()) for each in (body, scores))
+    deviations = float((scores - scores.mean(0)).double().square().sum())
     assert dense.error_of(changed) == pytest.approx(0.25 * scores.numel() / deviations, rel=1e-4)
     assert dense.likeness_of(changed) < dense.likeness_of(network)
 

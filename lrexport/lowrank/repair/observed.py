@@ -10,14 +10,14 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrexport.errors import InputError
 from lrexport.lowrank.layers.kernels import WEIGHTED
 from lrexport.torch_tools.batch import Batch, call
 from lrexport.torch_tools.memory_layout import fast_layout
 from lrexport.torch_tools.modes import eval_mode
-from lrexport.torch_tools.outputs import named_tensors
+from lrexport.torch_tools.outputs import flat_tensors, named_tensors, refilled
 
 _Shapes = dict[str, tuple[int, ...]]
 
@@ -40,6 +40,15 @@ def comparable(networks: tuple[nn.Module, ...], inputs: Batch) -> tuple[str, ...
             "Its forward, or a module in it, must return floating-point tensors (B, …).",
         )
     return names
+
+
+def decisive(networks: tuple[nn.Module, ...], inputs: Batch) -> tuple[str, ...]:
+    """Those of :func:`comparable` that the networks' outputs are computed from. Raises as that does.
+
+    Not a backbone that only the head reads: it may differ where the head makes up for it.
+    """
+    names = comparable(networks, inputs)
+    return names if len(names) == 1 else _last_of(networks[0], names, inputs)
 
 
 def outputs_of(network: nn.Module, names: tuple[str, ...], inputs: Batch) -> Any:
@@ -93,6 +102,50 @@ def _shapes(network: nn.Module, inputs: Batch) -> dict[str, list[_Shapes]]:
             hooks.callback(module.register_forward_hook(note(name)).remove)
         call(network, batch)
     return shapes
+
+
+@torch.no_grad()
+def _last_of(network: nn.Module, names: tuple[str, ...], inputs: Batch) -> tuple[str, ...]:
+    """Those of the modules whose outputs change the network's although the others' are held; all if none does.
+
+    Values are changed, not followed by gradients, which do not pass a detector's proposals.
+    """
+    held: dict[str, Any] = {}
+    batch = fast_layout(network, inputs.clone())
+
+    def outputs(changed: str | None = None) -> list[Tensor]:
+        """The network's outputs, with those of the modules held and of one of them changed; the first call only holds."""
+
+        def note(name: str) -> Any:
+            def leave(_module: nn.Module, _args: object, output: Any) -> Any:
+                return _copied(held.setdefault(name, _copied(output)), different=name == changed)
+
+            return leave
+
+        with ExitStack() as hooks, eval_mode(network):
+            for name in names:
+                hooks.callback(network.get_submodule(name).register_forward_hook(note(name)).remove)
+            return list(flat_tensors(call(network, batch.clone())))
+
+    usual = outputs()
+    return tuple(name for name in names if not _are_equal(outputs(name), usual)) or names
+
+
+def _copied(output: Any, different: bool = False) -> Any:
+    """A copy of an output, with other floating-point values of about the same size if ``different``."""
+    generator = torch.Generator().manual_seed(0)
+
+    def copy(tensor: Tensor) -> Tensor:
+        if not different or not tensor.is_floating_point():
+            return tensor.clone()
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+        return tensor + noise * tensor.square().mean().sqrt().clamp_min(1e-3)
+
+    return refilled(output, map(copy, flat_tensors(output)))
+
+
+def _are_equal(outputs: list[Tensor], others: list[Tensor]) -> bool:
+    return len(outputs) == len(others) and all(map(torch.equal, outputs, others))
 
 
 def _of_one(shape: tuple[int, ...], samples: int) -> tuple[int, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lrexport.errors import InputError
-from lrexport.lowrank.repair.observed import comparable, outputs_of
+from lrexport.lowrank.repair.observed import comparable, decisive, outputs_of
 from lrexport.torch_tools.batch import Batch
 
 IMAGES = Batch.of(torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
@@ -43,6 +44,30 @@ def test_of_a_detector_backbone_and_head_are_compared() -> None:
     outputs = outputs_of(network, names, IMAGES)
     assert list(outputs) == list(names)
     torch.testing.assert_close(outputs["backbone"], network.backbone(IMAGES.only))
+
+
+def test_a_backbone_that_only_the_head_reads_decides_nothing() -> None:
+    network = Detector().eval()
+    assert decisive((network, copy.deepcopy(network)), IMAGES) == ("head.scores",)
+
+
+class Proposer(Detector):
+    """Boxes where proposals, which pass no gradient, are high; their scores come from the backbone."""
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        features = torch.relu(self.backbone(images))
+        proposals = self.head["scores"](features).detach().flatten(1)
+        return [{"scores": of[at > 0]} for of, at in zip(features.mean(1).flatten(1), proposals, strict=True)]
+
+
+def test_modules_that_only_choose_and_those_read_directly_decide() -> None:
+    network = Proposer().eval()
+    assert decisive((network, copy.deepcopy(network)), IMAGES) == ("backbone", "head.scores")
+
+
+def test_all_modules_decide_if_none_changes_an_output() -> None:
+    network = Detector(threshold=math.inf).eval()  # finds nothing, whatever the scores
+    assert decisive((network,), IMAGES) == ("backbone", "head.scores")
 
 
 def test_a_network_that_only_counts_cannot_be_compared() -> None:
