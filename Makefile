@@ -20,7 +20,7 @@ test-slow: $(VENV)/.test
 test-formats: $(VENV)/.test $(VENV)-mnn/.ready $(VENV)-web/.ready
 	LREXPORT_TEST_MNN=$(abspath $(VENV)-mnn/bin/python) \
 	LREXPORT_TEST_ONNXRUNTIME_WEB=$(abspath $(VENV)-web/node_modules/onnxruntime-web) \
-	  $(BIN)/pytest tests/measure/test_other_runtimes.py tests/measure/targets/test_real_browser.py
+	  $(BIN)/pytest tests/measure/test_other_runtimes.py tests/measure/targets/test_real_browser.py tests/test_ship.py::test_browser
 
 $(VENV)-mnn/.ready: pyproject.toml
 	test -x $(VENV)-mnn/bin/python || $(PYTHON) -m venv $(VENV)-mnn

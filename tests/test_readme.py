@@ -41,6 +41,7 @@ COMMANDS = {
     "docs/runtimes.md": 8,
     "docs/training.md": 8,
     "docs/ship/android.md": 6,
+    "docs/ship/browser.md": 6,
     "docs/ship/linux.md": 4,
     "docs/ship/microcontroller.md": 3,
     "docs/ship/raspberry-pi.md": 3,

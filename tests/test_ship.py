@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lrexport.cli.main import run
+from lrexport.measure.targets.browser.programs import PROGRAMS
 from tests.board import Board
 from tests.phone import FakePhone, write_script
 from tests.phone_programs import FAKE_LITERT, FAKE_NCNN, FAKE_ORT
@@ -87,6 +90,17 @@ def test_android_over_adb(phone: FakePhone) -> None:
     assert run(["onnx", "run", "--rounds", "0"]) == 0
     _run_all("android.md", only="adb://")
     assert phone.left() == []
+
+
+@pytest.mark.usefixtures("_here")
+def test_browser() -> None:
+    """The commands for a phone are those of tests/measure/targets/test_browser_page.py."""
+    package = os.environ.get("LREXPORT_TEST_ONNXRUNTIME_WEB")
+    if package is None or not any(map(shutil.which, PROGRAMS)):
+        pytest.skip("run by make test-formats, which gets onnxruntime-web from npm; needs Chromium")
+    Path("node_modules").mkdir()
+    Path("node_modules/onnxruntime-web").symlink_to(package)
+    _run_all("browser.md", only=" browser")
 
 
 @pytest.mark.usefixtures("_here")
