@@ -93,6 +93,7 @@ def test_android_over_adb(phone: FakePhone) -> None:
 
 
 @pytest.mark.usefixtures("_here")
+@pytest.mark.timeout(1800)  # layer times in a browser take minutes
 def test_browser() -> None:
     """The commands for a phone are those of tests/measure/targets/test_browser_page.py."""
     package = os.environ.get("LREXPORT_TEST_ONNXRUNTIME_WEB")

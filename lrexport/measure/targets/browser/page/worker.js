@@ -1,6 +1,7 @@
 // Measures networks in onnxruntime-web by the protocol of lrexport/measure/runner.py; docs/latency.md describes it.
 const MOST_WARMUP_MS = 3000;
-const LEAST_WARMUP_MS = 500; // compiled again, faster, after its first runs
+const LEAST_WARMUP_MS = 500; // WebAssembly is compiled again, faster, after its first runs
+const LEAST_WARMUP_MS_OF_A_LAYER = 100; // which shares its kernels with many others
 const STABLE = 0.05;
 const LEAST_SAMPLE_MS = 5;
 const STEPS_A_SAMPLE = 200; // of the clock: it is then wrong by at most 0.5 %
@@ -226,7 +227,7 @@ async function measured(models, group) {
 async function warmedUp(name, once, group) {
   const times = [], few = Math.max(1, job.warmup_runs >> 1), began = performance.now();
   const spent = () => performance.now() - began;
-  const least = job.group_seconds ? 0 : LEAST_WARMUP_MS;
+  const least = job.group_seconds ? LEAST_WARMUP_MS_OF_A_LAYER : LEAST_WARMUP_MS;
   while (times.length < job.warmup_runs || spent() < MOST_WARMUP_MS) {
     begin(name, "a run");
     times.push(await sample(once, 1, null));
