@@ -17,14 +17,20 @@ test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow
 
 # Runtimes that have environments of their own.
-test-formats: $(VENV)/.test $(VENV)-mnn/.ready $(VENV)-web/.ready
+FORMATS := mnn executorch
+test-formats: $(VENV)/.test $(FORMATS:%=$(VENV)-%/.ready) $(VENV)-web/.ready
 	LREXPORT_TEST_MNN=$(abspath $(VENV)-mnn/bin/python) \
+	LREXPORT_TEST_EXECUTORCH=$(abspath $(VENV)-executorch/bin/python) \
 	LREXPORT_TEST_ONNXRUNTIME_WEB=$(abspath $(VENV)-web/node_modules/onnxruntime-web) \
 	  $(BIN)/pytest tests/measure/test_other_runtimes.py tests/measure/targets/test_real_browser.py tests/test_ship.py::test_browser
 
-$(VENV)-mnn/.ready: pyproject.toml
-	test -x $(VENV)-mnn/bin/python || $(PYTHON) -m venv $(VENV)-mnn
-	$(VENV)-mnn/bin/python -m pip install --quiet 'MNN>=3.4' numpy
+# Toolchains that convert from torch get the torch that writes their programs.
+$(VENV)-mnn/.ready: NEEDS = 'MNN>=3.4' numpy
+$(VENV)-executorch/.ready: NEEDS = 'executorch>=1.0' numpy $$($(BIN)/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])')
+
+$(VENV)-%/.ready: pyproject.toml $(VENV)/.test
+	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet $(NEEDS)
 	touch $@
 
 $(VENV)-web/.ready:
@@ -47,7 +53,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/step_time.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-mnn $(VENV)-web lrexport-demo
+	rm -rf $(VENV) $(FORMATS:%=$(VENV)-%) $(VENV)-web lrexport-demo
 
 # constraints.txt pins the tested versions; a changed pin or dependency updates the environment.
 $(VENV)/.%: pyproject.toml constraints.txt

@@ -307,7 +307,8 @@ class OrtWritten(Event):
 class FormatWritten(Event):
     """``source`` is written as ``files`` for ``runtime``, there within ``relative_error`` of its largest output.
 
-    ``score`` in ``metric`` is that of the test images in the runtime; None without them.
+    ``score`` in ``metric`` is that of the test images in the runtime; None without them. ``notes`` are those of its
+    toolchain, such as operators that stay in slow kernels.
     """
 
     kind = "format"
@@ -319,6 +320,7 @@ class FormatWritten(Event):
     precision: str
     score: float | None = None
     metric: Metric = TOP1
+    notes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

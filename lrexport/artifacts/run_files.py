@@ -22,6 +22,7 @@ _ENDS = {
     "openvino": (".openvino.xml", ".openvino.bin"),
     "ncnn": (".ncnn.param", ".ncnn.bin"),
     "mnn": (".mnn",),
+    "executorch": (".pte",),
     ORT: (".ort", ".arm.ort"),
 }
 # By format and by the ONNX file that they are made from: the names of the files of other formats.

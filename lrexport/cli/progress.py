@@ -280,6 +280,8 @@ class Progressing:
             f"{', '.join(event.files)}: {format_bytes(event.bytes)}, {event.precision}; in {event.runtime} at most "
             f"{event.relative_error:.1e} of the largest output from {event.source}{scored}"
         )
+        for words in event.notes or ():
+            self.say(f"{event.files[0]}: {words}")
 
     @__call__.register
     def _(self, event: FilesRemoved) -> None:

@@ -67,7 +67,7 @@ class InRuntime:
     """Finished files, and their score in the runtime.
 
     ``relative_error`` is the largest difference from the ONNX file relative to the largest output, ``sizes`` those of the
-    first input at which they were compared.
+    first input at which they were compared, ``notes`` what the toolchain leaves in slow kernels.
     """
 
     bytes: int
@@ -76,6 +76,7 @@ class InRuntime:
     precision: str
     sizes: tuple[tuple[int, ...], ...]
     score: Score | None
+    notes: tuple[str, ...] = ()
 
 
 def write_in_ort(source: Path, paths: list[Path], subject: Subject, onnx_score: Score | None) -> InRuntime:
@@ -140,7 +141,8 @@ def write_in_runtime(
             errors.append(_compare(reference, mine, title, name, subject))
     sizes = tuple(tuple(each.inputs[0].shape) for each in (ports, *others))
     total = sum(path.stat().st_size for path in paths)
-    return InRuntime(total, max(errors), version, base.runtime(runtime).precision, sizes, scored)
+    notes = tuple(artefact.about["notes"])
+    return InRuntime(total, max(errors), version, base.runtime(runtime).precision, sizes, scored, notes)
 
 
 def _others(reference: Any, ports: Ports, runtime: str) -> Iterator[Ports]:

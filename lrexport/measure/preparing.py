@@ -2,9 +2,10 @@
 
     python -m lrexport.measure.preparing JOB.json [PARENT]
 
-Two stages, each a job in a process, because the toolchain's Python may have no ONNX Runtime: ``reference`` runs each file in
-ONNX Runtime on inputs by the rules of the runner, and writes both into a .npz; ``convert`` makes the runtime's files. Every
-answer is a line of JSON: {"model": key, "facts": …} for each file as soon as it is done, or {"error": …, "model": key}.
+Stages, each a job in a process, because the toolchain's Python may have no ONNX Runtime: ``reference`` runs each file in
+ONNX Runtime on inputs by the rules of the runner, and writes both into a .npz; ``program``, for toolchains that convert from
+torch, writes it as a program of torch.export, and needs lrexport; ``convert`` makes the runtime's files. Every answer is a
+line of JSON: {"model": key, "facts": …} for each file as soon as it is done, or {"error": …, "model": key}.
 """
 
 # The toolchain's Python may be older than lrexport requires.
@@ -32,7 +33,7 @@ def main(path: str) -> int:
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
     os.chdir(os.path.dirname(os.path.abspath(path)))
-    runtime = base.runtime(base.DEFAULT if job["stage"] == "reference" else job["runtime"])
+    runtime = base.runtime(job["runtime"] if job["stage"] == "convert" else base.DEFAULT)
     absent = base.missing(runtime.needs)
     if absent is None and job["stage"] == "convert":
         absent = _missing_program(runtime)
@@ -44,9 +45,12 @@ def main(path: str) -> int:
     inputs = inputs_of(job)
     for model in job["models"]:
         _say({"begun": model["key"]})
-        watch.begin(model["key"], "converting" if job["stage"] == "convert" else "loading and the first run", times=2)
+        watch.begin(model["key"], "loading and the first run" if job["stage"] == "reference" else "converting", times=2)
         try:
-            facts = _reference(model, job, inputs) if job["stage"] == "reference" else _converted(model, job, runtime)
+            if job["stage"] == "reference":
+                facts = _reference(model, job, inputs)
+            else:
+                facts = _program(model) if job["stage"] == "program" else _converted(model, job, runtime)
         except TimeoutError as error:
             _say(ModelError(model["key"], str(error), limit="time").facts())
             return 1
@@ -98,10 +102,27 @@ def _is_quantised(path: str) -> bool:
         return _IN_INT8 in file.read()
 
 
+def _program(model: JsonObject) -> JsonObject:
+    """The model as a program, for inputs like those in its .npz."""
+    from pathlib import Path
+
+    import numpy
+    import torch
+
+    from lrexport.onnx_network.program import write_program
+
+    path, names = f"{model['folder']}.pt2", [port.name for port in Ports.from_json(model["ports"]).inputs]
+    with numpy.load(model["arrays"], allow_pickle=False) as arrays:
+        inputs = {name: torch.from_numpy(arrays[f"in{number}"]) for number, name in enumerate(names)}
+    write_program(Path(model["file"]), Path(path), inputs)
+    return {"program": path}
+
+
 def _converted(model: JsonObject, job: JsonObject, runtime: base.Runtime) -> JsonObject:
     os.makedirs(model["folder"])
-    files = runtime.convert(model["file"], model["folder"], Ports.from_json(model["ports"]), job["seconds"])
-    return {"files": [os.path.abspath(file) for file in files]}
+    source = model["program"] if runtime.takes_program else model["file"]
+    files = runtime.convert(source, model["folder"], Ports.from_json(model["ports"]), job["seconds"])
+    return {"files": [os.path.abspath(file) for file in files], "notes": runtime.notes}
 
 
 class _Answers:

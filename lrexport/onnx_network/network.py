@@ -15,12 +15,13 @@ from lrexport.onnx_network import layers as kinds
 from lrexport.onnx_network.body import Address, Body, Step, body_of, types_and_shapes_of
 from lrexport.onnx_network.inputs import FileInput
 from lrexport.onnx_network.layers import Layer
-from lrexport.onnx_network.operators.facts import type_of
+from lrexport.onnx_network.operators.facts import type_of, with_numbers
 from lrexport.onnx_network.running import Planner, Run, Watch, blocking
 from lrexport.onnx_network.runtime_groups import RuntimeGroup
 from lrexport.onnx_network.source import SourceModel
 from lrexport.signature import Signature
 
+_MOST_KNOWN = 64  # values of a constant: axes, sizes, limits
 _CLOSE, _CLOSE_ROUNDED = 1e-4, 2e-2
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
@@ -56,6 +57,7 @@ class OnnxNetwork(nn.Module):
         self._layers: dict[Address, Layer] = {}
         self.graph_reasons: dict[str, str] = {}
         self._buffer_names: dict[tuple[int, str], str] = {}
+        self._known: dict[str, list[Any]] = {}
         self._find_layers(body)
         self._bodies = _Shared(list(body.all()))
         self._numbers = {id(each): number for number, each in enumerate(self._bodies.value)}
@@ -170,7 +172,7 @@ class OnnxNetwork(nn.Module):
     def run(self, given: Mapping[str, Tensor], watch: Watch | None = None) -> dict[str, Tensor]:
         """The file's outputs by name for its inputs by name, as the file takes them."""
         precision = self.get_buffer("_precision").dtype
-        values = {name: value.to(precision) if value.is_floating_point() else value for name, value in given.items()}
+        values = {name: _in(value, precision) for name, value in given.items()}
         run = Run(self.get_submodule, self._layers, self._constant, self._late_group, watch, precision)
         outputs = run.outputs(self._program, values)
         return {name: self._as_declared(name, value) for name, value in zip(self._outputs, outputs, strict=True)}
@@ -264,6 +266,8 @@ class OnnxNetwork(nn.Module):
             for name in sorted(needed & body.constants.keys()):
                 buffer = f"_constant_{len(self._buffer_names)}"
                 self._buffer_names[number, name] = buffer
+                if body.constants[name].numel() <= _MOST_KNOWN:
+                    self._known[buffer] = body.constants[name].reshape(-1).tolist()
                 value = body.constants[name]
                 self.register_buffer(buffer, value.float() if value.is_floating_point() else value, persistent=False)
 
@@ -271,8 +275,14 @@ class OnnxNetwork(nn.Module):
         for scope in body.around():
             buffer = self._buffer_names.get((self._numbers[id(scope)], name))
             if buffer is not None:
-                return self.get_buffer(buffer)
+                value = self.get_buffer(buffer)
+                return with_numbers(value, self._known[buffer]) if buffer in self._known else value
         return None
+
+
+def _in(value: Tensor, precision: torch.dtype) -> Tensor:
+    """The value in the precision if it is one of floats; torch's export would keep a cast that does nothing."""
+    return value.to(precision) if value.is_floating_point() and value.dtype != precision else value
 
 
 class _Shared:

@@ -242,7 +242,7 @@ class FormatFiles(Stored):
     """One network in another format: names and bytes of its files, and how it compares with its ONNX file in the runtime.
 
     ``relative_error`` is the largest difference relative to the largest output; ``sizes`` are those of the first input at
-    which it was compared.
+    which it was compared. ``notes`` are those of the toolchain, such as operators that stay in slow kernels.
     """
 
     files: tuple[str, ...]
@@ -250,6 +250,7 @@ class FormatFiles(Stored):
     relative_error: float
     sizes: tuple[tuple[int, ...], ...]
     accuracy: Score | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Format(Stored):

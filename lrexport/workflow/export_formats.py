@@ -100,7 +100,12 @@ def _format(
             done = write_in_runtime(model, paths, runtime, asked.python, subject, known)
         version, precision = done.version, done.precision
         made[source] = FormatFiles(
-            files=names, bytes=done.bytes, relative_error=done.relative_error, sizes=done.sizes, accuracy=done.score
+            files=names,
+            bytes=done.bytes,
+            relative_error=done.relative_error,
+            sizes=done.sizes,
+            accuracy=done.score,
+            notes=done.notes,
         )
         on_event(
             FormatWritten(
@@ -112,6 +117,7 @@ def _format(
                 precision=precision,
                 score=done.score.primary if done.score else None,
                 metric=done.score.metric if done.score else TOP1,
+                notes=done.notes or None,
             )
         )
     return Format(runtime=runtime, version=version, precision=precision, dense=made[DENSE_ONNX], compressed=made[MODEL_ONNX])

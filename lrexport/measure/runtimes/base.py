@@ -72,7 +72,8 @@ class Runtime:
     """A runtime. ``needs``: the modules it imports, with the packages that bring them; ``converter``: its toolchain's.
 
     ``suffixes`` are those of its files, one network's; empty: it loads ONNX files as they are. ``precision`` is what it is
-    asked to compute in. ``keeps_open_sizes``: its files leave open what the ONNX file does.
+    asked to compute in. ``keeps_open_sizes``: its files leave open what the ONNX file does. ``takes_program``: its toolchain
+    converts a program of torch.export, made from the ONNX file. ``notes`` say what a conversion leaves in slow kernels.
     """
 
     name = ""
@@ -82,13 +83,19 @@ class Runtime:
     precision = "float32"
     has_profiler = False
     keeps_open_sizes = False
+    takes_program = False
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
 
     def version(self) -> str:
         """Its version. Raises any error if it cannot be imported."""
         raise NotImplementedError
 
     def convert(self, source: str, folder: str, ports: Ports, seconds: float) -> list[str]:
-        """Write this runtime's files of the ONNX file ``source`` into ``folder``; returns their paths by ``suffixes``.
+        """Write this runtime's files of ``source`` into ``folder``; returns their paths by ``suffixes``.
+
+        ``source`` is the ONNX file, or the program if it ``takes_program``; what stays slow is in ``notes`` afterwards.
 
         Raises Unsupported, TimeoutError after ``seconds``, or any error of the toolchain.
         """
@@ -103,7 +110,7 @@ class Runtime:
 
 
 # Every runtime by name: the module of this package with its class as RUNTIME.
-NAMES = ("onnxruntime", "openvino", "ncnn", "mnn")
+NAMES = ("onnxruntime", "openvino", "ncnn", "mnn", "executorch")
 DEFAULT = NAMES[0]
 # Not run by the runner, and not sent to devices.
 IN_BROWSER = "onnxruntime-web"

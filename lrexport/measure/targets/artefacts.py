@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,16 @@ def prepared(
     named = {sources[path]: name for group in job.groups for name, path in group.items()}
     facts: dict[str, JsonObject] = {}
     write_all(folder, modules())
-    loads_onnx = not base.runtime(runtime).suffixes
-    stages: list[tuple[str, str | None]] = [("reference", None), ("convert", python)]
-    for stage, program in stages[: 1 if loads_onnx else 2]:
+    chosen = base.runtime(runtime)
+    stages = ["reference", *(("program",) if chosen.takes_program else ()), *(("convert",) if chosen.suffixes else ())]
+    for stage in stages:
         for key, model in models.items():
             model |= {"arrays": str(folder / f"{key}.npz"), "folder": str(folder / key), **facts.get(key, {})}
         options = {"stage": stage, "runtime": runtime, "models": list(models.values()), **_options(job, folder)}
-        child = _Child(folder, options, program, job, target, named)
+        child = _Child(folder, options, python if stage == "convert" else None, job, target, named)
         for done, (key, more) in enumerate(child.answers(), start=1):
             facts[key] = {**facts.get(key, {}), **more}
-            doing = "running in ONNX Runtime" if loads_onnx else f"converting to {runtime}"
+            doing = f"converting to {runtime}" if chosen.suffixes else "running in ONNX Runtime"
             yield {"progress": {"stage": doing, "done": done, "of": len(models)}}
     artefacts = {path: _artefact(folder, key, facts[key]) for path, key in sources.items()}
     yield replace(job, runtime=runtime, artefacts=artefacts, shapes={}, values=None)
@@ -131,7 +132,9 @@ def _options(job: MeasuringJob, folder: Path) -> JsonObject:
 
 
 def _artefact(folder: Path, key: str, facts: Mapping[str, Any]) -> Artefact:
-    about = {name: facts[name] for name in ("ports", "fed", "tolerance", "has_open_sizes")}
+    about = {name: facts[name] for name in ("ports", "fed", "tolerance", "has_open_sizes")} | {
+        "notes": facts.get("notes", [])
+    }
     return Artefact(tuple(map(Path, facts.get("files", ()))), folder / f"{key}.npz", about)
 
 
@@ -153,11 +156,14 @@ class _Child:
 
     def answers(self) -> Iterator[tuple[str, JsonObject]]:
         """Each model's key with its facts, as soon as it is done."""
-        (self._folder / "prepare.json").write_text(json.dumps(self._options), encoding="utf-8")
-        command = [self._python, "-m", "lrexport.measure.preparing", "prepare.json", str(os.getpid())]
-        process = started(
-            command, self._target, stderr=subprocess.PIPE, cwd=self._folder, env=surroundings(self._folder, self._program)
-        )
+        asked = self._folder / "prepare.json"
+        asked.write_text(json.dumps(self._options), encoding="utf-8")
+        command = [self._python, "-m", "lrexport.measure.preparing", str(asked), str(os.getpid())]
+        place, environment = self._folder, surroundings(self._folder, self._program)
+        if self._options["stage"] == "program":  # with all of lrexport, not with the runner's modules alone
+            place, environment = self._folder / "programs", {**os.environ, "TMPDIR": str(self._folder)}
+            place.mkdir()
+        process = started(command, self._target, stderr=subprocess.PIPE, cwd=place, env=environment)
         assert process.stderr is not None
         messages, done = Tail(process.stderr), 0
         try:
@@ -228,4 +234,7 @@ def install_hint(runtime: str, python: str) -> str:
     if runtime in EXTRAS and python == sys.executable:
         return f"Install it: pip install 'lrexport[{runtime}]'"
     needs = list(dict.fromkeys([*chosen.needs.values(), *chosen.converter.values()]))
+    if chosen.takes_program:  # the torch that writes programs is the one that reads them
+        own = metadata.version("torch").partition("+")[0]
+        needs = [f"torch=={own}" if package == "torch" else package for package in needs]
     return f"Install it there: {shlex.quote(python)} -m pip install {' '.join(needs)}"

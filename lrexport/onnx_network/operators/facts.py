@@ -77,14 +77,29 @@ def at(values: Values, index: int) -> Tensor | None:
     return values[index] if index < len(values) else None
 
 
+_NUMBERS = "lrexport_numbers"
+
+
+def with_numbers(value: Tensor, numbers: Sequence[Any]) -> Tensor:
+    """The same tensor, whose values :func:`numbers_of` knows: torch's export has no values where it traces a graph."""
+    setattr(value, _NUMBERS, list(numbers))
+    return value
+
+
+def numbers_of(value: Tensor) -> list[Any]:
+    """The values of a tensor as numbers, in one list."""
+    known: list[Any] | None = getattr(value, _NUMBERS, None)
+    return value.reshape(-1).tolist() if known is None else known
+
+
 def integers(value: Tensor | None) -> list[int] | None:
     """A tensor of integers as a list, None if missing."""
-    return None if value is None else [int(number) for number in value.reshape(-1).tolist()]
+    return None if value is None else listed(value)
 
 
 def listed(value: Tensor) -> list[int]:
     """A tensor of integers as a list."""
-    return [int(number) for number in value.reshape(-1).tolist()]
+    return [int(number) for number in numbers_of(value)]
 
 
 def axis_of(axis: int, rank: int) -> int:

@@ -17,6 +17,7 @@ from lrexport.onnx_network.operators.facts import (
     at,
     axis_of,
     needed,
+    numbers_of,
     only,
     plain,
 )
@@ -134,7 +135,7 @@ def _top_k(facts: NodeFacts) -> Operator | None:
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value = needed(values[0])
-        count = int(attribute if attribute is not None else needed(values[1]).reshape(()))
+        count = int(attribute if attribute is not None else numbers_of(needed(values[1]))[0])
         # Stable, because of equal values ONNX takes the one with the lower place.
         ordered, places = value.sort(dim=axis, descending=largest, stable=True)
         return ordered.narrow(axis, 0, count), places.narrow(axis, 0, count)
@@ -146,7 +147,7 @@ def _one_hot(facts: NodeFacts) -> Operator | None:
     axis = int(facts.get("axis", -1))
 
     def run(values: Values) -> tuple[Tensor, ...]:
-        places, depth, pair = needed(values[0]), int(needed(values[1]).reshape(())), needed(values[2])
+        places, depth, pair = needed(values[0]), int(numbers_of(needed(values[1]))[0]), needed(values[2])
         place = axis + places.ndim + 1 if axis < 0 else axis
         steps = torch.arange(depth, device=places.device)
         wrapped = _wrapped(places, depth).unsqueeze(place)
@@ -181,7 +182,7 @@ def _cumulative(product: bool) -> Form:
         exclusive, backwards = bool(facts.get("exclusive", 0)), bool(facts.get("reverse", 0))
 
         def run(values: Values) -> tuple[Tensor, ...]:
-            value, axis = needed(values[0]), int(needed(values[1]).reshape(()))
+            value, axis = needed(values[0]), int(numbers_of(needed(values[1]))[0])
             value = value.flip(axis) if backwards else value
             if exclusive:  # each place has what is before it
                 first = torch.full_like(value.narrow(axis, 0, 1), 1 if product else 0)
@@ -199,7 +200,7 @@ def _trilu(facts: NodeFacts) -> Operator | None:
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value, shift = needed(values[0]), at(values, 1)
-        diagonal = 0 if shift is None else int(shift.reshape(()))
+        diagonal = 0 if shift is None else int(numbers_of(shift)[0])
         return ((torch.triu if upper else torch.tril)(value, diagonal),)
 
     return run

@@ -18,6 +18,7 @@ from lrexport.onnx_network.operators.facts import (
     integers,
     listed,
     needed,
+    numbers_of,
     only,
     plain,
 )
@@ -96,7 +97,7 @@ def _pad(facts: NodeFacts) -> Operator | None:
             pads, fill, axes = list(facts.get("pads")), float(facts.get("value", 0.0)), None
         else:
             pads, given, axes = listed(needed(values[1])), at(values, 2), integers(at(values, 3))
-            fill = 0 if given is None or not given.numel() else given.reshape(()).item()
+            fill = 0 if given is None or not given.numel() else numbers_of(given)[0]
         axes = list(range(value.ndim)) if axes is None else [axis_of(axis, value.ndim) for axis in axes]
         sides = {axis: (pads[place], pads[place + len(axes)]) for place, axis in enumerate(axes)}
         return (_padded(value, sides, mode, fill),)

@@ -21,6 +21,7 @@ from lrexport.onnx_network.operators.facts import (
     check_size,
     integers,
     needed,
+    numbers_of,
     only,
 )
 
@@ -73,7 +74,7 @@ def _resize(facts: NodeFacts) -> Operator | None:
         if to:
             sizes, scales = _kept(before, to, policy)
         else:
-            scales = [np.float32(scale) for scale in needed(by).reshape(-1).tolist()]
+            scales = [np.float32(scale) for scale in numbers_of(needed(by))]
             sizes = _scaled(before, scales)
         return (_resized(value, axes, sizes, scales, settings),)
 
@@ -100,7 +101,7 @@ def _upsample(facts: NodeFacts) -> Operator | None:
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value = needed(values[0])
-        given = attribute if attribute is not None else needed(values[1]).reshape(-1).tolist()
+        given = attribute if attribute is not None else numbers_of(needed(values[1]))
         scales = [np.float32(scale) for scale in given]
         sizes = _scaled(list(value.shape), scales)
         return (_resized(value, list(range(value.ndim)), sizes, scales, _Settings(mode)),)

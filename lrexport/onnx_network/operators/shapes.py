@@ -25,6 +25,7 @@ from lrexport.onnx_network.operators.facts import (
     plain,
     type_of,
     unary,
+    with_numbers,
 )
 
 
@@ -103,7 +104,8 @@ def _shape(facts: NodeFacts) -> Operator | None:
 
     def run(values: Values) -> tuple[Tensor, ...]:
         value = needed(values[0])
-        return (torch.tensor(list(value.shape)[start:end], dtype=torch.int64, device=value.device),)
+        sizes = list(value.shape)[start:end]
+        return (with_numbers(torch.tensor(sizes, dtype=torch.int64, device=value.device), sizes),)
 
     return run
 
