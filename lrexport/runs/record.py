@@ -218,7 +218,7 @@ class Fidelity(Stored):
 
     ``repaired`` is before healing. ``healed``, None without it, is after ``steps`` steps in ``seconds``, which made ``kept``
     of ``parts`` parts of the network better. ``complete``: no step was left out for lack of time. ``rates`` are the learning
-    rates, relative to the size of a weight, with which pairs, blocks and the network ended.
+    rates, relative to the size of a weight, of the last runs of pairs, blocks and the network.
     """
 
     repaired: dict[str, float]

@@ -151,7 +151,8 @@ class _Healing:
     names: tuple[str, ...] = ("",)  # the modules whose outputs are those of the network
     began: float = field(default_factory=time.monotonic)
     shares: dict[Kind, float] = field(default_factory=lambda: dict(_TIME))
-    rates: dict[Kind, float] = field(default_factory=lambda: dict.fromkeys(_TIME, _RATE))
+    rates: dict[Kind, float] = field(default_factory=lambda: dict.fromkeys(_TIME, _RATE))  # of the next run
+    used: dict[str, float] = field(default_factory=dict)  # in the last run
 
     def run(self) -> Fidelity:
         truth = _Truth(self.dense, self.network, self.heldout)
@@ -178,7 +179,7 @@ class _Healing:
             steps=self.steps,
             seconds=round(seconds, 3),
             complete=self.in_time,
-            rates={kind: self.rates[kind] for kind in {part.kind: None for part in parts}},
+            rates=dict(self.used),
         )
 
     def _leave_out(self, parts: list[Part], judgement: float) -> None:
@@ -222,6 +223,7 @@ class _Healing:
             self.in_time &= not taken.late
             if not taken.steps:
                 break
+            self.used[part.kind] = run.rate
             left = left - taken.steps if taken.given_up else 0
             self._follow(part.kind, not taken.given_up and best.look() > start)
             best.restore()
