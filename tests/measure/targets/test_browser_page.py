@@ -209,12 +209,18 @@ def test_a_phone_that_never_comes_is_not_waited_for_longer_than_allowed(files: d
         measured(files, package, lambda phone: None, seconds=1)
 
 
+def test_a_page_that_nobody_could_open_is_not_waited_for(files: dict[str, Path], package: Path) -> None:
+    target = parse_target(f"browser?serve=127.0.0.1:0&package={package}")
+    with pytest.raises(UsageError, match="nobody would see the address"):
+        measure(files, None, MeasuringJob((), rounds=60), target)
+
+
 def test_a_port_in_use_is_named(files: dict[str, Path], package: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        target = parse_target(f"browser?serve=127.0.0.1:{port}&package={package}")
+        target = parse_target(f"browser?serve=127.0.0.1:{port}&package={package}", opened_by(Phone.start))
         with pytest.raises(DeviceError, match=f"cannot serve on 127.0.0.1:{port}: Address already in use"):
             measure(files, None, MeasuringJob((), rounds=60), target)
 

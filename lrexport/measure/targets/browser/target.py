@@ -83,6 +83,9 @@ class Browser:
 
     def _visit(self, package: Package, program: str | None) -> Visit:
         if self.serve is not None:
+            if self.on_event is ignore_events:
+                reason = "nobody would see the address of its page here"
+                raise UsageError(f"{self.name} cannot be used: {reason}", "Use it with the commands of lrexport.")
             return served(self.name, package, *self.serve, self.timeout, self.on_event)
         assert program is not None
         return Headless(self.name, package, program, self.provider)
