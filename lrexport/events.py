@@ -307,6 +307,8 @@ class OrtWritten(Event):
 class FormatWritten(Event):
     """``source`` is written as ``files`` for ``runtime``, there within ``relative_error`` of its largest output.
 
+    ``relative_error`` is None for files that were converted, not run.
+
     ``score`` in ``metric`` is that of the test images in the runtime; None without them. ``notes`` are those of its
     toolchain, such as operators that stay in slow kernels.
     """
@@ -316,7 +318,7 @@ class FormatWritten(Event):
     source: str
     runtime: str
     bytes: int
-    relative_error: float
+    relative_error: float | None
     precision: str
     score: float | None = None
     metric: Metric = TOP1

@@ -42,6 +42,7 @@ COMMANDS = {
     "docs/training.md": 8,
     "docs/ship/android.md": 6,
     "docs/ship/browser.md": 6,
+    "docs/ship/ios.md": 3,
     "docs/ship/linux.md": 4,
     "docs/ship/microcontroller.md": 3,
     "docs/ship/raspberry-pi.md": 3,

@@ -23,6 +23,7 @@ _ENDS = {
     "ncnn": (".ncnn.param", ".ncnn.bin"),
     "mnn": (".mnn",),
     "executorch": (".pte",),
+    "coreml": (".mlpackage.zip",),
     ORT: (".ort", ".arm.ort"),
 }
 # By format and by the ONNX file that they are made from: the names of the files of other formats.

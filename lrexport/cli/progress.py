@@ -276,10 +276,13 @@ class Progressing:
     @__call__.register
     def _(self, event: FormatWritten) -> None:
         scored = "" if event.score is None else f", {event.metric.name} {event.metric.format(event.score)}"
-        self.say(
-            f"{', '.join(event.files)}: {format_bytes(event.bytes)}, {event.precision}; in {event.runtime} at most "
-            f"{event.relative_error:.1e} of the largest output from {event.source}{scored}"
-        )
+        if event.relative_error is None:
+            verified = f"converted from {event.source}, not run: this machine has no {event.runtime}"
+        else:
+            verified = (
+                f"in {event.runtime} at most {event.relative_error:.1e} of the largest output from {event.source}{scored}"
+            )
+        self.say(f"{', '.join(event.files)}: {format_bytes(event.bytes)}, {event.precision}; {verified}")
         for words in event.notes or ():
             self.say(f"{event.files[0]}: {words}")
 

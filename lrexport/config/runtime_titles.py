@@ -9,6 +9,7 @@ _TITLES = {
     "litert": "LiteRT",
     "onnxruntime-web": "ONNX Runtime Web",
     "executorch": "ExecuTorch",
+    "coreml": "Core ML",
 }
 
 

@@ -71,7 +71,7 @@ class InRuntime:
     """
 
     bytes: int
-    relative_error: float
+    relative_error: float | None
     version: str
     precision: str
     sizes: tuple[tuple[int, ...], ...]
@@ -125,6 +125,10 @@ def write_in_runtime(
         for made, path in zip(artefact.files, paths, strict=True):
             path.write_bytes(made.read_bytes())
         ports = Ports.from_json(artefact.about["ports"])
+    notes = tuple(artefact.about["notes"])
+    if not base.runtime(runtime).is_run:
+        total = sum(path.stat().st_size for path in paths)
+        return InRuntime(total, None, artefact.about["version"], base.runtime(runtime).precision, (), None, notes)
     reference = session(source)
     metadata = reference.get_modelmeta().custom_metadata_map
     free_batch = not isinstance(subject.network, OnnxNetwork)
@@ -141,7 +145,6 @@ def write_in_runtime(
             errors.append(_compare(reference, mine, title, name, subject))
     sizes = tuple(tuple(each.inputs[0].shape) for each in (ports, *others))
     total = sum(path.stat().st_size for path in paths)
-    notes = tuple(artefact.about["notes"])
     return InRuntime(total, max(errors), version, base.runtime(runtime).precision, sizes, scored, notes)
 
 

@@ -122,7 +122,7 @@ def _converted(model: JsonObject, job: JsonObject, runtime: base.Runtime) -> Jso
     os.makedirs(model["folder"])
     source = model["program"] if runtime.takes_program else model["file"]
     files = runtime.convert(source, model["folder"], Ports.from_json(model["ports"]), job["seconds"])
-    return {"files": [os.path.abspath(file) for file in files], "notes": runtime.notes}
+    return {"files": [os.path.abspath(file) for file in files], "notes": runtime.notes, "version": runtime.version()}
 
 
 class _Answers:

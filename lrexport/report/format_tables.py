@@ -23,7 +23,7 @@ def formats_table(record: Record) -> Table:
                     plain(runtime),
                     plain(each.precision),
                     format_bytes(made.bytes),
-                    f"{made.relative_error:.1e}",
+                    "not run" if made.relative_error is None else f"{made.relative_error:.1e}",
                     visible(scored),
                 )
             )

@@ -247,7 +247,7 @@ class FormatFiles(Stored):
 
     files: tuple[str, ...]
     bytes: int
-    relative_error: float
+    relative_error: float | None
     sizes: tuple[tuple[int, ...], ...]
     accuracy: Score | None = None
     notes: tuple[str, ...] = ()

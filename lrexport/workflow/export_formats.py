@@ -17,6 +17,7 @@ from lrexport.config.runtime_titles import title_of
 from lrexport.errors import UsageError
 from lrexport.events import FormatWritten, OnEvent, Warned, Working
 from lrexport.formats.in_runtime import Subject, write_in_ort, write_in_runtime
+from lrexport.measure.runtimes import base
 from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.metric import TOP1
 from lrexport.runs import loading
@@ -89,7 +90,8 @@ def _format(
     runtime = DEFAULT if asked.name == ORT else asked.name
     title, version, precision = title_of(runtime), "", ""
     for source, names in IN_FORMATS[asked.name].items():
-        on_event(Working(f"writing {names[0]} and comparing it with {source} in {title}"))
+        compared = f" and comparing it with {source} in {title}" if base.runtime(runtime).is_run else f" from {source}"
+        on_event(Working(f"writing {names[0]}{compared}"))
         result = record.result_of(source)
         known = result.accuracy if result is not None else None
         paths = [scratch / name for name in names]

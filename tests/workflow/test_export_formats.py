@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lrexport.measure.runtimes.base import Port
 from lrexport.runs.record import Format, load_record
 from lrexport.workflow import exporting
 from tests.folders import folder_with, inside_folder
-from tests.measure.test_runtimes import fake_mnn
+from tests.measure.test_runtimes import fake_mnn, python_with
 
 NETWORK = """
 import torch
@@ -102,6 +103,43 @@ def test_nothing_is_written_if_a_runtime_computes_something_else(capsys: pytest.
     assert not list(Path("run").glob(".export-*"))
 
 
+COREMLTOOLS = """
+import os
+from types import SimpleNamespace
+__version__ = "9.9"
+precision, target = SimpleNamespace(FLOAT32="f32"), SimpleNamespace(iOS16=16)
+given = SimpleNamespace(description=SimpleNamespace(input=[SimpleNamespace(name="x")], output=[SimpleNamespace(name="y")]))
+def rename_feature(spec, old, new):
+    (feature,) = [each for each in (*spec.description.input, *spec.description.output) if each.name == old]
+    feature.name = new
+utils = SimpleNamespace(rename_feature=rename_feature)
+class Model:
+    weights_dir = ""
+    def __init__(self, spec=given, **options): self.spec = spec
+    def get_spec(self): return self.spec
+    def save(self, path):
+        os.mkdir(path)
+        names = [each.name for each in (*self.spec.description.input, *self.spec.description.output)]
+        open(os.path.join(path, "Manifest.json"), "w").write(" ".join(names))
+models = SimpleNamespace(MLModel=Model)
+def convert(program, **options):
+    assert options["compute_precision"] == "f32" and program.graph is not None
+    return Model()
+"""
+
+
+@pytest.mark.slow
+def test_core_ml_files_are_converted_and_not_run(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    program = python_with(tmp_path, coremltools=COREMLTOOLS)
+    assert run(["export", "run", "--to", f"coreml?python={program}"]) == 0
+    found = load_record(Path("run")).formats["coreml"]
+    assert (found.version, found.dense.relative_error, found.dense.accuracy) == ("9.9", None, None)
+    assert "model.mlpackage.zip" in capsys.readouterr().out
+    with zipfile.ZipFile("run/model.mlpackage.zip") as archive:
+        assert archive.namelist() == ["model.mlpackage/Manifest.json"]
+        assert archive.read("model.mlpackage/Manifest.json") == b"input output"
+
+
 @pytest.mark.parametrize(
     ("formats", "code", "words"),
     [
@@ -129,7 +167,7 @@ def test_a_run_without_onnx_files_is_told_how_to_write_them(capsys: pytest.Captu
 
 
 def test_json_of_a_record_with_formats_is_read_again() -> None:
-    files = {"files": ["a"], "bytes": 1, "relative_error": 0.0, "sizes": [[1, 2]], "accuracy": None}
+    files = {"files": ["a"], "bytes": 1, "relative_error": 0.0, "sizes": [[1, 2]], "accuracy": None, "notes": []}
     found = {"runtime": "mnn", "version": "1", "precision": "float32", "dense": files, "compressed": files}
     assert json.loads(Format.model_validate(found).model_dump_json()) == found
 

@@ -74,6 +74,7 @@ class Runtime:
     ``suffixes`` are those of its files, one network's; empty: it loads ONNX files as they are. ``precision`` is what it is
     asked to compute in. ``keeps_open_sizes``: its files leave open what the ONNX file does. ``takes_program``: its toolchain
     converts a program of torch.export, made from the ONNX file. ``notes`` say what a conversion leaves in slow kernels.
+    ``is_run``: its files can be loaded here; others are converted only.
     """
 
     name = ""
@@ -84,6 +85,7 @@ class Runtime:
     has_profiler = False
     keeps_open_sizes = False
     takes_program = False
+    is_run = True
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -114,11 +116,13 @@ NAMES = ("onnxruntime", "openvino", "ncnn", "mnn", "executorch")
 DEFAULT = NAMES[0]
 # Not run by the runner, and not sent to devices.
 IN_BROWSER = "onnxruntime-web"
+# Whose files are made here, but only run elsewhere.
+CONVERTED = "coreml"
 
 
 def runtime(name: str) -> Runtime:
     """The runtime of that name. Raises ValueError for another name."""
-    if name not in (*NAMES, IN_BROWSER):
+    if name not in (*NAMES, IN_BROWSER, CONVERTED):
         raise ValueError(f"unknown runtime {name!r}")
     found: Runtime = importlib.import_module(f"lrexport.measure.runtimes.{name.replace('-', '_')}").RUNTIME
     return found

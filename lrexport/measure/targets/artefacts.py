@@ -135,6 +135,7 @@ def _artefact(folder: Path, key: str, facts: Mapping[str, Any]) -> Artefact:
     about = {name: facts[name] for name in ("ports", "fed", "tolerance", "has_open_sizes")} | {
         "notes": facts.get("notes", [])
     }
+    about["version"] = facts.get("version", "")
     return Artefact(tuple(map(Path, facts.get("files", ()))), folder / f"{key}.npz", about)
 
 

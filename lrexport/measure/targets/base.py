@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from lrexport.errors import DeviceError
-from lrexport.measure.runtimes.base import DEFAULT, NAMES
+from lrexport.measure.runtimes.base import CONVERTED, DEFAULT, NAMES
 
 _PACKAGE = Path(__file__).parents[2]
 _MOST_WAITING = 8  # lines
@@ -27,7 +27,7 @@ _MOST_WORDS = 1_000
 _MODULES = (
     "confinement",
     *(f"measure/{name}" for name in ("runner", "preparing", "serving", "inputs", "machine", "watch")),
-    *(f"measure/runtimes/{name}" for name in ("base", "compare", *NAMES)),
+    *(f"measure/runtimes/{name}" for name in ("base", "compare", *NAMES, CONVERTED)),
 )
 _VALUES = "inputs.npz"
 
