@@ -17,16 +17,19 @@ test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow
 
 # Runtimes that have environments of their own.
-FORMATS := mnn executorch
+FORMATS := mnn litert executorch
 test-formats: $(VENV)/.test $(FORMATS:%=$(VENV)-%/.ready) $(VENV)-web/.ready
 	LREXPORT_TEST_MNN=$(abspath $(VENV)-mnn/bin/python) \
+	LREXPORT_TEST_LITERT=$(abspath $(VENV)-litert/bin/python) \
 	LREXPORT_TEST_EXECUTORCH=$(abspath $(VENV)-executorch/bin/python) \
 	LREXPORT_TEST_ONNXRUNTIME_WEB=$(abspath $(VENV)-web/node_modules/onnxruntime-web) \
 	  $(BIN)/pytest tests/measure/test_other_runtimes.py tests/measure/targets/test_real_browser.py tests/test_ship.py::test_browser
 
 # Toolchains that convert from torch get the torch that writes their programs.
 $(VENV)-mnn/.ready: NEEDS = 'MNN>=3.4' numpy
-$(VENV)-executorch/.ready: NEEDS = 'executorch>=1.0' numpy $$($(BIN)/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])')
+OUR_TORCH = $$($(BIN)/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])')
+$(VENV)-litert/.ready: NEEDS = 'litert-torch>=0.10' 'ai-edge-litert>=2.3' numpy $(OUR_TORCH)
+$(VENV)-executorch/.ready: NEEDS = 'executorch>=1.0' numpy $(OUR_TORCH)
 
 $(VENV)-%/.ready: pyproject.toml $(VENV)/.test
 	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*

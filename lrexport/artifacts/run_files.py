@@ -22,6 +22,7 @@ _ENDS = {
     "openvino": (".openvino.xml", ".openvino.bin"),
     "ncnn": (".ncnn.param", ".ncnn.bin"),
     "mnn": (".mnn",),
+    "litert": (".tflite",),
     "executorch": (".pte",),
     "coreml": (".mlpackage.zip",),
     ORT: (".ort", ".arm.ort"),

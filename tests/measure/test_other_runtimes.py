@@ -27,7 +27,7 @@ def measured_in(runtime: str, files: dict[str, Path]) -> Measurement:
     return measure(files, next(iter(files)), FEW, parse_target(f"local?runtime={runtime}&python={python}"))
 
 
-@pytest.mark.parametrize("runtime", ["mnn", "executorch"])
+@pytest.mark.parametrize("runtime", ["mnn", "litert", "executorch"])
 def test_what_onnx_runtime_computes_is_measured_in_another_environment(runtime: str, tmp_path: Path) -> None:
     files = {
         "plain": write_model(tmp_path / "plain.onnx"),
@@ -40,7 +40,7 @@ def test_what_onnx_runtime_computes_is_measured_in_another_environment(runtime: 
     assert set(tmp_path.iterdir()) == {*files.values()}
 
 
-@pytest.mark.parametrize("runtime", ["executorch"])
+@pytest.mark.parametrize("runtime", ["litert", "executorch"])
 def test_tokens_of_64_bits_are_looked_up_and_sizes_computed(runtime: str, tmp_path: Path) -> None:
     assert measured_in(runtime, {"tokens": write_tokens(tmp_path / "tokens.onnx")}).latencies["tokens"].p50 > 0
 

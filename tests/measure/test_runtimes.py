@@ -262,7 +262,7 @@ def test_a_target_with_a_wrong_runtime_or_option_is_refused_with_what_is_known(t
         parse_target(text)
     assert words in caught.value.message
     if "ncn'" in words:
-        assert caught.value.hint == "Did you mean ncnn? Known: onnxruntime, openvino, ncnn, mnn, executorch."
+        assert caught.value.hint == "Did you mean ncnn? Known: onnxruntime, openvino, ncnn, mnn, litert, executorch."
 
 
 def test_a_runtime_belongs_to_the_name_of_a_target_and_a_python_does_not() -> None:

@@ -112,7 +112,7 @@ class Runtime:
 
 
 # Every runtime by name: the module of this package with its class as RUNTIME.
-NAMES = ("onnxruntime", "openvino", "ncnn", "mnn", "executorch")
+NAMES = ("onnxruntime", "openvino", "ncnn", "mnn", "litert", "executorch")
 DEFAULT = NAMES[0]
 # Not run by the runner, and not sent to devices.
 IN_BROWSER = "onnxruntime-web"
