@@ -2,10 +2,11 @@
 
     python -m lrexport.measure.preparing JOB.json [PARENT]
 
-Stages, each a job in a process, because the toolchain's Python may have no ONNX Runtime: ``reference`` runs each file in
-ONNX Runtime on inputs by the rules of the runner, and writes both into a .npz; ``program``, for toolchains that convert from
-torch, writes it as a program of torch.export, and needs lrexport; ``convert`` makes the runtime's files. Every answer is a
-line of JSON: {"model": key, "facts": …} for each file as soon as it is done, or {"error": …, "model": key}.
+Stages, each a job in a process, because the toolchain's Python may have no ONNX Runtime: ``needs`` says at once which
+package is missing there; ``reference`` runs each file in ONNX Runtime on inputs by the rules of the runner, and writes
+both into a .npz; ``program``, for toolchains that convert from torch, writes it as a program of torch.export, and needs
+lrexport; ``convert`` makes the runtime's files. Every answer is a line of JSON: {"model": key, "facts": …} for each file
+as soon as it is done, or {"error": …, "model": key}.
 """
 
 # The toolchain's Python may be older than lrexport requires.
@@ -33,10 +34,8 @@ def main(path: str) -> int:
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
     os.chdir(os.path.dirname(os.path.abspath(path)))
-    runtime = base.runtime(job["runtime"] if job["stage"] == "convert" else base.DEFAULT)
-    absent = base.missing(runtime.needs)
-    if absent is None and job["stage"] == "convert":
-        absent = _missing_program(runtime)
+    runtime = base.runtime(job["runtime"] if job["stage"] in ("needs", "convert") else base.DEFAULT)
+    absent = _not_installed(runtime) if job["stage"] == "needs" else base.missing(runtime.needs)
     if absent is not None:
         _say({"error": f"{sys.executable} has no usable {absent[0]} ({absent[1]})", "missing": absent[0]})
         return 1
@@ -65,13 +64,14 @@ def main(path: str) -> int:
     return 0
 
 
-def _missing_program(runtime: base.Runtime) -> tuple[str, str] | None:
-    """A package of the toolchain that is not installed; not imported, since it may load torch."""
+def _not_installed(runtime: base.Runtime) -> tuple[str, str] | None:
+    """A package of the runtime or its toolchain that is not installed; not imported, since it may load torch."""
     import importlib.util
 
-    for module, package in runtime.converter.items():
-        if importlib.util.find_spec(module) is None:
-            return package, f"No module named {module!r}"
+    for module, package in {**runtime.needs, **runtime.converter}.items():
+        top = module.split(".")[0]
+        if importlib.util.find_spec(top) is None:
+            return package, f"No module named {top!r}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from lrexport.formats.passes.apply import with_passes
 from lrexport.measure.latency import measure
 from lrexport.measure.runtimes import base, compare
 from lrexport.measure.targets import MeasuringJob, parse_target
+from lrexport.measure.targets.artefacts import prepared
 from lrexport.measure.targets.base import LimitReached, ModelRefused
 from lrexport.networks.cifar_resnet import CifarResNet
 from tests.board import Board, save_graph, write_model, write_open
@@ -229,6 +231,16 @@ def test_a_python_without_the_runtime_is_told_what_to_install_there(tmp_path: Pa
     with pytest.raises(DeviceError, match="no usable MNN") as caught:
         measure({"a": write_model(tmp_path / "a.onnx")}, None, FEW, parse_target(f"local?runtime=mnn&python={program}"))
     assert caught.value.hint == f"Install it there: {program} -m pip install numpy MNN"
+
+
+@pytest.mark.parametrize(("runtime", "module", "package"), [("mnn", "MNN", "MNN"), ("coreml", "coremltools", "coremltools")])
+def test_what_is_missing_is_named_before_any_file_is_run(runtime: str, module: str, package: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(module) is not None:
+        pytest.skip(f"{package} is installed")
+    (tmp_path / "broken.onnx").write_bytes(b"no ONNX file")
+    job = MeasuringJob(({"a": tmp_path / "broken.onnx"},))
+    with pytest.raises(DeviceError, match=f"no usable {package}"):
+        list(prepared(job, runtime, None, tmp_path, "the target"))
 
 
 def test_this_python_without_a_runtime_is_told_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

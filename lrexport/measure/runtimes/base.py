@@ -130,7 +130,7 @@ def runtime(name: str) -> Runtime:
 
 def packages() -> set[str]:
     """The packages that some runtime or its toolchain needs."""
-    every = [runtime(name) for name in NAMES]
+    every = [runtime(name) for name in (*NAMES, CONVERTED)]
     return {package for each in every for package in (*each.needs.values(), *each.converter.values())}
 
 

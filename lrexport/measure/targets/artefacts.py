@@ -78,12 +78,13 @@ def prepared(
     facts: dict[str, JsonObject] = {}
     write_all(folder, modules())
     chosen = base.runtime(runtime)
-    stages = ["reference", *(("program",) if chosen.takes_program else ()), *(("convert",) if chosen.suffixes else ())]
-    for stage in stages:
+    first, last = (["needs"], ["convert"]) if chosen.suffixes else ([], [])
+    for stage in (*first, "reference", *(("program",) if chosen.takes_program else ()), *last):
         for key, model in models.items():
             model |= {"arrays": str(folder / f"{key}.npz"), "folder": str(folder / key), **facts.get(key, {})}
-        options = {"stage": stage, "runtime": runtime, "models": list(models.values()), **_options(job, folder)}
-        child = _Child(folder, options, python if stage == "convert" else None, job, target, named)
+        asked = [] if stage == "needs" else list(models.values())
+        options = {"stage": stage, "runtime": runtime, "models": asked, **_options(job, folder)}
+        child = _Child(folder, options, python if stage in ("needs", "convert") else None, job, target, named)
         for done, (key, more) in enumerate(child.answers(), start=1):
             facts[key] = {**facts.get(key, {}), **more}
             doing = f"converting to {runtime}" if chosen.suffixes else "running in ONNX Runtime"
