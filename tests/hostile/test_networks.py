@@ -245,7 +245,7 @@ def test_frozen_weights_heal_like_others(prune: Command) -> None:
     assert not torch.equal(dense["0.bias"], svd["0.bias"])
 
 
-@pytest.mark.parametrize("name", ["double", "half"])
+@pytest.mark.parametrize("name", ["double", pytest.param("half", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("data", [pytest.param(DATA, marks=pytest.mark.slow), ()], ids=["data", "no data"])
 def test_networks_of_another_precision_become_float32(
     name: str, data: tuple[str, ...], prune: Command, lrexport: Command

@@ -303,6 +303,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_the_last_checkpoint(folder: 
     assert list((folder / "twice" / "checkpoint").glob("dense-0*.safetensors"))
 
 
+@pytest.mark.slow
 def test_train_is_taken_up_too(whole: Path, folder: Path) -> None:
     arguments = ["train", *COMMAND[1:8], *MORE[2:]]
     stop_in_svd_training(folder, "trained", *arguments)
