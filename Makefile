@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Three workers keep two cores busy while tests wait for other processes.
+WORKERS ?= 3
+
 .PHONY: demo test test-slow test-formats fuzz lint bench clean
 
 demo: $(VENV)/.demo
@@ -11,7 +14,7 @@ demo: $(VENV)/.demo
 # Compiled first: the tests start dozens of processes. pytest compiles the tests, which takes ten seconds, and keeps them.
 test: $(VENV)/.test lint
 	$(BIN)/python -m compileall -q lrexport
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow

@@ -138,6 +138,7 @@ def test_a_run_is_exported_by_one_process_while_no_other_changes_it(mine: Path, 
     assert not (mine / ".holder").exists()
 
 
+@pytest.mark.slow
 def test_an_export_killed_between_its_files_and_the_record_leaves_a_run_that_was_not_exported(
     mine: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,7 @@ def test_a_network_that_refuses_its_input_shape_is_told_with_the_shape(compress:
     assert nothing_made()
 
 
+@pytest.mark.slow
 def test_a_folder_here_is_no_library_that_others_look_for(here: Path) -> None:
     """As a run's folder of that name was one for torch, which takes z3 where it is there."""
     Path("nets").mkdir()  # without __init__.py

@@ -42,7 +42,7 @@ def call_of(layer: Any, given: torch.Tensor) -> Any:
     return found[0] if found else None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(drawn=layers())
 def test_a_layer_model_is_valid_and_has_the_macs_and_the_shapes_of_its_copies(drawn: tuple[Any, torch.Tensor]) -> None:
     layer, images = drawn

@@ -44,8 +44,15 @@ def _drawn(page: Any) -> int:
     return int(page.locator(".js-plotly-plot:visible").filter(has=page.locator(".trace")).count())
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1280, "light"),
+        (390, "dark"),
+        pytest.param(1280, "dark", marks=pytest.mark.slow),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_every_chart_is_drawn_without_an_error_or_a_request(
     chromium: Any, pages: dict[str, Path], scheme: str, width: int
 ) -> None:

@@ -135,7 +135,7 @@ def test_half_of_the_pictures_that_are_shown_are_the_worst() -> None:
 
 
 @pytest.mark.parametrize("form", ALL)
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_a_browser_shows_every_form_at_every_width_without_fetching(
     tmp_path: Path, chromium: Any, form: str, width: int
 ) -> None:

@@ -95,7 +95,7 @@ def same_but_for_time(found: Path, wanted: Path) -> None:
     ("number", "when"),
     [
         (signal.SIGTERM, "dense training: epoch 1/"),
-        (signal.SIGINT, "SVD training: epoch 1/"),
+        pytest.param(signal.SIGINT, "SVD training: epoch 1/", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "plan: ", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "fine-tuning: epoch 1/", marks=pytest.mark.slow),
         # Between two stages, and while ranks are chosen.

@@ -54,6 +54,7 @@ def go_on(folder: Path, *command: str) -> None:
     assert again.wait() == 0, again.output
 
 
+@pytest.mark.slow
 def test_other_weights_behind_the_same_path_are_refused_unless_dense_training_made_them_the_past(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def _make_tables(url: str, folder: Path, together: Barrier, ended: Queue[str]) -
         ended.put(repr(error))
 
 
+@pytest.mark.slow
 def test_processes_that_meet_a_new_database_together_make_its_tables_once(tmp_path: Path, server: Server) -> None:
     context = multiprocessing.get_context("fork")
     together, ended = context.Barrier(4), context.Queue()

@@ -55,6 +55,7 @@ def refused(folder: Path, *arguments: str) -> list[str]:
     return ended(folder, 2, *arguments)
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_ends_all_tasks_with_the_reason(folder: Path) -> None:
     alone = Forked(folder, *COMMAND, "-o", "run")
     assert alone.wait() == 0, alone.output

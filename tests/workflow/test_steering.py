@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(
-    scope="module", params=["steered", *(pytest.param(each, marks=pytest.mark.slow) for each in ("implicit", "path"))]
+    scope="module", params=[pytest.param(each, marks=pytest.mark.slow) for each in ("steered", "implicit", "path")]
 )
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -51,7 +51,7 @@ def layers_and_inputs(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     return layer, torch.randn(2, 2 * groups, *each(5, 7)[:axes])
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(layers_and_inputs(), st.integers(1, 40))
 def test_an_output_is_the_kernel_times_its_patch_for_every_kind_of_layer(
     made: tuple[nn.Module, torch.Tensor], most: int

@@ -58,7 +58,7 @@ def test_a_kernel_is_its_matrix_in_another_shape(drawn: tuple[Any, Tensor]) -> N
         assert torch.equal(SCHEMES[scheme].kernel(matrix, spec), layer.weight)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(drawn=layers(), data=st.data())
 def test_the_macs_and_weights_of_a_pair_are_the_facts_times_the_rank(drawn: tuple[Any, Tensor], data: st.DataObject) -> None:
     layer, images = drawn
