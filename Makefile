@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Three workers keep two cores busy while tests wait for other processes.
-WORKERS ?= 3
+WORKERS ?= 2
 
 .PHONY: demo test test-slow test-formats fuzz lint bench clean
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -142,17 +143,19 @@ def test_the_command_says_what_to_open_and_prints_the_table_of_what_a_phone_post
 
 
 def test_other_outputs_than_onnx_runtimes_end_it_before_anything_is_timed(files: dict[str, Path], package: Path) -> None:
-    phones: list[Phone] = []
+    pages: list[threading.Thread] = []
+    timed: list[Any] = []
 
     def play(phone: Phone) -> None:
         phone.computed = lambda array: array * np.float32(1.01)
-        phones.append(phone)
-        phone.start()
+        phone.answered = timed.append
+        pages.append(phone.start())
 
     with pytest.raises(ModelRefused, match=r"differs from ONNX Runtime's by 0\.01") as caught:
         measured(files, package, play)
     assert caught.value.model == "dense"
-    assert phones[0].refused[0][0] == 422
+    pages[0].join(30)
+    assert (pages[0].is_alive(), timed) == (False, [])
 
 
 @pytest.mark.parametrize("samples", [[float("nan")] * 60, [None] * 60, [2.0] * 61], ids=["nan", "null", "too many"])
