@@ -151,7 +151,7 @@ def _range(values: Values) -> tuple[Tensor, ...]:
         count = max(0, -(-(last - first) // by))
         check_size([count])
         return (torch.arange(first, first + count * by, by, dtype=start.dtype, device=start.device),)
-    count = max(0, ceil(float(end - start) / float(step)))
+    count = max(0, ceil((float(end) - float(start)) / float(step)))  # in double precision, as ONNX Runtime
     check_size([count])
     return (start + torch.arange(count, dtype=start.dtype, device=start.device) * step,)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.onnx_network.operators.oracle import NEWEST_OPSET, agree, implementation, tensor_type
@@ -160,6 +160,7 @@ def _long_tensor(*numbers: int) -> Any:
 
 
 @given(limits=st.tuples(st.floats(-20, 20, width=32), st.floats(-20, 20, width=32)), step=st.floats(0.125, 4, width=32))
+@example(limits=(-(2.0**-47), 1.0), step=1.0)
 @settings(max_examples=80, deadline=None)
 def test_ranges_of_floats_have_onnx_runtimes_length(limits: tuple[float, float], step: float) -> None:
     agree("Range", [np.array(number, "f") for number in (*limits, step)], 11)
