@@ -125,10 +125,9 @@ def write_in_runtime(
         for made, path in zip(artefact.files, paths, strict=True):
             path.write_bytes(made.read_bytes())
         ports = Ports.from_json(artefact.about["ports"])
-    notes = tuple(artefact.about["notes"])
-    if not base.runtime(runtime).is_run:
-        total = sum(path.stat().st_size for path in paths)
-        return InRuntime(total, None, artefact.about["version"], base.runtime(runtime).precision, (), None, notes)
+    chosen, notes, total = base.runtime(runtime), tuple(artefact.about["notes"]), sum(path.stat().st_size for path in paths)
+    if not chosen.is_run:
+        return InRuntime(total, None, artefact.about["version"], chosen.precision, (), None, notes)
     reference = session(source)
     metadata = reference.get_modelmeta().custom_metadata_map
     free_batch = not isinstance(subject.network, OnnxNetwork)
@@ -144,8 +143,7 @@ def write_in_runtime(
         with RuntimeSession(runtime, python, paths, other, metadata) as mine:
             errors.append(_compare(reference, mine, title, name, subject))
     sizes = tuple(tuple(each.inputs[0].shape) for each in (ports, *others))
-    total = sum(path.stat().st_size for path in paths)
-    return InRuntime(total, max(errors), version, base.runtime(runtime).precision, sizes, scored, notes)
+    return InRuntime(total, max(errors), version, chosen.precision, sizes, scored, notes)
 
 
 def _others(reference: Any, ports: Ports, runtime: str) -> Iterator[Ports]:
