@@ -29,8 +29,8 @@ _SECONDS, _SECONDS_ON_DEVICE = {"local": 10.0}, 120.0
 # By suffix: bytes from the fourth of every file of that format, the format's owner, and where such a file comes from.
 _MARKS = {
     ".ort": (b"ORTM", "ONNX Runtime", "Write such a file with lrexport onnx RUN --ort."),
-    ".tflite": (b"TFL3", "LiteRT", "Convert the network with LiteRT's own tools."),
-    ".pte": (b"ET", "ExecuTorch", "Export the network with ExecuTorch's own tools."),
+    ".tflite": (b"TFL3", "LiteRT", "Write such a file with lrexport export RUN --to litert."),
+    ".pte": (b"ET", "ExecuTorch", "Write such a file with lrexport export RUN --to executorch."),
 }
 
 
