@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lrexport.artifacts.run_files import LOG, SPECTRA
+from lrexport.artifacts.toml_files import parse
 from lrexport.report.page import render as page
 from lrexport.report.reported_run import read_subjects
 from tests.report.runs import HOSTILE, NAMES, write_run
@@ -159,11 +160,7 @@ def test_a_report_starts_without_torch_and_markdown_without_the_extra(tmp_path: 
 
 
 def test_all_files_of_the_page_are_package_data() -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("needs tomllib")
-    import tomllib
-
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    settings = parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     shipped = settings["tool"]["setuptools"]["package-data"]
     for file in (ROOT / "lrexport").rglob("*"):
         if file.is_file() and file.suffix not in (".py", ".pyc"):

@@ -45,7 +45,7 @@ class ExecuTorch(Runtime):
     takes_program = True
 
     def version(self) -> str:
-        for module in ("torch", "executorch.runtime"):  # their imports take seconds, and are no cost of a file
+        for module in ("torch", "executorch.runtime"):  # their imports take seconds that are not the cost of a file
             importlib.import_module(module)
         return str(importlib.import_module("executorch.version").__version__).partition("+")[0]
 

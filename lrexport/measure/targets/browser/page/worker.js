@@ -94,7 +94,7 @@ async function start() {
   ort.env.wasm.numThreads = job.threads;
   ort.env.wasm.wasmPaths = new URL("ort/", self.location.href).href;
   ort.env.logLevel = "fatal";
-  // Starting WebAssembly is no cost of a file: a network of one node takes it.
+  // Starting WebAssembly does not count as a file's cost: a network of one node takes it.
   await (await create(Uint8Array.from(atob(job.smallest), (char) => char.charCodeAt(0)))).release();
 }
 
@@ -147,7 +147,7 @@ async function cold(model) {
   }
 }
 
-/** :func:`cold` in a worker of its own. */
+/** :func:`cold` in a new worker. */
 function coldElsewhere(model) {
   return new Promise((resolve, reject) => {
     const child = new Worker(self.location.href, { type: "module" });
