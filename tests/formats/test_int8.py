@@ -120,18 +120,24 @@ def test_macs_and_parameters_are_those_of_the_float32_graph(float32: Path, done:
     assert done.bytes == done.path.stat().st_size
 
 
-def test_what_it_answers_is_what_the_float32_file_answers(float32: Path, done: Quantised) -> None:
-    (batch, labels), *_ = load_data("digits", SHAPE).test.batches(400, torch.device("cpu"))
-    pixels = batch.only
-    found = []
-    for path in (float32, done.path):
-        runtime = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found.append(np.concatenate([runtime.run(None, {"input": image[None].numpy()})[0] for image in pixels]))
-    exact, rough = found
-    assert (exact.argmax(1) == labels.numpy()).mean() > 0.9
-    assert (exact.argmax(1) == rough.argmax(1)).mean() > 0.97
+def answers(path: Path, images: ArraySet) -> tuple[np.ndarray, np.ndarray]:
+    """A file's output for each image, and the labels."""
+    (batch, labels), *_ = images.batches(len(images), torch.device("cpu"))
+    runtime = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.concatenate([runtime.run(None, {"input": image[None].numpy()})[0] for image in batch.only]), labels.numpy()
+
+
+def test_what_it_answers_is_what_the_float32_file_answers(float32: Path, done: Quantised, images: ArraySet) -> None:
+    test = load_data("digits", SHAPE).test
+    (exact, labels), (rough, _) = (answers(path, test) for path in (float32, done.path))
+    assert (exact.argmax(1) == labels).mean() > 0.9
     assert ((exact - rough) ** 2).sum() < 0.05 * ((exact - exact.mean(0)) ** 2).sum()
-    assert done.agreement.same["output"] > 0.97
+    # Errors have no direction: they change as many answers as noise of their size does.
+    noise = np.random.default_rng(0).normal(size=(100, *exact.shape)) * (exact - rough).std(0)
+    expected = ((exact + noise).argmax(2) != exact.argmax(1)).sum(1).mean()
+    assert (exact.argmax(1) != rough.argmax(1)).sum() <= expected + 4 * expected**0.5
+    (exact, _), (rough, _) = (answers(path, images) for path in (float32, done.path))
+    assert done.agreement.same["output"] == pytest.approx((exact.argmax(1) == rough.argmax(1)).mean())
 
 
 def test_the_integers_computed_are_those_that_the_standard_defines(done: Quantised, images: ArraySet) -> None:

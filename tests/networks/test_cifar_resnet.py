@@ -47,7 +47,10 @@ def test_the_shortcut_has_no_parameters_and_pads_half_the_new_channels_on_either
     assert not out[:, 6:].any()
 
 
-@pytest.mark.parametrize(("depth", "top1"), [(20, 81.03), (32, 82.56), (56, 83.20)])
+@pytest.mark.parametrize(
+    ("depth", "top1"),
+    [(20, 81.03), pytest.param(32, 82.56, marks=pytest.mark.slow), pytest.param(56, 83.20, marks=pytest.mark.slow)],
+)
 def test_the_published_weights_have_their_accuracy_on_the_jpeg_test_images(shared: Path, depth: int, top1: float) -> None:
     data = np.load(shared / "data" / "cifar10_jpeg.npz")
     offset = data["test_offset"]
