@@ -70,11 +70,11 @@ class Adb:
         return PROGRAMS[self.runner]
 
     def check_layers(self) -> None:
-        """Raise UsageError unless single layers can be timed: the files are made here, and the program's digits suffice."""
+        """Raise UsageError unless single layers can be timed: their ONNX files can be run or converted, and the program's digits suffice."""
         program = self._program
         if ".onnx" not in program.suffixes:
             raise UsageError(
-                f"{self.name} cannot time layers: files for {program.name} are not made from ONNX files here",
+                f"{self.name} cannot time layers: ONNX files of single layers are not converted for {program.name}",
                 "Choose ranks with runner=ort or mnn, or for another target; then measure the result with lrexport bench.",
             )
         if program.resolution_ms > _FINE_MS:
