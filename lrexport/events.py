@@ -325,6 +325,33 @@ class FormatWritten(Event):
     notes: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FormatQuantised(Event):
+    """``tool`` has written ``files`` in int8 for ``runtime``, calibrated on ``images`` held-out images of ``data``.
+
+    ``agreement``, ``sqnr_db`` and ``incomparable`` compare them with ``source`` as those of :class:`FileQuantised` do,
+    ``relative_error`` is that of the largest output; None without an output that can be compared. ``score`` and
+    ``float32_score`` are values of ``metric`` on the test images, both in the runtime.
+    """
+
+    kind = "format int8"
+    files: tuple[str, ...]
+    source: str
+    runtime: str
+    tool: str
+    bytes: int
+    data: str
+    images: int
+    agreement: float | None = None
+    sqnr_db: Mapping[str, float] = field(default_factory=dict)
+    incomparable: tuple[str, ...] = ()
+    relative_error: float | None = None
+    score: float | None = None
+    float32_score: float | None = None
+    metric: Metric = TOP1
+    notes: tuple[str, ...] | None = None
+
+
 @dataclass(frozen=True)
 class FilesRemoved(Event):
     """Optional ``files`` of an earlier export are removed, because this export did not write them."""
@@ -360,6 +387,15 @@ def _(event: PlanChosen) -> dict[str, Any]:
 
 @event_to_json.register
 def _(event: FileQuantised) -> dict[str, Any]:
+    return _quantised(event)
+
+
+@event_to_json.register
+def _(event: FormatQuantised) -> dict[str, Any]:
+    return _quantised(event)
+
+
+def _quantised(event: FileQuantised | FormatQuantised) -> dict[str, Any]:
     names = {"score": "top1", "float32_score": "float32_top1"} if event.metric == TOP1 else {}
     values = {names.get(name, name): value for name, value in _fields(event).items()}
     return {"event": event.kind, **values, **_other_metric(event.metric)}

@@ -117,6 +117,24 @@ LINES: list[tuple[Event, str]] = [
         '{"event": "format", "files": ["m.mnn"], "source": "m.onnx", "runtime": "mnn", "bytes": 9, "relative_error": 0.5, '
         '"precision": "float32"}',
     ),
+    (
+        events.FormatQuantised(
+            files=("m.int8.mnn",),
+            source="m.onnx",
+            runtime="MNN",
+            tool="MNN 3",
+            bytes=9,
+            data="digits",
+            images=7,
+            agreement=1.0,
+            relative_error=0.5,
+            score=0.5,
+            float32_score=0.75,
+        ),
+        '{"event": "format int8", "files": ["m.int8.mnn"], "source": "m.onnx", "runtime": "MNN", "tool": "MNN 3", '
+        '"bytes": 9, "data": "digits", "images": 7, "agreement": 1.0, "sqnr_db": {}, "incomparable": [], '
+        '"relative_error": 0.5, "top1": 0.5, "float32_top1": 0.75}',
+    ),
     (events.FilesRemoved(("model.ort",)), '{"event": "removed", "files": ["model.ort"]}'),
 ]
 

@@ -32,7 +32,21 @@ IN_FORMATS = {
     name: {source: tuple(source.removesuffix(".onnx") + end for end in ends) for source in (DENSE_ONNX, MODEL_ONNX)}
     for name, ends in _ENDS.items()
 }
-OF_FORMATS = tuple(name for sources in IN_FORMATS.values() for names in sources.values() for name in names)
+# The same in int8, for runtimes that quantise their own files.
+IN_FORMATS_INT8 = {
+    name: {
+        source: tuple(source.removesuffix(".onnx") + ".int8" + end for end in _ENDS[name])
+        for source in (DENSE_ONNX, MODEL_ONNX)
+    }
+    for name in ("openvino",)
+}
+OF_FORMATS = tuple(
+    name
+    for formats in (IN_FORMATS, IN_FORMATS_INT8)
+    for sources in formats.values()
+    for names in sources.values()
+    for name in names
+)
 # All files that an export writes.
 EXPORTED = (
     *(DENSE_ONNX, MODEL_ONNX, DENSE_INT8, MODEL_INT8),

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lrexport.artifacts.run_files import IN_FORMATS, ORT
+from lrexport.artifacts.run_files import IN_FORMATS, IN_FORMATS_INT8, ORT
 from lrexport.cli.help import EXPORT, MODEL_AND_DATA, OUTPUT, Command, section
 from lrexport.cli.option_types import DataType
 from lrexport.cli.options import RUN, json_option, trust_option
+from lrexport.config.export_options import ExportOptions
 from lrexport.errors import UsageError
 from lrexport.text import nearest
 
@@ -77,19 +78,41 @@ def _continued(incomplete: str) -> Iterable[str]:
         required=True,
         help=f"One or more of {', '.join(IN_FORMATS)}, with commas; ?python=PATH names the Python that has the runtime.",
     ),
+    click.option(
+        "--int8",
+        is_flag=True,
+        help=f"Also write both networks in int8, by the runtime's own quantiser ({', '.join(IN_FORMATS_INT8)}).",
+    ),
+    click.option(
+        "--calibration-images",
+        type=click.IntRange(1),
+        metavar="N",
+        default=ExportOptions().calibration_images,
+        show_default=True,
+        help="Held-out training images for --int8, at most, without labels.",
+    ),
     click.option("--no-rescore", is_flag=True, help="Do not score the files in their runtimes."),
 )
 @section(OUTPUT, json_option())
 def command(
-    run: Path, data: str | None, formats: tuple[tuple[str, str | None], ...], no_rescore: bool, json_to: str | None
+    run: Path,
+    data: str | None,
+    formats: tuple[tuple[str, str | None], ...],
+    int8: bool,
+    calibration_images: int,
+    no_rescore: bool,
+    json_to: str | None,
 ) -> None:
     """Write RUN's exported networks, dense and compressed, in the formats of other runtimes.
 
     They are made from RUN/model.onnx and RUN/dense.onnx, and compared with these in their runtime: every output, channel by
     channel, on random and real inputs. Then they are scored on the test images. If anything differs, no files are written.
 
+    With --int8 both are also quantised by the runtime's own quantiser, compared and scored there.
+
     \b
     lrexport export run --to openvino,ncnn
+    lrexport export run --to openvino --int8
     lrexport export run --to 'mnn?python=/opt/mnn/bin/python'
     """
     from lrexport.cli.console import print_result
@@ -99,11 +122,12 @@ def command(
 
     if not run.is_dir():
         raise UsageError(f"the run {run} does not exist", "Make one with lrexport compress MODEL -o RUN.")
-    check_export(run, data, not no_rescore, False)
+    check_export(run, data, int8 or not no_rescore, int8)
 
     from lrexport.workflow.export_formats import FormatRequest, export_formats
 
+    options = ExportOptions(data=data, rescore=not no_rescore, int8=int8, calibration_images=calibration_images)
     asked: list[FormatRequest] = [FormatRequest(name, python) for name, python in formats]
     with Progressing() as progress:
-        record = export_formats(run, asked, data, not no_rescore, progress)
+        record = export_formats(run, asked, options, progress)
     print_result(record.model_dump(mode="json"), json_to, formats_table(record))

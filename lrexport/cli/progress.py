@@ -22,6 +22,7 @@ from lrexport.events import (
     FileExported,
     FileQuantised,
     FilesRemoved,
+    FormatQuantised,
     FormatWritten,
     HealingPart,
     LayersTimed,
@@ -246,23 +247,7 @@ class Progressing:
     @__call__.register
     def _(self, event: FileQuantised) -> None:
         share = event.int8_macs / max(1, event.macs)
-        line = f"{event.file}: {format_bytes(event.bytes)}, {100 * share:.1f} % of MACs in int8"
-        if event.agreement is not None:
-            same = f"same class as {event.source} on {format_percent(event.agreement)}"
-            line += f", {same} of {event.images} calibration images"
-        if event.sqnr_db:
-            names = event.sqnr_db if len(event.sqnr_db) > 1 else [""]
-            noise = zip(names, event.sqnr_db.values(), strict=True)
-            each = ", ".join(f"{name}{' ' if name else ''}{decibels:.1f} dB" for name, decibels in noise)
-            line += f", SQNR to {event.source} on {event.images} calibration inputs {each}"
-        if event.score is not None and event.float32_score is not None:
-            metric = event.metric
-            change = metric.change(event.float32_score, event.score)
-            line += f"; {metric.name} {metric.format(event.score)}, {change} to float32"
-        self.say(line)
-        if event.incomparable:
-            others = ", ".join(event.incomparable)
-            self.say(f"warning: {event.file}: the number of values in {others} varies, so int8 was not compared there")
+        self._say_int8(event.file, f"{100 * share:.1f} % of MACs in int8", event)
         if event.in_float:
             self.say(f"note: {event.file} has nodes that stay in float32: {', '.join(event.in_float)}")
 
@@ -285,6 +270,32 @@ class Progressing:
         self.say(f"{', '.join(event.files)}: {format_bytes(event.bytes)}, {event.precision}; {verified}")
         for words in event.notes or ():
             self.say(f"{event.files[0]}: {words}")
+
+    @__call__.register
+    def _(self, event: FormatQuantised) -> None:
+        self._say_int8(", ".join(event.files), f"int8 by {event.tool}, in {event.runtime}", event)
+        for words in event.notes or ():
+            self.say(f"{event.files[0]}: {words}")
+
+    def _say_int8(self, files: str, how: str, event: FileQuantised | FormatQuantised) -> None:
+        """What int8 files agree on with their float32 file, and what they cost."""
+        line = f"{files}: {format_bytes(event.bytes)}, {how}"
+        if event.agreement is not None:
+            same = f"same class as {event.source} on {format_percent(event.agreement)}"
+            line += f", {same} of {event.images} calibration images"
+        if event.sqnr_db:
+            names = event.sqnr_db if len(event.sqnr_db) > 1 else [""]
+            noise = zip(names, event.sqnr_db.values(), strict=True)
+            each = ", ".join(f"{name}{' ' if name else ''}{decibels:.1f} dB" for name, decibels in noise)
+            line += f", SQNR to {event.source} on {event.images} calibration inputs {each}"
+        if event.score is not None and event.float32_score is not None:
+            metric = event.metric
+            change = metric.change(event.float32_score, event.score)
+            line += f"; {metric.name} {metric.format(event.score)}, {change} to float32"
+        self.say(line)
+        if event.incomparable:
+            others = ", ".join(event.incomparable)
+            self.say(f"warning: {files}: the number of values in {others} varies, so int8 was not compared there")
 
     @__call__.register
     def _(self, event: FilesRemoved) -> None:

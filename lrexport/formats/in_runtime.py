@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +30,7 @@ from lrexport.measure.runtime_session import RuntimeSession
 from lrexport.measure.runtimes import base
 from lrexport.measure.runtimes.base import Port, Ports
 from lrexport.measure.targets import MeasuringJob
-from lrexport.measure.targets.artefacts import prepared
+from lrexport.measure.targets.artefacts import SECONDS_TO_CONVERT, prepared
 from lrexport.measure.targets.base import LimitReached, ModelRefused
 from lrexport.metric import SHARE
 from lrexport.onnx_network.network import OnnxNetwork
@@ -42,7 +43,6 @@ _TOLERANCE = 1e-3
 _DRAWS = 3
 _TIES = 0.001
 _LARGER = 2
-_SECONDS = 600.0
 _ORT = "ONNX Runtime's own format"
 
 
@@ -67,7 +67,8 @@ class InRuntime:
     """Finished files, and their score in the runtime.
 
     ``relative_error`` is the largest difference from the ONNX file relative to the largest output, ``sizes`` those of the
-    first input at which they were compared, ``notes`` what the toolchain leaves in slow kernels.
+    first input at which they were compared, ``notes`` what the toolchain leaves in slow kernels, ``ports`` the inputs and
+    outputs of the runtime's files; None for ONNX Runtime.
     """
 
     bytes: int
@@ -77,6 +78,7 @@ class InRuntime:
     sizes: tuple[tuple[int, ...], ...]
     score: Score | None
     notes: tuple[str, ...] = ()
+    ports: Ports | None = None
 
 
 def write_in_ort(source: Path, paths: list[Path], subject: Subject, onnx_score: Score | None) -> InRuntime:
@@ -114,12 +116,9 @@ def write_in_runtime(
     """
     title, name = title_of(runtime), source.name
     with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
-        job = MeasuringJob(({name: source},), batch=0, shapes=subject.shapes, seconds=_SECONDS)
-        try:
+        job = MeasuringJob(({name: source},), batch=0, shapes=subject.shapes, seconds=SECONDS_TO_CONVERT)
+        with refusing(f"{title} cannot have {name}"):
             *_, done = prepared(job, runtime, python, Path(folder), title)
-        except ModelRefused as error:
-            hint = "It took too long." if isinstance(error, LimitReached) else None
-            raise InputError(f"{title} cannot have {name}: {error.reason}", hint) from error
         assert isinstance(done, MeasuringJob)
         artefact = done.artefacts[source]
         for made, path in zip(artefact.files, paths, strict=True):
@@ -127,23 +126,37 @@ def write_in_runtime(
         ports = Ports.from_json(artefact.about["ports"])
     chosen, notes, total = base.runtime(runtime), tuple(artefact.about["notes"]), sum(path.stat().st_size for path in paths)
     if not chosen.is_run:
-        return InRuntime(total, None, artefact.about["version"], chosen.precision, (), None, notes)
+        return InRuntime(total, None, artefact.about["version"], chosen.precision, (), None, notes, ports)
     reference = session(source)
     metadata = reference.get_modelmeta().custom_metadata_map
     free_batch = not isinstance(subject.network, OnnxNetwork)
     with RuntimeSession(runtime, python, paths, ports, metadata, free_batch) as mine:
         errors = [_compare(reference, mine, title, name, subject)]
-        taking: Any = mine
-        if isinstance(subject.network, OnnxNetwork):
-            taking = SampleSession(mine, subject.network.inputs, subject.network.portion or 1)
-        scored = _score(taking, paths[0].name, subject, onnx_score, title)
+        scored = _score(taking(mine, subject.network), paths[0].name, subject, onnx_score, title)
         version = mine.version
     others = list(_others(reference, ports, runtime))
     for other in others:
         with RuntimeSession(runtime, python, paths, other, metadata) as mine:
             errors.append(_compare(reference, mine, title, name, subject))
     sizes = tuple(tuple(each.inputs[0].shape) for each in (ports, *others))
-    return InRuntime(total, max(errors), version, chosen.precision, sizes, scored, notes)
+    return InRuntime(total, max(errors), version, chosen.precision, sizes, scored, notes, ports)
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Raise InputError, ``what`` and the reason, for a network that a runtime's toolchain refuses."""
+    try:
+        yield
+    except ModelRefused as error:
+        hint = "It took too long." if isinstance(error, LimitReached) else None
+        raise InputError(f"{what}: {error.reason}", hint) from error
+
+
+def taking(runtime: Any, network: nn.Module) -> Any:
+    """A session of a runtime's files, which hold one size, as one that takes the network's inputs."""
+    if not isinstance(network, OnnxNetwork):
+        return runtime
+    return SampleSession(runtime, network.inputs, network.portion or 1)
 
 
 def _others(reference: Any, ports: Ports, runtime: str) -> Iterator[Ports]:

@@ -42,11 +42,13 @@ class Int8Agreement:
     """``same`` is the share of equal classes or values, ``sqnr_db`` the SQNR, by output; an output has one of them.
 
     ``incomparable`` are outputs whose number of values depends on the values, as that of boxes after suppression.
+    ``relative_error`` is the largest difference of an output of floats relative to its largest value; None without one.
     """
 
     same: Mapping[str, float] = field(default_factory=dict)
     sqnr_db: Mapping[str, float] = field(default_factory=dict)
     incomparable: tuple[str, ...] = ()
+    relative_error: float | None = None
 
 
 def compare_int8(
@@ -61,11 +63,16 @@ def compare_int8(
     """
     if not isinstance(network, OnnxNetwork):  # whose graph nobody has checked strictly
         check_model(model)
-    expected, free = _read_declared(reference)
-    declared = _declared(model)
+    expected, declared = _declared(onnx.load(str(reference), load_external_data=False)), _declared(model)
     if declared != expected:
         raise InputError(f"the int8 graph of {reference.name} declares {declared} instead of {expected}")
-    runtimes = tuple(like_network(each, network) for each in (session(reference, threads=0), open_graph(model)))
+    return compare_session(reference, like_network(open_graph(model), network), images, network)
+
+
+def compare_session(reference: Path, other: Any, images: ImageSet, network: nn.Module | None = None) -> Int8Agreement:
+    """:func:`compare_int8` for ``other``, a session of int8 files in any runtime, which takes the network's inputs."""
+    runtimes = (like_network(session(reference, threads=0), network), other)
+    free = chosen_outputs(onnx.load(str(reference), load_external_data=False))
     names = [item.name for item in runtimes[0].get_outputs()]
     outputs = {name: _Output(name if len(names) > 1 else "") for name in names}
     # Outputs whose rows the network chooses by values, in an order that rounding decides as well.
@@ -98,6 +105,8 @@ class _Output:
     total: float = 0.0
     squares: float = 0.0
     errors: float = 0.0
+    largest: float = 0.0
+    worst: float = 0.0
     is_float: bool = True
     is_comparable: bool = True
 
@@ -114,6 +123,9 @@ class _Output:
             if not np.isfinite(values).all():
                 where = f" in output {self.label!r}" if self.label else ""
                 raise InputError(f"{file} returns NaN or infinity{where}{how}")
+        if one.size:
+            self.largest = max(self.largest, float(np.abs(one).max()))
+            self.worst = max(self.worst, float(np.abs(one - other).max()))
         if one.ndim == 2 and one.shape[1] > 1:
             for classes, scores in zip(self.classes, (one, other), strict=True):
                 classes.append(scores.argmax(1))
@@ -164,7 +176,9 @@ def _result(outputs: Mapping[str, _Output], file: str, images: int) -> Int8Agree
                     f"{100 / 10 ** (output.left_db / 10):.0f} % of the output's variance; expected at most "
                     f"{100 / 10 ** (_LEAST_DB / 10):.0f} % (SQNR {output.sqnr_db:.1f} dB)"
                 )
-    return Int8Agreement(same, sqnr, tuple(name for name, output in outputs.items() if not output.is_comparable))
+    apart = [each.worst / each.largest for each in outputs.values() if each.is_comparable and each.largest > 0]
+    incomparable = tuple(name for name, output in outputs.items() if not output.is_comparable)
+    return Int8Agreement(same, sqnr, incomparable, max(apart, default=None))
 
 
 def _useless(message: str) -> InputError:
@@ -183,12 +197,6 @@ def class_agreement(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[
     shares = [np.bincount(classes, minlength=count) / len(classes) for classes in (first, second)]
     agreement, chance = float((first == second).mean()), float(shares[0] @ shares[1])
     return agreement, (agreement - chance) / (1 - chance) if chance < 1 else 1.0
-
-
-def _read_declared(path: Path) -> tuple[list[tuple[str, int, list[int]]], frozenset[int]]:
-    """What a file declares, and the places of outputs with sizes that do not come from its inputs."""
-    model = onnx.load(str(path), load_external_data=False)
-    return _declared(model), chosen_outputs(model)
 
 
 def _declared(model: onnx.ModelProto) -> list[tuple[str, int, list[int]]]:

@@ -5,8 +5,8 @@
 Stages, each a job in a process, because the toolchain's Python may have no ONNX Runtime: ``needs`` says at once which
 package is missing there; ``reference`` runs each file in ONNX Runtime on inputs by the rules of the runner, and writes
 both into a .npz; ``program``, for toolchains that convert from torch, writes it as a program of torch.export, and needs
-lrexport; ``convert`` makes the runtime's files. Every answer is a line of JSON: {"model": key, "facts": …} for each file
-as soon as it is done, or {"error": …, "model": key}.
+lrexport; ``convert`` makes the runtime's files; ``quantise`` makes its int8 files from these. Every answer is a line of
+JSON: {"model": key, "facts": …} for each file as soon as it is done, or {"error": …, "model": key}.
 """
 
 # The toolchain's Python may be older than lrexport requires.
@@ -27,6 +27,7 @@ from lrexport.measure.watch import Watch, confine_to
 
 _IN_INT8 = b"DequantizeLinear"
 _TEXT = "tensor(string)"
+_STAGES = {"reference": "loading and the first run", "quantise": "quantising"}
 
 
 def main(path: str) -> int:
@@ -34,20 +35,24 @@ def main(path: str) -> int:
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
     os.chdir(os.path.dirname(os.path.abspath(path)))
-    runtime = base.runtime(job["runtime"] if job["stage"] in ("needs", "convert") else base.DEFAULT)
-    absent = _not_installed(runtime) if job["stage"] == "needs" else base.missing(runtime.needs)
+    runtime = base.runtime(job["runtime"] if job["stage"] in ("needs", "convert", "quantise") else base.DEFAULT)
+    absent = _not_installed(runtime, job["int8"]) if job["stage"] == "needs" else base.missing(runtime.needs)
     if absent is not None:
         _say({"error": f"{sys.executable} has no usable {absent[0]} ({absent[1]})", "missing": absent[0]})
         return 1
-    confine_to(job["memory"], [model["file"] for model in job["models"]])
+    confine_to(
+        job["memory"], [file for model in job["models"] for file in (model["file"], *model.get("inputs", {}).values())]
+    )
     watch = Watch(job["seconds"], lambda model, reason: _say({"error": reason, "model": model, "limit": "time"}))
     inputs = inputs_of(job)
     for model in job["models"]:
         _say({"begun": model["key"]})
-        watch.begin(model["key"], "loading and the first run" if job["stage"] == "reference" else "converting", times=2)
+        watch.begin(model["key"], _STAGES.get(job["stage"], "converting"), times=2)
         try:
             if job["stage"] == "reference":
                 facts = _reference(model, job, inputs)
+            elif job["stage"] == "quantise":
+                facts = _quantised(model, runtime)
             else:
                 facts = _program(model) if job["stage"] == "program" else _converted(model, job, runtime)
         except TimeoutError as error:
@@ -64,11 +69,11 @@ def main(path: str) -> int:
     return 0
 
 
-def _not_installed(runtime: base.Runtime) -> tuple[str, str] | None:
+def _not_installed(runtime: base.Runtime, int8: bool) -> tuple[str, str] | None:
     """A package of the runtime or its toolchain that is not installed; not imported, since it may load torch."""
     import importlib.util
 
-    for module, package in {**runtime.needs, **runtime.converter}.items():
+    for module, package in {**runtime.needs, **runtime.converter, **(runtime.quantiser if int8 else {})}.items():
         top = module.split(".")[0]
         if importlib.util.find_spec(top) is None:
             return package, f"No module named {top!r}"
@@ -123,6 +128,12 @@ def _converted(model: JsonObject, job: JsonObject, runtime: base.Runtime) -> Jso
     source = model["program"] if runtime.takes_program else model["file"]
     files = runtime.convert(source, model["folder"], Ports.from_json(model["ports"]), job["seconds"])
     return {"files": [os.path.abspath(file) for file in files], "notes": runtime.notes, "version": runtime.version()}
+
+
+def _quantised(model: JsonObject, runtime: base.Runtime) -> JsonObject:
+    os.makedirs(model["folder"])
+    made = runtime.quantise(model["files"], model["folder"], base.Calibration(model["inputs"]))
+    return {"files": [os.path.abspath(file) for file in made], "notes": runtime.notes, "tool": runtime.quantised_by()}
 
 
 class _Answers:

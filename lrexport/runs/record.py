@@ -238,11 +238,25 @@ class StoredFile(Stored):
     bytes: int
 
 
+class FormatQuantisation(Stored):
+    """How ``tool`` made a runtime's int8 files: by ``images`` held-out training images of ``data``.
+
+    ``agreement`` and ``sqnr_db`` are those of :class:`Quantisation`, with the float32 ONNX file in ONNX Runtime.
+    """
+
+    tool: str
+    data: str
+    images: int
+    agreement: float | None = None
+    sqnr_db: dict[str, float] = Field(default={})
+
+
 class FormatFiles(Stored):
     """One network in another format: names and bytes of its files, and how it compares with its ONNX file in the runtime.
 
-    ``relative_error`` is the largest difference relative to the largest output; ``sizes`` are those of the first input at
-    which it was compared. ``notes`` are those of the toolchain, such as operators that stay in slow kernels.
+    ``relative_error`` is the largest difference relative to the largest output, in int8 on the images of ``quantisation``;
+    ``sizes`` are those of the first input at which it was compared. ``notes`` are those of the toolchain, such as operators
+    that stay in slow kernels.
     """
 
     files: tuple[str, ...]
@@ -251,16 +265,19 @@ class FormatFiles(Stored):
     sizes: tuple[tuple[int, ...], ...]
     accuracy: Score | None = None
     notes: tuple[str, ...] = ()
+    quantisation: FormatQuantisation | None = None
 
 
 class Format(Stored):
-    """Both networks in the format of ``runtime``, which computes in ``precision``."""
+    """Both networks in the format of ``runtime``, which computes in ``precision``; both in int8 too, if asked for."""
 
     runtime: str
     version: str
     precision: str
     dense: FormatFiles
     compressed: FormatFiles
+    dense_int8: FormatFiles | None = None
+    compressed_int8: FormatFiles | None = None
 
 
 class Earlier(Stored):

@@ -168,7 +168,10 @@ def test_a_run_without_onnx_files_is_told_how_to_write_them(capsys: pytest.Captu
 
 def test_json_of_a_record_with_formats_is_read_again() -> None:
     files = {"files": ["a"], "bytes": 1, "relative_error": 0.0, "sizes": [[1, 2]], "accuracy": None, "notes": []}
+    files["quantisation"] = None
     found = {"runtime": "mnn", "version": "1", "precision": "float32", "dense": files, "compressed": files}
+    how = {"tool": "MNN 1", "data": "digits", "images": 9, "agreement": 0.5, "sqnr_db": {}}
+    found |= {"dense_int8": {**files, "quantisation": how}, "compressed_int8": None}
     assert json.loads(Format.model_validate(found).model_dump_json()) == found
 
 

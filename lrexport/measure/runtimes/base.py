@@ -7,7 +7,7 @@ Self-contained: sent to devices with the runner. The protocol of a measurement k
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 JsonObject = dict[str, Any]
@@ -47,6 +47,25 @@ class Ports:
         return cls([Port(*port) for port in value["inputs"]], [Port(*port) for port in value["outputs"]])
 
 
+class Calibration:
+    """The inputs by which a network is quantised: a .npy by input name, each of shape (count, *the input's shape)."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(next(iter(self._arrays().values())))
+
+    def __iter__(self) -> Iterator[JsonObject]:
+        arrays = self._arrays()
+        return ({name: array[number] for name, array in arrays.items()} for number in range(len(self)))
+
+    def _arrays(self) -> JsonObject:
+        import numpy
+
+        return {name: numpy.load(file, mmap_mode="r", allow_pickle=False) for name, file in self.files.items()}
+
+
 class Loaded:
     """A network in a runtime, ready to run. ``inputs`` are its inputs as declared, with open sizes."""
 
@@ -74,12 +93,15 @@ class Runtime:
     ``suffixes`` are those of its files, one network's; empty: it loads ONNX files as they are. ``precision`` is what it is
     asked to compute in. ``keeps_open_sizes``: its files leave open what the ONNX file does. ``takes_program``: its toolchain
     converts a program of torch.export, made from the ONNX file. ``notes`` say what a conversion leaves in slow kernels.
-    ``is_run``: its files can be loaded here; others are converted only.
+    ``is_run``: its files can be loaded here; others are converted only. ``quantiser``: the modules that make int8 files of
+    its own files, with the packages that bring them; empty: it has none, and ``no_int8`` says why.
     """
 
     name = ""
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy"}
     converter: ClassVar[dict[str, str]] = {}
+    quantiser: ClassVar[dict[str, str]] = {}
+    no_int8 = ""
     suffixes: tuple[str, ...] = ()
     precision = "float32"
     has_profiler = False
@@ -100,6 +122,17 @@ class Runtime:
         ``source`` is the ONNX file, or the program if it ``takes_program``; what stays slow is in ``notes`` afterwards.
 
         Raises Unsupported, TimeoutError after ``seconds``, or any error of the toolchain.
+        """
+        raise NotImplementedError
+
+    def quantised_by(self) -> str:
+        """Name and version of the quantiser. Only where there is one."""
+        raise NotImplementedError
+
+    def quantise(self, files: Sequence[str], folder: str, calibration: Calibration) -> list[str]:
+        """Write this runtime's int8 files of its float32 ``files`` into ``folder``; returns their paths by ``suffixes``.
+
+        ``notes`` name afterwards what stays in float32. Raises Unsupported, or any error of the quantiser.
         """
         raise NotImplementedError
 
@@ -131,7 +164,8 @@ def runtime(name: str) -> Runtime:
 def packages() -> set[str]:
     """The packages that some runtime or its toolchain needs."""
     every = [runtime(name) for name in (*NAMES, CONVERTED)]
-    return {package for each in every for package in (*each.needs.values(), *each.converter.values())}
+    parts = (part for each in every for part in (each.needs, each.converter, each.quantiser))
+    return {package for part in parts for package in part.values()}
 
 
 def missing(needs: dict[str, str]) -> tuple[str, str] | None:

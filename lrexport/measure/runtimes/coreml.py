@@ -18,6 +18,7 @@ class CoreMl(Runtime):
     name = "coreml"
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "torch": "torch", "coremltools": "coremltools"}
     suffixes = (".mlpackage.zip",)
+    no_int8 = "its files do not run here, so nothing would say what int8 costs"
     takes_program = True
     is_run = False
 

@@ -42,6 +42,7 @@ class ExecuTorch(Runtime):
     name = "executorch"
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "torch": "torch", "executorch": "executorch"}
     suffixes = (".pte",)
+    no_int8 = "its own quantiser works on programs of torch, not on files"
     takes_program = True
 
     def version(self) -> str:

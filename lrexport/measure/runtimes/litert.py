@@ -50,6 +50,7 @@ class LiteRt(Runtime):
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "ai_edge_litert": "ai-edge-litert"}
     converter: ClassVar[dict[str, str]] = {"torch": "torch", "litert_torch": "litert-torch"}
     suffixes = (".tflite",)
+    no_int8 = "its own quantiser is not used yet"
     takes_program = True
 
     def version(self) -> str:

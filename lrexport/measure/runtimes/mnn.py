@@ -51,6 +51,7 @@ class Mnn(Runtime):
     name = "mnn"
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "MNN": "MNN"}
     suffixes = (".mnn",)
+    no_int8 = "its own quantiser is not used yet"
 
     def version(self) -> str:
         import MNN

@@ -66,6 +66,7 @@ class Ncnn(Runtime):
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "ncnn": "ncnn"}
     converter: ClassVar[dict[str, str]] = {"pnnx": "pnnx"}
     suffixes = (".param", ".bin")
+    no_int8 = "its package has no quantiser: ncnn2table and ncnn2int8 are programs that have to be built"
 
     def version(self) -> str:
         import ncnn

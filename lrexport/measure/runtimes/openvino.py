@@ -1,7 +1,8 @@
 """OpenVINO on the CPU. Self-contained: sent to devices with the runner.
 
 Asked for float32: by default it computes in bfloat16 where the processor has it. The ONNX frontend of the runtime itself
-reads the file; ``openvino.convert_model`` would do the same and send telemetry.
+reads the file; ``openvino.convert_model`` would do the same and send telemetry. NNCF, which makes int8 files, is told not
+to send any.
 """
 
 # Devices may have an older Python than lrexport requires.
@@ -11,9 +12,13 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from lrexport.measure.runtimes.base import JsonObject, Loaded, Ports, Runtime, Unsupported
+from lrexport.measure.runtimes.base import Calibration, JsonObject, Loaded, Ports, Runtime, Unsupported
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
+# What NNCF quantises wherever it can, and what stands between it and its int8 weights.
+_WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
+_SCALING = ("Multiply", "Subtract", "Convert", "Reshape", "Transpose")
+_MOST_NAMED = 5
 
 
 class _Compiled(Loaded):
@@ -51,6 +56,7 @@ class OpenVino(Runtime):
 
     name = "openvino"
     needs: ClassVar[dict[str, str]] = {"numpy": "numpy", "openvino": "openvino"}
+    quantiser: ClassVar[dict[str, str]] = {"nncf": "nncf"}
     suffixes = (".xml", ".bin")
     has_profiler = True
     keeps_open_sizes = True
@@ -67,6 +73,26 @@ class OpenVino(Runtime):
         _check_names(model, ports)
         path = os.path.join(folder, "model.xml")
         openvino.save_model(model, path, compress_to_fp16=False)
+        return [path, path[: -len(".xml")] + ".bin"]
+
+    def quantised_by(self) -> str:
+        return f"NNCF {_nncf().__version__}"
+
+    def quantise(self, files: Sequence[str], folder: str, calibration: Calibration) -> list[str]:
+        import openvino
+
+        nncf = _nncf()
+        model = openvino.Core().read_model(files[0], files[1])
+        taken = {name for given in model.inputs for name in given.names}
+        data = nncf.Dataset(calibration, lambda feed: {name: array for name, array in feed.items() if name in taken})
+        # Weights in half of the range: x86 without VNNI adds two products in 16 bits, as in formats/int8.py.
+        safe = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+        done = nncf.quantize(
+            model, data, target_device=nncf.TargetDevice.CPU, subset_size=len(calibration), advanced_parameters=safe
+        )
+        self.notes = _in_float(done)
+        path = os.path.join(folder, "model.xml")
+        openvino.save_model(done, path, compress_to_fp16=False)
         return [path, path[: -len(".xml")] + ".bin"]
 
     def load(self, files: Sequence[str], threads: int, ports: Ports | None = None, profile_to: str | None = None) -> Loaded:
@@ -87,6 +113,32 @@ class OpenVino(Runtime):
         if precision != "f32":
             raise Unsupported(f"asked for float32, it computes in {precision}")
         return _Compiled(compiled, Ports(_used(model, ports), ports.outputs))
+
+
+def _nncf() -> Any:
+    """NNCF, which sends telemetry unless it takes this for a test."""
+    os.environ["NNCF_CI"] = "1"
+    import nncf
+
+    return nncf
+
+
+def _in_float(model: Any) -> list[str]:
+    """A note that names the convolutions and products whose weights are not in int8; empty if all are."""
+    weighted = [node for node in model.get_ops() if node.get_type_name() in _WEIGHTED]
+    left = [node.get_friendly_name() for node in weighted if not _is_quantised(node.input_value(1).get_node())]
+    if not left:
+        return []
+    more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
+    named = f"{', '.join(left[:_MOST_NAMED])}{more}"
+    return [f"{len(left)} of {len(weighted)} convolutions and products stay in float32: {named}"]
+
+
+def _is_quantised(node: Any) -> bool:
+    while node.get_type_name() in _SCALING:
+        node = node.input_value(0).get_node()
+    kind = node.get_type_name()
+    return kind == "FakeQuantize" or (kind == "Constant" and node.get_element_type().get_type_name() in ("i8", "u8"))
 
 
 def _used(model: Any, ports: Ports) -> list[Any]:

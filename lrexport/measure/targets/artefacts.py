@@ -13,7 +13,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -44,11 +45,15 @@ from lrexport.measure.targets.base import (
 
 JsonObject = dict[str, Any]
 _SECONDS_TO_START = 120
+# Limit for a toolchain that writes a run's files.
+SECONDS_TO_CONVERT = 600.0
 _LINE_BYTES = 4_000_000
 _MOST_WORDS = 1_000
 _VALUES = "inputs.npz"
 # Extras of lrexport that bring a runtime into its environment; others have environments of their own.
 EXTRAS = ("openvino", "ncnn")
+# Those that bring its quantiser, too.
+_INT8_EXTRAS = {"openvino": "openvino-int8"}
 
 
 class _Answer(BaseModel):
@@ -93,6 +98,40 @@ def prepared(
     yield replace(job, runtime=runtime, artefacts=artefacts, shapes={}, values=None)
 
 
+def check_quantiser(runtime: str, python: str | None, target: str) -> None:
+    """Raise DeviceError unless ``python`` (None: this one) has the runtime, its toolchain and its quantiser."""
+    with tempfile.TemporaryDirectory(prefix="lrexport-") as name:
+        folder, job = Path(name), MeasuringJob(())
+        write_all(folder, modules())
+        options = {"stage": "needs", "runtime": runtime, "models": [], **_options(job, folder), "int8": True}
+        for _ in _Child(folder, options, python, job, target, {}).answers():
+            pass
+
+
+def quantised(
+    source: str,
+    given: Sequence[Path],
+    inputs: Mapping[str, Path],
+    runtime: str,
+    python: str | None,
+    folder: Path,
+    target: str,
+) -> JsonObject:
+    """The int8 files of a runtime's float32 files ``given``, made in ``folder``: ``files``, ``tool`` and ``notes``.
+
+    ``source`` is the name of the network's ONNX file; ``inputs`` are files for :class:`base.Calibration`. Raises
+    ModelRefused and its kinds, DeviceError.
+    """
+    write_all(folder, modules())
+    job = MeasuringJob((), seconds=SECONDS_TO_CONVERT)
+    arrays = {name: str(path.resolve()) for name, path in inputs.items()}
+    files = [str(path.resolve()) for path in given]
+    model = {"key": source, "file": files[-1], "files": files, "inputs": arrays, "folder": str(folder / "int8")}
+    options = {"stage": "quantise", "runtime": runtime, "models": [model], **_options(job, folder), "int8": True}
+    ((_, facts),) = _Child(folder, options, python, job, target, {source: source}).answers()
+    return facts
+
+
 def measured_when_prepared(
     job: MeasuringJob,
     python: str | None,
@@ -129,6 +168,7 @@ def _options(job: MeasuringJob, folder: Path) -> JsonObject:
         "seed": job.seed,
         "seconds": job.seconds,
         "memory": job.memory,
+        "int8": False,
     }
 
 
@@ -193,9 +233,8 @@ class _Child:
     def _failure(self, answer: _Answer) -> DeviceError:
         words = (answer.error or "")[:_MOST_WORDS]
         if answer.missing is not None:
-            return DeviceError(
-                f"{self._target} cannot be used: {words}", install_hint(self._options["runtime"], self._python)
-            )
+            hint = install_hint(self._options["runtime"], self._python, self._options["int8"])
+            return DeviceError(f"{self._target} cannot be used: {words}", hint)
         model = self._named.get(answer.model or "", "")
         if answer.is_about_inputs:
             return InputsRefused(self._target, model, words)
@@ -209,7 +248,7 @@ class _Child:
         return ModelRefused(self._target, model, reason) if model else DeviceError(f"{self._target}: {reason}")
 
     def _doing(self) -> str:
-        return "converts" if self._options["stage"] == "convert" else "runs"
+        return {"convert": "converts", "quantise": "quantises"}.get(self._options["stage"], "runs")
 
 
 def started(command: list[str], target: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -230,12 +269,13 @@ def surroundings(folder: Path, python: str | None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), elsewhere))), "TMPDIR": str(folder)}
 
 
-def install_hint(runtime: str, python: str) -> str:
-    """How to install what a runtime needs, into that Python."""
+def install_hint(runtime: str, python: str, int8: bool = False) -> str:
+    """How to install what a runtime needs, for ``int8`` with its quantiser, into that Python."""
     chosen = base.runtime(runtime)
     if runtime in EXTRAS and python == sys.executable:
-        return f"Install it: pip install 'lrexport[{runtime}]'"
-    needs = list(dict.fromkeys([*chosen.needs.values(), *chosen.converter.values()]))
+        return f"Install it: pip install 'lrexport[{_INT8_EXTRAS.get(runtime, runtime) if int8 else runtime}]'"
+    parts = (chosen.needs, chosen.converter, *((chosen.quantiser,) if int8 else ()))
+    needs = list(dict.fromkeys(package for part in parts for package in part.values()))
     if chosen.takes_program:  # the torch that writes programs is the one that reads them
         own = metadata.version("torch").partition("+")[0]
         needs = [f"torch=={own}" if package == "torch" else package for package in needs]
