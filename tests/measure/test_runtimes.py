@@ -103,6 +103,17 @@ def test_layers_that_ncnn_does_not_have_are_refused_although_pnnx_is_content(tmp
     assert reason == "pnnx writes layers that ncnn does not have: Tensor.slice"
 
 
+def test_nothing_but_the_files_of_a_runtime_takes_room(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx")  # pnnx writes its weights four times
+    for runtime in INSTALLED:
+        folder = tmp_path / runtime
+        folder.mkdir()
+        *_, done = prepared(MeasuringJob([{"m": path}]), runtime, None, folder, "local")
+        assert isinstance(done, MeasuringJob)
+        files = done.artefacts[path].files
+        assert {*files[0].parent.iterdir()} == {*files}
+
+
 def test_ncnn_has_the_shortcut_of_a_resnet_once_it_is_a_convolution(tmp_path: Path) -> None:
     whole = ([0, 0], [99, 99], [2, 3], [2, 2])
     model = shortcuts.graph([1, 4, 8, 8], [whole], [0, 2, 0, 0, 0, 2, 0, 0])

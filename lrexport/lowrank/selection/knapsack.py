@@ -8,6 +8,7 @@ are dropped, and the others are enumerated.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ _MOST_STATES = 100_000
 _FEW_STATES = 200
 # Smaller differences of losses, relative to the total, are rounding.
 _RELATIVE_ZERO = 1e-12
+# A budget that is a difference of costs is rounded: the cheapest choice fits into what it costs.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,10 @@ def least_cost(layers: Sequence[Options]) -> float:
 
 def minimise(layers: Sequence[Options], budget: float) -> Solution:
     """The choice of least total loss with total cost ≤ ``budget``. Raises ValueError if no choice is cheap enough."""
-    if least_cost(layers) > budget:
-        raise ValueError(f"the cheapest choice costs {least_cost(layers)}, more than {budget}")
+    least = least_cost(layers)
+    if least > budget and not math.isclose(least, budget, rel_tol=_ROUNDING):
+        raise ValueError(f"the cheapest choice costs {least}, more than {budget}")
+    budget = max(budget, least)
     kept = [_undominated(layer) for layer in layers]
     own = [Options(layer.losses[index], layer.costs[index]) for layer, index in zip(layers, kept, strict=True)]
     price, picks = _relax(own, budget)

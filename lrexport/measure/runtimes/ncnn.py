@@ -83,6 +83,10 @@ class Ncnn(Runtime):
         paths = [os.path.join(folder, f"model.ncnn{suffix}") for suffix in self.suffixes]
         if done.returncode or not all(map(os.path.exists, paths)):
             raise Unsupported(f"pnnx fails: {_last_words(done)}")
+        # It also writes the network in its own format and as ONNX, each with all weights: for the layers of a ResNet-18
+        # gigabytes, which only take room.
+        for name in set(os.listdir(folder)) - set(map(os.path.basename, paths)):
+            os.remove(os.path.join(folder, name))
         _check_layers(paths[0], len(ports.outputs))
         return paths
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from hypothesis import assume, given, settings
@@ -99,6 +100,18 @@ def test_the_plan_is_the_best_of_all_within_the_latency(draw: st.DataObject, sha
     assert latency.of_plan(plan) <= budget * (1 + 1e-9)
     loss = sum((1 - entry.energy_kept) ** 0.75 for entry in plan.values() if isinstance(entry, Pair))
     assert loss == pytest.approx(min(fitting), abs=1e-6)
+
+
+def test_the_fastest_plan_is_found_with_no_more_room_than_it_takes() -> None:
+    svd = three_layers()
+    found, generator = truncations(svd), random.Random(0)
+    for _ in range(40):  # sums of such times are rounded, some of them down
+        layers = {name: LayerLatency(1.0, {"spatial": {1: generator.uniform(0.05, 1)}}) for name in ("0", "1")} | {
+            "2": LayerLatency(1.0, {})
+        }
+        latency = NetworkLatency(generator.uniform(2.8, 4), layers)
+        plan = within_latency(svd, found, latency, latency.least_ms).plan
+        assert latency.of_plan(plan) == pytest.approx(latency.least_ms)
 
 
 def test_a_latency_that_the_dense_network_has_already_prunes_nothing_and_says_so() -> None:
