@@ -161,7 +161,7 @@ def test_ranks_are_chosen_by_layers_that_a_phone_timed(phone: FakePhone, here: P
     found = next(answer["models"] for answer in target.run(job) if "models" in answer)
     assert {name: len(figures["samples_ms"]) for name, figures in found.items()} == {"x2": 7, "x6": 7}
     check_times_layers(target)
-    for runner, reason in (("ncnn", "prints hundredths of a millisecond"), ("litert", "are not converted for benchmark_model")):
+    for runner, reason in (("ncnn", "prints hundredths of a millisecond"), ("litert", "are not converted for")):
         with pytest.raises(UsageError, match=reason):
             check_times_layers(_target(runner, here / "program"))
 
