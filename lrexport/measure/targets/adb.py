@@ -70,7 +70,7 @@ class Adb:
         return PROGRAMS[self.runner]
 
     def check_layers(self) -> None:
-        """Raise UsageError unless single layers can be timed: their files run or are converted, and the program's digits suffice."""
+        """Raise UsageError unless files of single layers run there, or are converted, and the program's digits suffice."""
         program = self._program
         if ".onnx" not in program.suffixes:
             raise UsageError(
