@@ -268,7 +268,8 @@ TITLES = {
         "than two minutes of one core. Rows without the dense file beside them were timed under other loads. On the Xeon, "
         "which has AVX-512, the compressed file is slower than the dense one, probably because ONNX Runtime computes "
         "convolutions in blocks of 16 channels there, and ranks are multiples of 4. Without its blocked layout "
-        "(ORT_ENABLE_EXTENDED) a line took 42.4 ms, and 44.3 ms in the dense file (15 lines). Healing follows the dense file, also where that reads wrongly.",
+        "(ORT_ENABLE_EXTENDED) a line took 42.4 ms, and 44.3 ms in the dense file (15 lines). Healing follows the dense "
+        "file, also where that reads wrongly.",
     ),
     "detect": (
         "The text detector of rapidocr-onnxruntime",
