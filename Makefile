@@ -25,7 +25,8 @@ test-formats: $(VENV)/.test $(FORMATS:%=$(VENV)-%/.ready) $(VENV)-web/.ready
 	LREXPORT_TEST_LITERT=$(abspath $(VENV)-litert/bin/python) \
 	LREXPORT_TEST_EXECUTORCH=$(abspath $(VENV)-executorch/bin/python) \
 	LREXPORT_TEST_ONNXRUNTIME_WEB=$(abspath $(VENV)-web/node_modules/onnxruntime-web) \
-	  $(BIN)/pytest tests/measure/test_other_runtimes.py tests/measure/targets/test_real_browser.py tests/test_ship.py::test_browser
+	  $(BIN)/pytest tests/measure/test_other_runtimes.py tests/measure/targets/test_real_browser.py \
+	    tests/workflow/test_int8_in_runtimes.py::test_mnn_files_in_int8_agree tests/test_ship.py::test_browser
 
 # Toolchains that convert from torch get the torch that writes their programs.
 $(VENV)-mnn/.ready: NEEDS = 'MNN>=3.4' numpy

@@ -38,7 +38,7 @@ IN_FORMATS_INT8 = {
         source: tuple(source.removesuffix(".onnx") + ".int8" + end for end in _ENDS[name])
         for source in (DENSE_ONNX, MODEL_ONNX)
     }
-    for name in ("openvino",)
+    for name in ("openvino", "mnn")
 }
 OF_FORMATS = tuple(
     name

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 
 from lrexport.config.runtime_titles import title_of
 from lrexport.data.images import ImageSet
@@ -64,7 +65,7 @@ def write_int8_in_runtime(
         folder = Path(name)
         inputs = _write_inputs(calibration, ports, metadata, subject, folder)
         with refusing(f"{title} cannot have {source.name} in int8"):
-            made = quantised(source.name, floats, inputs, runtime, python, folder, title)
+            made = quantised(source.name, floats, inputs, _zero_filters(source), runtime, python, folder, title)
         for file, path in zip(made["files"], paths, strict=True):
             path.write_bytes(Path(file).read_bytes())
     free_batch = not isinstance(network, OnnxNetwork)
@@ -79,6 +80,27 @@ def write_int8_in_runtime(
             scored = score_onnx(paths[0], subject.images, "test", subject.task, subject.like, None, runtime=runs)
     total = sum(path.stat().st_size for path in paths)
     return Int8InRuntime(total, made["tool"], agreement, scored, tuple(made["notes"]))
+
+
+def _zero_filters(source: Path) -> list[str]:
+    """The outputs of convolutions with a filter of zeros, such as shortcuts that add channels.
+
+    Those of activations behind them too: a runtime may call a convolution by either.
+    """
+    graph = onnx.load(str(source)).graph
+    weights = {each.name: each for each in graph.initializer}
+    found = [
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Conv" and node.input[1] in weights and _has_zero_filter(weights[node.input[1]])
+    ]
+    behind = [node.output[0] for node in graph.node if node.op_type in ("Relu", "Clip") and node.input[0] in found]
+    return [*found, *behind]
+
+
+def _has_zero_filter(weight: onnx.TensorProto) -> bool:
+    values = onnx.numpy_helper.to_array(weight)
+    return bool((~values.reshape(len(values), -1).any(axis=1)).any())
 
 
 def _write_inputs(

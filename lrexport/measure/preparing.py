@@ -132,7 +132,7 @@ def _converted(model: JsonObject, job: JsonObject, runtime: base.Runtime) -> Jso
 
 def _quantised(model: JsonObject, runtime: base.Runtime) -> JsonObject:
     os.makedirs(model["folder"])
-    made = runtime.quantise(model["files"], model["folder"], base.Calibration(model["inputs"]))
+    made = runtime.quantise(model["files"], model["folder"], base.Calibration(model["inputs"], model["zero"]))
     return {"files": [os.path.abspath(file) for file in made], "notes": runtime.notes, "tool": runtime.quantised_by()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.workflow.test_int8 import DIGITS, check_fed
 
 OPENVINO = {name for names in IN_FORMATS["openvino"].values() for name in names}
 OPENVINO_INT8 = {name for names in IN_FORMATS_INT8["openvino"].values() for name in names}
+PYTHON = os.environ.get("LREXPORT_TEST_MNN")
 NOT_A_QUANTISER = "Fake 1.0"
 
 
@@ -112,6 +114,15 @@ def test_openvino_files_in_int8_score_what_the_record_says(here: Path, capsys: p
     captured = capsys.readouterr()
     assert "int8 by NNCF" in captured.err
     assert "model.int8.openvino.xml, model.int8.openvino.bin" in captured.out
+
+
+@pytest.mark.skipif(PYTHON is None, reason="run by make test-formats")
+def test_mnn_files_in_int8_agree(here: Path) -> None:
+    assert run(["export", "run", "--int8", "--to", f"mnn?python={PYTHON}"]) == 0
+    for float32, int8 in both(load_record(here), "mnn"):
+        assert int8.quantisation.tool.startswith("MNN ")
+        assert 0.85 < int8.quantisation.agreement <= 1
+        assert abs(int8.accuracy.primary - float32.accuracy.primary) < 0.1
 
 
 def test_it_is_calibrated_on_the_images_that_int8_onnx_files_would_be(

@@ -48,10 +48,13 @@ class Ports:
 
 
 class Calibration:
-    """The inputs by which a network is quantised: a .npy by input name, each of shape (count, *the input's shape)."""
+    """The inputs by which a network is quantised: a .npy by input name, each of shape (count, *the input's shape).
 
-    def __init__(self, files: dict[str, str]) -> None:
-        self.files = files
+    ``zero`` names the outputs of convolutions with a filter of zeros, in the ONNX file: its values in int8 have no scale.
+    """
+
+    def __init__(self, files: dict[str, str], zero: Sequence[str] = ()) -> None:
+        self.files, self.zero = files, list(zero)
 
     def __len__(self) -> int:
         return len(next(iter(self._arrays().values())))

@@ -85,8 +85,14 @@ class OpenVino(Runtime):
         model = openvino.Core().read_model(files[0], files[1])
         taken = {name for given in model.inputs for name in given.names}
         data = nncf.Dataset(calibration, lambda feed: {name: array for name, array in feed.items() if name in taken})
-        # Weights in half of the range: x86 without VNNI adds two products in 16 bits, as in formats/int8.py.
-        safe = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+        safe = nncf.AdvancedQuantizationParameters(
+            # Weights in half of the range: x86 without VNNI adds two products in 16 bits, as in formats/int8.py.
+            overflow_fix=nncf.OverflowFix.ENABLE,
+            # The full observed range: its default, the mean of the samples' ranges, costs ResNet-20 9 dB.
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+        )
         done = nncf.quantize(
             model, data, target_device=nncf.TargetDevice.CPU, subset_size=len(calibration), advanced_parameters=safe
         )

@@ -112,6 +112,7 @@ def quantised(
     source: str,
     given: Sequence[Path],
     inputs: Mapping[str, Path],
+    zero: Sequence[str],
     runtime: str,
     python: str | None,
     folder: Path,
@@ -119,14 +120,15 @@ def quantised(
 ) -> JsonObject:
     """The int8 files of a runtime's float32 files ``given``, made in ``folder``: ``files``, ``tool`` and ``notes``.
 
-    ``source`` is the name of the network's ONNX file; ``inputs`` are files for :class:`base.Calibration`. Raises
-    ModelRefused and its kinds, DeviceError.
+    ``source`` is the name of the network's ONNX file; ``inputs`` and ``zero`` are those of
+    :class:`base.Calibration`. Raises ModelRefused and its kinds, DeviceError.
     """
     write_all(folder, modules())
     job = MeasuringJob((), seconds=SECONDS_TO_CONVERT)
     arrays = {name: str(path.resolve()) for name, path in inputs.items()}
     files = [str(path.resolve()) for path in given]
-    model = {"key": source, "file": files[-1], "files": files, "inputs": arrays, "folder": str(folder / "int8")}
+    model = {"key": source, "file": files[-1], "files": files, "inputs": arrays, "zero": list(zero)}
+    model["folder"] = str(folder / "int8")
     options = {"stage": "quantise", "runtime": runtime, "models": [model], **_options(job, folder), "int8": True}
     ((_, facts),) = _Child(folder, options, python, job, target, {source: source}).answers()
     return facts
