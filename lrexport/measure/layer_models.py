@@ -30,10 +30,11 @@ def layer_model(layers: nn.Module, call: LayerCall, copies: int, batch: int = 1)
     halves: list[Any] = list(layers) if isinstance(layers, nn.Sequential) else [layers]
     shape = _shape(halves[0], spec_of(halves[0]).in_channels, call.input, call.samples * batch)
     result = _shape(halves[-1], spec_of(halves[-1]).out_channels, call.output, call.samples * batch)
-    nodes: list[onnx.NodeProto] = []
-    value, total = "x", ""
+    # Means of values of both signs would be small beside the rounding errors of Winograd's kernels, and compared with it.
+    nodes = [helper.make_node("Abs", ["x"], ["given"])]
+    value, total = "given", ""
     for copy in range(copies):
-        hidden = value if shape == result else "x"
+        hidden = value if shape == result else "given"
         for position, half in enumerate(halves):
             nodes += _nodes(half, hidden, f"h{copy}_{position}", copy)
             hidden = f"h{copy}_{position}"

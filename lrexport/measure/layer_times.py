@@ -37,7 +37,7 @@ from lrexport.lowrank.factors.moments import Schemes
 from lrexport.lowrank.layers.schemes import SCHEMES, blank
 from lrexport.lowrank.selection.costs import whole_cost
 from lrexport.lowrank.selection.predicted_latency import LayerLatency
-from lrexport.measure.latency import measure_latency
+from lrexport.measure.latency import measure, measure_latency
 from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.statistics import spread
 from lrexport.measure.targets import MeasuringJob, Target, check_times_layers
@@ -202,7 +202,7 @@ class LayerTimes:
 
     def _note(self, group: list[_Option], models: Mapping[str, Any]) -> None:
         """Latencies by the slope between the numbers of copies; a dense layer's is the median over its groups."""
-        scale = self._scale(_slope(models, _REFERENCE))
+        scale = self._scale(models, group[0].among)
         for index, option in enumerate(group):
             is_busy, known = _was_busy(models, str(index)), option.key in self.times
             if is_busy and known and option.key not in self.busy:
@@ -213,18 +213,25 @@ class LayerTimes:
             self.times[option.key] = float(np.median(self._seen[option.key]))
             (self.busy.add if is_busy else self.busy.discard)(option.key)
 
-    def _scale(self, now: float) -> float:
-        """Factor from current latencies, with the reference at ``now``, to those when the table was started."""
-        return self.times.setdefault(_REFERENCE, now) / now
+    def _scale(self, models: Mapping[str, Any], among: int) -> float:
+        """Factor from current latencies, by the reference's samples, to those when the table was started.
 
-    def whole(self, path: Path) -> tuple[float, Latency]:
-        """A network's milliseconds on the table's scale, and its current latency. Raises DeviceError."""
+        The reference is compared with itself after other files ran and the same memory was touched: from the caches it is
+        far faster.
+        """
+        now = _slope(models, _REFERENCE)
+        return self.times.setdefault(f"{_REFERENCE} among {among >> 10} KiB", now) / now
+
+    def whole(self, svd: SVDNetwork, path: Path) -> tuple[float, Latency]:
+        """A network's milliseconds on the scale of the table of its layers, and its current latency. Raises DeviceError."""
         with tempfile.TemporaryDirectory(prefix="lrexport-") as folder:
             paths = {path.name: path, **self._write({}, Path(folder) / _REFERENCE)}
-            job = MeasuringJob((), _WHOLE_ROUNDS, self.threads, self.batch)
-            latencies = measure_latency(paths, None, job, self.target)
-        few, many = (latencies[f"{_REFERENCE}x{copies}"].p50 for copies in COPIES)
-        return latencies[path.name].p50 * self._scale((many - few) / (COPIES[1] - COPIES[0])), latencies[path.name]
+            job = MeasuringJob((), _WHOLE_ROUNDS, self.threads, self.batch, evict_bytes=_among(svd))
+            found = measure(paths, None, job, self.target)
+        models = {name: {"samples_ms": samples} for name, samples in found.samples_ms.items()}
+        job = MeasuringJob((), _WHOLE_ROUNDS, self.threads, self.batch)  # as it runs alone
+        latency = measure_latency({path.name: path}, None, job, self.target)[path.name]
+        return latency.p50 * self._scale(models, _among(svd)), latency
 
     def _save(self) -> None:
         """Write the table's file. If that fails, only this process uses the latencies, and ``unsaved`` says why."""

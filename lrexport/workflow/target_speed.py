@@ -97,7 +97,7 @@ def measure_speed(
         if busy:
             on_event(Warned(f"{busy} of {known} {_BUSY}"))
         on_event(Working(f"measuring the dense network on {target.name}"))
-        dense, now = times.whole(path)
+        dense, now = times.whole(svd, path)
         content = path.read_bytes()
     table = str(times.path) if times.unsaved is None else None
     on_event(DenseTimed(now.p50, target.name, table))

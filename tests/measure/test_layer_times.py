@@ -155,9 +155,37 @@ def test_a_network_is_timed_on_the_scale_of_the_table_and_as_it_is_now(tmp_path:
     file.write_bytes(layer_model(blank(layer), call_of(layer, torch.zeros(1, 8, 9, 9)), 2).SerializeToString())
     wanted = 0.5 + MS_A_MAC * count_onnx(onnx.load(file)).macs
     slower = LayerTimes(Arithmetic(speed=3.0), folder=tmp_path)
-    whole, now = slower.whole(file)
+    whole, now = slower.whole(svd, file)
     assert whole == pytest.approx(wanted)
     assert now.p50 == pytest.approx(3 * wanted)
+
+
+def test_memory_touched_between_runs_does_not_change_the_scale(tmp_path: Path) -> None:
+    class Cached(Arithmetic):
+        """Twice as fast where nothing else was touched, and the slower the more it was."""
+
+        def run(self, job: MeasuringJob) -> Iterator[dict[str, Any]]:
+            self.speed = 1 + job.evict_bytes / 2**20
+            yield from super().run(job)
+
+    svd = decompose(SmallNet(), SHAPE)
+    times = LayerTimes(Cached(), folder=tmp_path)
+    wide = decompose(nn.Sequential(nn.Conv2d(256, 256, 3, padding=1)), (256, 8, 8))
+    layer = times.of(wide, every_scheme_of(wide))["0"]
+    times.of(svd, every_scheme_of(svd))
+    file = tmp_path / "a network.onnx"
+    made = nn.Conv2d(8, 12, 3)
+    file.write_bytes(layer_model(blank(made), call_of(made, torch.zeros(1, 8, 9, 9)), 2).SerializeToString())
+    for network in (svd, wide):
+        assert times.whole(network, file)[0] == pytest.approx(0.5 + MS_A_MAC * count_onnx(onnx.load(file)).macs)
+    assert times.of(wide, every_scheme_of(wide))["0"] == layer
+
+
+def test_winograds_rounding_is_small_beside_what_a_chain_computes() -> None:
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    file = layer_model(blank(layer), call_of(layer, torch.zeros(1, 64, 12, 12)), 6)
+    values = run(file)
+    assert values.min() > 0.1 * values.max()  # means of numbers of both signs are near 0
 
 
 def test_other_threads_and_other_machines_have_tables_of_their_own(tmp_path: Path) -> None:

@@ -125,6 +125,17 @@ def test_a_latency_is_met_as_measured_however_far_the_prediction_is_off(
     assert len(job.speed.environment["confirmed"]) <= 5
 
 
+def test_the_fastest_plan_is_measured_before_a_goal_is_given_up(trained) -> None:
+    job = pruning(trained, None, latency=0.6)
+    predicted = speed_of(job, 1.0).latency
+    bias = 0.9999 * 0.6 * predicted.dense_ms / predicted.least_ms  # by which only the fastest plan reaches the goal
+    found = replace(job, speed=speed_of(job, bias)).select()
+    assert found.latency is not None
+    assert found.latency.ratio == pytest.approx(0.9999 * 0.6)
+    assert not found.latency.misses_goal
+    assert not found.warnings
+
+
 @pytest.mark.parametrize("goal", [{"latency": 0.6}, {"latency_ms": 0.2}, {"macs": 0.4}, {"params": 0.5}])
 def test_even_ranks_drop_one_share_of_energy_in_all_layers_and_meet_the_goal(trained, goal: dict[str, float]) -> None:
     job = pruning(trained, None, **goal, rank_multiple=1)

@@ -47,11 +47,13 @@ def by_latency(goal: Latency, problem: Problem) -> Selection:
     asked = budget_ms / dense_ms
     budget, tries = asked, list[tuple[float, Selection]]()
     while len(tries) < _TRIES:
-        try:
-            selection = within_latency(svd, problem.truncations, latency, budget * dense_ms, problem.rule)
-        except UsageError:
-            if not tries:  # the goal is unreachable, not only a corrected budget
-                raise
+        # A goal that is out of reach is refused; of a corrected budget, the fastest plan is still worth measuring.
+        is_fastest = bool(tries) and budget * dense_ms < latency.least_ms
+        if is_fastest:
+            budget = latency.least_ms / dense_ms
+        room = latency.least_ms if is_fastest else budget * dense_ms
+        selection = within_latency(svd, problem.truncations, latency, room, problem.rule)
+        if is_fastest and any(digest(selection.plan) == digest(tried.plan) for _, tried in tries):
             break
         tries.append(_measured(goal, selection, latency, confirm))
         ratio, measured = tries[-1][0], tries[-1][1].latency
