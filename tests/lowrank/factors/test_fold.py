@@ -113,3 +113,21 @@ def test_a_plan_that_does_not_fit_the_network_is_refused(name: str, scheme: Sche
     with pytest.raises(InputError) as caught:
         fold_structure(SmallNet(), {name: planned})
     assert caught.value.message == message
+
+
+@pytest.mark.parametrize("scheme", ["spatial", "channel", "input-channel"])
+def test_channels_that_are_switched_off_leave_no_subnormal_weights(scheme: Scheme) -> None:
+    layer, images = nn.Conv2d(6, 8, 3, padding=1), torch.randn(2, 6, 5, 5)
+    with torch.no_grad():
+        layer.weight[:3] *= 1e-40  # as weight decay leaves them
+    assert layer.weight[:3].abs().max() < torch.finfo(torch.float32).tiny
+    wanted = layer(images)
+    attach(layer, scheme)
+    pair = fold_layer(layer, scheme, 5 if scheme == "input-channel" else 8)
+    if scheme != "input-channel":
+        assert (
+            relative_error(fold_layer(layer, scheme, SCHEMES[scheme].full_rank(spec_of(layer)))(images), wanted) <= TOLERANCE
+        )
+    for half in pair:
+        values = half.weight.abs()
+        assert not ((values > 0) & (values < torch.finfo(torch.float32).tiny)).any()
