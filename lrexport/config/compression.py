@@ -157,7 +157,8 @@ class CompressConfig:
 
     ``falling_ranks`` reduces ranks to the goal (MACs, parameters or latency) during SVD training. ``rule`` "global"
     minimises the loss of all layers together within the goal, "threshold" uses the paper's one e for all layers. By the
-    global rule ranks of at least ``rank_multiple`` are multiples of it; with a target its grain decides instead.
+    global rule ranks are multiples of ``rank_multiple``, those below of its half, quarter … down to 4; with a target its
+    grain decides instead.
     ``weighting`` weights the energy by the layers' inputs for ``calibration_images`` training images, without data for
     noise; ``reconstruct`` refits pairs on these images.
     ``target`` is where latency is measured with ``threads`` threads, for a goal of latency and for ranks on the machine's

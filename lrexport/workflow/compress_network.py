@@ -41,6 +41,7 @@ from lrexport.training.engine import with_float64
 from lrexport.workflow.healing import Effort
 from lrexport.workflow.healing import heal as heal_network
 from lrexport.workflow.likeness import DenseOutputs
+from lrexport.workflow.plan_outputs import PlanOutputs
 from lrexport.workflow.pruning import on_target, pose, schemes_considered
 from lrexport.workflow.repair import Repair
 from lrexport.workflow.target_speed import measure_speed
@@ -144,7 +145,8 @@ def compress(
     _check_healing(heal, calibrated=calibration is not None)
     images = None if calibration is None else _images(svd, calibration, device, seed, healed=heal > 0)
     choices = choices_in(goal.plan) if isinstance(goal, FromPlan) else None
-    problem = pose(svd, goal, scheme, rule, choices, images, _CALIBRATION, rank_multiple=rank_multiple)
+    outputs = None if images is None else PlanOutputs(images, Repair(svd, images, True, _CALIBRATION, _BATCHNORM))
+    problem = pose(svd, goal, scheme, rule, choices, images, _CALIBRATION, rank_multiple=rank_multiple, outputs=outputs)
     if target is not None or isinstance(goal, Latency):
         schemes, times = schemes_considered(svd, scheme, goal), LayerTimes(parse_target(target or "local"), threads)
         problem = on_target(problem, measure_speed(svd, schemes, times, ignore_events))

@@ -39,6 +39,7 @@ from lrexport.tasks.task import Task
 from lrexport.training.engine import to_fast_layout
 from lrexport.workflow.healing import Effort, heal, measured_fidelity
 from lrexport.workflow.likeness import DenseOutputs
+from lrexport.workflow.plan_outputs import PlanOutputs
 from lrexport.workflow.repair import BATCH, Repair
 from lrexport.workflow.target_speed import Speed
 
@@ -65,11 +66,13 @@ def pose(
     *,
     rank_multiple: int,
     weighting: bool = True,
+    outputs: PlanOutputs | None = None,
 ) -> Problem:
     """The selection problem for ``goal``, with energy weighted by the layers' inputs for ``most`` of ``images``, or noise.
 
-    Without ``weighting`` the energy is the kernels' own, as in equation 4. ``choices`` are those of the plan if the goal is
-    one; ``metadata`` as :func:`written_bytes` takes it. Raises InputError if the choices do not fit the network.
+    With images, plans are also compared by ``outputs``. Without ``weighting`` the energy is the kernels' own, as in
+    equation 4. ``choices`` are those of the plan if the goal is one; ``metadata`` as :func:`written_bytes` takes it. Raises
+    InputError if the choices do not fit the network.
     """
     schemes = schemes_considered(svd, scheme, goal)
 
@@ -87,7 +90,8 @@ def pose(
     chosen = images.draw(most)
     if not len(chosen):
         return problem
-    return replace(problem, moments=input_moments(svd, chosen.batches(BATCH), problem.schemes))
+    moments = input_moments(svd, chosen.batches(BATCH), problem.schemes)
+    return replace(problem, moments=moments, outputs=outputs)
 
 
 def on_target(problem: Problem, speed: Speed) -> Problem:
@@ -155,10 +159,9 @@ class Pruning:
         if self.splits is None:
             return network, {}
         to_fast_layout(network.to(self.device), self.svd.signature)
-        config, images = self.config, self._images(self.splits)
-        repair = Repair(self.svd, images, config.reconstruct, config.calibration_images, config.batchnorm_images)
+        repair = self._repair(self._images(self.splits))
         if self.task is None:
-            dense = DenseOutputs(self.svd, Images(self.splits.heldout, self.device, config.train.seed), _COMPARED)
+            dense = DenseOutputs(self.svd, Images(self.splits.heldout, self.device, self.config.train.seed), _COMPARED)
             repair.apply(network, selection, dense.likeness_of)
             return network, {}
         return network, repair.apply(network, selection, self._score, self.task.metric, self._sqnr)
@@ -203,7 +206,11 @@ class Pruning:
     def _problem(self, weighted: bool = True) -> Problem:
         self.svd.network.to(self.device)
         config = self.config
-        images = self._images(self.splits) if self.splits is not None else None
+        images = outputs = None
+        if self.splits is not None:
+            images = self._images(self.splits)
+            heldout = Images(self.splits.heldout, self.device, config.train.seed)
+            outputs = PlanOutputs(heldout, self._repair(images))
         problem = pose(
             self.svd,
             config.goal,
@@ -215,11 +222,16 @@ class Pruning:
             self.metadata,
             rank_multiple=config.rank_multiple,
             weighting=weighted and config.weighting,
+            outputs=outputs,
         )
         # An accuracy drop is one of the user's metric, not of the likeness to the dense network.
         if self.splits is not None and self.task is not None and not self.task.follows_dense:
             problem = replace(problem, heldout_score=self._heldout_score, metric=self.task.metric)
         return problem if self.speed is None else on_target(problem, self.speed)
+
+    def _repair(self, images: Images) -> Repair:
+        config = self.config
+        return Repair(self.svd, images, config.reconstruct, config.calibration_images, config.batchnorm_images)
 
     def _images(self, splits: Splits) -> Images:
         return Images(splits.train, self.device, self.config.train.seed)

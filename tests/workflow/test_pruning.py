@@ -24,9 +24,12 @@ from lrexport.lowrank.factors.fold import fold
 from lrexport.lowrank.factors.moments import own_schemes_of
 from lrexport.lowrank.factors.noise_moments import NoiseMoments
 from lrexport.lowrank.factors.svd_form import factors
+from lrexport.lowrank.factors.truncation import Selection
 from lrexport.lowrank.selection.costs import dense_cost, other_cost, pair_cost, plan_cost, whole_cost
 from lrexport.lowrank.selection.predicted_latency import LayerLatency, NetworkLatency
+from lrexport.lowrank.selection.problem import Problem
 from lrexport.lowrank.selection.select import select
+from lrexport.lowrank.selection.solve import choose
 from lrexport.measure.targets.local import Local
 from lrexport.plan import Dense, Pair, Plan, PlannedLatency, digest
 from lrexport.tasks.fidelity import SQNR
@@ -34,7 +37,8 @@ from lrexport.tasks.scoring import score
 from lrexport.training.engine import make_fabric
 from lrexport.training.loops import Stage, train_stage
 from lrexport.workflow.healing import measured_fidelity
-from lrexport.workflow.pruning import Pruning
+from lrexport.workflow.plan_outputs import PlanOutputs
+from lrexport.workflow.pruning import Pruning, pose
 from lrexport.workflow.repair import Repair
 from lrexport.workflow.target_speed import Speed
 
@@ -165,7 +169,8 @@ def test_even_ranks_drop_one_share_of_energy_in_all_layers_and_meet_the_goal(tra
 def test_even_ranks_are_such_that_the_plan_has_room_for_them(trained: nn.Module) -> None:
     exact = pruning(trained, None, macs=0.4, rank_multiple=1).even_ranks()
     rounded = pruning(trained, None, macs=0.4, rank_multiple=8).even_ranks()
-    assert rounded == {name: rank if rank < 8 else rank // 8 * 8 for name, rank in exact.items()}
+    steps = {name: 8 if rank >= 8 else 4 if rank >= 4 else 1 for name, rank in exact.items()}
+    assert rounded == {name: rank // steps[name] * steps[name] for name, rank in exact.items()}
     assert rounded != exact
 
 
@@ -303,6 +308,39 @@ def test_weighting_reconstruction_and_batchnorm_each_help(trained: nn.Module, sp
     assert min(found[:2]) > found[2] > found[3]
 
 
+class HalfHeard(nn.Module):
+    """A network beside layers that hardly reach its output."""
+
+    def __init__(self, heard: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heard = copy.deepcopy(heard)
+        self.unheard = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.heard(x) + 1e-4 * self.unheard(x).mean((1, 2, 3)).unsqueeze(1)
+
+
+def test_layers_that_are_not_heard_in_the_outputs_give_their_macs_to_others(trained: nn.Module, splits: Splits) -> None:
+    job, images = pruning(HalfHeard(trained).eval(), splits, macs=0.4), Images(splits.train, CPU, 0)
+    outputs = PlanOutputs(Images(splits.heldout, CPU, 0), Repair(job.svd, images))
+
+    def posed(outputs: PlanOutputs | None) -> Problem:
+        return pose(job.svd, Macs(0.4), "spatial", "global", None, images, 512, rank_multiple=4, outputs=outputs)
+
+    def unheard(selection: Selection) -> int:
+        entries = selection.plan.items()
+        return sum(layer.macs for name, layer in entries if name.startswith("unheard") and isinstance(layer, Pair))
+
+    alone, compared = (choose(Macs(0.4), posed(each)) for each in (None, outputs))
+    assert job.select().plan == compared.plan
+    assert unheard(compared) < unheard(alone)
+    before, after = (outputs.error_after_repair(each) for each in (alone, compared))
+    assert before is not None
+    assert after is not None
+    assert after < before
+
+
 def test_without_data_nothing_is_scored_and_noise_weights_the_energy(trained: nn.Module) -> None:
     job = pruning(trained, None, macs=0.5)
     selection = job.select()
@@ -382,7 +420,7 @@ def test_an_accuracy_drop_without_data_is_refused(trained: nn.Module) -> None:
 
 def test_every_scheme_is_at_least_as_good_as_any_one(trained: nn.Module, splits: Splits) -> None:
     def loss(scheme: str) -> float:
-        plan = pruning(trained, splits, scheme, macs=0.4).select().plan
+        plan = pruning(trained, splits, scheme, macs=0.4, weighting=False).select().plan
         return sum((1 - layer.energy_kept) ** 0.75 for layer in plan.values() if isinstance(layer, Pair))
 
     assert loss("auto") <= min(loss(scheme) for scheme in ("spatial", "channel", "input-channel")) * (1 + 1e-6)

@@ -83,7 +83,7 @@ CASES = {
 )
 def test_data_without_classes_repairs_heals_and_trains_the_layers(what: str, capsys: pytest.CaptureFixture) -> None:
     model, source, counts = CASES[what]
-    short = ("--fine-tune-epochs", "2", "--batch-size", "8", "--heal-minutes", "0.05")
+    short = ("--fine-tune-epochs", "2", "--batch-size", "8", "--heal-minutes", "0.05", "--lr", "0.01")
     assert run(["compress", model, "--data", source, "--macs", "0.5", "-o", "run", *short, *QUICK]) == 0
     said = capsys.readouterr().err
     train, heldout, test = counts

@@ -36,6 +36,7 @@ class Truncation:
     (matrix @ basis[:, :r]) @ basis[:, :r]ᵀ. With g > 1 groups both have a leading group axis. The basis has only ranks whose
     pair has fewer weights than the layer; higher ones are decomposed without the moment when they are needed. The matrix is
     made of ``weight`` by ``scheme`` whenever it is needed: those of all layers would take as much memory as the network.
+    ``effect`` is the error of the network's outputs for a share of energy dropped here, if it was measured.
     """
 
     energy_dropped: Tensor
@@ -44,6 +45,7 @@ class Truncation:
     scheme: Scheme
     spec: KernelSpec
     is_right: bool = False
+    effect: float | None = None
 
     @property
     def matrix(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,11 +13,12 @@ from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.truncation import Selection, Truncation, Truncations
 from lrexport.lowrank.selection import knapsack
 from lrexport.lowrank.selection.costs import Cost, dense_cost, dense_layer, in_order, pair_cost, plan_layer
+from lrexport.lowrank.selection.multiples import is_multiple
 from lrexport.lowrank.selection.predicted_latency import LayerLatency
 from lrexport.plan import Dense, Pair, Plan, Scheme
 
-# A layer's loss is its share of energy dropped to this power, between the energy (1) and its root (0.5). Chosen on held-out
-# training images of two networks (benchmarks/training_free.py).
+# Without effects a layer's loss is its share of energy dropped to this power, between the energy (1) and its root (0.5).
+# Chosen on held-out training images of two networks (benchmarks/training_free.py).
 _LOSS_POWER = 0.75
 _CHOSEN = "the budget is better spent on other layers"
 SLOW = "no pair is faster on the target"
@@ -37,12 +39,18 @@ def layer_options(
 ) -> list[LayerOption]:
     """The options of a layer: dense at the price ``dense``, and ``pairs``, by scheme, rank and price."""
     made = [
-        LayerOption(scheme, rank, float(truncated[scheme].energy_dropped[rank]) ** _LOSS_POWER, price)
+        LayerOption(scheme, rank, _loss(truncated[scheme], rank), price)
         for scheme, prices in pairs.items()
         if scheme in truncated
         for rank, price in prices.items()
     ]
     return [LayerOption(None, 0, 0.0, dense), *made]
+
+
+def _loss(truncation: Truncation, rank: int) -> float:
+    """The loss of a layer at a rank: by energy alone, or by its effect, whose root misleads less where much is dropped."""
+    share = float(truncation.energy_dropped[rank])
+    return share**_LOSS_POWER if truncation.effect is None else share * math.sqrt(truncation.effect)
 
 
 def costed_options(
@@ -54,7 +62,7 @@ def costed_options(
 ) -> list[LayerOption]:
     """Dense, and every pair that costs less than the layer, also in MACs; with ``latency`` only pairs that are faster.
 
-    Else ranks of at least ``multiple`` are multiples of it.
+    Else ranks are multiples, as :func:`is_multiple` says.
     """
     dense, pairs = dense_cost(layer, cost), dict[Scheme, dict[int, float]]()
     for scheme, truncation in truncated.items():
@@ -63,7 +71,7 @@ def costed_options(
             price = pair_cost(layer, scheme, rank, cost)
             if price >= dense or pair_cost(layer, scheme, rank, "macs") >= layer.dense_macs:
                 break
-            if latency is not None or rank < multiple or rank % multiple == 0:
+            if latency is not None or is_multiple(rank, multiple):
                 prices[rank] = price
     return layer_options(truncated, dense, pairs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ from lrexport.errors import UsageError
 from lrexport.lowrank.factors.decompose import SVDNetwork
 from lrexport.lowrank.factors.moments import Moments, Schemes
 from lrexport.lowrank.factors.truncation import Selection, Truncations, truncations
+from lrexport.lowrank.selection.effects import Outputs, with_effects
 from lrexport.lowrank.selection.predicted_latency import NetworkLatency
 from lrexport.metric import TOP1, Metric
 from lrexport.plan import Choice, Plan, PlannedLatency
@@ -31,10 +32,11 @@ class Problem:
     """The layers of ``svd`` with ``schemes``, by default those of the SVD form; ``moments`` weight their energy.
 
     ``rule`` "global" minimises the total loss of all layers, "threshold" is equation 4. With ``latency``, ranks are on the
-    target's grain; without, by the global rule, ranks of at least ``rank_multiple`` are multiples of it. ``choices`` are
+    target's grain; without, by the global rule, ranks are multiples of ``rank_multiple`` (is_multiple). ``choices`` are
     those of a plan from ``source``. Some solvers also need functions: ``written_bytes``, the
     size of a folded network as an ONNX file; ``heldout_score`` in ``metric`` after pruning and repair, of None before;
     ``confirm``, which measures a plan on the target; ``remeasure``, which measures again the layer times that a plan uses.
+    With ``outputs``, the global rule also tries energies weighted by what their loss does to the network's outputs.
     """
 
     svd: SVDNetwork
@@ -50,6 +52,8 @@ class Problem:
     confirm: Callable[[Selection], PlannedLatency] | None = None
     remeasure: Callable[[Plan], NetworkLatency] | None = None
     rank_multiple: int = 1
+    outputs: Outputs | None = None
+    measured: Truncations | None = None
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
@@ -59,4 +63,11 @@ class Problem:
     @cached_property
     def truncations(self) -> Truncations:
         """Every layer at every rank. First, U, s, V are replaced by the exact SVD of the composed kernels."""
+        if self.measured is not None:
+            return self.measured
         return truncations(self.svd, self.moments, self.schemes)
+
+    def by_effect(self) -> Problem:
+        """The problem with energies weighted by their effects on ``outputs``, which are measured."""
+        assert self.outputs is not None
+        return replace(self, measured=with_effects(self.svd, self.truncations, self.outputs))

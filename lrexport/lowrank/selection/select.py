@@ -32,9 +32,9 @@ def select(
     same weights. ``rule`` "global" minimises the sum over layers of (share of energy dropped)^0.75; "threshold" takes the
     smallest e of equation 4, one for all layers, that meets the budget. ``moments``, from input_moments, weight the energy
     by the data. ``every_scheme`` allows each layer any scheme. With ``latency`` ranks are on the target's grain, and the
-    goal Latency is met as predicted; without, by the global rule, ranks of at least ``rank_multiple`` are multiples of it,
-    as runtimes that compute channels in blocks like them. Give the whole Selection to fold, so pairs get the factors that
-    the plan is based on.
+    goal Latency is met as predicted; without, by the global rule, ranks are multiples of ``rank_multiple``, and those below
+    of its half, quarter … down to 4, as runtimes that compute channels in blocks like them. Give the whole Selection to
+    fold, so pairs get the factors that the plan is based on.
 
     Raises UsageError for an unknown rule, for an unreachable goal, with the least that can be reached, and for Size and
     AccuracyDrop; InputError for a plan that does not fit the network. Source: Yang et al. 2020, section 3.3.

@@ -15,11 +15,15 @@ from lrexport.lowrank.selection.by_accuracy_drop import by_accuracy_drop
 from lrexport.lowrank.selection.by_latency import by_latency
 from lrexport.lowrank.selection.by_size import by_size
 from lrexport.lowrank.selection.costs import whole_cost
+from lrexport.lowrank.selection.effects import closer
 from lrexport.lowrank.selection.from_plan import plan_from_choices
+from lrexport.lowrank.selection.multiples import down_to_multiple
 from lrexport.lowrank.selection.problem import Problem
 from lrexport.lowrank.selection.threshold import at_threshold
 from lrexport.lowrank.selection.within_budget import within
 from lrexport.plan import Pair
+
+_BUDGETS = (Macs, Params, Size)  # goals that no measurement of plans meets
 
 
 @singledispatch
@@ -60,9 +64,12 @@ def _from_plan(_goal: FromPlan, problem: Problem) -> Selection:
 def choose(goal: Goal, problem: Problem) -> Selection:
     """The plan for ``goal``, measured on the target if there is one, with a warning if nothing is pruned.
 
-    Raises as :func:`solve`.
+    Of the plans by energies alone and by their effects on outputs, where these are known, it is the one whose repaired
+    network follows the dense one more closely. Raises as :func:`solve`.
     """
     selection = solve(goal, problem)
+    if problem.outputs is not None and problem.rule == "global" and isinstance(goal, _BUDGETS) and selection.has_pairs:
+        selection = closer(selection, solve(goal, problem.by_effect()), problem.outputs)
     if isinstance(goal, Latency):  # its solver measures and warns
         return selection
     if not selection.has_pairs:
@@ -86,7 +93,7 @@ def even_ranks(goal: Goal, problem: Problem) -> dict[str, int]:
     even = replace(problem, rule="threshold", moments=None, schemes=own_schemes_of(problem.svd))
     pairs = {name: layer.rank for name, layer in predict(goal, even).plan.items() if isinstance(layer, Pair)}
     multiple = problem.rank_multiple if problem.rule == "global" and problem.latency is None else 1
-    return {name: rank if rank < multiple else rank - rank % multiple for name, rank in pairs.items()}
+    return {name: down_to_multiple(rank, multiple) for name, rank in pairs.items()}
 
 
 def _why_nothing(goal: Goal, problem: Problem, selection: Selection) -> str:

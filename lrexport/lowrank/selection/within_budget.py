@@ -38,7 +38,7 @@ def within(
 ) -> Selection:
     """The best plan with at most ``budget`` MACs or parameters in all.
 
-    By the rule "global", ranks of at least ``multiple`` are multiples of it unless there are latencies.
+    By the rule "global", ranks are multiples as is_multiple says, unless there are latencies.
 
     With ``latency`` only pairs on the target's grain that are faster than their layer are considered; if these cannot meet
     the budget, all pairs, with a warning. Raises UsageError for an unreachable budget, with the least that can be reached.

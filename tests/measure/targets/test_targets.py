@@ -152,6 +152,7 @@ IN_FUNCTIONS = {
     "runtimes/executorch": {"torch", "executorch"},
     "runtimes/litert": {"torch", "litert_torch", "ai_edge_litert"},
     "preparing": {"torch", "lrexport.onnx_network.program"},
+    "runtimes/openvino": {"nncf"},
 }
 
 
