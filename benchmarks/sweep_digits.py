@@ -12,7 +12,8 @@ from common import machine, write_markdown
 
 from lrexport.report.sweep_tables import front_table
 from lrexport.report.tables import Table
-from lrexport.runs.record import Results, load_record
+from lrexport.runs.figures import Results
+from lrexport.runs.record import load_record
 from lrexport.runs.sweep_record import Sweep, load_sweep
 from lrexport.units import format_percent
 

@@ -221,7 +221,7 @@ class HealingPart(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityMeasured(Event):
-    """How closely the compressed network follows the one before pruning; fields as in lrexport.runs.record.Fidelity."""
+    """How closely the compressed network follows the one before pruning; fields as in lrexport.runs.figures.Fidelity."""
 
     kind = "fidelity"
     logged = True

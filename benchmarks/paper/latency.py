@@ -44,7 +44,7 @@ def measure(study: Study) -> None:
 
 
 def measured(label: str) -> dict[str, Any]:
-    """By a row's name the figures of :class:`lrexport.runs.record.Latency`, and how they were measured: the ``machine``,
+    """By a row's name the figures of :class:`lrexport.runs.figures.Latency`, and how they were measured: the ``machine``,
     the ``date``, how many ``networks`` were interleaved, the dense one included, and ``dense_p50``, milliseconds of the
     dense network in the same measurement, which ratios are to.
 

@@ -24,7 +24,8 @@ from lrexport.artifacts import files
 from lrexport.artifacts.run_files import DENSE, LOG, RECORD, SVD
 from lrexport.data.datasets import load_data
 from lrexport.data.images import Splits, hold_out
-from lrexport.runs.record import Record, Result, load_record
+from lrexport.runs.figures import Result
+from lrexport.runs.record import Record, load_record
 from lrexport.runs.resume import is_stopped
 
 OUT = RESULTS / "paper"

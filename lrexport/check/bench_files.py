@@ -16,7 +16,7 @@ from lrexport.budget.facts import machine_of
 from lrexport.budget.figures import P50, P90, RATIO
 from lrexport.check.gather_facts import Gathered, latency
 from lrexport.errors import InputError
-from lrexport.runs.record import Latency
+from lrexport.runs.figures import Latency
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -22,7 +22,8 @@ from lrexport.metric import TOP1, TOP5
 from lrexport.text import shell_path
 
 if TYPE_CHECKING:
-    from lrexport.runs.record import Record, Result
+    from lrexport.runs.figures import Result
+    from lrexport.runs.record import Record
 
 _BLOCK = 1 << 20
 
@@ -131,7 +132,7 @@ def _look_at_run(run: Path, name: str, record: Record, counting: Future[Survey] 
 
 def _sized(how: How, record: Record) -> How:
     """With the sizes at which the run's files were counted, where they leave them open and nobody gave others."""
-    from lrexport.runs.record import exported_shapes
+    from lrexport.runs.sources import exported_shapes
 
     shapes = exported_shapes(record.model, record.export)
     return replace(how, shapes=shapes) if shapes and not how.shapes else how

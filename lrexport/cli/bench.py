@@ -192,7 +192,8 @@ def _files(path: Path, is_sent: bool) -> list[tuple[Path, int]]:
 
 def _own_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """The sizes at which files of runs were exported, for those that they leave open."""
-    from lrexport.runs.record import exported_shapes, load_record
+    from lrexport.runs.record import load_record
+    from lrexport.runs.sources import exported_shapes
 
     records = [load_record(path) for path in paths if path.is_dir()]
     return {name: shape for record in records for name, shape in exported_shapes(record.model, record.export).items()}

@@ -153,7 +153,8 @@ def _read_graph(path: Path, given: Given) -> Graph:
 def _shapes_in_run(path: Path) -> Shapes:
     """The shapes for which the record beside an exported file counts it; empty if it is not a file of a run."""
     from lrexport.errors import LrexportError
-    from lrexport.runs.record import exported_shapes, load_record
+    from lrexport.runs.record import load_record
+    from lrexport.runs.sources import exported_shapes
 
     try:
         record = load_record(path.parent)

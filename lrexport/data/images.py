@@ -18,7 +18,7 @@ from lrexport.data.targets import CLASSIFICATION, chosen, ready
 from lrexport.errors import InputError
 from lrexport.preprocessing import MEAN as MEAN
 from lrexport.preprocessing import STD as STD
-from lrexport.runs.record import DataSource, RecordedPreprocessing
+from lrexport.runs.sources import DataSource, RecordedPreprocessing
 from lrexport.signature import Signature
 from lrexport.text import plain
 from lrexport.torch_tools.batch import Batch

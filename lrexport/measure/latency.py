@@ -16,7 +16,7 @@ from lrexport.measure.runtimes import onnxruntime as runtime
 from lrexport.measure.statistics import spread
 from lrexport.measure.targets import MeasuringJob, Target
 from lrexport.measure.targets.local import Local
-from lrexport.runs.record import Latency
+from lrexport.runs.figures import Latency
 
 LEAST_ROUNDS = 50
 # A spread this wide, relative to the median, means that the machine was busy.

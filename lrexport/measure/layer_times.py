@@ -42,7 +42,7 @@ from lrexport.measure.layer_models import COPIES, layer_model
 from lrexport.measure.statistics import spread
 from lrexport.measure.targets import MeasuringJob, Target, check_times_layers
 from lrexport.plan import Pair, Plan, Scheme
-from lrexport.runs.record import Latency
+from lrexport.runs.figures import Latency
 from lrexport.torch_tools.tracing import LayerCall
 
 # Runtimes compute channels in blocks of 4, 8 or 16: a rank between two multiples is not faster than the next one.

@@ -28,7 +28,8 @@ from lrexport.networks.names import (
     no_torchvision,
     parse_model,
 )
-from lrexport.runs.record import ModelSource, Record, load_record
+from lrexport.runs.record import Record, load_record
+from lrexport.runs.sources import ModelSource
 from lrexport.signature import Signature
 from lrexport.text import is_onnx_name, nearest
 from lrexport.torch_tools.batch import signature_of

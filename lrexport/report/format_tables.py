@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lrexport.config.runtime_titles import title_of
 from lrexport.report.tables import Table
-from lrexport.runs.record import FormatFiles, Record
+from lrexport.runs.figures import FormatFiles
+from lrexport.runs.record import Record
 from lrexport.text import plain, visible
 from lrexport.units import format_bytes
 

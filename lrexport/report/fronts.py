@@ -11,7 +11,7 @@ from lrexport.metric import TOP1, Metric
 from lrexport.pareto import pareto_front
 from lrexport.report.reported_run import ReportedRun
 from lrexport.report.tables import data_name
-from lrexport.runs.record import Latency, Result
+from lrexport.runs.figures import Latency, Result
 from lrexport.text import visible
 
 # What must be the same for two latencies to be comparable.

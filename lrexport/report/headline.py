@@ -9,7 +9,8 @@ from lrexport.text import visible
 from lrexport.units import format_bytes, format_macs, format_macs_share, format_ms, format_share
 
 if TYPE_CHECKING:
-    from lrexport.runs.record import Record, Result
+    from lrexport.runs.figures import Result
+    from lrexport.runs.record import Record
 
 NOT_MEASURED = "not measured"
 QUALITY = "Quality"  # the label where no metric is known

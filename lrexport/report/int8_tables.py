@@ -11,7 +11,8 @@ from lrexport.text import visible
 from lrexport.units import format_bytes, format_ms, format_percent, format_share
 
 if TYPE_CHECKING:
-    from lrexport.runs.record import Latency, Record, Result
+    from lrexport.runs.figures import Latency, Result
+    from lrexport.runs.record import Record
 
 # The usual largest loss of the score, in points, by static quantisation of a convolutional network.
 _USUAL_POINTS = 1.0

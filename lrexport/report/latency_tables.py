@@ -9,7 +9,7 @@ from typing import Any
 from lrexport.artifacts.files import sha256
 from lrexport.config.runtime_titles import title_of
 from lrexport.report.tables import Table
-from lrexport.runs.record import Latency
+from lrexport.runs.figures import Latency
 from lrexport.text import plain
 from lrexport.units import format_bytes, format_ms
 

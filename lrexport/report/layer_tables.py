@@ -9,7 +9,7 @@ from itertools import accumulate
 from lrexport.report.plan_tables import BYTES_PER_PARAMETER, PlanRow, facts, rank_text, shape_text
 from lrexport.report.reported_run import ReportedRun, Spectrum
 from lrexport.report.tables import Table
-from lrexport.runs.record import Latency
+from lrexport.runs.figures import Latency
 from lrexport.text import visible
 from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
 

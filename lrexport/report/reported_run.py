@@ -13,8 +13,9 @@ from lrexport.artifacts.run_files import RECORD, SPECTRA
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Scheme
 from lrexport.runs.examples import Examples, read_examples
+from lrexport.runs.figures import Result
 from lrexport.runs.log import LoggedEpoch, LoggedPlan, read_log
-from lrexport.runs.record import Record, Result, load_record, uncompressed
+from lrexport.runs.record import Record, load_record, uncompressed
 from lrexport.runs.sweep_record import is_sweep, load_sweep
 
 

@@ -19,7 +19,8 @@ from lrexport.units import (
 )
 
 if TYPE_CHECKING:  # a table needs no record
-    from lrexport.runs.record import Record, Result
+    from lrexport.runs.figures import Result
+    from lrexport.runs.record import Record
     from lrexport.runs.scores import Score
 
 

@@ -30,7 +30,8 @@ from lrexport.networks.onnx_source import content_of, network_of
 from lrexport.onnx_network.gradients import unreached, why_unreached
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.runs import log
-from lrexport.runs.record import RANDOM, Record, Result
+from lrexport.runs.figures import Result
+from lrexport.runs.record import RANDOM, Record
 from lrexport.runs.request import Config, RunRequest
 from lrexport.runs.resume import Progress, check_folder, check_free, follow, is_stopped, take_up
 from lrexport.runs.starting_point import Start, start_of

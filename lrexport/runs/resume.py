@@ -16,7 +16,8 @@ from lrexport.config.comparison import differences, only_in, undecided
 from lrexport.config.options import TRAINED
 from lrexport.errors import InputError, UsageError
 from lrexport.plan import Plan, PlannedLatency
-from lrexport.runs.record import Fidelity, Record, load_record
+from lrexport.runs.figures import Fidelity
+from lrexport.runs.record import Record, load_record
 
 if TYPE_CHECKING:
     import torch

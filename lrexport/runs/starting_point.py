@@ -24,8 +24,9 @@ from lrexport.networks.names import random_teacher
 from lrexport.networks.weights import check_finite, load_weights
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.runs import loading
-from lrexport.runs.record import RANDOM, DataSource, Earlier, Record, load_record
+from lrexport.runs.record import RANDOM, Earlier, Record, load_record
 from lrexport.runs.request import RunRequest
+from lrexport.runs.sources import DataSource
 from lrexport.tasks.named import task_of
 from lrexport.tasks.task import Task
 from lrexport.torch_tools.copying import copy_network, with_same_weights

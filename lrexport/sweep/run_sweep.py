@@ -11,7 +11,8 @@ from lrexport.artifacts.run_files import DATABASE, DENSE_ONNX, MODEL_ONNX, OF_A_
 from lrexport.errors import DeviceError, Stopped, UsageError
 from lrexport.events import OnEvent
 from lrexport.runs import loading
-from lrexport.runs.record import Record, Result
+from lrexport.runs.figures import Result
+from lrexport.runs.record import Record
 from lrexport.runs.request import RunRequest
 from lrexport.runs.resume import is_stopped
 from lrexport.runs.sweep_record import Figures, Sweep

@@ -27,16 +27,10 @@ from lrexport.measure.runtimes.base import DEFAULT
 from lrexport.measure.targets.artefacts import check_quantiser
 from lrexport.metric import TOP1
 from lrexport.runs import loading
-from lrexport.runs.record import (
-    Format,
-    FormatFiles,
-    FormatQuantisation,
-    Record,
-    exported_shapes,
-    exported_signature,
-    load_record,
-)
+from lrexport.runs.figures import Format, FormatFiles, FormatQuantisation
+from lrexport.runs.record import Record, load_record
 from lrexport.runs.scores import Score
+from lrexport.runs.sources import exported_shapes, exported_signature
 from lrexport.text import shell_path
 from lrexport.training.stopping import heeding_signals
 from lrexport.workflow.export_data import ExportData, load_export_data, output_like

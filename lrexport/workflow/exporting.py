@@ -44,19 +44,10 @@ from lrexport.measure.targets import MeasuringJob, Target, parse_target
 from lrexport.metric import TOP1
 from lrexport.onnx_network.network import OnnxNetwork
 from lrexport.runs import loading
+from lrexport.runs.figures import ChosenRows, Quantisation, Result, Results
 from lrexport.runs.open import torch_result, with_uncounted
-from lrexport.runs.record import (
-    UNKNOWN_QUALITY,
-    ChosenRows,
-    Quantisation,
-    Record,
-    Result,
-    Results,
-    StoredFile,
-    exported_shapes,
-    exported_signature,
-    load_record,
-)
+from lrexport.runs.record import UNKNOWN_QUALITY, Record, StoredFile, load_record
+from lrexport.runs.sources import exported_shapes, exported_signature
 from lrexport.signature import Signature
 from lrexport.tasks.scoring import score
 from lrexport.training.engine import LASTING

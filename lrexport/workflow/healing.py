@@ -23,7 +23,7 @@ from lrexport.data.unlabelled import Unlabelled
 from lrexport.lowrank.repair.observed import called_until, decisive, outputs_of
 from lrexport.lowrank.repair.parts import Kind, Part, called_once, own_parameters, parts_of
 from lrexport.lowrank.repair.recorded_calls import Recorded, UnslicableError, record_inputs, record_outputs
-from lrexport.runs.record import Fidelity
+from lrexport.runs.figures import Fidelity
 from lrexport.tasks.distillation import following, scaled_errors
 from lrexport.tasks.fidelity import SQNR, FidelityMeter
 from lrexport.torch_tools.batch import Batch

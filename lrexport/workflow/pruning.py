@@ -30,7 +30,7 @@ from lrexport.lowrank.selection.from_plan import with_choices
 from lrexport.lowrank.selection.problem import Problem, Rule
 from lrexport.plan import Choice, Plan, PlannedLatency
 from lrexport.preprocessing import Preprocessing
-from lrexport.runs.record import Fidelity
+from lrexport.runs.figures import Fidelity
 from lrexport.signature import Signature
 from lrexport.tasks.classification import CLASSIFICATION
 from lrexport.tasks.fidelity import SQNR

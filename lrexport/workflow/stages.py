@@ -29,8 +29,9 @@ from lrexport.lowrank.regularisation.steering import SteeredRegularisers
 from lrexport.lowrank.selection.costs import plan_macs
 from lrexport.metric import TOP1
 from lrexport.runs import loading
+from lrexport.runs.figures import Result, Results
 from lrexport.runs.open import OpenRun, Trained, with_uncounted
-from lrexport.runs.record import RANDOM, UNKNOWN_QUALITY, Record, Result, Results
+from lrexport.runs.record import RANDOM, UNKNOWN_QUALITY, Record
 from lrexport.runs.resume import Pruned, clear
 from lrexport.runs.starting_point import to_svd_form, trains_svd
 from lrexport.tasks.fidelity import SQNR, USUAL_DB

@@ -11,8 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from lrexport.budget.limits import make_budget
 from lrexport.check.run_check import CheckOptions, check
 from lrexport.plan import Dense, Pair
-from lrexport.runs.record import DataSource, Latency, ModelSource, Record, Result, Results
+from lrexport.runs.figures import Latency, Result, Results
+from lrexport.runs.record import Record
 from lrexport.runs.scores import Accuracy
+from lrexport.runs.sources import DataSource, ModelSource
 
 SAMPLE = Path(__file__).parent / "sample"
 MACHINE = {"cpu": "Sample CPU @ 2 GHz", "cores": 4, "isa": ["avx2", "fma"], "system": "Linux x86_64", "python": "3.12.1"}

@@ -18,7 +18,9 @@ import pytest
 from lrexport.cli.console import print_table
 from lrexport.cli.main import run
 from lrexport.report.latency_tables import distinct_names, latency_table, machine_line, verdict
-from lrexport.runs.record import Latency, ModelSource, Record
+from lrexport.runs.figures import Latency
+from lrexport.runs.record import Record
+from lrexport.runs.sources import ModelSource
 from tests.board import Board, write_lookup, write_model, write_open
 from tests.cli.test_console import Terminal
 

@@ -35,7 +35,8 @@ from lrexport.report.repeat_commands import commands as repeating
 from lrexport.report.reported_run import read_subject
 from lrexport.report.sweep_tables import front_table
 from lrexport.report.tables import results_table
-from lrexport.runs.record import Latency, load_record
+from lrexport.runs.figures import Latency
+from lrexport.runs.record import load_record
 from lrexport.runs.sweep_record import load_sweep
 from tests.fuzz import mutate, seeds
 from tests.fuzz.harness import Reader

@@ -340,7 +340,7 @@ def test_weights_that_torchvision_does_not_have_are_refused(lrexport: Command, f
 
 def test_nothing_is_fetched_for_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     from lrexport.networks.building import from_record
-    from lrexport.runs.record import ModelSource
+    from lrexport.runs.sources import ModelSource
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were fetched"))
     kwargs = {"weights_backbone": "DEFAULT", "weights": None}

@@ -19,8 +19,9 @@ from lrexport.networks.building import from_record, resolve
 from lrexport.networks.names import check_name
 from lrexport.networks.timm_zoo import timm
 from lrexport.runs.loading import load
-from lrexport.runs.record import ModelSource, load_record
+from lrexport.runs.record import load_record
 from lrexport.runs.request import RunRequest
+from lrexport.runs.sources import ModelSource
 from lrexport.workflow.pipeline import compress
 
 pytestmark = pytest.mark.skipif(PathFinder.find_spec("timm") is None, reason="needs the extra timm")

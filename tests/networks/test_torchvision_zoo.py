@@ -14,7 +14,7 @@ from lrexport.errors import InputError, UsageError
 from lrexport.networks.building import from_record, resolve
 from lrexport.networks.torchvision_zoo import options_of_weights
 from lrexport.networks.weights import load_weights
-from lrexport.runs.record import ModelSource
+from lrexport.runs.sources import ModelSource
 from lrexport.torch_tools.import_torchvision import _nms, torchvision
 from tests.conftest import SmallNet
 

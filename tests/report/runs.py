@@ -9,8 +9,10 @@ from typing import Any
 
 from lrexport.artifacts.run_files import LOG, SPECTRA
 from lrexport.plan import Dense, Pair
-from lrexport.runs.record import DataSource, Latency, ModelSource, Record, Result, Results
+from lrexport.runs.figures import Latency, Result, Results
+from lrexport.runs.record import Record
 from lrexport.runs.scores import Accuracy
+from lrexport.runs.sources import DataSource, ModelSource
 
 MACHINE = {"cpu": "Sample CPU @ 2 GHz", "cores": 4, "isa": ["avx2"], "system": "Linux x86_64", "onnxruntime": "1.31.1"}
 NAMES = ("stem", "layer1.conv", "layer2.conv", "head")

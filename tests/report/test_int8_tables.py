@@ -11,8 +11,10 @@ import pytest
 from lrexport.cli.console import print_table
 from lrexport.report.int8_tables import int8_notes, int8_table
 from lrexport.report.tables import results_table
-from lrexport.runs.record import Latency, ModelSource, Quantisation, Record, Result, Results
+from lrexport.runs.figures import Latency, Quantisation, Result, Results
+from lrexport.runs.record import Record
 from lrexport.runs.scores import Accuracy
+from lrexport.runs.sources import ModelSource
 
 
 def latency(p50: float, ratio_iqr: tuple[float, float] | None = None, warning: str | None = None) -> Latency:

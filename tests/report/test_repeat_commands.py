@@ -17,7 +17,8 @@ from lrexport.cli.training_options import train_config
 from lrexport.config.compression import CompressConfig, TrainConfig
 from lrexport.config.goals import KEYS, goal_of, values_of
 from lrexport.report.repeat_commands import commands, shell_lines
-from lrexport.runs.record import Earlier, ModelSource, Record
+from lrexport.runs.record import Earlier, Record
+from lrexport.runs.sources import ModelSource
 from tests.report.runs import write_run
 
 
@@ -65,7 +66,7 @@ def test_a_run_is_repeated_with_exactly_its_choices(values: dict[str, Any]) -> N
 
 
 def write_data() -> Any:
-    from lrexport.runs.record import DataSource
+    from lrexport.runs.sources import DataSource
 
     return DataSource(source="x", classes=10, train=1, heldout=1, test=1, mean=(0.5,), std=(0.5,))
 

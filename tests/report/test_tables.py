@@ -6,8 +6,10 @@ import pytest
 
 from lrexport.report.headline import headlines
 from lrexport.report.tables import results_table
-from lrexport.runs.record import DataSource, Latency, ModelSource, Record, Result, Results
+from lrexport.runs.figures import Latency, Result, Results
+from lrexport.runs.record import Record
 from lrexport.runs.scores import Accuracy
+from lrexport.runs.sources import DataSource, ModelSource
 
 
 def latency(p50: float, ratio: float | None = None) -> Latency:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lrexport.metric import TOP1, TOP5, Metric
-from lrexport.runs.record import Result
+from lrexport.runs.figures import Result
 from lrexport.runs.scores import Accuracy, TaskScore, make_score
 
 FIGURES = {"macs": 5, "macs_counted_on": "torch", "params": 3}

@@ -13,9 +13,11 @@ from lrexport.config.goals import Macs
 from lrexport.events import Event, ignore_events
 from lrexport.plan import PlannedLatency
 from lrexport.report.sweep_tables import front_table
-from lrexport.runs.record import ModelSource, Record, Result, Results, load_record
+from lrexport.runs.figures import Result, Results
+from lrexport.runs.record import Record, load_record
 from lrexport.runs.request import RunRequest
 from lrexport.runs.scores import Accuracy
+from lrexport.runs.sources import ModelSource
 from lrexport.runs.sweep_record import Objective, front_of, load_sweep
 from lrexport.sweep import run_sweep as running
 from lrexport.sweep import shared_stages

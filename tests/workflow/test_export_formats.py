@@ -12,7 +12,8 @@ from lrexport.artifacts.run_files import IN_FORMATS, OF_FORMATS
 from lrexport.cli.main import run
 from lrexport.formats import in_runtime
 from lrexport.measure.runtimes.base import Port
-from lrexport.runs.record import Format, load_record
+from lrexport.runs.figures import Format
+from lrexport.runs.record import load_record
 from lrexport.workflow import exporting
 from tests.folders import folder_with, inside_folder
 from tests.measure.test_runtimes import fake_mnn, python_with

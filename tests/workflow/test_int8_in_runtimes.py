@@ -19,7 +19,8 @@ from lrexport.cli.main import run
 from lrexport.data.datasets import load_data
 from lrexport.formats import int8_in_runtime
 from lrexport.measure.targets import artefacts
-from lrexport.runs.record import FormatFiles, Record, load_record
+from lrexport.runs.figures import FormatFiles
+from lrexport.runs.record import Record, load_record
 from tests.folders import inside_folder
 from tests.formats.digits_net import SHAPE, fitted
 from tests.measure.test_runtimes import python_with
