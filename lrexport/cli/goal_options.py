@@ -62,7 +62,7 @@ def pruning_options() -> Callable[[Command], Command]:
             LAYERS,
             rare=(
                 choice_option(made, "rule", ": all layers optimised together, or the paper's one threshold."),
-                count_option(made, "rank_multiple", "Ranks are multiples of N, lower ones of N/2 … 4: runtimes' blocks."),
+                count_option(made, "rank_multiple", "Ranks are multiples of N, lower ones of N/2 and so on, for speed."),
                 switch_option(made, "weighting", "Weight the energy by each layer's inputs, for noise if there is no data."),
                 switch_option(made, "reconstruct", "Refit pairs to the dense layers' outputs by least squares."),
                 count_option(made, "calibration_images", "Training images for weighting and refitting, without labels."),
