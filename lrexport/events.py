@@ -385,17 +385,9 @@ def _(event: PlanChosen) -> dict[str, Any]:
     return {"event": event.kind, "threshold": threshold, **scores, **values, **_other_metric(event.metric)}
 
 
-@event_to_json.register
-def _(event: FileQuantised) -> dict[str, Any]:
-    return _quantised(event)
-
-
-@event_to_json.register
-def _(event: FormatQuantised) -> dict[str, Any]:
-    return _quantised(event)
-
-
-def _quantised(event: FileQuantised | FormatQuantised) -> dict[str, Any]:
+@event_to_json.register(FileQuantised)
+@event_to_json.register(FormatQuantised)
+def _(event: FileQuantised | FormatQuantised) -> dict[str, Any]:
     names = {"score": "top1", "float32_score": "float32_top1"} if event.metric == TOP1 else {}
     values = {names.get(name, name): value for name, value in _fields(event).items()}
     return {"event": event.kind, **values, **_other_metric(event.metric)}

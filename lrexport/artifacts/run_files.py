@@ -27,25 +27,22 @@ _ENDS = {
     "coreml": (".mlpackage.zip",),
     ORT: (".ort", ".arm.ort"),
 }
-# By format and by the ONNX file that they are made from: the names of the files of other formats.
-IN_FORMATS = {
-    name: {source: tuple(source.removesuffix(".onnx") + end for end in ends) for source in (DENSE_ONNX, MODEL_ONNX)}
-    for name, ends in _ENDS.items()
-}
-# The same in int8, for runtimes that quantise their own files.
-IN_FORMATS_INT8 = {
-    name: {
-        source: tuple(source.removesuffix(".onnx") + ".int8" + end for end in _ENDS[name])
+
+
+def _made_from(format_name: str, infix: str = "") -> dict[str, tuple[str, ...]]:
+    """The names of a format's files by the ONNX file that they are made from."""
+    return {
+        source: tuple(source.removesuffix(".onnx") + infix + end for end in _ENDS[format_name])
         for source in (DENSE_ONNX, MODEL_ONNX)
     }
-    for name in ("openvino", "mnn")
-}
+
+
+# By format and by the ONNX file that they are made from: the names of the files of other formats.
+IN_FORMATS = {name: _made_from(name) for name in _ENDS}
+# The same in int8, for runtimes that quantise their own files.
+IN_FORMATS_INT8 = {name: _made_from(name, ".int8") for name in ("openvino", "mnn")}
 OF_FORMATS = tuple(
-    name
-    for formats in (IN_FORMATS, IN_FORMATS_INT8)
-    for sources in formats.values()
-    for names in sources.values()
-    for name in names
+    name for sources in (*IN_FORMATS.values(), *IN_FORMATS_INT8.values()) for names in sources.values() for name in names
 )
 # All files that an export writes.
 EXPORTED = (

@@ -63,16 +63,24 @@ def compare_int8(
     """
     if not isinstance(network, OnnxNetwork):  # whose graph nobody has checked strictly
         check_model(model)
-    expected, declared = _declared(onnx.load(str(reference), load_external_data=False)), _declared(model)
+    float32 = onnx.load(str(reference), load_external_data=False)
+    expected, declared = _declared(float32), _declared(model)
     if declared != expected:
         raise InputError(f"the int8 graph of {reference.name} declares {declared} instead of {expected}")
-    return compare_session(reference, like_network(open_graph(model), network), images, network)
+    return _compared(reference, float32, like_network(open_graph(model), network), images, network)
 
 
-def compare_session(reference: Path, other: Any, images: ImageSet, network: nn.Module | None = None) -> Int8Agreement:
-    """:func:`compare_int8` for ``other``, a session of int8 files in any runtime, which takes the network's inputs."""
-    runtimes = (like_network(session(reference, threads=0), network), other)
-    free = chosen_outputs(onnx.load(str(reference), load_external_data=False))
+def compare_session(reference: Path, quantised: Any, images: ImageSet, network: nn.Module | None = None) -> Int8Agreement:
+    """:func:`compare_int8` for ``quantised``, a session of int8 files in any runtime, which takes the network's inputs."""
+    return _compared(reference, onnx.load(str(reference), load_external_data=False), quantised, images, network)
+
+
+def _compared(
+    reference: Path, float32: onnx.ModelProto, quantised: Any, images: ImageSet, network: nn.Module | None
+) -> Int8Agreement:
+    """The agreement of both, where ``float32`` is the graph in the file ``reference``."""
+    runtimes = (like_network(session(reference, threads=0), network), quantised)
+    free = chosen_outputs(float32)
     names = [item.name for item in runtimes[0].get_outputs()]
     outputs = {name: _Output(name if len(names) > 1 else "") for name in names}
     # Outputs whose rows the network chooses by values, in an order that rounding decides as well.

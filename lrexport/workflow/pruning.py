@@ -161,7 +161,7 @@ class Pruning:
         to_fast_layout(network.to(self.device), self.svd.signature)
         repair = self._repair(self._images(self.splits))
         if self.task is None:
-            dense = DenseOutputs(self.svd, Images(self.splits.heldout, self.device, self.config.train.seed), _COMPARED)
+            dense = DenseOutputs(self.svd, self._heldout(self.splits), _COMPARED)
             repair.apply(network, selection, dense.likeness_of)
             return network, {}
         return network, repair.apply(network, selection, self._score, self.task.metric, self._sqnr)
@@ -173,9 +173,8 @@ class Pruning:
     def _sqnr(self, network: nn.Module) -> float:
         """How closely the network follows the one before pruning; 0 where outputs cannot be compared."""
         assert self.splits is not None
-        heldout = Images(self.splits.heldout, self.device, self.config.train.seed)
         try:
-            return measured_fidelity(network, self._dense(), heldout)[SQNR]
+            return measured_fidelity(network, self._dense(), self._heldout(self.splits))[SQNR]
         except InputError:
             return 0.0
 
@@ -189,7 +188,7 @@ class Pruning:
         if minutes is None:
             minutes = UNLABELLED_MINUTES if self.task is None or self.task.follows_dense else 0.0
         dense = self._dense()
-        heldout = Images(self.splits.heldout, self.device, seed)
+        heldout = self._heldout(self.splits)
         if not minutes:
             try:
                 return Fidelity(repaired=measured_fidelity(network, dense, heldout))
@@ -200,8 +199,7 @@ class Pruning:
         def show(done: int, of: int, part: Part) -> None:
             on_event(HealingPart(done, of, part.kind, part.name))
 
-        inputs = Images(self.splits.train, self.device, seed)
-        return heal(network, dense, inputs, heldout, Effort(minutes, seed=seed), show)
+        return heal(network, dense, self._images(self.splits), heldout, Effort(minutes, seed=seed), show)
 
     def _problem(self, weighted: bool = True) -> Problem:
         self.svd.network.to(self.device)
@@ -209,8 +207,7 @@ class Pruning:
         images = outputs = None
         if self.splits is not None:
             images = self._images(self.splits)
-            heldout = Images(self.splits.heldout, self.device, config.train.seed)
-            outputs = PlanOutputs(heldout, self._repair(images))
+            outputs = PlanOutputs(self._heldout(self.splits), self._repair(images))
         problem = pose(
             self.svd,
             config.goal,
@@ -235,6 +232,9 @@ class Pruning:
 
     def _images(self, splits: Splits) -> Images:
         return Images(splits.train, self.device, self.config.train.seed)
+
+    def _heldout(self, splits: Splits) -> Images:
+        return Images(splits.heldout, self.device, self.config.train.seed)
 
     def _score(self, network: nn.Module) -> float:
         assert self.splits is not None

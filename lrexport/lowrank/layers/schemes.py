@@ -78,9 +78,7 @@ class Factorisation:
         halves = ((first, first_axes), (second, second_axes))
         # Transposed halves have their input channels first.
         ordered = (half.transpose(1, 2) if spec.transposed and axes else half for half, axes in halves)
-        made_first, made_second = (
-            half.flatten(0, 1).masked_fill(half.flatten(0, 1).abs() < _NOTHING, 0) for half in ordered
-        )
+        made_first, made_second = (half.masked_fill(half.abs() < _NOTHING, 0).flatten(0, 1) for half in ordered)
         return made_first, made_second
 
     def macs_per_rank(self, spec: KernelSpec, call: LayerCall) -> int:

@@ -37,6 +37,7 @@ class Problem:
     size of a folded network as an ONNX file; ``heldout_score`` in ``metric`` after pruning and repair, of None before;
     ``confirm``, which measures a plan on the target; ``remeasure``, which measures again the layer times that a plan uses.
     With ``outputs``, the global rule also tries energies weighted by what their loss does to the network's outputs.
+    ``measured`` are the truncations, if they are already known.
     """
 
     svd: SVDNetwork

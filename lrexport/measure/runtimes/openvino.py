@@ -1,8 +1,8 @@
 """OpenVINO on the CPU. Self-contained: sent to devices with the runner.
 
 Asked for float32: by default it computes in bfloat16 where the processor has it. The ONNX frontend of the runtime itself
-reads the file; ``openvino.convert_model`` would do the same and send telemetry. NNCF, which makes int8 files, is told not
-to send any.
+reads the file; ``openvino.convert_model`` would do the same and send telemetry. NNCF, which makes int8 files, sends
+none where its variable for tests is set.
 """
 
 # Devices may have an older Python than lrexport requires.
