@@ -119,6 +119,11 @@ def nearest(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6)
     return difflib.get_close_matches(name, list(known), most, cutoff)
 
 
+def number_of(number: int, thing: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """The first non-empty line of an error's text, or its type if the text is empty."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrexport.text import markdown, plain, plain_lines
+from lrexport.text import markdown, number_of, plain, plain_lines
 
 
 @settings(deadline=None)
@@ -52,3 +53,8 @@ def test_markdown_shows_the_name_once_rendered() -> None:
 
     name = "a|b `c` <img src=x> @me #1 **x** [l](http://e) $x$ & www.e.com"
     assert html.unescape(markdown(name)).replace("<!-- -->", "") == name.replace("::", "")
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, "0 layers"), (1, "1 layer"), (2, "2 layers")])
+def test_a_number_of_things_is_in_the_plural_unless_it_is_one(number: int, shown: str) -> None:
+    assert number_of(number, "layer") == shown

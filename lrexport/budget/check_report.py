@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lrexport.budget.facts import Facts
 from lrexport.budget.verdicts import Status, Verdict
+from lrexport.text import number_of
 
 # The worst first: outputs that are cut to a size keep what matters.
 ORDER: tuple[Status, ...] = ("bad input", "failed", "not measured", "inconclusive", "warning", "passed")
@@ -70,5 +71,5 @@ class Report:
         if counts["passed"] == total:
             return f"all {total} limits met" if total > 1 else "the limit is met"
         worst, *others = (status for status in ORDER if counts[status] and status != "passed")
-        first = f"{counts[worst]} of {total} limit{'s' if total > 1 else ''} {_COUNTED.get(worst, worst)}"
+        first = f"{counts[worst]} of {number_of(total, 'limit')} {_COUNTED.get(worst, worst)}"
         return ", ".join([first, *(f"{counts[status]} {_COUNTED.get(status, status)}" for status in others)])

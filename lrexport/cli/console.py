@@ -11,7 +11,7 @@ from lrexport.artifacts import files
 from lrexport.cli import output
 from lrexport.cli.output import note as note
 from lrexport.report.tables import Table
-from lrexport.text import plain, plain_line
+from lrexport.text import number_of, plain, plain_line
 
 if TYPE_CHECKING:
     from lrexport.plan import Entry
@@ -24,7 +24,7 @@ def note_dense(plan: Mapping[str, Entry]) -> None:
     from lrexport.report.plan_tables import dense_reasons
 
     for reason, count in dense_reasons(plan).items():
-        note(f"{count} layer{'s' if count > 1 else ''} left dense: {reason}")
+        note(f"{number_of(count, 'layer')} left dense: {reason}")
 
 
 def print_table(table: Table) -> None:

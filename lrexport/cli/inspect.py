@@ -15,6 +15,7 @@ from lrexport.cli.help import INPUTS, OUTPUT, Command, section
 from lrexport.cli.input_options import Shapes, input_file_option, input_shapes_option, read_inputs
 from lrexport.cli.options import FILE, json_option
 from lrexport.errors import UsageError
+from lrexport.text import number_of
 
 if TYPE_CHECKING:
     from lrexport.report.graphs import Graph
@@ -194,7 +195,7 @@ def _compare_plans(path: Path, other: Path, json_to: str | None) -> None:
         if diff.layers:
             print_table(diff_table(diff, str(path), str(other)))
         else:
-            say(f"The plans are identical: {diff.same} layer{'s' if diff.same > 1 else ''}.")
+            say(f"The plans are identical: {number_of(diff.same, 'layer')}.")
 
 
 def _compare_graphs(path: Path, other: Path, given: Given, json_to: str | None) -> None:

@@ -37,7 +37,7 @@ from lrexport.events import (
 )
 from lrexport.metric import heldout_key
 from lrexport.report.tables import fidelity_text
-from lrexport.text import plain, plain_line
+from lrexport.text import number_of, plain, plain_line
 from lrexport.units import format_bytes, format_count, format_duration, format_ms, format_percent
 
 if TYPE_CHECKING:
@@ -227,9 +227,10 @@ class Progressing:
             f"{event.relative_error:.1e} of the largest output{before_choice}{rescored}{simplified}"
         )
         if shortcuts := event.passes.get("shortcuts"):
-            plural = "s" if shortcuts > 1 else ""
             more = f"{format_count(event.added_macs)} MACs more"
-            self.say(f"{event.file}: {shortcuts} shortcut{plural} without parameters as constant 1×1 convolutions: {more}")
+            self.say(
+                f"{event.file}: {number_of(shortcuts, 'shortcut')} without parameters as constant 1×1 convolutions: {more}"
+            )
         if event.chosen_from:
             self.say(
                 f"{event.file}: which rows it returns depends on values; of {event.rows:,} rows that it or torch chose from "

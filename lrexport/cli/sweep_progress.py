@@ -10,6 +10,7 @@ from lrexport.events import Event, LayersTimed, Measuring, StepDone, Working
 from lrexport.report.sweep_tables import cost_text, parameters_text
 from lrexport.runs.sweep_record import Sweep
 from lrexport.sweep.events import TrialBegun, TrialsSaved, WaitingForStage, WaitingForTrials
+from lrexport.text import number_of
 
 
 class SweepProgress:
@@ -38,7 +39,7 @@ class SweepProgress:
 
     @__call__.register
     def _(self, event: WaitingForTrials) -> None:
-        self._progress.say(f"waiting for {event.running} trial{'s' if event.running > 1 else ''} of other processes")
+        self._progress.say(f"waiting for {number_of(event.running, 'trial')} of other processes")
 
     @__call__.register
     def _(self, event: WaitingForStage) -> None:

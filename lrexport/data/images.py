@@ -20,7 +20,7 @@ from lrexport.preprocessing import MEAN as MEAN
 from lrexport.preprocessing import STD as STD
 from lrexport.runs.sources import DataSource, RecordedPreprocessing
 from lrexport.signature import Signature
-from lrexport.text import plain
+from lrexport.text import number_of, plain
 from lrexport.torch_tools.batch import Batch
 
 _NAMED = 10
@@ -184,7 +184,7 @@ class ImageData:
         """Warnings for the user."""
         if not self.skipped:
             return ()
-        count = f"{len(self.skipped)} unreadable image{'s' if len(self.skipped) > 1 else ''}"
+        count = number_of(len(self.skipped), "unreadable image")
         return (f"left out {count} of {plain(self.source)}: {first_of(self.skipped)}",)
 
 

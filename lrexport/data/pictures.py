@@ -16,6 +16,7 @@ from lrexport.data.reading import Files, check_few, in_threads, read_mask
 from lrexport.data.sources import TEST_FOLDERS
 from lrexport.data.targets import FIDELITY, SEGMENTATION
 from lrexport.errors import InputError
+from lrexport.text import number_of
 
 _MASKS_HINT = (
     "ROOT/images and ROOT/masks have files of the same names before the suffix; so do those of ROOT/train and ROOT/val."
@@ -102,9 +103,7 @@ def _pairs(root: Path) -> Files:
         lonely = [str(path) for name, path in here.items() if name not in those]
         if lonely:
             other = "image" if what == "mask" else "mask"
-            raise InputError(
-                f"{len(lonely)} {other}{'s' * (len(lonely) > 1)} without {what}: {first_of(lonely)}", _MASKS_HINT
-            )
+            raise InputError(f"{number_of(len(lonely), other)} without {what}: {first_of(lonely)}", _MASKS_HINT)
     return [(path, masks[name]) for name, path in images.items()]
 
 

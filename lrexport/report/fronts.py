@@ -12,7 +12,7 @@ from lrexport.pareto import pareto_front
 from lrexport.report.reported_run import ReportedRun
 from lrexport.report.tables import data_name
 from lrexport.runs.figures import Latency, Result
-from lrexport.text import visible
+from lrexport.text import number_of, visible
 
 # What must be the same for two latencies to be comparable.
 _MACHINE = ("cpu", "cores", "isa", "system", "governor", "onnxruntime")
@@ -96,7 +96,7 @@ def _latency_front(subjects: Sequence[ReportedRun], target: str) -> Front:
 
 
 def _measured(conditions: Mapping[str, Any]) -> str:
-    threads = f"{conditions['threads']} thread{'s' * (conditions['threads'] > 1)}"
+    threads = number_of(conditions["threads"], "thread")
     how = f"Median milliseconds for a batch of {conditions['batch']} with {threads} on {conditions['cpu']}"
     return visible(f"{how}; runs were measured one after the other.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lrexport.text import visible
+from lrexport.text import number_of, visible
 from lrexport.units import format_bytes, format_macs, format_macs_share, format_ms, format_share
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _latencies(dense: Result, small: Result) -> list[Headline]:
         old = dense.latency_ms.get(target)
         if old is None or new.ratio is None:
             continue
-        threads = f"{new.threads} thread{'s' * (new.threads != 1)}"
+        threads = number_of(new.threads, "thread")
         detail = f"{format_ms(old.p50)} → {format_ms(new.p50)}, median on {visible(target)}, {threads}"
         slower = "slower than the dense network" if new.ratio > 1 else ""
         lines.append(Headline("Latency", f"{new.ratio:.2f}×", detail, visible(new.warning or slower)))

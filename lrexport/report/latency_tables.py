@@ -10,7 +10,7 @@ from lrexport.artifacts.files import sha256
 from lrexport.config.runtime_titles import title_of
 from lrexport.report.tables import Table
 from lrexport.runs.figures import Latency
-from lrexport.text import plain
+from lrexport.text import number_of, plain
 from lrexport.units import format_bytes, format_ms
 
 _SPARE = ("first run", "load", "size", "memory", "p90", "IQR", "p99", "ratio's IQR")
@@ -100,7 +100,7 @@ def _caption(latency: Latency, baseline: str | None, target: str, machine: Mappi
 
 
 def _protocol(latency: Latency, baseline: str | None) -> str:
-    caption = f"Batch of {latency.batch}, {latency.rounds} rounds, {latency.threads} thread{'s' * (latency.threads > 1)}"
+    caption = f"Batch of {latency.batch}, {latency.rounds} rounds, {number_of(latency.threads, 'thread')}"
     if baseline is not None:
         caption += f"; ratio to {plain(baseline)} in the same rounds"
     return caption

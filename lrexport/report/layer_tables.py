@@ -10,7 +10,7 @@ from lrexport.report.plan_tables import BYTES_PER_PARAMETER, PlanRow, facts, ran
 from lrexport.report.reported_run import ReportedRun, Spectrum
 from lrexport.report.tables import Table
 from lrexport.runs.figures import Latency
-from lrexport.text import visible
+from lrexport.text import number_of, visible
 from lrexport.units import format_bytes, format_count, format_ms, format_percent, format_share
 
 UNKNOWN = "—"
@@ -81,16 +81,12 @@ def costs_of(subject: ReportedRun, rows: Sequence[Row]) -> list[Cost]:
     names = list(subject.record.plan)
     times = [tuple((latency.layers_ms or {}).get(name) for name in names) for latency in (dense, compressed)]
     others = [(latency.layers_ms or {}).get("") for latency in (dense, compressed)]
-    caption = f"Milliseconds for a batch of {dense.batch} on {visible(target)} with {threads(dense.threads)}, from the "
-    caption += "runtime's profiler, which adds some overhead; a layer includes what was fused into it. "
+    where = f"on {visible(target)} with {number_of(dense.threads, 'thread')}"
+    caption = f"Milliseconds for a batch of {dense.batch} {where}, from the runtime's profiler, which adds some overhead; "
+    caption += "a layer includes what was fused into it. "
     caption += "Outside layers (activations, sums, changes of layout): "
     caption += " dense and ".join(UNKNOWN if value is None else format_ms(value) for value in others) + " compressed."
     return [*costs, Cost("Time", "milliseconds", times[0], times[1], format_ms, caption)]
-
-
-def threads(count: int) -> str:
-    """``2 threads``."""
-    return f"{count} thread{'s' * (count != 1)}"
 
 
 def rank_table(rows: Sequence[Row]) -> Table:

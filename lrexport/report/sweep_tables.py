@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lrexport.metric import TOP1, Metric
 from lrexport.report.tables import Table
 from lrexport.runs.sweep_record import Figures, Objective, Sweep, Trial
-from lrexport.text import option_name
+from lrexport.text import number_of, option_name
 from lrexport.units import format_bytes, format_count, format_ms
 
 _HEADS: dict[Objective, tuple[str, ...]] = {
@@ -36,7 +36,7 @@ def caption(sweep: Sweep) -> str:
     ended += "".join(f", {count} {_ENDS[state]}" for state, count in counts.items() if count and state in _ENDS)
     known = [trial.figures.target for trial in sweep.finished() if trial.figures and trial.figures.target]
     threads = sweep.made_with.get("threads", 1)
-    measured = f" Latency on {known[0]} with {threads} thread{'s' if threads > 1 else ''}." if known else ""
+    measured = f" Latency on {known[0]} with {number_of(threads, 'thread')}." if known else ""
     return (
         f"{ended}; {len(sweep.front)} on the front. Ranked by held-out {metric_of(sweep).name}; test images, in the last "
         f"column, were not used for any choice.{measured}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lrexport.metric import TOP1, TOP5, Metric
-from lrexport.text import visible
+from lrexport.text import number_of, visible
 from lrexport.units import (
     format_bytes,
     format_count,
@@ -77,10 +77,8 @@ def _latency_rows(dense: Result, small: Result) -> list[tuple[str, ...]]:
         if old is None or new.ratio is None:
             continue
         verdict = f"{new.ratio:.2f}×" + (" (slower!)" if new.ratio > 1 else "")
-        plural = "s" if new.threads > 1 else ""
-        rows.append(
-            (f"latency p50 ({target}, {new.threads} thread{plural})", format_ms(old.p50), format_ms(new.p50), verdict)
-        )
+        name = f"latency p50 ({target}, {number_of(new.threads, 'thread')})"
+        rows.append((name, format_ms(old.p50), format_ms(new.p50), verdict))
     return rows
 
 

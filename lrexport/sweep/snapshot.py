@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lrexport.artifacts.run_files import TRIALS
 from lrexport.runs.sweep_record import Figures, State, Trial
+from lrexport.text import number_of
 
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
@@ -36,7 +37,7 @@ def to_trial(trial: FrozenTrial) -> Trial:
     reason = noted.get("reason")
     if reason is None and trial.state == TrialState.FAIL:
         times = len(RetryHeartbeatStaleTrialCallback.retry_history(trial)) + 1
-        reason = f"its process died without an error message, {times} time{'s' if times > 1 else ''}"
+        reason = f"its process died without an error message, {number_of(times, 'time')}"
     finished = trial.state == TrialState.COMPLETE
     return Trial(
         number=trial.number,

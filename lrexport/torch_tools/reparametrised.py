@@ -11,6 +11,8 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lrexport.text import number_of
+
 _MASKED = "prune"
 
 
@@ -57,7 +59,7 @@ def _parametrisations(module: nn.Module) -> list[nn.Module]:
 
 
 def _note(kind: str, count: int) -> str:
-    weights = f"{count} weight{'s' if count > 1 else ''}"
+    weights = number_of(count, "weight")
     if kind == _MASKED:
         return f"applied the pruning masks of {weights} permanently; training can change the zeros"
     return f"folded {kind} of {weights} into plain ones"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from lrexport.budget.check_report import Checked, Report
 from lrexport.budget.verdicts import Explanation, LayerChange, Verdict
 from lrexport.report.tables import Table
-from lrexport.text import plain
+from lrexport.text import number_of, plain
 
 _SPARE = ("budget", "over by", "expected")
 
@@ -17,8 +17,7 @@ def table(report: Report) -> Table:
     rows = [_row(checked, verdict) for checked, verdict in report.rows()]
     columns = [column for column in rows[0] if column != "budget" or len({row["budget"] for row in rows}) > 1]
     cells = tuple(tuple(plain(row[column]) for column in columns) for row in rows)
-    number = len(report.models)
-    caption = f"{number} model{'s' if number > 1 else ''}: {report.summary()}."
+    caption = f"{number_of(len(report.models), 'model')}: {report.summary()}."
     spare = tuple(column for column in _SPARE if column in columns)
     return Table(tuple(columns), cells, caption, words=tuple(columns[1:]), spare=spare)
 
