@@ -29,7 +29,7 @@ from lrexport.tasks.fidelity import SQNR, FidelityMeter
 from lrexport.torch_tools.batch import Batch
 from lrexport.torch_tools.modes import eval_mode
 from lrexport.torch_tools.outputs import flat_tensors
-from lrexport.workflow.healing_steps import BATCH, Run, drawn, take_steps
+from lrexport.workflow.healing_steps import BATCH, Inputs, Run, take_steps
 
 _READ = 125  # inputs at a time if nothing is trained
 _MOST_VALUES = 1 << 26  # of a part's recorded inputs and outputs, 256 MB
@@ -37,8 +37,10 @@ _PASSES, _LEAST_INPUTS = 4, 256  # recording takes time: a part has as many inpu
 _RECORDING = 0.3  # the most of a part's time that recording its inputs and outputs takes
 _MOST_HELDOUT = 256  # inputs on which each change is judged
 # Learning rates relative to the root mean square of a weight: the first of each kind of part, and the least. A run that did
-# not help lowers that of the next one, one that helped raises it again.
-_RATE, _LEAST_RATE = 0.01, 1e-4
+# not help lowers that of the next one, one that helped raises it again. What parts gain at rates below their least is less
+# than the whole network gains in the same time.
+_RATE = 0.01
+_LEAST_RATES: dict[Kind, float] = {"pair": 1e-3, "block": 1e-3, "network": 1e-4}
 _LOWERED, _RAISED = 3.0, 1.5
 # Shares of a run of the whole network after which it is judged, and the fall in dB with which it is given up. At rates that
 # are too high it falls by 3 to 4 dB before the first look, at others by 0.2 dB at most.
@@ -46,6 +48,7 @@ _LOOKS, _FALL = (0.125, 0.25, 0.5), 1.0
 # Share of the time of all pairs, all blocks and the whole network; steps relative to those of a block.
 _TIME: dict[Kind, float] = {"pair": 0.15, "block": 0.35, "network": 0.5}
 _STEPS: dict[Kind, float] = {"pair": 0.5, "block": 1.0, "network": 4.0}
+_INPUTS = 320  # of more than this many times four, the whole network takes steps enough to see each 20 times
 # A part with less time than this many judgements takes would hardly be trained between recording and judgement.
 _LEAST_JUDGEMENTS = 5.0
 
@@ -54,7 +57,8 @@ _LEAST_JUDGEMENTS = 5.0
 class Effort:
     """The most that healing may take: ``minutes``, and ``steps`` a block; a pair has half, the network four times as many.
 
-    If the time is enough for all steps, the same seed gives the same network.
+    With more than 1280 inputs the network has more: as many times those of a block as there are 320 inputs. If the time is
+    enough for all steps, the same seed gives the same network.
     """
 
     minutes: float = math.inf
@@ -208,23 +212,25 @@ class _Healing:
         rate, for the steps and the time that are left.
         """
         parameters = own_parameters(self.network, part)
-        recorded = self._record(part, deadline) if parameters else None
+        if not parameters or self._hopeless(part.kind):
+            return
+        recorded = self._record(part, deadline)
         if recorded is None:
             return
-        indices = drawn(len(recorded[1]), torch.Generator().manual_seed(self.effort.seed))
+        numbers = Inputs(len(recorded[1]), torch.Generator().manual_seed(self.effort.seed))
         loss_of = partial(self._loss, part, *recorded)
         looks, left = _LOOKS if part.kind == "network" else (), self._steps(part)
-        while left and self.rates[part.kind] >= _LEAST_RATE:
+        while left and not self._hopeless(part.kind):
             start = best.decibels
             run = Run(self.rates[part.kind], left, deadline, looks)
             goes_on = partial(_holds, best, start)
-            taken = take_steps(self.network, parameters, loss_of, indices, run, goes_on)
+            taken = take_steps(self.network, parameters, loss_of, numbers, run, goes_on)
             self.steps += taken.steps
             self.in_time &= not taken.late
             if not taken.steps:
                 break
             self.used[part.kind] = run.rate
-            left = left - taken.steps if taken.given_up else 0
+            left = taken.left if taken.given_up else 0
             self._follow(part.kind, not taken.given_up and best.look() > start)
             best.restore()
 
@@ -239,8 +245,14 @@ class _Healing:
         """The rate of the next run of this kind, after one that helped or not."""
         self.rates[kind] = min(_RATE, self.rates[kind] * _RAISED) if helped else self.rates[kind] / _LOWERED
 
+    def _hopeless(self, kind: Kind) -> bool:
+        return self.rates[kind] < _LEAST_RATES[kind]
+
     def _steps(self, part: Part) -> int:
-        return max(1, round(self.effort.steps * _STEPS[part.kind]))
+        times = _STEPS[part.kind]
+        if part.kind == "network":
+            times = max(times, len(self.inputs) / _INPUTS)
+        return max(1, round(self.effort.steps * times))
 
     def _record(self, part: Part, deadline: float) -> tuple[Recorded, Recorded] | None:
         """The part's inputs in the network and its targets in the dense one, as many as there is time for.

@@ -146,7 +146,7 @@ def test_what_does_not_help_on_held_out_inputs_is_undone(
     network = compressed(dense, images[:300])
     weights = copy.deepcopy(network.state_dict())
     monkeypatch.setattr(healing, "_RATE", 10.0)  # destroys whatever it trains
-    monkeypatch.setattr(healing, "_LEAST_RATE", 1.0)
+    monkeypatch.setattr(healing, "_LEAST_RATES", dict.fromkeys(healing._LEAST_RATES, 1.0))
     healed = heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=4))
     assert healed.kept == 0
     assert healed.healed == healed.repaired
@@ -327,8 +327,37 @@ def test_a_network_that_gives_nan_can_only_get_better(dense: nn.Module, digits: 
     assert healed.kept == 0
 
 
+def test_a_kind_of_part_that_helps_at_no_rate_is_neither_recorded_nor_trained_any_more(
+    dense: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = digits
+    network, recorded = compressed(dense, images[:300]), list[str]()
+    record = _Healing._record
+
+    def noting(session: _Healing, part: Part, deadline: float) -> object:
+        recorded.append(part.kind)
+        return record(session, part, deadline)
+
+    monkeypatch.setattr(_Healing, "_record", noting)
+    monkeypatch.setattr(_Healing, "_follow", lambda session, kind, _: session.rates.update({kind: session.rates[kind] / 3}))
+    heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=2))
+    assert recorded == [*["pair"] * 3, *["block"] * 2, "network"]  # of four pairs, two blocks and the network
+
+
 def test_healing_works_inside_inference_mode(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     images, _ = digits
     network = compressed(dense, images[:300])
     with torch.inference_mode():
         assert heal(network, dense, unlabelled(images[:300]), unlabelled(images[300:400]), Effort(steps=2)).steps
+
+
+@pytest.mark.parametrize(("inputs", "steps"), [(300, 8), (1280, 8), (1600, 10)])
+def test_the_whole_network_has_more_steps_the_more_inputs_there_are(
+    inputs: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    svd = decompose(copy.deepcopy(dense), (6,), keep=["2"])
+    network, few = fold(svd, at_rank(svd, 2)).eval(), torch.rand(inputs, 6)
+    monkeypatch.setattr(healing, "called_once", lambda parts, *_: parts[-1:])  # the whole network alone
+    assert heal(network, dense, unlabelled(few), unlabelled(few[:50]), Effort(steps=2)).steps == steps
