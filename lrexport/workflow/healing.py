@@ -222,7 +222,7 @@ class _Healing:
         looks, left = _LOOKS if part.kind == "network" else (), self._steps(part)
         while left and not self._hopeless(part.kind):
             start = best.decibels
-            run = Run(self.rates[part.kind], left, deadline, looks)
+            run = Run(self.rates[part.kind], left, min(left, self._enough(part)), deadline, looks)
             goes_on = partial(_holds, best, start)
             taken = take_steps(self.network, parameters, loss_of, numbers, run, goes_on)
             self.steps += taken.steps
@@ -248,11 +248,12 @@ class _Healing:
     def _hopeless(self, kind: Kind) -> bool:
         return self.rates[kind] < _LEAST_RATES[kind]
 
+    def _enough(self, part: Part) -> int:
+        return max(1, round(self.effort.steps * _STEPS[part.kind]))
+
     def _steps(self, part: Part) -> int:
-        times = _STEPS[part.kind]
-        if part.kind == "network":
-            times = max(times, len(self.inputs) / _INPUTS)
-        return max(1, round(self.effort.steps * times))
+        more = len(self.inputs) / _INPUTS if part.kind == "network" else 0.0
+        return max(self._enough(part), round(self.effort.steps * more))
 
     def _record(self, part: Part, deadline: float) -> tuple[Recorded, Recorded] | None:
         """The part's inputs in the network and its targets in the dense one, as many as there is time for.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lrexport.torch_tools.modes import eval_mode
 
 BATCH = 32  # inputs of a step
-# Without time for all steps, smaller ones: 800 steps of 8 inputs took a detector as far in 127 s as 490 of 32 in 218 s.
-_LEAST_BATCH, _CLEARLY = 8, 1.5
+# Without time for enough steps, smaller ones: 800 steps of 8 inputs took a detector as far in 127 s as 490 of 32 in 218 s.
+# But with several threads small networks take half as long for 8 inputs as for 32.
+_LEAST_BATCH = 8
 _TIMED = 3  # steps before this is decided by the fastest: the first one prepares memory and kernels
 _LEAST_RMS = 1e-3  # for biases that are 0
 
@@ -24,11 +25,13 @@ _LEAST_RMS = 1e-3  # for biases that are 0
 class Run:
     """At most ``steps`` steps until ``deadline``, of time.monotonic(), from a ``rate`` relative to the RMS of each weight.
 
-    ``looks`` are shares of the run, ascending, after which is asked whether it goes on.
+    Where the time is too short for ``enough`` of them, steps have fewer inputs. ``looks`` are shares of the run, ascending,
+    after which is asked whether it goes on.
     """
 
     rate: float
     steps: int
+    enough: int
     deadline: float
     looks: Sequence[float] = ()
 
@@ -83,7 +86,7 @@ def take_steps(
             if now >= run.deadline:
                 return taken(late=True)
             if step == _TIMED:
-                batch = _affordable(run.deadline - now, (total - seen) / BATCH * fastest)
+                batch = _affordable(run.deadline - now, (run.enough - step) * fastest)
             progress = max(seen / total, (now - started) / (run.deadline - started))
             if step and looks and progress >= looks[0]:
                 looks = [each for each in looks if each > progress]
@@ -103,9 +106,9 @@ def take_steps(
 
 
 def _affordable(left: float, needed: float) -> int:
-    """Inputs of a step if ``left`` seconds are there, and steps of BATCH inputs would need ``needed``."""
+    """Inputs of a step if ``left`` seconds are there, and enough steps of BATCH inputs would need ``needed``."""
     batch = BATCH
-    while batch > _LEAST_BATCH and needed > _CLEARLY * left:
+    while batch > _LEAST_BATCH and needed > left:
         batch, needed = batch // 2, needed / 2
     return batch
 

@@ -31,11 +31,11 @@ class Clock:
         return take_steps(network, list(network.parameters()), loss_of, inputs, run, lambda: goes_on), seen
 
 
-@pytest.mark.parametrize(("seconds", "size"), [(40, 32), (25, 32), (15, 16), (8, 8), (1.5, 8)])
-def test_steps_get_smaller_where_there_is_clearly_no_time_for_all_of_them(
+@pytest.mark.parametrize(("seconds", "size"), [(40, 32), (25, 32), (20, 32), (15, 16), (8, 8), (1.5, 8)])
+def test_steps_get_smaller_where_there_is_no_time_for_enough_of_them(
     seconds: float, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken, seen = Clock(monkeypatch).train(Run(0.01, 100, seconds))  # 32 s of steps
+    taken, seen = Clock(monkeypatch).train(Run(0.01, 100, 60, seconds))  # 32 s of steps, 19.2 s of enough
     sizes = [len(index) for index in seen]
     assert sizes == [32] * 3 + [size] * (len(sizes) - 3)
     assert taken.steps == len(sizes)
@@ -56,6 +56,6 @@ def test_a_few_inputs_are_all_taken_in_each_step() -> None:
 
 
 def test_a_run_that_is_given_up_says_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken, seen = Clock(monkeypatch).train(Run(0.01, 100, 40, (0.25,)), goes_on=False)
+    taken, seen = Clock(monkeypatch).train(Run(0.01, 100, 100, 40, (0.25,)), goes_on=False)
     assert taken == Taken(25, left=75, given_up=True)
     assert len(seen) == 25
