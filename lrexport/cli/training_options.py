@@ -157,7 +157,7 @@ def _hardware_options() -> Callable[[Command], Command]:
         rare=(
             count_option(TrainConfig, "devices", "Devices of this machine to train on, one process each."),
             count_option(TrainConfig, "nodes", "Machines to train on, when torchrun or SLURM starts the processes."),
-            choice_option(TrainConfig, "precision", "; auto: bfloat16 if the device supports it."),
+            choice_option(TrainConfig, "precision", "; auto: bfloat16 on GPUs that support it, else float32."),
             switch_option(TrainConfig, "compile", "Train through torch.compile."),
             count_option(
                 TrainConfig,

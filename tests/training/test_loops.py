@@ -16,7 +16,7 @@ from lrexport.events import EpochDone, Event, StepDone, ignore_events
 from lrexport.lowrank.factors.decompose import decompose
 from lrexport.lowrank.factors.svd_form import factors
 from lrexport.lowrank.regularisation.regularisers import ExtraLoss
-from lrexport.training.engine import make_fabric, ran_on, to_fast_layout
+from lrexport.training.engine import _has_fast_bfloat16, make_fabric, ran_on, to_fast_layout
 from lrexport.training.loops import Stage, step_milliseconds, train_stage
 from lrexport.training.optimizers import parameter_groups
 from lrexport.training.schedules import learning_rate
@@ -242,6 +242,16 @@ def test_portions_of_a_batch_give_the_gradients_of_the_whole() -> None:
 def test_a_batch_that_cannot_be_portioned_is_refused() -> None:
     with pytest.raises(UsageError, match="a batch of 2 images is too small for 1 processes and 3 portions"):
         train(network(), Stage("dense", epochs=1, lr=0.05, batch_size=2, accumulate=3))
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_bfloat16_is_for_gpus_that_have_it_and_never_for_cpus_unless_asked(
+    has_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    assert ran_on(make_fabric("cpu"))["precision"] == "32-true"
+    assert _has_fast_bfloat16("cuda") == has_it
 
 
 def test_a_record_names_the_gpu_that_trained(monkeypatch: pytest.MonkeyPatch) -> None:
