@@ -54,13 +54,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     features = [name for name in ("avx512_bf16", "amx_tile") if getattr(torch.cpu, f"_is_{name}_supported")()]
-    lines = [
-        f"Median of {options.rounds} interleaved rounds, threads: {options.threads}. Of {', '.join(features) or 'neither'}.",
-        "",
-    ]
-    lines += [
+    has = f"Of avx512_bf16 and amx_tile the processor has {' and '.join(features) or 'neither'}."
+    lines = [f"Median of {options.rounds} interleaved rounds, threads: {options.threads}. {has}", ""]
+    lines.append(
         "| network | batch | dense, ms in float32 | bfloat16, ratio, IQR | pairs, ms in float32 | bfloat16, ratio, IQR |"
-    ]
+    )
     lines += ["|---|---:|---:|---:|---:|---:|"]
     for title, model, shape, batch in CASES:
         dense = resolve(model, shape).build()

@@ -222,7 +222,7 @@ def _available() -> str:
 
 
 def _has_fast_bfloat16(accelerator: str) -> bool:
-    """Whether bfloat16 is faster than float32: on GPUs that support it. On a CPU with AVX-512 BF16, steps took 1.0 to 2.5
+    """Whether bfloat16 is faster than float32: on GPUs that support it. On a CPU with AVX-512 BF16, steps took 1.1 to 2.2
     times as long (benchmarks/results/cpu_precision.md).
     """
     return accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
