@@ -3,10 +3,11 @@
     python benchmarks/svd_training.py run --data folder:DIR --weights-dir DIR --work DIR [--epochs 7 30] [--seeds 0 1 2]
     python benchmarks/svd_training.py table
 
-Each row is one `lrexport compress` in a process of its own. SVD training has four sevenths of the epochs, fine-tuning the
-rest; pruning at once fine-tunes for all of them. Test images are scored once for each network, by the command itself.
-`--weights-dir` holds cifar10_resnet20.safetensors and cifar10_resnet56.safetensors. Rows that are in the results already
-are left out, so an interrupted benchmark goes on.
+--data holds the first 1,000 training images of each class of CIFAR-10 (JPEG), of which lrexport holds a tenth out, and all
+test images; `--weights-dir` holds cifar10_resnet20.safetensors and cifar10_resnet56.safetensors. Each row is one
+`lrexport compress` in a process of its own. SVD training has four sevenths of the epochs, fine-tuning the rest; pruning at
+once fine-tunes for all of them. Test images are scored once for each network, by the command itself. Rows that are in the
+results already are left out, so an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def measure(case: Case, data: str, weights: Path, work: Path) -> dict[str, Any]:
 
 def table(results: dict[Case, dict[str, Any]]) -> Iterator[str]:
     """The results as Markdown: a table for each network, reduction and number of epochs."""
+    yield "The first 1,000 training images of each class of CIFAR-10 (JPEG), a tenth held out; all 10,000 test images."
+    yield ""
     kinds = sorted({(case.network, case.reduction, case.epochs) for case in results})
     for network, reduction, epochs in kinds:
         here = {
