@@ -48,7 +48,7 @@ _LOOKS, _FALL = (0.125, 0.25, 0.5), 1.0
 # Share of the time of all pairs, all blocks and the whole network; steps relative to those of a block.
 _TIME: dict[Kind, float] = {"pair": 0.15, "block": 0.35, "network": 0.5}
 _STEPS: dict[Kind, float] = {"pair": 0.5, "block": 1.0, "network": 4.0}
-_INPUTS = 320  # of more than this many times four, the whole network takes steps enough to see each 20 times
+_INPUTS = 320  # the whole network has a block's steps for each 320 inputs if these are more: 200 of 32 see them 20 times
 # A part with less time than this many judgements takes would hardly be trained between recording and judgement.
 _LEAST_JUDGEMENTS = 5.0
 
