@@ -100,6 +100,10 @@ def table(results: dict[Case, dict[str, Any]]) -> Iterator[str]:
         )
         seeds = ", ".join(map(str, healed))
         yield f"| {network} | {reduction} times fewer | {seeds} | {' | '.join(means)} | {each} | {seconds} |"
+    threads = " or ".join(sorted({str(entry["threads"]) for entry in results.values()}))
+    loads = [entry["load"] for entry in results.values()]
+    yield ""
+    yield f"Threads: {threads}. Load of the machine before a command: {min(loads)} to {max(loads)}. All 10,000 test images."
 
 
 def _rows(results: dict[Case, dict[str, Any]], like: Case) -> dict[int, dict[str, Any]]:
