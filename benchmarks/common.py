@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import json
 import random
 import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,19 @@ def interleaved(every: dict[str, Callable[[], object]], rounds: int, warm_up: in
             if round_number >= warm_up:
                 samples[name].append(time.perf_counter() - began)
     return samples
+
+
+def read_rows(path: Path, case: Callable[..., Any]) -> dict[Any, dict[str, Any]]:
+    """What :func:`keep_rows` wrote, by ``case``, a frozen dataclass; nothing if there is no file yet."""
+    if not path.is_file():
+        return {}
+    return {case(**entry.pop("case")): entry for entry in json.loads(path.read_text(encoding="utf-8"))}
+
+
+def keep_rows(path: Path, results: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Write all results so far as JSON, so that an interrupted benchmark goes on."""
+    entries = [{"case": asdict(case), **entry} for case, entry in results.items()]
+    path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_markdown(name: Path, title: str, lines: list[str], where: str) -> None:

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from common import interleaved, machine, write_markdown
-from torch import nn
+from step_time import stepper
+from torch import Tensor, nn
 
 import lrexport
 from lrexport.measure.statistics import spread
 from lrexport.networks.building import resolve
-from lrexport.training.engine import to_fast_layout
 
 REDUCED = " in bfloat16"
 CASES = (
@@ -29,22 +27,16 @@ CASES = (
 )
 
 
-def stepper(network: nn.Module, shape: tuple[int, int, int], batch: int, reduced: bool) -> Callable[[], None]:
-    """A step of SGD, its loss in float32, on random images."""
-    network = copy.deepcopy(network)
-    to_fast_layout(network, shape).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    images = torch.randn(batch, *shape).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (batch,))
+class Reduced(nn.Module):
+    """A network that computes in bfloat16 and returns float32."""
 
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
-            outputs = network(images)
-        F.cross_entropy(outputs.float(), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
-    return step
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.network(images).float()
 
 
 def main() -> None:
@@ -63,11 +55,12 @@ def main() -> None:
     for title, model, shape, batch in CASES:
         dense = resolve(model, shape).build()
         pairs = lrexport.compress(copy.deepcopy(dense), shape, lrexport.Macs(0.5)).network
-        every = {
-            f"{kind}{reduced}": stepper(network, shape, batch, bool(reduced))
-            for kind, network in (("dense", dense), ("pairs", pairs))
-            for reduced in ("", REDUCED)
-        }
+        images = torch.randn(batch, *shape).contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(0, 10, (batch,))
+        every = {}
+        for kind, network in (("dense", dense), ("pairs", pairs)):
+            every[kind] = stepper(copy.deepcopy(network), None, images, labels)
+            every[f"{kind}{REDUCED}"] = stepper(Reduced(copy.deepcopy(network)), None, images, labels)
         samples = interleaved(every, options.rounds, warm_up=2)
         cells = []
         for kind in ("dense", "pairs"):

@@ -12,7 +12,6 @@ results/healing.json already are left out, so an interrupted benchmark goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -20,12 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, machine, write_markdown
+from common import RESULTS, keep_rows, machine, read_rows, write_markdown
 
 import lrexport
 from lrexport.data.datasets import load_data
@@ -35,7 +34,8 @@ from lrexport.tasks.scoring import score
 
 ROWS = RESULTS / "healing.json"
 SHAPE = (3, 32, 32)
-NETWORKS, REDUCTIONS, MINUTES = ("resnet20", "resnet56"), (3, 4), (0.0, 2.0)
+NETWORKS, REDUCTIONS = ("resnet20", "resnet56"), (3, 4)
+REPAIRED, HEALED = 0.0, 2.0  # the most minutes of healing
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,6 @@ class Case:
     reduction: int
     minutes: float
     seed: int
-
-
-def measured() -> dict[Case, dict[str, Any]]:
-    """All results so far."""
-    if not ROWS.is_file():
-        return {}
-    return {Case(**entry.pop("case")): entry for entry in json.loads(ROWS.read_text(encoding="utf-8"))}
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
@@ -86,34 +79,25 @@ def table(results: dict[Case, dict[str, Any]]) -> Iterator[str]:
     yield "| | MACs | seeds | dense | repaired | healed, at most 2 minutes | each | seconds of the whole command |"
     yield "|---|---|---|---:|---:|---:|---|---:|"
     for network, reduction in sorted({(case.network, case.reduction) for case in results}):
-        rows = {minutes: _rows(results, Case(network, reduction, minutes, 0)) for minutes in MINUTES}
-        healed = rows[MINUTES[-1]]
+        repaired, healed = (_rows(results, network, reduction, minutes) for minutes in (REPAIRED, HEALED))
         if not healed:
             continue
-        means = [
-            f"{100 * statistics.mean(row[key] for row in rows[minutes].values()):.2f} %"
-            for key, minutes in (("dense", 2.0), ("top1", 0.0), ("top1", 2.0))
-        ]
+        columns = [(healed, "dense"), (repaired, "top1"), (healed, "top1")]
+        means = [f"{100 * statistics.mean(row[key] for row in rows.values()):.2f} %" for rows, key in columns]
         each = ", ".join(f"{100 * row['top1']:.2f}" for row in healed.values())
-        seconds = (
-            f"{min(row['seconds'] for row in healed.values()):.0f} to {max(row['seconds'] for row in healed.values()):.0f}"
-        )
-        seeds = ", ".join(map(str, healed))
-        yield f"| {network} | {reduction} times fewer | {seeds} | {' | '.join(means)} | {each} | {seconds} |"
+        seconds = [row["seconds"] for row in healed.values()]
+        took, seeds = f"{min(seconds):.0f} to {max(seconds):.0f}", ", ".join(map(str, healed))
+        yield f"| {network} | {reduction} times fewer | {seeds} | {' | '.join(means)} | {each} | {took} |"
     threads = " or ".join(sorted({str(entry["threads"]) for entry in results.values()}))
     loads = [entry["load"] for entry in results.values()]
     yield ""
     yield f"Threads: {threads}. Load of the machine before a command: {min(loads)} to {max(loads)}. All 10,000 test images."
 
 
-def _rows(results: dict[Case, dict[str, Any]], like: Case) -> dict[int, dict[str, Any]]:
+def _rows(results: dict[Case, dict[str, Any]], network: str, reduction: int, minutes: float) -> dict[int, dict[str, Any]]:
     """The results of all seeds, by seed."""
-    found = [
-        case
-        for case in results
-        if (case.network, case.reduction, case.minutes) == (like.network, like.reduction, like.minutes)
-    ]
-    return {case.seed: results[case] for case in sorted(found, key=lambda case: case.seed)}
+    seeds = sorted(case.seed for case in results if case == Case(network, reduction, minutes, case.seed))
+    return {seed: results[Case(network, reduction, minutes, seed)] for seed in seeds}
 
 
 def main() -> None:
@@ -127,7 +111,7 @@ def main() -> None:
     parser.add_argument("--reductions", nargs="+", type=int, default=list(REDUCTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    results = measured()
+    results = read_rows(ROWS, Case)
     if options.do == "table":
         machines = sorted({entry["machine"] for entry in results.values()})
         write_markdown(Path("healing.md"), "Minutes without labels", list(table(results)), " / ".join(machines))
@@ -139,14 +123,13 @@ def main() -> None:
         for seed in options.seeds
         for network in options.networks
         for reduction in options.reductions
-        for minutes in MINUTES
+        for minutes in (REPAIRED, HEALED)
     )
     for case in cases:
         if case not in results:
             results[case] = measure(case, options)
             print(case, results[case], flush=True)
-            entries = [{"case": asdict(each), **entry} for each, entry in results.items()]
-            ROWS.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+            keep_rows(ROWS, results)
 
 
 if __name__ == "__main__":

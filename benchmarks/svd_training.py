@@ -21,11 +21,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, write_markdown
+from common import RESULTS, keep_rows, machine, read_rows, write_markdown
 
 ROWS = RESULTS / "svd_training.json"
 METHODS = {
@@ -57,16 +57,8 @@ class Case:
         return ["--macs", f"{1 / self.reduction:.4f}", *stages, *METHODS[self.method]]
 
 
-def measured() -> dict[Case, dict[str, Any]]:
-    """All results so far."""
-    if not ROWS.is_file():
-        return {}
-    entries = json.loads(ROWS.read_text(encoding="utf-8"))
-    return {Case(**entry.pop("case")): entry for entry in entries}
-
-
 def measure(case: Case, data: str, weights: Path, work: Path) -> dict[str, Any]:
-    """Run one command and read its record; the run's folder is deleted. Raises RuntimeError if the command fails."""
+    """Run one command and read its record. Raises RuntimeError if the command fails."""
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)
     start = ["--weights", str(weights / f"cifar10_{case.network}.safetensors"), "--data", data, "--seed", str(case.seed)]
@@ -140,7 +132,7 @@ def main() -> None:
     parser.add_argument("--epochs", nargs="+", type=int, default=[7])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
-    results = measured()
+    results = read_rows(ROWS, Case)
     if arguments.do == "table":
         machines = sorted({entry["machine"] for entry in results.values()})
         write_markdown(Path("svd_training.md"), "SVD training over seeds", list(table(results)), " / ".join(machines))
@@ -157,8 +149,7 @@ def main() -> None:
                         continue
                     results[case] = measure(case, arguments.data, arguments.weights_dir, arguments.work)
                     print(case, results[case], flush=True)
-                    entries = [{"case": asdict(each), **entry} for each, entry in results.items()]
-                    ROWS.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                    keep_rows(ROWS, results)
 
 
 if __name__ == "__main__":

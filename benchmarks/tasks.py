@@ -43,6 +43,7 @@ from lrexport.config.export_options import ExportOptions
 from lrexport.runs import loading
 from lrexport.runs.record import Record, load_record
 from lrexport.tasks.scoring import score
+from lrexport.text import number_of
 from lrexport.workflow.export_data import load_export_data
 
 BUDGETS, SEEDS = (0.5, 0.33), (0, 1, 2)
@@ -405,8 +406,7 @@ def _rows(scores: list[dict[str, Any]], dense: dict[int, dict[str, Any]], ratios
             seconds = statistics.mean(entry["seconds"] for entry in here)
             latency = ratios.get(budget, "") if row == "healed" else ""
             if row == "labels":
-                epochs = here[0]["epochs"]
-                label += f", {epochs} epoch{'s' * (epochs > 1)}"
+                label += f", {number_of(here[0]['epochs'], 'epoch')}"
             yield f"| {share:.2f} | {label} | {_shown(value, here[0])} | {shown} | {seconds:.0f} | {latency} |"
 
 
